@@ -1,0 +1,96 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: experiments install test test-frameworks lint types pytest demo proto test-deploy bench-schedule bench-plan bench-predict chaos soak bench-runtime bench-overlap clean
+
+install: $(VENV)/.installed
+
+# The stamp makes a second `make` free; it is renewed when the dependencies change.
+# rapidocr comes as files alone, the weights for tests and demo: its code would need OpenCV.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("onnx-offload needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --editable . --group dev
+	$(BIN)/pip install --quiet --no-deps 'rapidocr>=3.10,<4'
+	touch $@
+
+test: lint types pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy
+
+pytest: install
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow'
+
+# Real weights, a real input, every scheme predicted and measured; writes out/demo/index.html.
+demo: install
+	$(BIN)/offload demo
+
+# The wire's messages as Python classes; a test tells when this was forgotten.
+proto: install
+	$(BIN)/python -m grpc_tools.protoc -I runtimes/offload_runtimes/wire --python_out=runtimes/offload_runtimes/wire --pyi_out=runtimes/offload_runtimes/wire runtimes/offload_runtimes/wire/offload.proto
+
+.PHONY: bench-split bench-split-big
+
+# Splitting against the tools people use today, which are installed beside, not among ours.
+bench-split: install
+	test -d build/peers || $(PYTHON) -m venv build/peers
+	build/peers/bin/pip install --quiet --editable . sne4onnx polygraphy onnxsim hypothesis
+	PYTHONPATH=. build/peers/bin/python tests/benchmarks/bench_split.py
+
+# Opt-in: 3 GB of weights in a sparse file; needs 10 GB of disk.
+bench-split-big: install
+	PYTHONPATH=. $(BIN)/python tests/benchmarks/bench_split_big.py
+
+# Opt-in: exports models anew with PyTorch, Keras, JAX, PaddlePaddle and scikit-learn (5 GB).
+test-frameworks: install
+	$(BIN)/python tests/frameworks/remake.py build/frameworks
+
+# What these need of Debian is installed where that is allowed; else tests skip and say why.
+APT := $(if $(filter 0,$(shell id -u)),apt-get install -qq --no-install-recommends,@echo not root, not installed:)
+
+test-deploy: install
+	-$(APT) openssh-server openssh-client systemd dbus
+	$(BIN)/pytest -q -s -m slow tests/runtimes/deploy --ignore=tests/runtimes/deploy/test_arm64.py
+
+# A 64-bit Raspberry Pi's Python and wheels under qemu.
+test-arm64: install
+	-$(APT) mmdebstrap qemu-user-static openssh-server openssh-client
+	$(BIN)/pytest -q -s tests/runtimes/deploy/test_arm64.py
+
+bench-schedule bench-plan bench-predict: install
+	$(BIN)/python -m tests.benchmarks.$(subst -,_,$@)
+
+# 200 kills, stops, cuts, stalls and corruptions at random instants (5 min).
+chaos: install
+	$(BIN)/python -m tests.benchmarks.bench_chaos
+
+# 20,000 inferences over 8 sessions with faults: nothing wrong, memory flat (5 min).
+soak: install
+	MALLOC_ARENA_MAX=2 $(BIN)/python -m tests.benchmarks.bench_soak
+
+# The runtime's own cost, as ratios to bare gRPC and bare onnxruntime (2 min).
+bench-runtime: install
+	$(BIN)/python -m tests.benchmarks.bench_runtime
+
+# The paper's experiments and more, on a shaped link (as root) or an emulated one: out/experiments.
+experiments: install
+	$(BIN)/offload bench --check
+
+# As root: measured against predicted on a shaped link between two namespaces (3 min).
+bench-overlap: install
+	$(BIN)/python -m tests.benchmarks.bench_overlap
+
+# Raw schemes against lossless, fp16 and uint8 on every model and link; about half an hour.
+.PHONY: bench-encodings
+bench-encodings: install
+	$(BIN)/python -m tests.benchmarks.bench_encodings
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist
