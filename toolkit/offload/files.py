@@ -1,0 +1,119 @@
+"""Write files whole or not at all: beside the target first, then renamed into place."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from offload.errors import InputError
+
+
+def read_object(path: Path, kind: str, verb: str) -> dict[str, Any]:
+    """The JSON object in a file that one of our verbs writes.
+
+    Args:
+        path: the file.
+        kind: what it should be, for the message: `profile`.
+        verb: what writes it: `offload profile -o`.
+
+    Raises:
+        InputError: no such file, or not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path} does not exist: write it with `{verb}`") from error
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(f"{path} is not a {kind}: write it with `{verb}`")
+    return value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically; an older one stays untouched when anything fails.
+
+    Raises:
+        InputError: the folder does not exist.
+        OSError: the disk refuses (full, read-only).
+    """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically; an older one stays untouched when anything fails.
+
+    Raises:
+        InputError: the folder does not exist.
+        OSError: the disk refuses (full, read-only).
+    """
+    with staged_file(path) as staged:
+        staged.write_bytes(content)
+
+
+@contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """A path beside the target to write to; renamed over the target when the block succeeds.
+
+    Raises:
+        InputError: the folder does not exist.
+    """
+    _check_folder(path)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(descriptor)
+    staged = Path(name)
+    try:
+        yield staged
+        staged.chmod(0o666 & ~_umask())
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+@contextmanager
+def staged_folder(path: Path) -> Iterator[Path]:
+    """An empty folder beside the target; it takes the target's place when the block succeeds.
+
+    An older target is moved aside just before and removed just after.
+
+    Raises:
+        InputError: the folder to hold it does not exist.
+    """
+    _check_folder(path)
+    staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        yield staged
+        staged.chmod(0o777 & ~_umask())
+        _swap(staged, path)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+
+
+def _swap(staged: Path, path: Path) -> None:
+    if not path.exists():
+        staged.rename(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    path.rename(old / "was")
+    try:
+        staged.rename(path)
+    except OSError:
+        (old / "was").rename(path)
+        raise
+    finally:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise InputError(f"folder {path.parent} does not exist: create it first")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
