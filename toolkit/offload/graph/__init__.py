@@ -1,0 +1,1 @@
+"""An ONNX model as a DAG of layers."""

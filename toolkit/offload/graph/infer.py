@@ -1,0 +1,261 @@
+"""Types of a model's values, inferred from its inputs without touching its weights."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
+
+from offload.errors import InputError
+from offload.graph.elements import dense_bytes, dtype_name, size_bytes
+from offload.graph.external import is_external
+from offload.graph.model import Tensor
+from offload.graph.scope import bodies, function_key
+from offload.graph.wiring import Wiring
+
+# Shape arithmetic reads stored numbers (the target of a Reshape, the pads of a Pad), all small.
+_SMALL_BYTES = 1024
+# Names that ONNX shape inference makes up for sizes it doesn't know.
+_MADE_UP = "unk__"
+
+
+@dataclass(frozen=True, eq=False)
+class Types:
+    """Types by value name, worked out as they are asked for.
+
+    Attributes:
+        source: the model.
+        outline: its main graph after shape inference.
+    """
+
+    source: ModelProto = field(repr=False)
+    outline: ModelProto = field(repr=False)
+
+    @cached_property
+    def _values(self) -> Mapping[str, ValueInfoProto]:
+        graph = self.outline.graph
+        return {value.name: value for value in (*graph.input, *graph.value_info)}
+
+    @cached_property
+    def _declared(self) -> Mapping[str, ValueInfoProto]:
+        graph = self.source.graph
+        return {value.name: value for value in (*graph.value_info, *graph.output)}
+
+    @cached_property
+    def _stored(self) -> Mapping[str, TypeProto]:
+        graph = self.source.graph
+        stored = {t.name: _stored_type(t.data_type, t.dims) for t in graph.initializer}
+        for sparse in graph.sparse_initializer:
+            stored[sparse.values.name] = _stored_type(sparse.values.data_type, sparse.dims)
+        return stored
+
+    def inferred(self, name: str) -> TypeProto | None:
+        """The type that follows from the graph's inputs; made-up names of sizes are removed."""
+        value = self._values.get(name)
+        if value is None or not _is_complete(value.type):
+            return self._stored.get(name)
+        _drop_made_up(value.type)
+        return value.type
+
+    def declared(self, name: str) -> TypeProto | None:
+        """What the file says. Exporters are often wrong: only the element type is reliable."""
+        value = self._declared.get(name)
+        return value.type if value is not None and _is_complete(value.type) else None
+
+    def dtypes(self) -> frozenset[str | None]:
+        """Element types of all values between nodes."""
+        return frozenset(self.tensor(name).dtype for name in self._values)
+
+    def can_cross(self, name: str) -> bool:
+        """Whether the value can go over a link: numbers can; text, sequences, optionals can't.
+
+        What isn't known yet is taken to be numbers.
+        """
+        found = self.inferred(name) or self.declared(name)
+        if found is None:
+            return True
+        return found.HasField("tensor_type") and found.tensor_type.elem_type != TensorProto.STRING
+
+    def tensor(self, name: str) -> Tensor:
+        """The value as a tensor with what is known of it."""
+        found = self.inferred(name) or self.declared(name)
+        return as_tensor(name, found) if found else Tensor(name, None, None, None)
+
+
+def as_tensor(name: str, typed: TypeProto) -> Tensor:
+    """A value of an ONNX type as a tensor; dtype None when it is none (sequence, optional)."""
+    if not typed.HasField("tensor_type"):
+        return Tensor(name, None, None, None)
+    tensor = typed.tensor_type
+    dtype = dtype_name(tensor.elem_type)
+    shape = None
+    if tensor.HasField("shape"):
+        shape = tuple(known_size(dim) for dim in tensor.shape.dim)
+    return Tensor(name, dtype, shape, size_bytes(dtype, shape))
+
+
+def known_size(dim: onnx.TensorShapeProto.Dimension) -> int | None:
+    """A dimension's size; None for a dynamic one, which some exporters write as -1."""
+    return dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None
+
+
+def infer_types(
+    proto: ModelProto,
+    wiring: Wiring,
+    directory: Path | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+) -> Types:
+    """Infer the type of every value of the main graph.
+
+    Declared types of values between nodes are not used (files are often wrong about them),
+    except for operators that ONNX does not know. Weights are neither copied nor read, but for
+    small ones.
+
+    Args:
+        proto: the model.
+        wiring: its resolved names.
+        directory: where external data is.
+        shapes: sizes for graph inputs with dynamic dimensions.
+
+    Raises:
+        InputError: `shapes` names no input, or contradicts the file.
+    """
+    outline = _outline(proto, wiring, directory)
+    _bind(outline, shapes or {})
+    try:
+        outline = onnx.shape_inference.infer_shapes(outline, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
+        outline.graph.ClearField("value_info")  # a graph that inference can't follow at all
+    return Types(proto, outline)
+
+
+def _outline(proto: ModelProto, wiring: Wiring, directory: Path | None) -> ModelProto:
+    """The model with large stored numbers left out."""
+    outline = ModelProto(ir_version=proto.ir_version, functions=proto.functions)
+    outline.opset_import.extend(proto.opset_import)
+    graph = outline.graph
+    graph.name = proto.graph.name or "graph"
+    graph.input.extend(proto.graph.input)
+    for value in graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:
+                dim.ClearField("dim_value")
+    nodes = list(proto.graph.node)
+    for index in wiring.holders:
+        nodes[index] = _light(nodes[index], directory)
+    graph.node.extend(nodes if wiring.is_sorted else [nodes[index] for index in wiring.order])
+    listed = {value.name for value in proto.graph.input} if proto.ir_version >= 4 else set()
+    graph.initializer.extend(
+        _light_tensor(tensor, directory)
+        for tensor in proto.graph.initializer
+        if tensor.name not in listed  # a default may be overridden: its numbers prove nothing
+    )
+    graph.sparse_initializer.extend(proto.graph.sparse_initializer)
+    graph.value_info.extend(_unknown_operators(proto, wiring))
+    return outline
+
+
+def _unknown_operators(proto: ModelProto, wiring: Wiring) -> Iterable[ValueInfoProto]:
+    calls = {function_key(function) for function in proto.functions}
+    holders = ((index, proto.graph.node[index]) for index in wiring.holders)
+    foreign = {
+        name
+        for index, node in holders
+        if node.domain not in ("", "ai.onnx", "ai.onnx.ml") and function_key(node) not in calls
+        for name in wiring.makes[index]
+    }
+    return (value for value in proto.graph.value_info if value.name in foreign) if foreign else ()
+
+
+def _light(node: NodeProto, directory: Path | None) -> NodeProto:
+    if node.ByteSize() <= _SMALL_BYTES:
+        return node
+    light = NodeProto()
+    light.CopyFrom(node)
+    for attribute in light.attribute:
+        if attribute.HasField("t"):
+            attribute.t.CopyFrom(_light_tensor(attribute.t, directory))
+    for body in bodies(light):
+        tensors = [_light_tensor(tensor, directory) for tensor in body.initializer]
+        nodes = [_light(inner, directory) for inner in body.node]
+        body.ClearField("initializer")
+        body.ClearField("node")
+        body.initializer.extend(tensors)
+        body.node.extend(nodes)
+    return light
+
+
+def _light_tensor(tensor: TensorProto, directory: Path | None) -> TensorProto:
+    known = dense_bytes(tensor.data_type, tensor.dims)
+    if is_external(tensor):
+        if directory is None or known is None or known > _SMALL_BYTES:
+            return tensor
+        whole = TensorProto()
+        whole.CopyFrom(tensor)
+        onnx.external_data_helper.load_external_data_for_tensor(whole, str(directory))
+        whole.ClearField("data_location")
+        return whole
+    if known is not None and known <= _SMALL_BYTES:
+        return tensor
+    # Marked external, its missing numbers are known to be missing and never read as zeros.
+    return TensorProto(
+        name=tensor.name,
+        data_type=tensor.data_type,
+        dims=tensor.dims,
+        data_location=TensorProto.EXTERNAL,
+    )
+
+
+def _stored_type(element_type: int, dims: Iterable[int]) -> TypeProto:
+    return onnx.helper.make_tensor_type_proto(element_type, list(dims))
+
+
+def _is_complete(typed: TypeProto) -> bool:
+    """Whether the type says what the value is: for a tensor, the type of its elements."""
+    if typed.HasField("tensor_type"):
+        return typed.tensor_type.elem_type != TensorProto.UNDEFINED
+    return typed.WhichOneof("value") is not None
+
+
+def _drop_made_up(typed: TypeProto) -> None:
+    if typed.HasField("tensor_type"):
+        for dim in typed.tensor_type.shape.dim:
+            if dim.dim_param.startswith(_MADE_UP):
+                dim.ClearField("dim_param")
+
+
+def _bind(outline: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    values = {value.name: value for value in outline.graph.input}
+    symbols: dict[str, int] = {}
+    for name, sizes in shapes.items():
+        if name not in values:
+            known = ", ".join(sorted(values)[:8]) or "none"
+            raise InputError(f"the model has no input {name!r} to give a shape to; it has: {known}")
+        _bind_one(values[name], sizes, symbols)
+    for value in outline.graph.input:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in symbols:
+                dim.dim_value = symbols[dim.dim_param]
+
+
+def _bind_one(value: ValueInfoProto, sizes: tuple[int, ...], symbols: dict[str, int]) -> None:
+    shape = value.type.tensor_type.shape
+    ranked = value.type.tensor_type.HasField("shape")
+    declared = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in shape.dim]
+    fits = not ranked or len(declared) == len(sizes)
+    for want, have in zip(sizes, declared, strict=False):
+        fits = fits and want >= 0 and (isinstance(have, str) or have == want)
+        if isinstance(have, str) and have != "?":
+            fits = fits and symbols.setdefault(have, want) == want
+    if not fits:
+        raise InputError(
+            f"input {value.name!r} has shape {_text(declared)}: {_text(sizes)} does not fit it"
+        )
+    shape.ClearField("dim")
+    shape.dim.extend(onnx.TensorShapeProto.Dimension(dim_value=size) for size in sizes)
+
+
+def _text(sizes: Iterable[int | str]) -> str:
+    return "x".join(str(size) for size in sizes) or "scalar"

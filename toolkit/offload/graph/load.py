@@ -1,0 +1,116 @@
+"""Load an ONNX model without its external weights."""
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from google.protobuf.message import DecodeError
+from onnx import ModelProto
+
+from offload.errors import InputError
+from offload.graph.external import Extent, checked_extents
+from offload.graph.infer import Types, infer_types
+from offload.graph.wiring import Wiring, wire
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded ONNX model; its external weights stay in their files.
+
+    Attributes:
+        proto: the model as the file has it. Nobody may change it.
+        path: the file, None when the model was given in memory.
+        directory: where its external data is, None when there is none to be found.
+        extents: where the bytes of external tensors are, each checked to exist.
+    """
+
+    proto: ModelProto = field(repr=False)
+    path: Path | None
+    directory: Path | None
+    extents: tuple[Extent, ...] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """A name for humans: the file's stem, or the graph's name."""
+        return self.path.stem if self.path else self.proto.graph.name or "model"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 hex digest of the file, then of its external files by name, read as a stream.
+
+        Without external data it equals `sha256sum` of the file.
+        """
+        digest = hashlib.sha256()
+        if self.path:
+            _add_file(digest, self.path)
+        else:
+            digest.update(self.proto.SerializeToString(deterministic=True))
+        for location in sorted({extent.location for extent in self.extents}):
+            digest.update(location.encode())
+            _add_file(digest, (self.directory or Path()) / location)
+        return digest.hexdigest()
+
+    @cached_property
+    def wiring(self) -> Wiring:
+        """Who makes and who reads each value of the main graph."""
+        return wire(self.proto)
+
+    @cached_property
+    def types(self) -> Types:
+        """Types of the values of the main graph, dynamic dimensions left dynamic."""
+        return infer_types(self.proto, self.wiring, self.directory)
+
+
+def load_model(source: str | Path | ModelProto, directory: Path | None = None) -> Model:
+    """Load a model from a file or take one in memory.
+
+    Args:
+        source: path of an `.onnx` file, or a model.
+        directory: where external data of a model in memory is; a file's own directory otherwise.
+
+    Raises:
+        InputError: the file is missing, unreadable, not ONNX or damaged, or external data is
+            missing, cut short or outside the model's directory.
+    """
+    if isinstance(source, ModelProto):
+        proto, path, outside = source, None, True
+    else:
+        path = Path(source)
+        data = _read(path)
+        # The word is in every external data entry: without it there is no need to look for any.
+        outside = b"location" in data
+        proto, directory = _parse(data, path), path.parent
+    where = str(path) if path else "the model"
+    if not proto.graph.output or not (proto.opset_import or proto.ir_version < 3):
+        raise InputError(f"{where} is not an ONNX model: it has no graph with outputs")
+    try:
+        model = Model(proto, path, directory, checked_extents(proto, directory) if outside else ())
+        if not model.wiring.order and not model.wiring.outputs:
+            raise InputError("the graph is empty")
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    return model
+
+
+def _read(path: Path) -> bytes:
+    if not path.exists():
+        raise InputError(f"model {path} does not exist: check the path")
+    if not path.is_file():
+        raise InputError(f"model {path} is not a file: give the path of an .onnx file")
+    return path.read_bytes()
+
+
+def _parse(data: bytes, path: Path) -> ModelProto:
+    try:
+        return ModelProto.FromString(data)
+    except DecodeError:
+        raise InputError(f"{path} is not an ONNX model, or is damaged: export it again") from None
+
+
+def _add_file(digest: "hashlib._Hash", path: Path) -> None:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)

@@ -1,0 +1,123 @@
+"""The graph noun: layers in topological order and the tensors between them.
+
+A layer is the unit of cutting and scheduling: one or more ONNX nodes that ONNX Runtime
+runs as one kernel. Constant work (nodes that depend on no graph input) is in no layer: it
+belongs to every part that needs it.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor that passes between layers, or in or out of the graph.
+
+    Attributes:
+        name: its name in the ONNX graph.
+        dtype: ONNX element type in lower case (`float`, `float16`, `int64`, `string`, ...), or
+            None when it isn't a tensor (sequence, map, optional) or isn't known.
+        shape: sizes after binding dynamic dimensions; None in place of a size that depends on
+            data; None for the whole when even the rank is unknown.
+        size_bytes: bytes of the dense tensor, None when dtype or a size is unknown.
+    """
+
+    name: str
+    dtype: str | None
+    shape: tuple[int | None, ...] | None
+    size_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One schedulable unit.
+
+    Attributes:
+        name: unique in the graph; stable for the same file.
+        op: operator types of its nodes joined by `+` (`Conv+Relu`).
+        nodes: indexes of its nodes in the main graph of the ONNX file, ascending.
+        inputs: tensors it needs from other layers or from the graph's inputs (captures of
+            If/Loop/Scan bodies included; weights and constants not), in order of first use.
+        outputs: tensors it makes that another layer needs or that the graph returns.
+        flops: multiply-adds times two where known, else None.
+        weight_bytes: bytes of the initializers it uses.
+    """
+
+    name: str
+    op: str
+    nodes: tuple[int, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    flops: float | None = None
+    weight_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A model as layers in a topological order that follows the file's own order.
+
+    Attributes:
+        name: the model's name for humans.
+        digest: SHA-256 hex digest of the model's bytes (external data included).
+        inputs: tensors a caller must give, in file order. Inputs with a default in the file are
+            not among them: they count as weights, and stay open in every part that uses them.
+        outputs: tensors the model returns, in file order.
+        layers: topologically ordered.
+        tensors: every tensor named in inputs, outputs and layers.
+    """
+
+    name: str
+    digest: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    layers: tuple[Layer, ...]
+    tensors: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
+
+    @cached_property
+    def producer(self) -> Mapping[str, int]:
+        """Index of the layer that makes a tensor; graph inputs have none."""
+        return MappingProxyType(
+            {name: index for index, layer in enumerate(self.layers) for name in layer.outputs}
+        )
+
+    @cached_property
+    def consumers(self) -> Mapping[str, tuple[int, ...]]:
+        """Indexes of the layers that need a tensor, ascending."""
+        found: dict[str, list[int]] = {}
+        for index, layer in enumerate(self.layers):
+            for name in layer.inputs:
+                found.setdefault(name, []).append(index)
+        return MappingProxyType({name: tuple(users) for name, users in found.items()})
+
+    @cached_property
+    def predecessors(self) -> tuple[tuple[int, ...], ...]:
+        """For each layer, the layers it directly needs, ascending."""
+        return tuple(
+            tuple(sorted({self.producer[name] for name in layer.inputs if name in self.producer}))
+            for layer in self.layers
+        )
+
+    @cached_property
+    def successors(self) -> tuple[tuple[int, ...], ...]:
+        """For each layer, the layers that directly need it, ascending."""
+        found: list[list[int]] = [[] for _ in self.layers]
+        for index, before in enumerate(self.predecessors):
+            for predecessor in before:
+                found[predecessor].append(index)
+        return tuple(tuple(after) for after in found)
+
+    def ancestors(self, layers: Iterable[int]) -> frozenset[int]:
+        """The given layers and all that they need: the smallest down-closed set over them."""
+        closed: set[int] = set()
+        pending = list(layers)
+        while pending:
+            layer = pending.pop()
+            if layer not in closed:
+                closed.add(layer)
+                pending.extend(self.predecessors[layer])
+        return frozenset(closed)
