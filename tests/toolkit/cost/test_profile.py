@@ -1,0 +1,60 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from offload.cost.profile import LayerCost, Profile, estimate_profile, load_profile
+from offload.errors import InputError
+
+from tests.toolkit.graphs import graph_of
+
+GRAPH = graph_of([(0, 1)], 2)
+PROFILE = Profile(
+    GRAPH.digest,
+    "bench",
+    "CPUExecutionProvider",
+    1,
+    (LayerCost("l0", 0.1, 0.09, 0.12), LayerCost("l1", 0.2, 0.19, 0.22)),
+    0.3,
+    5,
+)
+
+
+def test_json_round_trip() -> None:
+    assert Profile.from_json(json.loads(json.dumps(PROFILE.to_json()))) == PROFILE
+
+
+def test_costs_follow_the_graphs_order_and_scale() -> None:
+    assert PROFILE.costs_of(GRAPH) == (0.1, 0.2)
+    assert PROFILE.scaled(5).costs_of(GRAPH) == (0.5, 1.0)
+    assert PROFILE.scaled(5).whole_s == 1.5
+
+
+def test_profile_of_another_model_is_refused() -> None:
+    with pytest.raises(InputError, match="another model"):
+        replace(PROFILE, model="f" * 64).costs_of(GRAPH)
+
+
+def test_profile_of_other_layers_is_refused() -> None:
+    with pytest.raises(InputError, match="lacks layer 'l1'"):
+        replace(PROFILE, layers=PROFILE.layers[:1]).costs_of(GRAPH)
+
+
+def test_estimate_charges_bytes_where_flops_are_unknown() -> None:
+    profile = estimate_profile(GRAPH, 64.0)
+    assert profile.estimated
+    assert profile.costs_of(GRAPH) == (0.5, 0.5)
+    with pytest.raises(InputError, match="positive"):
+        estimate_profile(GRAPH, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [(None, "does not exist"), ("x", "not a profile"), ("[]", "not a profile"), ("{}", "format")],
+)
+def test_bad_files(tmp_path: Path, text: str | None, why: str) -> None:
+    path = tmp_path / "profile.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=why):
+        load_profile(path)

@@ -1,0 +1,167 @@
+"""The profile noun: what each layer of one model costs on one machine."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from offload.errors import InputError
+from offload.files import read_object
+from offload.graph.model import Graph
+
+PROFILE_FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class LayerCost:
+    """Seconds of one layer: the median, and the middle half of the repeats as a band."""
+
+    name: str
+    seconds_s: float
+    low_s: float
+    high_s: float
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Measured (or estimated) seconds per layer.
+
+    Attributes:
+        model: SHA-256 digest of the model.
+        machine: the machine's name for humans and for the cache.
+        provider: execution provider that ran it.
+        threads: threads it ran with; 0: the provider's own choice.
+        layers: costs in the graph's layer order; they sum to `whole_s`.
+        whole_s: seconds of one run of the whole model, as the runtime runs it.
+        runs: repeats behind each median; 0 for an estimate.
+        estimated: whether the numbers come from FLOPs instead of a clock.
+        remarks: what was suspicious while measuring, each in one sentence.
+        codec_s: seconds of a reference work of encoding and decoding; None: not measured.
+    """
+
+    model: str
+    machine: str
+    provider: str
+    threads: int
+    layers: tuple[LayerCost, ...]
+    whole_s: float
+    runs: int
+    estimated: bool = False
+    remarks: tuple[str, ...] = ()
+    codec_s: float | None = None
+
+    @cached_property
+    def seconds(self) -> Mapping[str, float]:
+        """Seconds by layer name."""
+        return MappingProxyType({layer.name: layer.seconds_s for layer in self.layers})
+
+    def scaled(self, factor: float, machine: str | None = None) -> "Profile":
+        """The same model on a machine that is slower by a factor (faster below 1)."""
+        return replace(
+            self,
+            machine=machine or f"{self.machine} x{factor:g}",
+            layers=tuple(
+                LayerCost(c.name, c.seconds_s * factor, c.low_s * factor, c.high_s * factor)
+                for c in self.layers
+            ),
+            whole_s=self.whole_s * factor,
+            codec_s=None if self.codec_s is None else self.codec_s * factor,
+        )
+
+    def costs_of(self, graph: Graph) -> tuple[float, ...]:
+        """Seconds of each layer of a graph, in its order.
+
+        Raises:
+            InputError: the profile is of another model, or of other layers of it.
+        """
+        if self.model != graph.digest:
+            raise InputError(
+                f"profile is of another model ({self.model[:12]}, not {graph.digest[:12]}):"
+                " make it again with `offload profile`"
+            )
+        missing = [layer.name for layer in graph.layers if layer.name not in self.seconds]
+        if missing:
+            raise InputError(
+                f"profile lacks layer {missing[0]!r}: it was made with other settings or by another"
+                " version; make it again with `offload profile`"
+            )
+        return tuple(self.seconds[layer.name] for layer in graph.layers)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with a format number; `from_json` reads it."""
+        return {
+            "format": PROFILE_FORMAT,
+            "model": self.model,
+            "machine": self.machine,
+            "provider": self.provider,
+            "threads": self.threads,
+            "whole_s": self.whole_s,
+            "runs": self.runs,
+            "estimated": self.estimated,
+            "remarks": list(self.remarks),
+            "codec_s": self.codec_s,
+            "layers": [[c.name, c.seconds_s, c.low_s, c.high_s] for c in self.layers],
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Profile":
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: another format, or a field is missing or of the wrong kind.
+        """
+        if value.get("format") != PROFILE_FORMAT:
+            raise InputError(
+                f"profile has format {value.get('format')!r}, this version reads {PROFILE_FORMAT}:"
+                " make it again with `offload profile`"
+            )
+        try:
+            return cls(
+                model=value["model"],
+                machine=value["machine"],
+                provider=value["provider"],
+                threads=value["threads"],
+                layers=tuple(LayerCost(*row) for row in value["layers"]),
+                whole_s=value["whole_s"],
+                runs=value["runs"],
+                estimated=value["estimated"],
+                remarks=tuple(value.get("remarks", ())),
+                codec_s=value.get("codec_s"),
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"profile is damaged ({error!r}): make it again") from error
+
+
+def estimate_profile(graph: Graph, flops_per_s: float, machine: str = "estimate") -> Profile:
+    """A profile from FLOPs when no device is at hand, marked as estimated.
+
+    Layers without a known count are charged their output bytes at 1 FLOP a byte.
+
+    Raises:
+        InputError: the rate is not positive.
+    """
+    if flops_per_s <= 0:
+        raise InputError("the estimated speed must be positive, like --device 5e9")
+    seconds = [_work(graph, index) / flops_per_s for index in range(len(graph.layers))]
+    layers = tuple(
+        LayerCost(layer.name, s, s, s) for layer, s in zip(graph.layers, seconds, strict=True)
+    )
+    return Profile(graph.digest, machine, "estimate", 0, layers, sum(seconds), 0, estimated=True)
+
+
+def _work(graph: Graph, index: int) -> float:
+    layer = graph.layers[index]
+    if layer.flops is not None:
+        return layer.flops
+    return float(sum(graph.tensors[name].size_bytes or 0 for name in layer.outputs))
+
+
+def load_profile(path: Path) -> Profile:
+    """Read a profile file.
+
+    Raises:
+        InputError: no such file, or not a profile of this version.
+    """
+    return Profile.from_json(read_object(path, "profile", "offload profile -o"))

@@ -1,0 +1,1 @@
+"""What a tensor may become on its way: encodings, what each costs, which are allowed."""

@@ -1,0 +1,128 @@
+"""The registry of encodings: what happens to a tensor between the two sides.
+
+An encoding has two halves. Its form is nodes inside the subgraphs: the device's segment ends
+with them, the server's begins with their inverse, and the tensor that crosses has a name and a
+dtype of its own. Its codec works on the bytes of that tensor and loses nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+
+from offload.errors import InputError
+
+
+class Form(StrEnum):
+    """What the subgraphs do to a tensor.
+
+    Attributes:
+        PLAIN: nothing.
+        HALF: cast to float16 and back.
+        AFFINE: to uint8 by one scale and zero point, measured on calibration inputs.
+        CHANNELS: to uint8 by a scale and zero point for each index of axis 1.
+    """
+
+    PLAIN = ""
+    HALF = "fp16"
+    AFFINE = "uint8"
+    CHANNELS = "uint8-channel"
+
+    @property
+    def quantises(self) -> bool:
+        """Whether NaN and infinity have no place in it."""
+        return self in (Form.AFFINE, Form.CHANNELS)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """One way for a tensor to cross.
+
+    Attributes:
+        name: what plans and people call it.
+        form: its nodes.
+        codec: `raw` or `zstd`, on the bytes; `png` or `jpeg` of pictures, uint8 ... x H x W x 3.
+    """
+
+    name: str
+    form: Form
+    codec: str
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether every bit comes back."""
+        return self.form is Form.PLAIN and self.codec != "jpeg"
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether it is for pictures only, and needs Pillow on both sides."""
+        return self.codec in ("png", "jpeg")
+
+    def wire_name(self, tensor: str) -> str:
+        """What a tensor is called while it crosses."""
+        return f"{tensor}@{self.form.value}" if self.form.value else tensor
+
+    def guard_name(self, tensor: str) -> str | None:
+        """The scalar that tells whether the tensor is finite; None where nothing is lost."""
+        return f"{self.wire_name(tensor)}/sum" if self.form.quantises else None
+
+
+RAW = Encoding("raw", Form.PLAIN, "raw")
+ZSTD = Encoding("zstd", Form.PLAIN, "zstd")
+ENCODINGS: Mapping[str, Encoding] = MappingProxyType(
+    {
+        encoding.name: encoding
+        for encoding in (
+            RAW,
+            ZSTD,
+            *(
+                Encoding(form.value + ("" if codec == "raw" else f"+{codec}"), form, codec)
+                for form in (Form.HALF, Form.AFFINE, Form.CHANNELS)
+                for codec in ("raw", "zstd")
+            ),
+            *(Encoding(codec, Form.PLAIN, codec) for codec in ("png", "jpeg")),
+        )
+    }
+)
+# Words that stand for several encodings.
+FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "lossless": ("raw", "zstd"),
+        "any": tuple(name for name, each in ENCODINGS.items() if not each.is_picture),
+        "picture": ("png", "jpeg"),
+        **{
+            form.value: ("raw", "zstd", form.value, f"{form.value}+zstd")
+            for form in (Form.HALF, Form.AFFINE, Form.CHANNELS)
+        },
+    }
+)
+
+
+def encoding(name: str) -> Encoding:
+    """The encoding of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    try:
+        return ENCODINGS[name]
+    except KeyError:
+        known = ", ".join(ENCODINGS)
+        raise InputError(f"encoding {name!r} is unknown: this version has {known}") from None
+
+
+def parse_allowed(text: str) -> tuple[Encoding, ...]:
+    """The encodings that `lossless`, `any`, `fp16`, `raw,uint8+zstd`, ... allow; raw always.
+
+    A form's plain name allows it with and without zstd, and what is lossless.
+
+    Raises:
+        InputError: a name that is neither an encoding nor a family.
+    """
+    names = ["raw"]
+    for word in (part.strip() for part in text.split(",")):
+        if word not in FAMILIES and word not in ENCODINGS:
+            known = ", ".join(dict.fromkeys((*FAMILIES, *ENCODINGS)))
+            raise InputError(f"encoding {word!r} is unknown: choose of {known}")
+        names += FAMILIES.get(word, (word,))
+    return tuple(ENCODINGS[name] for name in dict.fromkeys(names))
