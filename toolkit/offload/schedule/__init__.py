@@ -1,0 +1,1 @@
+"""Order the device's layers so that uploads hide behind computation."""

@@ -1,0 +1,1 @@
+"""Certified search for many cut points: threshold decisions between a bound and an order."""

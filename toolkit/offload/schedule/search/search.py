@@ -1,0 +1,83 @@
+"""Order many cut points: close in on the smallest peak from both sides, for as long as allowed.
+
+The set of smallest D = F - G splits the problem: some optimal order runs through it. Each half is
+searched by decisions at a limit (`decision`), from the front and from the back: a complete "no"
+raises the proved bound, a "yes" is a better order, and the width of the frontier grows until the
+two meet or the time is up.
+"""
+
+import time
+from dataclasses import dataclass
+
+from offload.schedule.reduce import Reduced
+from offload.schedule.search.block_cut import block_cut_bound_s
+from offload.schedule.search.half import Half
+from offload.schedule.search.min_cut import minimiser
+
+WIDTHS = (2, 8, 64, 512, 4096, 32768)
+
+
+def search(reduced: Reduced, deadline_s: float) -> tuple[list[int], float]:
+    """The best order of cut points found, and a lower bound in seconds on the highest peak.
+
+    The makespan is the peak plus all uploads. Stops when the order's peak is the bound.
+    """
+    everything = (1 << len(reduced.cuts)) - 1
+    middle = minimiser(reduced.blocks, reduced.upload_s, 0, everything)
+    halves = Half.of(reduced, 0, middle), Half.of(reduced, middle, everything)
+    tolerance_s = 1e-11 * (reduced.compute_s + sum(reduced.upload_s))
+    bound_s = max(half.bound_s for half in halves)
+    if _open_s(halves, bound_s) > tolerance_s:
+        now_s = time.monotonic()
+        until_s = now_s + max(0.0, deadline_s - now_s) / 2
+        bound_s = max(bound_s, block_cut_bound_s(reduced, _order(halves), until_s))
+    for width in WIDTHS:
+        if _open_s(halves, bound_s) <= tolerance_s or time.monotonic() > deadline_s:
+            break
+        _close_in(halves, bound_s, Effort(width, tolerance_s, deadline_s))
+        bound_s = max(bound_s, *(half.bound_s for half in halves))
+    return _order(halves), bound_s
+
+
+def _open_s(halves: tuple[Half, Half], bound_s: float) -> float:
+    """Seconds between the best peak and the bound."""
+    return max(half.best_s for half in halves) - bound_s
+
+
+def _order(halves: tuple[Half, Half]) -> list[int]:
+    return [bit for half in halves for bit in half.order]
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How hard to look: states kept open, peaks that count as equal, and until when."""
+
+    width: int
+    tolerance_s: float
+    deadline_s: float
+
+
+def _close_in(halves: tuple[Half, Half], bound_s: float, effort: Effort) -> None:
+    """Work on the half with the higher peak first: the other need only get below its bound."""
+    for half in sorted(halves, key=lambda half: half.best_s, reverse=True):
+        bisect(half, max(bound_s, *(half.bound_s for half in halves)), effort)
+
+
+def bisect(half: Half, floor_s: float, effort: Effort) -> None:
+    """Until the best peak is at most the floor or the bound, or this width says no more.
+
+    By halves between the bound, or the highest limit this width couldn't settle, and the best
+    peak; then just under the best peak, which settles everything.
+    """
+    unsure_s = limit_s = max(half.bound_s, floor_s)
+    while half.best_s > max(half.bound_s, floor_s) + effort.tolerance_s:
+        under_best = limit_s >= half.best_s - effort.tolerance_s
+        if not half.decide(limit_s, effort.width, effort.deadline_s):
+            if under_best or time.monotonic() > effort.deadline_s:
+                return
+            unsure_s = max(unsure_s, limit_s)
+        unsure_s = max(unsure_s, half.bound_s)
+        if half.best_s - unsure_s > 1e-3 * (half.best_s - half.bound_s) + effort.tolerance_s:
+            limit_s = (unsure_s + half.best_s) / 2
+        else:
+            limit_s = half.best_s - effort.tolerance_s
