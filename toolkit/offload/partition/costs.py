@@ -1,0 +1,130 @@
+"""Seconds of everything a partition weighs, in one value."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from offload.cost.link import Link
+from offload.cost.profile import Profile
+from offload.encoding.catalogue import Catalogue
+from offload.graph.model import Graph
+from offload.partition.crossing import Crossing, crossings
+from offload.partition.cut import Cut
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the layers and tensors of one graph cost on one device, link and server.
+
+    Attributes:
+        device_s: seconds per layer on the device, in the graph's order.
+        server_s: seconds per layer on the server.
+        upload_s: seconds to send a tensor up, by name; its start-up only where unsized.
+        download_s: seconds to send a graph output down, by name.
+        size_bytes: bytes of a tensor on the wire, by name, where known.
+        unsized: tensors whose size depends on data; no search cuts there.
+        encode_s: seconds of the device to encode a tensor for its way up; 0 where absent.
+        decode_s: seconds of the server to decode it; 0 where absent.
+        ways: the ways a tensor may cross, the one chosen first; absent: raw only.
+    """
+
+    device_s: tuple[float, ...]
+    server_s: tuple[float, ...]
+    upload_s: Mapping[str, float]
+    download_s: Mapping[str, float]
+    size_bytes: Mapping[str, int]
+    unsized: frozenset[str] = frozenset()
+    encode_s: Mapping[str, float] = field(default_factory=dict)
+    decode_s: Mapping[str, float] = field(default_factory=dict)
+    ways: Mapping[str, tuple[Crossing, ...]] = field(default_factory=dict)
+
+    def compute_s(self, cut: Cut) -> float:
+        """Device seconds of a cut, encoding included."""
+        encoding_s = sum(self.encode_s.get(name, 0.0) for name in cut.uploads)
+        return sum(self.device_s[layer] for layer in cut.device) + encoding_s
+
+    def rest_s(self, cut: Cut) -> float:
+        """Server seconds of a cut, decoding included."""
+        decoding_s = sum(self.decode_s.get(name, 0.0) for name in cut.uploads)
+        layers_s = sum(s for layer, s in enumerate(self.server_s) if layer not in cut.device)
+        return layers_s + decoding_s
+
+    def sending_s(self, cut: Cut) -> float:
+        """Seconds of all uploads of a cut, one after the other."""
+        return sum(self.upload_s[name] for name in cut.uploads)
+
+    def result_s(self, cut: Cut) -> float:
+        """Seconds of all downloads of a cut, one after the other."""
+        return sum(self.download_s[name] for name in cut.downloads)
+
+    def serial_s(self, cut: Cut) -> float:
+        """Latency of a cut when nothing overlaps: what a partition-only scheme gets."""
+        return self.compute_s(cut) + self.sending_s(cut) + self.rest_s(cut) + self.result_s(cut)
+
+    def upload_bytes(self, cut: Cut) -> int:
+        """Payload bytes a cut sends up, tensors of unknown size left out."""
+        return sum(self.size_bytes.get(name, 0) for name in cut.uploads)
+
+    def crossing(self, tensor: str) -> Crossing | None:
+        """The way chosen for a tensor; None where raw is the only one."""
+        ways = self.ways.get(tensor)
+        return ways[0] if ways else None
+
+    def choosing(self, tensor: str, way: Crossing) -> "Costs":
+        """The same, a tensor crossing another of its ways."""
+        others = (other for other in self.ways[tensor] if other != way)
+        return self._crossing({**self.ways, tensor: (way, *others)})
+
+    def encoded(self, ways: Mapping[str, tuple[Crossing, ...]]) -> "Costs":
+        """The same, tensors crossing the quickest of their ways (encode, send, decode)."""
+        ranked = {name: tuple(sorted(each, key=_total_s)) for name, each in ways.items()}
+        return self._crossing(ranked)
+
+    def _crossing(self, ways: Mapping[str, tuple[Crossing, ...]]) -> "Costs":
+        first = {name: each[0] for name, each in ways.items()}
+        return replace(
+            self,
+            upload_s={**self.upload_s, **{name: way.upload_s for name, way in first.items()}},
+            size_bytes={**self.size_bytes, **{name: way.size_bytes for name, way in first.items()}},
+            encode_s={name: way.encode_s for name, way in first.items()},
+            decode_s={name: way.decode_s for name, way in first.items()},
+            ways=ways,
+        )
+
+
+def _total_s(way: Crossing) -> float:
+    return way.total_s
+
+
+def costs_of(
+    graph: Graph,
+    device: Profile,
+    server: Profile,
+    link: Link,
+    catalogue: Catalogue | None = None,
+) -> Costs:
+    """Gather the costs of a graph.
+
+    Args:
+        graph: the layers.
+        device: their seconds on the device.
+        server: their seconds on the server.
+        link: what a byte costs.
+        catalogue: encodings that tensors may have on their way up; None: all cross raw.
+
+    Raises:
+        InputError: a profile is not of this graph.
+    """
+    sizes = {name: t.size_bytes for name, t in graph.tensors.items() if t.size_bytes is not None}
+    movable = (*graph.inputs, *graph.producer)
+    plain = Costs(
+        device.costs_of(graph),
+        server.costs_of(graph),
+        {name: link.upload_s(sizes.get(name, 0)) for name in movable},
+        {name: link.download_s(sizes.get(name, 0)) for name in graph.outputs},
+        sizes,
+        frozenset(movable) - sizes.keys(),
+    )
+    if catalogue is None:
+        return plain
+    tensors = {name: sizes[name] for name in movable if name in sizes}
+    return plain.encoded(crossings(tensors, catalogue, device, server, link))

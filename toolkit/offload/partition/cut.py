@@ -1,0 +1,83 @@
+"""The cut noun: the layers the device computes and the tensors that cross."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from offload.errors import InputError
+from offload.graph.model import Graph
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A down-closed set of layers for the device; the rest is the server's.
+
+    Attributes:
+        device: indexes of the device's layers; all they need is among them.
+        uploads: tensors the server needs and the device has (graph inputs included), in the
+            order the graph makes them.
+        downloads: graph outputs the server makes, in the graph's order.
+    """
+
+    device: frozenset[int]
+    uploads: tuple[str, ...]
+    downloads: tuple[str, ...]
+
+
+def cut_at(graph: Graph, device: Iterable[int]) -> Cut:
+    """The cut whose device set is given. O(layers + edges).
+
+    Raises:
+        InputError: a device layer needs one that isn't in the set.
+    """
+    kept = frozenset(device)
+    for layer in kept:
+        for needed in graph.predecessors[layer]:
+            if needed not in kept:
+                raise InputError(
+                    f"layer {graph.layers[layer].name!r} cannot run on the device without"
+                    f" {graph.layers[needed].name!r}: cut later or keep both there"
+                )
+    producer = graph.producer
+    here = (name for name in (*graph.inputs, *producer) if producer.get(name, -1) in kept | {-1})
+    users = graph.consumers
+    uploads = tuple(name for name in here if any(user not in kept for user in users.get(name, ())))
+    downloads = tuple(
+        name for name in graph.outputs if name in producer and producer[name] not in kept
+    )
+    return Cut(kept, uploads, downloads)
+
+
+def all_local(graph: Graph) -> Cut:
+    """The device computes everything (the paper's LO)."""
+    return cut_at(graph, range(len(graph.layers)))
+
+
+def all_cloud(graph: Graph) -> Cut:
+    """The server computes everything (the paper's CO)."""
+    return cut_at(graph, ())
+
+
+def cut_after(graph: Graph, tensors: Iterable[str]) -> Cut:
+    """The cut at named tensors: the device computes exactly what they need.
+
+    Raises:
+        InputError: a tensor the graph doesn't have, with the nearest names.
+    """
+    wanted = []
+    for name in tensors:
+        if name in graph.producer:
+            wanted.append(graph.producer[name])
+        elif name not in graph.inputs:
+            raise InputError(unknown_tensor(graph, name))
+    return cut_at(graph, graph.ancestors(wanted))
+
+
+def unknown_tensor(graph: Graph, name: str) -> str:
+    """The sentence for a tensor that can't be cut at, with the nearest names."""
+    known = (*graph.inputs, *graph.producer)
+    near = difflib.get_close_matches(name, known, n=3) or list(known[-3:])
+    return (
+        f"model has no tensor {name!r} to cut at: did you mean {', '.join(map(repr, near))}?"
+        " (`offload inspect` lists them)"
+    )

@@ -1,0 +1,171 @@
+"""Many device sets at once: all closed sets of a graph, and what each would cost."""
+
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from offload.graph.model import Graph
+from offload.partition.costs import Costs
+from offload.partition.mincut import results_s
+
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+_STRETCH = 4096
+
+
+def closed_sets(
+    graph: Graph, here: AbstractSet[int] = frozenset(), limit: int = 50_000
+) -> Flags | None:
+    """Every down-closed set of layers, as a table of layers x sets; None when there are more.
+
+    Layers are decided in topological order. Only those with an undecided reader are carried
+    along, so the time is O(sets x layers x width) in numpy and the table is made at the end.
+
+    Args:
+        graph: the layers.
+        here: layers that are in every set.
+        limit: the most sets to list.
+    """
+    chosen: dict[int, Flags] = {}
+    parents: list[npt.NDArray[np.intp]] = []
+    count = 1
+    last = [max(after, default=layer) for layer, after in enumerate(graph.successors)]
+    for layer, before in enumerate(graph.predecessors):
+        able = np.ones(count, dtype=np.bool_)
+        for needed in before:
+            able &= chosen[needed]
+        grown = np.flatnonzero(able)
+        kept = np.arange(0 if layer in here else count)
+        parents.append(np.concatenate([kept, grown]))
+        count = len(parents[-1])
+        if count > limit:
+            return None
+        open_layers = [index for index in chosen if last[index] > layer]
+        chosen = {index: chosen[index][parents[-1]] for index in open_layers}
+        chosen[layer] = np.arange(count) >= len(kept)
+    return _table(parents, [len(p) for p in parents], here)
+
+
+def _table(parents: list[npt.NDArray[np.intp]], counts: list[int], here: AbstractSet[int]) -> Flags:
+    """Follow each set back to the first layer: at each, the last rows are those that took it."""
+    rows = np.arange(counts[-1] if counts else 1)
+    table = np.empty((len(parents), len(rows)), dtype=np.bool_)
+    for layer in reversed(range(len(parents))):
+        before = 0 if layer in here else (counts[layer - 1] if layer else 1)
+        table[layer] = rows >= before
+        rows = parents[layer][rows]
+    return table
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What each of many device sets costs, one entry a set.
+
+    Attributes:
+        compute_s: device seconds.
+        upload_s: seconds of all uploads.
+        server_s: server seconds.
+        result_s: seconds of all downloads.
+        latency_s: a lower bound on the latency with the best order.
+        tensors: how many tensors go up.
+        allowed: False where a tensor of unknown size would go up.
+    """
+
+    compute_s: Floats
+    upload_s: Floats
+    server_s: Floats
+    result_s: Floats
+    latency_s: Floats
+    tensors: npt.NDArray[np.int64]
+    allowed: Flags
+
+
+def tally(graph: Graph, costs: Costs, table: Flags) -> Tally:
+    """Cost closed device sets, given as a table of layers x sets; O(sets x edges) in numpy.
+
+    The latency is bounded by the device alone; by the shortest lead before an upload plus all
+    uploads; by all compute that an upload waits for plus the shortest upload; the last two with
+    the server's work and the results' way back behind them.
+    """
+    sets = table.shape[1]
+    upload_s, tensors = np.zeros(sets), np.zeros(sets, dtype=np.int64)
+    encode_s, decode_s = np.zeros(sets), np.zeros(sets)
+    lead_s, tail_s = np.full(sets, np.inf), np.full(sets, np.inf)
+    allowed = np.ones(sets, dtype=np.bool_)
+    sends = np.zeros_like(table)
+    made_s = ready_s(graph, costs)
+    for name, crosses in _crossings(graph, table):
+        seconds, maker = costs.upload_s[name], graph.producer.get(name)
+        tensors += crosses
+        upload_s += crosses * seconds
+        encode_s += crosses * costs.encode_s.get(name, 0.0)
+        decode_s += crosses * costs.decode_s.get(name, 0.0)
+        if name in costs.unsized:
+            allowed &= ~crosses
+        if seconds > 0:
+            lead_s[crosses] = np.minimum(lead_s[crosses], 0 if maker is None else made_s[maker])
+            tail_s[crosses] = np.minimum(tail_s[crosses], seconds)
+            if maker is not None:
+                sends[maker] |= crosses
+    compute_s = _sum(table, costs.device_s) + encode_s
+    server_s, result_s = _sum(~table, costs.server_s), _sum(~table, results_s(graph, costs))
+    server_s += decode_s
+    awaited_s = _sum(_awaited(graph, sends), costs.device_s) + encode_s
+    uplink_s = np.where(upload_s > 0, np.maximum(lead_s + upload_s, awaited_s + tail_s), 0.0)
+    latency_s = np.maximum(compute_s, uplink_s + server_s + result_s)
+    return Tally(compute_s, upload_s, server_s, result_s, latency_s, tensors, allowed)
+
+
+def _crossings(graph: Graph, table: Flags) -> Iterator[tuple[str, Flags]]:
+    """Each tensor that crosses in some set, and in which."""
+    for name, users in graph.consumers.items():
+        crosses = np.zeros(table.shape[1], dtype=np.bool_)
+        for user in users:
+            crosses |= ~table[user]
+        if name in graph.producer:
+            crosses &= table[graph.producer[name]]
+        if crosses.any():
+            yield name, crosses
+
+
+def ready_s(graph: Graph, costs: Costs) -> list[float]:
+    """By layer: device seconds of it and all that it needs.
+
+    Each starts from the longest of those it needs, so only what the others add is summed up:
+    near O(V + E) on networks, O(V^2) at worst.
+    """
+    needed: list[int] = []
+    ready: list[float] = []
+    for layer, before in enumerate(graph.predecessors):
+        longest = max(before, key=ready.__getitem__, default=None)
+        mask, total_s = (0, 0.0) if longest is None else (needed[longest], ready[longest])
+        for index in before:
+            added = needed[index] & ~mask
+            mask |= added
+            while added:
+                low = added & -added
+                total_s += costs.device_s[low.bit_length() - 1]
+                added ^= low
+        needed.append(mask | 1 << layer)
+        ready.append(total_s + costs.device_s[layer])
+    return ready
+
+
+def _awaited(graph: Graph, sends: Flags) -> Flags:
+    """By layer and set: whether some upload waits for the layer."""
+    awaited = sends.copy()
+    for layer in reversed(range(len(awaited))):
+        for before in graph.predecessors[layer]:
+            awaited[before] |= awaited[layer]
+    return awaited
+
+
+def _sum(table: Flags, seconds: tuple[float, ...]) -> Floats:
+    """Total seconds of each set; in stretches, so that little is copied."""
+    row = np.array(seconds)
+    starts = range(0, table.shape[1], _STRETCH)
+    sums = [row @ table[:, start : start + _STRETCH] for start in starts]
+    return np.concatenate(sums) if sums else np.zeros(0)
