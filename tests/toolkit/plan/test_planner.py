@@ -1,0 +1,146 @@
+"""Comparing, limits, early start and the front of plans."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from offload.errors import InputError
+from offload.graph.model import Graph
+from offload.partition.costs import Costs
+from offload.partition.cut import Cut
+from offload.partition.demand import Demand, Objective, Power
+from offload.partition.memory import device_bytes, resident_bytes
+from offload.plan.candidate import Scheme, Situation, candidate, device_order
+from offload.plan.early import start_early
+from offload.plan.plan import Side
+from offload.plan.planner import compare, make_plan, pareto, search
+
+from tests.toolkit.graphs import graph_of, situations
+
+# Two streams that meet at the end: the server can serve the first while the second is sent.
+STREAMS = graph_of([(0, 1), (2, 3), (1, 4), (3, 4)], 5)
+COSTS = Costs(
+    (1.0, 50.0, 1.0, 50.0, 50.0),
+    (1.0, 4.0, 1.0, 4.0, 1.0),
+    {"x": 90.0, "t0": 3.0, "t1": 30.0, "t2": 3.0, "t3": 30.0, "t4": 1.0},
+    dict.fromkeys(("x", "t0", "t1", "t2", "t3", "t4"), 0.0),
+    dict.fromkeys(("x", "t0", "t1", "t2", "t3", "t4"), 32),
+)
+SITUATION = Situation(STREAMS, COSTS)
+
+
+def test_the_server_starts_on_the_first_arrival_where_that_pays() -> None:
+    plan = make_plan(SITUATION)
+    assert [s.id for s in plan.on(Side.SERVER)] == ["server-0", "server-1"]
+    assert plan.latency_s == pytest.approx(1 + 3 + 4 + 4 + 1), "served: t0's half, t2's, the end"
+    assert plan.lower_bound_s <= plan.latency_s
+    first, second = plan.on(Side.SERVER)
+    assert first.inputs == ("t0",)
+    assert first.outputs == ("t1",)
+    assert set(second.inputs) == {"t1", "t2"}
+
+
+def test_one_server_segment_where_starting_early_gains_too_little() -> None:
+    quick = replace(COSTS, server_s=(1e-3,) * 5)
+    assert len(make_plan(Situation(STREAMS, quick)).on(Side.SERVER)) == 1
+
+
+@given(situations(7))
+@settings(deadline=None)
+def test_starting_early_never_costs_and_runs_every_layer_once(
+    given_: tuple[Graph, Costs],
+) -> None:
+    situation = Situation(*given_)
+    plain = candidate(situation, Scheme.JOINT, search_cut(situation))
+    early = start_early(situation, plain)
+    assert early.latency_s <= plain.latency_s + 1e-9
+    layers = [layer for segment in early.program.segments for layer in segment.layers]
+    assert sorted(layers) == sorted(layer.name for layer in situation.graph.layers)
+    have = {send.tensor for send in early.program.uploads}
+    for segment in early.program.segments:
+        if segment.side is Side.SERVER:
+            assert have.issuperset(segment.inputs)
+            have.update(segment.outputs)
+
+
+def search_cut(situation: Situation) -> Cut:
+    found = search(situation).cut
+    assert found is not None
+    return found
+
+
+def test_equal_latencies_go_to_the_simpler_scheme() -> None:
+    far = replace(COSTS, upload_s=dict.fromkeys(COSTS.upload_s, 1e6))
+    assert make_plan(Situation(STREAMS, far)).scheme == "local"
+
+
+@given(situations(6), st.sampled_from(list(Objective)))
+@settings(deadline=None, max_examples=50)
+def test_the_chosen_plan_is_best_in_what_was_asked(
+    given_: tuple[Graph, Costs], objective: Objective
+) -> None:
+    situation = Situation(*given_, Demand(objective, power=Power(1.0, 2.0, 1.0)))
+    plan = make_plan(situation)
+    key = {"latency": "latency_s", "throughput": "period_s", "energy": "energy_j"}[objective]
+    chosen = next(a for a in plan.alternatives if a.scheme == plan.scheme)
+    best = min(getattr(a, key) for a in plan.alternatives)
+    assert getattr(chosen, key) <= best * (1 + 1e-9)
+    assert plan.reason.endswith(".")
+
+
+@given(situations(6), st.integers(32, 300))
+@settings(deadline=None, max_examples=50)
+def test_a_plan_under_a_memory_limit_keeps_it(given_: tuple[Graph, Costs], limit: int) -> None:
+    situation = Situation(*given_, Demand(memory_bytes=resident_bytes(limit)))
+    held = [c.alternative for c in compare(situation) if c.value < float("inf")]
+    if not held:
+        with pytest.raises(InputError, match="no plan keeps the limits memory"):
+            make_plan(situation)
+        return
+    plan = make_plan(situation)
+    chosen = next(a for a in plan.alternatives if a.scheme == plan.scheme)
+    assert chosen.memory_bytes <= resident_bytes(limit)
+
+
+def test_memory_counts_weights_and_the_most_live_tensors() -> None:
+    weighty = replace(STREAMS.layers[0], weight_bytes=1000)
+    graph = replace(STREAMS, layers=(weighty, *STREAMS.layers[1:]))
+    local = candidate(Situation(graph, COSTS), Scheme.LOCAL, search_cut(SITUATION))
+    order = device_order(graph, local.program)
+    # x stays (32); t0 and t2 are to be sent, so both stay.
+    assert device_bytes(graph, local.cut, order) == 1000 + 32 * 3
+
+
+def test_pinned_layers_forbid_cloud_and_stay() -> None:
+    plan = make_plan(Situation(STREAMS, COSTS, Demand(pinned=frozenset({1}))))
+    assert "cloud" not in [a.scheme for a in plan.alternatives]
+    device = {name for segment in plan.on(Side.DEVICE) for name in segment.layers}
+    assert {"l0", "l1"} <= device
+
+
+def test_impossible_limits_are_one_sentence_with_what_is_needed() -> None:
+    demand = Demand(deadline_s=1.0, memory_bytes=10)
+    with pytest.raises(InputError, match=r"no plan keeps the limits memory 10 B, deadline 1.00 s"):
+        make_plan(Situation(STREAMS, COSTS, demand))
+    slow = Situation(STREAMS, COSTS, Demand(deadline_s=20.0))
+    with pytest.raises(
+        InputError, match=r"scheme 'local' does not keep the limits deadline 20\.0 s"
+    ):
+        make_plan(slow, "local")
+
+
+def test_the_front_trades_latency_for_throughput() -> None:
+    front = pareto(SITUATION)
+    latencies = [c.alternative.latency_s for c in front]
+    periods = [c.alternative.period_s for c in front]
+    assert latencies == sorted(latencies)
+    assert periods == sorted(periods, reverse=True)
+    fastest = make_plan(SITUATION)
+    assert latencies[0] == pytest.approx(fastest.latency_s)
+    best = min(c.alternative.period_s for c in compare(as_stream()))
+    assert periods[-1] == pytest.approx(best)
+
+
+def as_stream() -> Situation:
+    return replace(SITUATION, demand=Demand(Objective.THROUGHPUT))

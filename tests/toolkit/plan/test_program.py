@@ -1,0 +1,104 @@
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+from offload.graph.model import Graph
+from offload.partition.costs import Costs
+from offload.partition.cut import Cut, all_cloud, all_local, cut_at
+from offload.plan.candidate import Situation, predict
+from offload.plan.plan import Action, Plan, Side
+from offload.plan.planner import compare, make_plan
+from offload.plan.program import Program, pipelined, problem_of, serial
+from offload.schedule.solve import solve
+
+from tests.toolkit.graphs import closed_sets, situations
+
+
+def run(graph: Graph, program: Program) -> set[str]:
+    """Run a program on names alone: every segment must find its inputs where it runs."""
+    device, server = set(graph.inputs), set[str]()
+    segments = {segment.id: segment for segment in program.segments}
+    for step in program.steps:
+        if step.action is Action.SEND:
+            assert step.target in device, f"{step.target} is sent before it exists"
+            server.add(step.target)
+        else:
+            segment = segments.pop(step.target)
+            assert set(segment.inputs) <= device
+            device.update(segment.outputs)
+    for segment in segments.values():
+        assert segment.side is Side.SERVER
+        assert set(segment.inputs) <= server
+        server.update(segment.outputs)
+    return device | {send.tensor for send in program.downloads if send.tensor in server}
+
+
+@st.composite
+def cuts(draw: st.DrawFn) -> tuple[Graph, Costs, Cut]:
+    graph, costs = draw(situations(7))
+    return graph, costs, cut_at(graph, draw(st.sampled_from(closed_sets(graph))))
+
+
+@given(cuts())
+def test_programs_deliver_every_output_for_every_cut(given_: tuple[Graph, Costs, Cut]) -> None:
+    graph, costs, cut = given_
+    problem = problem_of(graph, costs, cut)
+    order = solve(problem.instance).order if problem else ()
+    for program in (pipelined(graph, costs, cut, problem, order), serial(graph, costs, cut)):
+        assert run(graph, program) >= set(graph.outputs)
+        nodes = [node for segment in program.segments for node in segment.nodes]
+        assert sorted(nodes) == list(range(len(graph.layers))), "every layer runs exactly once"
+        assert [send.tensor for send in program.uploads] == [
+            step.target for step in program.steps if step.action is Action.SEND
+        ]
+
+
+@given(cuts())
+def test_a_segment_ends_at_each_tensor_to_send(given_: tuple[Graph, Costs, Cut]) -> None:
+    graph, costs, cut = given_
+    problem = problem_of(graph, costs, cut)
+    if problem is None:
+        return
+    program = pipelined(graph, costs, cut, problem, solve(problem.instance).order)
+    for before, after in zip(program.steps, program.steps[1:], strict=False):
+        assert not (before.action is Action.RUN and after.action is Action.RUN)
+
+
+@given(cuts())
+def test_prediction_agrees_with_the_scheduler_and_the_serial_sum(
+    given_: tuple[Graph, Costs, Cut],
+) -> None:
+    graph, costs, cut = given_
+    situation = Situation(graph, costs)
+    problem = problem_of(graph, costs, cut)
+    plain = predict(situation, cut, serial(graph, costs, cut)).makespan_s
+    assert plain <= costs.serial_s(cut) + 1e-9
+    if problem:
+        found = solve(problem.instance)
+        program = pipelined(graph, costs, cut, problem, found.order)
+        assert abs(predict(situation, cut, program).makespan_s - found.makespan_s) < 1e-9
+        assert found.makespan_s <= plain + 1e-9
+
+
+@given(situations(6))
+def test_the_chosen_plan_is_never_slower_than_an_alternative(
+    given_: tuple[Graph, Costs],
+) -> None:
+    situation = Situation(*given_)
+    plan = make_plan(situation)
+    assert plan.latency_s <= min(a.latency_s for a in plan.alternatives) * (1 + 1e-9)
+    assert plan.lower_bound_s <= plan.latency_s + 1e-9
+    assert plan.reason.endswith(".")
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+
+
+@given(situations(6))
+def test_simple_schemes_are_what_they_say(given_: tuple[Graph, Costs]) -> None:
+    situation = Situation(*given_)
+    local, cloud, neurosurgeon, partition, opss, joint = compare(situation)
+    assert local.cut == all_local(situation.graph)
+    assert cloud.cut == all_cloud(situation.graph)
+    assert partition.cut == opss.cut
+    assert partition.latency_s <= neurosurgeon.latency_s + 1e-9
+    assert opss.latency_s <= partition.latency_s + 1e-9
+    assert joint.latency_s <= opss.latency_s + 1e-9

@@ -1,0 +1,1 @@
+"""A cut, its schedule and the alternatives it was compared with."""

@@ -1,0 +1,324 @@
+"""The plan noun: who computes what, what is sent when, and what was predicted.
+
+A plan is a list of segments (subgraphs that run as one) and sends (tensors that cross the
+link), plus the device's program: the order in which it runs segments and enqueues sends. The
+server needs no program: it runs a segment as soon as the segment's inputs are there, and sends
+every graph output it makes back. Nothing here needs ONNX; the device reads plans too.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from offload.encoding.affine import Affine
+from offload.encoding.encoding import encoding
+from offload.errors import InputError
+from offload.schedule.timeline import Timeline
+
+PLAN_FORMAT = 1
+
+
+class Side(StrEnum):
+    """Where a segment runs."""
+
+    DEVICE = "device"
+    SERVER = "server"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A subgraph that runs in one call.
+
+    Attributes:
+        id: unique in the plan: `device-0`, `device-1`, ..., `server-0`; its file is `<id>.onnx`.
+        side: where it runs.
+        layers: names of its layers, in execution order.
+        nodes: indexes of their nodes in the source model's main graph, ascending.
+        inputs: tensors it needs: graph inputs, or outputs of segments that run before it.
+        outputs: tensors it makes that a later segment, a send or the caller needs.
+    """
+
+    id: str
+    side: Side
+    layers: tuple[str, ...]
+    nodes: tuple[int, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def file(self) -> str:
+        """Name of its ONNX file in the bundle."""
+        return f"{self.id}.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A tensor that crosses the link.
+
+    Attributes:
+        tensor: its name in the source model.
+        size_bytes: bytes it takes on the wire as predicted; None where the shape depends on data.
+        encoding: name of its encoding (`offload.encoding`); `raw` is little-endian, C order.
+        p95_bytes: 95 of 100 inputs take no more; None where `size_bytes` is exact.
+        tensor_bytes: bytes of the tensor itself; None where they are `size_bytes`, or unknown.
+        affine: scale and zero point where the encoding quantises.
+    """
+
+    tensor: str
+    size_bytes: int | None
+    encoding: str = "raw"
+    p95_bytes: int | None = None
+    tensor_bytes: int | None = None
+    affine: Affine | None = None
+
+    @property
+    def wire(self) -> str:
+        """What it is called while it crosses, in segments and steps."""
+        return encoding(self.encoding).wire_name(self.tensor)
+
+    @property
+    def guard(self) -> str | None:
+        """The scalar that is no finite number where the tensor must not cross; None: none."""
+        return encoding(self.encoding).guard_name(self.tensor)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; `from_json` reads it."""
+        return {
+            "tensor": self.tensor,
+            "size_bytes": self.size_bytes,
+            "encoding": self.encoding,
+            "p95_bytes": self.p95_bytes,
+            "tensor_bytes": self.tensor_bytes,
+            "affine": None if self.affine is None else self.affine.to_json(),
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Send":
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: an encoding that this version does not know.
+        """
+        affine = value.get("affine")
+        return cls(
+            value["tensor"],
+            value["size_bytes"],
+            encoding(value.get("encoding", "raw")).name,
+            value.get("p95_bytes"),
+            value.get("tensor_bytes"),
+            None if affine is None else Affine.from_json(affine),
+        )
+
+
+class Action(StrEnum):
+    """What a step of the device's program does."""
+
+    RUN = "run"
+    SEND = "send"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Run a segment (target: its id) or enqueue a send (target: its name on the wire)."""
+
+    action: Action
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A plan that was compared and what it was predicted to cost.
+
+    Attributes:
+        scheme: `local`, `cloud`, `partition`, `opss`, ...
+        latency_s: predicted seconds from input to answer.
+        upload_bytes: bytes sent up per inference.
+        device_layers: number of layers the device computes.
+        cut: tensors that cross upwards, in order of sending.
+        period_s: predicted seconds between two answers of a stream: the busiest resource's.
+        memory_bytes: memory of the device's process, on the safe side.
+        energy_j: the device's joules per inference; None where its power isn't known.
+    """
+
+    scheme: str
+    latency_s: float
+    upload_bytes: int
+    device_layers: int
+    cut: tuple[str, ...]
+    period_s: float = 0.0
+    memory_bytes: int = 0
+    energy_j: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to run one model across a device and a server.
+
+    Attributes:
+        model: SHA-256 digest of the source model.
+        scheme: the scheme that was chosen.
+        segments: all segments, the device's first, each side in topological order.
+        uploads: sends from device to server, in the order they are enqueued.
+        downloads: sends from server to device.
+        steps: the device's program.
+        timeline: the predicted timeline.
+        latency_s: predicted seconds from input to answer.
+        lower_bound_s: no order of the same cut can be predicted faster.
+        status: `optimal` when the bound is met, else `feasible`.
+        solver: the scheduler that found the order.
+        instance: the scheduling problem that was solved, as `Instance.to_json` writes it.
+        alternatives: everything compared, the chosen one included.
+        reason: one sentence: which plan wins and why.
+        latency_p95_s: as `latency_s`, each tensor as large as 95 of 100 are at most; None where
+            no size varies.
+    """
+
+    model: str
+    scheme: str
+    segments: tuple[Segment, ...]
+    uploads: tuple[Send, ...]
+    downloads: tuple[Send, ...]
+    steps: tuple[Step, ...]
+    timeline: Timeline
+    latency_s: float
+    lower_bound_s: float
+    status: str
+    solver: str
+    instance: Mapping[str, Any] = field(default_factory=dict)
+    alternatives: tuple[Alternative, ...] = ()
+    reason: str = ""
+    latency_p95_s: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "instance", MappingProxyType(dict(self.instance)))
+
+    def on(self, side: Side) -> tuple[Segment, ...]:
+        """The segments of one side, in order."""
+        return tuple(segment for segment in self.segments if segment.side is side)
+
+    def segment(self, segment_id: str) -> Segment:
+        """The segment of that id; KeyError when there is none."""
+        for segment in self.segments:
+            if segment.id == segment_id:
+                return segment
+        raise KeyError(segment_id)
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether all that crosses comes back bit by bit."""
+        return all(encoding(send.encoding).is_lossless for send in self.uploads)
+
+    @property
+    def program(self) -> tuple[object, ...]:
+        """What runs and how it crosses: equal for plans that do the same."""
+        ways = tuple((send.tensor, send.encoding) for send in self.uploads)
+        return self.segments, self.steps, ways
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the device computes everything: no server is needed."""
+        return not self.on(Side.SERVER)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with a format number; `from_json` reads it."""
+        return {
+            "format": PLAN_FORMAT,
+            "model": self.model,
+            "scheme": self.scheme,
+            "segments": [
+                {
+                    "id": s.id,
+                    "side": s.side.value,
+                    "layers": list(s.layers),
+                    "nodes": list(s.nodes),
+                    "inputs": list(s.inputs),
+                    "outputs": list(s.outputs),
+                }
+                for s in self.segments
+            ],
+            "uploads": [send.to_json() for send in self.uploads],
+            "downloads": [send.to_json() for send in self.downloads],
+            "steps": [[step.action.value, step.target] for step in self.steps],
+            "timeline": self.timeline.to_json(),
+            "latency_s": self.latency_s,
+            "latency_p95_s": self.latency_p95_s,
+            "lower_bound_s": self.lower_bound_s,
+            "status": self.status,
+            "solver": self.solver,
+            "instance": dict(self.instance),
+            "alternatives": [
+                {
+                    "scheme": a.scheme,
+                    "latency_s": a.latency_s,
+                    "upload_bytes": a.upload_bytes,
+                    "device_layers": a.device_layers,
+                    "cut": list(a.cut),
+                    "period_s": a.period_s,
+                    "memory_bytes": a.memory_bytes,
+                    "energy_j": a.energy_j,
+                }
+                for a in self.alternatives
+            ],
+            "reason": self.reason,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Plan":
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: another format number, or a field is missing or of the wrong kind.
+        """
+        if value.get("format") != PLAN_FORMAT:
+            raise InputError(
+                f"plan has format {value.get('format')!r}, this version reads {PLAN_FORMAT}:"
+                " make the bundle again"
+            )
+        try:
+            return _read_plan(value)
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"plan is damaged ({error!r}): make the bundle again") from error
+
+
+def _read_plan(value: Mapping[str, Any]) -> Plan:
+    return Plan(
+        model=value["model"],
+        scheme=value["scheme"],
+        segments=tuple(
+            Segment(
+                s["id"],
+                Side(s["side"]),
+                tuple(s["layers"]),
+                tuple(s["nodes"]),
+                tuple(s["inputs"]),
+                tuple(s["outputs"]),
+            )
+            for s in value["segments"]
+        ),
+        uploads=tuple(map(Send.from_json, value["uploads"])),
+        downloads=tuple(map(Send.from_json, value["downloads"])),
+        steps=tuple(Step(Action(action), target) for action, target in value["steps"]),
+        timeline=Timeline.from_json(value["timeline"]),
+        latency_s=value["latency_s"],
+        lower_bound_s=value["lower_bound_s"],
+        status=value["status"],
+        solver=value["solver"],
+        instance=value["instance"],
+        alternatives=tuple(
+            Alternative(
+                a["scheme"],
+                a["latency_s"],
+                a["upload_bytes"],
+                a["device_layers"],
+                tuple(a["cut"]),
+                a.get("period_s", 0.0),
+                a.get("memory_bytes", 0),
+                a.get("energy_j"),
+            )
+            for a in value["alternatives"]
+        ),
+        reason=value["reason"],
+        latency_p95_s=value.get("latency_p95_s"),
+    )

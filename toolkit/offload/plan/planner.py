@@ -1,0 +1,224 @@
+"""Compare the ways to run a model and choose the best that keeps the limits."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from offload.errors import InputError
+from offload.partition.chain import neurosurgeon
+from offload.partition.cut import Cut, all_cloud, all_local
+from offload.partition.demand import Demand, Objective
+from offload.partition.incumbent import LatencyOf
+from offload.partition.joint import Joint, joint
+from offload.partition.memory import device_bytes, resident_bytes
+from offload.partition.mincut import min_cut
+from offload.plan.candidate import (
+    Candidate,
+    Scheme,
+    Situation,
+    candidate,
+    predict,
+    program_instance,
+)
+from offload.plan.early import start_early
+from offload.plan.encoded import best_encoded, encoded
+from offload.plan.plan import Plan, Side
+from offload.plan.program import problem_of
+from offload.plan.reason import impossible, reason_for
+from offload.schedule.bounds import simple_bound_s
+from offload.schedule.solve import solve
+
+# Seconds to order one cut while many are compared; the chosen cut gets the full time.
+_ORDER_BUDGET_S = 0.02
+_SAME = 1 + 1e-9
+
+
+def compare(
+    situation: Situation, cut: Cut | None = None, solver: str = "optimal"
+) -> tuple[Candidate, ...]:
+    """All schemes that can run, simplest first.
+
+    Args:
+        situation: the graph, its costs and what is asked for.
+        cut: replaces the cut of PO and OPSS; the others stay, to be compared with.
+        solver: the scheduler of OPSS and of the joint search.
+    """
+    graph, costs, demand = situation.graph, situation.costs, situation.demand
+    pinned = graph.ancestors(demand.pinned)
+    shared = min_cut(graph, costs, pinned) if cut is None else cut
+    cloud = None if pinned or costs.unsized.intersection(graph.inputs) else all_cloud(graph)
+    chain = neurosurgeon(graph, costs, demand)
+    plain = (
+        (Scheme.LOCAL, all_local(graph)),
+        (Scheme.CLOUD, cloud),
+        (Scheme.NEUROSURGEON, chain),
+        (Scheme.PARTITION, shared),
+        (Scheme.OPSS, shared),
+    )
+    worked: dict[tuple[Cut, bool, bool], Candidate] = {}
+    named = []
+    for scheme, its in plain:
+        if its is not None:
+            key = (its, scheme.overlaps, scheme.starts_early)
+            if key not in worked:
+                worked[key] = _worked(situation, scheme, its, solver)
+            named.append(worked[key].called(scheme))
+    return (*named, *_joint(situation, search(situation, solver), named, solver))
+
+
+def _worked(situation: Situation, scheme: Scheme, cut: Cut, solver: str) -> Candidate:
+    """A scheme on a cut, with the encodings that suit it, the server starting early."""
+    found = candidate(situation, scheme, cut, solver)
+    return start_early(situation, best_encoded(situation, found, solver))
+
+
+def search(situation: Situation, solver: str = "optimal") -> Joint:
+    """The joint search for the device set, with each set's best order as its price."""
+    graph, costs, demand = situation.graph, situation.costs, situation.demand
+    return joint(graph, costs, _latency_of(situation, solver), demand)
+
+
+def _joint(
+    situation: Situation, found: Joint, known: Sequence[Candidate], solver: str
+) -> list[Candidate]:
+    """The best of the search's cuts once the server may start early: one, or none."""
+    if found.cut is None:
+        return []
+    options = [c.called(Scheme.JOINT) for c in known if c.scheme.starts_early]
+    known_cuts = {option.cut for option in options}
+    cuts = (cut for cut in (found.cut, *found.near) if cut not in known_cuts)
+    options += [_worked(situation, Scheme.JOINT, cut, solver) for cut in cuts]
+    return [min(options, key=_value)]
+
+
+def _value(found: Candidate) -> float:
+    return found.value
+
+
+def _latency_of(situation: Situation, solver: str) -> LatencyOf:
+    graph, costs, demand = situation.graph, situation.costs, situation.demand
+    never = (float("inf"), float("inf"))
+
+    def priced(cut: Cut) -> tuple[float, float]:
+        problem = problem_of(graph, costs, cut)
+        if problem is None:
+            return (costs.rest_s(cut) + costs.result_s(cut),) * 2
+        schedule = solve(problem.instance, solver, _ORDER_BUDGET_S)
+        if demand.memory_bytes is not None:
+            layers = (problem.layers[job] for job in schedule.order)
+            order = [layer for layer in layers if layer is not None]
+            if resident_bytes(device_bytes(graph, cut, order)) > demand.memory_bytes:
+                return never
+        return schedule.makespan_s, schedule.lower_bound_s
+
+    return priced
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    scheme: str = "auto",
+    forced: bool = False,
+    demand: Demand | None = None,
+) -> Candidate:
+    """The best candidate, or the one asked for; a forced cut is run pipelined.
+
+    Raises:
+        InputError: no such scheme, or none that keeps the limits.
+    """
+    known = ("auto", *(s.value for s in Scheme))
+    if scheme not in known:
+        raise InputError(f"scheme {scheme!r} is not known: use one of {', '.join(known)}")
+    wanted = Scheme.OPSS.value if forced and scheme == "auto" else scheme
+    able = [c for c in candidates if c.value < float("inf") and wanted in ("auto", c.scheme)]
+    if not able:
+        asked = [c.alternative for c in candidates if wanted in ("auto", c.scheme)]
+        raise InputError(impossible(demand or Demand(), asked, wanted))
+    best = min(map(_value, able))
+    return next(c for c in able if c.value <= best * _SAME)
+
+
+def make_plan(
+    situation: Situation,
+    scheme: str = "auto",
+    cut: Cut | None = None,
+    solver: str = "optimal",
+) -> Plan:
+    """Compare the schemes, choose one and write it down as a plan.
+
+    Args:
+        situation: the graph, its costs and what is asked for.
+        scheme: `auto` for the best, or a scheme's name.
+        cut: forces the cut of PO and OPSS; with `auto`, OPSS on that cut is chosen.
+        solver: the scheduler.
+
+    Raises:
+        InputError: no such scheme or solver, or no plan keeps the limits.
+    """
+    candidates = compare(situation, cut, solver)
+    chosen = choose(candidates, scheme, cut is not None, situation.demand)
+    return plan_of(situation, candidates, chosen)
+
+
+def plan_of(situation: Situation, candidates: Sequence[Candidate], chosen: Candidate) -> Plan:
+    """One of the compared candidates as a plan."""
+    allowed = [c.alternative for c in candidates if c.value < float("inf")]
+    refused = [c.alternative for c in candidates if c.value == float("inf")]
+    schedule = chosen.schedule
+    program = encoded(chosen.program, chosen.costs, situation.graph.outputs)
+    bound_s = _bound_s(situation, chosen)
+    proved = chosen.latency_s <= bound_s * _SAME
+    return Plan(
+        model=situation.graph.digest,
+        scheme=chosen.scheme.value,
+        segments=program.segments,
+        uploads=program.uploads,
+        downloads=program.downloads,
+        steps=program.steps,
+        timeline=chosen.timeline,
+        latency_s=chosen.latency_s,
+        latency_p95_s=_p95_s(situation, chosen),
+        lower_bound_s=bound_s,
+        status="optimal" if proved else "feasible",
+        solver=schedule.solver if schedule else "none",
+        instance=chosen.problem.instance.to_json() if chosen.problem else {},
+        alternatives=tuple(c.alternative for c in candidates),
+        reason=reason_for(allowed, chosen.scheme.value, situation.demand.objective, refused),
+    )
+
+
+def _p95_s(situation: Situation, chosen: Candidate) -> float | None:
+    """The predicted latency when what crosses compresses badly."""
+    ways = {name: chosen.costs.crossing(name) for name in chosen.cut.uploads}
+    slow = {name: way.p95_upload_s for name, way in ways.items() if way is not None}
+    if all(slow[name] == chosen.costs.upload_s[name] for name in slow):
+        return None
+    costs = replace(chosen.costs, upload_s={**chosen.costs.upload_s, **slow})
+    asked = replace(situation, costs=costs)
+    return predict(asked, chosen.cut, chosen.program).makespan_s
+
+
+def _bound_s(situation: Situation, chosen: Candidate) -> float:
+    """A lower bound on the latency of the chosen cut with any order."""
+    server = [s for s in chosen.program.segments if s.side is Side.SERVER]
+    if len(server) > 1:
+        asked = replace(situation, costs=chosen.costs)
+        return simple_bound_s(program_instance(asked, chosen.cut, chosen.program))
+    bound_s = chosen.schedule.lower_bound_s if chosen.schedule else chosen.latency_s
+    return min(bound_s, chosen.latency_s)
+
+
+def pareto(situation: Situation, solver: str = "optimal") -> tuple[Candidate, ...]:
+    """The plans of which none is both faster and more frequent than another, fastest first.
+
+    The fastest plan is found, then the fastest with a shorter period than that, and so on: one
+    joint search a plan (the front has 2 to 10 in practice, at most 20 are sought).
+    """
+    front: list[Candidate] = []
+    demand = replace(situation.demand, objective=Objective.LATENCY)
+    while len(front) < 20:
+        asked = replace(situation, demand=demand)
+        found = [c for c in compare(asked, solver=solver) if c.value < float("inf")]
+        if not found:
+            break
+        front.append(choose(found))
+        demand = replace(demand, period_s=front[-1].alternative.period_s * (1 - 1e-6))
+    return tuple(front)
