@@ -1,0 +1,102 @@
+"""Every cut of every trap: the two halves give, to the bit, what the whole gives."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from offload.bundle.extract import Part, part_of
+from offload.bundle.weights import write_parts
+from offload.graph.load import Model, load_model
+from offload.graph.model import Graph, Tensor
+from offload.graph.read import read_graph
+from offload_runtimes.engine import EngineOptions, load, tensor_types
+
+from tests.toolkit.bundle.traps import TRAPS, Arrays, Trap
+
+AS_WRITTEN = EngineOptions(optimize=False, threads=1)
+MOST_CUTS = 40
+
+
+def cuts(graph: Graph) -> list[frozenset[int]]:
+    """All down-closed sets of a small graph; all that one layer asks for, else."""
+    count = len(graph.layers)
+    found = {frozenset(range(size)) for size in range(count + 1)}
+    found |= {graph.ancestors([layer]) for layer in range(count)}
+    for size in range(2, count):
+        for chosen in itertools.combinations(range(count), size):
+            if len(found) >= MOST_CUTS:
+                return sorted(found, key=sorted)
+            found.add(graph.ancestors(chosen))
+    return sorted(found, key=sorted)
+
+
+def halves(graph: Graph, device: frozenset[int]) -> dict[str, Part]:
+    rest = set(range(len(graph.layers))) - device
+    loose = [name for name in graph.outputs if name not in graph.producer]
+    return {
+        "device-0.onnx": part_of(graph, device),
+        "server-0.onnx": part_of(graph, rest, loose),
+    }
+
+
+def run(path: Path, known: Arrays) -> dict[str, Any]:
+    engine = load(path, AS_WRITTEN)
+    optional = engine._optional.keys()
+    names = [value.name for value in engine.inputs] + [name for name in optional if name in known]
+    outputs = engine.run(None, {name: known[name] for name in names})
+    return dict(zip((value.name for value in engine.outputs), outputs, strict=True))
+
+
+def types(model: Model, graph: Graph, folder: Path) -> dict[str, Tensor]:
+    """What the engine knows about tensors that shape inference can't follow."""
+    unknown = [name for name, tensor in graph.tensors.items() if tensor.dtype is None]
+    if not unknown:
+        return {}
+    whole = part_of(graph, range(len(graph.layers)), unknown)
+    write_parts(model, {"whole-0.onnx": whole}, folder)
+    found = tensor_types(folder / "whole-0.onnx")
+    return {name: Tensor(name, found[name].type[7:-1], None, None) for name in unknown}
+
+
+def check_format(proto: onnx.ModelProto) -> None:
+    """The checker wants a rank for all that enters and leaves; some ranks nobody knows."""
+    values = (*proto.graph.input, *proto.graph.output)
+    if all(value.type.tensor_type.HasField("shape") for value in values):
+        onnx.checker.check_model(proto)
+
+
+def check_cut(
+    model: Model, case: Trap, parts: dict[str, Part], known: dict[str, Tensor], folder: Path
+) -> Iterator[tuple[str, Any]]:
+    write_parts(model, parts, folder, known)
+    values = dict(case.feeds)
+    for name, part in parts.items():
+        check_format(onnx.load(folder / name))
+        if part.outputs:
+            made = run(folder / name, values)
+            assert made.keys() == set(part.outputs)
+            values.update(made)
+            yield from made.items()
+
+
+@pytest.mark.parametrize("case", TRAPS, ids=lambda case: case.name)
+def test_every_cut_is_right(case: Trap, tmp_path: Path) -> None:
+    source = tmp_path / "whole.onnx"
+    onnx.save(case.model, source)
+    expected = run(source, case.feeds)
+    model = load_model(source)
+    graph = read_graph(model)
+    known = types(model, graph, tmp_path)
+    for device in cuts(graph):
+        parts = halves(graph, device)
+        made = dict(check_cut(model, case, parts, known, tmp_path))
+        for name, want in expected.items():
+            assert made[name].dtype == want.dtype
+            if case.exact:
+                assert np.array_equal(made[name], want), (sorted(device), name)
+            else:
+                assert np.allclose(made[name], want, rtol=2e-3), (sorted(device), name)

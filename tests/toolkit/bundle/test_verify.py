@@ -1,0 +1,125 @@
+"""The check finds planted bugs and names the tensor; it also says where it proves nothing."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from offload.bundle import verify
+from offload.bundle.cuts import distinct_cuts, halves
+from offload.bundle.extract import Part
+from offload.bundle.verify import CutCheck, noise
+from offload.bundle.weights import write_parts
+from offload.errors import InputError
+from offload.graph import wiring
+from offload.graph.load import Model, load_model
+from offload.graph.scope import reads
+from offload_runtimes.engine import EngineOptions
+from offload_runtimes.proof.verify import check_of
+from onnx import ModelProto, NodeProto
+
+from tests.toolkit.bundle.traps import TRAPS, text
+
+BY_NAME = {trap.name: trap.model for trap in TRAPS}
+CAPTURES = BY_NAME["if captures activations, weights and constants"]
+CROSSED = text(
+    """g (float[N,4] x) => (float[N,4] y) { a = Relu(x) b = Exp(x) d = Tanh(a) e = Neg(b)
+    y = Sub(d, e) }"""
+)
+
+
+def checked(proto: ModelProto, folder: Path) -> tuple[CutCheck, ...]:
+    path = folder / "model.onnx"
+    onnx.save(proto, path)
+    check = check_of(load_model(path), EngineOptions(threads=1))
+    return check.cuts(distinct_cuts(check.graph, 16))
+
+
+def test_a_right_split_passes(tmp_path: Path) -> None:
+    for item in checked(CROSSED, tmp_path):
+        assert item.exact == 0
+        assert not item.mismatches
+        assert not item.idle
+
+
+@pytest.mark.parametrize("dropped", ["a", "b", "w", "k"])
+def test_a_dropped_capture_is_named(
+    dropped: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+
+    def forgetful(node: NodeProto) -> tuple[str, ...]:
+        return tuple(n for n in reads(node) if node.op_type != "If" or n != dropped)
+
+    monkeypatch.setattr(wiring, "reads", forgetful)
+    wrong = [m for item in checked(CAPTURES, tmp_path) for m in item.mismatches]
+    assert {m.tensor for m in wrong} == {dropped}
+    assert f"lacks tensor '{dropped}'" in str(wrong[0])
+
+
+def test_swapped_cut_tensors_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The device names two tensors the wrong way round: shapes and dtypes fit, numbers don't."""
+
+    def swapped(model: Model, parts: Mapping[str, Part], folder: Path, types: Any) -> Any:
+        files = write_parts(model, parts, folder, types)
+        device = onnx.load(folder / "device-0.onnx")
+        for node in device.graph.node:
+            node.output[0] = {"a": "b", "b": "a"}.get(node.output[0], node.output[0])
+            node.input[0] = {"a": "b", "b": "a"}.get(node.input[0], node.input[0])
+        onnx.save(device, folder / "device-0.onnx")
+        return files
+
+    monkeypatch.setattr(verify, "write_parts", swapped)
+    found = {item.tensors: item for item in checked(CROSSED, tmp_path)}
+    assert {m.tensor for m in found["a", "b"].mismatches} == {"a", "b", "y"}
+    assert "is off by" in str(found["a", "b"].mismatches[0])
+    assert not found["d", "e"].mismatches
+
+
+def test_a_server_that_forgets_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forgetful(graph: Any, device: Any) -> dict[str, Part]:
+        parts = halves(graph, device)
+        server = parts["server-0.onnx"]
+        parts["server-0.onnx"] = dataclasses.replace(server, outputs=server.outputs[:-1])
+        return parts
+
+    monkeypatch.setattr(verify, "halves", forgetful)
+    assert any(m.tensor == "y" for item in checked(CROSSED, tmp_path) for m in item.mismatches)
+
+
+def test_noise_that_changes_nothing_is_reported(tmp_path: Path) -> None:
+    """Weights of zero: any split would pass."""
+    proto = text(
+        """g (float[N,2] x) => (float[N,2] y) <float[2] w = {0, 0}> { a = Tanh(x)
+        b = Mul(a, w) y = Add(b, x) }"""
+    )
+    found = {item.tensors: item.idle for item in checked(proto, tmp_path)}
+    assert found["a",] == ("a",)
+    assert found["b",] == ()
+
+
+def test_a_model_that_answers_at_random_cannot_be_verified(tmp_path: Path) -> None:
+    proto = text("g (float[N,2] x) => (float[N,2] y) { r = RandomNormalLike(x) y = Add(x, r) }")
+    with pytest.raises(InputError, match="output 'y' differs each time"):
+        checked(proto, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.ones((3, 4), np.float32),
+        np.random.default_rng(0).standard_normal((3, 4)).astype(np.float16),
+        np.array([True, False]),
+        np.array([7]),
+        np.array([255], np.uint8),
+        np.arange(10, dtype=np.int8),
+        np.array([np.inf, np.nan, 1], np.float32),
+    ],
+)
+def test_noise_is_other_numbers_of_the_same_kind(array: np.ndarray[Any, Any]) -> None:
+    other = noise(array, np.random.default_rng(1))
+    assert other.dtype == array.dtype
+    assert other.shape == array.shape
+    assert not np.array_equal(other, array)

@@ -1,0 +1,1 @@
+"""A plan made files: split models, manifest, proof."""

@@ -1,0 +1,170 @@
+"""The bundle noun: a plan made files, and the reader the device uses.
+
+A bundle is a flat directory:
+
+    manifest.json        what is here: format, source model, signature, SHA-256 of every file
+    plan.json            the plan
+    device-0.onnx ...    the device's segments, in schedule order
+    server-0.onnx ...    the server's segments
+    *.weights            weights too large for one protobuf message
+
+Its identity is the SHA-256 of the manifest's content, which the manifest carries, the same on
+both sides though each side may hold only its own files.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offload.errors import BundleError, InputError
+from offload.plan.plan import Plan, Side
+
+BUNDLE_FORMAT = 1
+MANIFEST = "manifest.json"
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One input or output of the model, shaped like onnxruntime's NodeArg.
+
+    Attributes:
+        name: its name in the model.
+        type: as onnxruntime writes it: `tensor(float)`.
+        shape: an int for a fixed size, a name or None for a dynamic one; None: rank unknown.
+    """
+
+    name: str
+    type: str
+    shape: tuple[int | str | None, ...] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; `from_json` reads it."""
+        shape = None if self.shape is None else list(self.shape)
+        return {"name": self.name, "type": self.type, "shape": shape}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Value":
+        """Read what `to_json` wrote."""
+        shape = value["shape"]
+        return cls(value["name"], value["type"], None if shape is None else tuple(shape))
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a bundle: its name, what it must hash to, and who needs it."""
+
+    name: str
+    sha256: str
+    size_bytes: int
+    sides: tuple[Side, ...]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened and verified bundle.
+
+    Attributes:
+        path: its directory.
+        digest: SHA-256 hex digest of its manifest's content: the name the server knows it by.
+        plan: how to run it.
+        inputs: what the caller gives, in the model's order.
+        outputs: what the caller gets, in the model's order.
+        files: everything it is made of, manifest excluded.
+    """
+
+    path: Path
+    digest: str
+    plan: Plan
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+    files: tuple[File, ...]
+
+    def segment_path(self, segment_id: str) -> Path:
+        """Path of a segment's ONNX file."""
+        return self.path / self.plan.segment(segment_id).file
+
+    def holds(self, side: Side) -> bool:
+        """Whether every file that a side needs is here (a deployed half lacks the other's)."""
+        return all((self.path / file.name).is_file() for file in self.files if side in file.sides)
+
+
+def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
+    """Open a bundle and verify the digest of every file that is there.
+
+    Args:
+        path: the bundle's directory.
+        sides: sides whose files must all be there; files of other sides may be absent.
+
+    Raises:
+        BundleError: no bundle there, another format, or a file is missing or changed.
+    """
+    folder = Path(path)
+    required = set(sides)
+    try:
+        manifest = json.loads(_read_manifest(folder))
+        digest = manifest.pop("digest")
+        if manifest["format"] != BUNDLE_FORMAT:
+            raise BundleError(
+                f"bundle {folder} has format {manifest['format']}, this version reads"
+                f" {BUNDLE_FORMAT}: make it again with `offload split`"
+            )
+        files = tuple(_file(name, entry) for name, entry in manifest["files"].items())
+        inputs = tuple(Value.from_json(value) for value in manifest["inputs"])
+        outputs = tuple(Value.from_json(value) for value in manifest["outputs"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{folder / MANIFEST} is damaged: make the bundle again") from error
+    if digest != manifest_digest(manifest):
+        raise BundleError(f"{folder / MANIFEST} was changed after it was made: deploy it again")
+    for file in files:
+        _verify(folder, file, required)
+    plan = _read_plan(folder)
+    return Bundle(folder, digest, plan, inputs, outputs, files)
+
+
+def manifest_digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 hex digest of a manifest's content (all keys but `digest`), key order aside."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 hex digest of a file, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_manifest(folder: Path) -> bytes:
+    try:
+        return (folder / MANIFEST).read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(
+            f"{folder} is not a bundle (no {MANIFEST} in it): make one with `offload split`"
+        ) from error
+
+
+def _file(name: str, entry: Mapping[str, Any]) -> File:
+    if name != Path(name).name or name in ("", ".", ".."):
+        raise BundleError(f"bundle names a file outside itself ({name!r}): do not use it")
+    sides = tuple(Side(side) for side in entry["sides"])
+    return File(name, str(entry["sha256"]), int(entry["size_bytes"]), sides)
+
+
+def _verify(folder: Path, file: File, required: set[Side]) -> None:
+    path = folder / file.name
+    if not path.is_file():
+        if required & set(file.sides) or file.name == PLAN:
+            raise BundleError(f"bundle {folder} lacks {file.name}: deploy or make it again")
+        return
+    if path.stat().st_size != file.size_bytes or file_digest(path) != file.sha256:
+        raise BundleError(f"{path} is not the file the bundle was made with: deploy it again")
+
+
+def _read_plan(folder: Path) -> Plan:
+    try:
+        return Plan.from_json(json.loads((folder / PLAN).read_text()))
+    except (InputError, ValueError) as error:
+        raise BundleError(f"{folder / PLAN}: {error}") from error

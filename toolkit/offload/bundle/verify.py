@@ -1,0 +1,283 @@
+"""Check a split against the whole: every cut, every tensor, and that the check isn't empty.
+
+The engine is given from outside, so that the same check serves any.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from offload.bundle.compare import Array, Freedom, gap
+from offload.bundle.cuts import DEVICE_FILE, SERVER_FILE, crossing, halves
+from offload.bundle.dangling import dangling
+from offload.bundle.extract import Part
+from offload.bundle.sample import Feeds
+from offload.bundle.weights import write_part, write_parts
+from offload.errors import InputError, OffloadError
+from offload.graph.load import Model
+from offload.graph.model import Graph, Tensor
+
+Runner = Callable[[Feeds], Mapping[str, Any]]
+
+
+class Opener(Protocol):
+    """Loads an ONNX file; the result computes all outputs from a superset of the inputs."""
+
+    def __call__(self, path: Path, optimize: bool) -> Runner:
+        """Load with the engine's optimisations on or off.
+
+        Raises:
+            OffloadError: the engine refuses the file.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """One tensor that the parts get wrong.
+
+    Attributes:
+        tensor: its name; empty when a part could not be made, loaded or run at all.
+        gap: how far off it is, relative to its largest value.
+        limit: how far off it may be.
+        optimized: with the engine's optimisations on or off.
+        reason: what went wrong where no number says it.
+    """
+
+    tensor: str
+    gap: float
+    limit: float
+    optimized: bool
+    reason: str = ""
+
+    def __str__(self) -> str:
+        if self.reason:
+            return self.reason
+        mode = "with optimisations" if self.optimized else "without optimisations"
+        allowed = f"{self.limit:.1e} is allowed" if self.limit else "equal bits are asked for"
+        return f"tensor {self.tensor!r} is off by {self.gap:.1e} {mode}, {allowed}"
+
+
+@dataclass(frozen=True, slots=True)
+class CutCheck:
+    """What the check of one cut found.
+
+    Attributes:
+        device: the layers the device computes.
+        tensors: values that cross.
+        exact: largest gap without optimisations, over outputs and values that cross.
+        optimized: largest gap of an output with optimisations.
+        mismatches: tensors beyond their limit.
+        idle: values whose replacement by noise changes no output: about those the check says
+            nothing.
+    """
+
+    device: frozenset[int]
+    tensors: tuple[str, ...]
+    exact: float
+    optimized: float
+    mismatches: tuple[Mismatch, ...]
+    idle: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One model with all that checking its cuts needs.
+
+    Attributes:
+        model: from a file.
+        graph: its layers.
+        open: the engine.
+        inputs: sets of live inputs; the first is also used to see whether noise shows.
+        types: types of tensors that shape inference can't follow.
+    """
+
+    model: Model
+    graph: Graph
+    open: Opener
+    inputs: Sequence[Feeds]
+    types: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def cuts(
+        self, devices: Iterable[frozenset[int]], done: Callable[[CutCheck], None] = lambda _: None
+    ) -> tuple[CutCheck, ...]:
+        """Check cuts one after the other.
+
+        Args:
+            devices: for each cut, the layers of the device.
+            done: called after each.
+
+        Raises:
+            InputError: the model must be a file, or gives another answer each time it is asked.
+        """
+        with tempfile.TemporaryDirectory(prefix="offload-verify-") as name:
+            folder = Path(name)
+            expected = {mode: self._expected(mode) for mode in (False, True)}
+            found = []
+            for device in devices:
+                found.append(self._cut(device, folder, expected))
+                done(found[-1])
+        return tuple(found)
+
+    @cached_property
+    def _freedom(self) -> Freedom:
+        return Freedom.of(self.model)
+
+    def _expected(self, optimize: bool) -> list[Mapping[str, Any]]:
+        if self.model.path is None:
+            raise InputError("the model must come from a file to be verified: save it first")
+        whole = self.open(self.model.path, optimize)
+        expected = [whole(feeds) for feeds in self.inputs]
+        if not optimize:
+            _check_repeatable(expected[-1], whole(self.inputs[-1]))
+        return expected
+
+    def _cut(
+        self,
+        device: frozenset[int],
+        folder: Path,
+        expected: Mapping[bool, list[Mapping[str, Any]]],
+    ) -> CutCheck:
+        parts = halves(self.graph, device)
+        tensors = crossing(parts)
+        wrong: list[Mismatch] = []
+        worst = {False: 0.0, True: 0.0}
+        idle: tuple[str, ...] = ()
+        try:
+            write_parts(self.model, parts, folder, self.types)
+            inside = self._inside(tensors, folder)
+            for mode in (False, True):
+                pair = _Pair.open(parts, folder, self.open, mode)
+                for number, feeds in enumerate(self.inputs):
+                    outputs = expected[mode][number]
+                    own = _own_gaps(expected[False][number], outputs)
+                    wanted = outputs if mode else {**inside[number], **outputs}
+                    gaps = self._gaps(wanted, pair.run(feeds), mode, own)
+                    worst[mode] = max(worst[mode], *(item.gap for item in gaps), 0.0)
+                    wrong.extend(item for item in gaps if item.gap > item.limit)
+                if not mode and not wrong:
+                    idle = self._idle(pair, tensors, expected[mode][0])
+        except OffloadError as error:
+            worst = {False: np.inf, True: np.inf}
+            wrong.extend(_lost(folder, parts, error))
+        return CutCheck(device, tensors, worst[False], worst[True], tuple(wrong), idle)
+
+    def _inside(self, tensors: tuple[str, ...], folder: Path) -> list[Mapping[str, Any]]:
+        """The values that cross, as the uncut model computes them without optimisations."""
+        if not tensors:
+            return [{} for _ in self.inputs]
+        nodes = tuple(sorted(node for layer in self.graph.layers for node in layer.nodes))
+        whole = Part(nodes, self.graph.inputs, tensors)
+        path = folder / "reference.onnx"
+        write_part(self.model, whole, path, self.types)
+        run = self.open(path, False)
+        return [run(feeds) for feeds in self.inputs]
+
+    def _gaps(
+        self, want: Mapping[str, Any], got: Mapping[str, Any], mode: bool, own: Mapping[str, float]
+    ) -> list[Mismatch]:
+        found = []
+        for name, value in want.items():
+            tensor = self.graph.tensors.get(name)
+            dtype = (tensor and tensor.dtype) or _dtype(value)
+            limit = self._freedom.limit(dtype, mode, own.get(name, 0.0))
+            apart = gap(value, got[name], dtype) if name in got else np.inf
+            found.append(Mismatch(name, apart, limit, mode))
+        return found
+
+    def _idle(
+        self, pair: "_Pair", tensors: tuple[str, ...], expected: Mapping[str, Any]
+    ) -> tuple[str, ...]:
+        """Values that the server's answers do not depend on, as far as noise can tell."""
+        feeds = self.inputs[0]
+        between = pair.device(feeds)
+        rng = np.random.default_rng(0)
+        return tuple(
+            name
+            for name in tensors
+            if not _shows(pair, {**feeds, **between, name: noise(between[name], rng)}, expected)
+        )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Both halves of a cut, loaded; a half without answers has nothing to run."""
+
+    device: Runner
+    server: Runner
+
+    @classmethod
+    def open(cls, parts: Mapping[str, Part], folder: Path, engine: Opener, mode: bool) -> "_Pair":
+        runners = [
+            engine(folder / name, mode) if parts[name].outputs else _nothing
+            for name in (DEVICE_FILE, SERVER_FILE)
+        ]
+        return cls(*runners)
+
+    def run(self, feeds: Feeds) -> Mapping[str, Any]:
+        made = self.device(feeds)
+        return {**made, **self.server({**feeds, **made})}
+
+
+def _own_gaps(plain: Mapping[str, Any], optimized: Mapping[str, Any]) -> dict[str, float]:
+    return {name: gap(value, optimized[name]) for name, value in plain.items()}
+
+
+def _check_repeatable(first: Mapping[str, Any], again: Mapping[str, Any]) -> None:
+    for name, want in first.items():
+        if gap(want, again[name]):
+            raise InputError(
+                f"output {name!r} differs each time the whole model runs (random operators?):"
+                " a split of it can't be verified"
+            )
+
+
+def _lost(folder: Path, parts: Mapping[str, Part], error: OffloadError) -> list[Mismatch]:
+    """Why a part can't be made or run: the tensors it lacks, or else what the engine says."""
+    files = [folder / name for name in parts if (folder / name).is_file()]
+    found = [
+        Mismatch(name, np.inf, 0.0, False, f"{path.name} lacks tensor {name!r}: {error}")
+        for path in files
+        for name in dangling(path)
+    ]
+    return found or [Mismatch("", np.inf, 0.0, False, str(error))]
+
+
+def _nothing(_: Feeds) -> Mapping[str, Any]:
+    return {}
+
+
+def _dtype(value: Any) -> str | None:
+    names = {"float32": "float", "float64": "double", "float16": "float16"}
+    return names.get(str(value.dtype)) if isinstance(value, np.ndarray) else None
+
+
+def _shows(pair: _Pair, values: Feeds, expected: Mapping[str, Any]) -> bool:
+    """Whether the server answers differently; not to answer at all is different too."""
+    try:
+        answer = pair.server(values)
+    except OffloadError:
+        return True
+    return any(gap(expected[name], value) > 0 for name, value in answer.items())
+
+
+def noise(array: Array, rng: np.random.Generator) -> Array:
+    """Other numbers of the same dtype, shape and range."""
+    other: Array = array
+    if array.dtype.kind == "f":
+        finite = array[np.isfinite(array)].astype(np.float64)
+        spread = float(finite.std()) if finite.size else 0.0
+        drawn = rng.normal(0.5, 1.0, array.shape)
+        other = np.asarray(drawn * (spread or 1.0)).astype(array.dtype)
+    elif array.dtype.kind == "b":
+        other = ~array
+    elif array.dtype.kind in "iu" and array.size:
+        low, high = int(array.min()), int(array.max())
+        other = rng.integers(low, high + 1, array.shape).astype(array.dtype)
+        if low == high:
+            other = array + array.dtype.type(1)
+    return other

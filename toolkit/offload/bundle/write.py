@@ -1,0 +1,144 @@
+"""Make a bundle: split the model along a plan and seal the files with a manifest."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from offload.bundle.bundle import (
+    BUNDLE_FORMAT,
+    MANIFEST,
+    PLAN,
+    Bundle,
+    Value,
+    file_digest,
+    manifest_digest,
+    open_bundle,
+)
+from offload.bundle.dress import clothes
+from offload.bundle.extract import Part
+from offload.bundle.weights import write_parts
+from offload.errors import InputError
+from offload.files import staged_folder
+from offload.graph.load import Model
+from offload.graph.model import Graph, Tensor
+from offload.plan.plan import Plan, Side
+
+BOTH = tuple(Side)
+Prove = Callable[[Bundle], Iterable[str]]
+
+
+def write_bundle(
+    model: Model,
+    graph: Graph,
+    plan: Plan,
+    path: Path,
+    types: Mapping[str, Tensor] | None = None,
+    prove: Prove = lambda _: (),
+) -> Bundle:
+    """Write a plan's segments, the plan and the manifest to a folder, whole or not at all.
+
+    An older bundle of the same name is replaced; anything else there is left alone. `types` are
+    those of tensors that shape inference can't follow, as the engine knows them; `prove` may
+    run the segments, refuse them, and add files of its own to the folder, which it names.
+
+    Raises:
+        InputError: something that is no bundle is in the way, or a tensor at the cut can't cross.
+        OSError: the disk refuses (full, read-only).
+    """
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise InputError(f"{path} exists and is not a bundle: choose another name or remove it")
+    with staged_folder(path) as staged:
+        wearing = {s.file: clothes(plan, s) for s in plan.segments}
+        parts = {
+            s.file: Part(s.nodes, *wearing[s.file].bare(s.inputs, s.outputs)) for s in plan.segments
+        }
+        written = write_parts(model, parts, staged, types or {}, lambda name: wearing[name].put_on)
+        sides = {PLAN: BOTH, **{file.name: _sides(file.name) for file in written}}
+        (staged / PLAN).write_text(json.dumps(plan.to_json(), indent=1))
+        inputs, outputs = signature(model, graph)
+        sides.update(dict.fromkeys(prove(Bundle(staged, "", plan, inputs, outputs, ())), BOTH))
+        seal(staged, _source(model, graph), (inputs, outputs), sides)
+    return open_bundle(path, BOTH)
+
+
+def signature(model: Model, graph: Graph) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
+    """Inputs and outputs as onnxruntime would list them, dynamic dimensions still dynamic."""
+    inputs = {value.name: value for value in model.proto.graph.input}
+    return (
+        tuple(_value(inputs[name]) for name in graph.inputs),
+        tuple(_value(value) for value in model.proto.graph.output),
+    )
+
+
+def seal(
+    folder: Path,
+    source: Mapping[str, Any],
+    signature: tuple[tuple[Value, ...], tuple[Value, ...]],
+    sides: Mapping[str, tuple[Side, ...]],
+) -> None:
+    """Write the manifest of a folder's files: digests, sizes, and which side needs each."""
+    inputs, outputs = signature
+    content = {
+        "format": BUNDLE_FORMAT,
+        "model": dict(source),
+        "inputs": [value.to_json() for value in inputs],
+        "outputs": [value.to_json() for value in outputs],
+        "files": {
+            name: {
+                "sha256": file_digest(folder / name),
+                "size_bytes": (folder / name).stat().st_size,
+                "sides": [side.value for side in needed],
+            }
+            for name, needed in sides.items()
+        },
+    }
+    manifest = {"digest": manifest_digest(content), **content}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+
+
+def _sides(name: str) -> tuple[Side, ...]:
+    """Who needs a file, by its name: `device-0.onnx`, `server.weights`, `shared.weights`."""
+    return tuple(side for side in Side if name.startswith(side.value)) or BOTH
+
+
+def _source(model: Model, graph: Graph) -> dict[str, Any]:
+    opsets = {entry.domain or "ai.onnx": entry.version for entry in model.proto.opset_import}
+    return {
+        "name": graph.name,
+        "sha256": graph.digest,
+        "ir_version": model.proto.ir_version,
+        "opset_import": opsets,
+    }
+
+
+def _value(info: onnx.ValueInfoProto) -> Value:
+    return Value(info.name, _type_name(info.type), _shape(info.type))
+
+
+def _type_name(kind: onnx.TypeProto) -> str:
+    if kind.HasField("tensor_type"):
+        return f"tensor({onnx.TensorProto.DataType.Name(kind.tensor_type.elem_type).lower()})"
+    if kind.HasField("sequence_type"):
+        return f"seq({_type_name(kind.sequence_type.elem_type)})"
+    if kind.HasField("optional_type"):
+        return f"optional({_type_name(kind.optional_type.elem_type)})"
+    if kind.HasField("map_type"):
+        key = onnx.TensorProto.DataType.Name(kind.map_type.key_type).lower()
+        return f"map({key},{_type_name(kind.map_type.value_type)})"
+    return "unknown"
+
+
+def _shape(kind: onnx.TypeProto) -> tuple[int | str | None, ...] | None:
+    if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
+        return None
+    return tuple(_size(dim) for dim in kind.tensor_type.shape.dim)
+
+
+def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
+    """Some exporters (Paddle) write -1 for a dynamic size."""
+    if dim.HasField("dim_value"):
+        return dim.dim_value if dim.dim_value >= 0 else None
+    return dim.dim_param or None
