@@ -1,0 +1,73 @@
+"""Gantt charts show every span where it is, in text and in SVG, whatever the names."""
+
+from xml.etree import ElementTree as ET
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from offload.report.axis import Axis
+from offload.report.gantt import COLOURS, gantt_svg, gantt_text
+from offload.schedule.timeline import Lane, Span, Timeline
+
+SVG = "{http://www.w3.org/2000/svg}"
+PAIR = {
+    "predicted": Timeline.of(
+        [
+            Span(Lane.DEVICE, "conv", 0.0, 0.06),
+            Span(Lane.UPLINK, "conv", 0.06, 0.08),
+            Span(Lane.DEVICE, "pool", 0.06, 0.1),
+        ]
+    ),
+    "measured": Timeline.of([Span(Lane.SERVER, "rest", 0.1, 0.2)]),
+}
+
+
+def test_text_draws_every_lane_in_proportion() -> None:
+    lines = gantt_text(PAIR, width=49).splitlines()
+    assert lines == [
+        "predicted: 100 ms",
+        "device   ████conv████▓▓pool▓▓",
+        "uplink               ████",
+        "server",
+        "measured: 200 ms",
+        "device",
+        "uplink",
+        "server                       ████████rest████████",
+        "         0                   100 ms",
+    ]
+
+
+@given(st.integers(20, 200))
+def test_text_stays_within_its_width(width: int) -> None:
+    assert all(len(line) <= width for line in gantt_text(PAIR, width).splitlines())
+
+
+def test_svg_has_a_bar_for_every_span_in_the_colour_of_its_lane() -> None:
+    root = ET.fromstring(gantt_svg(PAIR, "A title"))
+    bars = root.findall(f"{SVG}rect[@class='bar']")
+    assert [bar.get("fill") for bar in bars] == [
+        COLOURS[lane] for lane in (Lane.DEVICE, Lane.DEVICE, Lane.UPLINK, Lane.SERVER)
+    ]
+    widths = [float(bar.get("width", "")) for bar in bars]
+    assert widths == pytest.approx([692 * s for s in (0.3, 0.2, 0.1, 0.5)], abs=0.01)
+    words = [text.text for text in root.iter(f"{SVG}text")]
+    assert {"A title", "predicted: 100 ms", "measured: 200 ms", "time (ms)"} <= set(words)
+
+
+@given(st.text(), st.text())
+def test_svg_is_well_formed_whatever_the_names(layer: str, title: str) -> None:
+    timeline = Timeline.of([Span(Lane.DEVICE, layer, 0.0, 1.0)])
+    ET.fromstring(gantt_svg({title: timeline}, title))
+
+
+def test_an_empty_timeline_can_be_drawn() -> None:
+    assert gantt_text({"empty": Timeline(())}, 40).startswith("empty: 0 s\ndevice\nuplink\n")
+    ET.fromstring(gantt_svg({"empty": Timeline(())}, "nothing"))
+
+
+@given(st.floats(1e-9, 1e9), st.integers(1, 20))
+def test_ticks_are_round_and_within_the_axis(end_s: float, most: int) -> None:
+    axis = Axis.over(end_s, most)
+    assert len(axis.ticks_s) <= most + 1
+    assert axis.ticks_s[0] == 0
+    assert axis.ticks_s[-1] <= end_s * (1 + 1e-6)

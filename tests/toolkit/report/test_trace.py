@@ -1,0 +1,24 @@
+"""The Chrome trace holds every span in microseconds, one process a timeline."""
+
+from offload.report.trace import chrome_trace
+from offload.schedule.timeline import Lane, Span, Timeline
+
+
+def test_trace_has_one_event_a_span() -> None:
+    trace = chrome_trace(
+        {
+            "predicted": Timeline.of([Span(Lane.DEVICE, "a", 0.0, 0.5)]),
+            "measured": Timeline.of([Span(Lane.UPLINK, "a", 0.5, 0.75)]),
+        }
+    )
+    spans = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    assert [(e["pid"], e["tid"], e["cat"], e["ts"], e["dur"]) for e in spans] == [
+        (1, 1, "device", 0.0, 500_000.0),
+        (2, 2, "uplink", 500_000.0, 250_000.0),
+    ]
+
+
+def test_trace_names_its_processes_and_threads() -> None:
+    trace = chrome_trace({"measured": Timeline(())})
+    names = [e["args"]["name"] for e in trace["traceEvents"] if "name" in e["args"]]
+    assert names == ["measured", "device", "uplink", "server", "downlink"]

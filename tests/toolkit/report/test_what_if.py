@@ -1,0 +1,108 @@
+import itertools
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import pytest
+from offload.cost.link import Link
+from offload.errors import InputError
+from offload.partition.costs import Costs
+from offload.plan.candidate import Situation
+from offload.plan.sweep import Cell, parse_links, reigns, sweep
+from offload.report.log_axis import LogAxis
+from offload.report.schemes import COLOURS, NAMES
+from offload.report.what_if import what_if_html, what_if_svg
+
+from tests.toolkit.graphs import graph_of
+
+GRAPH = graph_of([(0, 1), (0, 2), (1, 3), (2, 3)], 4)
+BYTES = {"x": 4e6, "t0": 2e6, "t1": 1e5, "t2": 1e5, "t3": 1e3}
+
+
+def situation_at(link: Link, slowdown: float) -> Situation:
+    device_s = (0.2 * slowdown, 0.3 * slowdown, 0.3 * slowdown, 0.4 * slowdown)
+    return Situation(
+        GRAPH,
+        Costs(
+            device_s,
+            (0.01, 0.01, 0.01, 0.02),
+            {name: link.upload_s(size) for name, size in BYTES.items()},
+            {"t3": link.download_s(1e3)},
+            {name: int(size) for name, size in BYTES.items()},
+        ),
+    )
+
+
+LINKS = parse_links("1..1000 Mbit/s", Link(1e6, 2e6, 0.01, 0.01), 15)
+CELLS = list(sweep(situation_at, LINKS, (1.0, 3.0)))
+
+
+def test_ranges_are_even_by_ratio_and_keep_the_way_down() -> None:
+    assert LINKS[0].up_bps == pytest.approx(1e6)
+    assert LINKS[-1].up_bps == pytest.approx(1e9)
+    assert {round(link.down_bps / link.up_bps, 9) for link in LINKS} == {2.0}
+    ratios = [b.up_bps / a.up_bps for a, b in itertools.pairwise(LINKS)]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios))
+    assert parse_links("500 kbit/s..1Mbit/s", LINKS[0], 2)[0].up_bps == pytest.approx(5e5)
+    for wrong in ("1 Mbit/s", "5..1 Mbit/s", "1..2"):
+        with pytest.raises(InputError):
+            parse_links(wrong, LINKS[0], 5)
+
+
+def test_every_cell_is_won_by_the_fastest_and_the_simplest_of_those() -> None:
+    for cell in CELLS:
+        best_s = min(a.latency_s for a in cell.alternatives)
+        assert cell.chosen.latency_s <= best_s * (1 + 1e-9)
+        first = next(a for a in cell.alternatives if a.latency_s <= best_s * (1 + 1e-9))
+        assert cell.winner == first.scheme
+    assert CELLS[0].winner == "local"
+    assert CELLS[14].winner == "cloud"
+    assert len({cell.winner for cell in CELLS}) > 2
+
+
+def test_reigns_cover_the_range_without_gaps_and_change_plan_at_each_border() -> None:
+    slow = [cell for cell in CELLS if cell.slowdown == 3.0]
+    found = reigns(slow)
+    assert [cell for reign in found for cell in reign.cells] == slow
+    assert found[0].from_bps == slow[0].rate_bps
+    assert found[-1].to_bps == slow[-1].rate_bps
+    for before, after in itertools.pairwise(found):
+        assert before.to_bps == after.from_bps
+
+        def plan(cell: Cell) -> tuple[str, frozenset[str]]:
+            return cell.winner, frozenset(cell.chosen.cut)
+
+        assert plan(before.cells[0]) != plan(after.cells[0])
+
+
+def test_the_chart_has_axes_units_legend_and_a_panel_for_each_slow_down() -> None:
+    svg = what_if_svg(CELLS, "net <1>")
+    texts = [element.text or "" for element in ET.fromstring(svg).iter() if element.text]
+    assert "net <1>" in texts
+    assert texts.count("uplink bandwidth (Mbit/s)") == texts.count("predicted latency") == 2
+    assert {"device slowed down 1x", "device slowed down 3x", "1000", "wins"} <= set(texts)
+    for scheme in {a.scheme for a in CELLS[0].alternatives}:
+        assert NAMES[scheme] in texts
+    assert COLOURS.keys() == NAMES.keys()
+
+
+def test_a_scheme_that_cannot_run_leaves_a_gap() -> None:
+    pinned = [
+        replace(cell, alternatives=tuple(a for a in cell.alternatives if a.scheme != "cloud"))
+        for cell in CELLS
+        if cell.winner != "cloud"
+    ]
+    assert NAMES["cloud"] not in what_if_svg(pinned, "net")
+
+
+def test_the_page_holds_chart_and_table() -> None:
+    page = what_if_html("<svg/>", "net", [("a", "<b>")], ("x", "y"))
+    assert "<svg/>" in page
+    assert "<td>&lt;b&gt;</td>" in page
+
+
+def test_log_ticks_are_round_and_inside() -> None:
+    axis = LogAxis(0.9, 110.0, 0.0, 300.0)
+    assert axis.ticks == (1, 2, 5, 10, 20, 50, 100)
+    assert axis.at(0.9) == 0.0
+    assert axis.at(110.0) == pytest.approx(300.0)
+    assert LogAxis(1.0, 4.0, 0, 1).ticks == (1, 1.5, 2, 3, 4)

@@ -1,0 +1,1 @@
+"""Show a result to a person: tables, Gantt charts, traces."""
