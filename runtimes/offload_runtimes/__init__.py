@@ -1,0 +1,1 @@
+"""Run bundles: the engine, the wire, the client on the device and the server."""

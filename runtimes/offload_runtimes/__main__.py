@@ -1,0 +1,143 @@
+"""The light runtime's own commands, for machines without the `offload` command.
+
+python -m offload_runtimes run | serve | prove | preflight
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from offload.errors import BundleError, InputError, OffloadError
+
+if TYPE_CHECKING:
+    from offload_runtimes.engine import Array
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it went well, 1 with one sentence on stderr when not."""
+    asked = _parser().parse_args(arguments)
+    try:
+        asked.command(asked)
+    except (OffloadError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m offload_runtimes", description=__doc__)
+    verbs = parser.add_subparsers(required=True)
+    run = verbs.add_parser("run", help="run a bundle on inputs from an .npz")
+    run.add_argument("bundle", type=Path)
+    run.add_argument("--input", type=Path, required=True, help=".npz with the inputs")
+    run.add_argument("--output", type=Path, help=".npz to write the outputs to")
+    run.add_argument("--server", help="HOST:PORT; default: a server within this process")
+    run.add_argument("--ca", type=Path, help="authority of the server's certificate: use TLS")
+    run.set_defaults(command=_run)
+    serve = verbs.add_parser("serve", help="serve the server's part of bundles")
+    serve.add_argument("bundles", type=Path, nargs="+")
+    serve.add_argument("--listen", default="127.0.0.1:50051")
+    serve.add_argument("--insecure", action="store_true", help="allow plaintext beyond loopback")
+    serve.add_argument("--client-ca", type=Path, help="admit only this authority's devices")
+    serve.set_defaults(command=_serve)
+    prove = verbs.add_parser("prove", help="repeat a bundle's proof on this machine")
+    prove.add_argument("bundle", type=Path)
+    prove.add_argument("--proof", type=Path, required=True)
+    prove.set_defaults(command=_prove)
+    preflight = verbs.add_parser("preflight", help="find out whether onnxruntime works here")
+    preflight.set_defaults(command=_preflight)
+    for verb in (run, serve):
+        verb.add_argument("--cert", type=Path, help="own certificate (.pem)")
+        verb.add_argument("--key", type=Path, help="private key of --cert")
+        verb.add_argument("--token-file", type=Path, help="file with the bearer token")
+    for verb in (run, serve, prove):
+        verb.add_argument("--provider", action="append", default=[])
+        verb.add_argument("--threads", type=int)
+    return parser
+
+
+def _run(asked: argparse.Namespace) -> None:
+    import io
+
+    import numpy as np
+    from offload.files import write_bytes
+
+    from offload_runtimes.local import open_session
+    from offload_runtimes.security.credentials import ClientSecurity
+
+    feeds = _read_arrays(asked.input)
+    security = ClientSecurity(asked.ca, asked.cert, asked.key, _token(asked.token_file))
+    options = {"providers": tuple(asked.provider), "threads": asked.threads}
+    with open_session(asked.bundle, asked.server, security=security, **options) as session:
+        answers, timeline = session.run_timed(None, feeds)
+        names = [value.name for value in session.get_outputs()]
+    if asked.output:
+        stream = io.BytesIO()
+        np.savez(stream, **dict(zip(names, answers, strict=True)))  # type: ignore[arg-type]
+        write_bytes(asked.output, stream.getvalue())
+    print(json.dumps({"outputs": names, "latency_s": timeline.makespan_s}))
+
+
+def _read_arrays(path: Path) -> "dict[str, Array]":
+    import io
+    import zipfile
+
+    import numpy as np
+
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as held:
+            return {name: held[name] for name in held.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path} is not an .npz file of arrays ({error})") from error
+
+
+def _token(path: Path | None) -> str | None:
+    return None if path is None else path.read_text(encoding="utf-8").strip()
+
+
+def _serve(asked: argparse.Namespace) -> None:
+    from offload_runtimes.engine import EngineOptions
+    from offload_runtimes.security.credentials import ServerSecurity
+    from offload_runtimes.server import Server
+    from offload_runtimes.serving.daemon import serve_until_asked
+
+    options = EngineOptions(tuple(asked.provider), asked.threads)
+    security = ServerSecurity(
+        asked.cert, asked.key, asked.client_ca, _token(asked.token_file), asked.insecure
+    )
+    server = Server(asked.bundles, asked.listen, options=options, security=security)
+
+    def ready(address: str) -> None:
+        print(json.dumps({"listening": address, "bundles": list(server.bundles)}), flush=True)
+
+    serve_until_asked(server, ready)
+
+
+def _prove(asked: argparse.Namespace) -> None:
+    from offload.bundle.bundle import open_bundle
+
+    from offload_runtimes.engine import EngineOptions
+    from offload_runtimes.proof.proof import read_proof, repeat_proof
+
+    options = EngineOptions(tuple(asked.provider), asked.threads)
+    proofs = read_proof(asked.proof)
+    found = repeat_proof(open_bundle(asked.bundle), proofs, options)
+    print(json.dumps(found.to_json()))
+    if not found.ok:
+        raise BundleError(
+            f"{asked.bundle} gives other numbers here: {found.tensor!r} is off by {found.worst:.2g}"
+            f" of its largest value, {found.allowed:g} is allowed"
+        )
+
+
+def _preflight(_: argparse.Namespace) -> None:
+    from offload_runtimes.preflight import preflight
+
+    print(json.dumps(preflight()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

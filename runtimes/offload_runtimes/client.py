@@ -1,0 +1,311 @@
+"""The device's side: run a bundle as if it were one onnxruntime session."""
+
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from pathlib import Path
+from typing import Self
+
+from offload.bundle.bundle import Bundle, Value, open_bundle
+from offload.errors import InputError, ServerError
+from offload.plan.plan import Side
+from offload.schedule.timeline import Timeline
+
+from offload_runtimes.device.closing import close_at_exit
+from offload_runtimes.device.emulate import LinkCost
+from offload_runtimes.device.engines import Device
+from offload_runtimes.device.execution import Execution, OnServerLoss, Running
+from offload_runtimes.device.keeper import Keeper
+from offload_runtimes.device.remote import Remote
+from offload_runtimes.device.stream import Latest, answers, answers_async
+from offload_runtimes.device.tally import Counts, Tally
+from offload_runtimes.engine import Array, EngineOptions, check_feed
+from offload_runtimes.grpc.channel import GrpcConnector
+from offload_runtimes.security.credentials import ClientSecurity
+from offload_runtimes.wire.contract import Contract, contract
+from offload_runtimes.wire.transport import Connector
+
+
+class OffloadSession:
+    """Runs one bundle: its device part here, its server part on a server.
+
+    Shaped like `onnxruntime.InferenceSession`:
+
+        with OffloadSession("model.bundle", "192.0.2.7:50051") as session:
+            (y,) = session.run(None, {"x": x})
+
+    While the device computes a segment, tensors made before it are on their way to the server.
+    When the server is lost, at any instant, and the bundle's server part is on the device too,
+    the inference is finished here from the tensors at hand. `run` may be called from several
+    threads.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path | Bundle,
+        server: str | Connector | None = None,
+        *,
+        providers: tuple[str, ...] = (),
+        threads: int | None = None,
+        optimize: bool = True,
+        link: LinkCost | None = None,
+        slowdown: float = 1.0,
+        on_server_loss: OnServerLoss | str = OnServerLoss.RESUME,
+        deadline_s: float | None = None,
+        eager: bool | None = None,
+        require_server: bool = True,
+        heartbeat_s: float = 0.25,
+        patience_s: float = 1.0,
+        connect_timeout_s: float = 5.0,
+        security: ClientSecurity | None = None,
+    ) -> None:
+        """Load the device's segments, warm them, connect.
+
+        Args:
+            bundle: a bundle or its directory; the device's files suffice.
+            server: `HOST:PORT` of a server that serves this bundle, or a connector to it; None
+                for a bundle whose plan stays on the device.
+            providers: onnxruntime's execution providers in order of preference (also `cuda`,
+                `tensorrt`, `openvino`); the CPU is the fallback.
+            threads: threads of one kernel; None: one per physical core.
+            optimize: let onnxruntime fuse and fold; without it, results are bit-equal to the
+                whole model's.
+            link: emulate a link of this cost, each way.
+            slowdown: emulate a device so many times slower.
+            on_server_loss: `resume`, `local` or `raise`, see OnServerLoss.
+            deadline_s: seconds from `run` to the answer; the device begins on the server's part
+                itself when the answer would come too late.
+            eager: load the server's part here at once, not when first needed; None: when there
+                is a deadline.
+            require_server: raise ServerError when the server isn't there at the start; else
+                begin locally and use the server once it answers.
+            heartbeat_s: seconds between signs of life asked of the server.
+            patience_s: silence after which the server counts as lost (time that tensors need on
+                the link is allowed on top).
+            connect_timeout_s: seconds to reach the server.
+            security: certificates and token; None: plaintext.
+
+        Raises:
+            BundleError: the bundle is missing or damaged, or the server does not hold it.
+            InputError: an option cannot be used, or the plan needs a server and none is given.
+            ServerError: the server cannot be reached.
+        """
+        if not isinstance(bundle, Bundle):
+            bundle = open_bundle(bundle, (Side.DEVICE,))
+        self.bundle = bundle
+        self._deadline_s = deadline_s
+        self._tally = Tally()
+        policy = _policy(on_server_loss)
+        device = Device(bundle, EngineOptions(providers, threads, optimize), slowdown)
+        device.load(bundle.plan.on(Side.DEVICE))
+        self._keeper: Keeper | None = None
+        if not bundle.plan.is_local:
+            agreed = contract(bundle, _values(bundle, device))
+            connector = _connector(server, agreed, security)
+
+            def connect(timeout_s: float) -> Remote:
+                return Remote(
+                    connector, agreed, link=link, timeout_s=timeout_s, patience_s=patience_s
+                )
+
+            resumes = policy is not OnServerLoss.RAISE and bundle.holds(Side.SERVER)
+            if resumes and (deadline_s is not None if eager is None else eager):
+                device.load(bundle.plan.on(Side.SERVER))
+            self._keeper = Keeper(
+                connect,
+                _first(connect, connect_timeout_s, require_server),
+                heartbeat_s=heartbeat_s,
+                timeout_s=connect_timeout_s,
+                reconnect=policy is not OnServerLoss.LOCAL,
+                tally=self._tally,
+            )
+        self._execution = Execution(bundle, device, policy, self._keeper, self._tally)
+        close_at_exit(self)
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the next inference will use the server."""
+        return self._keeper is not None and self._keeper.remote is not None
+
+    @property
+    def counts(self) -> Counts:
+        """What the session has done so far."""
+        return self._tally.counts
+
+    def get_inputs(self) -> list[Value]:
+        """What `run` needs: name, type and shape of each input."""
+        return list(self.bundle.inputs)
+
+    def get_outputs(self) -> list[Value]:
+        """What `run` gives: name, type and shape of each output."""
+        return list(self.bundle.outputs)
+
+    def run(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Array],
+        deadline_s: float | None = None,
+    ) -> list[Array]:
+        """Compute outputs (None: all) from an array for each input.
+
+        Args:
+            output_names: outputs wanted, in that order.
+            input_feed: an array for every input.
+            deadline_s: seconds allowed; None: the session's.
+
+        Raises:
+            InputError: a name, dtype or shape is wrong.
+            ServerError: the server is lost and the device may not or cannot go on alone.
+            DeadlineError: the time is over.
+        """
+        return self.run_timed(output_names, input_feed, deadline_s)[0]
+
+    def run_timed(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Array],
+        deadline_s: float | None = None,
+    ) -> tuple[list[Array], Timeline]:
+        """As `run`, and the measured timeline: who did what from when to when."""
+        return self.begin(output_names, input_feed, deadline_s).finish()
+
+    def begin(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Array],
+        deadline_s: float | None = None,
+    ) -> Running:
+        """Do the device's part and return; `Running.finish` waits for the answer.
+
+        The arrays given must not change until then. Raises as `run`.
+        """
+        names = self._checked(output_names, input_feed)
+        allowed_s = self._deadline_s if deadline_s is None else deadline_s
+        return self._execution.begin(input_feed, names, allowed_s)
+
+    def stream(
+        self,
+        frames: Iterable[Mapping[str, Array]],
+        output_names: Sequence[str] | None = None,
+        *,
+        window: int = 4,
+        latest: bool = False,
+    ) -> Iterator[list[Array]]:
+        """Run many frames with device, link and server busy at once; answers in order.
+
+        Args:
+            frames: an array for every input, per frame; read on another thread. Arrays must not
+                be written to before their answer has come.
+            output_names: outputs wanted; None: all.
+            window: frames under way or waiting to be taken; a slow caller holds up the source.
+            latest: for live cameras: read the source at its own pace and drop frames that are
+                stale by the time the device is free (counted in `counts.dropped`).
+
+        Raises:
+            OffloadError: as `run`, in the turn of the frame that failed.
+        """
+
+        def begin(feeds: Mapping[str, Array]) -> Running:
+            return self.begin(output_names, feeds)
+
+        return answers(begin, self._paced(frames, latest), _window(window))
+
+    def astream(
+        self,
+        frames: Iterable[Mapping[str, Array]] | AsyncIterable[Mapping[str, Array]],
+        output_names: Sequence[str] | None = None,
+        *,
+        window: int = 4,
+        latest: bool = False,
+    ) -> AsyncIterator[list[Array]]:
+        """As `stream`, for `async for`; frames may come from an asynchronous iterator too."""
+
+        def begin(feeds: Mapping[str, Array]) -> Running:
+            return self.begin(output_names, feeds)
+
+        def wrap(source: Iterable[Mapping[str, Array]]) -> Iterable[Mapping[str, Array]]:
+            return self._paced(source, latest)
+
+        return answers_async(begin, frames, _window(window), wrap)
+
+    def close(self) -> None:
+        """End the session with the server; may be called twice."""
+        if self._keeper:
+            self._keeper.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _paced(
+        self, frames: Iterable[Mapping[str, Array]], latest: bool
+    ) -> Iterable[Mapping[str, Array]]:
+        return Latest(frames, lambda: self._tally.add("dropped")) if latest else frames
+
+    def _checked(
+        self, output_names: Sequence[str] | None, feeds: Mapping[str, Array]
+    ) -> tuple[str, ...]:
+        """The outputs wanted; InputError unless inputs and outputs are the model's."""
+        known = {value.name: value for value in self.bundle.inputs}
+        where = str(self.bundle.path.name)
+        for name in feeds:
+            if name not in known:
+                raise InputError(f"{where} has no input {name!r}: it takes {list(known)}")
+        for name, value in known.items():
+            if name not in feeds:
+                raise InputError(f"{where}: input {name!r} is missing: give all of {list(known)}")
+            check_feed(where, value, feeds[name])
+        outputs = [value.name for value in self.bundle.outputs]
+        for name in output_names or ():
+            if name not in outputs:
+                raise InputError(f"{where} has no output {name!r}: it gives {outputs}")
+        return tuple(outputs if output_names is None else output_names)
+
+
+def _window(frames: int) -> int:
+    if frames < 1:
+        raise InputError(f"window must be at least 1 frame, not {frames}")
+    return frames
+
+
+def _policy(text: str) -> OnServerLoss:
+    try:
+        return OnServerLoss(text)
+    except ValueError:
+        raise InputError(f"on_server_loss is resume, local or raise, not {text!r}") from None
+
+
+def _values(bundle: Bundle, device: Device) -> dict[str, Value]:
+    """Type and shape of every tensor this side knows."""
+    ends = {value.name: value for value in (*bundle.inputs, *bundle.outputs)}
+    return {**ends, **device.values()}
+
+
+def _first(connect: Callable[[float], Remote], timeout_s: float, required: bool) -> Remote | None:
+    try:
+        return connect(timeout_s)
+    except ServerError:
+        if required:
+            raise
+        return None
+
+
+def _connector(
+    server: str | Connector | None, agreed: Contract, security: ClientSecurity | None
+) -> Connector:
+    if server is None:
+        raise InputError(
+            "this bundle's plan needs a server: give its HOST:PORT, or use"
+            " offload_runtimes.local.open_session, which starts one within this process"
+        )
+    if isinstance(server, str):
+        return GrpcConnector(server, agreed.message_limit_bytes, security)
+    return server

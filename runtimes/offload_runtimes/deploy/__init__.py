@@ -1,0 +1,1 @@
+"""Bring bundles to where they run."""

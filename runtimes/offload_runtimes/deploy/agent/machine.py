@@ -1,0 +1,82 @@
+"""The machine a target is: what it has, and programs run on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import select
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_TAIL_BYTES = 1 << 16
+_TICK_S = 0.2
+
+
+def facts(root: Path) -> dict[str, Any]:
+    """Processor, system, Python, free disk and memory, clock."""
+    there = next(path for path in (root, *root.parents) if path.is_dir())
+    return {
+        "root": str(root),
+        "machine": platform.machine(),
+        "bits": struct.calcsize("P") * 8,
+        "libc": list(platform.libc_ver()),
+        "python": list(sys.version_info[:3]),
+        "executable": sys.executable,
+        "disk_free_bytes": shutil.disk_usage(there).free,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "time_s": time.time(),
+        "home": str(Path.home()),
+    }
+
+
+def run(root: Path, command: list[str], timeout_s: float, alone: bool = False) -> dict[str, Any]:
+    """Run a program in the root; its exit code (negative: a signal) and the end of what it said.
+
+    It is killed when its time is over and, unless `alone`, when the deployer has gone.
+    """
+    try:
+        child = subprocess.Popen(
+            command,
+            cwd=root,
+            env={**os.environ, **_user_manager()},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return {"code": 127, "out": "", "err": f"{command[0]}: {error.strerror}"}
+    out, err = _wait(child, timeout_s, alone)
+    return {"code": child.returncode, "out": out, "err": err}
+
+
+def _user_manager() -> dict[str, str]:
+    """Where `systemctl --user` finds its manager in a session that no login made."""
+    folder = f"/run/user/{os.getuid()}"
+    if "XDG_RUNTIME_DIR" in os.environ or not Path(folder).is_dir():
+        return {}
+    return {"XDG_RUNTIME_DIR": folder}
+
+
+def _wait(child: subprocess.Popen[bytes], timeout_s: float, alone: bool) -> tuple[str, str]:
+    give_up_s = time.monotonic() + timeout_s
+    while True:
+        try:
+            out, err = child.communicate(timeout=_TICK_S)
+            return _tail(out), _tail(err)
+        except subprocess.TimeoutExpired:
+            gone = not alone and bool(select.select([0], [], [], 0)[0])
+            if gone or time.monotonic() > give_up_s:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+
+
+def _tail(text: bytes) -> str:
+    return text[-_TAIL_BYTES:].decode("utf-8", "replace")

@@ -1,0 +1,229 @@
+"""Put the light runtime on a target: check it, install beside what is there, try, switch."""
+
+import asyncio
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offload.errors import InputError
+
+from offload_runtimes.deploy.channel import Target
+from offload_runtimes.deploy.connect import connect
+from offload_runtimes.deploy.deployment import send_whole
+from offload_runtimes.deploy.place import Place
+from offload_runtimes.deploy.transaction import content_of
+from offload_runtimes.deploy.trial import ending
+from offload_runtimes.deploy.wheels import requirements, write_runtime_wheel
+from offload_runtimes.light import MINIMUM_PYTHON
+
+_MINIMUM_GLIBC = (2, 28)  # onnxruntime's wheels are manylinux_2_28
+_MINIMUM_DISK_BYTES = 400_000_000
+_MINIMUM_MEMORY_BYTES = 256_000_000
+_CLOCK_OFF_S = 300.0
+_VENV_S = 300.0
+_PIP_S = 1800.0
+_PREFLIGHT_S = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """A package on a target and the disk it takes."""
+
+    name: str
+    version: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """A runtime that passed its preflight on a target.
+
+    Attributes:
+        place: the target.
+        python: its interpreter there.
+        machine: the target's processor.
+        packages: what was installed, without pip.
+        preflight_s: seconds that importing and running a tiny model took.
+    """
+
+    place: Place
+    python: str
+    machine: str
+    packages: tuple[Package, ...]
+    preflight_s: float
+
+
+def objections(facts: Mapping[str, Any], now_s: float) -> tuple[str, ...]:
+    """Why a machine cannot run the light runtime, one sentence each; none if it can.
+
+    Args:
+        facts: as the agent tells them.
+        now_s: the time here.
+    """
+    found = []
+    python = ".".join(str(number) for number in facts["python"])
+    if facts["bits"] != 64:
+        found.append(
+            f"its system is {facts['bits']}-bit ({facts['machine']}), onnxruntime has wheels for"
+            " 64-bit ones only: install the 64-bit system"
+        )
+    libc, version = facts["libc"]
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    if libc != "glibc" or numbers < _MINIMUM_GLIBC:
+        found.append(f"its C library is {libc or 'not glibc'} {version}: glibc 2.28 is needed")
+    if tuple(facts["python"][:2]) < MINIMUM_PYTHON:
+        found.append(f"its Python is {python}: 3.11 is needed, name a newer one as `python`")
+    if facts["disk_free_bytes"] < _MINIMUM_DISK_BYTES:
+        free_mb = facts["disk_free_bytes"] / 1e6
+        found.append(f"its disk has {free_mb:.0f} MB free: 400 MB are needed")
+    if facts["memory_bytes"] < _MINIMUM_MEMORY_BYTES:
+        found.append(f"it has {facts['memory_bytes'] / 1e6:.0f} MB of memory: 256 MB are needed")
+    off_s = facts["time_s"] - now_s
+    if abs(off_s) > _CLOCK_OFF_S:
+        found.append(f"its clock is off by {off_s:.0f} s: set it, secure downloads need it")
+    return tuple(found)
+
+
+def init_device(
+    place: Place,
+    wheelhouse: Path | None = None,
+    ort: str | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> Installed:
+    """Install the light runtime on a target, beside the one that is there, and switch to it.
+
+    Args:
+        place: the target.
+        wheelhouse: a folder of wheels to install from; None: the target's package index.
+        ort: a version of onnxruntime; None: the newest.
+        report: told of each step.
+
+    Raises:
+        InputError: the machine is not fit, a package can't be had, or onnxruntime crashes there;
+            the runtime that was there stays.
+        ServerError: the target can't be reached.
+    """
+
+    async def do() -> Installed:
+        async with connect(place) as target:
+            return await Init(target, wheelhouse, ort, report).run()
+
+    return asyncio.run(do())
+
+
+class Init:
+    """The steps of putting the runtime on one target."""
+
+    def __init__(
+        self,
+        target: Target,
+        wheelhouse: Path | None,
+        ort: str | None,
+        report: Callable[[str], None],
+    ) -> None:
+        self._target = target
+        self._name = target.place.name
+        self._wheelhouse = wheelhouse
+        self._ort = ort
+        self._report = report
+        self._folder = f"runtime/venvs/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+
+    async def run(self) -> Installed:
+        """Do them; a failure leaves what was there."""
+        self._report("checking the machine")
+        facts = await self._target.call("facts")
+        reasons = objections(facts, time.time())
+        if reasons:
+            raise InputError(f"{self._name} cannot run models: {'; '.join(reasons)}")
+        await self._target.call("lock")
+        python = f"{facts['root']}/{self._folder}/bin/python"
+        try:
+            await self._install(python)
+            self._report("preflight: running a tiny model")
+            found = await self._preflight(python)
+        except BaseException:
+            await self._run("rm", "-rf", self._folder)
+            raise
+        await self._switch()
+        packages = tuple(Package(**package) for package in found["packages"])
+        return Installed(
+            self._target.place,
+            f"{facts['root']}/runtime/current/bin/python",
+            facts["machine"],
+            packages,
+            found["seconds"],
+        )
+
+    async def _install(self, python: str) -> None:
+        self._report("making a virtual environment")
+        base = self._target.place.python
+        done = await self._run(base, "-m", "venv", self._folder, timeout_s=_VENV_S)
+        if done["code"]:
+            raise InputError(
+                f"{self._name} makes no virtual environment ({_last(done)}): install python3-venv"
+                " there"
+            )
+        names = await self._send_wheels()
+        self._report("installing")
+        source = ("--no-index", "--find-links", "wheels") if self._wheelhouse else ()
+        wheel = next(f"wheels/{name}" for name in names if name.startswith("onnx_offload_runtime"))
+        pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
+        words = (*pip, "--no-deps", *source, *requirements(self._ort), wheel)
+        done = await self._run(*words, timeout_s=_PIP_S)
+        if done["code"]:
+            raise InputError(f"pip on {self._name} {ending(done)}")
+
+    async def _send_wheels(self) -> list[str]:
+        with tempfile.TemporaryDirectory(prefix="offload-wheel-") as folder:
+            own = write_runtime_wheel(Path(folder))
+            others = wheels_of(self._wheelhouse) if self._wheelhouse else []
+            wheels = {path.name: path for path in [*others, own]}
+            files = [content_of(path).to_json() for path in wheels.values()]
+            lacking = await self._target.call("damaged", folder="wheels", files=files)
+            for name in lacking["names"]:
+                self._report(f"sending {name}")
+                await send_whole(self._target, f"wheels/{name}", wheels[name])
+            return list(wheels)
+
+    async def _preflight(self, python: str) -> dict[str, Any]:
+        words = (python, "-m", "offload_runtimes", "preflight")
+        done = await self._run(*words, timeout_s=_PREFLIGHT_S)
+        try:
+            found: dict[str, Any] = json.loads(done["out"].strip().splitlines()[-1])
+        except (ValueError, IndexError) as error:
+            raise InputError(f"the preflight on {self._name} {ending(done)}") from error
+        return found
+
+    async def _switch(self) -> None:
+        await self._target.call(
+            "link", name="runtime/current", to=str(Path(self._folder).relative_to("runtime"))
+        )
+        kept = Path(self._folder).name
+        there = await self._target.call("listing", folder="runtime/venvs")
+        old = [f"runtime/venvs/{name}" for name in there["names"] if name != kept]
+        if old:
+            await self._run("rm", "-rf", *old)
+
+    async def _run(self, *command: str, timeout_s: float = _VENV_S) -> dict[str, Any]:
+        return await self._target.call("run", command=list(command), timeout_s=timeout_s)
+
+
+def wheels_of(folder: Path) -> list[Path]:
+    """The wheels of a house.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = sorted(folder.glob("*.whl"))
+    if not found:
+        raise InputError(f"{folder} holds no wheels: fill it with `offload wheelhouse`")
+    return found
+
+
+def _last(done: Mapping[str, Any]) -> str:
+    lines = f"{done['out']}\n{done['err']}".strip().splitlines()
+    return lines[-1].strip() if lines else f"exit code {done['code']}"

@@ -1,0 +1,176 @@
+"""Where things are deployed to: a directory here, an account over SSH, a name in devices.toml."""
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from offload.errors import InputError
+from offload.plan.plan import Side
+
+DEVICES = "devices.toml"
+_ROOT = "offload"  # in the account's home
+_LISTEN = "127.0.0.1:50051"
+_ADDRESS = re.compile(
+    r"(?P<user>[^@/\s:]+)@(?P<host>\[[0-9A-Fa-f:]+\]|[^@/\s:\[\]]+)(:(?P<port>\d+))?(?P<root>/.*)?"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ssh:
+    """An account on another machine; what is None is left to the user's ssh configuration."""
+
+    host: str
+    user: str | None = None
+    port: int | None = None
+    key: str | None = None
+
+    def __str__(self) -> str:
+        account = f"{self.user}@{self.host}" if self.user else self.host
+        return account if self.port is None else f"{account}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One target.
+
+    Attributes:
+        name: what the user calls it.
+        root: the directory that releases go to; a relative one is in the account's home.
+        ssh: how it is reached; None: it is on this machine.
+        role: the side it plays; None: not said, it gets both sides' files.
+        python: a Python there, to run the agent and to make environments with.
+        providers: onnxruntime's execution providers to use there.
+        threads: threads of one kernel there.
+        listen: where its server listens.
+        security: how its server is secured: `insecure`, or paths on the target, by option.
+    """
+
+    name: str
+    root: str = _ROOT
+    ssh: Ssh | None = None
+    role: Side | None = None
+    python: str = "python3"
+    providers: tuple[str, ...] = ()
+    threads: int | None = None
+    listen: str = _LISTEN
+    security: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """How its runtime runs models, as command-line options."""
+        threads = () if self.threads is None else ("--threads", str(self.threads))
+        return (*(word for name in self.providers for word in ("--provider", name)), *threads)
+
+
+def find_place(text: str, devices: Mapping[str, Place]) -> Place:
+    """The target a user means: a device's name, `user@host[:port][/directory]`, or a directory.
+
+    Raises:
+        InputError: empty, or an address that is not understood.
+    """
+    if text in devices:
+        return devices[text]
+    if "@" in text.split("/")[0]:
+        return _address(text)
+    if not text:
+        raise InputError("a target's name is empty: give a directory, user@host or a device")
+    return Place(text, root=str(Path(text).absolute()))
+
+
+def read_devices(path: Path) -> dict[str, Place]:
+    """The devices of a `devices.toml`, by name; none when there is no such file.
+
+    Raises:
+        InputError: not TOML, an unknown key, or a value of the wrong kind.
+    """
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML ({error}): mend it") from error
+    return {name: _device(path, name, entry) for name, entry in found.items()}
+
+
+def _address(text: str) -> Place:
+    match = _ADDRESS.fullmatch(text)
+    port = int(match["port"]) if match and match["port"] else None
+    if match is None or (port is not None and not 0 < port < 65536):
+        raise InputError(f"target {text!r} is not understood: write it like pi@192.0.2.7:22")
+    ssh = Ssh(match["host"].strip("[]"), match["user"], port)
+    return Place(text, root=match["root"] or _ROOT, ssh=ssh)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(_is_text(item) for item in value)
+
+
+_KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
+    "role": (lambda value: value in tuple(Side), '"device" or "server"'),
+    "host": (_is_text, "a host name or address"),
+    "user": (_is_text, "a user's name"),
+    "port": (lambda value: _is_count(value) and int(str(value)) < 65536, "a port"),
+    "key": (_is_text, "the path of a private key"),
+    "root": (_is_text, "a directory on the target"),
+    "python": (_is_text, "a Python on the target"),
+    "providers": (_is_texts, 'a list like ["cuda", "cpu"]'),
+    "threads": (_is_count, "a number of threads"),
+    "listen": (_is_text, "HOST:PORT"),
+    "insecure": (lambda value: isinstance(value, bool), "true or false"),
+    "cert": (_is_text, "the path of a certificate on the target"),
+    "cert_key": (_is_text, "the path of the certificate's key on the target"),
+    "client_ca": (_is_text, "the path of an authority's certificate on the target"),
+    "token_file": (_is_text, "the path of a file on the target"),
+}
+
+
+def _device(path: Path, name: str, entry: Any) -> Place:
+    if not isinstance(entry, dict):
+        raise InputError(f"{path}: {name!r} is not a table: write [{name}] and its keys below")
+    for key, value in entry.items():
+        if key not in _KEYS:
+            raise InputError(f"{path}: [{name}] has an unknown key {key!r}: use {', '.join(_KEYS)}")
+        fits, wanted = _KEYS[key]
+        if not fits(value):
+            raise InputError(f"{path}: [{name}] {key} is {value!r}: it must be {wanted}")
+    if "host" not in entry and "root" not in entry:
+        raise InputError(f"{path}: [{name}] has neither host nor root: say where it is")
+    return _place(name, entry)
+
+
+def _security(entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """Options of `serve`."""
+    options = {"cert": "cert", "cert_key": "key", "client_ca": "client-ca"}
+    options["token_file"] = "token-file"
+    given = [(option, entry[key]) for key, option in options.items() if key in entry]
+    words = tuple(word for option, value in given for word in (f"--{option}", value))
+    return (*words, "--insecure") if entry.get("insecure") else words
+
+
+def _place(name: str, entry: Mapping[str, Any]) -> Place:
+    ssh = None
+    if "host" in entry:
+        ssh = Ssh(entry["host"], entry.get("user"), entry.get("port"), entry.get("key"))
+    root = entry.get("root", _ROOT)
+    return Place(
+        name,
+        root=root if ssh else str(Path(root).expanduser().absolute()),
+        ssh=ssh,
+        role=Side(entry["role"]) if "role" in entry else None,
+        python=entry.get("python", "python3"),
+        providers=tuple(entry.get("providers", ())),
+        threads=entry.get("threads"),
+        listen=entry.get("listen", _LISTEN),
+        security=_security(entry),
+    )

@@ -1,0 +1,1 @@
+"""The device's side of a session: compute, send, receive, and finish alone when it must."""

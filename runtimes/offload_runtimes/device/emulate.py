@@ -1,0 +1,184 @@
+"""An emulated link, a slower device and faults, so that one machine can stand for two."""
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from offload.errors import ServerError
+
+from offload_runtimes.wire.transport import Connection, Incoming, MemoryConnector, pumped
+
+
+class LinkCost(Protocol):
+    """What a message costs each way; `offload.cost.link.Link` is one."""
+
+    def upload_s(self, size_bytes: float) -> float:
+        """Seconds from device to server."""
+
+    def download_s(self, size_bytes: float) -> float:
+        """Seconds from server to device."""
+
+
+class Pipe:
+    """One direction of an emulated link: messages pass one after another, each at its cost.
+
+    Called from one thread only, which it holds up for as long as the message is on its way.
+    """
+
+    def __init__(
+        self,
+        cost_s: Callable[[float], float],
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._cost_s = cost_s
+        self._clock = clock
+        self._sleep = sleep
+        self._free_s = float("-inf")
+
+    def transit(self, size_bytes: int) -> None:
+        """Return when a message that is ready now has passed."""
+        self._free_s = max(self._clock(), self._free_s) + self._cost_s(size_bytes)
+        sleep_until(self._free_s, self._clock, self._sleep)
+
+
+def sleep_until(
+    due_s: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Sleep to a point in time; a sleep that ends early goes on."""
+    while (left_s := due_s - clock()) > 0:
+        sleep(left_s)
+
+
+class Pacer:
+    """Makes this machine behave like one `slowdown` times slower.
+
+    After each run of a piece of work it sleeps (slowdown - 1) times the piece's median warm
+    duration; pacing to the duration just measured would amplify cold starts and noise.
+    """
+
+    KEPT = 15
+
+    def __init__(self, slowdown: float, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._slowdown = slowdown
+        self._sleep = sleep
+        self._seen: dict[str, list[float]] = {}
+        self._lock = threading.Lock()
+
+    def learn(self, key: str, duration_s: float) -> None:
+        """Note how long a piece of work took when warm."""
+        with self._lock:
+            seen = self._seen.setdefault(key, [])
+            seen.append(duration_s)
+            del seen[: -self.KEPT]
+
+    def warm_s(self, key: str) -> float | None:
+        """The piece's median warm duration; None when it was never seen."""
+        with self._lock:
+            seen = self._seen.get(key)
+            return statistics.median(seen) if seen else None
+
+    def pace(self, key: str) -> None:
+        """Sleep for what a slower machine would still be computing."""
+        warm_s = self.warm_s(key)
+        if warm_s is not None and self._slowdown > 1:
+            self._sleep((self._slowdown - 1) * warm_s)
+
+
+class Fault(StrEnum):
+    """What befalls a connection.
+
+    Attributes:
+        CUT: it breaks.
+        SILENCE: nothing passes any more, and neither end is told.
+        CORRUPT: one bit of one message is flipped.
+        DUPLICATE: one message passes twice.
+    """
+
+    CUT = "cut"
+    SILENCE = "silence"
+    CORRUPT = "corrupt"
+    DUPLICATE = "duplicate"
+
+
+@dataclass(frozen=True, slots=True)
+class FaultPlan:
+    """A fault and the message it befalls, counted over both directions from 0."""
+
+    fault: Fault
+    at: int
+
+
+class FaultyConnection:
+    """A connection that a fault befalls, once."""
+
+    def __init__(self, inner: Connection, plan: FaultPlan) -> None:
+        self._inner = inner
+        self._plan = plan
+        self._count = 0
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+
+    def send(self, message: bytes) -> None:
+        """Hand a message over, or what the fault makes of it."""
+        for passed in self._pass(message):
+            self._inner.send(passed)
+
+    def receive(self) -> bytes | None:
+        """The next message, or what the fault makes of it; a copy made by a fault is dropped."""
+        while (message := self._inner.receive()) is not None:
+            passed = self._pass(message)
+            if passed:
+                return passed[0]
+        if self._silent:
+            self._closed.wait()
+        return None
+
+    def close(self) -> None:
+        """End the stream."""
+        self._closed.set()
+        self._inner.close()
+
+    @property
+    def _silent(self) -> bool:
+        return self._plan.fault is Fault.SILENCE and self._count > self._plan.at
+
+    def _pass(self, message: bytes) -> list[bytes]:
+        with self._lock:
+            number, self._count = self._count, self._count + 1
+        if self._silent:
+            return []
+        if number != self._plan.at:
+            return [message]
+        match self._plan.fault:
+            case Fault.CORRUPT:
+                middle = len(message) // 2
+                flipped = bytes([message[middle] ^ 1]) if message else b""
+                return [message[:middle] + flipped + message[middle + 1 :]]
+            case Fault.DUPLICATE:
+                return [message, message]
+            case _:
+                self._inner.close()
+                raise ServerError("the connection was cut: try again")
+
+
+class FaultyConnector:
+    """Gives every stream within this process the next fault of a list; later ones are sound."""
+
+    def __init__(self, inner: MemoryConnector, plans: list[FaultPlan]) -> None:
+        self._inner = inner
+        self._plans = list(plans)
+        self.address = inner.address
+
+    def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> Incoming:
+        """A new stream."""
+        del timeout_s
+        sound = self._inner.open()
+        connection = FaultyConnection(sound, self._plans.pop(0)) if self._plans else sound
+        return pumped(connection, outgoing)

@@ -1,0 +1,136 @@
+"""The device's own work: engines for segments, at this machine's pace or a slower one's."""
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from offload.bundle.bundle import Bundle, Value
+from offload.encoding.encoding import RAW, encoding
+from offload.errors import DeadlineError, InputError
+from offload.plan.plan import Segment, Send
+from offload.schedule.timeline import Lane
+
+from offload_runtimes.device.emulate import Pacer
+from offload_runtimes.device.inference import Inference
+from offload_runtimes.engine import Array, Engine, EngineOptions, load
+from offload_runtimes.wire.messages import Packed, pack
+
+_COLD_RUNS = 2
+_WARM_RUNS = 3
+_ENOUGH_S = 0.5
+_LEARN_LIMIT_S = 60.0
+
+
+class Device:
+    """Loads segments and runs them on the tensors of an inference."""
+
+    def __init__(self, bundle: Bundle, options: EngineOptions, slowdown: float = 1.0) -> None:
+        """Nothing is loaded yet; `slowdown` makes every run take so many times as long."""
+        if not slowdown >= 1:
+            raise InputError(f"slow-down must be at least 1, not {slowdown:g}")
+        self._bundle = bundle
+        self._options = options
+        self._slowdown = slowdown
+        self._pacer = Pacer(slowdown)
+        self._loading = threading.Lock()
+        self._engines: dict[str, Engine] = {}
+
+    def load(self, segments: Iterable[Segment]) -> None:
+        """Load and warm the engines of segments; those already loaded stay.
+
+        Raises:
+            InputError: onnxruntime refuses one.
+        """
+        with self._loading:
+            for segment in segments:
+                if segment.id not in self._engines:
+                    engine = load(self._bundle.segment_path(segment.id), self._options)
+                    self._engines[segment.id] = engine
+                    feeds = engine.zeros()
+                    if feeds is not None:
+                        with contextlib.suppress(InputError, DeadlineError):
+                            self._learn(segment, feeds)
+
+    def values(self) -> dict[str, Value]:
+        """Type and shape of every tensor that the loaded segments take or make."""
+        loaded = self._engines.values()
+        return {v.name: v for engine in loaded for v in (*engine.outputs, *engine.inputs)}
+
+    def run(
+        self,
+        segment: Segment,
+        inference: Inference,
+        until_s: float | None = None,
+        unless: Iterable[str] = (),
+    ) -> None:
+        """Wait for a segment's inputs, compute it and put its outputs in.
+
+        Args:
+            segment: a loaded segment.
+            inference: where its inputs are and its outputs go.
+            until_s: stop then, by `time.monotonic`.
+            unless: stop when all these tensors are there.
+
+        Raises:
+            DeadlineError: it was stopped.
+            OffloadError: its inputs will not come, or it cannot be computed.
+        """
+        engine = self._engines[segment.id]
+        feeds = inference.take(segment.inputs, until_s)
+        if self._slowdown > 1 and self._pacer.warm_s(segment.id) is None:
+            self._learn(segment, feeds)
+        left_s = None if until_s is None else max(until_s - time.monotonic(), 0.0)
+        call = engine.prepare(left_s)
+        if unless:
+            inference.watch(unless, call.stop)
+        start_s = time.monotonic()
+        arrays = call.run(segment.outputs, feeds)
+        self._pacer.learn(segment.id, time.monotonic() - start_s)
+        self._pacer.pace(segment.id)
+        inference.note(Lane.DEVICE, segment.id, start_s, time.monotonic())
+        inference.put(dict(zip(segment.outputs, arrays, strict=True)))
+
+    def pack(self, send: Send, inference: Inference) -> Packed:
+        """Encode a tensor that is here for its way up, at this device's pace.
+
+        Raises:
+            InputError: it holds NaN or infinity, and its encoding has no place for them.
+            OffloadError: it will not come.
+        """
+        codec = encoding(send.encoding).codec
+        (array,) = inference.take((send.wire,)).values()
+        if send.guard is not None and not np.isfinite(inference.take((send.guard,))[send.guard]):
+            raise InputError(
+                f"tensor {send.tensor!r} holds NaN or infinity, which {send.encoding} cannot"
+                " carry: split the model again with --encoding lossless"
+            )
+        if codec == RAW.codec:
+            return pack(array, codec)
+        start_s, own_s = time.monotonic(), time.thread_time()
+        packed = pack(array, codec)
+        name = f"encode {send.wire}"
+        self._pacer.learn(name, time.thread_time() - own_s)
+        self._pacer.pace(name)
+        inference.note(Lane.DEVICE, name, start_s, time.monotonic())
+        return packed
+
+    def estimate_s(self, segments: Iterable[Segment]) -> float | None:
+        """What segments usually take here, one after another; None if one was never run."""
+        known = [self._pacer.warm_s(segment.id) for segment in segments]
+        if any(seconds is None for seconds in known):
+            return None
+        return self._slowdown * sum(seconds or 0.0 for seconds in known)
+
+    def _learn(self, segment: Segment, feeds: Mapping[str, Array]) -> None:
+        """Find out the segment's warm duration; slow segments are run less often."""
+        began_s = time.monotonic()
+        for number in range(_COLD_RUNS + _WARM_RUNS):
+            start_s = time.monotonic()
+            self._engines[segment.id].run(segment.outputs, feeds, _LEARN_LIMIT_S)
+            end_s = time.monotonic()
+            if number >= _COLD_RUNS or end_s - began_s > _ENOUGH_S:
+                self._pacer.learn(segment.id, end_s - start_s)
+            if end_s - began_s > _ENOUGH_S and number:
+                return

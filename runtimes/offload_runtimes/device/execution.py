@@ -1,0 +1,200 @@
+"""Follow a plan: with the server while it answers, from the tensors at hand when it does not."""
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from enum import StrEnum
+
+from offload.bundle.bundle import Bundle
+from offload.errors import DeadlineError, InputError, OffloadError
+from offload.plan.plan import Action, Side
+from offload.schedule.timeline import Timeline
+
+from offload_runtimes.device.engines import Device
+from offload_runtimes.device.fallback import rest
+from offload_runtimes.device.inference import Inference
+from offload_runtimes.device.keeper import Keeper
+from offload_runtimes.device.remote import Remote
+from offload_runtimes.device.tally import Outcome, Tally
+from offload_runtimes.engine import Array
+
+_MARGIN = 1.5  # how much longer than usual the rest may take here
+_MARGIN_OF_DEADLINE = 0.05
+_MARGIN_S = 0.01
+
+
+class OnServerLoss(StrEnum):
+    """What the device does when the server is dead, slow or unreachable.
+
+    Attributes:
+        RESUME: finish from the tensors at hand; use the server again once it answers.
+        LOCAL: finish from the tensors at hand; stay local for the rest of the session.
+        RAISE: raise ServerError.
+    """
+
+    RESUME = "resume"
+    LOCAL = "local"
+    RAISE = "raise"
+
+
+class Execution:
+    """Runs inferences of one bundle on one device, with a server if there is one."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        device: Device,
+        policy: OnServerLoss,
+        keeper: Keeper | None,
+        tally: Tally,
+    ) -> None:
+        self._plan = bundle.plan
+        self._sends = {send.wire: send for send in bundle.plan.uploads}
+        self._device = device
+        self._keeper = keeper
+        self._tally = tally
+        self._can_finish_here = policy is not OnServerLoss.RAISE and bundle.holds(Side.SERVER)
+
+    def begin(
+        self, feeds: Mapping[str, Array], names: Sequence[str], allowed_s: float | None
+    ) -> "Running":
+        """Do the device's part of the plan; what the server is to do is then under way.
+
+        Raises:
+            InputError: this input cannot be computed.
+        """
+        inference = Inference(feeds)
+        until_s = None if allowed_s is None else inference.started_s + allowed_s
+        running = Running(self, inference, tuple(names), until_s)
+        remote = self._keeper.remote if self._keeper else None
+        if self._keeper and remote is None:
+            running.error, running.outcome = self._keeper.why, Outcome.LOCAL
+            return running
+        try:
+            self._start(running, remote)
+        except InputError:
+            running.end()
+            raise
+        except OffloadError as error:
+            running.lost(error)
+        return running
+
+    def finish(self, running: "Running") -> dict[str, Array]:
+        """Wait for outputs; compute them here when they will not come, or not in time.
+
+        Raises:
+            ServerError: the server is lost and the policy or the bundle forbids going on here.
+            DeadlineError: the time is over.
+            InputError: this input cannot be computed.
+        """
+        inference, names = running.inference, running.names
+        if running.error is None:
+            try:
+                inference.take(names, self._patience(running))
+            except InputError:
+                raise
+            except OffloadError as error:
+                running.lost(error)
+        if running.error is not None:
+            if not self._can_finish_here:
+                raise running.error
+            self._finish_here(running)
+        found = inference.take(names, running.until_s)
+        self._tally.add(running.outcome)
+        return found
+
+    def _start(self, running: "Running", remote: Remote | None) -> None:
+        inference = running.inference
+        if remote:
+            remote.begin(inference, self._patience(running))
+            running.remote = remote
+        for step in self._plan.steps:
+            if step.action is Action.RUN:
+                segment = self._plan.segment(step.target)
+                if not inference.has(segment.inputs):
+                    inference.take(segment.inputs, self._patience(running))
+                self._device.run(segment, inference, running.until_s)
+            elif remote:
+                packed = self._device.pack(self._sends[step.target], inference)
+                remote.send(inference, step.target, packed)
+
+    def _finish_here(self, running: "Running") -> None:
+        """Compute what is missing; stops as soon as a late answer of the server is there."""
+        inference, names = running.inference, running.names
+        for segment in rest(self._plan, inference.is_here, names):
+            if inference.has(names):
+                return
+            self._device.load((segment,))
+            try:
+                self._device.run(segment, inference, running.until_s, unless=names)
+            except DeadlineError:
+                if not inference.has(names):
+                    raise
+
+    def _patience(self, running: "Running") -> float | None:
+        """Until when the server may be waited for, so that the device alone still makes it."""
+        until_s = running.until_s
+        if until_s is None or not self._can_finish_here:
+            return until_s
+        left = rest(self._plan, running.inference.is_here, running.names)
+        needed_s = self._device.estimate_s(left)
+        if needed_s is None:  # never run here: half of the time is anybody's guess
+            now_s = time.monotonic()
+            return now_s + (until_s - now_s) / 2
+        allowed_s = until_s - running.inference.started_s
+        spare_s = max(_MARGIN_S, _MARGIN_OF_DEADLINE * allowed_s)
+        return until_s - _MARGIN * needed_s - spare_s
+
+
+class Running:
+    """One inference under way; `finish` gives its answer.
+
+    Attributes:
+        inference: its tensors.
+        names: the outputs wanted.
+        until_s: when its time is over, by `time.monotonic`; None: never.
+        remote: the session that computes the server's part.
+        error: why the server's part will not come, or not in time.
+        outcome: how it was computed, so far as is known.
+    """
+
+    def __init__(
+        self,
+        execution: Execution,
+        inference: Inference,
+        names: tuple[str, ...],
+        until_s: float | None,
+    ) -> None:
+        self._execution = execution
+        self.inference = inference
+        self.names = names
+        self.until_s = until_s
+        self.remote: Remote | None = None
+        self.error: OffloadError | None = None
+        self.outcome = Outcome.SPLIT
+
+    def finish(self) -> tuple[list[Array], Timeline]:
+        """The outputs wanted, in order, and the measured timeline; errors as `run`."""
+        try:
+            found = self._execution.finish(self)
+        finally:
+            self.end()
+        return [_own(found[name]) for name in self.names], self.inference.timeline()
+
+    def lost(self, error: OffloadError) -> None:
+        """Note that the server can't be waited for, and why; what won't pass by itself is said."""
+        if not error.retry:
+            warnings.warn(f"going on without the server: {error}", RuntimeWarning, stacklevel=2)
+        self.error = error
+        hedged = isinstance(error, DeadlineError)
+        self.outcome = Outcome.HEDGED if hedged else Outcome.RESUMED
+
+    def end(self) -> None:
+        """Let the server forget it."""
+        if self.remote:
+            self.remote.end(self.inference)
+
+
+def _own(array: Array) -> Array:
+    """An array the caller may write to; what came over the wire is a view of its message."""
+    return array if array.flags.writeable else array.copy()

@@ -1,0 +1,93 @@
+"""One inference on the device: its tensors as they come to be, and when everything happened."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from offload.errors import DeadlineError, OffloadError
+from offload.schedule.timeline import Lane, Span, Timeline
+
+from offload_runtimes.engine import Array
+
+
+class Inference:
+    """The tensors of one frame; threads put them in, others wait for them.
+
+    Attributes:
+        started_s: when it began, by `time.monotonic`.
+        number: the frame's number in the session with the server; 0 before it has one.
+    """
+
+    def __init__(self, feeds: Mapping[str, Array]) -> None:
+        self.started_s = time.monotonic()
+        self.number = 0
+        self._tensors = dict(feeds)
+        self._error: OffloadError | None = None
+        self._spans: list[Span] = []
+        self._watchers: list[tuple[tuple[str, ...], Callable[[], None]]] = []
+        self._changed = threading.Condition()
+
+    def put(self, arrays: Mapping[str, Array]) -> None:
+        """Add tensors; the first of a name stays."""
+        with self._changed:
+            self._tensors = {**arrays, **self._tensors}
+            self._changed.notify_all()
+            due = [call for names, call in self._watchers if self.has(names)]
+        for call in due:
+            call()
+
+    def watch(self, names: Iterable[str], call: Callable[[], None]) -> None:
+        """Call a function when all these tensors are here, at once if they are."""
+        entry = (tuple(names), call)
+        with self._changed:
+            self._watchers.append(entry)
+            complete = self.has(entry[0])
+        if complete:
+            call()
+
+    def fail(self, error: OffloadError) -> None:
+        """Let everyone who waits raise this error."""
+        with self._changed:
+            self._error = self._error or error
+            self._changed.notify_all()
+
+    def is_here(self, name: str) -> bool:
+        """Whether a tensor is here."""
+        return name in self._tensors
+
+    def has(self, names: Iterable[str]) -> bool:
+        """Whether all these tensors are here."""
+        return all(name in self._tensors for name in names)
+
+    def take(self, names: Iterable[str], until_s: float | None = None) -> dict[str, Array]:
+        """Wait for tensors and give them.
+
+        Args:
+            names: the tensors.
+            until_s: give up then, by `time.monotonic`.
+
+        Raises:
+            DeadlineError: the time is over.
+            OffloadError: the inference failed while tensors were missing.
+        """
+        wanted = tuple(names)
+        with self._changed:
+            while not self.has(wanted):
+                if self._error is not None:
+                    raise self._error
+                left_s = None if until_s is None else until_s - time.monotonic()
+                if left_s is not None and left_s <= 0:
+                    raise DeadlineError("the answer did not come within the time allowed")
+                self._changed.wait(left_s)
+            return {name: self._tensors[name] for name in wanted}
+
+    def note(self, lane: Lane, name: str, start_s: float, end_s: float) -> None:
+        """Record what happened, in seconds by `time.monotonic`."""
+        span = Span(lane, name, start_s - self.started_s, end_s - self.started_s)
+        with self._changed:
+            self._spans.append(span)
+
+    def timeline(self) -> Timeline:
+        """What was recorded so far."""
+        with self._changed:
+            return Timeline.of(self._spans)

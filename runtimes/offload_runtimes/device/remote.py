@@ -1,0 +1,260 @@
+"""The device's connection to a server: tensors out, answers in, a shared clock."""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from offload.errors import DeadlineError, OffloadError, ServerError
+from offload.schedule.timeline import Lane
+
+from offload_runtimes.device.emulate import LinkCost, Pipe
+from offload_runtimes.device.inference import Inference
+from offload_runtimes.device.pulse import Clock, Pulse
+from offload_runtimes.session.device import (
+    Arrived,
+    DeviceSession,
+    Event,
+    Failed,
+    Leaving,
+    Opened,
+    Ponged,
+)
+from offload_runtimes.wire.contract import Contract
+from offload_runtimes.wire.messages import Packed
+from offload_runtimes.wire.transport import Connector
+
+_PINGS = 5
+
+
+class Remote:
+    """One session with a server. Everything it calls back runs on its own threads."""
+
+    def __init__(
+        self,
+        connector: Connector,
+        contract: Contract,
+        *,
+        link: LinkCost | None = None,
+        timeout_s: float = 5.0,
+        patience_s: float = 1.0,
+    ) -> None:
+        """Connect, say hello and set the clocks.
+
+        Raises:
+            ServerError: the server cannot be reached, is full, or does not answer in time.
+            BundleError: the server does not hold the bundle.
+        """
+        self._machine = DeviceSession(contract, connector.address)
+        self._up = Pipe(link.upload_s) if link else None
+        self._down = Pipe(link.download_s) if link else None
+        self._lock = threading.Lock()
+        self._frames: dict[int, Inference] = {}
+        self._begun: dict[tuple[int, str], tuple[float, int]] = {}
+        self._pulse = Pulse(patience_s)
+        self._free_s = {Lane.UPLINK: 0.0, Lane.DOWNLINK: 0.0}
+        self._pings: dict[int, float] = {}
+        self._last_ping = 0
+        self._outbox: queue.SimpleQueue[Callable[[], bytes | None] | None] = queue.SimpleQueue()
+        self._opened = threading.Event()
+        self._ponged = threading.Semaphore(0)
+        self._closed = False
+        self.clock = Clock()
+        self.error: OffloadError | None = None
+        self.leaving = False
+        self._room = threading.Semaphore(0)
+        self.max_frames = 1
+        self._connection = connector.connect(self._outgoing(), timeout_s)
+        self._receiver = threading.Thread(target=self._receiving, name="receiver", daemon=True)
+        self._open(connector.address, timeout_s)
+
+    def begin(self, inference: Inference, until_s: float | None = None) -> None:
+        """Give an inference a frame number; waits while the server's allowance is used up.
+
+        Raises:
+            DeadlineError: the time is over.
+            OffloadError: what ended the session, if it has ended.
+        """
+        left_s = None if until_s is None else max(until_s - time.monotonic(), 0.0)
+        if not self._room.acquire(timeout=left_s):
+            raise DeadlineError("other inferences took all the time allowed: allow more")
+        with self._lock:
+            if self.error is not None:
+                self._room.release()
+                raise self.error
+            inference.number = self._machine.open_frame()
+            self._frames[inference.number] = inference
+
+    def send(self, inference: Inference, name: str, packed: Packed) -> None:
+        """Queue a tensor for sending and return at once."""
+
+        def message() -> bytes | None:
+            with self._lock:
+                if inference.number not in self._frames:
+                    return None
+            data = self._machine.upload(inference.number, name, packed, time.monotonic())
+            with self._lock:
+                self._begun[inference.number, name] = (time.monotonic(), len(data))
+                self._pulse.sent(len(data))
+            if self._up:
+                self._up.transit(len(data))
+            return data
+
+        self._outbox.put(message)
+
+    def end(self, inference: Inference) -> None:
+        """Forget an inference; the server is told if it is still at it."""
+        with self._lock:
+            if not inference.number:
+                return
+            self._frames.pop(inference.number, None)
+            self._room.release()
+            for key in [key for key in self._begun if key[0] == inference.number]:
+                del self._begun[key]
+            cancel = self._machine.cancel(inference.number)
+        if cancel is not None:
+            self._outbox.put(lambda: cancel)
+
+    def ping(self) -> None:
+        """Ask the server for a sign of life."""
+        with self._lock:
+            self._last_ping = number = self._last_ping + 1
+
+        def message() -> bytes:
+            with self._lock:
+                self._pings[number] = time.monotonic()
+                self._pulse.asked(number, self._pings[number])
+            return self._machine.ping(number)
+
+        self._outbox.put(message)
+
+    def beat(self) -> None:
+        """Ping, or, when the last pings were never answered, count the server as lost."""
+        with self._lock:
+            coming_bytes = len(self._frames) * self._machine.contract.answer_bytes
+            gone = self._pulse.is_gone(time.monotonic(), coming_bytes)
+            idle = not self._frames
+        if gone:
+            self._lose(ServerError(f"server {self._machine.server} gives no sign of life"))
+        elif self.leaving and idle:
+            self._lose(ServerError(f"server {self._machine.server} is shutting down"))
+        else:
+            self.ping()
+
+    def close(self) -> None:
+        """End the session and its threads; inferences still waiting fail."""
+        if not self._closed:
+            self._closed = True
+            self._lose(ServerError("the session was closed"))
+            if self._receiver is not threading.current_thread():
+                self._receiver.join(5)
+
+    def _open(self, address: str, timeout_s: float) -> None:
+        self._receiver.start()
+        self._outbox.put(self._machine.hello)
+        try:
+            if not self._opened.wait(timeout_s):
+                raise ServerError(f"server {address} does not answer: is it overloaded?")
+            if self.error is not None:
+                raise self.error
+            for _ in range(_PINGS):
+                self.ping()
+                if not self._ponged.acquire(timeout=timeout_s):
+                    raise ServerError(f"server {address} stopped answering: is it overloaded?")
+                if self.error is not None:
+                    raise self.error
+        except OffloadError:
+            self.close()
+            raise
+
+    def _outgoing(self) -> Iterator[bytes]:
+        """Messages made when their turn on the link has come; the transport pulls them."""
+        while (make := self._outbox.get()) is not None:
+            data = make()
+            if data is not None:
+                yield data
+
+    def _receiving(self) -> None:
+        try:
+            while (data := self._connection.receive()) is not None:
+                event = self._machine_event(data)
+                if event is not None:
+                    self._handle(event, len(data))
+            self._lose(ServerError("the server ended the session: is it shutting down?"))
+        except OffloadError as error:
+            self._lose(error)
+
+    def _machine_event(self, data: bytes) -> Event | None:
+        with self._lock:
+            self._pulse.heard(time.monotonic())
+            return self._machine.receive(data)
+
+    def _handle(self, event: Event, size_bytes: int) -> None:
+        match event:
+            case Opened(max_frames):
+                self.max_frames = max_frames
+                self._room.release(max_frames)
+                self._opened.set()
+            case Arrived():
+                if self._down:
+                    self._down.transit(size_bytes)
+                self._arrived(event)
+            case Failed(None, error):
+                self._lose(error)
+            case Leaving():
+                self.leaving = True
+            case Failed(frame, error):
+                with self._lock:
+                    inference = self._frames.get(frame or 0)
+                if inference:
+                    inference.fail(error)
+            case Ponged(number, server_s):
+                with self._lock:
+                    sent_s = self._pings.pop(number, None)
+                    self._pulse.answered(number)
+                if sent_s is not None:
+                    self.clock.learn(sent_s, server_s, time.monotonic())
+                    self._ponged.release()
+
+    def _arrived(self, event: Arrived) -> None:
+        now_s = time.monotonic()
+        with self._lock:
+            inference = self._frames.get(event.frame)
+        if inference is None:
+            return
+        for span in event.spans:
+            if span.is_arrival:
+                begun_s, size_bytes = self._begun.get((event.frame, span.name), (now_s, 0))
+                arrived_s = self.clock.here_s(span.end_s)
+                took_s = self._transit(inference, Lane.UPLINK, span.name, begun_s, arrived_s)
+                self._pulse.passed(Lane.UPLINK, size_bytes, took_s)
+            else:
+                start_s, end_s = self.clock.here_s(span.start_s), self.clock.here_s(span.end_s)
+                inference.note(Lane.SERVER, span.name, start_s, end_s)
+        sent_s = self.clock.here_s(event.sent_s)
+        took_s = self._transit(inference, Lane.DOWNLINK, event.name, sent_s, now_s)
+        self._pulse.passed(Lane.DOWNLINK, event.array.nbytes, took_s)
+        inference.put({event.name: event.array})
+
+    def _transit(
+        self, inference: Inference, lane: Lane, name: str, ready_s: float, end_s: float
+    ) -> float:
+        """Note a passage; the link carries one tensor at a time, so it began when it was free."""
+        start_s = min(max(ready_s, self._free_s[lane]), end_s)
+        self._free_s[lane] = end_s
+        inference.note(lane, name, start_s, end_s)
+        return end_s - start_s
+
+    def _lose(self, error: OffloadError) -> None:
+        """The session is over: everyone who waits learns why."""
+        with self._lock:
+            self.error = self.error or error
+            waiting = list(self._frames.values())
+            self._frames.clear()
+        self._opened.set()
+        self._ponged.release()
+        self._room.release(len(waiting) + self.max_frames)
+        self._outbox.put(None)
+        self._connection.close()
+        for inference in waiting:
+            inference.fail(self.error)

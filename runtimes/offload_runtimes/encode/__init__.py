@@ -1,0 +1,1 @@
+"""Measure encodings: sizes and seconds of every tensor, effects on the outputs, the choice."""

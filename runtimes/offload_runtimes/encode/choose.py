@@ -1,0 +1,212 @@
+"""Choose encodings that keep the outputs within what is allowed, measured on calibration inputs."""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from offload.bundle.expose import write_bare
+from offload.bundle.write import signature
+from offload.encoding.allowance import LOSSLESS, Allowance
+from offload.encoding.catalogue import Catalogue
+from offload.encoding.encoding import ENCODINGS, Encoding, Form, encoding
+from offload.errors import InputError
+from offload.graph.load import Model
+from offload.graph.model import Graph, Tensor
+from offload.plan.plan import Plan
+
+from offload_runtimes.encode.calibration import (
+    Calibration,
+    random_calibration,
+    read_calibration,
+)
+from offload_runtimes.encode.effect import Effect, Lossy, Rehearsal
+from offload_runtimes.encode.sizes import catalogue_of
+from offload_runtimes.engine import EngineOptions
+
+Progress = Callable[[str], None]
+Planner = Callable[[Catalogue | None], Plan]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An encoding that changed the outputs too much.
+
+    Attributes:
+        tensor: where.
+        encoding: which.
+        effect: of the plan that had it.
+        plain: share of labels that is right without any encoding; None without labels.
+    """
+
+    tensor: str
+    encoding: Encoding
+    effect: Effect
+    plain: float | None
+
+
+# Refused at so many tensors, a form is given up for all: no split waits for ever.
+_REFUSALS = 3
+# What loses no less than a form does.
+_COARSER: Mapping[Form, tuple[Form, ...]] = {
+    Form.HALF: (Form.HALF, Form.CHANNELS, Form.AFFINE),
+    Form.CHANNELS: (Form.CHANNELS, Form.AFFINE),
+    Form.AFFINE: (Form.AFFINE,),
+}
+
+
+@dataclass
+class Chooser:
+    """Plans with encodings until the measured effect is within the allowance.
+
+    Attributes:
+        model: from a file.
+        graph: its layers.
+        allowance: what may be lost.
+        options: how onnxruntime runs.
+        types: types of tensors that shape inference can't follow.
+        progress: called with a phrase before each step.
+    """
+
+    model: Model
+    graph: Graph
+    allowance: Allowance
+    options: EngineOptions
+    types: Mapping[str, Tensor] = field(default_factory=dict)
+    progress: Progress = lambda _: None
+
+    def plan(self, planner: Planner) -> Plan:
+        """The best plan that the allowance lets through; its reason says what was given up.
+
+        Each round plans with the encodings left, rehearses the plan on the calibration inputs
+        and, if the outputs change too much, refuses the encoding that changes them most, there;
+        refused at three tensors, a form is refused everywhere. So at most nine plans are
+        rehearsed before only what is lossless is left.
+
+        Args:
+            planner: plans with the encodings of a catalogue (None: raw only).
+
+        Raises:
+            InputError: the calibration doesn't fit the model, or no plan keeps the limits.
+        """
+        if [e.name for e in self.allowance.encodings] == ["raw"]:
+            return planner(None)
+        try:
+            calibration = self._calibration()
+            catalogue = self._catalogue(calibration)
+        except InputError as error:
+            if self.allowance.calibration is not None:
+                raise
+            return _saying(planner(None), f"All crosses raw, no sizes being known: {error}.")
+        return self.within(planner, calibration, catalogue)
+
+    def within(self, planner: Planner, calibration: Calibration, catalogue: Catalogue) -> Plan:
+        """As `plan`, with calibration and catalogue at hand."""
+        refused: list[Refusal] = []
+        left = catalogue
+        while True:
+            plan = planner(left)
+            lossy = _lossy(plan)
+            if not lossy:
+                return _saying(plan, self._gave_up(refused)) if refused else plan
+            self.progress("measuring what the encodings do to the outputs")
+            with tempfile.TemporaryDirectory(prefix="offload-") as name:
+                write_bare(self.model, plan, Path(name), self.types)
+                rehearsal = Rehearsal(plan, Path(name), calibration, self.options)
+                effect = rehearsal.effect(lossy)
+                if self.accepts(effect):
+                    return _saying(plan, _kept(lossy, effect))
+                tensor, worst = _worst(rehearsal, lossy)
+                plain = rehearsal.effect({}).accuracy if effect.accuracy is not None else None
+            refused.append(Refusal(tensor, worst, effect, plain))
+            left = left.without(_banned(left, refused))
+
+    def accepts(self, effect: Effect) -> bool:
+        """Whether an effect is within the allowance."""
+        tolerance, floor = self.allowance.tolerance, self.allowance.accuracy_floor
+        if floor is not None:
+            if effect.accuracy is None:
+                raise InputError(
+                    "--accuracy-floor needs the right class of each sample: an array `labels` in"
+                    " the .npz file, one number a sample, or pictures in a sub-folder a class"
+                )
+            if effect.accuracy < floor:
+                return False
+        return tolerance is None or effect.worst <= tolerance
+
+    def _calibration(self) -> Calibration:
+        if self.allowance.calibration is None:
+            return random_calibration(self.graph)
+        inputs, _ = signature(self.model, self.graph)
+        return read_calibration(self.allowance.calibration, inputs)
+
+    def _catalogue(self, calibration: Calibration) -> Catalogue:
+        allowed = LOSSLESS if calibration.is_random else self.allowance.encodings
+        return catalogue_of(
+            self.model, self.graph, calibration, allowed, self.options, self.types, self.progress
+        )
+
+    def _gave_up(self, refused: list[Refusal]) -> str:
+        last, limits = refused[-1], []
+        if self.allowance.tolerance is not None:
+            limits.append(f"within {self.allowance.tolerance:g}")
+        if self.allowance.accuracy_floor is not None:
+            limits.append(f"at {self.allowance.accuracy_floor:g} of the labels right")
+        right = (
+            ""
+            if last.plain is None
+            else f", {last.effect.accuracy:g} right ({last.plain:g} without)"
+        )
+        return (
+            f"No lossy encoding that was tried keeps the outputs {' and '.join(limits)} (the last,"
+            f" {last.encoding.name} of {last.tensor!r}, changes them by"
+            f" {last.effect.worst:.2g}{right}): all is lossless."
+        )
+
+
+def _lossy(plan: Plan) -> dict[str, Lossy]:
+    found = {s.tensor: Lossy(encoding(s.encoding), s.affine) for s in plan.uploads}
+    return {name: lossy for name, lossy in found.items() if not lossy.encoding.is_lossless}
+
+
+def _worst(rehearsal: Rehearsal, lossy: Mapping[str, Lossy]) -> tuple[str, Encoding]:
+    """The tensor whose encoding alone changes the outputs most."""
+    if len(lossy) > 1:
+        name = max(lossy, key=lambda tensor: _badness(rehearsal.effect({tensor: lossy[tensor]})))
+    else:
+        (name,) = lossy
+    return name, lossy[name].encoding
+
+
+def _badness(effect: Effect) -> tuple[float, float]:
+    return (0.0 if effect.accuracy is None else -effect.accuracy), effect.worst
+
+
+def _banned(catalogue: Catalogue, refused: list[Refusal]) -> set[tuple[str, Encoding]]:
+    """What must not be tried again: no less lossy at the same tensor, or anywhere."""
+    worse = [_no_finer(refusal.encoding) for refusal in refused]
+    everywhere = {each for tried in worse if worse.count(tried) >= _REFUSALS for each in tried}
+    found = {(name, each) for name in catalogue.tensors for each in everywhere}
+    for refusal, tried in zip(refused, worse, strict=True):
+        found.update((refusal.tensor, each) for each in tried)
+    return found
+
+
+def _no_finer(tried: Encoding) -> frozenset[Encoding]:
+    """The encodings that lose no less."""
+    if tried.form is Form.PLAIN:
+        return frozenset((tried,))
+    return frozenset(e for e in ENCODINGS.values() if e.form in _COARSER[tried.form])
+
+
+def _kept(lossy: Mapping[str, Lossy], effect: Effect) -> str:
+    how = ", ".join(f"{tensor!r} as {each.encoding.name}" for tensor, each in lossy.items())
+    right = f", {effect.accuracy:.2%} of the labels right" if effect.accuracy is not None else ""
+    return (
+        f"Lossy: {how}; on the calibration inputs the outputs change by {effect.worst:.2g} of"
+        f" their range at most ({effect.mean:.2g} on average){right}."
+    )
+
+
+def _saying(plan: Plan, more: str) -> Plan:
+    return replace(plan, reason=f"{plan.reason} {more}")

@@ -1,0 +1,185 @@
+"""What encodings do to the outputs, measured on calibration inputs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from offload.bundle.expose import bare_segments
+from offload.encoding.affine import Affine
+from offload.encoding.encoding import Encoding, Form, encoding
+from offload.plan.plan import Plan, Side
+
+from offload_runtimes.encode.calibration import Calibration
+from offload_runtimes.engine import Array, Engine, EngineOptions, load
+from offload_runtimes.wire.codecs import codec
+
+Tensors = Mapping[str, Array]
+_TOP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Lossy:
+    """How one tensor crosses: the encoding, and its scale where it quantises."""
+
+    encoding: Encoding
+    affine: Affine | None = None
+
+    def passed(self, array: Array) -> Array:
+        """The tensor as it arrives; NaN throughout where it must not cross so."""
+        if self.encoding.is_lossless:
+            return array
+        if self.encoding.form is Form.PLAIN:
+            tool, data = codec(self.encoding.codec), array.tobytes()
+            back = tool.decode(tool.encode(data, array.shape), len(data), array.shape)
+            return np.frombuffer(back, array.dtype).reshape(array.shape)
+        if self.encoding.form is Form.HALF:
+            with np.errstate(over="ignore"):
+                return array.astype(np.float16).astype(array.dtype)
+        if self.affine is None or not np.isfinite(array).all():
+            return np.full_like(array, np.nan)
+        return self.affine.restored(self.affine.quantised(array))
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """The outputs' change over all inputs.
+
+    Attributes:
+        worst: largest change of any value, relative to its output's range; of whole numbers and
+            truth values, the share that is another; infinite where NaN or infinity moved.
+        mean: mean change, likewise relative.
+        top1: share of rows (of float outputs, along the last axis) whose best class stays best.
+        top5: share whose best class stays among the best five.
+        accuracy: share of the labels that is right; None without labels.
+    """
+
+    worst: float
+    mean: float
+    top1: float
+    top5: float
+    accuracy: float | None
+
+
+NO_EFFECT = Effect(0.0, 0.0, 1.0, 1.0, None)
+
+
+class Rehearsal:
+    """A plan's segments without encodings, run on the calibration inputs.
+
+    What the device makes is computed once; then the server's part is run for each choice of
+    encodings. The undisturbed run is the yardstick.
+    """
+
+    def __init__(
+        self, plan: Plan, folder: Path, calibration: Calibration, options: EngineOptions
+    ) -> None:
+        """Load the bare segments of a folder and run the device's.
+
+        Raises:
+            InputError: the engine refuses a segment or an input.
+        """
+        self.plan = plan
+        self.calibration = calibration
+        segments = bare_segments(plan)
+        engines = {s.id: load(folder / s.file, options) for s in segments}
+        self._server = [engines[s.id] for s in segments if s.side is Side.SERVER]
+        device = [engines[s.id] for s in segments if s.side is Side.DEVICE]
+        self._made = [_run(device, feeds) for feeds in calibration.feeds]
+
+    @cached_property
+    def expected(self) -> list[Tensors]:
+        """The outputs of each input without encodings."""
+        return [self._outputs(_run(self._server, made)) for made in self._made]
+
+    def crossing(self, tensor: str) -> list[Array]:
+        """A tensor that crosses, for each input."""
+        return [made[tensor] for made in self._made]
+
+    def planned(self) -> dict[str, Lossy]:
+        """How the plan's tensors cross."""
+        return {
+            send.tensor: Lossy(encoding(send.encoding), send.affine) for send in self.plan.uploads
+        }
+
+    def effect(self, choice: Mapping[str, Lossy]) -> Effect:
+        """What a choice of encodings does; tensors that it does not name cross as they are."""
+        found = []
+        for made in self._made:
+            passed = {name: lossy.passed(made[name]) for name, lossy in choice.items()}
+            found.append(self._outputs(_run(self._server, {**made, **passed})))
+        return _compared(self.expected, found, self.calibration.labels)
+
+    def _outputs(self, tensors: Tensors) -> Tensors:
+        """What the server answers: what the device makes of the outputs no encoding touches."""
+        return {send.tensor: tensors[send.tensor] for send in self.plan.downloads}
+
+
+def _run(engines: Iterable[Engine], given: Tensors) -> dict[str, Array]:
+    tensors = dict(given)
+    for engine in engines:
+        feeds = {value.name: tensors[value.name] for value in engine.inputs}
+        names = [value.name for value in engine.outputs]
+        tensors.update(zip(names, engine.run(names, feeds), strict=True))
+    return tensors
+
+
+def _compared(
+    expected: Sequence[Tensors], found: Sequence[Tensors], labels: Sequence[int]
+) -> Effect:
+    pairs = [
+        (want[name], got[name]) for want, got in zip(expected, found, strict=True) for name in want
+    ]
+    changes = [change(want, got) for want, got in pairs]
+    rows = [ranks(want, got) for want, got in pairs if want.dtype.kind == "f" and want.ndim]
+    places = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+    return Effect(
+        max((worst for worst, _ in changes), default=0.0),
+        float(np.mean([mean for _, mean in changes])) if changes else 0.0,
+        float(np.mean(places < 1)) if places.size else 1.0,
+        float(np.mean(places < _TOP)) if places.size else 1.0,
+        accuracy(found, labels) if labels else None,
+    )
+
+
+def change(want: Array, got: Array) -> tuple[float, float]:
+    """Largest and mean change of an output, relative to its range; see `Effect.worst`."""
+    if want.shape != got.shape:
+        return float("inf"), float("inf")
+    if not want.size or np.array_equal(want, got, equal_nan=want.dtype.kind == "f"):
+        return 0.0, 0.0
+    if want.dtype.kind != "f":
+        share = float(np.mean(want != got))
+        return share, share
+    one, two = want.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(one)
+    if not np.array_equal(finite, np.isfinite(two)):
+        return float("inf"), float("inf")
+    apart = np.abs(one[finite] - two[finite])
+    if not apart.size:
+        return float("inf"), float("inf")
+    spread = float(np.ptp(one[finite])) or float(np.abs(one[finite]).max()) or 1.0
+    return float(apart.max()) / spread, float(apart.mean()) / spread
+
+
+def ranks(want: Array, got: Array) -> Array:
+    """For each row along the last axis: how many classes now beat the one that was best."""
+    if want.shape != got.shape or want.shape[-1] < 2:
+        return np.zeros(0, np.int64)
+    rows, others = want.reshape(-1, want.shape[-1]), got.reshape(-1, got.shape[-1])
+    best = rows.argmax(axis=1)
+    now = others[np.arange(len(others)), best]
+    found: Array = (others > now[:, None]).sum(axis=1) + np.isnan(now) * _TOP
+    return found
+
+
+def accuracy(found: Sequence[Tensors], labels: Sequence[int]) -> float | None:
+    """Share of labels that the first output gives; None where the numbers don't match."""
+    answers = []
+    for outputs in found:
+        array = next(iter(outputs.values()))
+        best = array.argmax(axis=-1) if array.dtype.kind == "f" else array
+        answers.append(np.atleast_1d(best).reshape(-1))
+    given = np.concatenate(answers)
+    return float(np.mean(given == np.asarray(labels))) if given.shape == (len(labels),) else None

@@ -1,0 +1,30 @@
+"""The one door to onnxruntime: load a model, run it, time it, ask what it is made of."""
+
+from onnxruntime import __version__ as ORT_VERSION  # noqa: N812  (a constant of the library)
+
+from offload_runtimes.engine.engine import Call, Engine, load
+from offload_runtimes.engine.inspect import (
+    NodeTime,
+    optimize_to,
+    profile_nodes,
+    tensor_types,
+)
+from offload_runtimes.engine.options import EngineOptions
+from offload_runtimes.engine.values import Array, check_feed, dtype_of, shape_fits, show_shape
+
+__all__ = [
+    "ORT_VERSION",
+    "Array",
+    "Call",
+    "Engine",
+    "EngineOptions",
+    "NodeTime",
+    "check_feed",
+    "dtype_of",
+    "load",
+    "optimize_to",
+    "profile_nodes",
+    "shape_fits",
+    "show_shape",
+    "tensor_types",
+]

@@ -1,0 +1,202 @@
+"""A model loaded into onnxruntime, run with checked inputs and, if asked, a deadline."""
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from offload.bundle.bundle import Value
+from offload.errors import DeadlineError, InputError
+
+from offload_runtimes.device.alarm import ALARM
+from offload_runtimes.engine import values
+from offload_runtimes.engine.options import (
+    EngineOptions,
+    resolve_providers,
+    session_options,
+    warn_missing,
+)
+from offload_runtimes.engine.values import DTYPES, Array
+
+
+class Engine:
+    """One loaded model; `run` may be called from several threads at once.
+
+    Attributes:
+        name: the file's name, for messages.
+        inputs: what `run` needs, in the model's order.
+        outputs: what `run` can give, in the model's order.
+        defaults: what `run` may be given besides: inputs that have a default in the model.
+        providers: the execution providers really in use, by ORT's names.
+    """
+
+    def __init__(self, session: ort.InferenceSession, name: str) -> None:
+        self._session = session
+        self.name = name
+        self.inputs = tuple(_value(node) for node in session.get_inputs())
+        self.outputs = tuple(_value(node) for node in session.get_outputs())
+        self.providers: tuple[str, ...] = tuple(session.get_providers())
+        self._by_name = {value.name: value for value in self.inputs}
+        optional = session.get_overridable_initializers()
+        self.defaults = tuple(_value(node) for node in optional)
+        self._optional = {value.name: value for value in self.defaults}
+        self._output_names = [value.name for value in self.outputs]
+        everything = (*self.inputs, *self.outputs)
+        self._carried = any(values.is_carried(value.type) for value in everything)
+
+    def run(
+        self,
+        outputs: Sequence[str] | None,
+        feeds: Mapping[str, Array],
+        deadline_s: float | None = None,
+    ) -> list[Array]:
+        """Compute outputs from inputs.
+
+        Args:
+            outputs: names of the outputs wanted, in that order; None: all.
+            feeds: an array for every input.
+            deadline_s: stop after so many seconds, between two kernels.
+
+        Raises:
+            InputError: a name, dtype or shape is wrong, or ORT cannot compute this input.
+            DeadlineError: the run was stopped.
+        """
+        return self.prepare(deadline_s).run(outputs, feeds)
+
+    def prepare(self, deadline_s: float | None = None) -> "Call":
+        """A run that another thread may stop, before or while it runs."""
+        return Call(self, deadline_s)
+
+    def warm(self, limit_s: float = 5.0) -> None:
+        """Run once on zeros, so that the first real run finds memory allocated.
+
+        Does nothing where a size is dynamic or zeros are not a possible input; stops after a
+        while, for a model may loop for ever.
+        """
+        feeds = self.zeros()
+        if feeds is not None:
+            with contextlib.suppress(InputError, DeadlineError):
+                self.run(None, feeds, limit_s)
+
+    def check(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> None:
+        """Refuse names, dtypes and shapes that do not fit, before anything is computed.
+
+        Raises:
+            InputError: saying which, what was expected and what came.
+        """
+        for name in outputs:
+            if name not in self._output_names:
+                raise InputError(f"{self.name} has no output {name!r}: {self._output_names}")
+        for name, array in feeds.items():
+            expected = self._by_name.get(name) or self._optional.get(name)
+            if expected is None:
+                raise InputError(f"{self.name} has no input {name!r}: {list(self._by_name)}")
+            values.check_feed(self.name, expected, array)
+        for name in self._by_name:
+            if name not in feeds:
+                raise InputError(f"{self.name}: input {name!r} is missing: give all of its inputs")
+
+    def zeros(self) -> dict[str, Array] | None:
+        """Inputs of zeros to warm up with; None when a size is dynamic."""
+        feeds: dict[str, Array] = {}
+        for value in self.inputs:
+            fixed = [size for size in value.shape or () if isinstance(size, int)]
+            if value.shape is None or len(fixed) < len(value.shape) or value.type not in DTYPES:
+                return None
+            feeds[value.name] = np.zeros(fixed, DTYPES[value.type])
+        return feeds
+
+    def compute(
+        self, outputs: Sequence[str] | None, feeds: Mapping[str, Array], options: ort.RunOptions
+    ) -> list[Array]:
+        """Check the feeds and run with ORT's own options for one run."""
+        names = self._output_names if outputs is None else list(outputs)
+        self.check(names, feeds)
+        try:
+            if not self._carried:
+                found: list[Array] = self._session.run(names, dict(feeds), options)
+                return found
+            known = {**self._optional, **self._by_name}
+            held = {name: values.to_ort(array, known[name].type) for name, array in feeds.items()}
+            made = self._session.run_with_ort_values(names, held, options)
+            return [values.from_ort(value) for value in made]
+        except Exception as error:
+            raise InputError(f"{self.name} cannot be computed: {first_line(error)}") from error
+
+
+class Call:
+    """One run of an engine that can be stopped between two kernels, by time or by `stop`."""
+
+    def __init__(self, engine: Engine, deadline_s: float | None) -> None:
+        self._engine = engine
+        self._deadline_s = deadline_s
+        self._options = ort.RunOptions()
+        self._options.log_severity_level = 4
+
+    def stop(self) -> None:
+        """End the run, or keep it from beginning; it raises DeadlineError."""
+        self._options.terminate = True
+
+    def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Array]:
+        """Run it; arguments and errors as `Engine.run`."""
+        cancel = ALARM.after(self._deadline_s, self.stop) if self._deadline_s is not None else None
+        try:
+            return self._engine.compute(outputs, feeds, self._options)
+        except InputError as error:
+            if not self._options.terminate:
+                raise
+            allowed = "" if self._deadline_s is None else f" (allowed are {self._deadline_s:g} s)"
+            raise DeadlineError(
+                f"{self._engine.name} was stopped before it finished{allowed}: allow more time"
+            ) from error
+        finally:
+            if cancel:
+                cancel()
+
+
+def load(model: str | Path | bytes, options: EngineOptions | None = None) -> Engine:
+    """Load a model from a file (its external data beside it) or from bytes.
+
+    Libraries of custom operators are never loaded.
+
+    Raises:
+        InputError: no such file, or onnxruntime refuses the model.
+    """
+    options = options or EngineOptions()
+    name = "model" if isinstance(model, bytes) else Path(model).name
+    session = open_session(model, session_options(options), options)
+    return Engine(session, name)
+
+
+def open_session(
+    model: str | Path | bytes, settings: ort.SessionOptions, options: EngineOptions
+) -> ort.InferenceSession:
+    """An ORT session with settings of one's own; InputError when ORT refuses the model."""
+    providers = resolve_providers(options.providers)
+    source: Any = model if isinstance(model, bytes) else os.fspath(model)
+    if not isinstance(model, bytes) and not Path(model).is_file():
+        raise InputError(f"{model} does not exist: give an ONNX file")
+    try:
+        session = ort.InferenceSession(source, settings, providers=providers)
+    except Exception as error:
+        where = "the model" if isinstance(model, bytes) else model
+        raise InputError(f"onnxruntime refuses {where}: {first_line(error)}") from error
+    for provider in providers:
+        if provider not in session.get_providers():
+            warn_missing(provider)
+    return session
+
+
+def first_line(error: Exception) -> str:
+    """ORT's message without its code and what follows the first line."""
+    text = str(error).strip().splitlines()
+    line = text[0] if text else type(error).__name__
+    return line.split(" : ", 3)[-1].strip() if line.startswith("[ONNXRuntimeError]") else line
+
+
+def _value(node: ort.NodeArg) -> Value:
+    # ORT gives the same empty list for a scalar and for a tensor of unknown rank.
+    return Value(node.name, node.type, tuple(node.shape) or None)

@@ -1,0 +1,115 @@
+"""Ask onnxruntime about a model: seconds of each kernel, types of tensors, the fused graph."""
+
+import json
+import os
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnxruntime as ort
+from offload.bundle.bundle import Value
+from offload.errors import InputError
+
+from offload_runtimes.engine.engine import Engine, load, open_session
+from offload_runtimes.engine.options import EngineOptions, session_options
+from offload_runtimes.engine.values import Array
+
+_KERNEL = "_kernel_time"
+
+
+@dataclass(frozen=True, slots=True)
+class NodeTime:
+    """What one kernel of the optimised graph takes.
+
+    Attributes:
+        name: the node's name in the optimised graph (`optimize_to` writes that graph).
+        op: its operator; fused kernels have names of their own (`FusedConv`).
+        seconds: median over runs; calls within one run (loop bodies) are added up.
+    """
+
+    name: str
+    op: str
+    seconds: float
+
+
+def profile_nodes(
+    model: str | Path | bytes,
+    feeds: Mapping[str, Array],
+    options: EngineOptions | None = None,
+    *,
+    runs: int = 10,
+    warm_runs: int = 3,
+) -> tuple[NodeTime, ...]:
+    """Seconds of every kernel, by ORT's own profiler, in order of first execution.
+
+    The profiler itself costs time (small kernels look slower than they are), so the sum is
+    more than an undisturbed run takes: calibrate against one.
+
+    Raises:
+        InputError: the model is refused or the feeds do not fit.
+    """
+    options = options or EngineOptions()
+    settings = session_options(options)
+    settings.enable_profiling = True
+    with tempfile.TemporaryDirectory(prefix="offload-profile-") as folder:
+        settings.profile_file_prefix = os.path.join(folder, "ort")  # noqa: PTH118  ORT wants str
+        session = open_session(model, settings, options)
+        engine = Engine(session, "model" if isinstance(model, bytes) else Path(model).name)
+        for _ in range(warm_runs + runs):
+            engine.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_text())
+    return _node_times(events, warm_runs)
+
+
+def _node_times(events: Iterable[Mapping[str, Any]], warm_runs: int) -> tuple[NodeTime, ...]:
+    """Median of each node over the runs after the warm ones; a run ends with `model_run`."""
+    run: dict[tuple[str, str], float] = defaultdict(float)
+    runs: list[dict[tuple[str, str], float]] = []
+    for event in events:
+        name = event.get("name", "")
+        if name.endswith(_KERNEL):
+            key = (name.removesuffix(_KERNEL), event["args"]["op_name"])
+            run[key] += event["dur"] * 1e-6
+        elif name == "model_run":
+            runs.append(run)
+            run = defaultdict(float)
+    kept = runs[warm_runs:]
+    return tuple(
+        NodeTime(name, op, statistics.median(run.get((name, op), 0.0) for run in kept))
+        for name, op in dict.fromkeys(key for run in kept for key in run)
+    )
+
+
+def optimize_to(model: str | Path, target: str | Path) -> None:
+    """Write the graph as ORT has it after its EXTENDED optimisations, weights in one file.
+
+    Tensors that still exist there are the places where a model may be cut without breaking a
+    fused kernel.
+
+    Raises:
+        InputError: onnxruntime refuses the model.
+    """
+    options = EngineOptions(providers=("cpu",))
+    settings = session_options(options)
+    settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    settings.optimized_model_filepath = os.fspath(target)
+    open_session(model, settings, options)
+    if not Path(target).is_file():
+        raise InputError(f"onnxruntime could not write {target}: choose another place")
+
+
+def tensor_types(model: str | Path | bytes) -> dict[str, Value]:
+    """Type and shape of every input and output, as ORT infers them, by name.
+
+    A tensor inside the graph is included when the model lists it as an output, for which its
+    name alone is enough.
+
+    Raises:
+        InputError: onnxruntime refuses the model.
+    """
+    engine = load(model, EngineOptions(optimize=False))
+    return {value.name: value for value in (*engine.inputs, *engine.outputs)}

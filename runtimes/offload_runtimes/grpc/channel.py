@@ -1,0 +1,173 @@
+"""The device's side of gRPC: connect with a time limit, send and receive whole messages."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+import grpc
+from offload.errors import ServerError
+
+from offload_runtimes.grpc import PROBE, PROBE_LIMIT_BYTES, SESSION
+from offload_runtimes.security.credentials import ClientSecurity, read_pem
+from offload_runtimes.wire.transport import Mailbox
+
+_State = grpc.ChannelConnectivity
+
+
+class GrpcConnection:
+    """One stream of one channel; closing it closes the channel.
+
+    gRPC pulls the outgoing messages on a thread of its own; whoever gives the iterator ends it
+    (left alive, it would block the exit of the process).
+    """
+
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        method: str,
+        address: str,
+        outgoing: Iterator[bytes],
+        token: str | None = None,
+    ) -> None:
+        self._channel = channel
+        self._address = address
+        self._closed = threading.Event()
+        start: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method)
+        metadata = (("authorization", f"Bearer {token}"),) if token else None
+        self._call = start(outgoing, metadata=metadata)
+
+    def receive(self) -> bytes | None:
+        """Wait for the next message; None when the server ended the stream well."""
+        try:
+            message: bytes = next(self._call)
+        except StopIteration:
+            return None
+        except grpc.RpcError as error:
+            if self._closed.is_set():
+                return None
+            raise _server_error(error, self._address) from error
+        return message
+
+    def close(self) -> None:
+        """End the stream and the channel."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self._call.cancel()
+            self._channel.close()
+
+
+class GrpcConnector:
+    """Opens sessions on one server, each on a channel of its own."""
+
+    def __init__(
+        self,
+        address: str,
+        message_limit_bytes: int,
+        security: ClientSecurity | None = None,
+    ) -> None:
+        self.address = address
+        self._security = security or ClientSecurity()
+        self._security.check(address)
+        self._credentials = _credentials(self._security)
+        self._options = _options(message_limit_bytes)
+
+    def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> GrpcConnection:
+        """A new session's stream; ServerError when the server can't be reached in time."""
+        return self.open(SESSION, outgoing, timeout_s)
+
+    def open(self, method: str, outgoing: Iterator[bytes], timeout_s: float) -> GrpcConnection:
+        """A stream of some method, on a channel of its own."""
+        channel = self._channel()
+        try:
+            _wait_ready(channel, self.address, timeout_s, secure=self._credentials is not None)
+        except BaseException:
+            channel.close()
+            raise
+        return GrpcConnection(channel, method, self.address, outgoing, self._security.token)
+
+    def _channel(self) -> grpc.Channel:
+        if self._credentials is None:
+            return grpc.insecure_channel(self.address, self._options)
+        return grpc.secure_channel(self.address, self._credentials, self._options)
+
+
+@contextlib.contextmanager
+def probing(
+    address: str, timeout_s: float, security: ClientSecurity | None = None
+) -> Iterator[Callable[[bytes], bytes | None]]:
+    """A function that sends a message to the server's echo service and waits for its answer."""
+    outbox: Mailbox = queue.SimpleQueue()
+    connector = GrpcConnector(address, PROBE_LIMIT_BYTES, security)
+    connection = connector.open(PROBE, iter(outbox.get, None), timeout_s)
+
+    def ask(message: bytes) -> bytes | None:
+        outbox.put(message)
+        return connection.receive()
+
+    try:
+        yield ask
+    finally:
+        outbox.put(None)
+        connection.close()
+
+
+def _credentials(security: ClientSecurity) -> grpc.ChannelCredentials | None:
+    if security.ca is None:
+        return None
+    return grpc.ssl_channel_credentials(
+        read_pem(security.ca),
+        read_pem(security.key) if security.key else None,
+        read_pem(security.certificate) if security.certificate else None,
+    )
+
+
+def _options(message_limit_bytes: int) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_send_message_length", message_limit_bytes),
+        ("grpc.max_receive_message_length", message_limit_bytes),
+        # A channel of one's own must not inherit the back-off of an earlier, failed one.
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+
+
+def _wait_ready(channel: grpc.Channel, address: str, timeout_s: float, *, secure: bool) -> None:
+    """Return when connected; fail at once when refused, not only when the time is over."""
+    settled = threading.Event()
+    states: list[grpc.ChannelConnectivity] = []
+
+    def watch(state: grpc.ChannelConnectivity) -> None:
+        if state in (_State.READY, _State.TRANSIENT_FAILURE, _State.SHUTDOWN):
+            states.append(state)
+            settled.set()
+
+    channel.subscribe(watch, try_to_connect=True)
+    try:
+        settled.wait(timeout_s)
+    finally:
+        channel.unsubscribe(watch)
+    if not states:
+        raise ServerError(f"server {address} did not answer within {timeout_s:g} s: is it running?")
+    if states[0] is not _State.READY:
+        advice = (
+            "is it running with TLS, and do both sides' certificates come from authorities the"
+            " other trusts and last until today?"
+            if secure
+            else "start it with `offload serve`, or give --ca if it speaks TLS"
+        )
+        raise ServerError(f"server {address} cannot be reached: {advice}")
+
+
+def _server_error(error: object, address: str) -> ServerError:
+    code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+    if code is grpc.StatusCode.OK:
+        return ServerError(f"server {address} ended the session: is it shutting down?")
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return ServerError(f"{address} is not an onnx-offload server: check the address")
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        refused = ServerError(f"server {address} refused the token: give the right one")
+        refused.retry = False
+        return refused
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return ServerError(f"server {address} is full or a message was too large: try again later")
+    return ServerError(f"server {address} went away ({code.name.lower()}): is it still running?")

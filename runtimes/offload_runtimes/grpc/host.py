@@ -1,0 +1,187 @@
+"""The server's side of gRPC: listen, hand every session's stream over, echo for probes."""
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError
+from offload.errors import InputError, ServerError
+
+import offload_runtimes.wire.offload_pb2 as pb
+from offload_runtimes.grpc import PROBE_LIMIT_BYTES, SERVICE
+from offload_runtimes.grpc.health import Health
+from offload_runtimes.security.credentials import ServerSecurity, read_pem
+from offload_runtimes.wire.transport import Connection, Mailbox
+
+T = TypeVar("T")
+_SPARE = 4  # streams beyond the sessions: health checks and probes
+
+
+class ServerStream:
+    """The server's end of one session's stream."""
+
+    def __init__(self, requests: Iterator[bytes], limit_bytes: int, peer: str) -> None:
+        self.peer = peer
+        self._requests = requests
+        self._limit_bytes = limit_bytes
+        self._outbox: Mailbox = queue.SimpleQueue()
+        self._pending_bytes = 0
+        self._lock = threading.Lock()
+
+    def send(self, message: bytes) -> None:
+        """Queue a message; ServerError when the device does not read its answers."""
+        with self._lock:
+            if self._pending_bytes > self._limit_bytes:
+                raise ServerError("the device does not read its answers")
+            self._pending_bytes += len(message)
+        self._outbox.put(message)
+
+    def receive(self) -> bytes | None:
+        """Wait for the next message; None when the device ended the stream or vanished."""
+        with contextlib.suppress(grpc.RpcError):
+            return next(self._requests, None)
+        return None
+
+    def close(self) -> None:
+        """End the stream after what is queued."""
+        self._outbox.put(None)
+
+    def outgoing(self) -> Iterator[bytes]:
+        """The messages to send, until closed."""
+        while (message := self._outbox.get()) is not None:
+            with self._lock:
+                self._pending_bytes -= len(message)
+            yield message
+
+
+class DaemonPool(ThreadPoolExecutor):
+    """Runs each call on a daemon thread of its own; gRPC bounds their number.
+
+    The usual pool's threads are waited for when the process ends, so a server that nobody stopped
+    would keep it from ending.
+    """
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
+        """Start a call."""
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001  whoever asks for the result sees it
+                future.set_exception(error)
+
+        threading.Thread(target=work, name="grpc", daemon=True).start()
+        return future
+
+
+class GrpcHost:
+    """Listens on an address and serves sessions and probes.
+
+    Attributes:
+        address: where it really listens (`host:port`), after `start`.
+    """
+
+    def __init__(
+        self,
+        listen: str,
+        serve: Callable[[Connection], None],
+        *,
+        message_limit_bytes: int,
+        max_sessions: int,
+        backlog_bytes: int,
+        is_serving: Callable[[], bool],
+        security: ServerSecurity,
+    ) -> None:
+        self._host, self._port = split_address(listen)
+        security.check(listen)
+        self._security = security
+        self._credentials = _credentials(security)
+        self._serve = serve
+        self._backlog_bytes = backlog_bytes
+        limit = max(message_limit_bytes, PROBE_LIMIT_BYTES)
+        self._server = grpc.server(
+            DaemonPool(1),
+            handlers=[self._handler(), Health((SERVICE,), is_serving).handler()],
+            options=[
+                ("grpc.max_receive_message_length", limit),
+                ("grpc.max_send_message_length", limit),
+                ("grpc.so_reuseport", 0),  # else a second server takes the same port in silence
+            ],
+            maximum_concurrent_rpcs=max_sessions + _SPARE,
+        )
+        self.address = listen
+
+    def start(self) -> None:
+        """Bind and serve; InputError when the port is in use."""
+        try:
+            port = self._bind(f"{self._host}:{self._port}")
+        except RuntimeError as error:
+            raise InputError(
+                f"cannot listen on {self._host}:{self._port}: the port is in use or the address"
+                " is not this machine's, choose another"
+            ) from error
+        self.address = f"{self._host}:{port}"
+        self._server.start()
+
+    def stop(self, grace_s: float | None) -> None:
+        """Refuse new streams, let the others end within the grace, then break them."""
+        self._server.stop(grace_s).wait()
+
+    def _bind(self, address: str) -> int:
+        if self._credentials is None:
+            return self._server.add_insecure_port(address)
+        return self._server.add_secure_port(address, self._credentials)
+
+    def _handler(self) -> grpc.GenericRpcHandler:
+        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            "Session": grpc.stream_stream_rpc_method_handler(self._session),
+            "Probe": grpc.stream_stream_rpc_method_handler(self._probe),
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    def _session(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        self._admit(context)
+        stream = ServerStream(requests, self._backlog_bytes, context.peer())
+        context.add_callback(stream.close)
+        threading.Thread(target=self._serve, args=(stream,), name="session", daemon=True).start()
+        return stream.outgoing()
+
+    def _admit(self, context: grpc.ServicerContext) -> None:
+        if not self._security.admits(context.invocation_metadata()):
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
+
+    def _probe(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        self._admit(context)
+        for data in requests:
+            request = pb.ProbeRequest()
+            try:
+                request.ParseFromString(data)
+            except DecodeError:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a probe request")
+            size_bytes = min(request.reply_bytes, PROBE_LIMIT_BYTES - 1024)
+            yield pb.ProbeReply(data=bytes(size_bytes)).SerializeToString()
+
+
+def _credentials(security: ServerSecurity) -> grpc.ServerCredentials | None:
+    if security.certificate is None or security.key is None:
+        return None
+    pair = (read_pem(security.key), read_pem(security.certificate))
+    authority = read_pem(security.client_ca) if security.client_ca else None
+    return grpc.ssl_server_credentials([pair], authority, authority is not None)
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT` (`[::1]:50051` for IPv6).
+
+    Raises:
+        InputError: not of that form.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise InputError(f"address {text!r} is not understood: write it like 127.0.0.1:50051")
+    return host, int(port)

@@ -1,0 +1,58 @@
+"""A session with a server of its own within this process, over real gRPC on loopback."""
+
+from pathlib import Path
+from typing import Any
+
+from offload.bundle.bundle import Bundle, open_bundle
+
+from offload_runtimes.client import OffloadSession
+from offload_runtimes.engine import EngineOptions
+from offload_runtimes.server import Server
+
+
+class LocalSession(OffloadSession):
+    """An OffloadSession that owns the server it talks to."""
+
+    def __init__(self, bundle: Bundle, server: Server, **options: Any) -> None:
+        """Start the server and connect to it; options as for OffloadSession."""
+        self._server = server.start()
+        try:
+            super().__init__(bundle, server.address, **options)
+        except BaseException:
+            server.stop()
+            raise
+
+    def close(self) -> None:
+        """End the session, then its server; may be called twice."""
+        super().close()
+        self._server.stop()
+
+
+def open_session(
+    bundle: str | Path | Bundle,
+    server: str | None = None,
+    *,
+    server_options: EngineOptions | None = None,
+    **options: Any,
+) -> OffloadSession:
+    """A session on a server, or, without one, on an embedded server if the plan needs any.
+
+    Args:
+        bundle: a bundle or its directory; both sides' files when the server is embedded.
+        server: `HOST:PORT` of a server, or None.
+        server_options: how the embedded server runs its part; None: as the device does.
+        **options: as for OffloadSession.
+
+    Raises:
+        BundleError, InputError, ServerError: as OffloadSession and Server.
+    """
+    opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
+    if server is not None or opened.plan.is_local:
+        return OffloadSession(opened, server, **options)
+    chosen = server_options or EngineOptions(
+        tuple(options.get("providers", ())),
+        options.get("threads"),
+        bool(options.get("optimize", True)),
+    )
+    options.pop("security", None)  # within one process there is nobody to hide from
+    return LocalSession(opened, Server([opened], options=chosen), **options)

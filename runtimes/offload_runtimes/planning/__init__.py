@@ -1,0 +1,1 @@
+"""Measure machines, links and plans, and gather what the planner asks for."""

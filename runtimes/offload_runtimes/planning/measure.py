@@ -1,0 +1,242 @@
+"""Measure what each layer of a model costs on this machine."""
+
+import hashlib
+import json
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from offload.cost.profile import LayerCost, Profile, load_profile
+from offload.errors import InputError
+from offload.files import write_text
+from offload.graph.kernels import Kernel, kernel_layers, name_kernels
+from offload.graph.load import Model
+from offload.graph.model import Graph
+from offload.graph.read import read_graph
+
+from offload_runtimes.engine import EngineOptions, load, optimize_to, profile_nodes
+from offload_runtimes.engine.values import DTYPES, Array
+from offload_runtimes.planning.calibrate import (
+    beginnings,
+    calibrated,
+    checkpoints,
+    remarks,
+    time_in_turns,
+)
+from offload_runtimes.wire.codecs import reference_s
+
+WARM_RUNS = 3
+KERNEL_RUNS = 10
+MAX_SECONDS_S = 15.0
+_WHOLE = "whole"
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model ready to be measured: its layers as the engine fuses them.
+
+    Attributes:
+        model: the loaded model; it must come from a file.
+        graph: its layers.
+        kernels: the nodes of the optimised graph.
+        optimized: the optimised model file, in a folder that the caller owns.
+    """
+
+    model: Model
+    graph: Graph
+    kernels: tuple[Kernel, ...]
+    optimized: Path
+
+
+def read_fused(
+    model: Model,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    keep: frozenset[str] = frozenset(),
+) -> Graph:
+    """The model's layers as the engine fuses them; tensors in `keep` stay cuttable.
+
+    Raises:
+        InputError: the engine refuses the model, or `shapes` does not fit it.
+    """
+    with tempfile.TemporaryDirectory(prefix="offload-") as folder:
+        return subject_of(model, Path(folder), shapes, keep).graph
+
+
+def subject_of(
+    model: Model,
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    keep: frozenset[str] = frozenset(),
+) -> Subject:
+    """Let the engine optimise a model into a folder and read its layers from the result.
+
+    Raises:
+        InputError: the engine refuses the model, or `shapes` does not fit it.
+    """
+    if model.path is None:
+        raise InputError("the model must come from a file to be measured: save it first")
+    optimized = folder / "optimized.onnx"
+    optimize_to(model.path, optimized)
+    kernels = name_kernels(optimized)
+    surviving = frozenset(name for kernel in kernels for name in kernel.outputs)
+    return Subject(model, read_graph(model, shapes, surviving | keep), kernels, optimized)
+
+
+def measure(
+    subject: Subject,
+    options: EngineOptions,
+    *,
+    feeds: Mapping[str, Array] | None = None,
+    runs: int = 20,
+    progress: Progress = lambda _: None,
+) -> Profile:
+    """Seconds per layer on this machine.
+
+    The whole model and a few of its beginnings are timed undisturbed, in turns, as the runtime
+    runs them; ORT's profiler, which slows small kernels, only says how that time is shared among
+    the layers in between.
+
+    Args:
+        subject: the model and its layers.
+        options: how the runtime will run it.
+        feeds: inputs to run on; random ones by default.
+        runs: repeats; fewer when the model is slow (20 s in all at most).
+        progress: called with a phrase before each step.
+
+    Raises:
+        InputError: an input has a dynamic size that no shape was given for.
+    """
+    given = dict(feeds) if feeds else sample_feeds(subject.graph)
+    progress("timing its kernels")
+    shares = _share(subject, options, given, min(runs, KERNEL_RUNS))
+    progress("timing the whole model and parts of it")
+    timed = _time_parts(subject, options, given, shares, runs)
+    whole = timed.pop(_WHOLE)
+    whole_s = statistics.median(whole)
+    parts_s = {int(gate): statistics.median(s) for gate, s in timed.items()}
+    seconds = calibrated(subject.graph, shares, whole_s, parts_s)
+    low, high = (float(np.quantile(whole, q)) / whole_s for q in (0.25, 0.75))
+    return Profile(
+        model=subject.graph.digest,
+        machine=machine_name(),
+        provider=options.providers[0] if options.providers else "cpu",
+        threads=options.threads or 0,
+        layers=tuple(
+            LayerCost(layer.name, s, s * low, s * high)
+            for layer, s in zip(subject.graph.layers, seconds, strict=True)
+        ),
+        whole_s=whole_s,
+        runs=len(whole),
+        remarks=tuple(remarks(whole)),
+        codec_s=reference_s(),
+    )
+
+
+def _time_parts(
+    subject: Subject,
+    options: EngineOptions,
+    feeds: Mapping[str, Array],
+    shares: Sequence[float],
+    runs: int,
+) -> dict[str, list[float]]:
+    """Seconds of the whole model, and of its beginnings by their last layer."""
+    assert subject.model.path is not None
+    engine = load(subject.model.path, options)
+    gates = checkpoints(subject.graph, shares)
+    with tempfile.TemporaryDirectory(prefix="offload-") as folder:
+        parts = beginnings(subject.model, subject.graph, gates, Path(folder), options, feeds)
+        work = {_WHOLE: lambda: engine.run(None, feeds), **parts}
+        return time_in_turns(work, runs, MAX_SECONDS_S)
+
+
+def _share(
+    subject: Subject, options: EngineOptions, feeds: Mapping[str, Array], runs: int
+) -> list[float]:
+    """Kernel seconds summed by layer; a layer the engine folded away costs nothing."""
+    plain = EngineOptions(options.providers, options.threads, optimize=False)
+    owner = kernel_layers(subject.model, subject.graph, subject.kernels)
+    seconds = [0.0] * len(subject.graph.layers)
+    for kernel in profile_nodes(subject.optimized, feeds, plain, runs=runs, warm_runs=WARM_RUNS):
+        if kernel.name in owner:
+            seconds[owner[kernel.name]] += kernel.seconds
+    return seconds
+
+
+def sample_feeds(graph: Graph, seed: int = 0) -> dict[str, Array]:
+    """Random inputs of the graph's shapes: floats in 0..1, small integers, booleans.
+
+    Raises:
+        InputError: a size is dynamic and no shape was given for it, or the type isn't numeric.
+    """
+    random = np.random.default_rng(seed)
+    feeds: dict[str, Array] = {}
+    for name in graph.inputs:
+        tensor = graph.tensors[name]
+        sizes = [size for size in tensor.shape or () if size is not None]
+        if tensor.shape is None or len(sizes) < len(tensor.shape):
+            shown = "x".join("?" if size is None else str(size) for size in tensor.shape or ("?",))
+            raise InputError(
+                f"input {name!r} has the dynamic shape {shown}: give its sizes,"
+                f" like --shape {name}=1x3x224x224"
+            )
+        dtype = DTYPES.get(f"tensor({tensor.dtype})")
+        if dtype is None or dtype == np.dtype(object):
+            raise InputError(f"input {name!r} is a {tensor.dtype}: give sample inputs with --input")
+        high = 1 if np.dtype(dtype).kind == "f" else 2
+        feeds[name] = (random.random(sizes) * high).astype(dtype)
+    return feeds
+
+
+def machine_name() -> str:
+    """A name for this machine that is stable between runs."""
+    return f"{platform.node() or 'machine'}-{platform.machine()}-{os.cpu_count()}cpu"
+
+
+def cached_profile(
+    subject: Subject,
+    options: EngineOptions,
+    *,
+    again: bool = False,
+    runs: int = 20,
+    progress: Progress = lambda _: None,
+) -> Profile:
+    """The profile of a model on this machine, measured once and kept in the user's cache.
+
+    Args:
+        subject: the model and its layers.
+        options: how the runtime will run it.
+        again: measure even when a table is there.
+        runs: repeats when measuring.
+        progress: called with a phrase before each step.
+
+    Raises:
+        InputError: as `measure`.
+    """
+    path = cache_path(subject.graph, options)
+    if path.is_file() and not again:
+        try:
+            kept = load_profile(path)
+            kept.costs_of(subject.graph)
+            return kept
+        except InputError:
+            progress("an older table doesn't fit: measuring again")
+    profile = measure(subject, options, runs=runs, progress=progress)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(profile.to_json()))
+    return profile
+
+
+def cache_path(graph: Graph, options: EngineOptions) -> Path:
+    """Where the table of a model on this machine is kept: one file a model, machine and setting."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    shapes = [(name, graph.tensors[name].shape) for name in graph.inputs]
+    setting = repr((machine_name(), options, shapes))
+    name = f"{graph.digest[:16]}-{hashlib.sha256(setting.encode()).hexdigest()[:16]}.json"
+    return Path(home) / "onnx-offload" / "profiles" / name

@@ -1,0 +1,156 @@
+"""Try plans for real: make each a bundle, run it on an emulated device and link, compare."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from offload.bundle.write import write_bundle
+from offload.cost.link import Link
+from offload.graph.load import Model
+from offload.graph.model import Graph
+from offload.plan.plan import Plan
+from offload.schedule.timeline import Timeline
+
+from offload_runtimes.engine import EngineOptions, load
+from offload_runtimes.engine.values import Array
+from offload_runtimes.local import open_session
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one plan did.
+
+    Attributes:
+        label: the plan's name for people.
+        plan: the plan that ran, with its prediction.
+        seconds: latency of each repeat.
+        timeline: measured, of the repeat nearest to the median.
+        outputs: what it answered, by output name.
+        difference: largest difference from the whole model's outputs, relative to their range.
+    """
+
+    label: str
+    plan: Plan
+    seconds: tuple[float, ...]
+    timeline: Timeline
+    outputs: Mapping[str, Array]
+    difference: float
+
+    @property
+    def latency_s(self) -> float:
+        """Median latency in seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def upload_bytes(self) -> int:
+        """Bytes sent up per inference, as planned."""
+        return sum(send.size_bytes or 0 for send in self.plan.uploads)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The machine pair that plans are tried on.
+
+    Attributes:
+        model: the model, loaded from a file.
+        graph: its layers.
+        feeds: the input of every run.
+        link: the emulated link.
+        slowdown: how many times slower the emulated device is than this machine.
+        options: how onnxruntime runs on both sides.
+        folder: where bundles are written.
+    """
+
+    model: Model
+    graph: Graph
+    feeds: Mapping[str, Array]
+    link: Link
+    slowdown: float
+    options: EngineOptions
+    folder: Path
+
+
+def try_plans(
+    bench: Bench,
+    plans: Mapping[str, Plan],
+    repeats: int = 5,
+    progress: Progress = lambda _: None,
+) -> tuple[Trial, ...]:
+    """Run every plan, repeats interleaved so that a noisy moment hits all alike.
+
+    Args:
+        bench: machine pair, model and input.
+        plans: by label.
+        repeats: runs of each plan after one that warms up.
+        progress: called with a phrase before each step.
+
+    Raises:
+        BundleError, InputError, ServerError: as the runtime.
+    """
+    whole = _whole(bench)
+    sessions = {}
+    found: dict[str, list[tuple[dict[str, Array], Timeline]]] = {label: [] for label in plans}
+    try:
+        for label, plan in plans.items():
+            progress(f"preparing {label}")
+            bundle = write_bundle(bench.model, bench.graph, plan, bench.folder / _file_name(label))
+            sessions[label] = open_session(
+                bundle,
+                link=bench.link,
+                slowdown=bench.slowdown,
+                threads=bench.options.threads,
+                providers=bench.options.providers,
+                optimize=bench.options.optimize,
+                on_server_loss="raise",  # a run finished locally would measure something else
+            )
+        for number in range(repeats + 1):
+            for label, session in sessions.items():
+                progress(f"running {label} ({number} of {repeats})")
+                outputs, timeline = session.run_timed(None, bench.feeds)
+                found[label].append((dict(zip(whole, outputs, strict=True)), timeline))
+    finally:
+        for session in sessions.values():
+            session.close()
+    return tuple(_trial(label, plan, found[label][1:], whole) for label, plan in plans.items())
+
+
+def _whole(bench: Bench) -> dict[str, Array]:
+    assert bench.model.path is not None
+    engine = load(bench.model.path, bench.options)
+    outputs = engine.run(None, bench.feeds)
+    return {value.name: output for value, output in zip(engine.outputs, outputs, strict=True)}
+
+
+def _trial(
+    label: str,
+    plan: Plan,
+    runs: Sequence[tuple[dict[str, Array], Timeline]],
+    whole: Mapping[str, Array],
+) -> Trial:
+    seconds = tuple(timeline.makespan_s for _, timeline in runs)
+    middle = statistics.median(seconds)
+    _, timeline = min(runs, key=lambda run: abs(run[1].makespan_s - middle))
+    outputs = runs[-1][0]
+    worst = max((difference(outputs[name], array) for name, array in whole.items()), default=0.0)
+    return Trial(label, plan, seconds, timeline, outputs, worst)
+
+
+def difference(found: Array, expected: Array) -> float:
+    """Largest absolute difference relative to the expected range; infinite when shapes differ."""
+    if found.shape != expected.shape:
+        return float("inf")
+    if found.size == 0 or np.array_equal(found, expected):
+        return 0.0
+    if expected.dtype.kind not in "fiu":
+        return float("inf")
+    a, b = found.astype(np.float64), expected.astype(np.float64)
+    spread = float(b.max() - b.min()) or 1.0
+    return float(np.abs(a - b).max()) / spread
+
+
+def _file_name(label: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in label) + ".bundle"

@@ -1,0 +1,253 @@
+"""The evidence a bundle keeps: that its parts gave what the whole model gave, and how to repeat it.
+
+`proof.json` holds digests: of the model, of the inputs tried, of the outputs got, with the cut,
+the operator sets and the engine's version. `proof.npz` holds the arrays of every segment, so
+that a machine with only its half can run that half again.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from offload.bundle.bundle import Bundle
+from offload.bundle.compare import Freedom, gap
+from offload.bundle.sample import Wish, samples
+from offload.errors import BundleError, InputError
+from offload.files import write_text
+from offload.graph.load import Model
+
+from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions, load
+from offload_runtimes.proof.proof import SegmentProof, read_proof, run_segments, write_proof
+from offload_runtimes.proof.verify import opener
+
+PROOF_FORMAT = 1
+PROOF, ARRAYS = "proof.json", "proof.npz"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was found when the bundle was made.
+
+    Attributes:
+        model: SHA-256 digest of the source model.
+        cut: tensors that cross.
+        opset: operator set versions by domain.
+        onnxruntime: version of the engine.
+        inputs: SHA-256 of each model input tried, dtype and shape included.
+        outputs: SHA-256 of each output of each segment, by `segment/tensor`.
+        exact: largest relative difference between parts and whole without optimisations.
+        optimized: the same with optimisations.
+    """
+
+    model: str
+    cut: tuple[str, ...]
+    opset: Mapping[str, int]
+    onnxruntime: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+    exact: float
+    optimized: float
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with a format number; `from_json` reads it."""
+        return {"format": PROOF_FORMAT, **asdict(self), "cut": list(self.cut)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Evidence":
+        """Read what `to_json` wrote.
+
+        Raises:
+            BundleError: another format, or damaged.
+        """
+        try:
+            if value["format"] != PROOF_FORMAT:
+                raise BundleError(f"{PROOF} has format {value['format']}: make the bundle again")
+            fields = {key: found for key, found in value.items() if key != "format"}
+            return cls(**{**fields, "cut": tuple(value["cut"])})
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"{PROOF} is damaged: make the bundle again") from error
+
+
+def prove(model: Model, bundle: Bundle) -> tuple[str, ...]:
+    """Run a bundle's segments against the whole model and write the evidence into its folder.
+
+    Returns:
+        Names of the files written; none when no random input was found that the model takes
+        (`offload verify MODEL --input` can be told one), when it answers at random, or when its
+        values are text or sequences.
+
+    Raises:
+        InputError: the parts do not give what the whole gives: the bundle must not be used.
+    """
+    if model.path is None:
+        return ()
+    plain = EngineOptions(optimize=False)
+    engine = opener(plain)
+    whole_model = engine(model.path, False)
+    try:
+        feeds = samples(model, whole_model, Wish(), 1)[0]
+    except InputError:
+        return ()
+    whole = [whole_model(feeds), engine(model.path, True)(feeds)]
+    if any(gap(want, again) for want, again in _pairs(whole[0], whole_model(feeds))):
+        return ()  # it answers at random: there is nothing to repeat
+    proofs = tuple(run_segments(bundle, feeds, plain))
+    exact = _compare(model, bundle, whole[0], made_by(proofs), None)
+    fast = made_by(tuple(run_segments(bundle, feeds, EngineOptions())))
+    optimized = _compare(model, bundle, whole[1], fast, whole[0])
+    if not all(
+        _is_numbers(array) for p in proofs for array in (*p.inputs.values(), *p.outputs.values())
+    ):
+        return ()  # text and sequences have no place in an .npz
+    evidence = Evidence(
+        model=model.digest,
+        cut=tuple(send.tensor for send in bundle.plan.uploads),
+        opset={entry.domain or "ai.onnx": entry.version for entry in model.proto.opset_import},
+        onnxruntime=ORT_VERSION,
+        inputs={name: digest_of(array) for name, array in feeds.items()},
+        outputs=digests_of(proofs),
+        exact=exact,
+        optimized=optimized,
+    )
+    write_text(bundle.path / PROOF, json.dumps(evidence.to_json(), indent=1))
+    write_proof(bundle.path / ARRAYS, proofs)
+    return PROOF, ARRAYS
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """What repeating the evidence found.
+
+    Attributes:
+        segments: how many were run: those whose files are here.
+        equal: how many of their outputs have the same bits as when the bundle was made.
+        outputs: how many outputs that is out of.
+        worst: largest relative difference, over both settings of optimisation.
+        tensor: where that is.
+        limit: what is allowed there: other machines and engines round differently.
+    """
+
+    segments: int
+    equal: int
+    outputs: int
+    worst: float
+    tensor: str
+    limit: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether this machine gives the right numbers."""
+        return self.worst <= self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; an infinite difference is written as null."""
+        worst = self.worst if math.isfinite(self.worst) else None
+        return {**asdict(self), "worst": worst, "ok": self.ok}
+
+
+def repeat(bundle: Bundle, options: EngineOptions) -> Repeated:
+    """Run the segments that are here once more and compare with the evidence.
+
+    Raises:
+        BundleError: the bundle carries no evidence, or it is damaged.
+        InputError: onnxruntime refuses a segment.
+    """
+    evidence = read_evidence(bundle)
+    proofs = [
+        proof
+        for proof in read_proof(bundle.path / ARRAYS)
+        if bundle.segment_path(proof.segment).is_file()
+    ]
+    count, equal, worst, tensor = 0, 0, 0.0, ""
+    for proof in proofs:
+        for mode in (False, True):
+            chosen = EngineOptions(options.providers, options.threads, optimize=mode)
+            engine = load(bundle.segment_path(proof.segment), chosen)
+            answers = engine.run(tuple(proof.outputs), proof.inputs)
+            for (name, want), got in zip(proof.outputs.items(), answers, strict=True):
+                apart = gap(want, got)
+                worst, tensor = max((worst, tensor), (apart, name))
+                count += not mode
+                same = digest_of(got) == evidence.outputs[f"{proof.segment}/{name}"]
+                equal += same and not mode
+    return Repeated(len(proofs), equal, count, worst, tensor, _limit(evidence))
+
+
+def read_evidence(bundle: Bundle) -> Evidence:
+    """The evidence in a bundle's folder.
+
+    Raises:
+        BundleError: there is none, or it is damaged.
+    """
+    try:
+        return Evidence.from_json(json.loads((bundle.path / PROOF).read_text()))
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"bundle {bundle.path} carries no proof: verify its model with `offload verify MODEL`"
+        ) from error
+    except ValueError as error:
+        raise BundleError(f"{bundle.path / PROOF} is damaged: make the bundle again") from error
+
+
+def _limit(evidence: Evidence) -> float:
+    """Other machines sum in other orders: a thousandth, or what optimisation did here."""
+    return min(max(1e-3, 4 * evidence.optimized, 4 * evidence.exact), 0.1)
+
+
+def digest_of(array: Array) -> str:
+    """SHA-256 of an array's dtype, shape and numbers."""
+    head = f"{array.dtype.str}{list(array.shape)}".encode()
+    return hashlib.sha256(head + array.tobytes()).hexdigest()
+
+
+def digests_of(proofs: tuple[SegmentProof, ...]) -> dict[str, str]:
+    """Digests of all outputs, by `segment/tensor`."""
+    return {
+        f"{proof.segment}/{name}": digest_of(array)
+        for proof in proofs
+        for name, array in proof.outputs.items()
+    }
+
+
+def made_by(proofs: tuple[SegmentProof, ...]) -> dict[str, Array]:
+    """All that the segments made, by name."""
+    return {name: array for proof in proofs for name, array in proof.outputs.items()}
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
+
+
+def _pairs(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[tuple[Any, Any]]:
+    return [(one[name], two[name]) for name in one]
+
+
+def _compare(
+    model: Model,
+    bundle: Bundle,
+    whole: Mapping[str, Any],
+    made: Mapping[str, Array],
+    plain: Mapping[str, Any] | None,
+) -> float:
+    """Largest gap of an output; `plain` is the whole without optimisations, None if it is."""
+    freedom, worst = Freedom.of(model), 0.0
+    loses = any(send.wire != send.tensor for send in bundle.plan.uploads)
+    for value in bundle.outputs:
+        if value.name not in made:
+            continue  # passed through: the caller has it already
+        want, dtype = whole[value.name], value.type[len("tensor(") : -1]
+        own = 0.0 if plain is None else gap(plain[value.name], want, dtype)
+        apart = gap(want, made[value.name], dtype)
+        if loses:  # as the user allows, on other inputs than these: not for this to judge
+            apart = min(apart, 1.0)
+        elif apart > freedom.limit(dtype, plain is not None, own):
+            raise InputError(
+                f"the split is wrong: output {value.name!r} is off by {apart:.1e} of its largest"
+                " value; please report the model"
+            )
+        worst = max(worst, apart)
+    return worst

@@ -1,0 +1,209 @@
+"""The proof of a bundle: inputs and outputs of its segments that any machine must reproduce.
+
+It is made where the whole bundle is, from a seeded sample of the model's inputs, and repeated
+where a half of it was brought to: the device's segments and the server's can each be proved
+without the other side.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from offload.bundle.bundle import Bundle, Value
+from offload.errors import BundleError, InputError
+from offload.files import write_bytes
+from offload.plan.plan import Segment, Side
+
+from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions, dtype_of, load
+
+TOLERANCE = 1e-3
+HALF_TOLERANCE = 2e-2
+_DYNAMIC_SIZES = (1, 16, 32, 64, 224)
+_SEED = 20
+_INDEX = "index"
+
+Tensors = Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentProof:
+    """Inputs of one segment and the outputs that they must give."""
+
+    segment: str
+    inputs: Tensors
+    outputs: Tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Proved:
+    """What repeating a proof found.
+
+    Attributes:
+        segments: how many segments were run.
+        worst: the largest difference, relative to the largest value of its tensor.
+        tensor: the tensor it is in; empty when there is none.
+        allowed: how large it may be.
+        ort: version of the onnxruntime that ran them.
+    """
+
+    segments: int
+    worst: float
+    tensor: str
+    allowed: float
+    ort: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether the machine gives the right numbers."""
+        return self.worst <= self.allowed
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; an infinite difference is written as null."""
+        worst = self.worst if np.isfinite(self.worst) else None
+        return {**asdict(self), "worst": worst, "ok": self.ok}
+
+
+def make_proof(bundle: Bundle) -> tuple[SegmentProof, ...]:
+    """Run a whole bundle here on a sample of its inputs; the proof of each segment.
+
+    Sizes left open by the model are given the first of a few values that it takes.
+
+    Raises:
+        BundleError: a half of the bundle is not here.
+        InputError: no sample was found that the model takes.
+    """
+    for side in Side:
+        if not bundle.holds(side):
+            raise BundleError(
+                f"bundle {bundle.path} lacks its {side.value} half: deploy from the whole bundle"
+            )
+    refusal: InputError | None = None
+    for size in _DYNAMIC_SIZES:
+        rng = np.random.default_rng(_SEED)
+        try:
+            feeds = {value.name: sample(value, size, rng) for value in bundle.inputs}
+            return tuple(run_segments(bundle, feeds, EngineOptions()))
+        except InputError as error:
+            refusal = refusal or error
+    raise InputError(f"no sample of its inputs fits {bundle.path.name} ({refusal})")
+
+
+def run_segments(bundle: Bundle, feeds: Tensors, options: EngineOptions) -> list[SegmentProof]:
+    """Run every segment of a whole bundle on inputs of the model.
+
+    Raises:
+        BundleError: the plan never gives a segment what it needs.
+        InputError: onnxruntime refuses a segment or these inputs.
+    """
+    known = dict(feeds)
+    proofs = []
+    waiting = list(bundle.plan.segments)
+    while waiting:
+        segment = next((s for s in waiting if known.keys() >= set(s.inputs)), None)
+        if segment is None:
+            raise BundleError(f"bundle {bundle.path}: its plan cannot be run, make it again")
+        waiting.remove(segment)
+        inputs = {name: known[name] for name in segment.inputs}
+        outputs = _run(bundle, segment, inputs, options)
+        known.update(outputs)
+        proofs.append(SegmentProof(segment.id, inputs, outputs))
+    return proofs
+
+
+def _run(bundle: Bundle, segment: Segment, inputs: Tensors, options: EngineOptions) -> Tensors:
+    arrays = load(bundle.segment_path(segment.id), options).run(segment.outputs, inputs)
+    return dict(zip(segment.outputs, arrays, strict=True))
+
+
+def sample(value: Value, size: int, rng: np.random.Generator) -> Array:
+    """A random array that fits an input; `size` stands where the model leaves a size open.
+
+    Raises:
+        InputError: a type that no array can hold, or no shape is known.
+    """
+    if value.shape is None:
+        raise InputError(f"input {value.name!r} may have any shape: none was chosen")
+    shape = tuple(known if isinstance(known, int) else size for known in value.shape)
+    dtype = dtype_of(value.type)
+    if dtype.kind == "f":
+        return rng.standard_normal(shape).astype(dtype)
+    return rng.integers(0, 2, shape).astype(dtype)
+
+
+def repeat_proof(bundle: Bundle, proofs: Iterable[SegmentProof], options: EngineOptions) -> Proved:
+    """Run proofs on this machine.
+
+    Raises:
+        InputError: onnxruntime refuses a segment.
+    """
+    worst, tensor, allowed, count = 0.0, "", TOLERANCE, 0
+    for proof in proofs:
+        count += 1
+        found = _run(bundle, bundle.plan.segment(proof.segment), proof.inputs, options)
+        for name, want in proof.outputs.items():
+            apart = difference(want, found[name])
+            limit = HALF_TOLERANCE if want.dtype.itemsize < 4 else TOLERANCE
+            if apart / limit > worst / allowed:
+                worst, tensor, allowed = apart, name, limit
+    return Proved(count, worst, tensor, allowed, ORT_VERSION)
+
+
+def difference(want: Array, got: Array) -> float:
+    """Largest difference, relative to the largest value wanted.
+
+    Infinite when shapes, dtypes or the places of NaN and infinity differ.
+    """
+    if want.shape != got.shape or want.dtype != got.dtype:
+        return np.inf
+    one, two = want.astype(np.float64), got.astype(np.float64)
+    finite = np.isfinite(one) & np.isfinite(two)
+    if not np.array_equal(one[~finite], two[~finite], equal_nan=True):
+        return np.inf
+    apart = float(np.abs(one[finite] - two[finite]).max(initial=0.0))
+    scale = float(np.abs(one[finite]).max(initial=0.0))
+    return apart / scale if scale else (np.inf if apart else 0.0)
+
+
+def write_proof(path: Path, proofs: Iterable[SegmentProof]) -> None:
+    """Write proofs to one `.npz`, whole or not at all."""
+    arrays: dict[str, Array] = {}
+
+    def store(tensors: Tensors) -> dict[str, str]:
+        keys = {name: f"t{len(arrays) + place}" for place, name in enumerate(tensors)}
+        arrays.update({keys[name]: array for name, array in tensors.items()})
+        return keys
+
+    index = [
+        {"segment": p.segment, "inputs": store(p.inputs), "outputs": store(p.outputs)}
+        for p in proofs
+    ]
+    arrays[_INDEX] = np.frombuffer(json.dumps(index).encode(), np.uint8)
+    stream = io.BytesIO()
+    np.savez(stream, **arrays)  # type: ignore[arg-type]
+    write_bytes(path, stream.getvalue())
+
+
+def read_proof(path: Path) -> tuple[SegmentProof, ...]:
+    """Read what `write_proof` wrote.
+
+    Raises:
+        BundleError: missing or damaged.
+    """
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as held:
+            index = json.loads(held[_INDEX].tobytes())
+            return tuple(
+                SegmentProof(
+                    entry["segment"],
+                    {name: held[key] for name, key in entry["inputs"].items()},
+                    {name: held[key] for name, key in entry["outputs"].items()},
+                )
+                for entry in index
+            )
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise BundleError(f"proof {path} is missing or damaged: deploy again") from error

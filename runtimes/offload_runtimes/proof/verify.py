@@ -1,0 +1,84 @@
+"""Give the toolkit's check of splits its engine: onnxruntime."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from offload.bundle.cuts import distinct_cuts
+from offload.bundle.extract import part_of
+from offload.bundle.sample import Feeds, Wish, samples
+from offload.bundle.verify import Check, Opener, Runner
+from offload.bundle.weights import write_part
+from offload.graph.load import Model
+from offload.graph.model import Graph, Tensor
+from offload.graph.read import read_graph
+
+from offload_runtimes.engine import EngineOptions, load, tensor_types
+
+_SETS_OF_INPUTS = 2
+
+
+def opener(options: EngineOptions) -> Opener:
+    """An engine for `Check`: files are run as `options` say, optimisation aside."""
+
+    def open_model(path: Path, optimize: bool) -> Runner:
+        engine = load(path, replace(options, optimize=optimize))
+        required = [value.name for value in engine.inputs]
+        open_names = [value.name for value in engine.defaults]
+        names = [value.name for value in engine.outputs]
+
+        def run(feeds: Feeds) -> Mapping[str, Any]:
+            given = [*required, *(name for name in open_names if name in feeds)]
+            answers = engine.run(None, {name: feeds[name] for name in given if name in feeds})
+            return dict(zip(names, answers, strict=True))
+
+        return run
+
+    return open_model
+
+
+def missing_types(model: Model, graph: Graph) -> dict[str, Tensor]:
+    """Types, as onnxruntime infers them, of tensors that ONNX's shape inference can't follow.
+
+    Operators of other vendors are known to the engine only. Nothing is asked, and {} returned,
+    for models without such.
+
+    Raises:
+        InputError: onnxruntime refuses the model.
+    """
+    unknown = [name for name, tensor in graph.tensors.items() if tensor.dtype is None]
+    unknown = [name for name in unknown if name in graph.producer and model.types.can_cross(name)]
+    if not unknown:
+        return {}
+    whole = part_of(graph, range(len(graph.layers)), unknown)
+    with tempfile.TemporaryDirectory(prefix="offload-") as folder:
+        path = Path(folder) / "whole.onnx"
+        write_part(model, whole, path)
+        found = tensor_types(path)
+    return {name: _tensor(name, found[name].type, found[name].shape) for name in unknown}
+
+
+def _tensor(name: str, kind: str, shape: tuple[int | str | None, ...] | None) -> Tensor:
+    dtype = kind[len("tensor(") : -1] if kind.startswith("tensor(") else None
+    sizes = tuple(size if isinstance(size, int) else None for size in shape) if shape else None
+    return Tensor(name, dtype, sizes, None)
+
+
+def check_of(model: Model, options: EngineOptions, wish: Wish | None = None) -> Check:
+    """All that checking a model's cuts needs: its layers, its types, live inputs.
+
+    Raises:
+        InputError: onnxruntime refuses the model, or no inputs were found that it accepts.
+    """
+    engine = opener(options)
+    graph = read_graph(model)
+    whole = engine(model.path, False) if model.path else None
+    inputs = samples(model, whole or (lambda _: None), wish or Wish(), _SETS_OF_INPUTS)
+    return Check(model, graph, engine, inputs, missing_types(model, graph))
+
+
+def cuts_of(check: Check, most: int) -> tuple[frozenset[int], ...]:
+    """The cuts that `offload verify` tries: at most so many, evenly spread."""
+    return distinct_cuts(check.graph, most)

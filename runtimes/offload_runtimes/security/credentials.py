@@ -1,0 +1,104 @@
+"""Who may talk to whom: certificates and tokens, as files and texts; no library of them."""
+
+import hmac
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from offload.errors import InputError
+
+
+@dataclass(frozen=True)
+class ClientSecurity:
+    """How a device proves who it is and knows the server.
+
+    Attributes:
+        ca: PEM file of the authority the server's certificate must come from; None: plaintext.
+        certificate: PEM file of the device's own certificate, for mutual TLS.
+        key: PEM file of its private key.
+        token: bearer token sent with every session.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise InputError("a device's certificate and its key must be given together")
+        if self.certificate and not self.ca:
+            raise InputError("a device's certificate needs the authority's too: give --ca")
+
+    def check(self, address: str) -> None:
+        """InputError when a token would cross a network in the clear."""
+        if self.token and not self.ca and not is_loopback(address.rpartition(":")[0]):
+            raise InputError(
+                f"a token would be sent to {address} in the clear: use TLS (give --ca)"
+            )
+
+
+@dataclass(frozen=True)
+class ServerSecurity:
+    """How a server proves who it is and whom it lets in.
+
+    Attributes:
+        certificate: PEM file of the server's certificate; None: plaintext.
+        key: PEM file of its private key.
+        client_ca: PEM file of the authority that devices' certificates must come from; None:
+            devices need none.
+        token: bearer token that every session must bring; None: none.
+        insecure: allow plaintext beyond this machine.
+    """
+
+    certificate: Path | None = None
+    key: Path | None = None
+    client_ca: Path | None = None
+    token: str | None = field(default=None, repr=False)
+    insecure: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.certificate is None) != (self.key is None):
+            raise InputError("the server's certificate and its key must be given together")
+        if self.client_ca and not self.certificate:
+            raise InputError("mutual TLS needs the server's certificate and key too")
+
+    def check(self, listen: str) -> None:
+        """InputError when plaintext could be read from elsewhere."""
+        if self.certificate or self.insecure or is_loopback(listen.rpartition(":")[0]):
+            return
+        raise InputError(
+            f"{listen} is reachable from elsewhere and the connection is not encrypted: listen on"
+            " 127.0.0.1, give a certificate (`offload certs init`), or allow it with --insecure"
+        )
+
+    def admits(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
+        """Whether a call's metadata holds the token, compared in constant time."""
+        if self.token is None:
+            return True
+        expected = f"Bearer {self.token}".encode()
+        given = [value for key, value in metadata if key == "authorization"]
+        texts = [value.encode() if isinstance(value, str) else value for value in given]
+        return any(hmac.compare_digest(text, expected) for text in texts)
+
+
+def read_pem(path: Path) -> bytes:
+    """A PEM file's bytes; InputError when it can't be read or isn't one."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): give a PEM file") from error
+    if b"-----BEGIN" not in data:
+        raise InputError(f"{path} is not a PEM file: make one with `offload certs init`")
+    return data
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False

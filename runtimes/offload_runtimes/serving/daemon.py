@@ -1,0 +1,45 @@
+"""Serve until asked to stop; under systemd, say when ready and give signs of life."""
+
+import signal
+import socket
+import threading
+from collections.abc import Callable
+
+from offload_runtimes.server import Server
+from offload_runtimes.serving.notify import notify, watchdog_s
+
+_ANSWER_S = 5.0
+
+
+def serve_until_asked(server: Server, ready: Callable[[str], None]) -> None:
+    """Start a server, tell its address, and serve until SIGTERM or SIGINT; then drain.
+
+    Signs of life are given by this process only while its port accepts connections, so a server
+    that hangs or has lost its port is restarted.
+
+    Raises:
+        InputError: the port is in use.
+    """
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.set())
+    with server:
+        ready(server.address)
+        notify(f"READY=1\nSTATUS=serving on {server.address}")
+        limit_s = watchdog_s()
+        while not asked.wait(limit_s and limit_s / 3):
+            if answers(server.address):
+                notify("WATCHDOG=1")
+        notify("STOPPING=1")
+        server.drain()
+
+
+def answers(address: str) -> bool:
+    """Whether a server accepts connections; one with TLS is not asked for more."""
+    host, _, port = address.rpartition(":")
+    here = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host.strip("[]"))
+    try:
+        socket.create_connection((here, int(port)), _ANSWER_S).close()
+    except OSError:
+        return False
+    return True

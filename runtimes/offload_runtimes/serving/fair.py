@@ -1,0 +1,67 @@
+"""Worker threads that serve sessions in turn, so that a busy one can't starve the others."""
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+
+Job = Callable[[], None]
+
+
+class FairWorkers:
+    """Runs jobs on a few threads; every key with work gets one turn per round.
+
+    Jobs of one key start in the order given. A job must not raise.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._queues: OrderedDict[Hashable, deque[Job]] = OrderedDict()
+        self._changed = threading.Condition()
+        self._stopped = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"worker-{number}", daemon=True)
+            for number in range(workers)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, key: Hashable, job: Job) -> None:
+        """Queue a job behind the others of its key."""
+        with self._changed:
+            self._queues.setdefault(key, deque()).append(job)
+            self._changed.notify()
+
+    def drop(self, key: Hashable) -> None:
+        """Forget the jobs of a key that haven't begun."""
+        with self._changed:
+            self._queues.pop(key, None)
+
+    @property
+    def waiting(self) -> int:
+        """Jobs that haven't begun."""
+        with self._changed:
+            return sum(len(jobs) for jobs in self._queues.values())
+
+    def stop(self) -> None:
+        """End the threads after the jobs they are at; queued jobs are forgotten."""
+        with self._changed:
+            self._stopped = True
+            self._queues.clear()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
+            job()
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            while not self._queues and not self._stopped:
+                self._changed.wait()
+            if self._stopped:
+                return None
+            key, jobs = self._queues.popitem(last=False)
+            job = jobs.popleft()
+            if jobs:
+                self._queues[key] = jobs
+            return job

@@ -1,0 +1,84 @@
+"""What a server tells about itself: metrics for Prometheus and structured log records."""
+
+import json
+import logging
+from collections.abc import Callable
+
+from offload_runtimes.serving.metrics import Counter, Gauge, Histogram
+
+LOG = logging.getLogger("offload.server")
+LOG.addHandler(logging.NullHandler())
+
+
+class Observer:
+    """Counts and logs what happens on one server."""
+
+    def __init__(self, sessions: Callable[[], float], waiting: Callable[[], float]) -> None:
+        """`sessions` and `waiting` tell how many sessions are open and segments queued."""
+        self._gauges = (
+            Gauge("offload_sessions", "Sessions open now.", sessions),
+            Gauge("offload_queue_length", "Segments waiting for a worker now.", waiting),
+        )
+        self._sessions = Counter("offload_sessions_total", "Sessions opened.")
+        self._refused = Counter(
+            "offload_errors_total", "Sessions and frames refused or failed, by kind.", ["kind"]
+        )
+        self._frames = Counter(
+            "offload_frames_total",
+            "Frames over: answered, failed, cancelled by the device, or dropped with a session.",
+            ["bundle", "outcome"],
+        )
+        self._bytes = Counter("offload_bytes_total", "Bytes of messages, in or out.", ["direction"])
+        self._stages = Histogram(
+            "offload_stage_seconds",
+            "Seconds a segment waited for a worker (queue) and ran (compute).",
+            ["stage"],
+        )
+
+    def text(self) -> str:
+        """The exposition of all metrics."""
+        counters = (self._sessions, self._refused, self._frames, self._bytes, self._stages)
+        return "".join(metric.text() for metric in (*self._gauges, *counters))
+
+    def opened(self, session: int, peer: str) -> None:
+        """A session began."""
+        self._sessions.add()
+        LOG.info("session opened", extra={"fields": {"session": session, "peer": peer}})
+
+    def closed(self, session: int, frames: int) -> None:
+        """A session ended after so many frames."""
+        LOG.info("session closed", extra={"fields": {"session": session, "frames": frames}})
+
+    def failed(self, session: int, error: Exception) -> None:
+        """A session or a frame was refused or failed."""
+        kind = type(error).__name__
+        self._refused.add(kind)
+        fields = {"session": session, "kind": kind, "error": str(error)}
+        LOG.warning("refused", extra={"fields": fields})
+
+    def frame(self, bundle: str, outcome: str) -> None:
+        """A frame is over."""
+        self._frames.add(bundle[:12], outcome)
+
+    def passed(self, direction: str, size_bytes: int) -> None:
+        """A message went `in` or `out`."""
+        self._bytes.add(direction, by=size_bytes)
+
+    def computed(self, queue_s: float, compute_s: float) -> None:
+        """A segment waited and ran."""
+        self._stages.observe(queue_s, "queue")
+        self._stages.observe(compute_s, "compute")
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: time, level, event and the event's own fields."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line of a record."""
+        fields = getattr(record, "fields", {})
+        head = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        return json.dumps({**head, **fields})

@@ -1,0 +1,168 @@
+"""The device's end of a session: what it may send, what it makes of what comes back."""
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from offload.errors import OffloadError
+
+import offload_runtimes.wire.offload_pb2 as pb
+from offload_runtimes.engine import Array
+from offload_runtimes.wire import messages as wire
+from offload_runtimes.wire.contract import Contract
+from offload_runtimes.wire.messages import Packed, ProtocolError
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The server took the session; so many frames may be in flight."""
+
+    max_frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSpan:
+    """What the server did for a frame, in seconds of its own clock.
+
+    An arrival (`is_arrival`) has no start; else a segment ran.
+    """
+
+    name: str
+    start_s: float
+    end_s: float
+    is_arrival: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A download of a frame came; the server queued it at `sent_s` of its clock."""
+
+    frame: int
+    name: str
+    array: Array
+    sent_s: float
+    spans: tuple[ServerSpan, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """One frame failed, or (frame None) the whole session."""
+
+    frame: int | None
+    error: OffloadError
+
+
+@dataclass(frozen=True, slots=True)
+class Ponged:
+    """The server answered a ping when its clock showed `server_s`."""
+
+    number: int
+    server_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Leaving:
+    """The server takes no more frames."""
+
+
+Event: TypeAlias = Opened | Arrived | Failed | Ponged | Leaving
+
+
+@dataclass
+class DeviceSession:
+    """State of one session; `receive` turns the server's messages into events.
+
+    Attributes:
+        contract: what may cross.
+        server: the server's address, for messages.
+    """
+
+    contract: Contract
+    server: str
+    _opened: bool = False
+    _frames: dict[int, set[str]] = field(default_factory=dict)
+    _last_frame: int = 0
+
+    def hello(self) -> bytes:
+        """The first message."""
+        hello = pb.Hello(protocol=wire.PROTOCOL, bundle=self.contract.digest)
+        return pb.Message(hello=hello).SerializeToString()
+
+    def open_frame(self) -> int:
+        """Number a new frame."""
+        self._last_frame += 1
+        self._frames[self._last_frame] = set(self.contract.downloads)
+        return self._last_frame
+
+    def upload(self, frame: int, name: str, packed: Packed, now_s: float) -> bytes:
+        """The message that sends a tensor."""
+        return wire.tensor_message(frame, name, packed, now_s)
+
+    def cancel(self, frame: int) -> bytes | None:
+        """The message that gives a frame up; None when it is over already."""
+        if self._frames.pop(frame, None) is None:
+            return None
+        return pb.Message(cancel=pb.Cancel(frame=frame)).SerializeToString()
+
+    def ping(self, number: int) -> bytes:
+        """A message that the server answers at once."""
+        return pb.Message(ping=pb.Ping(number=number)).SerializeToString()
+
+    def receive(self, data: bytes) -> Event | None:
+        """What one message from the server means; None: nothing any more.
+
+        Raises:
+            ProtocolError: the server does not keep to the protocol.
+        """
+        message = wire.parse(data)
+        body = message.WhichOneof("body")
+        if body == "failure":
+            return self._failed(message.failure)
+        if body == "welcome":
+            return self._welcome(message.welcome)
+        if not self._opened:
+            raise ProtocolError(f"server {self.server} answered before it accepted the session")
+        if body == "tensor":
+            return self._tensor(message.tensor)
+        if body == "pong":
+            return Ponged(message.pong.number, message.pong.server_s)
+        if body == "goodbye":
+            return Leaving()
+        raise ProtocolError(f"server {self.server} sent a {body}, which only a device may")
+
+    def _welcome(self, welcome: pb.Welcome) -> Opened:
+        if self._opened or welcome.protocol != wire.PROTOCOL or not welcome.max_frames:
+            raise ProtocolError(
+                f"server {self.server} speaks protocol {welcome.protocol}, this device speaks"
+                f" {wire.PROTOCOL}: install the same version of onnx-offload on both"
+            )
+        self._opened = True
+        return Opened(welcome.max_frames)
+
+    def _tensor(self, tensor: pb.Tensor) -> Arrived | None:
+        if tensor.frame not in self._frames:
+            if 0 < tensor.frame <= self._last_frame:
+                return None  # the frame was given up while this was on its way
+            raise ProtocolError(f"server {self.server} sent a frame that was never asked for")
+        missing = self._frames[tensor.frame]
+        array = wire.decode_tensor(tensor, self.contract.downloads)
+        if tensor.name not in missing:
+            raise ProtocolError(f"server {self.server} sent {tensor.name!r} twice")
+        missing.remove(tensor.name)
+        if not missing:
+            del self._frames[tensor.frame]
+        return Arrived(tensor.frame, tensor.name, array, tensor.sent_s, _spans(tensor))
+
+    def _failed(self, failure: pb.Failure) -> Failed | None:
+        error = wire.decode_failure(failure, self.server)
+        if failure.frame == 0:
+            return Failed(None, error)
+        if self._frames.pop(failure.frame, None) is None:
+            return None
+        return Failed(failure.frame, error)
+
+
+def _spans(tensor: pb.Tensor) -> tuple[ServerSpan, ...]:
+    return tuple(
+        ServerSpan(span.name, span.start_s, span.end_s, span.kind == pb.Span.ARRIVAL)
+        for span in tensor.spans
+    )

@@ -1,0 +1,248 @@
+"""The server's end of a session: which segments can run, what goes back, what is refused."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from offload.errors import BundleError, OffloadError, ServerError
+from offload.plan.plan import Segment
+
+import offload_runtimes.wire.offload_pb2 as pb
+from offload_runtimes.engine import Array
+from offload_runtimes.wire import messages as wire
+from offload_runtimes.wire.contract import Contract
+from offload_runtimes.wire.messages import ProtocolError
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one session may hold.
+
+    Attributes:
+        max_frames: frames in flight.
+        max_bytes: bytes of tensors in flight.
+    """
+
+    max_frames: int = 8
+    max_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Send a message to the device."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Run a segment, then call `finished` or `failed`."""
+
+    frame: int
+    segment: Segment
+    feeds: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Over:
+    """A frame is over: stop what still runs for it.
+
+    `outcome` is `answered`, `failed`, `cancelled` (by the device) or `dropped` (with the session).
+    """
+
+    frame: int
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Send a last message and end the session."""
+
+    data: bytes
+    error: OffloadError
+
+
+Event: TypeAlias = Reply | Run | Over | Close
+
+
+@dataclass
+class _Frame:
+    """One inference in flight: the tensors at hand and the segments that haven't started."""
+
+    waiting: list[Segment]
+    tensors: dict[str, Array] = field(default_factory=dict)
+    spans: list[pb.Span] = field(default_factory=list)
+    running: int = 0
+
+    @property
+    def held_bytes(self) -> int:
+        return sum(array.nbytes for array in self.tensors.values())
+
+    def startable(self) -> list[Segment]:
+        """Segments whose inputs are all here, taken off the waiting list."""
+        ready = [s for s in self.waiting if all(name in self.tensors for name in s.inputs)]
+        self.waiting = [segment for segment in self.waiting if segment not in ready]
+        self.running += len(ready)
+        return ready
+
+
+class ServerSession:
+    """State of one session; events tell the shell around it what to do.
+
+    Not safe for several threads at once: the shell holds a lock around each call.
+    """
+
+    def __init__(self, contracts: Mapping[str, Contract], limits: Limits) -> None:
+        self._contracts = contracts
+        self._limits = limits
+        self._contract: Contract | None = None
+        self._frames: dict[int, _Frame] = {}
+        self._last_frame = 0
+        self._failed: set[int] = set()
+        self._draining = False
+        self.closed = False
+
+    @property
+    def frames(self) -> int:
+        """Frames begun so far."""
+        return self._last_frame
+
+    @property
+    def bundle(self) -> str | None:
+        """Digest of the bundle of this session; None before the hello."""
+        return self._contract.digest if self._contract else None
+
+    @property
+    def frames_in_flight(self) -> int:
+        """Frames that are not answered yet."""
+        return len(self._frames)
+
+    def receive(self, data: bytes, now_s: float) -> list[Event]:
+        """What one message from the device asks for; a wrong one closes the session."""
+        if self.closed:
+            return []
+        try:
+            return self._receive(wire.parse(data), now_s)
+        except OffloadError as error:
+            return self.close(error)
+
+    def finished(
+        self, run: Run, outputs: Mapping[str, Array], start_s: float, end_s: float
+    ) -> list[Event]:
+        """A segment made its outputs: send the downloads, run what they allow."""
+        frame = self._frames.get(run.frame)
+        if frame is None or self._contract is None:
+            return []
+        frame.running -= 1
+        frame.tensors.update(outputs)
+        compute = pb.Span.COMPUTE
+        span = pb.Span(kind=compute, name=run.segment.id, start_s=start_s, end_s=end_s)
+        frame.spans.append(span)
+        events = self._started(run.frame, frame)
+        for name, array in outputs.items():
+            if name in self._contract.downloads:
+                events.append(self._download(run.frame, frame, name, array, end_s))
+        return [*events, *self._forget_if_done(run.frame, frame)]
+
+    def failed(self, run: Run, error: OffloadError) -> list[Event]:
+        """A segment could not be run: that frame fails, the session goes on."""
+        if self._frames.pop(run.frame, None) is None:
+            return []
+        self._failed.add(run.frame)  # the rest of its tensors may still be on their way
+        return [Over(run.frame, "failed"), Reply(wire.encode_failure(error, run.frame))]
+
+    def close(self, error: OffloadError | None = None) -> list[Event]:
+        """End the session and free what it held."""
+        if self.closed:
+            return []
+        self.closed = True
+        events: list[Event] = [Over(frame, "dropped") for frame in self._frames]
+        self._frames.clear()
+        return events if error is None else [*events, Close(wire.encode_failure(error), error)]
+
+    def drain(self) -> list[Event]:
+        """Take no more frames and say so; those in flight are still answered."""
+        if self.closed or self._draining:
+            return []
+        self._draining = True
+        return [Reply(pb.Message(goodbye=pb.Goodbye()).SerializeToString())]
+
+    def _receive(self, message: pb.Message, now_s: float) -> list[Event]:
+        body = message.WhichOneof("body")
+        if body == "ping":
+            pong = pb.Pong(number=message.ping.number, server_s=now_s)
+            return [Reply(pb.Message(pong=pong).SerializeToString())]
+        if body == "hello":
+            return [Reply(self._hello(message.hello))]
+        if self._contract is None:
+            raise ProtocolError("a session must begin with a hello")
+        if body == "tensor":
+            return self._upload(self._contract, message.tensor, now_s)
+        if body == "cancel":
+            number = message.cancel.frame
+            return [] if self._frames.pop(number, None) is None else [Over(number, "cancelled")]
+        raise ProtocolError(f"a device must not send a {body}")
+
+    def _hello(self, hello: pb.Hello) -> bytes:
+        if self._contract is not None:
+            raise ProtocolError("a second hello came: open a new session for another bundle")
+        if hello.protocol != wire.PROTOCOL:
+            raise ProtocolError(
+                f"protocol {hello.protocol} is not spoken here, only {wire.PROTOCOL}: install the"
+                " same version of onnx-offload on both sides"
+            )
+        self._contract = self._contracts.get(hello.bundle)
+        if self._contract is None:
+            raise BundleError(
+                f"bundle {hello.bundle[:12]} is not served here: start the server with it"
+            )
+        welcome = pb.Welcome(protocol=wire.PROTOCOL, max_frames=self._limits.max_frames)
+        return pb.Message(welcome=welcome).SerializeToString()
+
+    def _upload(self, contract: Contract, tensor: pb.Tensor, now_s: float) -> list[Event]:
+        if self._draining and tensor.frame > self._last_frame:
+            self._failed.add(tensor.frame)
+            self._last_frame = tensor.frame
+            error = ServerError("the server is shutting down: try again")
+            return [Reply(wire.encode_failure(error, tensor.frame))]
+        if tensor.frame in self._failed:
+            return []
+        frame = self._frame(contract, tensor.frame)
+        if tensor.name in frame.tensors:
+            raise ProtocolError(f"tensor {tensor.name[:80]!r} came twice for one frame")
+        frame.tensors[tensor.name] = wire.decode_tensor(tensor, contract.uploads)
+        if sum(held.held_bytes for held in self._frames.values()) > self._limits.max_bytes:
+            raise ProtocolError("too many bytes in flight: wait for answers before sending more")
+        arrival = pb.Span.ARRIVAL
+        frame.spans.append(pb.Span(kind=arrival, name=tensor.name, end_s=now_s))
+        return self._started(tensor.frame, frame)
+
+    def _frame(self, contract: Contract, number: int) -> _Frame:
+        frame = self._frames.get(number)
+        if frame is not None:
+            return frame
+        if number <= self._last_frame:
+            raise ProtocolError(f"frame {number} is over: frames must be numbered upwards")
+        if len(self._frames) >= self._limits.max_frames:
+            raise ProtocolError(f"more than {self._limits.max_frames} frames are in flight")
+        self._last_frame = number
+        self._failed = {old for old in self._failed if old > number - 2 * self._limits.max_frames}
+        self._frames[number] = frame = _Frame(list(contract.segments))
+        return frame
+
+    def _started(self, number: int, frame: _Frame) -> list[Event]:
+        return [
+            Run(number, segment, {name: frame.tensors[name] for name in segment.inputs})
+            for segment in frame.startable()
+        ]
+
+    def _download(self, number: int, frame: _Frame, name: str, array: Array, now_s: float) -> Reply:
+        assert self._contract is not None
+        encoding = self._contract.downloads[name].encoding
+        spans, frame.spans = frame.spans, []
+        return Reply(wire.encode_tensor(number, name, array, encoding, now_s, spans))
+
+    def _forget_if_done(self, number: int, frame: _Frame) -> list[Event]:
+        if frame.waiting or frame.running or self._frames.pop(number, None) is None:
+            return []
+        return [Over(number, "answered")]

@@ -1,0 +1,1 @@
+"""Two machines out of one: network namespaces, a shaped link between them, a slow device."""

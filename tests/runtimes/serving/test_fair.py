@@ -1,0 +1,56 @@
+"""Fair workers: turns, nothing lost, nothing after stop."""
+
+import threading
+
+from hypothesis import given
+from hypothesis import strategies as st
+from offload_runtimes.serving.fair import FairWorkers
+
+
+def _wait(event: threading.Event) -> None:
+    event.wait()
+
+
+@given(keys=st.lists(st.sampled_from("abc"), max_size=30))
+def test_sessions_take_turns(keys: list[str]) -> None:
+    """With one worker held up, what waits is served round by round, in order within a key."""
+    workers, hold, began = FairWorkers(1), threading.Event(), threading.Event()
+    done: list[tuple[str, int]] = []
+    workers.submit("first", began.set)
+    workers.submit("first", lambda: _wait(hold))
+    began.wait()
+    for number, key in enumerate(keys):
+        workers.submit(key, lambda item=(key, number): done.append(item))  # type: ignore[misc]
+    finished = threading.Event()
+    rounds = max((keys.count(key) for key in "abc"), default=0)
+    for _ in range(rounds + 1):
+        workers.submit("last", lambda: None)
+    workers.submit("last", finished.set)
+    hold.set()
+    assert finished.wait(10)
+    workers.stop()
+    assert sorted(number for _, number in done) == list(range(len(keys)))
+    left = {key: [n for n, k in enumerate(keys) if k == key] for key in dict.fromkeys(keys)}
+    expected = []
+    while any(left.values()):
+        expected += [(key, numbers.pop(0)) for key, numbers in left.items() if numbers]
+    assert done == expected
+
+
+def test_dropped_jobs_never_run() -> None:
+    workers, hold, began = FairWorkers(1), threading.Event(), threading.Event()
+    ran: list[str] = []
+    workers.submit("first", began.set)
+    workers.submit("first", lambda: _wait(hold))
+    began.wait()
+    workers.submit("gone", lambda: ran.append("gone"))
+    workers.submit("stays", lambda: ran.append("stays"))
+    assert workers.waiting == 2
+    workers.drop("gone")
+    assert workers.waiting == 1
+    hold.set()
+    finished = threading.Event()
+    workers.submit("stays", finished.set)
+    assert finished.wait(10)
+    workers.stop()
+    assert ran == ["stays"]

@@ -1,0 +1,253 @@
+"""The server: hostile sessions end alone, it can be watched, it stops without losing work."""
+
+import json
+import logging
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import numpy as np
+import offload_runtimes.wire.offload_pb2 as pb
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from offload.errors import DeadlineError, InputError, ServerError
+from offload.plan.plan import Send, Side
+from offload_runtimes.client import OffloadSession
+from offload_runtimes.engine import EngineOptions
+from offload_runtimes.grpc import SESSION
+from offload_runtimes.server import Server
+from offload_runtimes.serving.observe import JsonLines
+from offload_runtimes.session.server import Limits
+from offload_runtimes.wire import messages as wire
+from offload_runtimes.wire.transport import Connection, MemoryConnector, pair
+
+from tests.runtimes import bundles, models
+from tests.runtimes.bundles import Made
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return bundles.branches(tmp_path / "b")
+
+
+@pytest.fixture
+def server(made: Made) -> Iterator[Server]:
+    limits = Limits(max_frames=2, max_bytes=10_000)
+    with Server([made.bundle], metrics="127.0.0.1:0", limits=limits) as running:
+        yield running
+
+
+def serve(server: Server) -> Connection:
+    here, there = pair()
+    threading.Thread(target=server.serve, args=(there,), daemon=True).start()
+    return here
+
+
+def tensor(frame: int, name: str = "t0", shape: tuple[int, ...] = (1, 64)) -> bytes:
+    return wire.encode_tensor(frame, name, np.zeros(shape, np.float32), "raw")
+
+
+def hello(made: Made) -> bytes:
+    return pb.Message(
+        hello=pb.Hello(protocol=wire.PROTOCOL, bundle=made.bundle.digest)
+    ).SerializeToString()
+
+
+HOSTILE: dict[str, Callable[[Made], list[bytes]]] = {
+    "garbled": lambda made: [hello(made), b"\xff\x00\xff"],
+    "truncated": lambda made: [hello(made), tensor(1)[:-20]],
+    "no hello": lambda _: [tensor(1)],
+    "two hellos": lambda made: [hello(made), hello(made)],
+    "duplicated": lambda made: [hello(made), tensor(1), tensor(1)],
+    "renumbered": lambda made: [hello(made), tensor(7), tensor(3)],
+    "wrong shape": lambda made: [hello(made), tensor(1, shape=(2, 64))],
+    "unknown tensor": lambda made: [hello(made), tensor(1, "nonsense")],
+    "too many frames": lambda made: [hello(made), tensor(1), tensor(2), tensor(3)],
+    "other protocol": lambda made: [
+        pb.Message(hello=pb.Hello(protocol=9, bundle=made.bundle.digest)).SerializeToString()
+    ],
+    "server's message": lambda made: [
+        hello(made),
+        pb.Message(pong=pb.Pong(number=1)).SerializeToString(),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", list(HOSTILE))
+def test_a_hostile_session_ends_alone(server: Server, made: Made, kind: str) -> None:
+    with OffloadSession(made.bundle, server.address) as good:
+        connection = serve(server)
+        for message in HOSTILE[kind](made):
+            connection.send(message)
+        replies = list(iter(connection.receive, None))
+        assert [wire.parse(reply).WhichOneof("body") for reply in replies][-1] == "failure"
+        assert wire.parse(replies[-1]).failure.sentence
+        feeds = made.feeds()
+        np.testing.assert_allclose(good.run(["y"], feeds)[0], made.expected(feeds)[0], rtol=1e-5)
+        assert good.counts.split == 1
+
+
+def test_bytes_in_flight_are_bounded(made: Made) -> None:
+    with Server([made.bundle], limits=Limits(max_frames=100, max_bytes=1000)) as server:
+        connection = serve(server)
+        connection.send(hello(made))
+        for frame in range(1, 5):
+            connection.send(tensor(frame))
+        *_, last = iter(connection.receive, None)
+        assert "too many bytes in flight" in wire.parse(last).failure.sentence
+
+
+def test_a_vanished_device_leaves_nothing(server: Server, made: Made) -> None:
+    connection = serve(server)
+    connection.send(hello(made))
+    connection.send(tensor(1))
+    assert connection.receive() is not None
+    connection.close()
+    with OffloadSession(made.bundle, server.address) as good:
+        good.run(None, made.feeds())
+    text = server.metrics_text()
+    assert 'outcome="dropped"} 1' in text
+
+
+def test_frames_too_large_for_the_bundle_are_refused(server: Server) -> None:
+    """gRPC itself refuses them before they are in memory."""
+    channel = grpc.insecure_channel(server.address)
+    method: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(SESSION)
+    call = method(iter([bytes(2**25)]))
+    with pytest.raises(grpc.RpcError) as caught:
+        next(call)
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    channel.close()
+
+
+def endless(folder: Path, size: int | str) -> Made:
+    """A bundle whose server part never ends; a dynamic size keeps it from being warmed."""
+    whole = models.endless_loop(size)
+    part = bundles.segment("server-0", Side.SERVER, ["x"], ["y"])
+    return bundles.write(folder, whole, [(part, whole)], [("send", "x")], [Send("x", 4)], ["y"])
+
+
+def test_a_model_that_never_ends_is_stopped(made: Made, tmp_path: Path) -> None:
+    loop = endless(tmp_path / "loop", 1)
+
+    plain = EngineOptions(threads=1)
+    with Server([loop.bundle, made.bundle], max_run_s=0.3, options=plain) as server:
+        with (
+            OffloadSession(loop.bundle, server.address, on_server_loss="raise") as session,
+            pytest.raises(DeadlineError, match="stopped before it finished"),
+        ):
+            session.run(None, {"x": np.zeros(1, np.float32)})
+        with OffloadSession(made.bundle, server.address) as good:
+            good.run(None, made.feeds())
+            assert good.counts.split == 1
+
+
+def test_a_cancelled_frame_is_stopped(tmp_path: Path) -> None:
+    """The device gave up: the server's only worker is free again at once."""
+    loop = endless(tmp_path / "loop", "n")
+    with (
+        Server([loop.bundle]) as server,
+        OffloadSession(loop.bundle, server.address, on_server_loss="raise") as session,
+    ):
+        for _ in range(3):
+            with pytest.raises(DeadlineError):
+                session.run(None, {"x": np.zeros(1, np.float32)}, deadline_s=0.1)
+        assert session.is_split
+
+
+def test_more_sessions_than_allowed(made: Made) -> None:
+    with Server([made.bundle], max_sessions=1) as server:
+        sessions: list[OffloadSession] = []
+
+        def crowd() -> None:
+            while len(sessions) < 20:
+                sessions.append(OffloadSession(made.bundle, server.address))
+
+        with pytest.raises(ServerError, match="full"):
+            crowd()
+        assert sessions
+        sessions[0].run(None, made.feeds())
+        for session in sessions:
+            session.close()
+
+
+def health(address: str, service: str = "") -> int:
+    with grpc.insecure_channel(address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        return stub.Check(health_pb2.HealthCheckRequest(service=service)).status  # type: ignore[no-any-return]
+
+
+def test_health_as_the_official_client_asks(server: Server) -> None:
+    serving = health_pb2.HealthCheckResponse.SERVING
+    assert health(server.address) == serving
+    assert health(server.address, "onnx_offload.v1.Runtime") == serving
+    with pytest.raises(grpc.RpcError) as caught:
+        health(server.address, "another.Service")
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    with grpc.insecure_channel(server.address) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest())
+        assert next(watch).status == serving
+        server.drain()
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def test_metrics_over_http(server: Server, made: Made) -> None:
+    with OffloadSession(made.bundle, server.address) as session:
+        for _ in range(3):
+            session.run(None, made.feeds())
+        with urllib.request.urlopen(f"http://{server.metrics_address}/metrics") as answer:
+            text = answer.read().decode()
+            assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+    lines = text.splitlines()
+    digest = made.bundle.digest[:12]
+    assert f'offload_frames_total{{bundle="{digest}",outcome="answered"}} 3' in lines
+    assert "offload_sessions 1" in lines
+    assert "offload_sessions_total 1" in lines
+    assert 'offload_stage_seconds_bucket{stage="compute",le="+Inf"} 3' in lines
+    assert any(line.startswith('offload_bytes_total{direction="in"}') for line in lines)
+    with pytest.raises(urllib.error.HTTPError):
+        urllib.request.urlopen(f"http://{server.metrics_address}/else")
+    with pytest.raises(InputError, match="cannot show metrics"):
+        Server([made.bundle], metrics=server.metrics_address).start()
+
+
+def test_logs_are_json_lines(server: Server, made: Made, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "offload.server"):
+        connection = serve(server)
+        connection.send(b"\xff")
+        assert connection.receive()
+        assert connection.receive() is None
+        connection.close()
+        with OffloadSession(made.bundle, server.address):
+            pass
+    rows = [json.loads(JsonLines().format(record)) for record in caplog.records]
+    assert {"session opened", "refused"} <= {row["event"] for row in rows}
+    refused = next(row for row in rows if row["event"] == "refused")
+    assert refused["kind"] == "ProtocolError"
+    assert refused["session"] > 0
+
+
+def test_drain_moves_devices_away(server: Server, made: Made) -> None:
+    """A draining server answers what it has; the device goes on alone, then elsewhere."""
+    with OffloadSession(made.bundle, server.address, heartbeat_s=0.05) as session:
+        session.run(None, made.feeds())
+        running = session.begin(None, made.feeds(1))
+        assert server.drain(10)
+        running.finish()
+        session.run(None, made.feeds(2))
+        counts = session.counts
+        assert counts.runs == 3
+        assert counts.local + counts.resumed >= 1
+        with pytest.raises(ServerError, match="shutting down"):
+            OffloadSession(made.bundle, server.address)
+
+
+def test_a_new_device_session_needs_no_state(made: Made, server: Server) -> None:
+    """The memory transport and gRPC serve the same way."""
+    with OffloadSession(made.bundle, MemoryConnector(server.serve)) as session:
+        feeds = made.feeds()
+        np.testing.assert_allclose(session.run(["y"], feeds)[0], made.expected(feeds)[0], rtol=1e-5)

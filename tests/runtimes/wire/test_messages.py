@@ -1,0 +1,139 @@
+"""Tensors cross unchanged; whatever else comes is refused with one sentence."""
+
+import zlib
+
+import numpy as np
+import offload_runtimes.wire.offload_pb2 as pb
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from offload.bundle.bundle import Value
+from offload.errors import BundleError, DeadlineError, InputError, OffloadError, ServerError
+from offload_runtimes.wire import messages as wire
+from offload_runtimes.wire.contract import Port
+from offload_runtimes.wire.messages import ProtocolError
+
+TYPES = {
+    "float32": "tensor(float)",
+    "float16": "tensor(float16)",
+    "int64": "tensor(int64)",
+    "uint8": "tensor(uint8)",
+    "bool": "tensor(bool)",
+    "float64": "tensor(double)",
+}
+
+
+def port(array: np.ndarray, encoding: str = "raw") -> Port:
+    return Port(Value("t", TYPES[array.dtype.name], None), encoding, array.nbytes)
+
+
+@given(
+    array=st.sampled_from(list(TYPES)).flatmap(
+        lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, min_side=0))
+    ),
+    frame=st.integers(1, 2**64 - 1),
+    encoding=st.sampled_from(["raw", "zstd"]),
+)
+def test_tensor_round_trip(array: np.ndarray, frame: int, encoding: str) -> None:
+    message = wire.parse(wire.encode_tensor(frame, "t", array, encoding, 1.5))
+    back = wire.decode_tensor(message.tensor, {"t": port(array, encoding)})
+    assert message.tensor.frame == frame
+    assert (back.dtype, back.shape) == (array.dtype, array.shape)
+    assert back.tobytes() == array.tobytes()
+
+
+def test_views_and_big_endian_arrays_cross_as_their_values() -> None:
+    for array in (np.arange(12).reshape(3, 4).T, np.arange(3, dtype=">i8")):
+        message = wire.parse(wire.encode_tensor(1, "t", array, "raw"))
+        back = wire.decode_tensor(message.tensor, {"t": port(array)})
+        np.testing.assert_array_equal(back, array)
+
+
+SHAPE = (2, 3)
+PORTS = {
+    "t": Port(Value("t", "tensor(float)", ("n", 3)), "raw", 4 * 2 * 3),
+    "z": Port(Value("z", "tensor(float)", ("n", 3)), "zstd", 4 * 2 * 3),
+}
+
+
+def tensor(**changes: object) -> pb.Tensor:
+    right = {
+        "frame": 1,
+        "name": "t",
+        "dtype": "float32",
+        "shape": SHAPE,
+        "encoding": "raw",
+        "data": bytes(24),
+    }
+    made = pb.Tensor(**{**right, **changes})  # type: ignore[arg-type]
+    made.checksum = checksum(made)
+    return made
+
+
+def checksum(made: pb.Tensor) -> int:
+    """As `offload.proto` defines it, word by word."""
+    padded = made.data + bytes(-len(made.data) % 8)
+    words = sum(int.from_bytes(padded[i : i + 8], "little") for i in range(0, len(padded), 8))
+    shape = "x".join(str(size) for size in made.shape)
+    header = f"{made.frame}|{made.name}|{made.dtype}|{shape}|{made.encoding}"
+    return (words + zlib.crc32(header.encode())) % 2**64
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": "u"}, "'u' is not one this bundle sends"),
+        ({"dtype": "float64"}, r"must be float32\[nx3\], not float64\[2x3\]"),
+        ({"dtype": "object"}, "not object"),
+        ({"shape": (2, 4)}, r"not float32\[2x4\]"),
+        ({"shape": (6,)}, r"not float32\[6\]"),
+        ({"shape": (3, 3), "data": bytes(36)}, "takes 36 bytes, allowed are 24"),
+        ({"shape": (2**60, 3)}, "allowed are 24"),
+        ({"encoding": "zstd"}, "came as 'zstd', not as 'raw'"),
+        ({"encoding": "pickle"}, "came as 'pickle'"),
+        ({"data": bytes(23)}, "damaged: 23 bytes came, 24 were expected"),
+        ({"data": b""}, "damaged"),
+        ({"name": "z", "encoding": "zstd", "data": b"not zstd"}, "damaged"),
+    ],
+)
+def test_wrong_tensor_is_one_sentence(changes: dict[str, object], said: str) -> None:
+    wire.decode_tensor(tensor(), PORTS)
+    with pytest.raises(ProtocolError, match=said) as caught:
+        wire.decode_tensor(tensor(**changes), PORTS)
+    assert "\n" not in str(caught.value)
+
+
+@given(data=st.binary(max_size=400))
+def test_noise_parses_or_is_refused(data: bytes) -> None:
+    try:
+        message = wire.parse(data)
+    except ProtocolError:
+        return
+    if message.WhichOneof("body") == "tensor":
+        with pytest.raises(ProtocolError):
+            wire.decode_tensor(message.tensor, PORTS)
+
+
+@given(data=st.data())
+def test_damaged_bytes_never_become_other_numbers(data: st.DataObject) -> None:
+    message = bytearray(wire.encode_tensor(1, "t", np.zeros(SHAPE, np.float32), "raw"))
+    for _ in range(data.draw(st.integers(1, 3))):
+        message[data.draw(st.integers(0, len(message) - 1))] ^= data.draw(st.integers(1, 255))
+    try:
+        parsed = wire.parse(bytes(message))
+        if parsed.WhichOneof("body") == "tensor":
+            back = wire.decode_tensor(parsed.tensor, PORTS)
+            assert back.tobytes() == bytes(24)
+            assert parsed.tensor.frame == 1
+    except ProtocolError as error:
+        assert str(error)  # noqa: PT017  refused is as right as read
+
+
+@pytest.mark.parametrize("kind", [InputError, BundleError, ServerError, DeadlineError])
+def test_errors_keep_their_kind_and_sentence(kind: type[OffloadError]) -> None:
+    message = wire.parse(wire.encode_failure(kind("it broke"), 3))
+    assert message.failure.frame == 3
+    error = wire.decode_failure(message.failure, "here:1")
+    assert type(error) is kind
+    assert str(error) == "server here:1: it broke"
