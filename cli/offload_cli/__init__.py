@@ -1,0 +1,1 @@
+"""The `offload` command: one file a verb."""

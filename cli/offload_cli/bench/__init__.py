@@ -1,0 +1,1 @@
+"""`offload bench`: every scheme on every network, measured on a shaped link."""

@@ -1,0 +1,187 @@
+"""What is measured: models, their inputs, and what each costs on this machine."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+from offload.cost.profile import Profile, load_profile
+from offload.errors import InputError
+from offload.graph.load import Model, load_model
+from offload.graph.model import Graph
+from offload_models import image, multi_stream, zoo
+from offload_runtimes.engine import Array, EngineOptions, load
+from offload_runtimes.planning.measure import Progress, measure, subject_of
+
+# One thread on each side: a small device, and a core left for the server.
+OPTIONS = EngineOptions(threads=1)
+PAPERS = ("alexnet_parallel", "googlenet", "multi_stream", "randwire")
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_FLOATS = "image_fp32"
+_LIGHT_HEADS = 256
+_RUNS = 10
+
+
+@dataclass(frozen=True)
+class Study:
+    """A model to measure.
+
+    Attributes:
+        name: what it is called in tables.
+        build: makes the model.
+        inside: cut inside the model, through several tensors, whatever would be best.
+    """
+
+    name: str
+    build: zoo.Builder
+    inside: bool = False
+
+
+def _studies() -> Mapping[str, Study]:
+    found = {name: Study(name, model.build) for name, model in zoo.ZOO.items()}
+    light = partial(multi_stream.build, hidden=_LIGHT_HEADS)
+    found["multi_stream"] = Study("multi_stream", light)
+    inside = Study("randwire_inside", zoo.ZOO["randwire"].build, inside=True)
+    return MappingProxyType({**found, inside.name: inside})
+
+
+STUDIES = _studies()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One form of a model: as built, or with a camera's bytes as its input.
+
+    Attributes:
+        model: loaded from its file.
+        graph: its layers.
+        device: seconds per layer on the device.
+        server: seconds per layer on the server.
+        feeds: .npz of its input.
+    """
+
+    model: Model
+    graph: Graph
+    device: Profile
+    server: Profile
+    feeds: Path
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study ready to be measured.
+
+    Attributes:
+        study: what it is.
+        floats: the model with float input, as built.
+        camera: the same with one uint8 image as input, if it has a single image.
+        expected: .npz of the outputs that both must give.
+    """
+
+    study: Study
+    floats: Variant
+    camera: Variant | None
+    expected: Path
+
+
+def find_study(name: str) -> Study:
+    """The study of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in STUDIES:
+        raise InputError(f"no model is called {name!r}: choose from {', '.join(STUDIES)}")
+    return STUDIES[name]
+
+
+def prepare(
+    study: Study, folder: Path, slowdown: float, profiles: Path | None, progress: Progress
+) -> Prepared:
+    """Build a model and its inputs into a folder and measure its layers.
+
+    Args:
+        study: which model.
+        folder: gets the files.
+        slowdown: how many times slower than this machine the device is.
+        profiles: folder of `MODEL.device.json` and `MODEL.server.json`, which replace measuring
+            here where they are.
+        progress: called with a phrase before each step.
+
+    Raises:
+        InputError: a profile is of another model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    progress(f"{study.name}: building")
+    proto = study.build()
+    single = list(image.input_shapes(proto)) == ["image"] and not study.inside
+    if single:
+        proto = image.rename_input(proto, "image", _FLOATS)
+    picture, feeds = _inputs(image.input_shapes(proto), single)
+
+    def variant(kind: str, feeds: Mapping[str, Array]) -> Variant:
+        given = [_given(profiles, f"{study.name}.{side}.json") for side in ("device", "server")]
+        progress(f"{study.name}: measuring its layers ({kind})")
+        return _variant(folder, kind, feeds, slowdown, given)
+
+    zoo.save(proto, folder / "floats.onnx")
+    floats = variant("floats", feeds)
+    camera = None
+    if picture is not None:
+        _, height, width, _ = picture.shape
+        raw = image.with_image_input(proto, _FLOATS, height, width, _MEAN, _STD)
+        zoo.save(raw, folder / "camera.onnx")
+        camera = variant("camera", {"image": picture})
+    expected = folder / "expected.npz"
+    _save(expected, _answers(floats.model, feeds))
+    return Prepared(study, floats, camera, expected)
+
+
+def _inputs(
+    shapes: Mapping[str, tuple[int, ...]], single: bool
+) -> tuple[Array | None, dict[str, Array]]:
+    """A seeded image and the floats that it stands for; else random floats for every input."""
+    random = np.random.default_rng(0)
+    if not single:
+        return None, {n: random.random(shape, dtype=np.float32) for n, shape in shapes.items()}
+    _, _, height, width = shapes[_FLOATS]
+    picture = random.integers(0, 256, (1, height, width, 3), dtype=np.uint8)
+    floats = (picture / 255.0 - np.array(_MEAN)) / np.array(_STD)
+    return picture, {_FLOATS: np.ascontiguousarray(floats.astype(np.float32).transpose(0, 3, 1, 2))}
+
+
+def _variant(
+    folder: Path,
+    kind: str,
+    feeds: Mapping[str, Array],
+    slowdown: float,
+    given: Sequence[Profile | None],
+) -> Variant:
+    scratch, arrays = folder / kind, folder / f"{kind}.npz"
+    scratch.mkdir(exist_ok=True)
+    _save(arrays, feeds)
+    model = load_model(folder / f"{kind}.onnx")
+    subject = subject_of(model, scratch)
+    device, server = given
+    if server is None or device is None:
+        here = measure(subject, OPTIONS, feeds=feeds, runs=_RUNS)
+        server, device = server or here, device or here.scaled(slowdown)
+    return Variant(model, subject.graph, device, server, arrays)
+
+
+def _given(profiles: Path | None, name: str) -> Profile | None:
+    path = profiles / name if profiles else None
+    return load_profile(path) if path and path.is_file() else None
+
+
+def _answers(model: Model, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    assert model.path is not None
+    engine = load(model.path, OPTIONS)
+    names = [value.name for value in engine.outputs]
+    return dict(zip(names, engine.run(names, feeds), strict=True))
+
+
+def _save(path: Path, arrays: Mapping[str, Array]) -> None:
+    np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy takes any keyword

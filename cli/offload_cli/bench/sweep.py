@@ -1,0 +1,195 @@
+"""Measure model by model, network by network; what is finished is kept and never run again."""
+
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from offload.bundle.bundle import Bundle
+from offload.bundle.write import write_bundle
+from offload.cost.link import Link
+from offload.errors import InputError
+from offload.partition.demand import Demand, Power
+from offload.schedule.timeline import Lane
+from offload_runtimes.testbed.experiment import run_job
+from offload_runtimes.testbed.job import Entry, Job, Run
+
+from offload_cli.bench.cell import Cell, Group
+from offload_cli.bench.ground import Ground
+from offload_cli.bench.planned import Planned, overheads, plans_of
+from offload_cli.bench.studies import OPTIONS, Prepared, Study, prepare
+
+# Raspberry Pi 4B: idle 2.7 W, all cores busy 6.4 W; its radio adds about 0.7 W while sending.
+POWER = Power(2.7, 3.7, 0.7)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What to measure and how.
+
+    Attributes:
+        studies: the models.
+        links: the networks by name.
+        folder: where results are kept.
+        slowdown: how many times slower than this machine the device is.
+        repeats: runs of each program.
+        budget_s: of one model on one network; three runs are made at least.
+        by_quota: slow the device by CPU quota, not by pacing.
+        profiles: folder of profiles that replace measuring here, or None.
+    """
+
+    studies: Sequence[Study]
+    links: Mapping[str, Link]
+    folder: Path
+    slowdown: float
+    repeats: int
+    budget_s: float
+    by_quota: bool = False
+    profiles: Path | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a result depends on, for the results' files."""
+        return {
+            "slowdown": self.slowdown,
+            "repeats": self.repeats,
+            "slow_by": "quota" if self.by_quota else "pacing",
+            "threads": OPTIONS.threads,
+        }
+
+    def path(self, study: Study, network: str) -> Path:
+        """The file of one model on one network."""
+        return self.folder / "cells" / f"{study.name}-{network}.json"
+
+
+Progress = Callable[[str], None]
+
+
+def missing(sweep: Sweep, kind: str) -> list[tuple[Study, str]]:
+    """What has not been measured yet with these settings on this kind of link, model by model."""
+    return [
+        (study, network)
+        for study in sweep.studies
+        for network in sweep.links
+        if not _is_kept(sweep, kind, sweep.path(study, network))
+    ]
+
+
+def _is_kept(sweep: Sweep, kind: str, path: Path) -> bool:
+    with suppress(InputError, FileNotFoundError):
+        settings = Group.load(path).settings
+        return dict(settings) == {**sweep.settings, "link": kind}
+    return False
+
+
+def measure_all(
+    sweep: Sweep, ground: Ground, progress: Progress, done: Callable[[Study, str], None]
+) -> None:
+    """Measure what is missing; results of each model and network are kept at once.
+
+    Args:
+        sweep: what to measure.
+        ground: where it runs.
+        progress: called with a phrase before each step.
+        done: called with each model and network that is finished.
+
+    Raises:
+        OffloadError: a side died; what was finished is kept.
+    """
+    (sweep.folder / "cells").mkdir(parents=True, exist_ok=True)
+    waiting: dict[str, list[str]] = defaultdict(list)
+    for study, network in missing(sweep, ground.kind):
+        waiting[study.name].append(network)
+    for study in sweep.studies:
+        if study.name not in waiting:
+            continue
+        with tempfile.TemporaryDirectory(prefix="offload-bench-") as folder:
+            where = Path(folder) / "model"
+            ready = prepare(study, where, sweep.slowdown, sweep.profiles, progress)
+            for network in waiting[study.name]:
+                group = measure_group(sweep, ready, network, ground, progress)
+                group.save(sweep.path(study, network))
+                done(study, network)
+
+
+def measure_group(
+    sweep: Sweep, ready: Prepared, network: str, ground: Ground, progress: Progress
+) -> Group:
+    """All schemes of one model on one network; equal programs run once."""
+    name, link = ready.study.name, sweep.links[network]
+    progress(f"{name}, {network}: planning")
+    plans = plans_of(ready, link)
+    spent = overheads(ready, link)
+    first: dict[object, str] = {}
+    runs_as = {key: first.setdefault(one.program, key) for key, one in plans.items()}
+    distinct = {key: plans[key] for key in first.values()}
+    runs: dict[str, list[Run]] = {key: [] for key in distinct}
+    with tempfile.TemporaryDirectory(prefix="offload-bench-") as folder:
+        progress(f"{name}, {network}: writing {len(distinct)} bundles")
+        bundles = {
+            key: write_bundle(one.variant.model, one.variant.graph, one.plan, Path(folder) / key)
+            for key, one in distinct.items()
+        }
+        for run in _runs(sweep, ready, distinct, bundles, ground, link):
+            progress(f"{name}, {network}: {run.label}, run {run.number} of {sweep.repeats}")
+            runs[run.label].append(run)
+    cells = tuple(
+        _cell(name, network, key, one, runs_as[key], runs[runs_as[key]])
+        for key, one in plans.items()
+    )
+    return Group({**sweep.settings, "link": ground.kind}, cells, spent)
+
+
+def _runs(
+    sweep: Sweep,
+    ready: Prepared,
+    plans: Mapping[str, Planned],
+    bundles: Mapping[str, Bundle],
+    ground: Ground,
+    link: Link,
+) -> Iterator[Run]:
+    rig, emulated = ground.rig(link, sweep.slowdown if sweep.by_quota else 1.0)
+    expected = rig.device.bring(ready.expected)
+    entries = tuple(
+        Entry(
+            key,
+            rig.device.bring(bundles[key].path),
+            rig.device.bring(one.variant.feeds),
+            expected,
+        )
+        for key, one in plans.items()
+    )
+    served = [rig.server.bring(b.path) for b in bundles.values() if not b.plan.is_local]
+    pace = 1.0 if sweep.by_quota else sweep.slowdown
+    job = Job(entries, "", sweep.repeats, sweep.budget_s, pace, OPTIONS.threads, emulated)
+    return run_job(rig, job, served)
+
+
+def _cell(
+    model: str, network: str, scheme: str, one: Planned, runs_as: str, runs: Sequence[Run]
+) -> Cell:
+    """The first run only warms up."""
+    warm = runs[1:]
+    latencies = tuple(run.latency_s for run in warm)
+    middle = float(np.median(latencies))
+    typical = min(warm, key=lambda run: abs(run.latency_s - middle)).timeline
+    compute_s, upload_s = (typical.busy_s(lane) for lane in (Lane.DEVICE, Lane.UPLINK))
+    return Cell(
+        model=model,
+        network=network,
+        scheme=scheme,
+        runs_as=runs_as,
+        picked=one.picked,
+        predicted_s=one.plan.latency_s,
+        latencies_s=latencies,
+        upload_bytes=sum(send.size_bytes or 0 for send in one.plan.uploads),
+        cut=tuple(send.tensor for send in one.plan.uploads),
+        energy_j=float(Demand(power=POWER).energy(middle, compute_s, upload_s)),
+        difference=max(run.difference for run in runs),
+        predicted=one.plan.timeline,
+        measured=typical,
+    )

@@ -1,0 +1,93 @@
+"""`offload device` and `offload wheelhouse`: put the light runtime on targets."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from offload.units import format_bytes
+from offload_runtimes.deploy.device import Installed, init_device
+from offload_runtimes.deploy.wheels import fill_wheelhouse
+
+from offload_cli.options import FormatOption
+from offload_cli.output import Format, Output
+from offload_cli.targets import DEFAULT_DEVICES, DevicesOption, TargetArgument, find_places
+
+app = typer.Typer(help="Prepare devices and servers to run bundles.", no_args_is_help=True)
+
+OrtOption = Annotated[
+    str, typer.Option("--ort", help="A version of onnxruntime; default: the newest.")
+]
+
+
+@app.callback()
+def root() -> None:
+    """Hold the group open, so that a single verb stays a verb."""
+
+
+@app.command()
+def init(
+    target: TargetArgument,
+    wheelhouse: Annotated[
+        Path | None,
+        typer.Option(help="A folder made by `offload wheelhouse`, for targets without internet."),
+    ] = None,
+    ort: OrtOption = "",
+    devices: DevicesOption = DEFAULT_DEVICES,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Install the light runtime on a target, and find out whether it works there.
+
+    The machine is checked (64-bit, glibc, Python, disk, memory, clock); the runtime goes into a
+    virtual environment of its own beside the one in use, runs a tiny model, and takes its place.
+
+    Example: `offload device init pi`
+    """
+    output = Output(form)
+    (place,) = find_places([target], devices)
+    with output.steps() as step:
+        done = init_device(place, wheelhouse, ort or None, lambda text: step(f"{target}: {text}"))
+    total_bytes = sum(package.size_bytes for package in done.packages)
+    output.result(
+        {
+            "target": target,
+            "python": done.python,
+            "machine": done.machine,
+            "packages": [
+                {"name": p.name, "version": p.version, "size_bytes": p.size_bytes}
+                for p in done.packages
+            ],
+            "size_bytes": total_bytes,
+            "preflight_s": done.preflight_s,
+        },
+        f"{target}: ready ({done.machine}), {format_bytes(total_bytes)} installed",
+    )
+    _table(output, done)
+
+
+def _table(output: Output, done: Installed) -> None:
+    rows = [(p.name, p.version, format_bytes(p.size_bytes)) for p in done.packages]
+    output.table(["package", "version", ">size"], rows)
+
+
+def wheelhouse(
+    folder: Annotated[Path, typer.Argument(help="Where the wheels go.", show_default=False)],
+    platform: Annotated[str, typer.Option(help="`aarch64` or `x86_64`.")] = "aarch64",
+    python: Annotated[str, typer.Option(help="The target's Python.")] = "3.11",
+    ort: OrtOption = "",
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Download what a device without internet installs; `device init --wheelhouse` brings it.
+
+    Example: `offload wheelhouse wheels --platform aarch64 --python 3.13`
+    """
+    output = Output(form)
+    wheels = fill_wheelhouse(folder, platform, python, ort or None)
+    total_bytes = sum(path.stat().st_size for path in wheels)
+    output.result(
+        {
+            "folder": str(folder),
+            "wheels": [path.name for path in wheels],
+            "size_bytes": total_bytes,
+        },
+        f"{len(wheels)} wheels, {format_bytes(total_bytes)}, in {folder}",
+    )

@@ -1,0 +1,100 @@
+"""`offload inspect`: a model's layers, tensors and where it can be cut."""
+
+from typing import Annotated
+
+import typer
+from offload.graph.load import load_model
+from offload.graph.model import Graph, Layer
+from offload.units import format_bytes
+from offload_runtimes.planning.measure import read_fused
+
+from offload_cli.options import FormatOption, ModelArgument, ShapeOption, parse_shapes
+from offload_cli.output import Format, Output
+
+
+def inspect(
+    model: ModelArgument,
+    shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
+    every: Annotated[
+        bool, typer.Option("--all", help="List every layer, also of a long model.")
+    ] = False,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Show a model's layers as onnxruntime fuses them, what they make and how big it is.
+
+    A layer's outputs are the tensors you can name in `offload split --cut`.
+
+    Example: `offload inspect googlenet.onnx`
+    """
+    output = Output(form)
+    graph = read_fused(load_model(model), parse_shapes(shape))
+    output.result(_json(graph), _summary(graph))
+    shown = graph.layers if every or len(graph.layers) <= 60 else graph.layers[:50]
+    output.table(
+        ("layer", "operators", "makes", ">bytes", ">MFLOP", ">weights"),
+        (_row(graph, layer) for layer in shown),
+    )
+    if len(shown) < len(graph.layers):
+        output.remark(f"{len(graph.layers) - len(shown)} more layers: list them with --all")
+
+
+def _summary(graph: Graph) -> str:
+    flops = sum(layer.flops or 0 for layer in graph.layers)
+    weights = sum(layer.weight_bytes for layer in graph.layers)
+    signature = "\n".join(
+        f"  {side} {name}: {_tensor(graph, name)}"
+        for side, names in (("in ", graph.inputs), ("out", graph.outputs))
+        for name in names
+    )
+    return (
+        f"{graph.name}: {len(graph.layers)} layers, {format_bytes(weights)} of weights,"
+        f" {flops / 1e9:.2f} GFLOP\n{signature}"
+    )
+
+
+def _tensor(graph: Graph, name: str) -> str:
+    tensor = graph.tensors[name]
+    sizes = "x".join("?" if size is None else str(size) for size in tensor.shape or ())
+    size = "" if tensor.size_bytes is None else f", {format_bytes(tensor.size_bytes)}"
+    return f"{tensor.dtype or 'not a tensor'} {sizes}{size}"
+
+
+def _row(graph: Graph, layer: Layer) -> tuple[str, ...]:
+    sizes = [graph.tensors[name].size_bytes for name in layer.outputs]
+    known = [size for size in sizes if size is not None]
+    return (
+        layer.name,
+        layer.op,
+        ", ".join(layer.outputs),
+        format_bytes(sum(known)) if len(known) == len(sizes) else "?",
+        "" if layer.flops is None else f"{layer.flops / 1e6:.1f}",
+        format_bytes(layer.weight_bytes) if layer.weight_bytes else "",
+    )
+
+
+def _json(graph: Graph) -> dict[str, object]:
+    return {
+        "name": graph.name,
+        "sha256": graph.digest,
+        "inputs": list(graph.inputs),
+        "outputs": list(graph.outputs),
+        "layers": [
+            {
+                "name": layer.name,
+                "op": layer.op,
+                "inputs": list(layer.inputs),
+                "outputs": list(layer.outputs),
+                "flops": layer.flops,
+                "weight_bytes": layer.weight_bytes,
+            }
+            for layer in graph.layers
+        ],
+        "tensors": {
+            name: {
+                "dtype": tensor.dtype,
+                "shape": None if tensor.shape is None else list(tensor.shape),
+                "size_bytes": tensor.size_bytes,
+            }
+            for name, tensor in graph.tensors.items()
+        },
+    }

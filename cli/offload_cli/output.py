@@ -1,0 +1,101 @@
+"""The one output object: results on stdout, remarks on stderr, `--format json` for nothing."""
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+# Wide enough that a table in a file or a pipe never breaks a tensor's name.
+PIPE_COLUMNS = 240
+
+
+class Format(StrEnum):
+    """How results are printed."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+class Output:
+    """Prints results in the chosen format; everything that is not a result goes to stderr."""
+
+    def __init__(self, form: Format = Format.TEXT) -> None:
+        self.form = form
+        self._out = Console(soft_wrap=True, highlight=False)
+        if not self._out.is_terminal:
+            self._out.width = PIPE_COLUMNS
+        self._err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+    @property
+    def is_json(self) -> bool:
+        """Whether stdout must hold one JSON value and nothing else."""
+        return self.form is Format.JSON
+
+    def result(self, value: Any, text: str | None = None) -> None:
+        """Print the verb's result: `value` as JSON, or `text` (default: the value itself)."""
+        if self.is_json:
+            json.dump(value, sys.stdout, indent=2, allow_nan=False)
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+        else:
+            self.text(text if text is not None else str(value))
+
+    def text(self, text: str = "") -> None:
+        """Print lines meant for people only."""
+        if not self.is_json:
+            self._out.print(text, markup=False)
+
+    def table(
+        self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = ""
+    ) -> None:
+        """Print a table for people; columns named `>x` are aligned to the right."""
+        if self.is_json:
+            return
+        table = Table(title=title or None, title_justify="left", header_style="bold")
+        for column in columns:
+            right = column.startswith(">")
+            table.add_column(
+                column.lstrip(">"), justify="right" if right else "left", overflow="fold"
+            )
+        for row in rows:
+            table.add_row(*(str(cell) for cell in row))
+        self._out.print(table)
+
+    def remark(self, text: str) -> None:
+        """Print a remark to stderr."""
+        self._err.print(text, markup=False)
+
+    def warning(self, text: str) -> None:
+        """Print a warning to stderr."""
+        self._err.print(f"warning: {text}", markup=False, style="yellow")
+
+    def error(self, text: str) -> None:
+        """Print an error to stderr."""
+        self._err.print(f"error: {text}", markup=False, style="red")
+
+    def progress(self) -> Progress:
+        """A progress bar on stderr; silent when stderr is not a terminal."""
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self._err,
+            transient=True,
+            disable=not self._err.is_terminal,
+        )
+
+    @contextmanager
+    def steps(self) -> Iterator[Callable[[str], None]]:
+        """A spinner on stderr whose phrase the block changes; plain lines without a terminal."""
+        if not self._err.is_terminal:
+            yield self.remark
+            return
+        with self._err.status("starting") as status:
+            yield lambda phrase: status.update(phrase)

@@ -1,0 +1,85 @@
+"""`offload profile`: measure what each layer costs on this machine."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from offload.cost.profile import Profile
+from offload.files import write_text
+from offload.graph.load import load_model
+from offload.graph.model import Graph
+from offload.units import format_s
+from offload_runtimes.engine import EngineOptions
+from offload_runtimes.planning.measure import cached_profile, subject_of
+
+from offload_cli.options import (
+    FormatOption,
+    ModelArgument,
+    ProviderOption,
+    ShapeOption,
+    ThreadsOption,
+    parse_shapes,
+)
+from offload_cli.output import Format, Output
+
+
+def profile(
+    model: ModelArgument,
+    path: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Also write the table to this file, for `split`."),
+    ] = None,
+    shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
+    threads: ThreadsOption = None,
+    provider: ProviderOption = [],  # noqa: B006
+    runs: Annotated[int, typer.Option(min=3, help="Repeats behind each median.")] = 20,
+    again: Annotated[
+        bool, typer.Option("--again", help="Measure even when this machine has a table already.")
+    ] = False,
+    every: Annotated[bool, typer.Option("--all", help="List every layer.")] = False,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Run a model here and write down the seconds of each of its layers.
+
+    The table is kept in your cache, by model and machine, and never measured twice unless you
+    ask. Take the file of a device to the machine where you plan.
+
+    Example: on the Pi `offload profile net.onnx -o pi.json`, then on your desk
+    `offload split net.onnx --device pi.json -o net.bundle`
+    """
+    output = Output(form)
+    options = EngineOptions(tuple(provider), threads)
+    with tempfile.TemporaryDirectory(prefix="offload-") as folder, output.steps() as progress:
+        progress(f"reading {model}")
+        subject = subject_of(load_model(model), Path(folder), parse_shapes(shape))
+        found = cached_profile(subject, options, again=again, runs=runs, progress=progress)
+    if path:
+        write_text(path, json.dumps(found.to_json(), indent=1))
+        output.remark(f"wrote {path}")
+    output.result(found.to_json(), _summary(found))
+    for remark in found.remarks:
+        output.warning(remark)
+    _table(output, subject.graph, found, every)
+
+
+def _summary(found: Profile) -> str:
+    return (
+        f"{format_s(found.whole_s)} a run on {found.machine} ({found.provider},"
+        f" {found.threads or 'default'} threads), median of {found.runs}"
+    )
+
+
+def _table(output: Output, graph: Graph, found: Profile, every: bool) -> None:
+    ops = {layer.name: layer.op for layer in graph.layers}
+    costly = sorted(found.layers, key=lambda cost: -cost.seconds_s)
+    shown = found.layers if every or len(costly) <= 30 else costly[:25]
+    output.table(
+        ("layer", "operators", ">seconds", ">share"),
+        (
+            (c.name, ops[c.name], format_s(c.seconds_s), f"{c.seconds_s / found.whole_s:.1%}")
+            for c in shown
+        ),
+        title="" if len(shown) == len(costly) else "costliest layers (--all lists every layer)",
+    )

@@ -1,0 +1,125 @@
+"""`offload run`: run a bundle on inputs from a file."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from offload.cost.link import parse_link
+from offload.files import write_text
+from offload.report.gantt import gantt_svg, gantt_text
+from offload.report.trace import chrome_trace
+from offload.schedule.timeline import Timeline
+from offload.units import format_s
+from offload_runtimes.device.execution import OnServerLoss
+from offload_runtimes.local import open_session
+
+from offload_cli.arrays import read_arrays, write_arrays
+from offload_cli.options import BundleArgument, FormatOption, ProviderOption, ThreadsOption
+from offload_cli.output import Format, Output
+from offload_cli.security import (
+    CaOption,
+    CertificateOption,
+    KeyOption,
+    TokenOption,
+    client_security,
+)
+
+
+def run(
+    bundle: BundleArgument,
+    inputs: Annotated[
+        Path, typer.Option("--input", help=".npz with an array for each input, by its name.")
+    ],
+    outputs: Annotated[
+        Path | None, typer.Option("--output", help=".npz to write the outputs to, by their names.")
+    ] = None,
+    server: Annotated[
+        str,
+        typer.Option(help="HOST:PORT of `offload serve`; default: a server within this process."),
+    ] = "",
+    link: Annotated[
+        str, typer.Option(help="Emulate this link in-process, like `wifi` or `'20 Mbit/s,10 ms'`.")
+    ] = "",
+    slowdown: Annotated[
+        float, typer.Option(min=1.0, help="Emulate a device so many times slower.")
+    ] = 1.0,
+    repeat: Annotated[int, typer.Option(min=1, help="Run so often; the median is shown.")] = 1,
+    optimize: Annotated[
+        bool,
+        typer.Option(help="Without it, outputs are bit-equal to the whole model's, but slower."),
+    ] = True,
+    deadline: Annotated[
+        float | None,
+        typer.Option(help="Seconds for the answer; the device goes on alone when it gets close."),
+    ] = None,
+    on_server_loss: Annotated[
+        OnServerLoss,
+        typer.Option(help="Go on here and return (resume), stay here (local), or fail (raise)."),
+    ] = OnServerLoss.RESUME,
+    ca: CaOption = None,
+    cert: CertificateOption = None,
+    key: KeyOption = None,
+    token_file: TokenOption = None,
+    svg: Annotated[Path | None, typer.Option(help="Write a chart of the last run here.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write a Chrome trace of the last run (JSON) here.")
+    ] = None,
+    threads: ThreadsOption = None,
+    provider: ProviderOption = [],  # noqa: B006  typer wants a list and copies it
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Run a bundle once: the device's part here, the server's part on the server.
+
+    Example: `offload run net.bundle --input in.npz --output out.npz --server 192.0.2.7:50051`
+    """
+    output = Output(form)
+    feeds = read_arrays(inputs)
+    emulated = parse_link(link) if link else None
+    timelines: list[Timeline] = []
+    with open_session(
+        bundle,
+        server or None,
+        providers=tuple(provider),
+        threads=threads,
+        optimize=optimize,
+        link=emulated,
+        slowdown=slowdown,
+        deadline_s=deadline,
+        on_server_loss=on_server_loss,
+        security=client_security(ca, cert, key, token_file),
+    ) as session:
+        for _ in range(repeat):
+            answers, timeline = session.run_timed(None, feeds)
+            timelines.append(timeline)
+        names = [value.name for value in session.get_outputs()]
+        predicted = session.bundle.plan.timeline
+    if outputs:
+        write_arrays(outputs, dict(zip(names, answers, strict=True)))
+        output.remark(f"wrote {outputs}")
+    shown = {"predicted": predicted, "measured": timelines[-1]}
+    if svg:
+        write_text(svg, gantt_svg(shown, bundle.name))
+    if trace:
+        write_text(trace, json.dumps(chrome_trace(shown)))
+    _report(output, names, timelines, predicted)
+
+
+def _report(
+    output: Output, names: list[str], timelines: list[Timeline], predicted: Timeline
+) -> None:
+    seconds = [timeline.makespan_s for timeline in timelines]
+    median_s = statistics.median(seconds)
+    output.result(
+        {
+            "outputs": names,
+            "latency_s": median_s,
+            "latencies_s": seconds,
+            "predicted_s": predicted.makespan_s,
+            "timeline": timelines[-1].to_json(),
+        },
+        f"{format_s(median_s)} measured (median of {len(seconds)}),"
+        f" {format_s(predicted.makespan_s)} predicted",
+    )
+    output.text(gantt_text({"measured": timelines[-1]}, 100))

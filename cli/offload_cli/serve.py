@@ -1,0 +1,107 @@
+"""`offload serve`: serve bundles to devices."""
+
+import logging
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from offload_runtimes.engine import EngineOptions
+from offload_runtimes.security.credentials import ServerSecurity
+from offload_runtimes.server import Server
+from offload_runtimes.serving.observe import LOG, JsonLines
+
+from offload_cli.options import FormatOption, ProviderOption, ThreadsOption
+from offload_cli.output import Format, Output
+from offload_cli.security import TokenOption, read_token
+
+
+def serve(
+    bundles: Annotated[list[Path], typer.Argument(help="Bundles to serve.", show_default=False)],
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT; port 0 takes a free one.")
+    ] = "127.0.0.1:50051",
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow plaintext beyond this machine.")
+    ] = False,
+    cert: Annotated[
+        Path | None, typer.Option(help="The server's certificate (.pem): use TLS.")
+    ] = None,
+    key: Annotated[Path | None, typer.Option(help="Private key of --cert.")] = None,
+    client_ca: Annotated[
+        Path | None,
+        typer.Option(help="Admit only devices with a certificate of this authority (.pem)."),
+    ] = None,
+    token_file: TokenOption = None,
+    metrics: Annotated[
+        str, typer.Option(help="HOST:PORT where Prometheus reads /metrics; default: nowhere.")
+    ] = "",
+    log: Annotated[bool, typer.Option("--log", help="Write JSON lines to stderr.")] = False,
+    max_sessions: Annotated[int, typer.Option(min=1, help="Sessions at the same time.")] = 64,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Segments at the same time; sessions take turns.")
+    ] = 1,
+    max_run: Annotated[
+        float, typer.Option(min=0.001, help="Seconds after which a segment is stopped.")
+    ] = 60.0,
+    drain: Annotated[
+        float, typer.Option(min=0.0, help="Seconds that SIGTERM leaves for work under way.")
+    ] = 30.0,
+    threads: ThreadsOption = None,
+    provider: ProviderOption = [],  # noqa: B006  typer wants a list and copies it
+    optimize: Annotated[
+        bool,
+        typer.Option(help="Without it, outputs are bit-equal to the whole model's, but slower."),
+    ] = True,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Serve the server's part of bundles until SIGTERM, which lets running work finish.
+
+    Prints one line when ready. Devices are served by a bundle's digest, so a device and a server
+    with different bundles never mix.
+
+    Health follows the gRPC health checking protocol. Beyond this machine, use TLS (see
+    `offload certs init`) or say --insecure.
+
+    Example: `offload serve net.bundle --listen 0.0.0.0:50051 --insecure`
+    """
+    output = Output(form)
+    asked = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: asked.set())
+    options = EngineOptions(tuple(provider), threads, optimize)
+    if log:
+        _log_to_stderr()
+    server = Server(
+        list(bundles),
+        listen,
+        options=options,
+        workers=workers,
+        max_sessions=max_sessions,
+        max_run_s=max_run,
+        metrics=metrics or None,
+        security=ServerSecurity(cert, key, client_ca, read_token(token_file), insecure),
+    ).start()
+    try:
+        digests = ", ".join(digest[:12] for digest in server.bundles)
+        output.result(
+            {
+                "listening": server.address,
+                "bundles": list(server.bundles),
+                "metrics": server.metrics_address,
+            },
+            f"serving {digests} on {server.address}",
+        )
+        asked.wait()
+        output.remark("draining: finishing what was asked for")
+        server.drain(drain)
+    finally:
+        server.stop()
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines())
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)

@@ -1,0 +1,135 @@
+"""`offload simulate`: where each plan would win, over a range of links and slow-downs."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from offload.cost.link import parse_link
+from offload.errors import InputError
+from offload.files import write_text
+from offload.plan.sweep import Cell, parse_links, reigns, sweep
+from offload.report.what_if import what_if_html, what_if_svg
+from offload.units import format_bps, format_s
+from offload_runtimes.engine import EngineOptions
+from offload_runtimes.planning.situation import SplitRequest, parse_machine, prepare
+
+from offload_cli.image import ImageOption, pictured
+from offload_cli.options import (
+    FormatOption,
+    ModelArgument,
+    ProviderOption,
+    ShapeOption,
+    ThreadsOption,
+    parse_shapes,
+)
+from offload_cli.output import Format, Output
+from offload_cli.wishes import DeviceOption, KeepInputOption, PinOption, ServerOption, wish
+
+HEAD = ("slow-down", "from", "to", "winner", "latency", "gain", "layers on device", "sends")
+
+
+def simulate(
+    model: ModelArgument,
+    device: DeviceOption = None,
+    server: ServerOption = None,
+    link: Annotated[
+        str, typer.Option(help="The range of bandwidths up, like '1..100 Mbit/s'.")
+    ] = "1..100 Mbit/s",
+    like: Annotated[
+        str, typer.Option(help="A link whose start-up times and way down the range shares.")
+    ] = "wifi",
+    slowdown: Annotated[
+        str, typer.Option(help="Multiply the device's seconds: one factor or several, like 1,5,20.")
+    ] = "1",
+    points: Annotated[int, typer.Option(min=2, max=200, help="Links in the range.")] = 25,
+    svg: Annotated[Path | None, typer.Option(help="Write the chart here.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write chart and table as a page here.")] = None,
+    pin_device: PinOption = 0,
+    keep_input: KeepInputOption = False,
+    shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
+    image: ImageOption = "",
+    threads: ThreadsOption = None,
+    provider: ProviderOption = [],  # noqa: B006
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Plan a model for every link of a range and show where each plan wins.
+
+    Nothing is run but the profiles that are not given; no bundle is written.
+
+    Example: `offload simulate net.onnx --device pi.json --link '1..100 Mbit/s' --svg what-if.svg`
+    """
+    output = Output(form)
+    links = parse_links(link, parse_link(like), points)
+    factors = parse_factors(slowdown)
+    request = SplitRequest(
+        model=model,
+        link=links[0],
+        device=parse_machine(device),
+        server=parse_machine(server),
+        shapes=parse_shapes(shape),
+        wish=wish("latency", pin_device, keep_input, "", "", "", ""),
+        options=EngineOptions(tuple(provider), threads),
+    )
+    with output.steps() as progress, pictured(request, image) as request:
+        prepared = prepare(request, progress)
+        progress(f"planning {len(links) * len(factors)} situations")
+        cells = list(sweep(prepared.situation, links, factors))
+    machines = f"device {prepared.device.machine}, server {prepared.server.machine}"
+    title = f"{model.stem}: latency over bandwidth ({machines})"
+    rows = table_of(cells)
+    chart = what_if_svg(cells, title)
+    if svg:
+        write_text(svg, chart)
+        output.remark(f"wrote {svg}")
+    if html:
+        write_text(html, what_if_html(chart, title, rows, HEAD))
+        output.remark(f"wrote {html}")
+    output.result([asdict(cell) for cell in cells], f"{model.stem}: where each plan wins")
+    output.table(HEAD, rows)
+
+
+def table_of(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
+    """A row for each plan's reign: where it wins, its latency there, what it gains."""
+    rows: list[tuple[str, ...]] = []
+    for slowdown, group in groupby(cells, lambda cell: cell.slowdown):
+        for reign in reigns(list(group)):
+            first, last = reign.cells[0], reign.cells[-1]
+            cut = last.chosen.cut
+            rows.append(
+                (
+                    f"{slowdown:g}x",
+                    format_bps(reign.from_bps),
+                    format_bps(reign.to_bps),
+                    first.winner,
+                    f"{format_s(first.chosen.latency_s)} to {format_s(last.chosen.latency_s)}",
+                    f"up to {max(map(_gain, reign.cells)):.2f}x",
+                    str(last.chosen.device_layers),
+                    ", ".join(cut[:3]) + (f" and {len(cut) - 3} more" if len(cut) > 3 else ""),
+                )
+            )
+    return rows
+
+
+def _gain(cell: Cell) -> float:
+    """Against the better of all on the device and all on the server."""
+    simple = [cell.latency_s("local"), cell.latency_s("cloud")]
+    best_s = min(s for s in simple if s is not None)
+    return best_s / cell.chosen.latency_s if cell.chosen.latency_s else 1.0
+
+
+def parse_factors(text: str) -> list[float]:
+    """Slow-downs from `1,5,20`.
+
+    Raises:
+        InputError: not positive numbers separated by commas.
+    """
+    try:
+        factors = [float(part) for part in text.split(",")]
+    except ValueError:
+        factors = [0.0]
+    if min(factors) <= 0 or max(factors) == float("inf"):
+        raise InputError(f"--slowdown {text!r} is not understood: write factors like 1,5,20")
+    return factors

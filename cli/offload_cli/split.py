@@ -1,0 +1,195 @@
+"""`offload split`: from a model to a bundle."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from offload.bundle.bundle import Bundle
+from offload.cost.link import parse_link
+from offload.encoding.allowance import Allowance
+from offload.plan.candidate import Candidate
+from offload.plan.plan import Plan, Side
+from offload.plan.planner import pareto
+from offload.units import format_bytes, format_s
+from offload_runtimes.engine import EngineOptions
+from offload_runtimes.planning.situation import SplitRequest, parse_machine, prepare
+from offload_runtimes.split import write_split
+
+from offload_cli.encodings import (
+    CalibrationOption,
+    EncodingOption,
+    FloorOption,
+    ToleranceOption,
+)
+from offload_cli.image import ImageOption, pictured
+from offload_cli.options import (
+    FormatOption,
+    LinkOption,
+    ModelArgument,
+    ProviderOption,
+    ShapeOption,
+    ThreadsOption,
+    parse_shapes,
+)
+from offload_cli.output import Format, Output
+from offload_cli.wishes import (
+    DeadlineOption,
+    DeviceOption,
+    EnergyOption,
+    KeepInputOption,
+    MemoryOption,
+    ObjectiveOption,
+    PinOption,
+    PowerOption,
+    ServerOption,
+    wish,
+)
+
+
+def split(
+    model: ModelArgument,
+    path: Annotated[
+        Path, typer.Option("-o", "--output", help="The bundle's folder.", show_default=False)
+    ],
+    scheme: Annotated[
+        str,
+        typer.Option(
+            help="`auto` takes the best; or `local`, `cloud`, `neurosurgeon` (split at one tensor),"
+            " `partition` (least sum, nothing overlapped), `opss` (the same cut, uploads"
+            " overlapped), `joint` (the cut that overlaps best)."
+        ),
+    ] = "auto",
+    cut: Annotated[
+        str,
+        typer.Option(
+            help="Force the cut: tensors, separated by commas. The device computes exactly what"
+            " they need; every tensor the server then lacks is sent."
+        ),
+    ] = "",
+    device: DeviceOption = None,
+    server: ServerOption = None,
+    link: LinkOption = "wifi",
+    shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
+    slowdown: Annotated[
+        float, typer.Option(min=0.001, help="Multiply the device's seconds: a slower device.")
+    ] = 1.0,
+    solver: Annotated[
+        str, typer.Option(help="The scheduler; `offload schedule --compare` shows them.")
+    ] = "optimal",
+    objective: ObjectiveOption = "latency",
+    pin_device: PinOption = 0,
+    keep_input: KeepInputOption = False,
+    memory: MemoryOption = "",
+    deadline: DeadlineOption = "",
+    energy: EnergyOption = "",
+    power: PowerOption = "",
+    front: Annotated[
+        bool,
+        typer.Option("--pareto", help="Also list the plans that trade latency for throughput."),
+    ] = False,
+    encoding: EncodingOption = "",
+    tolerance: ToleranceOption = None,
+    accuracy_floor: FloorOption = None,
+    calibration: CalibrationOption = None,
+    image: ImageOption = "",
+    threads: ThreadsOption = None,
+    provider: ProviderOption = [],  # noqa: B006
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Choose where to cut a model, order the device's work, and write both halves as a bundle.
+
+    Six schemes are compared: all on the device, all on the server, the best cut at one tensor, the
+    best cut with nothing overlapped, that cut with uploads hidden behind computation, and the cut
+    chosen for the overlap. The best is written, also when that is to stay local.
+
+    Example: `offload split net.onnx --device pi.json --link wifi -o net.bundle`
+    """
+    output = Output(form)
+    request = SplitRequest(
+        model=model,
+        link=parse_link(link),
+        scheme=scheme,
+        cut=tuple(name.strip() for name in cut.split(",") if name.strip()),
+        device=parse_machine(device),
+        server=parse_machine(server),
+        slowdown=slowdown,
+        shapes=parse_shapes(shape),
+        solver=solver,
+        wish=wish(objective, pin_device, keep_input, memory, deadline, energy, power),
+        options=EngineOptions(tuple(provider), threads),
+        allowance=Allowance.parse(encoding, tolerance, accuracy_floor, calibration),
+    )
+    with output.steps() as progress, pictured(request, image) as request:
+        prepared = prepare(request, progress)
+        bundle = write_split(prepared, path, progress)
+        plans = pareto(prepared.situation(), solver) if front else ()
+    shown = bundle_json(bundle) | ({"pareto": _front_json(plans)} if front else {})
+    output.result(shown, f"{path}: {bundle.plan.reason}")
+    for profile in (prepared.device, prepared.server):
+        if profile.estimated:
+            output.warning(f"{profile.machine} is an estimate from FLOPs, not a measurement")
+        for remark in profile.remarks:
+            output.warning(f"profile of {profile.machine}: {remark}")
+    show_plan(output, bundle.plan)
+    show_front(output, plans)
+
+
+def bundle_json(bundle: Bundle) -> dict[str, object]:
+    """A bundle for scripts: where it is, what it is called, its plan."""
+    return {"path": str(bundle.path), "digest": bundle.digest, "plan": bundle.plan.to_json()}
+
+
+def _front_json(plans: Sequence[Candidate]) -> list[dict[str, object]]:
+    return [asdict(plan.alternative) for plan in plans]
+
+
+def show_front(output: Output, plans: Sequence[Candidate]) -> None:
+    """Plans of which none is both faster and more frequent than another."""
+    if plans:
+        figures = [plan.alternative for plan in plans]
+        output.table(
+            ("plan", ">latency", ">period", ">frames/s", ">layers on device", ">sent"),
+            (
+                (
+                    a.scheme,
+                    format_s(a.latency_s),
+                    format_s(a.period_s),
+                    f"{1 / a.period_s:.3g}" if a.period_s else "",
+                    a.device_layers,
+                    format_bytes(a.upload_bytes),
+                )
+                for a in figures
+            ),
+            title="latency against throughput",
+        )
+
+
+def show_plan(output: Output, plan: Plan) -> None:
+    """The comparison, and what runs where."""
+    output.table(
+        ("scheme", ">predicted", ">sent", ">layers on device", ">memory", ""),
+        (
+            (
+                a.scheme,
+                format_s(a.latency_s),
+                format_bytes(a.upload_bytes),
+                a.device_layers,
+                format_bytes(a.memory_bytes),
+                "chosen" if a.scheme == plan.scheme else "",
+            )
+            for a in plan.alternatives
+        ),
+    )
+    for side in Side:
+        for segment in plan.on(side):
+            made = ", ".join(segment.outputs)
+            output.text(f"  {segment.id}: {len(segment.layers)} layers -> {made}")
+    if plan.latency_p95_s is not None:
+        output.text(f"  95 of 100 inputs take at most {format_s(plan.latency_p95_s)}, as predicted")
+    for send in plan.uploads:
+        if send.encoding != "raw":
+            raw = "" if send.tensor_bytes is None else f" (raw {format_bytes(send.tensor_bytes)})"
+            size = format_bytes(send.size_bytes or 0)
+            output.text(f"  sends {send.tensor} as {send.encoding}: {size}{raw}")

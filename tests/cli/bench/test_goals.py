@@ -1,0 +1,62 @@
+"""The goals' table tells the truth about what was measured."""
+
+from dataclasses import replace
+
+import pytest
+from offload_cli.bench.goals import gain, goals, picks
+
+from tests.cli.bench.groups import cell, group
+
+
+def test_a_pick_as_fast_as_the_best_is_good() -> None:
+    (pick,) = picks([group("opss", local=3.0, cloud=2.0, partition=1.5, opss=1.52)])
+    assert pick.best.scheme == "partition"
+    assert pick.ratio == pytest.approx(1.52 / 1.5)
+    assert pick.is_good
+
+
+@pytest.mark.parametrize(
+    ("slow", "predicted", "why"),
+    [(2.0, 1.0, "OPSS was predicted at 1.00 s"), (1.021, 1.0, "within the noise")],
+)
+def test_a_pick_that_loses_is_listed_with_a_reason(slow: float, predicted: float, why: str) -> None:
+    made = group("opss", local=3.0, cloud=2.0, partition=1.0, opss=slow)
+    cells = [replace(c, predicted_s=predicted) if c.scheme == "opss" else c for c in made.cells]
+    (pick,) = picks([replace(made, cells=tuple(cells))])
+    assert not pick.is_good
+    assert why in pick.why
+    assert not goals([made])[0].met
+
+
+def test_a_cameras_bytes_are_judged_against_their_own_rivals() -> None:
+    made = group("cloud", local=3.0, cloud=2.0, partition=2.0, cloud_raw=0.5, auto_raw=0.5)
+    floats, raw = picks([made])
+    assert (floats.kind, floats.best.scheme) == ("fp32", "cloud")
+    assert (raw.kind, raw.best.scheme) == ("raw", "cloud-raw")
+
+
+def test_overlap_counts_where_it_helps_most() -> None:
+    groups = [
+        group(model="multi_stream", network="3g", partition=2.0, opss=2.0),
+        group(model="multi_stream", network="wifi", partition=2.0, opss=1.6),
+        group(model="randwire", network="wifi", partition=2.0, opss=2.0),
+        group(model="randwire_inside", network="4g", partition=2.0, opss=1.0),
+    ]
+    rows = {row.measure: row for row in goals(groups)}
+    assert rows["OPSS over PO, multi_stream"].measured == "1.25x on wifi, 1.25x predicted"
+    assert rows["OPSS over PO, multi_stream"].met
+    assert not rows["OPSS over PO, randwire"].met
+    assert rows["OPSS over PO, randwire, cut forced inside a stage"].met
+
+
+def test_one_wrong_answer_misses_the_goal() -> None:
+    made = group(local=1.0, cloud=1.0)
+    wrong = replace(made, cells=(*made.cells, cell("partition", 1.0, difference=0.5)))
+    assert goals([made])[-1].met
+    assert not goals([wrong])[-1].met
+    assert "2 of 3" in goals([wrong])[-1].measured
+
+
+def test_a_gain_needs_both() -> None:
+    assert gain(group(partition=2.0, opss=1.0), "opss") == 2.0
+    assert gain(group(local=2.0), "opss") is None

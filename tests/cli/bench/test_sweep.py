@@ -1,0 +1,169 @@
+"""A sweep of a tiny model: cells agree with the plan, finished ones are kept, equal ones shared."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+from offload.cost.link import Link
+from offload.errors import InputError, ServerError
+from offload_cli.bench.cell import Group
+from offload_cli.bench.ground import Emulated, Hosts, Shaped, shaped
+from offload_cli.bench.studies import Study, find_study
+from offload_cli.bench.sweep import Sweep, measure_all, missing
+from offload_cli.bench.verb import bench
+from offload_cli.main import app
+from offload_models.builder import Network
+from offload_runtimes.testbed import bed, host
+from offload_runtimes.testbed.experiment import Rig
+from offload_runtimes.testbed.places import Here, Remote
+from typer.testing import CliRunner
+
+LINK = Link(2e7, 2e7)
+EMULATED = Emulated().kind
+
+
+def build(seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
+    net = Network("tiny", seed, batch)
+    image = net.input("image", (3, 32, 32))
+    sides = [net.max_pool(f"pool{i}", net.conv_relu(f"conv{i}", image, 8, 3), 3, 2) for i in "ab"]
+    return net.model(net.logits("logits", net.flatten("flat", net.concat("join", sides)), 10))
+
+
+TINY = Study("tiny", build)
+
+
+def sweep_of(folder: Path, *networks: str) -> Sweep:
+    return Sweep((TINY,), dict.fromkeys(networks, LINK), folder, 2.0, repeats=3, budget_s=5.0)
+
+
+def silent(*_: object) -> None:
+    """Say nothing."""
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Group:
+    sweep = sweep_of(tmp_path_factory.mktemp("sweep"), "net")
+    measure_all(sweep, Emulated(), silent, silent)
+    assert missing(sweep, EMULATED) == []
+    return Group.load(sweep.path(TINY, "net"))
+
+
+def test_every_scheme_has_a_cell_with_equal_outputs(measured: Group) -> None:
+    schemes = {"local", "cloud", "cloud-raw", "neurosurgeon", "partition", "fifo", "paper", "opss"}
+    assert {cell.scheme for cell in measured.cells} == {*schemes, "joint", "auto-raw"}
+    assert all(cell.is_equal for cell in measured.cells)
+    assert all(len(cell.latencies_s) == 3 for cell in measured.cells)
+    assert measured.overheads.keys() == {"paper", "opss", "joint"}
+
+
+def test_a_cameras_bytes_are_a_quarter(measured: Group) -> None:
+    floats, raw = measured.cell("cloud"), measured.cell("cloud-raw")
+    assert floats
+    assert raw
+    assert floats.upload_bytes == 4 * raw.upload_bytes == 4 * 3 * 32 * 32
+
+
+def test_equal_programs_share_their_runs(measured: Group) -> None:
+    by_scheme = {cell.scheme: cell for cell in measured.cells}
+    for cell in measured.cells:
+        assert by_scheme[cell.runs_as].latencies_s == cell.latencies_s
+    assert sum(cell.picked for cell in measured.cells if not cell.scheme.endswith("raw")) == 1
+
+
+def test_finished_cells_stay_when_the_server_dies_in_the_middle(tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, "first", "second")
+
+    class Dying(Emulated):
+        """Good for one network."""
+
+        def rig(self, link: Link, slowdown: float) -> tuple[Rig, Link | None]:
+            if sweep.path(TINY, "first").exists():
+                raise ServerError("the server died")
+            return super().rig(link, slowdown)
+
+    with pytest.raises(ServerError):
+        measure_all(sweep, Dying(), silent, silent)
+    assert [network for _, network in missing(sweep, EMULATED)] == ["second"]
+    kept = sweep.path(TINY, "first").read_text()
+    measure_all(sweep, Emulated(), silent, silent)
+    assert missing(sweep, EMULATED) == []
+    assert sweep.path(TINY, "first").read_text() == kept
+
+
+def test_other_settings_are_measured_again(measured: Group, tmp_path: Path) -> None:
+    sweep = sweep_of(tmp_path, "net")
+    (tmp_path / "cells").mkdir()
+    measured.save(sweep.path(TINY, "net"))
+    assert missing(sweep, EMULATED) == []
+    sweep.path(TINY, "net").write_text("{}")
+    assert missing(sweep, EMULATED) == [(TINY, "net")]
+    measured.save(sweep.path(TINY, "net"))
+    assert missing(sweep, "a shaped link") == [(TINY, "net")]
+    faster = Sweep((TINY,), {"net": LINK}, tmp_path, 1.0, 3, 5.0)
+    measured.save(sweep.path(TINY, "net"))
+    assert missing(faster, EMULATED) == [(TINY, "net")]
+
+
+def test_real_hosts_are_reached_by_address() -> None:
+    rig, emulated = Hosts("pi@192.0.2.7", "", "192.0.2.9:50051").rig(LINK, 1.0)
+    assert emulated is None
+    assert (rig.device, rig.server) == (Remote("pi@192.0.2.7"), Here())
+    assert (rig.listen, rig.port) == ("192.0.2.9", 50051)
+    with pytest.raises(InputError, match="HOST:PORT"):
+        Hosts("pi", "", "192.0.2.9").rig(LINK, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--models", "nope"], "no model is called 'nope'"),
+        (["--networks", "warp"], "link 'warp' is not understood"),
+        (["--networks", ";"], "names no network"),
+        (["--device-host", "pi"], "--listen"),
+    ],
+)
+def test_bad_input_is_a_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:
+    shown = CliRunner().invoke(app, ["bench", "-o", str(tmp_path / "out"), *arguments])
+    assert isinstance(shown.exception, InputError)
+    assert sentence in str(shown.exception)
+
+
+def test_the_light_model_is_a_study_and_bench_a_verb() -> None:
+    assert find_study("multi_stream").name == "multi_stream"
+    assert bench.__doc__
+
+
+@pytest.mark.netns
+@pytest.mark.parametrize("by_quota", [False, True])
+def test_the_same_sweep_runs_between_namespaces(by_quota: bool, tmp_path: Path) -> None:
+    if host.obstacle() or (by_quota and host.hierarchy() is None):
+        pytest.skip(host.obstacle() or "no CPU quotas on this machine")
+    sweep = Sweep((TINY,), {"net": LINK}, tmp_path, 2.0, 3, 5.0, by_quota)
+    with shaped(LINK) as ground:
+        measure_all(sweep, ground, silent, silent)
+    group = Group.load(sweep.path(TINY, "net"))
+    assert "namespaces" in group.settings["link"]
+    assert all(cell.is_equal for cell in group.cells)
+    sent = group.cell("cloud")
+    assert sent
+    assert sent.median_s > 8 * sent.upload_bytes / LINK.up_bps
+    assert isinstance(ground, Shaped)
+    assert ground.made.layout not in bed.beds()
+
+
+def test_an_interrupt_is_said_and_what_is_finished_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Group
+) -> None:
+    def interrupted(sweep: Sweep, *_: object) -> None:
+        (sweep.folder / "cells").mkdir()
+        measured.save(sweep.path(TINY, "first"))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("offload_cli.bench.verb.measure_all", interrupted)
+    monkeypatch.setattr("offload_cli.bench.verb.find_study", lambda _: TINY)
+    asked = ["bench", "--emulate", "--networks", "first", "-o", str(tmp_path)]
+    monkeypatch.setattr("offload_cli.bench.verb.parse_link", lambda _: LINK)
+    shown = CliRunner().invoke(app, asked)
+    assert shown.exit_code == 130
+    assert "keeps what is finished" in shown.stderr
+    assert Group.load(tmp_path / "cells" / "tiny-first.json") == measured
