@@ -1,0 +1,328 @@
+"""What the runtime costs: overhead over bare parts, streams, many sessions, the device's start.
+
+Run as `make bench-runtime`. Everything is a ratio of medians taken in turns on this machine, so
+that a noisy moment hits both sides alike.
+"""
+
+import argparse
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import numpy as np
+from offload.plan.plan import Send, Side
+from offload.schedule.timeline import Lane
+from offload_runtimes.client import OffloadSession
+from offload_runtimes.device.execution import Running
+from offload_runtimes.device.stream import answers
+from offload_runtimes.engine import EngineOptions, load
+from onnx import helper
+
+from tests.benchmarks.goals import Goal, report
+from tests.benchmarks.served import Served
+from tests.runtimes import bundles, models
+from tests.runtimes.bundles import Made
+
+SIZES_BYTES = {"1 kB": 1_000, "150 kB": 150_000, "1 MB": 1_000_000, "5 MB": 5_000_000}
+GOAL_SIZE = "150 kB"
+ONE = EngineOptions(threads=1)
+_ECHO = """
+import sys, grpc, concurrent.futures as f
+server = grpc.server(f.ThreadPoolExecutor(4), options=[("grpc.max_receive_message_length", 2**24)])
+handler = grpc.stream_stream_rpc_method_handler(lambda it, _: (bytes(1000) for _ in it))
+server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("e", {"E": handler})])
+print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+server.start(); sys.stdin.read()
+"""
+
+
+def passing(folder: Path, size_bytes: int) -> Made:
+    """The device makes a tensor of a size, the server makes 1000 bytes of it; hardly any work."""
+    width = max(1, size_bytes // 1000)
+    x, t = models.floats("x", width, 250), models.floats("t", width, 250)
+    y = models.floats("y", 1, 250)
+    head = [helper.make_node("Relu", ["x"], ["t"], "head")]
+    axes = {"axes": np.array([0], np.int64)}
+    tail = [helper.make_node("ReduceMax", ["t", "axes"], ["y"], "tail")]
+    whole = models.model(head + tail, [x], [y], axes)
+    server = models.model(tail, [t], [y], axes)
+    parts = [
+        (bundles.segment("device-0", Side.DEVICE, ["x"], ["t"]), models.model(head, [x], [t])),
+        (bundles.segment("server-0", Side.SERVER, ["t"], ["y"]), server),
+    ]
+    steps = [("run", "device-0"), ("send", "t")]
+    return bundles.write(folder, whole, parts, steps, [Send("t", width * 1000)], ["y"])
+
+
+def working(folder: Path, device: int, server: int) -> Made:
+    """Chains of so many matrix products on the device and on the server, 0.4 ms or so each."""
+    size = 384
+    weight = {"w": (bundles.RNG.standard_normal((size, size)) / 20).astype(np.float32)}
+    names = [f"t{i}" for i in range(device + server + 1)]
+    infos = [models.floats(name, 64, size) for name in names]
+    nodes = [
+        helper.make_node("MatMul", [names[i], "w"], [names[i + 1]], f"n{i}")
+        for i in range(device + server)
+    ]
+    whole = models.model(nodes, [infos[0]], [infos[-1]], weight)
+    cut = names[device]
+    head = models.model(nodes[:device], [infos[0]], [infos[device]], weight)
+    tail = models.model(nodes[device:], [infos[device]], [infos[-1]], weight)
+    parts = [
+        (bundles.segment("device-0", Side.DEVICE, [names[0]], [cut]), head),
+        (bundles.segment("server-0", Side.SERVER, [cut], [names[-1]]), tail),
+    ]
+    steps = [("run", "device-0"), ("send", cut)]
+    return bundles.write(folder, whole, parts, steps, [Send(cut, 4 * 64 * size)], [names[-1]])
+
+
+class Echo:
+    """Raw bytes back and forth over gRPC, to a process of its own."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _ECHO], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout
+        address = f"127.0.0.1:{self._process.stdout.readline().strip()}"
+        options = [("grpc.max_send_message_length", 2**24)]
+        self._channel = grpc.insecure_channel(address, options)
+        grpc.channel_ready_future(self._channel).result(10)
+        self._outbox: list[bytes] = []
+        self._ready = threading.Semaphore(0)
+        method: grpc.StreamStreamMultiCallable[bytes, bytes] = self._channel.stream_stream("/e/E")
+        self._call = method(self._requests())
+
+    def ping(self, message: bytes) -> None:
+        self._outbox.append(message)
+        self._ready.release()
+        next(self._call)
+
+    def close(self) -> None:
+        self._ready.release()
+        self._call.cancel()
+        self._channel.close()
+        self._process.communicate("")
+
+    def _requests(self) -> Iterator[bytes]:
+        while True:
+            self._ready.acquire()
+            if not self._outbox:
+                return
+            yield self._outbox.pop(0)
+
+
+def median_s(calls: list[Callable[[], object]], rounds: int) -> list[float]:
+    """Median seconds of each call, called in turns."""
+    seconds: list[list[float]] = [[] for _ in calls]
+    for number in range(rounds + 10):
+        for call, rows in zip(calls, seconds, strict=True):
+            start_s = time.perf_counter()
+            call()
+            if number >= 10:
+                rows.append(time.perf_counter() - start_s)
+    return [statistics.median(rows) for rows in seconds]
+
+
+def overhead(folder: Path, rounds: int) -> list[Goal]:
+    """A whole run against its unavoidable parts, for several sizes of the tensor sent."""
+    goals = []
+    for label, size in SIZES_BYTES.items():
+        ours_s, bare_s = one_size(folder / f"size{size}", size, rounds)
+        ratio = ours_s / bare_s
+        wanted = "<= 1.3" if label == GOAL_SIZE else "-"
+        said = f"{ratio:.2f} ({ours_s * 1e3:.2f} / {bare_s * 1e3:.2f} ms)"
+        met = ratio <= 1.3 or label != GOAL_SIZE
+        goals.append(Goal(f"run / (raw gRPC + bare ORT), {label}", wanted, said, met))
+    return goals
+
+
+def one_size(folder: Path, size_bytes: int, rounds: int) -> tuple[float, float]:
+    made = passing(folder, size_bytes)
+    feeds, message = made.feeds(), bytes(size_bytes)
+    head = load(made.bundle.segment_path("device-0"), ONE)
+    tail = load(made.bundle.segment_path("server-0"), ONE)
+    server, echo = Served(made.bundle.path), Echo()
+
+    def bare() -> None:
+        (t,) = head.run(None, feeds)
+        echo.ping(message)
+        tail.run(None, {"t": t})
+
+    with OffloadSession(made.bundle, server.address, threads=1) as session:
+        ours_s, bare_s = median_s([lambda: session.run(None, feeds), bare], rounds)
+    echo.close()
+    server.stop()
+    return ours_s, bare_s
+
+
+@dataclass(frozen=True)
+class FixedLink:
+    """So many seconds for every upload, none for answers."""
+
+    seconds: float
+
+    def upload_s(self, _: float) -> float:
+        return self.seconds
+
+    def download_s(self, _: float) -> float:
+        return 0.0
+
+
+def streams(folder: Path, frames: int) -> list[Goal]:
+    """Frames a second against the slowest of device, link and server.
+
+    What each takes is measured on the very frames of the stream, so that a loaded machine slows
+    both sides of the ratio.
+    """
+    goals = []
+    cases = {"device": (8.0, 0.004, 1), "link": (2.0, 0.025, 1), "server": (1.0, 0.002, 20)}
+    for bound, (slowdown, link_s, tail) in cases.items():
+        made = working(folder / f"stream-{bound}", 4, tail)
+        server = Served(made.bundle.path)
+        with OffloadSession(
+            made.bundle, server.address, threads=1, link=FixedLink(link_s), slowdown=slowdown
+        ) as session:
+            rate, slowest_s = streamed(session, made, frames)
+        server.stop()
+        ratio = rate * slowest_s
+        said = f"{ratio:.2f} ({rate:.0f}/s, slowest {slowest_s * 1e3:.1f} ms)"
+        goals.append(Goal(f"stream, {bound}-bound, of 1/slowest", ">= 0.95", said, ratio >= 0.95))
+    return goals
+
+
+def streamed(session: OffloadSession, made: Made, frames: int) -> tuple[float, float]:
+    """Frames a second, and the seconds a frame occupies the busiest lane."""
+    running: list[Running] = []
+
+    def begin(feeds: Mapping[str, np.ndarray]) -> Running:
+        running.append(session.begin(None, feeds))
+        return running[-1]
+
+    stream = answers(begin, itertools.repeat(made.feeds(), frames + 20), 6)
+    for _ in range(10):
+        next(stream)
+    start_s = time.perf_counter()
+    for _ in range(frames):
+        next(stream)
+    took_s = time.perf_counter() - start_s
+    list(stream)
+    timelines = [one.inference.timeline() for one in running[10:-10]]
+    busy_s = {lane: statistics.mean(t.busy_s(lane) for t in timelines) for lane in Lane}
+    return frames / took_s, max(busy_s.values())
+
+
+def tails(folder: Path, seconds: float) -> list[Goal]:
+    """Server parts a second for 1, 4 and 16 sessions against a bare loop in one thread."""
+    made = working(folder / "tails", 1, 12)
+    tail = load(made.bundle.segment_path("server-0"), ONE)
+    feeds = {value.name: np.ones((64, 384), np.float32) for value in tail.inputs}
+    goals = []
+    for count in (1, 4, 16):
+        (before_s,) = median_s([lambda: tail.run(None, feeds)], 150)
+        server = Served(made.bundle.path)
+        counts = together(made, server.address, count, seconds)
+        server.stop()
+        (after_s,) = median_s([lambda: tail.run(None, feeds)], 150)
+        bare = 2 / (before_s + after_s)
+        ratio = sum(counts) / seconds / bare
+        uneven = max(abs(one / statistics.mean(counts) - 1) for one in counts)
+        said = f"{ratio:.2f} ({sum(counts) / seconds:.0f}/s of {bare:.0f}/s)"
+        name = f"tails, {count} sessions, of bare ORT"
+        goals.append(Goal(name, ">= 0.95", said, ratio >= 0.95))
+        if count > 1:
+            goals.append(
+                Goal(f"fairness, {count} sessions", "<= 10 %", f"{uneven:.1%}", uneven <= 0.1)
+            )
+    return goals
+
+
+def together(made: Made, address: str, count: int, seconds: float) -> list[int]:
+    """Answers each of so many sessions gets in so many seconds."""
+    sessions = [OffloadSession(made.bundle, address, threads=1) for _ in range(count)]
+    done, start = [0] * count, threading.Barrier(count + 1)
+    stopped = threading.Event()
+
+    def work(index: int) -> None:
+        feeds = made.feeds()
+        start.wait()
+        for _ in sessions[index].stream(itertools.repeat(feeds), window=4):
+            done[index] += 1
+            if stopped.is_set():
+                return
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    start.wait()
+    time.sleep(0.5)
+    before = list(done)
+    time.sleep(seconds)
+    counts = [after - early for after, early in zip(done, before, strict=True)]
+    stopped.set()
+    for thread in threads:
+        thread.join()
+    for session in sessions:
+        session.close()
+    return counts
+
+
+def start_up() -> list[Goal]:
+    """Import time and memory of the device's side over onnxruntime's own."""
+    code = (
+        "import time; t = time.perf_counter(); import {module}; t = time.perf_counter() - t\n"
+        "pages = int(open('/proc/self/statm').read().split()[1])\n"
+        "import os; print(t, pages * os.sysconf('SC_PAGE_SIZE'))"
+    )
+    rows: dict[str, list[tuple[float, float]]] = {"onnxruntime": [], "offload_runtimes.client": []}
+    for _ in range(7):
+        for module, found in rows.items():
+            command = [sys.executable, "-c", code.format(module=module)]
+            shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            time_s, size = (float(word) for word in shown.split())
+            found.append((time_s, size))
+    bare, ours = (
+        [statistics.median(column) for column in zip(*found, strict=True)]
+        for found in rows.values()
+    )
+    more_s, more_bytes = ours[0] - bare[0], ours[1] - bare[1]
+    return [
+        Goal("import over onnxruntime's", "<= 0.2 s", f"{more_s:.2f} s", more_s <= 0.2),
+        Goal(
+            "memory over onnxruntime's",
+            "<= 30 MB",
+            f"{more_bytes / 1e6:.0f} MB",
+            more_bytes <= 30e6,
+        ),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--frames", type=int, default=150)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="offload-bench-") as name:
+        folder = Path(name)
+        goals = [
+            *overhead(folder, asked.rounds),
+            *streams(folder, asked.frames),
+            *tails(folder, asked.seconds),
+            *start_up(),
+        ]
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    return report(goals)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""How good and how fast the schedulers are: quality by graph family, seconds by size, goals."""
+
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from offload.errors import InputError
+from offload.graph.load import load_model
+from offload.graph.model import Graph
+from offload.graph.read import read_graph
+from offload.schedule.instance import Instance, Job
+from offload.schedule.schedule import Schedule
+from offload.schedule.solve import SOLVERS, solve
+from offload_models.zoo import build
+
+from tests.benchmarks.goals import Goal, report
+from tests.benchmarks.random_graphs import FAMILIES, Family, dense_layered, out_tree, randwire
+
+NETWORKS = ("alexnet_parallel", "googlenet", "multi_stream", "randwire")
+DEVICE_FLOPS_PER_S, UPLINK_BPS = 5e9, 18.88e6
+
+
+def quality(family: str, seeds: Iterable[int]) -> None:
+    """Share of optimal answers and gap to the optimum of every solver, up to 10 cut points."""
+    gaps: dict[str, list[float]] = {name: [] for name in SOLVERS}
+    for seed in seeds:
+        instance = FAMILIES[family](seed, 20 + seed % 100, 3 + seed % 8)
+        best_s = solve(instance).makespan_s
+        for name in SOLVERS:
+            try:
+                gaps[name].append(solve(instance, name).makespan_s / best_s - 1)
+            except InputError:
+                continue
+    for name, found in gaps.items():
+        if found:
+            found.sort()
+            exact = sum(gap < 1e-9 for gap in found) / len(found)
+            p95 = found[int(0.95 * (len(found) - 1))]
+            print(
+                f"{family:16} {name:11} n {len(found):4}  optimal {exact:6.1%}  "
+                f"mean {statistics.mean(found):6.2%}  p95 {p95:6.2%}  max {found[-1]:6.1%}"
+            )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One call of the solver: what it found, seconds of CPU and on the wall."""
+
+    schedule: Schedule
+    cpu_s: float
+    wall_s: float
+
+    @classmethod
+    def of(cls, made: Instance, budget_s: float) -> "Run":
+        """On a fresh instance, so that nothing is cached but what its own checks computed."""
+        fresh = Instance(made.jobs, made.edges)
+        cpu_s, wall_s = time.process_time(), time.perf_counter()
+        schedule = solve(fresh, budget_s=budget_s)
+        return cls(schedule, time.process_time() - cpu_s, time.perf_counter() - wall_s)
+
+
+def timed(family: Family, layers: int, cuts: int, count: int, budget_s: float) -> list[Run]:
+    """Runs over instances, medians and spread printed; quick ones are the best of 5."""
+    found = []
+    for seed in range(count):
+        made = family(seed, layers, cuts)
+        tries = [Run.of(made, budget_s) for _ in range(1 if 20 < cuts < 1000 else 5)]
+        found.append(min(tries, key=lambda run: run.cpu_s))
+    proved = sum(run.schedule.status == "optimal" for run in found)
+    print(
+        f"{family.__name__:14} layers {layers:6} cuts {cuts:5}  "
+        f"CPU {_spread([run.cpu_s for run in found])}  wall {_spread([r.wall_s for r in found])}  "
+        f"proved {proved}/{count}  worst gap {max(run.schedule.gap for run in found):.3%}"
+    )
+    return found
+
+
+def _spread(seconds: Sequence[float]) -> str:
+    low, mid, high = (1e3 * f(seconds) for f in (min, statistics.median, max))
+    return f"{mid:7.2f} ms ({low:.2f} to {high:.2f})"
+
+
+def networks() -> None:
+    """Overhead on the paper's four networks, over cuts after every fifth of the layers."""
+    for name in NETWORKS:
+        graph = read_graph(load_model(build(name, 0)))
+        instances = [_cut(graph, k * len(graph.layers) // 5) for k in range(1, 5)]
+        for solver in ("levels", "optimal"):
+            spent = sorted(solve(i, solver).seconds_s * 1e3 for i in instances for _ in range(25))
+            low, mid, high = spent[0], statistics.median(spent), spent[int(0.95 * len(spent))]
+            print(f"{name:16} {solver:8} median {mid:.3f} ms  min {low:.3f}  p95 {high:.3f}")
+
+
+def _cut(graph: Graph, count: int) -> Instance:
+    """The first layers on the device; what later ones need of them crosses the link."""
+    crossing = {t for layer in graph.layers[count:] for t in layer.inputs}
+    jobs = []
+    for layer in graph.layers[:count]:
+        size_bytes = sum(graph.tensors[t].size_bytes or 0 for t in layer.outputs if t in crossing)
+        compute_s = (layer.flops or 0.0) / DEVICE_FLOPS_PER_S
+        jobs.append(Job(layer.name, compute_s, 8 * size_bytes / UPLINK_BPS))
+    edges = [(a, b) for b, before in enumerate(graph.predecessors[:count]) for a in before]
+    return Instance(tuple(jobs), tuple(edges))
+
+
+def sizes() -> Sequence[Goal]:
+    """Seconds by the number of cut points and of layers, and the goals: on CPU seconds."""
+    solve(dense_layered(0, 100, 12))  # tables of subsets are made once a process
+    found: Mapping[int, list[Run]] = {
+        cuts: [
+            run
+            for layers in (300, 1000, 5000)
+            for run in timed(dense_layered, layers, cuts, 8 if cuts < 200 else 4, 1.0)
+        ]
+        for cuts in (5, 10, 12, 15, 20, 50, 200)
+    }
+    few = [run for cuts in (5, 10, 12) for run in found[cuts][16:]]
+    wired = timed(randwire, 5000, 200, 10, 0.09)
+    trees = timed(out_tree, 100_000, 30_000, 3, 1.0)
+    proved = statistics.mean(run.schedule.status == "optimal" for run in found[50])
+    return (
+        _median_goal("up to 12 cut points, 5000 layers: median", few, 0.005),
+        _share_goal("20 cut points: proved optimal", found[20], 1.0),
+        _median_goal("20 cut points: median", found[20], 0.1),
+        _gap_goal("RandWire-like, 200 cut points: worst certified gap", wired, 0.001),
+        _median_goal("RandWire-like, 200 cut points, 5000 layers: median", wired, 0.1),
+        Goal("dense layered, 50: proved in 1 s of CPU", ">= 80 %", f"{proved:.0%}", proved >= 0.8),
+        _gap_goal("dense layered, 200 cut points: worst gap in 1 s of CPU", found[200], 0.01),
+        _median_goal("out-trees of 100,000 layers: median", trees, 0.2),
+    )
+
+
+def _median_goal(measure: str, found: Sequence[Run], goal_s: float) -> Goal:
+    cpu_s = [run.cpu_s for run in found]
+    met = statistics.median(cpu_s) < goal_s
+    return Goal(f"{measure}, CPU", f"< {goal_s * 1e3:g} ms", _spread(cpu_s).strip(), met)
+
+
+def _gap_goal(measure: str, found: Sequence[Run], goal: float) -> Goal:
+    gap = max(run.schedule.gap for run in found)
+    return Goal(measure, f"<= {goal:.1%}", f"{gap:.3%}", gap <= goal)
+
+
+def _share_goal(measure: str, found: Sequence[Run], goal: float) -> Goal:
+    share = statistics.mean(run.schedule.status == "optimal" for run in found)
+    return Goal(measure, f"{goal:.0%}", f"{share:.0%}", share >= goal)
+
+
+def main() -> int:
+    """Print everything; 0 when every goal is met."""
+    for family in FAMILIES:
+        quality(family, range(200))
+    networks()
+    return report(sizes())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

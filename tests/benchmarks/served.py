@@ -1,0 +1,79 @@
+"""A server in a process of its own, to be killed, stopped, and looked at."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+_CODE = """
+import signal, sys, threading
+from offload_runtimes.engine import EngineOptions
+from offload_runtimes.server import Server
+asked = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: asked.set())
+server = Server([sys.argv[1]], sys.argv[2], options=EngineOptions(threads=1),
+                workers=int(sys.argv[3])).start()
+print(server.address, flush=True)
+asked.wait()
+server.stop()
+"""
+
+
+class Served:
+    """One server process.
+
+    Attributes:
+        address: where it listens, the same after a restart.
+    """
+
+    def __init__(self, bundle: Path, listen: str = "127.0.0.1:0", workers: int = 1) -> None:
+        self._bundle = bundle
+        self._workers = workers
+        self.address = listen
+        self.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start it and wait until it listens."""
+        command = [sys.executable, "-c", _CODE, str(self._bundle), self.address]
+        # Two malloc arenas: else every short-lived thread may leave one behind.
+        self._process = subprocess.Popen(
+            [*command, str(self._workers)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "MALLOC_ARENA_MAX": "2"},
+        )
+        assert self._process.stdout
+        self.address = self._process.stdout.readline().strip()
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._process.kill()
+        self._process.wait()
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._process.send_signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """SIGTERM and wait."""
+        self._process.send_signal(signal.SIGCONT)
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+def rss_bytes(pid: int | str = "self") -> int:
+    """Resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
