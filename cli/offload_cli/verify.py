@@ -89,7 +89,7 @@ def _verify_bundle(output: Output, path: Path, options: EngineOptions) -> None:
     verdict = "right" if found.ok else f"wrong: tensor {found.tensor!r} is off"
     text = (
         f"{path}: {verdict}: {found.segments} segments ran here, {bits}, worst relative"
-        f" difference {found.worst:.1e} of {found.limit:.1e} allowed"
+        f" difference {found.worst:.1e} of {found.allowed:.1e} allowed"
     )
     output.result({"bundle": bundle.digest, **found.to_json()}, text)
     if not found.ok:

@@ -120,7 +120,7 @@ def _prove(asked: argparse.Namespace) -> None:
     from offload.bundle.bundle import open_bundle
 
     from offload_runtimes.engine import EngineOptions
-    from offload_runtimes.proof.proof import read_proof, repeat_proof
+    from offload_runtimes.proof.segments import read_proof, repeat_proof
 
     options = EngineOptions(tuple(asked.provider), asked.threads)
     proofs = read_proof(asked.proof)

@@ -18,7 +18,8 @@ from offload.errors import BundleError, InputError
 from offload_runtimes import light, preflight
 from offload_runtimes.__main__ import main
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.proof.proof import (
+from offload_runtimes.proof.segments import (
+    Proof,
     difference,
     make_proof,
     read_proof,
@@ -46,7 +47,7 @@ def test_a_proof_repeats_from_its_file(made: Made, tmp_path: Path) -> None:
 
 
 def test_a_proof_is_the_whole_models_answer(made: Made) -> None:
-    proofs = {proof.segment: proof for proof in make_proof(made.bundle)}
+    proofs = {proof.segment: proof for proof in make_proof(made.bundle).segments}
     x = proofs["device-0"].inputs["x"]
     y, kept = made.expected({"x": x})
     np.testing.assert_allclose(proofs["server-0"].outputs["y"], y, rtol=1e-5, atol=1e-5)
@@ -54,11 +55,11 @@ def test_a_proof_is_the_whole_models_answer(made: Made) -> None:
 
 
 def test_wrong_numbers_are_found(made: Made) -> None:
-    first, *rest = make_proof(made.bundle)
+    first, *rest = make_proof(made.bundle).segments
     ((name, array),) = first.outputs.items()
     moved = array.copy()
     moved.flat[0] += 0.01 * np.abs(array).max()
-    proofs = [*rest, replace(first, outputs={name: moved})]
+    proofs = Proof((*rest, replace(first, outputs={name: moved})))
     found = repeat_proof(made.bundle, proofs, EngineOptions())
     assert (found.ok, found.tensor) == (False, name)
     assert found.worst == pytest.approx(0.01, rel=0.02)
@@ -98,13 +99,13 @@ def test_run_gives_the_models_answer(made: Made, tmp_path: Path) -> None:
 def test_prove_says_what_it_found(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    first, *rest = make_proof(made.bundle)
+    first, *rest = make_proof(made.bundle).segments
     words = ["prove", str(made.bundle.path), f"--proof={tmp_path}/proof.npz"]
-    write_proof(tmp_path / "proof.npz", [first, *rest])
+    write_proof(tmp_path / "proof.npz", Proof((first, *rest)))
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out)["ok"]
     outputs = {name: array + np.float32(1) for name, array in first.outputs.items()}
-    write_proof(tmp_path / "proof.npz", [replace(first, outputs=outputs), *rest])
+    write_proof(tmp_path / "proof.npz", Proof((replace(first, outputs=outputs), *rest)))
     assert main(words) == 1
     shown = capsys.readouterr()
     assert not json.loads(shown.out)["ok"]
@@ -124,7 +125,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_the_commands_need_only_the_light_packages() -> None:
     code = (
         "import sys, offload_runtimes.__main__, offload_runtimes.preflight,"
-        " offload_runtimes.proof.proof, offload_runtimes.serving.daemon; print(*sys.modules)"
+        " offload_runtimes.proof.segments, offload_runtimes.serving.daemon; print(*sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in shown.stdout.split()}

@@ -26,7 +26,7 @@ from offload_runtimes.deploy.transaction import (
     release_id,
     sends,
 )
-from offload_runtimes.proof.proof import make_proof, write_proof
+from offload_runtimes.proof.segments import proof_of, write_proof
 
 _ATTEMPTS = 2
 
@@ -180,12 +180,12 @@ def _proofs(
     """A proof file for each set of sides; none for a model that takes no sample."""
     written: dict[tuple[Side, ...], Path] = {}
     try:
-        whole = make_proof(bundle)
+        whole = proof_of(bundle)
     except InputError:
         return written
     for sides in halves:
         path = folder / f"{'-'.join(sides)}.npz"
-        write_proof(path, [p for p in whole if bundle.plan.segment(p.segment).side in sides])
+        write_proof(path, whole.only({s.id for s in bundle.plan.segments if s.side in sides}))
         written[sides] = path
     return written
 

@@ -7,9 +7,8 @@ that a machine with only its half can run that half again.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,12 +19,23 @@ from offload.errors import BundleError, InputError
 from offload.files import write_text
 from offload.graph.load import Model
 
-from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions, load
-from offload_runtimes.proof.proof import SegmentProof, read_proof, run_segments, write_proof
+from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions
+from offload_runtimes.proof.segments import (
+    ARRAYS,
+    TOLERANCE,
+    Proof,
+    Repeated,
+    SegmentProof,
+    read_proof,
+    repeat_proof,
+    run_segments,
+    write_proof,
+)
 from offload_runtimes.proof.verify import opener
 
 PROOF_FORMAT = 1
-PROOF, ARRAYS = "proof.json", "proof.npz"
+PROOF = "proof.json"
+_MOST_ALLOWED = 0.1
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,7 @@ def prove(model: Model, bundle: Bundle) -> tuple[str, ...]:
     exact = _compare(model, bundle, whole[0], made_by(proofs), None)
     fast = made_by(tuple(run_segments(bundle, feeds, EngineOptions())))
     optimized = _compare(model, bundle, whole[1], fast, whole[0])
+    inside = max((gap(want, fast[name]) for name, want in made_by(proofs).items()), default=0.0)
     if not all(
         _is_numbers(array) for p in proofs for array in (*p.inputs.values(), *p.outputs.values())
     ):
@@ -114,88 +125,51 @@ def prove(model: Model, bundle: Bundle) -> tuple[str, ...]:
         optimized=optimized,
     )
     write_text(bundle.path / PROOF, json.dumps(evidence.to_json(), indent=1))
-    write_proof(bundle.path / ARRAYS, proofs)
+    allowed = _allowed(exact, max(optimized, inside))
+    write_proof(bundle.path / ARRAYS, Proof(proofs, allowed))
     return PROOF, ARRAYS
 
 
-@dataclass(frozen=True, slots=True)
-class Repeated:
-    """What repeating the evidence found.
-
-    Attributes:
-        segments: how many were run: those whose files are here.
-        equal: how many of their outputs have the same bits as when the bundle was made.
-        outputs: how many outputs that is out of.
-        worst: largest relative difference, over both settings of optimisation.
-        tensor: where that is.
-        limit: what is allowed there: other machines and engines round differently.
-    """
-
-    segments: int
-    equal: int
-    outputs: int
-    worst: float
-    tensor: str
-    limit: float
-
-    @property
-    def ok(self) -> bool:
-        """Whether this machine gives the right numbers."""
-        return self.worst <= self.limit
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; an infinite difference is written as null."""
-        worst = self.worst if math.isfinite(self.worst) else None
-        return {**asdict(self), "worst": worst, "ok": self.ok}
-
-
 def repeat(bundle: Bundle, options: EngineOptions) -> Repeated:
-    """Run the segments that are here once more and compare with the evidence.
+    """Run the segments that are here once more, without and with the engine's optimisations.
+
+    Returns:
+        The worse of the two; `equal` counts outputs without optimisations.
 
     Raises:
-        BundleError: the bundle carries no evidence, or it is damaged.
+        BundleError: the bundle carries no proof, or it is damaged.
         InputError: onnxruntime refuses a segment.
     """
-    evidence = read_evidence(bundle)
-    proofs = [
-        proof
-        for proof in read_proof(bundle.path / ARRAYS)
-        if bundle.segment_path(proof.segment).is_file()
-    ]
-    count, equal, worst, tensor = 0, 0, 0.0, ""
-    for proof in proofs:
-        for mode in (False, True):
-            chosen = EngineOptions(options.providers, options.threads, optimize=mode)
-            engine = load(bundle.segment_path(proof.segment), chosen)
-            answers = engine.run(tuple(proof.outputs), proof.inputs)
-            for (name, want), got in zip(proof.outputs.items(), answers, strict=True):
-                apart = gap(want, got)
-                worst, tensor = max((worst, tensor), (apart, name))
-                count += not mode
-                same = digest_of(got) == evidence.outputs[f"{proof.segment}/{name}"]
-                equal += same and not mode
-    return Repeated(len(proofs), equal, count, worst, tensor, _limit(evidence))
+    if not (bundle.path / ARRAYS).is_file():
+        raise BundleError(
+            f"bundle {bundle.path} carries no proof: verify its model with `offload verify MODEL`"
+        )
+    here = {s.id for s in bundle.plan.segments if bundle.segment_path(s.id).is_file()}
+    proof = read_proof(bundle.path / ARRAYS).only(here)
+    plain, fast = (
+        repeat_proof(bundle, proof, replace(options, optimize=mode)) for mode in (False, True)
+    )
+    worse = max(plain, fast, key=lambda found: found.worst / found.allowed)
+    return replace(worse, equal=plain.equal)
 
 
 def read_evidence(bundle: Bundle) -> Evidence:
-    """The evidence in a bundle's folder.
+    """What a bundle's `proof.json` says.
 
     Raises:
         BundleError: there is none, or it is damaged.
     """
     try:
         return Evidence.from_json(json.loads((bundle.path / PROOF).read_text()))
-    except FileNotFoundError as error:
+    except (OSError, ValueError) as error:
         raise BundleError(
-            f"bundle {bundle.path} carries no proof: verify its model with `offload verify MODEL`"
+            f"{bundle.path / PROOF} is missing or damaged: make the bundle again"
         ) from error
-    except ValueError as error:
-        raise BundleError(f"{bundle.path / PROOF} is damaged: make the bundle again") from error
 
 
-def _limit(evidence: Evidence) -> float:
+def _allowed(exact: float, optimized: float) -> float:
     """Other machines sum in other orders: a thousandth, or what optimisation did here."""
-    return min(max(1e-3, 4 * evidence.optimized, 4 * evidence.exact), 0.1)
+    return min(max(TOLERANCE, 4 * optimized, 4 * exact), _MOST_ALLOWED)
 
 
 def digest_of(array: Array) -> str:

@@ -18,7 +18,7 @@ from offload.schedule.timeline import Timeline
 
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import Array
-from offload_runtimes.proof.proof import difference
+from offload_runtimes.proof.segments import difference
 from offload_runtimes.testbed.job import Entry, Job, Run
 
 _LEAST_ROUNDS = 3

@@ -17,7 +17,7 @@ from offload_runtimes.deploy.deployment import deploy_to
 from offload_runtimes.deploy.outcome import Outcome, Progress
 from offload_runtimes.deploy.place import Place, find_place
 from offload_runtimes.deploy.transaction import Stage
-from offload_runtimes.proof import proof
+from offload_runtimes.proof import segments as proof
 
 from tests.runtimes.bundles import branches
 
@@ -92,14 +92,14 @@ def test_other_numbers_never_become_current(
 ) -> None:
     target = tmp_path / "pi"
     assert deploy(bundle, target).ok
-    true_proof = proof.make_proof
+    true_proof = proof.proof_of
 
-    def other(made: Bundle) -> tuple[proof.SegmentProof, ...]:
-        first, *rest = true_proof(made)
+    def other(made: Bundle) -> proof.Proof:
+        first, *rest = true_proof(made).segments
         outputs = {name: array + np.float32(1) for name, array in first.outputs.items()}
-        return (replace(first, outputs=outputs), *rest)
+        return proof.Proof((replace(first, outputs=outputs), *rest))
 
-    monkeypatch.setattr(deployment, "make_proof", other)
+    monkeypatch.setattr(deployment, "proof_of", other)
     newer = other_release(bundle, tmp_path / "newer.bundle")
     outcome = deploy(newer, target, (Side.DEVICE,))
     assert outcome.stage is Stage.REFUSED

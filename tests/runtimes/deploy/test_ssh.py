@@ -31,7 +31,7 @@ from offload_runtimes.deploy.outcome import Outcome, Progress
 from offload_runtimes.deploy.place import Place, find_place
 from offload_runtimes.deploy.transaction import Stage
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.proof import proof
+from offload_runtimes.proof import segments as proof
 from onnx import numpy_helper
 
 from tests.runtimes.bundles import branches
@@ -139,14 +139,14 @@ def test_other_numbers_leave_the_old_release_in_use(
     bundle: Bundle, server: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert deploy(bundle, server.target()).ok
-    true_proof = proof.make_proof
+    true_proof = proof.proof_of
 
-    def other(made: Bundle) -> tuple[proof.SegmentProof, ...]:
-        first, *rest = true_proof(made)
+    def other(made: Bundle) -> proof.Proof:
+        first, *rest = true_proof(made).segments
         outputs = {name: array + np.float32(1) for name, array in first.outputs.items()}
-        return (replace(first, outputs=outputs), *rest)
+        return proof.Proof((replace(first, outputs=outputs), *rest))
 
-    monkeypatch.setattr(deployment, "make_proof", other)
+    monkeypatch.setattr(deployment, "proof_of", other)
     newer = branches(tmp_path / "newer.bundle", width=32).bundle
     outcome = deploy(newer, server.target())
     assert outcome.stage is Stage.REFUSED

@@ -19,8 +19,15 @@ from offload.plan.planner import make_plan
 from offload_cli.main import app
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.proof import evidence
-from offload_runtimes.proof.evidence import ARRAYS, PROOF, prove, read_evidence, repeat
-from offload_runtimes.proof.proof import Tensors, read_proof, run_segments, write_proof
+from offload_runtimes.proof.evidence import PROOF, prove, read_evidence, repeat
+from offload_runtimes.proof.segments import (
+    ARRAYS,
+    Tensors,
+    proof_of,
+    read_proof,
+    run_segments,
+    write_proof,
+)
 from typer.testing import CliRunner
 
 from tests.toolkit.bundle.traps import text
@@ -71,9 +78,9 @@ def test_a_half_repeats_its_half(tmp_path: Path) -> None:
 
 def test_a_machine_that_computes_wrong_is_found(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path)
-    proofs = read_proof(bundle.path / ARRAYS)
-    proofs[-1].outputs["y"][0, 0] += np.float32(0.1)  # as if this machine gave something else
-    write_proof(bundle.path / ARRAYS, proofs)
+    proof = read_proof(bundle.path / ARRAYS)
+    proof.segments[-1].outputs["y"][0, 0] += np.float32(0.1)  # as if this machine gave other
+    write_proof(bundle.path / ARRAYS, proof)
     found = repeat(bundle, OPTIONS)
     assert not found.ok
     assert found.tensor == "y"
@@ -96,6 +103,12 @@ def test_verify_repeats_a_bundle(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["verify", str(bundle.path)])
     assert shown.exit_code == 0
     assert "outputs have the maker's bits" in shown.output
+
+
+def test_what_is_proved_elsewhere_is_the_bundles_own_proof(tmp_path: Path) -> None:
+    carried = proof_of(bundle_of(tmp_path)).segments
+    own = read_evidence(open_bundle(tmp_path / "b")).outputs
+    assert evidence.digests_of(carried) == own
 
 
 def test_a_bundle_without_proof(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ without the other side.
 import io
 import json
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from offload.plan.plan import Segment, Side
 
 from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions, dtype_of, load
 
+ARRAYS = "proof.npz"  # in a bundle
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 2e-2
 _DYNAMIC_SIZES = (1, 16, 32, 64, 224)
@@ -40,11 +41,35 @@ class SegmentProof:
 
 
 @dataclass(frozen=True, slots=True)
-class Proved:
+class Proof:
+    """Segments' proofs, and how far another machine's numbers may be off.
+
+    Attributes:
+        segments: one for each segment.
+        allowed: largest difference, relative to the largest value of its tensor; half
+            precision is always allowed `HALF_TOLERANCE`.
+    """
+
+    segments: tuple[SegmentProof, ...]
+    allowed: float = TOLERANCE
+
+    def only(self, segments: Container[str]) -> "Proof":
+        """The proofs of some segments, such as those of one side."""
+        return Proof(tuple(p for p in self.segments if p.segment in segments), self.allowed)
+
+    def limit(self, dtype: np.dtype[Any]) -> float:
+        """How far a tensor may be off."""
+        return max(self.allowed, HALF_TOLERANCE) if dtype.itemsize < 4 else self.allowed
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
     """What repeating a proof found.
 
     Attributes:
         segments: how many segments were run.
+        outputs: how many outputs they gave.
+        equal: how many of these have the bits that the proof holds.
         worst: the largest difference, relative to the largest value of its tensor.
         tensor: the tensor it is in; empty when there is none.
         allowed: how large it may be.
@@ -52,10 +77,12 @@ class Proved:
     """
 
     segments: int
+    outputs: int
+    equal: int
     worst: float
     tensor: str
     allowed: float
-    ort: str
+    ort: str = ORT_VERSION
 
     @property
     def ok(self) -> bool:
@@ -68,8 +95,19 @@ class Proved:
         return {**asdict(self), "worst": worst, "ok": self.ok}
 
 
-def make_proof(bundle: Bundle) -> tuple[SegmentProof, ...]:
-    """Run a whole bundle here on a sample of its inputs; the proof of each segment.
+def proof_of(bundle: Bundle) -> Proof:
+    """The proof that a whole bundle carries; one made here when it carries none.
+
+    Raises:
+        BundleError: a half of the bundle is not here, or its proof is damaged.
+        InputError: it carries none, and no sample was found that the model takes.
+    """
+    carried = bundle.path / ARRAYS
+    return read_proof(carried) if carried.is_file() else make_proof(bundle)
+
+
+def make_proof(bundle: Bundle) -> Proof:
+    """Run a whole bundle here on a sample of its inputs.
 
     Sizes left open by the model are given the first of a few values that it takes.
 
@@ -87,7 +125,7 @@ def make_proof(bundle: Bundle) -> tuple[SegmentProof, ...]:
         rng = np.random.default_rng(_SEED)
         try:
             feeds = {value.name: sample(value, size, rng) for value in bundle.inputs}
-            return tuple(run_segments(bundle, feeds, EngineOptions()))
+            return Proof(tuple(run_segments(bundle, feeds, EngineOptions())))
         except InputError as error:
             refusal = refusal or error
     raise InputError(f"no sample of its inputs fits {bundle.path.name} ({refusal})")
@@ -135,22 +173,22 @@ def sample(value: Value, size: int, rng: np.random.Generator) -> Array:
     return rng.integers(0, 2, shape).astype(dtype)
 
 
-def repeat_proof(bundle: Bundle, proofs: Iterable[SegmentProof], options: EngineOptions) -> Proved:
+def repeat_proof(bundle: Bundle, proof: Proof, options: EngineOptions) -> Repeated:
     """Run proofs on this machine.
 
     Raises:
         InputError: onnxruntime refuses a segment.
     """
-    worst, tensor, allowed, count = 0.0, "", TOLERANCE, 0
-    for proof in proofs:
-        count += 1
-        found = _run(bundle, bundle.plan.segment(proof.segment), proof.inputs, options)
-        for name, want in proof.outputs.items():
-            apart = difference(want, found[name])
-            limit = HALF_TOLERANCE if want.dtype.itemsize < 4 else TOLERANCE
-            if apart / limit > worst / allowed:
-                worst, tensor, allowed = apart, name, limit
-    return Proved(count, worst, tensor, allowed, ORT_VERSION)
+    apart: list[tuple[float, float, str, float]] = []  # share of the limit, how far, where, limit
+    equal = 0
+    for part in proof.segments:
+        found = _run(bundle, bundle.plan.segment(part.segment), part.inputs, options)
+        for name, want in part.outputs.items():
+            off, limit = difference(want, found[name]), proof.limit(want.dtype)
+            apart.append((off / limit, off, name, limit))
+            equal += want.tobytes() == found[name].tobytes()
+    _, worst, tensor, allowed = max(apart, default=(0.0, 0.0, "", proof.allowed))
+    return Repeated(len(proof.segments), len(apart), equal, worst, tensor if worst else "", allowed)
 
 
 def difference(want: Array, got: Array) -> float:
@@ -169,8 +207,8 @@ def difference(want: Array, got: Array) -> float:
     return apart / scale if scale else (np.inf if apart else 0.0)
 
 
-def write_proof(path: Path, proofs: Iterable[SegmentProof]) -> None:
-    """Write proofs to one `.npz`, whole or not at all."""
+def write_proof(path: Path, proof: Proof) -> None:
+    """Write a proof to one `.npz`, whole or not at all."""
     arrays: dict[str, Array] = {}
 
     def store(tensors: Tensors) -> dict[str, str]:
@@ -180,15 +218,16 @@ def write_proof(path: Path, proofs: Iterable[SegmentProof]) -> None:
 
     index = [
         {"segment": p.segment, "inputs": store(p.inputs), "outputs": store(p.outputs)}
-        for p in proofs
+        for p in proof.segments
     ]
-    arrays[_INDEX] = np.frombuffer(json.dumps(index).encode(), np.uint8)
+    head = {"allowed": proof.allowed, "segments": index}
+    arrays[_INDEX] = np.frombuffer(json.dumps(head).encode(), np.uint8)
     stream = io.BytesIO()
     np.savez(stream, **arrays)  # type: ignore[arg-type]
     write_bytes(path, stream.getvalue())
 
 
-def read_proof(path: Path) -> tuple[SegmentProof, ...]:
+def read_proof(path: Path) -> Proof:
     """Read what `write_proof` wrote.
 
     Raises:
@@ -196,14 +235,15 @@ def read_proof(path: Path) -> tuple[SegmentProof, ...]:
     """
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as held:
-            index = json.loads(held[_INDEX].tobytes())
-            return tuple(
+            head = json.loads(held[_INDEX].tobytes())
+            segments = tuple(
                 SegmentProof(
                     entry["segment"],
                     {name: held[key] for name, key in entry["inputs"].items()},
                     {name: held[key] for name, key in entry["outputs"].items()},
                 )
-                for entry in index
+                for entry in head["segments"]
             )
+            return Proof(segments, float(head["allowed"]))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise BundleError(f"proof {path} is missing or damaged: deploy again") from error
