@@ -117,7 +117,7 @@ def _line(outcome: Outcome) -> str:
 def proved(outcome: Outcome) -> str:
     """What is known of the release's numbers on the target."""
     if outcome.verdict is None:
-        return "not probed (no runtime there: `offload device init` installs one)"
+        return f"not probed ({outcome.unproved})"
     worst = f"off by {outcome.verdict.worst:.2g} at most" if outcome.verdict.worst else "bit-equal"
     return f"probe passed ({worst}, onnxruntime {outcome.verdict.ort})"
 

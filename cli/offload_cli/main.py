@@ -81,6 +81,9 @@ def sentence(error: BaseException) -> str | None:
         advice = {
             errno.ENOSPC: "the disk is full: free some space; nothing half-written was left",
             errno.EACCES: "permission denied: choose a place you may use",
+            errno.ENOENT: "no such file or folder: check the path",
+            errno.ENOTDIR: "a file stands where a folder is needed: choose another place",
+            errno.EISDIR: "a folder stands where a file is needed: choose another place",
             errno.EADDRINUSE: "the port is in use: choose another with --listen",
         }.get(error.errno or 0, error.strerror or str(error))
         return f"{advice}{where}"

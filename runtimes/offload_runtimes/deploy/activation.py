@@ -18,7 +18,8 @@ class Activation:
         target: where.
         release: its id.
         journal: what the target's journal said when it was locked.
-        verdict: what the proof said; None: it has not run, or there is no runtime to run it.
+        verdict: what the proof said; None: it has not run.
+        unproved: why it could not run.
     """
 
     def __init__(self, target: Target, release: str) -> None:
@@ -26,6 +27,7 @@ class Activation:
         self.release = release
         self.journal: Mapping[str, Any] = {}
         self.verdict: Verdict | None = None
+        self.unproved = ""
         self._root = ""
         self._python: str | None = None
         self._unit: str | None = None
@@ -54,7 +56,11 @@ class Activation:
 
     async def _trial(self) -> None:
         proofs = await self.target.call("listing", folder="proofs")
-        if self._python and f"{self.release}.npz" in proofs["names"]:
+        if f"{self.release}.npz" not in proofs["names"]:
+            self.unproved = "no sample of the model's inputs was found"
+        elif not self._python:
+            self.unproved = "no runtime there: `offload device init` installs one"
+        else:
             self.verdict = await try_release(self.target, self._root, self._python, self.release)
 
     async def _swap(self) -> None:

@@ -80,6 +80,7 @@ class Deployment:
             tuple(send.file.name for send in self._sends),
             self._sent_bytes,
             why,
+            self._activation.unproved,
         )
 
     def _report(self, stage: Stage) -> None:

@@ -116,7 +116,15 @@ async def _rollback(target: Target, wanted: str | None) -> Outcome:
     work = {**activation.work(), Stage.LOCK: lock, Stage.COMMIT: commit}
     stage, why = await run_stages(work, ROLLBACK, lambda _: None)
     before = activation.journal.get("current")
-    return Outcome(target.place.name, entry["id"], stage, before, activation.verdict, why=why)
+    return Outcome(
+        target.place.name,
+        entry["id"],
+        stage,
+        before,
+        activation.verdict,
+        why=why,
+        unproved=activation.unproved,
+    )
 
 
 def choose(name: str, journal: Mapping[str, Any], wanted: str | None) -> Mapping[str, Any]:

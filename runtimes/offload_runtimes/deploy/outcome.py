@@ -30,6 +30,7 @@ class Outcome:
             `lost` (the connection went; the target's agent puts back what isn't committed).
         previous: the release that was current before; None: none.
         verdict: what the proof said; None: it was not run.
+        unproved: why it was not run.
         sent: names of the files that travelled.
         sent_bytes: their bytes that travelled.
         why: what failed; None: nothing.
@@ -43,6 +44,7 @@ class Outcome:
     sent: tuple[str, ...] = ()
     sent_bytes: int = 0
     why: OffloadError | None = None
+    unproved: str = ""
 
     @property
     def ok(self) -> bool:

@@ -107,6 +107,21 @@ def test_other_numbers_never_become_current(
     assert open_bundle(target / "current", Side).digest == bundle.digest
 
 
+def test_a_release_that_takes_no_sample_says_so(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_: Bundle) -> proof.Proof:
+        raise InputError("no sample fits")
+
+    monkeypatch.setattr(deployment, "proof_of", none)
+    outcome = deploy(bundle, tmp_path / "pi")
+    assert outcome.ok
+    assert (outcome.verdict, outcome.unproved) == (
+        None,
+        "no sample of the model's inputs was found",
+    )
+
+
 def test_source_changed_under_our_hands_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     target = tmp_path / "all"
     (bundle.path / "device-0.onnx").write_bytes(
