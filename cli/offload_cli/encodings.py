@@ -8,10 +8,10 @@ import typer
 EncodingOption = Annotated[
     str,
     typer.Option(
-        help="What tensors may become on their way: `raw`, `lossless` (raw or zstd; the default),"
-        " `fp16`, `uint8`, `uint8-channel` (each also with zstd), `any` of these, `png` and `jpeg`"
-        " for pictures (need Pillow), or names joined by commas. What loses precision needs"
-        " --tolerance or --accuracy-floor."
+        help="What tensors may become on their way: `raw`, `lossless` (raw, zstd or planes; the"
+        " default), `fp16`, `uint8`, `uint8-channel`, `uint6`, `uint4` (all also compressed), `any`"
+        " of these, `png` and `jpeg` for pictures (need Pillow), or names joined by commas. What"
+        " loses precision needs --tolerance or --accuracy-floor."
     ),
 ]
 ToleranceOption = Annotated[

@@ -47,12 +47,8 @@ class Refusal:
 
 # Refused at so many tensors, a form is given up for all: no split waits for ever.
 _REFUSALS = 3
-# What loses no less than a form does.
-_COARSER: Mapping[Form, tuple[Form, ...]] = {
-    Form.HALF: (Form.HALF, Form.CHANNELS, Form.AFFINE),
-    Form.CHANNELS: (Form.CHANNELS, Form.AFFINE),
-    Form.AFFINE: (Form.AFFINE,),
-}
+# From fine to coarse: what loses too much is not tried coarser.
+_FINENESS = (Form.HALF, Form.CHANNELS, Form.AFFINE, Form.SIX_BITS, Form.FOUR_BITS)
 
 
 @dataclass
@@ -80,7 +76,7 @@ class Chooser:
 
         Each round plans with the encodings left, rehearses the plan on the calibration inputs
         and, if the outputs change too much, refuses the encoding that changes them most, there;
-        refused at three tensors, a form is refused everywhere. So at most nine plans are
+        refused at three tensors, a form is refused everywhere. So at most 15 plans are
         rehearsed before only what is lossless is left.
 
         Args:
@@ -196,7 +192,8 @@ def _no_finer(tried: Encoding) -> frozenset[Encoding]:
     """The encodings that lose no less."""
     if tried.form is Form.PLAIN:
         return frozenset((tried,))
-    return frozenset(e for e in ENCODINGS.values() if e.form in _COARSER[tried.form])
+    coarser = _FINENESS[_FINENESS.index(tried.form) :]
+    return frozenset(e for e in ENCODINGS.values() if e.form in coarser)
 
 
 def _kept(lossy: Mapping[str, Lossy], effect: Effect) -> str:

@@ -21,7 +21,7 @@ from offload.plan.plan import Send
 
 from offload_runtimes.encode.calibration import Calibration
 from offload_runtimes.engine import Array, EngineOptions, load
-from offload_runtimes.wire.codecs import codec, has_pictures, reference_s, suits_picture
+from offload_runtimes.wire.codecs import codec, has_pictures, reference_s, suits
 
 Progress = Callable[[str], None]
 # What is smaller costs the link next to nothing, encoded or not.
@@ -174,7 +174,7 @@ class Survey:
         data = changed.tobytes()
         costs = [seconds * raw_bytes for seconds in self.seconds[form]]
         for encoding in (e for e in self.wanted if e.form is form):
-            if encoding.is_picture and not suits_picture(changed.dtype.name, changed.shape):
+            if not suits(encoding.codec, changed.dtype.name, changed.shape):
                 continue
             seen = self.seen.setdefault((name, encoding.name), _Seen())
             # One thread's own time: what else the machine does is not the encoding's cost.
@@ -228,7 +228,8 @@ def form_seconds(form: Form) -> tuple[float, float]:
         return 0.0, 0.0
     count = _REFERENCE_SHAPE[1] if form is Form.CHANNELS else 1
     affine = Affine((0.01,) * count, (0,) * count) if form.quantises else None
-    send = Send("t", None, form.value, affine=affine)
+    name = next(each.name for each in ENCODINGS.values() if each.form is form)
+    send = Send("t", None, name, affine=affine)
     engine = load(passage(send, _REFERENCE_SHAPE).SerializeToString(), EngineOptions(threads=1))
     feeds = {"t": np.random.default_rng(0).random(_REFERENCE_SHAPE, np.float32)}
     first = [name for name in (send.wire, send.guard) if name is not None]

@@ -8,17 +8,22 @@ import io
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import zstandard
 from offload.errors import InputError
 
 Shape = tuple[int, ...]
 JPEG_QUALITY = 90
+_WIDTHS = (2, 4, 8)  # bytes of what has planes
+_ALL, _MASKED = b"\0", b"\1"
+_FEW_ZEROS = 1 / 16  # a mask of less would take what it saves
 _MOST_SIDE, _MOST_PIXELS = 1 << 16, 1 << 26  # of JPEG; of what Pillow opens without a warning
 
 
@@ -55,13 +60,91 @@ def _raw_decode(data: bytes, size_bytes: int, _: Shape = ()) -> bytes:
     return data
 
 
-def _zstd_decode(data: bytes, size_bytes: int, _: Shape = ()) -> bytes:
+def _zstd_decode(data: memoryview | bytes, size_bytes: int, _: Shape = ()) -> bytes:
+    if _zstd_size(data) != size_bytes:
+        raise ValueError(f"the frame does not declare {size_bytes} bytes")
     try:
-        if zstandard.frame_content_size(data) != size_bytes:
-            raise ValueError(f"the frame does not declare {size_bytes} bytes")
         return _zstd.decompressor.decompress(data, size_bytes, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ValueError(str(error)) from error
+
+
+def _zstd_size(frame: memoryview | bytes) -> int:
+    """What a frame says that it decodes to."""
+    try:
+        return int(zstandard.frame_content_size(frame))
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from error
+
+
+def _words(size_bytes: int, shape: Shape) -> int:
+    """Bytes of each element of an array; 0 where it is empty."""
+    count = math.prod(shape)
+    return size_bytes // count if count else 0
+
+
+def _planes_encode(data: bytes, shape: Shape) -> bytes:
+    """Zeros as one bit each where there are many, the rest byte by byte of significance.
+
+    Floats differ in their low bytes and agree in their high ones: apart, the latter compress
+    (the idea of Blosc's shuffle). One byte says whether a mask of what is not zero precedes.
+    """
+    width = _words(len(data), shape)
+    if width not in _WIDTHS:
+        return _ALL + _zstd.compressor.compress(data)
+    words = np.frombuffer(data, f"<u{width}")
+    mask = words != 0
+    kept = np.count_nonzero(mask)
+    if len(words) - kept < _FEW_ZEROS * len(words):
+        return _ALL + _blocks(_turned(words, width))
+    return _MASKED + _blocks([np.packbits(mask).tobytes(), *_turned(words[mask], width)])
+
+
+def _turned(words: npt.NDArray[Any], width: int) -> list[bytes]:
+    return [plane.tobytes() for plane in words.view(np.uint8).reshape(-1, width).T]
+
+
+def _blocks(parts: Sequence[bytes]) -> bytes:
+    """One frame, each part with a table of symbols of its own: parts are unlike each other."""
+    writer = _zstd.compressor.compressobj(size=sum(map(len, parts)))
+    found: list[bytes] = []
+    for part in parts:
+        found += (writer.compress(part), writer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+    return b"".join((*found, writer.flush()))
+
+
+def _turned_back(data: memoryview | bytes, width: int) -> npt.NDArray[Any]:
+    planes = np.frombuffer(data, np.uint8).reshape(width, -1)
+    return np.ascontiguousarray(planes.T).reshape(-1).view(f"<u{width}")
+
+
+def _planes_decode(data: bytes, size_bytes: int, shape: Shape) -> bytes:
+    flag, frame = data[:1], memoryview(data)[1:]
+    width = _words(size_bytes, shape)
+    if flag == _ALL:
+        planes = _zstd_decode(frame, size_bytes)
+        return planes if width not in _WIDTHS else _turned_back(planes, width).tobytes()
+    if flag != _MASKED or width not in _WIDTHS:
+        raise ValueError("these bytes do not begin as planes do")
+    count = size_bytes // width
+    mask_bytes = -(-count // 8)
+    declared = _zstd_size(frame)
+    if not mask_bytes <= declared <= mask_bytes + size_bytes:
+        raise ValueError(f"the frame declares {declared} bytes for {size_bytes}")
+    rest = memoryview(_zstd_decode(frame, declared))
+    mask = np.unpackbits(np.frombuffer(rest, np.uint8, mask_bytes), count=count).view(bool)
+    if np.count_nonzero(mask) * width != declared - mask_bytes:
+        raise ValueError("the mask and the planes do not fit")
+    words = np.zeros(count, f"<u{width}")
+    words[mask] = _turned_back(rest[mask_bytes:], width)
+    return words.tobytes()
+
+
+def suits(name: str, dtype: str, shape: Shape) -> bool:
+    """Whether a codec is for arrays like this."""
+    if name in ("png", "jpeg"):
+        return suits_picture(dtype, shape)
+    return name != "planes" or dtype not in ("uint8", "int8", "bool")
 
 
 def suits_picture(dtype: str, shape: Shape) -> bool:
@@ -109,6 +192,7 @@ _CODECS = {
     for codec in (
         Codec("raw", lambda data, _: data, _raw_decode),
         Codec("zstd", lambda data, _: _zstd.compressor.compress(data), _zstd_decode),
+        Codec("planes", _planes_encode, _planes_decode),
         *(Codec(kind, partial(_drawn, kind), partial(_seen, kind)) for kind in ("png", "jpeg")),
     )
 }

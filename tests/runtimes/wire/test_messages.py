@@ -33,7 +33,7 @@ def port(array: np.ndarray, encoding: str = "raw") -> Port:
         lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, min_side=0))
     ),
     frame=st.integers(1, 2**64 - 1),
-    encoding=st.sampled_from(["raw", "zstd"]),
+    encoding=st.sampled_from(["raw", "zstd", "planes"]),
 )
 def test_tensor_round_trip(array: np.ndarray, frame: int, encoding: str) -> None:
     message = wire.parse(wire.encode_tensor(frame, "t", array, encoding, 1.5))

@@ -14,7 +14,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
 FINITE = st.floats(-(2.0**66), 2.0**66, width=32)
 TENSORS = arrays.arrays(np.float32, SHAPES, elements=FINITE)
-FORMS = st.sampled_from([Form.AFFINE, Form.CHANNELS])
+FORMS = st.sampled_from([Form.AFFINE, Form.CHANNELS, Form.SIX_BITS, Form.FOUR_BITS])
 
 
 @given(array=TENSORS, form=FORMS)
@@ -64,6 +64,16 @@ def test_channels_have_their_own_scale() -> None:
     assert affine is not None
     assert affine.scales == pytest.approx((1 / 255, 100 / 255))
     assert np.allclose(affine.restored(affine.quantised(array)), array)
+
+
+def test_few_steps_leave_room_for_larger_values() -> None:
+    seen = np.linspace(-1, 1, 9, dtype=np.float32)
+    affine = Bounds.of(seen).affine(Form.FOUR_BITS)
+    assert affine is not None
+    many = np.linspace(-1, 1, 999, dtype=np.float32)
+    assert len(np.unique(affine.quantised(many))) in (15, 16)  # 0 has a step of its own
+    back = affine.restored(affine.quantised(np.float32(3) * seen))
+    assert np.abs(back - 3 * seen).max() <= affine.scales[0]
 
 
 @given(array=TENSORS)

@@ -19,9 +19,10 @@ def test_names_follow_form_and_codec() -> None:
 @pytest.mark.parametrize(
     ("text", "names"),
     [
-        ("lossless", {"raw", "zstd"}),
+        ("lossless", {"raw", "zstd", "planes"}),
         ("raw", {"raw"}),
-        ("fp16", {"raw", "zstd", "fp16", "fp16+zstd"}),
+        ("fp16", {"raw", "zstd", "planes", "fp16", "fp16+zstd", "fp16+planes"}),
+        ("uint6", {"raw", "zstd", "planes", "uint6+zstd"}),
         ("fp16+zstd", {"raw", "fp16+zstd"}),
         ("zstd, uint8+zstd", {"raw", "zstd", "uint8+zstd"}),
         ("any", set(ENCODINGS) - {"png", "jpeg"}),

@@ -113,7 +113,9 @@ class Bounds:
         high = self.high if apart else self.high.max().reshape(1)
         # The range must hold 0, so that what ReLU and padding made stays exactly that.
         low, high = np.minimum(low, np.float32(0)), np.maximum(high, np.float32(0))
-        scales = ((high - low) / np.float32(STEPS)).astype(np.float32)
+        scales = ((high - low) / np.float32(form.steps)).astype(np.float32)
         scales = np.where(high > low, np.maximum(scales, _LEAST_SCALE), np.float32(1))
-        zeros = np.clip(np.rint(-low / scales), 0, STEPS)
+        # Few steps leave room in a byte for values beyond the calibrated ones, on both sides.
+        below = np.where(low < 0, (STEPS - form.steps) // 2, 0)
+        zeros = np.clip(np.rint(-low / scales) + below, 0, STEPS)
         return Affine(tuple(map(float, scales)), tuple(map(int, zeros)))

@@ -21,17 +21,26 @@ class Form(StrEnum):
         HALF: cast to float16 and back.
         AFFINE: to uint8 by one scale and zero point, measured on calibration inputs.
         CHANNELS: to uint8 by a scale and zero point for each index of axis 1.
+        SIX_BITS: as AFFINE, 64 steps over the range: fewer bits once they are compressed.
+        FOUR_BITS: 16 steps.
     """
 
     PLAIN = ""
     HALF = "fp16"
     AFFINE = "uint8"
     CHANNELS = "uint8-channel"
+    SIX_BITS = "uint6"
+    FOUR_BITS = "uint4"
 
     @property
     def quantises(self) -> bool:
         """Whether NaN and infinity have no place in it."""
-        return self in (Form.AFFINE, Form.CHANNELS)
+        return self not in (Form.PLAIN, Form.HALF)
+
+    @property
+    def steps(self) -> int:
+        """Steps from the least calibrated value to the greatest."""
+        return {Form.SIX_BITS: 63, Form.FOUR_BITS: 15}.get(self, 255)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +50,8 @@ class Encoding:
     Attributes:
         name: what plans and people call it.
         form: its nodes.
-        codec: `raw` or `zstd`, on the bytes; `png` or `jpeg` of pictures, uint8 ... x H x W x 3.
+        codec: `raw`, `zstd` or `planes` (zeros apart, the rest byte by byte of significance, then
+            zstd), on the bytes; `png` or `jpeg` of pictures, uint8 ... x H x W x 3.
     """
 
     name: str
@@ -69,17 +79,31 @@ class Encoding:
 
 RAW = Encoding("raw", Form.PLAIN, "raw")
 ZSTD = Encoding("zstd", Form.PLAIN, "zstd")
+# Bytes have no planes; fewer steps than a byte's are no gain before they are compressed.
+_CODECS: Mapping[Form, tuple[str, ...]] = MappingProxyType(
+    {
+        Form.HALF: ("raw", "zstd", "planes"),
+        Form.AFFINE: ("raw", "zstd"),
+        Form.CHANNELS: ("raw", "zstd"),
+        Form.SIX_BITS: ("zstd",),
+        Form.FOUR_BITS: ("zstd",),
+    }
+)
+_LOSSLESS = ("raw", "zstd", "planes")
+
+
+def _named(form: Form, codec: str) -> Encoding:
+    return Encoding(form.value + ("" if codec == "raw" else f"+{codec}"), form, codec)
+
+
 ENCODINGS: Mapping[str, Encoding] = MappingProxyType(
     {
         encoding.name: encoding
         for encoding in (
             RAW,
             ZSTD,
-            *(
-                Encoding(form.value + ("" if codec == "raw" else f"+{codec}"), form, codec)
-                for form in (Form.HALF, Form.AFFINE, Form.CHANNELS)
-                for codec in ("raw", "zstd")
-            ),
+            Encoding("planes", Form.PLAIN, "planes"),
+            *(_named(form, codec) for form, codecs in _CODECS.items() for codec in codecs),
             *(Encoding(codec, Form.PLAIN, codec) for codec in ("png", "jpeg")),
         )
     }
@@ -87,12 +111,12 @@ ENCODINGS: Mapping[str, Encoding] = MappingProxyType(
 # Words that stand for several encodings.
 FAMILIES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "lossless": ("raw", "zstd"),
+        "lossless": _LOSSLESS,
         "any": tuple(name for name, each in ENCODINGS.items() if not each.is_picture),
         "picture": ("png", "jpeg"),
         **{
-            form.value: ("raw", "zstd", form.value, f"{form.value}+zstd")
-            for form in (Form.HALF, Form.AFFINE, Form.CHANNELS)
+            form.value: (*_LOSSLESS, *(_named(form, codec).name for codec in codecs))
+            for form, codecs in _CODECS.items()
         },
     }
 )
@@ -114,7 +138,7 @@ def encoding(name: str) -> Encoding:
 def parse_allowed(text: str) -> tuple[Encoding, ...]:
     """The encodings that `lossless`, `any`, `fp16`, `raw,uint8+zstd`, ... allow; raw always.
 
-    A form's plain name allows it with and without zstd, and what is lossless.
+    A form's plain name allows it with every codec, and what is lossless.
 
     Raises:
         InputError: a name that is neither an encoding nor a family.
