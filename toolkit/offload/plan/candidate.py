@@ -10,15 +10,16 @@ from offload.encoding.catalogue import Catalogue
 from offload.graph.model import Graph
 from offload.partition.costs import Costs, costs_of
 from offload.partition.cut import Cut
-from offload.partition.demand import Demand
+from offload.partition.demand import Demand, Objective
 from offload.partition.memory import device_bytes, resident_bytes
+from offload.plan.forecast import Forecast, readable
 from offload.plan.plan import Action, Alternative, Side
 from offload.plan.program import Problem, Program, pipelined, problem_of, serial
 from offload.schedule.instance import Instance, Job, ServerJob
 from offload.schedule.schedule import Schedule
 from offload.schedule.simulate import simulate
 from offload.schedule.solve import solve
-from offload.schedule.timeline import Lane, Span, Timeline
+from offload.schedule.timeline import Timeline
 
 
 class Scheme(StrEnum):
@@ -44,11 +45,19 @@ class Scheme(StrEnum):
 
 @dataclass(frozen=True)
 class Situation:
-    """A graph, what everything costs, and what is asked for: all a scheme is worked out from."""
+    """A graph, what everything costs, and what is asked for: all a scheme is worked out from.
+
+    Attributes:
+        graph: the layers.
+        costs: of layers and tensors.
+        demand: the objective and the limits.
+        link: the link of the costs; None where they were given by hand.
+    """
 
     graph: Graph
     costs: Costs
     demand: Demand = field(default_factory=Demand)
+    link: Link | None = None
 
     @classmethod
     def of(
@@ -65,7 +74,8 @@ class Situation:
         Raises:
             InputError: a profile is of another model or another version.
         """
-        return cls(graph, costs_of(graph, device, server, link, catalogue), demand or Demand())
+        costs = costs_of(graph, device, server, link, catalogue)
+        return cls(graph, costs, demand or Demand(), link)
 
 
 @dataclass(frozen=True)
@@ -160,8 +170,23 @@ def device_order(graph: Graph, program: Program) -> tuple[int, ...]:
 def predict(situation: Situation, cut: Cut, program: Program) -> Timeline:
     """The timeline of a program by the scheduler's clock, one span a segment or a send."""
     instance = program_instance(situation, cut, program)
-    spans = simulate(instance, range(len(instance.jobs))).spans
-    return Timeline.of(_readable(span) for span in spans)
+    return readable(simulate(instance, range(len(instance.jobs))))
+
+
+def forecast_of(situation: Situation, cut: Cut, program: Program) -> Forecast:
+    """What a program takes on any link; on the situation's own, what `predict` says."""
+    sizes, tensors = situation.costs.size_bytes, situation.graph.tensors
+    upload_bytes = [
+        sizes.get(step.target, 0) if step.action is Action.SEND else None for step in program.steps
+    ]
+    found = program_instance(situation, cut, program)
+    bare = tuple(replace(job, upload_s=0.0) for job in found.jobs)
+    return Forecast(
+        replace(found, jobs=bare, download_s=0.0),
+        tuple(upload_bytes or [None]),
+        tuple(tensors[send.tensor].size_bytes or 0 for send in program.downloads),
+        situation.demand.objective is Objective.THROUGHPUT,
+    )
 
 
 def program_instance(situation: Situation, cut: Cut, program: Program) -> Instance:
@@ -206,10 +231,3 @@ def _server_jobs(
         )
         for segment in segments
     )
-
-
-def _readable(span: Span) -> Span:
-    """Job numbers made the names unique; people want segments and tensors."""
-    if span.lane is Lane.SERVER:
-        return replace(span, name="server-0") if span.name == "rest" else span
-    return replace(span, name=span.name.partition(":")[2] or span.name)

@@ -12,9 +12,11 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from offload.cost.link import Link
 from offload.encoding.affine import Affine
 from offload.encoding.encoding import encoding
 from offload.errors import InputError
+from offload.plan.forecast import Forecast
 from offload.schedule.timeline import Timeline
 
 PLAN_FORMAT = 1
@@ -173,6 +175,8 @@ class Plan:
         reason: one sentence: which plan wins and why.
         latency_p95_s: as `latency_s`, each tensor as large as 95 of 100 are at most; None where
             no size varies.
+        link: the link it was made for; None where costs were given by hand.
+        forecast: what it takes on other links; None in bundles of older versions.
     """
 
     model: str
@@ -190,6 +194,8 @@ class Plan:
     alternatives: tuple[Alternative, ...] = ()
     reason: str = ""
     latency_p95_s: float | None = None
+    link: Link | None = None
+    forecast: Forecast | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "instance", MappingProxyType(dict(self.instance)))
@@ -262,6 +268,8 @@ class Plan:
                 for a in self.alternatives
             ],
             "reason": self.reason,
+            "link": None if self.link is None else self.link.to_json(),
+            "forecast": None if self.forecast is None else self.forecast.to_json(),
         }
 
     @classmethod
@@ -321,4 +329,6 @@ def _read_plan(value: Mapping[str, Any]) -> Plan:
         ),
         reason=value["reason"],
         latency_p95_s=value.get("latency_p95_s"),
+        link=None if value.get("link") is None else Link.from_json(value["link"]),
+        forecast=None if value.get("forecast") is None else Forecast.from_json(value["forecast"]),
     )

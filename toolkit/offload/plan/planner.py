@@ -16,6 +16,7 @@ from offload.plan.candidate import (
     Scheme,
     Situation,
     candidate,
+    forecast_of,
     predict,
     program_instance,
 )
@@ -176,6 +177,8 @@ def plan_of(situation: Situation, candidates: Sequence[Candidate], chosen: Candi
         timeline=chosen.timeline,
         latency_s=chosen.latency_s,
         latency_p95_s=_p95_s(situation, chosen),
+        link=situation.link,
+        forecast=forecast_of(replace(situation, costs=chosen.costs), chosen.cut, chosen.program),
         lower_bound_s=bound_s,
         status="optimal" if proved else "feasible",
         solver=schedule.solver if schedule else "none",
