@@ -1,0 +1,128 @@
+"""The plans of a sweep, each for the bandwidths at which it wins."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from typing import Any
+
+from offload.cost.link import Link
+from offload.errors import InputError
+from offload.plan.plan import Plan
+
+_HALVINGS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The bandwidths up for which one plan of several is meant: [low_bps, high_bps).
+
+    Attributes:
+        low_bps: 0 in the first range: it also holds below the sweep.
+        high_bps: infinite in the last: it also holds above the sweep.
+        plan: the plan's number.
+    """
+
+    low_bps: float
+    high_bps: float
+    plan: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object, an open end as null; `from_json` reads it."""
+        high_bps = self.high_bps if math.isfinite(self.high_bps) else None
+        return {"low_bps": self.low_bps, "high_bps": high_bps, "plan": self.plan}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Range":
+        """Read what `to_json` wrote."""
+        high_bps = math.inf if value["high_bps"] is None else float(value["high_bps"])
+        return cls(float(value["low_bps"]), high_bps, int(value["plan"]))
+
+
+EVERYWHERE = (Range(0.0, math.inf, 0),)
+
+
+@dataclass(frozen=True)
+class Ranged:
+    """Several plans of one model, and the ranges of bandwidth that tell when each is best.
+
+    Attributes:
+        plans: different programs, in order of the first range of each.
+        ranges: they tile 0 to infinity, ascending; neighbours have different plans.
+    """
+
+    plans: tuple[Plan, ...]
+    ranges: tuple[Range, ...] = EVERYWHERE
+
+    def at(self, rate_bps: float) -> int:
+        """The number of the plan for a bandwidth."""
+        return next(r.plan for r in reversed(self.ranges) if r.low_bps <= rate_bps)
+
+
+def tiles(ranges: Sequence[Range], plans: int) -> bool:
+    """Whether ranges leave no gap from 0 to infinity, and each plan has one."""
+    return (
+        bool(ranges)
+        and ranges[0].low_bps == 0
+        and ranges[-1].high_bps == math.inf
+        and all(r.low_bps < r.high_bps for r in ranges)
+        and all(a.high_bps == b.low_bps for a, b in pairwise(ranges))
+        and {r.plan for r in ranges} == set(range(plans))
+    )
+
+
+def plans_over(planned: Callable[[Link], Plan], links: Sequence[Link]) -> Ranged:
+    """Plan every link of a sweep and keep each program once, with the ranges where it wins.
+
+    Neighbours with the same program are one range; each program is kept as planned for the middle
+    of its longest range. The border between two is where their forecasts cross, so a plan that
+    is made for one link of the sweep is the one of its range.
+
+    Args:
+        planned: the best plan for a link.
+        links: ascending in bandwidth, all else alike.
+
+    Raises:
+        InputError: no plan keeps the limits on some link.
+    """
+    cells = [(link, _planned(planned, link)) for link in links]
+    groups = [list(group) for _, group in groupby(cells, lambda cell: cell[1].program)]
+    borders = [0.0, *(_border(a[-1], b[0]) for a, b in pairwise(groups)), math.inf]
+    longest: dict[object, list[tuple[Link, Plan]]] = {}
+    for group in groups:
+        program = group[0][1].program
+        longest[program] = max(longest.get(program, []), group, key=len)
+    number = {program: index for index, program in enumerate(longest)}
+    return Ranged(
+        tuple(group[len(group) // 2][1] for group in longest.values()),
+        tuple(
+            Range(low, high, number[group[0][1].program])
+            for (low, high), group in zip(pairwise(borders), groups, strict=True)
+        ),
+    )
+
+
+def _planned(planned: Callable[[Link], Plan], link: Link) -> Plan:
+    try:
+        return planned(link)
+    except InputError as error:
+        raise InputError(f"on a link of {link.describe()}: {error}") from error
+
+
+def _border(slower: tuple[Link, Plan], faster: tuple[Link, Plan]) -> float:
+    """The bandwidth at which the plan for the faster link overtakes the other, by bisection.
+
+    The geometric middle where forecasts do not cross: two plans that take as long.
+    """
+    (low, before), (high, after) = slower, faster
+    first, second = low.up_bps, high.up_bps
+    if before.forecast is None or after.forecast is None:
+        return math.sqrt(first * second)
+    for _ in range(_HALVINGS):
+        middle = math.sqrt(first * second)
+        link = replace(low, up_bps=middle, down_bps=middle * low.down_bps / low.up_bps)
+        if after.forecast.value_s(link) < before.forecast.value_s(link):
+            second = middle
+        else:
+            first = middle
+    return second if low.up_bps < second < high.up_bps else math.sqrt(low.up_bps * high.up_bps)
