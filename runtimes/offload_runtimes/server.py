@@ -45,8 +45,8 @@ def host(bundle: str | Path | Bundle, options: EngineOptions, max_run_s: float) 
     """
     if not isinstance(bundle, Bundle):
         bundle = open_bundle(bundle, (Side.SERVER,))
-    segments = bundle.plan.on(Side.SERVER)
-    engines = {s.id: load(bundle.segment_path(s.id), options) for s in segments}
+    segments = bundle.parts(Side.SERVER)
+    engines = {s.part: load(bundle.segment_path(s.part), options) for s in segments}
     values = {v.name: v for e in engines.values() for v in (*e.outputs, *e.inputs)}
     for engine in engines.values():
         engine.warm(min(max_run_s, _WARM_LIMIT_S))
@@ -266,7 +266,7 @@ class Server:
     def _start(self, served: _Served, run: Run) -> None:
         if self._workers is None or served.session.bundle is None:
             return
-        engine = self._hosted[served.session.bundle].engines[run.segment.id]
+        engine = self._hosted[served.session.bundle].engines[run.segment.part]
         call = engine.prepare(self._max_run_s)
         served.calls.setdefault(run.frame, []).append(call)
         asked_s = time.monotonic()

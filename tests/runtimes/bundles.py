@@ -17,6 +17,7 @@ from offload.bundle.bundle import (
     open_bundle,
 )
 from offload.plan.plan import Action, Plan, Segment, Send, Side, Step
+from offload.plan.ranges import Ranged
 from offload.schedule.timeline import Timeline
 from offload_runtimes.engine import load
 from onnx import helper
@@ -188,4 +189,5 @@ def on_one_side(folder: Path, side: Side) -> Made:
 
 def with_plan(made: Made, **changes: object) -> Bundle:
     """The same bundle with another plan in memory, its files unchanged."""
-    return replace(made.bundle, plan=replace(made.bundle.plan, **changes))  # type: ignore[arg-type]
+    plan = replace(made.bundle.plan, **changes)  # type: ignore[arg-type]
+    return replace(made.bundle, ranged=Ranged((plan,)))

@@ -186,7 +186,7 @@ def _proofs(
         return written
     for sides in halves:
         path = folder / f"{'-'.join(sides)}.npz"
-        write_proof(path, whole.only({s.id for s in bundle.plan.segments if s.side in sides}))
+        write_proof(path, whole.only({s.part for s in bundle.parts(*sides)}))
         written[sides] = path
     return written
 

@@ -45,9 +45,9 @@ class Device:
         """
         with self._loading:
             for segment in segments:
-                if segment.id not in self._engines:
-                    engine = load(self._bundle.segment_path(segment.id), self._options)
-                    self._engines[segment.id] = engine
+                if segment.part not in self._engines:
+                    engine = load(self._bundle.segment_path(segment.part), self._options)
+                    self._engines[segment.part] = engine
                     feeds = engine.zeros()
                     if feeds is not None:
                         with contextlib.suppress(InputError, DeadlineError):
@@ -77,9 +77,9 @@ class Device:
             DeadlineError: it was stopped.
             OffloadError: its inputs will not come, or it cannot be computed.
         """
-        engine = self._engines[segment.id]
+        engine = self._engines[segment.part]
         feeds = inference.take(segment.inputs, until_s)
-        if self._slowdown > 1 and self._pacer.warm_s(segment.id) is None:
+        if self._slowdown > 1 and self._pacer.warm_s(segment.part) is None:
             self._learn(segment, feeds)
         left_s = None if until_s is None else max(until_s - time.monotonic(), 0.0)
         call = engine.prepare(left_s)
@@ -87,8 +87,8 @@ class Device:
             inference.watch(unless, call.stop)
         start_s = time.monotonic()
         arrays = call.run(segment.outputs, feeds)
-        self._pacer.learn(segment.id, time.monotonic() - start_s)
-        self._pacer.pace(segment.id)
+        self._pacer.learn(segment.part, time.monotonic() - start_s)
+        self._pacer.pace(segment.part)
         inference.note(Lane.DEVICE, segment.id, start_s, time.monotonic())
         inference.put(dict(zip(segment.outputs, arrays, strict=True)))
 
@@ -118,7 +118,7 @@ class Device:
 
     def estimate_s(self, segments: Iterable[Segment]) -> float | None:
         """What segments usually take here, one after another; None if one was never run."""
-        known = [self._pacer.warm_s(segment.id) for segment in segments]
+        known = [self._pacer.warm_s(segment.part) for segment in segments]
         if any(seconds is None for seconds in known):
             return None
         return self._slowdown * sum(seconds or 0.0 for seconds in known)
@@ -128,9 +128,9 @@ class Device:
         began_s = time.monotonic()
         for number in range(_COLD_RUNS + _WARM_RUNS):
             start_s = time.monotonic()
-            self._engines[segment.id].run(segment.outputs, feeds, _LEARN_LIMIT_S)
+            self._engines[segment.part].run(segment.outputs, feeds, _LEARN_LIMIT_S)
             end_s = time.monotonic()
             if number >= _COLD_RUNS or end_s - began_s > _ENOUGH_S:
-                self._pacer.learn(segment.id, end_s - start_s)
+                self._pacer.learn(segment.part, end_s - start_s)
             if end_s - began_s > _ENOUGH_S and number:
                 return

@@ -7,7 +7,7 @@ that a machine with only its half can run that half again.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,6 +26,7 @@ from offload_runtimes.proof.segments import (
     Proof,
     Repeated,
     SegmentProof,
+    each_once,
     read_proof,
     repeat_proof,
     run_segments,
@@ -44,12 +45,13 @@ class Evidence:
 
     Attributes:
         model: SHA-256 digest of the source model.
-        cut: tensors that cross.
+        cut: tensors that cross, in any plan.
         opset: operator set versions by domain.
         onnxruntime: version of the engine.
         inputs: SHA-256 of each model input tried, dtype and shape included.
         outputs: SHA-256 of each output of each segment, by `segment/tensor`.
-        exact: largest relative difference between parts and whole without optimisations.
+        exact: largest relative difference between parts and whole without optimisations, over
+            all plans.
         optimized: the same with optimisations.
     """
 
@@ -95,8 +97,7 @@ def prove(model: Model, bundle: Bundle) -> tuple[str, ...]:
     """
     if model.path is None:
         return ()
-    plain = EngineOptions(optimize=False)
-    engine = opener(plain)
+    engine = opener(EngineOptions(optimize=False))
     whole_model = engine(model.path, False)
     try:
         feeds = samples(model, whole_model, Wish(), 1)[0]
@@ -105,29 +106,51 @@ def prove(model: Model, bundle: Bundle) -> tuple[str, ...]:
     whole = [whole_model(feeds), engine(model.path, True)(feeds)]
     if any(gap(want, again) for want, again in _pairs(whole[0], whole_model(feeds))):
         return ()  # it answers at random: there is nothing to repeat
-    proofs = tuple(run_segments(bundle, feeds, plain))
-    exact = _compare(model, bundle, whole[0], made_by(proofs), None)
-    fast = made_by(tuple(run_segments(bundle, feeds, EngineOptions())))
-    optimized = _compare(model, bundle, whole[1], fast, whole[0])
-    inside = max((gap(want, fast[name]) for name, want in made_by(proofs).items()), default=0.0)
+    plans = [bundle.only(number) for number in range(len(bundle.plans))]
+    tried = [_try(model, plan, feeds, whole) for plan in plans]
+    proofs = each_once(proof for found in tried for proof in found.proofs)
     if not all(
         _is_numbers(array) for p in proofs for array in (*p.inputs.values(), *p.outputs.values())
     ):
         return ()  # text and sequences have no place in an .npz
     evidence = Evidence(
         model=model.digest,
-        cut=tuple(send.tensor for send in bundle.plan.uploads),
+        cut=tuple(dict.fromkeys(send.tensor for plan in bundle.plans for send in plan.uploads)),
         opset={entry.domain or "ai.onnx": entry.version for entry in model.proto.opset_import},
         onnxruntime=ORT_VERSION,
         inputs={name: digest_of(array) for name, array in feeds.items()},
         outputs=digests_of(proofs),
-        exact=exact,
-        optimized=optimized,
+        exact=max(found.exact for found in tried),
+        optimized=max(found.optimized for found in tried),
     )
     write_text(bundle.path / PROOF, json.dumps(evidence.to_json(), indent=1))
-    allowed = _allowed(exact, max(optimized, inside))
+    allowed = _allowed(evidence.exact, max(evidence.optimized, *(f.inside for f in tried)))
     write_proof(bundle.path / ARRAYS, Proof(proofs, allowed))
     return PROOF, ARRAYS
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    """One plan against the whole model: its parts' proofs, and how far they were off."""
+
+    proofs: tuple[SegmentProof, ...]
+    exact: float
+    optimized: float
+    inside: float
+
+
+def _try(
+    model: Model, bundle: Bundle, feeds: Mapping[str, Any], whole: Sequence[Mapping[str, Any]]
+) -> _Tried:
+    """Run a bundle of one plan; `whole` are the answers without and with optimisations."""
+    proofs = tuple(run_segments(bundle, feeds, EngineOptions(optimize=False)))
+    made, fast = made_by(proofs), made_by(tuple(run_segments(bundle, feeds, EngineOptions())))
+    return _Tried(
+        proofs,
+        _compare(model, bundle, whole[0], made, None),
+        _compare(model, bundle, whole[1], fast, whole[0]),
+        max((gap(want, fast[name]) for name, want in made.items()), default=0.0),
+    )
 
 
 def repeat(bundle: Bundle, options: EngineOptions) -> Repeated:
@@ -144,7 +167,7 @@ def repeat(bundle: Bundle, options: EngineOptions) -> Repeated:
         raise BundleError(
             f"bundle {bundle.path} carries no proof: verify its model with `offload verify MODEL`"
         )
-    here = {s.id for s in bundle.plan.segments if bundle.segment_path(s.id).is_file()}
+    here = {s.part for s in bundle.parts() if bundle.segment_path(s.part).is_file()}
     proof = read_proof(bundle.path / ARRAYS).only(here)
     plain, fast = (
         repeat_proof(bundle, proof, replace(options, optimize=mode)) for mode in (False, True)

@@ -8,7 +8,7 @@ without the other side.
 import io
 import json
 import zipfile
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ Tensors = Mapping[str, Array]
 
 @dataclass(frozen=True, slots=True)
 class SegmentProof:
-    """Inputs of one segment and the outputs that they must give."""
+    """Inputs of one segment, named by its part of the bundle, and the outputs they must give."""
 
     segment: str
     inputs: Tensors
@@ -125,14 +125,16 @@ def make_proof(bundle: Bundle) -> Proof:
         rng = np.random.default_rng(_SEED)
         try:
             feeds = {value.name: sample(value, size, rng) for value in bundle.inputs}
-            return Proof(tuple(run_segments(bundle, feeds, EngineOptions())))
+            plans = [bundle.only(number) for number in range(len(bundle.plans))]
+            proofs = [p for plan in plans for p in run_segments(plan, feeds, EngineOptions())]
+            return Proof(each_once(proofs))
         except InputError as error:
             refusal = refusal or error
     raise InputError(f"no sample of its inputs fits {bundle.path.name} ({refusal})")
 
 
 def run_segments(bundle: Bundle, feeds: Tensors, options: EngineOptions) -> list[SegmentProof]:
-    """Run every segment of a whole bundle on inputs of the model.
+    """Run every segment of a whole bundle of one plan on inputs of the model.
 
     Raises:
         BundleError: the plan never gives a segment what it needs.
@@ -149,12 +151,20 @@ def run_segments(bundle: Bundle, feeds: Tensors, options: EngineOptions) -> list
         inputs = {name: known[name] for name in segment.inputs}
         outputs = _run(bundle, segment, inputs, options)
         known.update(outputs)
-        proofs.append(SegmentProof(segment.id, inputs, outputs))
+        proofs.append(SegmentProof(segment.part, inputs, outputs))
     return proofs
 
 
+def each_once(proofs: Iterable[SegmentProof]) -> tuple[SegmentProof, ...]:
+    """The first proof of each part: plans have parts in common."""
+    found: dict[str, SegmentProof] = {}
+    for proof in proofs:
+        found.setdefault(proof.segment, proof)
+    return tuple(found.values())
+
+
 def _run(bundle: Bundle, segment: Segment, inputs: Tensors, options: EngineOptions) -> Tensors:
-    arrays = load(bundle.segment_path(segment.id), options).run(segment.outputs, inputs)
+    arrays = load(bundle.segment_path(segment.part), options).run(segment.outputs, inputs)
     return dict(zip(segment.outputs, arrays, strict=True))
 
 
@@ -181,8 +191,9 @@ def repeat_proof(bundle: Bundle, proof: Proof, options: EngineOptions) -> Repeat
     """
     apart: list[tuple[float, float, str, float]] = []  # share of the limit, how far, where, limit
     equal = 0
+    segments = {segment.part: segment for segment in bundle.parts()}
     for part in proof.segments:
-        found = _run(bundle, bundle.plan.segment(part.segment), part.inputs, options)
+        found = _run(bundle, segments[part.segment], part.inputs, options)
         for name, want in part.outputs.items():
             off, limit = difference(want, found[name]), proof.limit(want.dtype)
             apart.append((off / limit, off, name, limit))

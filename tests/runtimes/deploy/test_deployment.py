@@ -20,6 +20,7 @@ from offload_runtimes.deploy.transaction import Stage
 from offload_runtimes.proof import segments as proof
 
 from tests.runtimes.bundles import branches
+from tests.toolkit.bundle.several import swept
 
 BOTH = tuple(Side)
 
@@ -74,6 +75,18 @@ def test_each_side_gets_its_own_half_at_once(bundle: Bundle, tmp_path: Path) -> 
         assert outcome.verdict.worst <= outcome.verdict.allowed
         last = [step for step in seen if step.target == outcome.target][-1]
         assert (last.stage, last.sent_bytes) == (Stage.COMMITTED, outcome.sent_bytes)
+
+
+def test_each_side_gets_its_parts_of_every_plan(tmp_path: Path) -> None:
+    bundle = swept(tmp_path)
+    places = [(place(tmp_path / side), (side,)) for side in Side]
+    for (target, (side,)), outcome in zip(places, deploy_to(bundle, places), strict=True):
+        here = open_bundle(Path(target.name) / "current", (side,))
+        assert here.plans == bundle.plans
+        parts = {path.stem for path in here.path.glob("*.onnx")}
+        assert parts == {segment.part for segment in bundle.parts(side)}
+        assert outcome.verdict is not None
+        assert outcome.verdict.segments == len(parts) == 2
 
 
 def test_what_the_target_has_does_not_travel_again(bundle: Bundle, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from offload_runtimes.proof.segments import (
 )
 from typer.testing import CliRunner
 
+from tests.toolkit.bundle.several import swept
 from tests.toolkit.bundle.traps import text
 
 OPTIONS = EngineOptions(threads=1)
@@ -114,3 +115,31 @@ def test_what_is_proved_elsewhere_is_the_bundles_own_proof(tmp_path: Path) -> No
 def test_a_bundle_without_proof(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="carries no proof"):
         repeat(bundle_of(tmp_path, proving=False), OPTIONS)
+
+
+def test_every_plan_of_several_is_proved(tmp_path: Path) -> None:
+    bundle = swept(tmp_path, prove)
+    parts = {part.part for part in bundle.parts()}
+    assert {proof.segment for proof in read_proof(bundle.path / ARRAYS).segments} == parts
+    assert read_evidence(bundle).cut == ("m2", "x")
+    found = repeat(bundle, OPTIONS)
+    assert found.ok
+    assert found.segments == len(parts) == 4
+    assert found.equal == found.outputs == 4
+    (bundle.path / "server-1.onnx").unlink()
+    assert repeat(open_bundle(bundle.path), OPTIONS).segments == 3
+
+
+def test_one_wrong_plan_of_several_spoils_the_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shifted(bundle: Bundle, feeds: Tensors, options: EngineOptions) -> object:
+        proofs = run_segments(bundle, feeds, options)
+        if bundle.plan.scheme == "cloud":
+            proofs[-1].outputs["y"][...] += 1
+        return proofs
+
+    monkeypatch.setattr(evidence, "run_segments", shifted)
+    with pytest.raises(InputError, match="the split is wrong: output 'y' is off by"):
+        swept(tmp_path, prove)
+    assert not (tmp_path / "b").exists()

@@ -1,28 +1,33 @@
-"""The bundle noun: a plan made files, and the reader the device uses.
+"""The bundle noun: plans made files, and the reader the device uses.
 
 A bundle is a flat directory:
 
     manifest.json        what is here: format, source model, signature, SHA-256 of every file
     plan.json            the plan
+    plan-1.json ...      further plans, for other links
     device-0.onnx ...    the device's segments, in schedule order
     server-0.onnx ...    the server's segments
-    *.weights            weights too large for one protobuf message
+    *.weights            weights too large for one protobuf message, or that several parts need
 
-Its identity is the SHA-256 of the manifest's content, which the manifest carries, the same on
-both sides though each side may hold only its own files.
+Most bundles hold one plan, in format 1. With several, the manifest (format 2) also names them
+and the ranges of bandwidth for which each is meant. Its identity is the SHA-256 of the
+manifest's content, which the manifest carries, the same on both sides though each side may hold
+only its own files.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from offload.errors import BundleError, InputError
-from offload.plan.plan import Plan, Side
+from offload.plan.plan import Plan, Segment, Side
+from offload.plan.ranges import EVERYWHERE, Range, Ranged, tiles
 
 BUNDLE_FORMAT = 1
+PLANS_FORMAT = 2
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 
@@ -70,7 +75,7 @@ class Bundle:
     Attributes:
         path: its directory.
         digest: SHA-256 hex digest of its manifest's content: the name the server knows it by.
-        plan: how to run it.
+        ranged: how to run it: its plans, and when each is best.
         inputs: what the caller gives, in the model's order.
         outputs: what the caller gets, in the model's order.
         files: everything it is made of, manifest excluded.
@@ -78,14 +83,45 @@ class Bundle:
 
     path: Path
     digest: str
-    plan: Plan
+    ranged: Ranged
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     files: tuple[File, ...]
 
-    def segment_path(self, segment_id: str) -> Path:
-        """Path of a segment's ONNX file."""
-        return self.path / self.plan.segment(segment_id).file
+    @property
+    def plan(self) -> Plan:
+        """How to run it: the only plan of most bundles, else the one for the slowest links."""
+        return self.ranged.plans[0]
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """All its plans."""
+        return self.ranged.plans
+
+    @property
+    def needs_server(self) -> bool:
+        """Whether some plan does not stay on the device."""
+        return not all(plan.is_local for plan in self.plans)
+
+    def only(self, number: int) -> "Bundle":
+        """The bundle as if it held one of its plans alone.
+
+        Raises:
+            InputError: it has no plan of that number.
+        """
+        if not 0 <= number < len(self.plans):
+            last = len(self.plans) - 1
+            raise InputError(f"{self.path.name} has no plan {number}: its plans are 0 to {last}")
+        return replace(self, ranged=Ranged((self.plans[number],)))
+
+    def parts(self, *sides: Side) -> tuple[Segment, ...]:
+        """The segments of some sides (none: both) in any plan, those in common once."""
+        found = {s.part: s for plan in self.plans for s in plan.segments}
+        return tuple(s for s in found.values() if not sides or s.side in sides)
+
+    def segment_path(self, part: str) -> Path:
+        """Path of the ONNX file of a part."""
+        return self.path / f"{part}.onnx"
 
     def holds(self, side: Side) -> bool:
         """Whether every file that a side needs is here (a deployed half lacks the other's)."""
@@ -107,22 +143,28 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
     try:
         manifest = json.loads(_read_manifest(folder))
         digest = manifest.pop("digest")
-        if manifest["format"] != BUNDLE_FORMAT:
+        if manifest["format"] not in (BUNDLE_FORMAT, PLANS_FORMAT):
             raise BundleError(
                 f"bundle {folder} has format {manifest['format']}, this version reads"
-                f" {BUNDLE_FORMAT}: make it again with `offload split`"
+                f" {BUNDLE_FORMAT} and {PLANS_FORMAT}: make it again with `offload split`"
             )
         files = tuple(_file(name, entry) for name, entry in manifest["files"].items())
         inputs = tuple(Value.from_json(value) for value in manifest["inputs"])
         outputs = tuple(Value.from_json(value) for value in manifest["outputs"])
+        names, ranges = _plans(manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{folder / MANIFEST} is damaged: make the bundle again") from error
     if digest != manifest_digest(manifest):
         raise BundleError(f"{folder / MANIFEST} was changed after it was made: deploy it again")
     for file in files:
-        _verify(folder, file, required)
-    plan = _read_plan(folder)
-    return Bundle(folder, digest, plan, inputs, outputs, files)
+        _verify(folder, file, required, names)
+    plans = tuple(_read_plan(folder / name) for name in names)
+    return Bundle(folder, digest, Ranged(plans, ranges), inputs, outputs, files)
+
+
+def plan_names(count: int) -> list[str]:
+    """The files of so many plans."""
+    return [PLAN, *(f"plan-{number}.json" for number in range(1, count))]
 
 
 def manifest_digest(content: Mapping[str, Any]) -> str:
@@ -153,18 +195,29 @@ def _file(name: str, entry: Mapping[str, Any]) -> File:
     return File(name, str(entry["sha256"]), int(entry["size_bytes"]), sides)
 
 
-def _verify(folder: Path, file: File, required: set[Side]) -> None:
+def _plans(manifest: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Range, ...]]:
+    """The files of the plans and their ranges; ValueError where they do not fit together."""
+    if manifest["format"] == BUNDLE_FORMAT:
+        return (PLAN,), EVERYWHERE
+    names = tuple(map(str, manifest["plans"]))
+    ranges = tuple(map(Range.from_json, manifest["ranges"]))
+    if not set(names) <= manifest["files"].keys() or not tiles(ranges, len(names)):
+        raise ValueError("plans and ranges do not fit together")
+    return names, ranges
+
+
+def _verify(folder: Path, file: File, required: set[Side], plans: tuple[str, ...]) -> None:
     path = folder / file.name
     if not path.is_file():
-        if required & set(file.sides) or file.name == PLAN:
+        if required & set(file.sides) or file.name in plans:
             raise BundleError(f"bundle {folder} lacks {file.name}: deploy or make it again")
         return
     if path.stat().st_size != file.size_bytes or file_digest(path) != file.sha256:
         raise BundleError(f"{path} is not the file the bundle was made with: deploy it again")
 
 
-def _read_plan(folder: Path) -> Plan:
+def _read_plan(path: Path) -> Plan:
     try:
-        return Plan.from_json(json.loads((folder / PLAN).read_text()))
+        return Plan.from_json(json.loads(path.read_text()))
     except (InputError, ValueError) as error:
-        raise BundleError(f"{folder / PLAN}: {error}") from error
+        raise BundleError(f"{path}: {error}") from error

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -22,9 +23,7 @@ def bare_segments(plan: Plan) -> tuple[Segment, ...]:
         inputs, outputs = clothes(plan, segment).bare(segment.inputs, segment.outputs)
         made = tuple(name for name in outputs if name not in inputs)
         if segment.nodes or made:
-            found.append(
-                Segment(segment.id, segment.side, segment.layers, segment.nodes, inputs, outputs)
-            )
+            found.append(replace(segment, inputs=inputs, outputs=outputs))
     return tuple(found)
 
 
@@ -44,6 +43,6 @@ def write_exposed(bundle: Bundle, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
     for segment in bare_segments(bundle.plan):
         worn = clothes(bundle.plan, bundle.plan.segment(segment.id))
-        proto = onnx.load(bundle.segment_path(segment.id), load_external_data=False)
+        proto = onnx.load(bundle.segment_path(segment.part), load_external_data=False)
         expose(proto, (*worn.encodes, *worn.decodes))
         onnx.save(proto, folder / segment.file)

@@ -3,8 +3,9 @@
 Weights are written inside a part's file one tensor at a time, so that memory holds the source
 and one tensor more. Weights that the source keeps outside, and the large ones of a part that
 would grow too big for one message, go to weight files beside it: `device.weights` and
-`server.weights` for what one side needs, `shared.weights` for what both do. Each side is
-complete with its own and the shared file; on one machine nothing is stored twice.
+`server.weights` for what one side needs, `shared.weights` for what both do. So do weights that
+several parts need, where that is asked for: the parts of several plans. Each side is complete
+with its own and the shared file; on one machine nothing is stored twice.
 """
 
 import os
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from onnx import GraphProto, ModelProto, StringStringEntryProto, TensorProto
+from onnx import GraphProto, ModelProto, StringStringEntryProto, TensorProto, numpy_helper
 
 from offload.bundle.beside import Beside
 from offload.bundle.extract import Excerpt, Part, excerpt
@@ -26,6 +27,8 @@ from offload.graph.model import Tensor
 INLINE_LIMIT_BYTES = 1_500_000_000
 # What is smaller stays inside even of a part that is too big: shape arithmetic reads it.
 _SMALL_BYTES = 1024
+# Types whose lists of numbers can be written as bytes.
+_TYPED = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64)
 # Engines map weight files into memory page by page.
 _PAGE_BYTES = 4096
 _CHUNK_BYTES = 1 << 20
@@ -59,6 +62,7 @@ def write_parts(
     folder: Path,
     types: Mapping[str, Tensor] = _NO_TYPES,
     finish: Callable[[str], Finish] = lambda _: _as_is,
+    once: bool = False,
 ) -> tuple[Path, ...]:
     """Extract parts to files of a folder, written beside and renamed when all are complete.
 
@@ -68,6 +72,7 @@ def write_parts(
         folder: where to; it must exist.
         types: as for `extract_part`.
         finish: by file name, what changes a part, its weights aside, before it is written.
+        once: store what several parts need in weight files, once.
 
     Returns:
         The files written, weight files included.
@@ -82,7 +87,7 @@ def write_parts(
     for name, piece in pieces.items():
         finish(name)(piece.head, piece.graph)
     sides = {name: Path(name).stem.partition("-")[0] for name in parts}
-    return _write(model, pieces, sides, folder)
+    return _write(model, pieces, sides, folder, once)
 
 
 def _as_is(_: ModelProto, __: GraphProto) -> None:
@@ -90,30 +95,26 @@ def _as_is(_: ModelProto, __: GraphProto) -> None:
 
 
 def _write(
-    model: Model, pieces: Mapping[str, Excerpt], sides: Mapping[str, str], folder: Path
+    model: Model,
+    pieces: Mapping[str, Excerpt],
+    sides: Mapping[str, str],
+    folder: Path,
+    once: bool = False,
 ) -> tuple[Path, ...]:
-    if _stays_inline(model):
+    if not once and _stays_inline(model):
         with Beside(folder) as files:
             for name, piece in pieces.items():
                 _write_message(files.file(name), piece, piece.initializers)
         return files.paths()
-    spilled = {name for name, piece in pieces.items() if _inline_bytes(piece) > INLINE_LIMIT_BYTES}
-    users: dict[_Key, set[str]] = {}
-    for name, piece in pieces.items():
-        for tensor in (*_inner(model, piece), *piece.initializers):
-            if _goes_out(tensor, name in spilled):
-                users.setdefault(_key(tensor), set()).add(sides[name])
-    homes = {
-        key: f"{'shared' if len(who) > 1 else next(iter(who))}.weights"
-        for key, who in users.items()
-    }
+    outside = _outside(model, pieces, once)
+    homes = {key: _home({sides[name] for name in names}) for key, names in outside.items()}
     with Beside(folder) as files:
         store = _Store(files, model.directory or Path(), homes)
         for name, piece in pieces.items():
             for tensor in _inner(model, piece):
                 _point(tensor, store.place(tensor))
             stored = (
-                store.stub(tensor) if _goes_out(tensor, name in spilled) else tensor
+                store.stub(tensor) if name in outside.get(_key(tensor), ()) else tensor
                 for tensor in piece.initializers
             )
             _write_message(files.file(name), piece, stored)
@@ -140,10 +141,39 @@ def _key(tensor: TensorProto) -> _Key:
     return extent(tensor) if is_external(tensor) else tensor.name
 
 
-def _goes_out(tensor: TensorProto, spill: bool) -> bool:
-    if is_external(tensor) or not spill:
-        return is_external(tensor)
-    return tensor.HasField("raw_data") and _dense_bytes(tensor) > _SMALL_BYTES
+def _outside(model: Model, pieces: Mapping[str, Excerpt], once: bool) -> dict[_Key, set[str]]:
+    """Weights that are stored outside, and the pieces that then point there."""
+    spilled = {name for name, piece in pieces.items() if _inline_bytes(piece) > INLINE_LIMIT_BYTES}
+    users: dict[_Key, set[str]] = {}
+    movable: set[_Key] = set()
+    for name, piece in pieces.items():
+        for tensor in (*_inner(model, piece), *piece.initializers):
+            users.setdefault(_key(tensor), set()).add(name)
+            if is_external(tensor) or _can_move(tensor):
+                movable.add(_key(tensor))
+    chosen = {}
+    for key in movable:
+        everyone = isinstance(key, Extent) or (once and len(users[key]) > 1)
+        chosen[key] = users[key] if everyone else users[key] & spilled
+    return {key: names for key, names in chosen.items() if names}
+
+
+def _home(sides: set[str]) -> str:
+    return f"{'shared' if len(sides) > 1 else next(iter(sides))}.weights"
+
+
+def _can_move(tensor: TensorProto) -> bool:
+    """Whether an inline tensor is large enough, and its bytes are at hand as they are stored."""
+    plain = tensor.HasField("raw_data") or tensor.data_type in _TYPED
+    return plain and _dense_bytes(tensor) > _SMALL_BYTES
+
+
+def _raw(tensor: TensorProto) -> bytes:
+    """An inline tensor's bytes; old exporters keep lists of numbers."""
+    if tensor.HasField("raw_data"):
+        return tensor.raw_data
+    array = numpy_helper.to_array(tensor)
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
 def _dense_bytes(tensor: TensorProto) -> int:
@@ -182,7 +212,7 @@ class _Store:
             if isinstance(key, Extent):
                 _copy(self.source / key.location, key, file)
             else:
-                file.write(tensor.raw_data)
+                file.write(_raw(tensor))
             length = file.seek(0, os.SEEK_END) - start
             self.placed[key] = Extent(self.homes[key], start, length)
         return self.placed[key]

@@ -1,7 +1,7 @@
 """Make a bundle: split the model along a plan and seal the files with a manifest."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,15 @@ import onnx
 from offload.bundle.bundle import (
     BUNDLE_FORMAT,
     MANIFEST,
-    PLAN,
+    PLANS_FORMAT,
     Bundle,
     Value,
     file_digest,
     manifest_digest,
     open_bundle,
+    plan_names,
 )
+from offload.bundle.common import in_common
 from offload.bundle.dress import clothes
 from offload.bundle.extract import Part
 from offload.bundle.weights import write_parts
@@ -25,6 +27,7 @@ from offload.files import staged_folder
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.plan.plan import Plan, Side
+from offload.plan.ranges import EVERYWHERE, Range, Ranged
 
 BOTH = tuple(Side)
 Prove = Callable[[Bundle], Iterable[str]]
@@ -38,11 +41,25 @@ def write_bundle(
     types: Mapping[str, Tensor] | None = None,
     prove: Prove = lambda _: (),
 ) -> Bundle:
-    """Write a plan's segments, the plan and the manifest to a folder, whole or not at all.
+    """Write a bundle of one plan; as `write_plans`."""
+    return write_plans(model, graph, Ranged((plan,)), path, types, prove)
 
-    An older bundle of the same name is replaced; anything else there is left alone. `types` are
-    those of tensors that shape inference can't follow, as the engine knows them; `prove` may
-    run the segments, refuse them, and add files of its own to the folder, which it names.
+
+def write_plans(
+    model: Model,
+    graph: Graph,
+    ranged: Ranged,
+    path: Path,
+    types: Mapping[str, Tensor] | None = None,
+    prove: Prove = lambda _: (),
+) -> Bundle:
+    """Write plans' segments, the plans and the manifest to a folder, whole or not at all.
+
+    What plans have in common is stored once: segments as files, weights of several parts in
+    weight files. An older bundle of the same name is replaced; anything else there is left
+    alone. `types` are those of tensors that shape inference can't follow, as the engine knows
+    them; `prove` may run the segments, refuse them, and add files of its own to the folder,
+    which it names.
 
     Raises:
         InputError: something that is no bundle is in the way, or a tensor at the cut can't cross.
@@ -50,18 +67,31 @@ def write_bundle(
     """
     if path.exists() and not (path / MANIFEST).is_file():
         raise InputError(f"{path} exists and is not a bundle: choose another name or remove it")
+    ranged = in_common(ranged)
     with staged_folder(path) as staged:
-        wearing = {s.file: clothes(plan, s) for s in plan.segments}
-        parts = {
-            s.file: Part(s.nodes, *wearing[s.file].bare(s.inputs, s.outputs)) for s in plan.segments
-        }
-        written = write_parts(model, parts, staged, types or {}, lambda name: wearing[name].put_on)
-        sides = {PLAN: BOTH, **{file.name: _sides(file.name) for file in written}}
-        (staged / PLAN).write_text(json.dumps(plan.to_json(), indent=1))
+        written = _write_segments(model, ranged.plans, staged, types or {})
+        plans = plan_names(len(ranged.plans))
+        for name, plan in zip(plans, ranged.plans, strict=True):
+            (staged / name).write_text(json.dumps(plan.to_json(), indent=1))
+        sides = {**dict.fromkeys(plans, BOTH), **{file.name: _sides(file.name) for file in written}}
         inputs, outputs = signature(model, graph)
-        sides.update(dict.fromkeys(prove(Bundle(staged, "", plan, inputs, outputs, ())), BOTH))
-        seal(staged, _source(model, graph), (inputs, outputs), sides)
+        proofs = prove(Bundle(staged, "", ranged, inputs, outputs, ()))
+        sides.update(dict.fromkeys(proofs, BOTH))
+        seal(staged, _source(model, graph), (inputs, outputs), sides, ranged.ranges)
     return open_bundle(path, BOTH)
+
+
+def _write_segments(
+    model: Model, plans: Sequence[Plan], folder: Path, types: Mapping[str, Tensor]
+) -> tuple[Path, ...]:
+    segments = {s.file: (plan, s) for plan in plans for s in plan.segments}
+    wearing = {file: clothes(plan, segment) for file, (plan, segment) in segments.items()}
+    parts = {
+        file: Part(s.nodes, *wearing[file].bare(s.inputs, s.outputs))
+        for file, (_, s) in segments.items()
+    }
+    once = len(plans) > 1
+    return write_parts(model, parts, folder, types, lambda name: wearing[name].put_on, once)
 
 
 def signature(model: Model, graph: Graph) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
@@ -78,12 +108,16 @@ def seal(
     source: Mapping[str, Any],
     signature: tuple[tuple[Value, ...], tuple[Value, ...]],
     sides: Mapping[str, tuple[Side, ...]],
+    ranges: Sequence[Range] = EVERYWHERE,
 ) -> None:
     """Write the manifest of a folder's files: digests, sizes, and which side needs each."""
     inputs, outputs = signature
+    count = len({r.plan for r in ranges})
+    several = {"plans": plan_names(count), "ranges": [r.to_json() for r in ranges]}
     content = {
-        "format": BUNDLE_FORMAT,
+        "format": PLANS_FORMAT if count > 1 else BUNDLE_FORMAT,
         "model": dict(source),
+        **(several if count > 1 else {}),
         "inputs": [value.to_json() for value in inputs],
         "outputs": [value.to_json() for value in outputs],
         "files": {

@@ -34,12 +34,14 @@ class Segment:
     """A subgraph that runs in one call.
 
     Attributes:
-        id: unique in the plan: `device-0`, `device-1`, ..., `server-0`; its file is `<id>.onnx`.
+        id: unique in the plan: `device-0`, `device-1`, ..., `server-0`.
         side: where it runs.
         layers: names of its layers, in execution order.
         nodes: indexes of their nodes in the source model's main graph, ascending.
         inputs: tensors it needs: graph inputs, or outputs of segments that run before it.
         outputs: tensors it makes that a later segment, a send or the caller needs.
+        common: the part of the bundle that computes it; empty: the one named as its id. Plans
+            of one bundle that have a segment in common name the same part.
     """
 
     id: str
@@ -48,11 +50,17 @@ class Segment:
     nodes: tuple[int, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    common: str = ""
+
+    @property
+    def part(self) -> str:
+        """The part of the bundle that computes it: unique there, whatever the plan."""
+        return self.common or self.id
 
     @property
     def file(self) -> str:
         """Name of its ONNX file in the bundle."""
-        return f"{self.id}.onnx"
+        return f"{self.part}.onnx"
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +249,7 @@ class Plan:
                     "nodes": list(s.nodes),
                     "inputs": list(s.inputs),
                     "outputs": list(s.outputs),
+                    **({"part": s.part} if s.common else {}),
                 }
                 for s in self.segments
             ],
@@ -302,6 +311,7 @@ def _read_plan(value: Mapping[str, Any]) -> Plan:
                 tuple(s["nodes"]),
                 tuple(s["inputs"]),
                 tuple(s["outputs"]),
+                s.get("part", ""),
             )
             for s in value["segments"]
         ),

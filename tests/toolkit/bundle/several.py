@@ -1,0 +1,67 @@
+"""A bundle of several plans, as a sweep of links makes it: local, split, all on the server."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+from offload.bundle.bundle import Bundle
+from offload.bundle.write import write_plans
+from offload.cost.link import Link
+from offload.cost.profile import LayerCost, Profile
+from offload.graph.load import Model, load_model
+from offload.graph.model import Graph
+from offload.graph.read import read_graph
+from offload.plan.candidate import Situation
+from offload.plan.planner import make_plan
+from offload.plan.ranges import Ranged, plans_over
+from offload.plan.sweep import parse_links
+from onnx import TensorProto, helper, numpy_helper
+
+Prove = Callable[[Model, Bundle], Iterable[str]]
+WIDTHS = (64, 256, 64, 4, 64, 256, 64)
+LINKS = parse_links("0.01..1000 Mbit/s", Link(1e6, 1e6, 0.001, 0.001), 13)
+
+
+def funnel(path: Path, rows: int = 4) -> Path:
+    """x -> t0 ... -> y, of which t2 is narrow: products and their tanh by turns."""
+    random = np.random.default_rng(5)
+    count = len(WIDTHS) - 1
+    nodes, names = [], ["x", *(f"t{i}" for i in range(count - 1)), "y"]
+    for i in range(count):
+        nodes.append(helper.make_node("MatMul", [names[i], f"w{i}"], [f"m{i}"], name=f"product{i}"))
+        nodes.append(helper.make_node("Tanh", [f"m{i}"], [names[i + 1]], name=f"tanh{i}"))
+    weights = [
+        numpy_helper.from_array(
+            (random.normal(size=WIDTHS[i : i + 2]) / 8).astype(np.float32), f"w{i}"
+        )
+        for i in range(count)
+    ]
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [rows, width])
+        for name, width in (("x", WIDTHS[0]), ("y", WIDTHS[-1]))
+    ]
+    graph = helper.make_graph(nodes, "funnel", ends[:1], ends[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, path)
+    return path
+
+
+def ranged_over(graph: Graph, device_s: float = 20e-3, server_s: float = 1e-3) -> Ranged:
+    """The plans of a sweep, every layer taking as long as the others."""
+
+    def profile(seconds: float) -> Profile:
+        costs = tuple(LayerCost(layer.name, seconds, seconds, seconds) for layer in graph.layers)
+        return Profile(graph.digest, "flat", "cpu", 1, costs, seconds * len(costs), 1)
+
+    device, server = profile(device_s), profile(server_s)
+    return plans_over(lambda link: make_plan(Situation.of(graph, device, server, link)), LINKS)
+
+
+def swept(folder: Path, prove: Prove = lambda *_: ()) -> Bundle:
+    """The funnel's bundle, in a folder that the model is in too; `prove` may add a proof."""
+    model = load_model(funnel(folder / "net.onnx"))
+    graph = read_graph(model)
+    ranged = ranged_over(graph)
+    return write_plans(model, graph, ranged, folder / "b", {}, partial(prove, model))

@@ -1,0 +1,170 @@
+"""A bundle of several plans: everything once, nothing missing, nothing changed unseen."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from offload.bundle import weights
+from offload.bundle.bundle import (
+    BUNDLE_FORMAT,
+    MANIFEST,
+    PLANS_FORMAT,
+    Bundle,
+    file_digest,
+    manifest_digest,
+    open_bundle,
+)
+from offload.bundle.common import in_common, sizes
+from offload.bundle.write import write_bundle, write_plans
+from offload.errors import BundleError, InputError
+from offload.graph.load import load_model
+from offload.graph.read import read_graph
+from offload.plan.plan import Side
+from offload.plan.ranges import Range, Ranged
+from onnx import TensorProto
+
+from tests.toolkit.bundle.several import WIDTHS, funnel, ranged_over, swept
+
+WEIGHT_BYTES = sum(4 * a * b for a, b in itertools.pairwise(WIDTHS))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return swept(tmp_path_factory.mktemp("several"))
+
+
+def run(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    given = {value.name: feeds[value.name] for value in session.get_inputs()}
+    return dict(zip((o.name for o in session.get_outputs()), session.run(None, given), strict=True))
+
+
+def test_it_holds_the_plans_of_the_sweep(bundle: Bundle) -> None:
+    assert [plan.scheme for plan in bundle.plans] == ["local", "neurosurgeon", "cloud"]
+    assert [r.plan for r in bundle.ranged.ranges] == [0, 1, 2]
+    assert json.loads((bundle.path / MANIFEST).read_text())["format"] == PLANS_FORMAT
+    assert open_bundle(bundle.path, tuple(Side)) == bundle
+    assert bundle.needs_server
+    assert not bundle.only(0).needs_server
+
+
+def test_every_plan_gives_what_the_whole_gives(bundle: Bundle) -> None:
+    x = np.random.default_rng(2).standard_normal((4, WIDTHS[0]), np.float32)
+    want = run(bundle.path.parent / "net.onnx", {"x": x})["y"]
+    for plan in bundle.plans:
+        tensors = {"x": x}
+        for segment in plan.segments:
+            tensors.update(run(bundle.segment_path(segment.part), tensors))
+        assert np.array_equal(tensors["y"], want)
+
+
+def test_weights_are_stored_once(bundle: Bundle) -> None:
+    stored = sum(path.stat().st_size for path in bundle.path.glob("*.weights"))
+    assert stored <= WEIGHT_BYTES + 4096 * len(WIDTHS)
+    assert all(path.stat().st_size < 10_000 for path in bundle.path.glob("*.onnx"))
+    found = sizes(bundle)
+    assert found.together_bytes < 1.2 * WEIGHT_BYTES
+    assert found.separate_bytes > 2.9 * WEIGHT_BYTES
+
+
+def test_parts_in_common_are_one_file(bundle: Bundle) -> None:
+    ids = [(s.id, s.part) for plan in bundle.plans for s in plan.segments]
+    assert ids == [
+        ("device-0", "device-0"), ("device-0", "device-1"), ("server-0", "server-0"),
+        ("server-0", "server-1"),
+    ]  # fmt: skip
+
+
+def test_a_plan_twice_is_stored_once(tmp_path: Path) -> None:
+    """Plans that differ in order alone have all parts in common."""
+    plan = ranged_over(read_graph(load_model(funnel(tmp_path / "net.onnx")))).plans[1]
+    other = replace(plan, steps=plan.steps[::-1])
+    ranges = (Range(0.0, 1e6, 0), Range(1e6, float("inf"), 1))
+    found = in_common(Ranged((plan, other), ranges))
+    assert [s.part for s in found.plans[1].segments] == ["device-0", "server-0"]
+
+
+def test_old_exporters_lists_of_numbers_are_shared_too(tmp_path: Path) -> None:
+    path = funnel(tmp_path / "net.onnx")
+    proto = onnx.load(path)
+    for tensor in proto.graph.initializer:
+        values = np.frombuffer(tensor.raw_data, np.float32)
+        tensor.ClearField("raw_data")
+        tensor.float_data.extend(values.tolist())
+        assert tensor.data_type == TensorProto.FLOAT
+    onnx.save(proto, path)
+    model = load_model(path)
+    graph = read_graph(model)
+    made = write_plans(model, graph, ranged_over(graph), tmp_path / "b")
+    assert sizes(made).together_bytes < 1.2 * WEIGHT_BYTES
+    test_every_plan_gives_what_the_whole_gives(made)
+
+
+def test_one_plan_is_written_as_ever(tmp_path: Path) -> None:
+    model = load_model(funnel(tmp_path / "net.onnx"))
+    graph = read_graph(model)
+    plan = ranged_over(graph).plans[1]
+    made = write_bundle(model, graph, plan, tmp_path / "b")
+    manifest = json.loads((made.path / MANIFEST).read_text())
+    assert manifest["format"] == BUNDLE_FORMAT
+    assert not {"plans", "ranges"} & manifest.keys()
+    assert set(manifest["files"]) == {"plan.json", "device-0.onnx", "server-0.onnx"}
+    assert made.plans == (plan,)
+    assert made.ranged.at(1.0) == made.ranged.at(1e12) == 0
+
+
+def test_a_side_needs_its_parts_of_all_plans(bundle: Bundle) -> None:
+    device = {file.name for file in bundle.files if Side.DEVICE in file.sides}
+    server = {file.name for file in bundle.files if Side.SERVER in file.sides}
+    plans = {"plan.json", "plan-1.json", "plan-2.json"}
+    assert device == plans | {"device-0.onnx", "device-1.onnx", "shared.weights"}
+    assert server == plans | {"server-0.onnx", "server-1.onnx", "shared.weights"}
+
+
+def test_nothing_is_left_behind_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weights, "_write_message", full)
+    with pytest.raises(OSError, match="No space left"):
+        swept(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"net.onnx"}
+
+
+def test_an_unknown_plan_is_refused(bundle: Bundle) -> None:
+    for number in (-1, 3):
+        with pytest.raises(InputError, match=f"no plan {number}: its plans are 0 to 2"):
+            bundle.only(number)
+
+
+@pytest.mark.parametrize("damage", ["gap", "plan missing", "unknown file", "sealed"])
+def test_damage_is_seen(bundle: Bundle, tmp_path: Path, damage: str) -> None:
+    copy = tmp_path / "b"
+    copy.mkdir()
+    for path in bundle.path.iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    content = json.loads((copy / MANIFEST).read_text())
+    del content["digest"]
+    match damage:
+        case "gap":
+            content["ranges"][1]["low_bps"] += 1.0
+        case "unknown file":
+            content["plans"][1] = "plan-7.json"
+        case "plan missing":
+            (copy / "plan-1.json").unlink()
+        case "sealed":
+            (copy / "plan-1.json").write_text("{}")
+            assert file_digest(copy / "plan-1.json") != content["files"]["plan-1.json"]["sha256"]
+    manifest = {"digest": manifest_digest(content), **content}
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"make the bundle again|make it again|deploy"):
+        open_bundle(copy)
