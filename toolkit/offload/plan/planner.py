@@ -1,6 +1,7 @@
 """Compare the ways to run a model and choose the best that keeps the limits."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from offload.errors import InputError
@@ -22,6 +23,7 @@ from offload.plan.candidate import (
 )
 from offload.plan.early import start_early
 from offload.plan.encoded import best_encoded, encoded
+from offload.plan.paying import is_lossless, is_raw, keeps_to, less_said, only, pays
 from offload.plan.plan import Plan, Side
 from offload.plan.program import problem_of
 from offload.plan.reason import impossible, reason_for
@@ -145,6 +147,9 @@ def make_plan(
 ) -> Plan:
     """Compare the schemes, choose one and write it down as a plan.
 
+    Encodings are used only where the plan gains more by them than predictions are off by: what
+    is lossy against the best lossless plan, what is left against the best raw one.
+
     Args:
         situation: the graph, its costs and what is asked for.
         scheme: `auto` for the best, or a scheme's name.
@@ -154,9 +159,24 @@ def make_plan(
     Raises:
         InputError: no such scheme or solver, or no plan keeps the limits.
     """
-    candidates = compare(situation, cut, solver)
-    chosen = choose(candidates, scheme, cut is not None, situation.demand)
-    return plan_of(situation, candidates, chosen)
+
+    def found(asked: Situation) -> _Found:
+        candidates = compare(asked, cut, solver)
+        return asked, candidates, choose(candidates, scheme, cut is not None, asked.demand)
+
+    kept, why = found(situation), ""
+    for suits, words in ((is_lossless, "lossless"), (is_raw, "raw")):
+        if not keeps_to(kept[2], suits):
+            with suppress(InputError):  # only encodings keep the limits
+                less = found(only(situation, suits))
+                if not pays(kept[2], less[2]):
+                    why = less_said(kept[2], less[2], words)
+                    kept = less
+    plan = plan_of(*kept)
+    return replace(plan, reason=f"{plan.reason} {why}") if why else plan
+
+
+_Found = tuple[Situation, Sequence[Candidate], Candidate]
 
 
 def plan_of(situation: Situation, candidates: Sequence[Candidate], chosen: Candidate) -> Plan:

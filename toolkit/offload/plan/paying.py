@@ -1,0 +1,75 @@
+"""Whether encodings pay for sure: a plan with them must gain more than predictions are off by."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from offload.encoding.encoding import RAW, Encoding
+from offload.partition.crossing import SLOW
+from offload.plan.candidate import Candidate, Situation
+
+# By so much of the seconds in which two plans differ, their difference may be off: profiles and
+# links are a few percent wrong (docs/planning.md).
+DOUBT = 0.05
+
+
+def doubt_s(one: Candidate, other: Candidate) -> float:
+    """By how much the difference between two plans' latencies may be wrong.
+
+    What both do alike is wrong alike. The seconds in which they differ, of the device, the link
+    and the server, are each `DOUBT` off; encoding and decoding may be half as fast as measured,
+    and sizes such as 95 of 100 inputs keep to.
+    """
+    a, b = one.costs, other.costs
+    layers_s = sum(a.device_s[layer] for layer in one.cut.device ^ other.cut.device)
+    server_s = sum(a.server_s[layer] for layer in one.cut.device ^ other.cut.device)
+    link_s = abs(a.sending_s(one.cut) - b.sending_s(other.cut))
+    return DOUBT * (layers_s + server_s + link_s) + abs(_varying_s(one) - _varying_s(other))
+
+
+def _varying_s(found: Candidate) -> float:
+    ways = filter(None, map(found.costs.crossing, found.cut.uploads))
+    return sum(
+        (SLOW - 1) * (way.encode_s + way.decode_s) + way.p95_upload_s - way.upload_s for way in ways
+    )
+
+
+def pays(one: Candidate, other: Candidate) -> bool:
+    """Whether a plan is better than another by more than the doubt, in what is asked for."""
+    if other.value == float("inf"):
+        return True
+    gain = other.value - one.value
+    return gain * other.latency_s > doubt_s(one, other) * other.value
+
+
+def keeps_to(found: Candidate, suits: Callable[[Encoding], bool]) -> bool:
+    """Whether a plan uses only encodings that suit."""
+    ways = filter(None, map(found.costs.crossing, found.cut.uploads))
+    return all(suits(way.encoding) for way in ways)
+
+
+def only(situation: Situation, suits: Callable[[Encoding], bool]) -> Situation:
+    """The situation with the encodings that suit, and raw."""
+    ways = {
+        name: tuple(way for way in each if way.encoding is RAW or suits(way.encoding))
+        for name, each in situation.costs.ways.items()
+    }
+    return replace(situation, costs=situation.costs.encoded(ways))
+
+
+def is_raw(encoding: Encoding) -> bool:
+    """For `keeps_to` and `only`: nothing is encoded."""
+    return encoding is RAW
+
+
+def is_lossless(encoding: Encoding) -> bool:
+    """For `keeps_to` and `only`: nothing is lost."""
+    return encoding.is_lossless
+
+
+def less_said(one: Candidate, other: Candidate, words: str) -> str:
+    """One sentence for a plan's reason: why it goes without."""
+    gain = 1 - one.value / other.value if other.value else 0.0
+    return (
+        f"More would be gained by encodings ({gain:.1%}), but less than predictions may be off by:"
+        f" all crosses {words}."
+    )
