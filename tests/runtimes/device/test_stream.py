@@ -82,7 +82,7 @@ def test_a_slow_caller_holds_up_the_source(session: OffloadSession, made: Made) 
 
 def test_frames_overlap(server: Server, made: Made) -> None:
     """While one frame is on the link, the device computes the next."""
-    link = Link(1e9, 1e9, up_start_s=0.02)
+    link = Link(1e9, 1e9, up_start_s=0.5)
     with OffloadSession(made.bundle, server.address, link=link) as session:
         first = session.begin(None, made.feeds(0))
         second = session.begin(None, made.feeds(1))
