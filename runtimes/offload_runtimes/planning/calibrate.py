@@ -1,13 +1,15 @@
 """Time pieces of a model as they will run, and bend a table of layers to what they take.
 
-The sum of its layers' times is not what a fused segment takes: the engine overlaps work and
-keeps data in caches, and its profiler slows small kernels down. So the whole and a few of its
-beginnings are timed undisturbed, in turns, so that what else the machine does hits all alike.
+The sum of its layers' times is not what a fused segment takes: the engine overlaps work, lays
+tensors out anew at a segment's ends, and its profiler slows small kernels down. So the whole and
+the pieces it falls into are timed undisturbed, in turns, so that what else the machine does hits
+all alike.
 """
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,32 +17,50 @@ from offload.bundle.extract import part_of
 from offload.bundle.weights import write_part
 from offload.graph.load import Model
 from offload.graph.model import Graph
-from offload.partition.chain import articulations
 
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.engine.values import Array
 
 WARM_RUNS = 3
-BEGINNINGS = 4
-_LEAST_S = 2e-3  # a piece of less is lost in the clock's noise
+PIECES = 6
+_LEAST_S = 3e-4  # a shorter piece is mostly the engine's own call
+_NEAR = 0.4
 _SLOWER = 1.15
 _SCATTER = 0.4
 
 Feeds = Mapping[str, Array]
 
 
-def checkpoints(graph: Graph, seconds: Sequence[float], count: int = BEGINNINGS) -> list[int]:
-    """Layers that everything passes and that divide the model's time most evenly."""
-    total = sum(seconds)
-    gates = list(articulations(graph))
-    sums = [sum(seconds[layer] for layer in graph.ancestors((gate,))) for gate in gates]
-    chosen: list[int] = []
-    for part in range(1, count + 1):
-        aim = total * part / (count + 1)
-        near = [i for i in range(len(gates)) if _LEAST_S < sums[i] < total - _LEAST_S]
+def divided(graph: Graph, seconds: Sequence[float], count: int = PIECES) -> list[range]:
+    """Neighbouring layers in at most so many pieces of about equal time; O(V x count + E).
+
+    Near each even division the place is taken where the fewest bytes pass; places that something
+    passes that is no tensor of numbers are none.
+    """
+    sums = [0.0, *np.cumsum(seconds).tolist()]
+    count = max(1, min(count, int(sums[-1] / _LEAST_S)))
+    step = sums[-1] / count
+    bytes_at = list(_passing(graph))
+    places = [place for place, passing in enumerate(bytes_at) if passing is not None]
+    ends = []
+    for aim in (step * number for number in range(1, count)):
+        near = [place for place in places if abs(sums[place] - aim) < _NEAR * step]
         if near:
-            chosen.append(gates[min(near, key=lambda index: abs(sums[index] - aim))])
-    return sorted(set(chosen))
+            ends.append(min(near, key=lambda p: (bytes_at[p] or 0, abs(sums[p] - aim))))
+    edges = [0, *ends, len(seconds)]
+    return [range(start, end) for start, end in pairwise(edges)]
+
+
+def _passing(graph: Graph) -> Iterator[int | None]:
+    """Bytes that pass from before each layer to it and those after; None: not only tensors."""
+    last = {name: users[-1] for name, users in graph.consumers.items()}
+    alive: set[str] = set()
+    for index, layer in enumerate(graph.layers):
+        tensors = [graph.tensors[name] for name in alive]
+        able = all(tensor.dtype not in (None, "string") for tensor in tensors)
+        yield sum(tensor.size_bytes or 0 for tensor in tensors) if able and alive else None
+        alive -= {name for name in layer.inputs if last[name] == index}
+        alive |= {name for name in layer.outputs if name in last}
 
 
 def time_in_turns(
@@ -65,49 +85,61 @@ def time_in_turns(
     return seconds
 
 
-def beginnings(
+def pieces(
     model: Model,
     graph: Graph,
-    gates: Sequence[int],
+    ranges: Sequence[range],
     folder: Path,
     options: EngineOptions,
     feeds: Feeds,
-) -> dict[str, Callable[[], object]]:
-    """For each gate, a run of all that it needs, as a segment of its own."""
-    runs: dict[str, Callable[[], object]] = {}
-    for gate in gates:
-        part = part_of(graph, graph.ancestors((gate,)))
-        path = folder / f"device-{gate}.onnx"
+) -> dict[str, Callable[[], list[Array]]]:
+    """For each of several ranges of layers, a run of it as a segment, on what those before made.
+
+    Raises:
+        InputError: the engine refuses a piece.
+    """
+    if len(ranges) == 1:
+        return {}
+    values = dict(feeds)
+    runs: dict[str, Callable[[], list[Array]]] = {}
+    for number, layers in enumerate(ranges):
+        part = part_of(graph, layers)
+        path = folder / f"piece-{number}.onnx"
         write_part(model, part, path)
         engine = load(path, options)
-        needed = {name: feeds[name] for name in part.inputs}
-        runs[str(gate)] = lambda engine=engine, needed=needed: engine.run(None, needed)  # type: ignore[misc]
+        needed = {name: values[name] for name in part.inputs}
+        values.update(zip(part.outputs, engine.run(part.outputs, needed), strict=True))
+        runs[f"piece-{number}"] = lambda engine=engine, needed=needed: engine.run(None, needed)  # type: ignore[misc]
     return runs
 
 
 def calibrated(
-    graph: Graph, seconds: Sequence[float], whole_s: float, measured_s: Mapping[int, float]
-) -> list[float]:
-    """Scale the layers between two checkpoints to what was measured between them.
+    seconds: Sequence[float], whole_s: float, ranges: Sequence[range], pieces_s: Sequence[float]
+) -> tuple[list[float], float]:
+    """Scale the layers of each piece to what it was measured to take.
+
+    What the pieces take together beyond the whole is what it costs to end one segment and begin
+    another; it is shared out evenly and is no layer's.
 
     Args:
-        graph: the layers.
-        seconds: their times as the profiler shared them, in any unit.
+        seconds: the layers' times as the profiler shared them, in any unit.
         whole_s: seconds of the whole model.
-        measured_s: by checkpoint, seconds of all up to it; sums that would go down are levelled.
+        ranges: the layers of each piece.
+        pieces_s: seconds of each piece.
+
+    Returns:
+        The layers' seconds, which sum to the whole's, and the seconds of a segment besides them.
     """
-    found = [0.0] * len(seconds)
-    before: frozenset[int] = frozenset()
-    before_s = 0.0
-    steps = [(graph.ancestors((gate,)), min(s, whole_s)) for gate, s in sorted(measured_s.items())]
-    for layers, until_s in (*steps, (frozenset(range(len(seconds))), whole_s)):
-        group = sorted(layers - before)
-        share = sum(seconds[layer] for layer in group)
-        span_s = max(until_s - before_s, 0.0)
-        for layer in group:
-            found[layer] = span_s * (seconds[layer] / share if share else 1 / len(group))
-        before, before_s = layers, before_s + span_s
-    return found
+    excess_s = max(0.0, sum(pieces_s) - whole_s) / len(ranges)
+    own = [max(piece_s - excess_s, 0.0) for piece_s in pieces_s]
+    scale = whole_s / sum(own)
+    found: list[float] = []
+    for layers, piece_s in zip(ranges, own, strict=True):
+        shares = [seconds[layer] for layer in layers]
+        total = sum(shares)
+        even = 1 / len(shares)
+        found += [piece_s * scale * (share / total if total else even) for share in shares]
+    return found, excess_s
 
 
 def remarks(whole: Sequence[float]) -> list[str]:

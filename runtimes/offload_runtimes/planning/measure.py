@@ -22,9 +22,9 @@ from offload.graph.read import read_graph
 from offload_runtimes.engine import EngineOptions, load, optimize_to, profile_nodes
 from offload_runtimes.engine.values import DTYPES, Array
 from offload_runtimes.planning.calibrate import (
-    beginnings,
     calibrated,
-    checkpoints,
+    divided,
+    pieces,
     remarks,
     time_in_turns,
 )
@@ -99,9 +99,9 @@ def measure(
 ) -> Profile:
     """Seconds per layer on this machine.
 
-    The whole model and a few of its beginnings are timed undisturbed, in turns, as the runtime
-    runs them; ORT's profiler, which slows small kernels, only says how that time is shared among
-    the layers in between.
+    The whole model and the pieces it falls into are timed undisturbed, in turns, as the runtime
+    runs them; ORT's profiler, which slows small kernels, only says how a piece's time is shared
+    among its layers.
 
     Args:
         subject: the model and its layers.
@@ -117,11 +117,12 @@ def measure(
     progress("timing its kernels")
     shares = _share(subject, options, given, min(runs, KERNEL_RUNS))
     progress("timing the whole model and parts of it")
-    timed = _time_parts(subject, options, given, shares, runs)
+    ranges = divided(subject.graph, shares)
+    timed = _time_parts(subject, options, given, ranges, runs)
     whole = timed.pop(_WHOLE)
     whole_s = statistics.median(whole)
-    parts_s = {int(gate): statistics.median(s) for gate, s in timed.items()}
-    seconds = calibrated(subject.graph, shares, whole_s, parts_s)
+    pieces_s = [statistics.median(times) for times in timed.values()] or [whole_s]
+    seconds, segment_s = calibrated(shares, whole_s, ranges, pieces_s)
     low, high = (float(np.quantile(whole, q)) / whole_s for q in (0.25, 0.75))
     return Profile(
         model=subject.graph.digest,
@@ -136,6 +137,7 @@ def measure(
         runs=len(whole),
         remarks=tuple(remarks(whole)),
         codec_s=reference_s(),
+        segment_s=segment_s,
     )
 
 
@@ -143,15 +145,14 @@ def _time_parts(
     subject: Subject,
     options: EngineOptions,
     feeds: Mapping[str, Array],
-    shares: Sequence[float],
+    ranges: Sequence[range],
     runs: int,
 ) -> dict[str, list[float]]:
-    """Seconds of the whole model, and of its beginnings by their last layer."""
+    """Seconds of the whole model and of each of its pieces, in their order."""
     assert subject.model.path is not None
     engine = load(subject.model.path, options)
-    gates = checkpoints(subject.graph, shares)
     with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-        parts = beginnings(subject.model, subject.graph, gates, Path(folder), options, feeds)
+        parts = pieces(subject.model, subject.graph, ranges, Path(folder), options, feeds)
         work = {_WHOLE: lambda: engine.run(None, feeds), **parts}
         return time_in_turns(work, runs, MAX_SECONDS_S)
 
@@ -160,10 +161,9 @@ def _share(
     subject: Subject, options: EngineOptions, feeds: Mapping[str, Array], runs: int
 ) -> list[float]:
     """Kernel seconds summed by layer; a layer the engine folded away costs nothing."""
-    plain = EngineOptions(options.providers, options.threads, optimize=False)
     owner = kernel_layers(subject.model, subject.graph, subject.kernels)
     seconds = [0.0] * len(subject.graph.layers)
-    for kernel in profile_nodes(subject.optimized, feeds, plain, runs=runs, warm_runs=WARM_RUNS):
+    for kernel in profile_nodes(subject.optimized, feeds, options, runs=runs, warm_runs=WARM_RUNS):
         if kernel.name in owner:
             seconds[owner[kernel.name]] += kernel.seconds
     return seconds

@@ -1,11 +1,26 @@
-"""Bending a table of layers to measured beginnings, and what is said about odd timings."""
+"""Bending a table of layers to measured pieces, and what is said about odd timings."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from offload_runtimes.planning.calibrate import calibrated, checkpoints, remarks, time_in_turns
+from offload.graph.load import load_model
+from offload.graph.model import Tensor
+from offload.graph.read import read_graph
+from offload_runtimes.engine import EngineOptions, load
+from offload_runtimes.planning.calibrate import (
+    calibrated,
+    divided,
+    pieces,
+    remarks,
+    time_in_turns,
+)
 
 from tests.toolkit.graphs import graph_of
+from tests.toolkit.models import two_branches
 
 CHAIN = graph_of([(i, i + 1) for i in range(5)], 6)
 FORK = graph_of([(0, 1), (0, 2), (1, 3), (2, 3), (3, 4)], 5)
@@ -14,26 +29,45 @@ FORK = graph_of([(0, 1), (0, 2), (1, 3), (2, 3), (3, 4)], 5)
 @given(
     st.lists(st.floats(0, 10), min_size=6, max_size=6),
     st.floats(0.1, 100),
-    st.dictionaries(st.sampled_from([1, 3]), st.floats(0, 100)),
+    st.lists(st.floats(0.01, 100), min_size=2, max_size=2),
 )
 def test_layers_sum_to_what_was_measured(
-    shares: list[float], whole_s: float, measured_s: dict[int, float]
+    shares: list[float], whole_s: float, pieces_s: list[float]
 ) -> None:
-    found = calibrated(CHAIN, shares, whole_s, measured_s)
+    found, segment_s = calibrated(shares, whole_s, [range(2), range(2, 6)], pieces_s)
     assert min(found) >= 0
+    assert segment_s >= 0
     assert sum(found) == pytest.approx(whole_s)
-    if measured_s.get(1, 0) <= min(whole_s, measured_s.get(3, whole_s)) and 1 in measured_s:
-        assert sum(found[:2]) == pytest.approx(measured_s[1])
 
 
-def test_layers_between_two_checkpoints_keep_their_shares() -> None:
-    assert calibrated(CHAIN, [1, 3, 1, 1, 2, 2], 20.0, {1: 8.0}) == [2, 6, 2, 2, 4, 4]
+def test_layers_of_a_piece_keep_their_shares_and_the_excess_is_the_segments() -> None:
+    ranges = [range(2), range(2, 6)]
+    found = calibrated([1, 3, 1, 1, 2, 2], 20.0, ranges, [9.0, 13.0])
+    assert found == ([2, 6, 2, 2, 4, 4], 1.0)
+    assert calibrated([1, 1], 6.0, [range(2)], [6.0]) == ([3, 3], 0.0)
 
 
-def test_checkpoints_divide_the_time_at_gates() -> None:
-    assert checkpoints(CHAIN, [1.0] * 6, 2) == [1, 3]
-    assert checkpoints(FORK, [1.0] * 5, 1) == [0]
-    assert checkpoints(CHAIN, [1e-6] * 6) == [], "nothing is to be had below the clock's noise"
+def test_a_model_is_divided_evenly_where_little_passes() -> None:
+    assert divided(CHAIN, [1.0] * 6, 2) == [range(3), range(3, 6)]
+    assert divided(FORK, [1.0] * 5, 2) == [range(2), range(2, 5)]
+    wide = replace(CHAIN, tensors={**CHAIN.tensors, "t2": Tensor("t2", "float", (1, 80), 320)})
+    assert divided(wide, [1.0] * 6, 2) == [range(2), range(2, 6)]
+    text = replace(FORK, tensors={**FORK.tensors, "t0": Tensor("t0", "string", (1,), None)})
+    assert divided(text, [1.0] * 5, 2) == [range(3), range(3, 5)]
+    assert divided(CHAIN, [1e-6] * 6) == [range(6)], "nothing is to be had below the clock's noise"
+
+
+def test_pieces_of_a_model_run_on_what_those_before_made(tmp_path: Path) -> None:
+    model = load_model(two_branches(tmp_path / "net.onnx"))
+    graph = read_graph(model, {"x": (2, 8)})
+    feeds = {"x": np.ones((2, 8), np.float32)}
+    ranges = [range(2), range(2, len(graph.layers))]
+    runs = pieces(model, graph, ranges, tmp_path, EngineOptions(optimize=False), feeds)
+    (last,) = runs["piece-1"]()
+    (whole,) = load(tmp_path / "net.onnx", EngineOptions(optimize=False)).run(None, feeds)
+    assert len(runs) == 2
+    assert np.array_equal(last, whole)
+    assert pieces(model, graph, [range(len(graph.layers))], tmp_path, EngineOptions(), feeds) == {}
 
 
 def test_pieces_take_turns() -> None:

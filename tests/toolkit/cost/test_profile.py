@@ -17,6 +17,7 @@ PROFILE = Profile(
     (LayerCost("l0", 0.1, 0.09, 0.12), LayerCost("l1", 0.2, 0.19, 0.22)),
     0.3,
     5,
+    segment_s=0.01,
 )
 
 
@@ -28,6 +29,7 @@ def test_costs_follow_the_graphs_order_and_scale() -> None:
     assert PROFILE.costs_of(GRAPH) == (0.1, 0.2)
     assert PROFILE.scaled(5).costs_of(GRAPH) == (0.5, 1.0)
     assert PROFILE.scaled(5).whole_s == 1.5
+    assert PROFILE.scaled(5).segment_s == 0.05
 
 
 def test_profile_of_another_model_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Encoding seconds in the searches: device time before an upload, server time after it."""
+"""Encoding and segments in the searches: device time before an upload, server time after it."""
 
 from dataclasses import replace
 
@@ -34,6 +34,8 @@ def encoded_situations(draw: st.DrawFn, most: int) -> tuple[Graph, Costs]:
         upload_s={name: s + 0.5 for name, s in costs.upload_s.items()},
         encode_s={name: draw(some) for name in costs.upload_s},
         decode_s={name: draw(some) for name in costs.upload_s},
+        device_segment_s=draw(some),
+        made=frozenset(graph.producer),
     )
 
 
@@ -52,10 +54,12 @@ def test_the_minimum_cut_counts_encoding(situation: tuple[Graph, Costs]) -> None
     assert costs.serial_s(min_cut(graph, costs)) == pytest.approx(best)
 
 
-@given(encoded_situations(5))
+@given(encoded_situations(5), st.floats(0, 5))
 @settings(max_examples=40, deadline=None)
-def test_the_joint_search_counts_encoding(situation: tuple[Graph, Costs]) -> None:
-    graph, costs = situation
+def test_the_joint_search_counts_encoding_and_segments(
+    situation: tuple[Graph, Costs], segment_s: float
+) -> None:
+    graph, costs = situation[0], replace(situation[1], server_segment_s=segment_s)
     cuts = [cut_at(graph, device) for device in all_closed_sets(graph)]
     best = min(latency_s(graph, costs, cut) for cut in cuts)
     for limit in (50_000, 0):  # all listed; branched on
@@ -66,10 +70,12 @@ def test_the_joint_search_counts_encoding(situation: tuple[Graph, Costs]) -> Non
         assert found.lower_bound <= best * (1 + 1e-9)
 
 
-@given(encoded_situations(6))
+@given(encoded_situations(6), st.floats(0, 5))
 @settings(max_examples=40, deadline=None)
-def test_the_tally_counts_encoding(situation: tuple[Graph, Costs]) -> None:
-    graph, costs = situation
+def test_the_tally_counts_encoding_and_segments(
+    situation: tuple[Graph, Costs], segment_s: float
+) -> None:
+    graph, costs = situation[0], replace(situation[1], server_segment_s=segment_s)
     table = closed_sets(graph)
     assert table is not None
     sums = tally(graph, costs, table)

@@ -1,5 +1,7 @@
 import json
+from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from offload.graph.model import Graph
@@ -11,7 +13,7 @@ from offload.plan.planner import compare, make_plan
 from offload.plan.program import Program, pipelined, problem_of, serial
 from offload.schedule.solve import solve
 
-from tests.toolkit.graphs import closed_sets, situations
+from tests.toolkit.graphs import closed_sets, graph_of, situations
 
 
 def run(graph: Graph, program: Program) -> set[str]:
@@ -102,3 +104,18 @@ def test_simple_schemes_are_what_they_say(given_: tuple[Graph, Costs]) -> None:
     assert partition.latency_s <= neurosurgeon.latency_s + 1e-9
     assert opss.latency_s <= partition.latency_s + 1e-9
     assert joint.latency_s <= opss.latency_s + 1e-9
+
+
+def test_a_segment_that_is_not_the_whole_model_costs_something_besides_its_layers() -> None:
+    graph = graph_of([(0, 1), (1, 2)], 3)
+    names = list(graph.tensors)
+    plain = Costs((1.0,) * 3, (0.1,) * 3, dict.fromkeys(names, 2.0), dict.fromkeys(names, 0.5), {})
+    made = frozenset(graph.producer)
+    parted = replace(plain, device_segment_s=0.25, server_segment_s=0.125, made=made)
+    for cut in (all_local(graph), all_cloud(graph), cut_at(graph, {0})):
+        program = serial(graph, plain, cut)
+        before = predict(Situation(graph, plain), cut, program).makespan_s
+        after = predict(Situation(graph, parted), cut, program).makespan_s
+        extra_s = 0.375 if len(cut.device) == 1 else 0.0
+        assert after == pytest.approx(before + extra_s)
+        assert parted.serial_s(cut) == pytest.approx(after)

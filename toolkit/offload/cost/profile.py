@@ -39,6 +39,7 @@ class Profile:
         estimated: whether the numbers come from FLOPs instead of a clock.
         remarks: what was suspicious while measuring, each in one sentence.
         codec_s: seconds of a reference work of encoding and decoding; None: not measured.
+        segment_s: seconds that a segment takes besides its layers when the model runs in several.
     """
 
     model: str
@@ -51,6 +52,7 @@ class Profile:
     estimated: bool = False
     remarks: tuple[str, ...] = ()
     codec_s: float | None = None
+    segment_s: float = 0.0
 
     @cached_property
     def seconds(self) -> Mapping[str, float]:
@@ -68,6 +70,7 @@ class Profile:
             ),
             whole_s=self.whole_s * factor,
             codec_s=None if self.codec_s is None else self.codec_s * factor,
+            segment_s=self.segment_s * factor,
         )
 
     def costs_of(self, graph: Graph) -> tuple[float, ...]:
@@ -102,6 +105,7 @@ class Profile:
             "estimated": self.estimated,
             "remarks": list(self.remarks),
             "codec_s": self.codec_s,
+            "segment_s": self.segment_s,
             "layers": [[c.name, c.seconds_s, c.low_s, c.high_s] for c in self.layers],
         }
 
@@ -129,6 +133,7 @@ class Profile:
                 estimated=value["estimated"],
                 remarks=tuple(value.get("remarks", ())),
                 codec_s=value.get("codec_s"),
+                segment_s=value.get("segment_s", 0.0),
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"profile is damaged ({error!r}): make it again") from error

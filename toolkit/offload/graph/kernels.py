@@ -10,6 +10,8 @@ from offload.files import write_bytes
 from offload.graph.load import Model
 from offload.graph.model import Graph
 
+_BLOCKED = "_nchwc"
+
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
@@ -40,7 +42,9 @@ def kernel_layers(model: Model, graph: Graph, kernels: tuple[Kernel, ...]) -> Ma
 
     A kernel belongs to the layer whose nodes make one of its outputs. Kernels that the engine
     added itself (casts, layout changes) count for the layer that reads them, or, at the very
-    end, for the one they read. O(kernels + nodes).
+    end, for the one they read. Where the engine lays a kernel's tensors out in blocks of channels
+    as it loads the file, it renames the kernel after its output: that name is known too.
+    O(kernels + nodes).
     """
     maker = {
         name: index
@@ -55,6 +59,7 @@ def kernel_layers(model: Model, graph: Graph, kernels: tuple[Kernel, ...]) -> Ma
         known += [read_by[name] for name in kernel.outputs if name in read_by]
         known += [maker[name] for name in kernel.inputs if name in maker]
         if known:
-            found[kernel.name] = known[0]
+            names = (kernel.name, *(name + _BLOCKED for name in kernel.outputs))
+            found.update(dict.fromkeys(names, known[0]))
             read_by.update(dict.fromkeys(kernel.inputs, known[0]))
     return found

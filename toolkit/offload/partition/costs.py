@@ -25,6 +25,10 @@ class Costs:
         encode_s: seconds of the device to encode a tensor for its way up; 0 where absent.
         decode_s: seconds of the server to decode it; 0 where absent.
         ways: the ways a tensor may cross, the one chosen first; absent: raw only.
+        device_segment_s: seconds of the device for a segment besides its layers, unless it is the
+            whole model.
+        server_segment_s: the same of the server.
+        made: tensors that layers make: on the device a segment ends where one is sent.
     """
 
     device_s: tuple[float, ...]
@@ -36,14 +40,27 @@ class Costs:
     encode_s: Mapping[str, float] = field(default_factory=dict)
     decode_s: Mapping[str, float] = field(default_factory=dict)
     ways: Mapping[str, tuple[Crossing, ...]] = field(default_factory=dict)
+    device_segment_s: float = 0.0
+    server_segment_s: float = 0.0
+    made: frozenset[str] = frozenset()
+
+    def leave_s(self, tensor: str) -> float:
+        """Seconds of the device that sending a tensor adds: ending a segment, and encoding."""
+        ending_s = self.device_segment_s if tensor in self.made else 0.0
+        return ending_s + self.encode_s.get(tensor, 0.0)
 
     def compute_s(self, cut: Cut) -> float:
         """Device seconds of a cut, encoding included."""
-        encoding_s = sum(self.encode_s.get(name, 0.0) for name in cut.uploads)
-        return sum(self.device_s[layer] for layer in cut.device) + encoding_s
+        leaving_s = sum(map(self.leave_s, cut.uploads))
+        return sum(self.device_s[layer] for layer in cut.device) + leaving_s
 
     def rest_s(self, cut: Cut) -> float:
-        """Server seconds of a cut, decoding included."""
+        """Server seconds of a cut: its layers, decoding, and what a segment costs besides."""
+        parted = 0 < len(cut.device) < len(self.server_s)
+        return self.work_s(cut) + (self.server_segment_s if parted else 0.0)
+
+    def work_s(self, cut: Cut) -> float:
+        """Server seconds of a cut: its layers and decoding."""
         decoding_s = sum(self.decode_s.get(name, 0.0) for name in cut.uploads)
         layers_s = sum(s for layer, s in enumerate(self.server_s) if layer not in cut.device)
         return layers_s + decoding_s
@@ -123,6 +140,9 @@ def costs_of(
         {name: link.download_s(sizes.get(name, 0)) for name in graph.outputs},
         sizes,
         frozenset(movable) - sizes.keys(),
+        device_segment_s=device.segment_s,
+        server_segment_s=server.segment_s,
+        made=frozenset(graph.producer),
     )
     if catalogue is None:
         return plain

@@ -33,21 +33,21 @@ class Weights:
     awaited: float = 0.0
 
     def total_s(self, graph: Graph, costs: Costs, device: AbstractSet[int]) -> float:
-        """The weighted seconds of a device set."""
+        """The weighted seconds of a device set; what server segments cost besides is left out."""
         cut = cut_at(graph, device)
         return (
             self.compute * costs.compute_s(cut)
             + self.upload * costs.sending_s(cut)
-            + self.server * costs.rest_s(cut)
+            + self.server * costs.work_s(cut)
             + self.result * costs.result_s(cut)
             + self.awaited * sum(costs.device_s[layer] for layer in awaited(graph, device))
-            + self.awaited * sum(costs.encode_s.get(name, 0.0) for name in cut.uploads)
+            + self.awaited * sum(map(costs.leave_s, cut.uploads))
         )
 
     def passage_s(self, costs: Costs, tensor: str) -> float:
-        """The weighted seconds of sending one tensor: encoding, on its way, decoding."""
+        """The weighted seconds of sending one tensor: leaving, on its way, decoding."""
         return (
-            (self.compute + self.awaited) * costs.encode_s.get(tensor, 0.0)
+            (self.compute + self.awaited) * costs.leave_s(tensor)
             + self.upload * costs.upload_s[tensor]
             + self.server * costs.decode_s.get(tensor, 0.0)
         )
@@ -69,7 +69,8 @@ def min_cut(
     layer to the server side carries its device seconds and the other way round; a tensor has a
     vertex of its own, so it is charged once however many layers need it; an infinite arc from
     each layer to those it needs keeps the device set closed. Local-only and cloud-only come out
-    as special cases.
+    as special cases. What the server's segment costs besides its layers is not weighed: it is
+    the same for every cut.
 
     Args:
         graph: the layers.
@@ -119,8 +120,9 @@ class _Network:
     def endless(self) -> int:
         """More than any finite cut."""
         costs, weights = self.costs, self.weights
-        ways = (costs.upload_s, costs.download_s, costs.encode_s, costs.decode_s)
-        lists = (costs.device_s, costs.server_s, *(seconds.values() for seconds in ways))
+        leave_s = map(costs.leave_s, costs.upload_s)
+        ways = (costs.upload_s, costs.download_s, costs.decode_s)
+        lists = (costs.device_s, costs.server_s, leave_s, *(each.values() for each in ways))
         scale = max(1.0, weights.compute + weights.awaited, weights.upload, weights.server)
         scale = max(scale, weights.result)
         return _whole(sum(map(sum, lists)) * scale) + 1

@@ -92,7 +92,7 @@ def tally(graph: Graph, costs: Costs, table: Flags) -> Tally:
     """
     sets = table.shape[1]
     upload_s, tensors = np.zeros(sets), np.zeros(sets, dtype=np.int64)
-    encode_s, decode_s = np.zeros(sets), np.zeros(sets)
+    leave_s, decode_s = np.zeros(sets), np.zeros(sets)
     lead_s, tail_s = np.full(sets, np.inf), np.full(sets, np.inf)
     allowed = np.ones(sets, dtype=np.bool_)
     sends = np.zeros_like(table)
@@ -101,7 +101,7 @@ def tally(graph: Graph, costs: Costs, table: Flags) -> Tally:
         seconds, maker = costs.upload_s[name], graph.producer.get(name)
         tensors += crosses
         upload_s += crosses * seconds
-        encode_s += crosses * costs.encode_s.get(name, 0.0)
+        leave_s += crosses * costs.leave_s(name)
         decode_s += crosses * costs.decode_s.get(name, 0.0)
         if name in costs.unsized:
             allowed &= ~crosses
@@ -110,10 +110,10 @@ def tally(graph: Graph, costs: Costs, table: Flags) -> Tally:
             tail_s[crosses] = np.minimum(tail_s[crosses], seconds)
             if maker is not None:
                 sends[maker] |= crosses
-    compute_s = _sum(table, costs.device_s) + encode_s
+    compute_s = _sum(table, costs.device_s) + leave_s
     server_s, result_s = _sum(~table, costs.server_s), _sum(~table, results_s(graph, costs))
-    server_s += decode_s
-    awaited_s = _sum(_awaited(graph, sends), costs.device_s) + encode_s
+    server_s += decode_s + (table.any(axis=0) & ~table.all(axis=0)) * costs.server_segment_s
+    awaited_s = _sum(_awaited(graph, sends), costs.device_s) + leave_s
     uplink_s = np.where(upload_s > 0, np.maximum(lead_s + upload_s, awaited_s + tail_s), 0.0)
     latency_s = np.maximum(compute_s, uplink_s + server_s + result_s)
     return Tally(compute_s, upload_s, server_s, result_s, latency_s, tensors, allowed)

@@ -192,13 +192,12 @@ def forecast_of(situation: Situation, cut: Cut, program: Program) -> Forecast:
 def program_instance(situation: Situation, cut: Cut, program: Program) -> Instance:
     """A program as the scheduler's jobs, in the program's own order."""
     costs = situation.costs
-    by_name = {layer.name: costs.device_s[i] for i, layer in enumerate(situation.graph.layers)}
-    layers = {segment.id: segment.layers for segment in program.segments}
+    run_s = _run_s(situation, program, Side.DEVICE)
     jobs, sends = [], {}
     for index, step in enumerate(program.steps):
         name = f"{index}:{step.target}"
         if step.action is Action.RUN:
-            jobs.append(Job(name, sum(by_name[layer] for layer in layers[step.target])))
+            jobs.append(Job(name, run_s[step.target]))
         else:
             sends[step.target] = index
             encode_s = costs.encode_s.get(step.target, 0.0)
@@ -210,11 +209,26 @@ def program_instance(situation: Situation, cut: Cut, program: Program) -> Instan
     return Instance(tuple(jobs), (), costs.rest_s(cut), costs.result_s(cut))
 
 
+def _run_s(situation: Situation, program: Program, side: Side) -> dict[str, float]:
+    """Seconds of each of a side's segments; what is not the whole model costs something extra."""
+    costs, layers = situation.costs, situation.graph.layers
+    on_device = side is Side.DEVICE
+    seconds = costs.device_s if on_device else costs.server_s
+    extra_s = costs.device_segment_s if on_device else costs.server_segment_s
+    by_name = {layer.name: seconds[index] for index, layer in enumerate(layers)}
+    return {
+        segment.id: sum(by_name[name] for name in segment.layers)
+        + (extra_s if len(segment.layers) < len(layers) else 0.0)
+        for segment in program.segments
+        if segment.side is side
+    }
+
+
 def _server_jobs(
     situation: Situation, program: Program, sends: Mapping[str, int]
 ) -> tuple[ServerJob, ...]:
     costs = situation.costs
-    by_name = {layer.name: costs.server_s[i] for i, layer in enumerate(situation.graph.layers)}
+    run_s = _run_s(situation, program, Side.SERVER)
     segments = [segment for segment in program.segments if segment.side is Side.SERVER]
     maker = {name: index for index, s in enumerate(segments) for name in s.outputs}
     first: dict[str, str] = {}  # the segment that a tensor is decoded for
@@ -224,7 +238,7 @@ def _server_jobs(
     return tuple(
         ServerJob(
             segment.id,
-            sum(by_name[layer] for layer in segment.layers)
+            run_s[segment.id]
             + sum(s for name, s in costs.decode_s.items() if first.get(name) == segment.id),
             tuple(sends[name] for name in segment.inputs if name in sends),
             tuple(sorted({maker[name] for name in segment.inputs if name in maker})),

@@ -29,7 +29,7 @@ def problem_of(graph: Graph, costs: Costs, cut: Cut) -> Problem | None:
     """The scheduling problem of a cut; None when the device has nothing to do or to send.
 
     A layer with one tensor to send is one job. A graph input to send, and each tensor of a layer
-    that sends several, is a job of its own that computes only its encoding.
+    that sends several, is a job of its own that computes only what leaving costs.
     """
     rows = list(_rows(graph, cut))
     if not rows:
@@ -38,13 +38,13 @@ def problem_of(graph: Graph, costs: Costs, cut: Cut) -> Problem | None:
     jobs, edges = [], []
     for index, (layer, tensor) in enumerate(rows):
         upload_s = 0.0 if tensor is None else costs.upload_s[tensor]
-        encode_s = 0.0 if tensor is None else costs.encode_s.get(tensor, 0.0)
+        leave_s = 0.0 if tensor is None else costs.leave_s(tensor)
         if layer is None:
-            jobs.append(Job(f"send {tensor}", encode_s, upload_s))
+            jobs.append(Job(f"send {tensor}", leave_s, upload_s))
             maker = graph.producer.get(tensor or "")
             edges += [] if maker is None else [(job_of_layer[maker], index)]
         else:
-            compute_s = costs.device_s[layer] + encode_s
+            compute_s = costs.device_s[layer] + leave_s
             jobs.append(Job(graph.layers[layer].name, compute_s, upload_s))
             edges += [(job_of_layer[before], index) for before in graph.predecessors[layer]]
     instance = Instance(tuple(jobs), tuple(edges), costs.rest_s(cut), costs.result_s(cut))
