@@ -1,23 +1,16 @@
 """The table every benchmark ends with: what was measured, what was wanted, whether it is met."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from offload_cli.bench.goals import Goal
 
-@dataclass(frozen=True, slots=True)
-class Goal:
-    """One line of the table."""
-
-    measure: str
-    goal: str
-    measured: str
-    met: bool
+__all__ = ["Goal", "report"]
 
 
 def report(goals: Sequence[Goal]) -> int:
     """Print the table; the process's exit code: 0 when every goal is met."""
     head = ("measure", "goal", "measured", "met")
-    rows = [(g.measure, g.goal, g.measured, "yes" if g.met else "no") for g in goals]
+    rows = [goal.row for goal in goals]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     for row in (head, tuple("-" * width for width in widths), *rows):
         print("| " + " | ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) + " |")

@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,15 +12,13 @@ from offload.encoding.encoding import ENCODINGS, RAW, ZSTD
 from offload.graph.model import Graph
 from offload.partition.costs import Costs
 from offload.partition.crossing import crossings
-from offload.partition.cut import Cut, cut_at
+from offload.partition.cut import cut_at
 from offload.partition.joint import joint
 from offload.partition.mincut import min_cut
-from offload.partition.sets import closed_sets, tally
-from offload.plan.program import problem_of
-from offload.schedule.solve import solve
 
 from tests.toolkit.graphs import closed_sets as all_closed_sets
 from tests.toolkit.graphs import situations
+from tests.toolkit.partition.oracle import assert_tally_is_right, solved_s
 
 
 @st.composite
@@ -39,13 +36,6 @@ def encoded_situations(draw: st.DrawFn, most: int) -> tuple[Graph, Costs]:
     )
 
 
-def latency_s(graph: Graph, costs: Costs, cut: Cut) -> float:
-    problem = problem_of(graph, costs, cut)
-    if problem is None:
-        return costs.rest_s(cut) + costs.result_s(cut)
-    return solve(problem.instance).makespan_s
-
-
 @given(encoded_situations(6))
 @settings(max_examples=40, deadline=None)
 def test_the_minimum_cut_counts_encoding(situation: tuple[Graph, Costs]) -> None:
@@ -61,10 +51,10 @@ def test_the_joint_search_counts_encoding_and_segments(
 ) -> None:
     graph, costs = situation[0], replace(situation[1], server_segment_s=segment_s)
     cuts = [cut_at(graph, device) for device in all_closed_sets(graph)]
-    best = min(latency_s(graph, costs, cut) for cut in cuts)
+    best = min(solved_s(graph, costs, cut) for cut in cuts)
     for limit in (50_000, 0):  # all listed; branched on
         found = joint(
-            graph, costs, lambda cut: (latency_s(graph, costs, cut),) * 2, limit=limit, budget_s=60
+            graph, costs, lambda cut: (solved_s(graph, costs, cut),) * 2, limit=limit, budget_s=60
         )
         assert found.value == pytest.approx(best)
         assert found.lower_bound <= best * (1 + 1e-9)
@@ -75,15 +65,7 @@ def test_the_joint_search_counts_encoding_and_segments(
 def test_the_tally_counts_encoding_and_segments(
     situation: tuple[Graph, Costs], segment_s: float
 ) -> None:
-    graph, costs = situation[0], replace(situation[1], server_segment_s=segment_s)
-    table = closed_sets(graph)
-    assert table is not None
-    sums = tally(graph, costs, table)
-    for column in range(table.shape[1]):
-        cut = cut_at(graph, frozenset(np.flatnonzero(table[:, column]).tolist()))
-        assert sums.compute_s[column] == pytest.approx(costs.compute_s(cut))
-        assert sums.server_s[column] == pytest.approx(costs.rest_s(cut))
-        assert sums.latency_s[column] <= latency_s(graph, costs, cut) + 1e-9
+    assert_tally_is_right(situation[0], replace(situation[1], server_segment_s=segment_s))
 
 
 def profile(codec_s: float | None, whole_s: float = 1.0) -> Profile:
