@@ -28,7 +28,7 @@ from offload_runtimes.device.tally import Counts, Tally
 from offload_runtimes.engine import Array, EngineOptions, check_feed
 from offload_runtimes.grpc.channel import GrpcConnector
 from offload_runtimes.security.credentials import ClientSecurity
-from offload_runtimes.wire.contract import Contract, contract
+from offload_runtimes.wire.contract import Contract, contracts, message_limit_bytes
 from offload_runtimes.wire.transport import Connector
 
 
@@ -64,6 +64,7 @@ class OffloadSession:
         patience_s: float = 1.0,
         connect_timeout_s: float = 5.0,
         security: ClientSecurity | None = None,
+        plan: int = 0,
     ) -> None:
         """Load the device's segments, warm them, connect.
 
@@ -90,6 +91,7 @@ class OffloadSession:
                 the link is allowed on top).
             connect_timeout_s: seconds to reach the server.
             security: certificates and token; None: plaintext.
+            plan: which of the bundle's plans to follow.
 
         Raises:
             BundleError: the bundle is missing or damaged, or the server does not hold it.
@@ -103,10 +105,11 @@ class OffloadSession:
         self._tally = Tally()
         policy = _policy(on_server_loss)
         device = Device(bundle, EngineOptions(providers, threads, optimize), slowdown)
-        device.load(bundle.plan.on(Side.DEVICE))
+        chosen = bundle.only(plan).plan
+        device.load(chosen.on(Side.DEVICE))
         self._keeper: Keeper | None = None
-        if not bundle.plan.is_local:
-            agreed = contract(bundle, _values(bundle, device))
+        if not chosen.is_local:
+            agreed = contracts(bundle, _values(bundle, device))
             connector = _connector(server, agreed, security)
 
             def connect(timeout_s: float) -> Remote:
@@ -116,7 +119,7 @@ class OffloadSession:
 
             resumes = policy is not OnServerLoss.RAISE and bundle.holds(Side.SERVER)
             if resumes and (deadline_s is not None if eager is None else eager):
-                device.load(bundle.plan.on(Side.SERVER))
+                device.load(chosen.on(Side.SERVER))
             self._keeper = Keeper(
                 connect,
                 _first(connect, connect_timeout_s, require_server),
@@ -125,7 +128,7 @@ class OffloadSession:
                 reconnect=policy is not OnServerLoss.LOCAL,
                 tally=self._tally,
             )
-        self._execution = Execution(bundle, device, policy, self._keeper, self._tally)
+        self._execution = Execution(bundle, device, policy, self._keeper, self._tally, lambda: plan)
         close_at_exit(self)
 
     @property
@@ -299,7 +302,7 @@ def _first(connect: Callable[[float], Remote], timeout_s: float, required: bool)
 
 
 def _connector(
-    server: str | Connector | None, agreed: Contract, security: ClientSecurity | None
+    server: str | Connector | None, agreed: Sequence[Contract], security: ClientSecurity | None
 ) -> Connector:
     if server is None:
         raise InputError(
@@ -307,5 +310,5 @@ def _connector(
             " offload_runtimes.local.open_session, which starts one within this process"
         )
     if isinstance(server, str):
-        return GrpcConnector(server, agreed.message_limit_bytes, security)
+        return GrpcConnector(server, message_limit_bytes(agreed), security)
     return server

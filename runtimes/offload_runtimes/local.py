@@ -47,7 +47,8 @@ def open_session(
         BundleError, InputError, ServerError: as OffloadSession and Server.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    if server is not None or opened.plan.is_local:
+    followed = opened.only(options.get("plan", 0))
+    if server is not None or not followed.needs_server:
         return OffloadSession(opened, server, **options)
     chosen = server_options or EngineOptions(
         tuple(options.get("providers", ())),

@@ -20,7 +20,7 @@ from offload_runtimes.serving.fair import FairWorkers
 from offload_runtimes.serving.metrics import MetricsPort
 from offload_runtimes.serving.observe import Observer
 from offload_runtimes.session.server import Close, Event, Limits, Over, Reply, Run, ServerSession
-from offload_runtimes.wire.contract import Contract, contract
+from offload_runtimes.wire.contract import Contract, contracts, message_limit_bytes
 from offload_runtimes.wire.transport import Connection
 
 _POLL_S = 0.02
@@ -29,10 +29,13 @@ _WARM_LIMIT_S = 5.0
 
 @dataclass(frozen=True)
 class Hosted:
-    """A bundle that is served: its contract and an engine for each of the server's segments."""
+    """A bundle that is served: a contract for each plan, an engine for each of the server's parts.
+
+    Plans share engines where they share parts.
+    """
 
     bundle: Bundle
-    contract: Contract
+    contracts: tuple[Contract, ...]
     engines: Mapping[str, Engine]
 
 
@@ -50,7 +53,7 @@ def host(bundle: str | Path | Bundle, options: EngineOptions, max_run_s: float) 
     values = {v.name: v for e in engines.values() for v in (*e.outputs, *e.inputs)}
     for engine in engines.values():
         engine.warm(min(max_run_s, _WARM_LIMIT_S))
-    return Hosted(bundle, contract(bundle, values), engines)
+    return Hosted(bundle, contracts(bundle, values), engines)
 
 
 class _Served:
@@ -112,7 +115,7 @@ class Server:
         self._limits = limits or Limits()
         hosted = [host(bundle, options or EngineOptions(), max_run_s) for bundle in bundles]
         self._hosted = {h.bundle.digest: h for h in hosted}
-        self._contracts = {digest: h.contract for digest, h in self._hosted.items()}
+        self._contracts = {digest: h.contracts for digest, h in self._hosted.items()}
         self._max_run_s = max_run_s
         self._sessions: set[_Served] = set()
         self._numbers = itertools.count(1)
@@ -125,7 +128,7 @@ class Server:
         self._observer = Observer(
             lambda: len(self._sessions), lambda: self._workers.waiting if self._workers else 0
         )
-        limit = max((c.message_limit_bytes for c in self._contracts.values()), default=0)
+        limit = max(map(message_limit_bytes, self._contracts.values()), default=0)
         self._host = GrpcHost(
             listen,
             self.serve,

@@ -106,10 +106,15 @@ def _seal(folder: Path, whole: onnx.ModelProto, sides: dict[str, tuple[Side, ...
 
 def deployed(made: Made, side: Side, folder: Path) -> Path:
     """One side's half of a bundle, as `deploy` leaves it."""
+    return deployed_bundle(made.bundle, side, folder)
+
+
+def deployed_bundle(bundle: Bundle, side: Side, folder: Path) -> Path:
+    """As `deployed`, of any bundle."""
     folder.mkdir(parents=True)
-    names = [file.name for file in made.bundle.files if side in file.sides]
+    names = [file.name for file in bundle.files if side in file.sides]
     for name in [MANIFEST, *names]:
-        (folder / name).write_bytes((made.bundle.path / name).read_bytes())
+        (folder / name).write_bytes((bundle.path / name).read_bytes())
     return folder
 
 

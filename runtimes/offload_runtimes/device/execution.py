@@ -2,12 +2,12 @@
 
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 
 from offload.bundle.bundle import Bundle
 from offload.errors import DeadlineError, InputError, OffloadError
-from offload.plan.plan import Action, Side
+from offload.plan.plan import Action, Plan, Side
 from offload.schedule.timeline import Timeline
 
 from offload_runtimes.device.engines import Device
@@ -47,9 +47,12 @@ class Execution:
         policy: OnServerLoss,
         keeper: Keeper | None,
         tally: Tally,
+        choose: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._plan = bundle.plan
-        self._sends = {send.wire: send for send in bundle.plan.uploads}
+        """`choose` says which of the bundle's plans the next inference follows."""
+        self._choose = choose
+        self._plans = bundle.plans
+        self._sends = [{send.wire: send for send in plan.uploads} for plan in bundle.plans]
         self._device = device
         self._keeper = keeper
         self._tally = tally
@@ -63,12 +66,14 @@ class Execution:
         Raises:
             InputError: this input cannot be computed.
         """
-        inference = Inference(feeds)
+        inference = Inference(feeds, self._choose())
         until_s = None if allowed_s is None else inference.started_s + allowed_s
-        running = Running(self, inference, tuple(names), until_s)
-        remote = self._keeper.remote if self._keeper else None
-        if self._keeper and remote is None:
-            running.error, running.outcome = self._keeper.why, Outcome.LOCAL
+        plan = self._plans[inference.plan]
+        running = Running(self, plan, inference, tuple(names), until_s)
+        keeper = None if plan.is_local else self._keeper
+        remote = keeper.remote if keeper else None
+        if keeper and remote is None:
+            running.error, running.outcome = keeper.why, Outcome.LOCAL
             return running
         try:
             self._start(running, remote)
@@ -104,24 +109,25 @@ class Execution:
         return found
 
     def _start(self, running: "Running", remote: Remote | None) -> None:
-        inference = running.inference
+        inference, plan = running.inference, running.plan
         if remote:
             remote.begin(inference, self._patience(running))
             running.remote = remote
-        for step in self._plan.steps:
+        for step in plan.steps:
             if step.action is Action.RUN:
-                segment = self._plan.segment(step.target)
+                segment = plan.segment(step.target)
                 if not inference.has(segment.inputs):
                     inference.take(segment.inputs, self._patience(running))
                 self._device.run(segment, inference, running.until_s)
             elif remote:
-                packed = self._device.pack(self._sends[step.target], inference)
+                send = self._sends[inference.plan][step.target]
+                packed = self._device.pack(send, inference)
                 remote.send(inference, step.target, packed)
 
     def _finish_here(self, running: "Running") -> None:
         """Compute what is missing; stops as soon as a late answer of the server is there."""
         inference, names = running.inference, running.names
-        for segment in rest(self._plan, inference.is_here, names):
+        for segment in rest(running.plan, inference.is_here, names):
             if inference.has(names):
                 return
             self._device.load((segment,))
@@ -136,7 +142,7 @@ class Execution:
         until_s = running.until_s
         if until_s is None or not self._can_finish_here:
             return until_s
-        left = rest(self._plan, running.inference.is_here, running.names)
+        left = rest(running.plan, running.inference.is_here, running.names)
         needed_s = self._device.estimate_s(left)
         if needed_s is None:  # never run here: half of the time is anybody's guess
             now_s = time.monotonic()
@@ -150,6 +156,7 @@ class Running:
     """One inference under way; `finish` gives its answer.
 
     Attributes:
+        plan: the plan it follows from its beginning to its end.
         inference: its tensors.
         names: the outputs wanted.
         until_s: when its time is over, by `time.monotonic`; None: never.
@@ -161,11 +168,13 @@ class Running:
     def __init__(
         self,
         execution: Execution,
+        plan: Plan,
         inference: Inference,
         names: tuple[str, ...],
         until_s: float | None,
     ) -> None:
         self._execution = execution
+        self.plan = plan
         self.inference = inference
         self.names = names
         self.until_s = until_s

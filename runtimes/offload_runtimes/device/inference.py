@@ -15,11 +15,13 @@ class Inference:
 
     Attributes:
         started_s: when it began, by `time.monotonic`.
+        plan: which of the bundle's plans it follows.
         number: the frame's number in the session with the server; 0 before it has one.
     """
 
-    def __init__(self, feeds: Mapping[str, Array]) -> None:
+    def __init__(self, feeds: Mapping[str, Array], plan: int = 0) -> None:
         self.started_s = time.monotonic()
+        self.plan = plan
         self.number = 0
         self._tensors = dict(feeds)
         self._error: OffloadError | None = None

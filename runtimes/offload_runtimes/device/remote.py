@@ -33,7 +33,7 @@ class Remote:
     def __init__(
         self,
         connector: Connector,
-        contract: Contract,
+        contracts: tuple[Contract, ...],
         *,
         link: LinkCost | None = None,
         timeout_s: float = 5.0,
@@ -45,7 +45,7 @@ class Remote:
             ServerError: the server cannot be reached, is full, or does not answer in time.
             BundleError: the server does not hold the bundle.
         """
-        self._machine = DeviceSession(contract, connector.address)
+        self._machine = DeviceSession(contracts, connector.address)
         self._up = Pipe(link.upload_s) if link else None
         self._down = Pipe(link.download_s) if link else None
         self._lock = threading.Lock()
@@ -82,7 +82,7 @@ class Remote:
             if self.error is not None:
                 self._room.release()
                 raise self.error
-            inference.number = self._machine.open_frame()
+            inference.number = self._machine.open_frame(inference.plan)
             self._frames[inference.number] = inference
 
     def send(self, inference: Inference, name: str, packed: Packed) -> None:
@@ -92,7 +92,8 @@ class Remote:
             with self._lock:
                 if inference.number not in self._frames:
                     return None
-            data = self._machine.upload(inference.number, name, packed, time.monotonic())
+            now_s, plan = time.monotonic(), inference.plan
+            data = self._machine.upload(inference.number, name, packed, now_s, plan)
             with self._lock:
                 self._begun[inference.number, name] = (time.monotonic(), len(data))
                 self._pulse.sent(len(data))
@@ -131,7 +132,8 @@ class Remote:
     def beat(self) -> None:
         """Ping, or, when the last pings were never answered, count the server as lost."""
         with self._lock:
-            coming_bytes = len(self._frames) * self._machine.contract.answer_bytes
+            agreed = self._machine.contracts
+            coming_bytes = sum(agreed[i.plan].answer_bytes for i in self._frames.values())
             gone = self._pulse.is_gone(time.monotonic(), coming_bytes)
             idle = not self._frames
         if gone:

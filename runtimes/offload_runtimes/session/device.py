@@ -67,35 +67,44 @@ class Leaving:
 Event: TypeAlias = Opened | Arrived | Failed | Ponged | Leaving
 
 
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """A frame in flight: its plan's contract, and the downloads that have not come."""
+
+    contract: Contract
+    missing: set[str]
+
+
 @dataclass
 class DeviceSession:
     """State of one session; `receive` turns the server's messages into events.
 
     Attributes:
-        contract: what may cross.
+        contracts: what may cross, by plan.
         server: the server's address, for messages.
     """
 
-    contract: Contract
+    contracts: tuple[Contract, ...]
     server: str
     _opened: bool = False
-    _frames: dict[int, set[str]] = field(default_factory=dict)
+    _frames: dict[int, _Frame] = field(default_factory=dict)
     _last_frame: int = 0
 
     def hello(self) -> bytes:
         """The first message."""
-        hello = pb.Hello(protocol=wire.PROTOCOL, bundle=self.contract.digest)
+        hello = pb.Hello(protocol=wire.PROTOCOL, bundle=self.contracts[0].digest)
         return pb.Message(hello=hello).SerializeToString()
 
-    def open_frame(self) -> int:
-        """Number a new frame."""
+    def open_frame(self, plan: int = 0) -> int:
+        """Number a new frame, which will follow one of the plans."""
         self._last_frame += 1
-        self._frames[self._last_frame] = set(self.contract.downloads)
+        agreed = self.contracts[plan]
+        self._frames[self._last_frame] = _Frame(agreed, set(agreed.downloads))
         return self._last_frame
 
-    def upload(self, frame: int, name: str, packed: Packed, now_s: float) -> bytes:
-        """The message that sends a tensor."""
-        return wire.tensor_message(frame, name, packed, now_s)
+    def upload(self, frame: int, name: str, packed: Packed, now_s: float, plan: int = 0) -> bytes:
+        """The message that sends a tensor of a frame, which follows that plan."""
+        return wire.tensor_message(frame, name, packed, now_s, plan=plan)
 
     def cancel(self, frame: int) -> bytes | None:
         """The message that gives a frame up; None when it is over already."""
@@ -103,9 +112,9 @@ class DeviceSession:
             return None
         return pb.Message(cancel=pb.Cancel(frame=frame)).SerializeToString()
 
-    def ping(self, number: int) -> bytes:
-        """A message that the server answers at once."""
-        return pb.Message(ping=pb.Ping(number=number)).SerializeToString()
+    def ping(self, number: int, data: bytes = b"") -> bytes:
+        """A message that the server answers at once, with the same data."""
+        return pb.Message(ping=pb.Ping(number=number, data=data)).SerializeToString()
 
     def receive(self, data: bytes) -> Event | None:
         """What one message from the server means; None: nothing any more.
@@ -143,8 +152,9 @@ class DeviceSession:
             if 0 < tensor.frame <= self._last_frame:
                 return None  # the frame was given up while this was on its way
             raise ProtocolError(f"server {self.server} sent a frame that was never asked for")
-        missing = self._frames[tensor.frame]
-        array = wire.decode_tensor(tensor, self.contract.downloads)
+        frame = self._frames[tensor.frame]
+        missing = frame.missing
+        array = wire.decode_tensor(tensor, frame.contract.downloads)
         if tensor.name not in missing:
             raise ProtocolError(f"server {self.server} sent {tensor.name!r} twice")
         missing.remove(tensor.name)

@@ -1,6 +1,6 @@
 """The server's end of a session: which segments can run, what goes back, what is refused."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -67,8 +67,10 @@ Event: TypeAlias = Reply | Run | Over | Close
 
 @dataclass
 class _Frame:
-    """One inference in flight: the tensors at hand and the segments that haven't started."""
+    """One inference in flight: its plan, the tensors at hand, segments that haven't started."""
 
+    plan: int
+    contract: Contract
     waiting: list[Segment]
     tensors: dict[str, Array] = field(default_factory=dict)
     spans: list[pb.Span] = field(default_factory=list)
@@ -92,10 +94,11 @@ class ServerSession:
     Not safe for several threads at once: the shell holds a lock around each call.
     """
 
-    def __init__(self, contracts: Mapping[str, Contract], limits: Limits) -> None:
+    def __init__(self, contracts: Mapping[str, Sequence[Contract]], limits: Limits) -> None:
+        """`contracts` holds those of each bundle by its digest, in the order of its plans."""
         self._contracts = contracts
         self._limits = limits
-        self._contract: Contract | None = None
+        self._agreed: Sequence[Contract] = ()
         self._frames: dict[int, _Frame] = {}
         self._last_frame = 0
         self._failed: set[int] = set()
@@ -110,7 +113,7 @@ class ServerSession:
     @property
     def bundle(self) -> str | None:
         """Digest of the bundle of this session; None before the hello."""
-        return self._contract.digest if self._contract else None
+        return self._agreed[0].digest if self._agreed else None
 
     @property
     def frames_in_flight(self) -> int:
@@ -131,7 +134,7 @@ class ServerSession:
     ) -> list[Event]:
         """A segment made its outputs: send the downloads, run what they allow."""
         frame = self._frames.get(run.frame)
-        if frame is None or self._contract is None:
+        if frame is None:
             return []
         frame.running -= 1
         frame.tensors.update(outputs)
@@ -140,7 +143,7 @@ class ServerSession:
         frame.spans.append(span)
         events = self._started(run.frame, frame)
         for name, array in outputs.items():
-            if name in self._contract.downloads:
+            if name in frame.contract.downloads:
                 events.append(self._download(run.frame, frame, name, array, end_s))
         return [*events, *self._forget_if_done(run.frame, frame)]
 
@@ -170,36 +173,38 @@ class ServerSession:
     def _receive(self, message: pb.Message, now_s: float) -> list[Event]:
         body = message.WhichOneof("body")
         if body == "ping":
-            pong = pb.Pong(number=message.ping.number, server_s=now_s)
+            if len(message.ping.data) > wire.MAX_PING_BYTES:
+                raise ProtocolError(f"a ping may carry {wire.MAX_PING_BYTES} bytes, no more")
+            pong = pb.Pong(number=message.ping.number, server_s=now_s, data=message.ping.data)
             return [Reply(pb.Message(pong=pong).SerializeToString())]
         if body == "hello":
             return [Reply(self._hello(message.hello))]
-        if self._contract is None:
+        if not self._agreed:
             raise ProtocolError("a session must begin with a hello")
         if body == "tensor":
-            return self._upload(self._contract, message.tensor, now_s)
+            return self._upload(message.tensor, now_s)
         if body == "cancel":
             number = message.cancel.frame
             return [] if self._frames.pop(number, None) is None else [Over(number, "cancelled")]
         raise ProtocolError(f"a device must not send a {body}")
 
     def _hello(self, hello: pb.Hello) -> bytes:
-        if self._contract is not None:
+        if self._agreed:
             raise ProtocolError("a second hello came: open a new session for another bundle")
         if hello.protocol != wire.PROTOCOL:
             raise ProtocolError(
                 f"protocol {hello.protocol} is not spoken here, only {wire.PROTOCOL}: install the"
                 " same version of onnx-offload on both sides"
             )
-        self._contract = self._contracts.get(hello.bundle)
-        if self._contract is None:
+        self._agreed = self._contracts.get(hello.bundle, ())
+        if not self._agreed:
             raise BundleError(
                 f"bundle {hello.bundle[:12]} is not served here: start the server with it"
             )
         welcome = pb.Welcome(protocol=wire.PROTOCOL, max_frames=self._limits.max_frames)
         return pb.Message(welcome=welcome).SerializeToString()
 
-    def _upload(self, contract: Contract, tensor: pb.Tensor, now_s: float) -> list[Event]:
+    def _upload(self, tensor: pb.Tensor, now_s: float) -> list[Event]:
         if self._draining and tensor.frame > self._last_frame:
             self._failed.add(tensor.frame)
             self._last_frame = tensor.frame
@@ -207,27 +212,32 @@ class ServerSession:
             return [Reply(wire.encode_failure(error, tensor.frame))]
         if tensor.frame in self._failed:
             return []
-        frame = self._frame(contract, tensor.frame)
+        frame = self._frame(tensor.frame, tensor.plan)
         if tensor.name in frame.tensors:
             raise ProtocolError(f"tensor {tensor.name[:80]!r} came twice for one frame")
-        frame.tensors[tensor.name] = wire.decode_tensor(tensor, contract.uploads)
+        frame.tensors[tensor.name] = wire.decode_tensor(tensor, frame.contract.uploads)
         if sum(held.held_bytes for held in self._frames.values()) > self._limits.max_bytes:
             raise ProtocolError("too many bytes in flight: wait for answers before sending more")
         arrival = pb.Span.ARRIVAL
         frame.spans.append(pb.Span(kind=arrival, name=tensor.name, end_s=now_s))
         return self._started(tensor.frame, frame)
 
-    def _frame(self, contract: Contract, number: int) -> _Frame:
+    def _frame(self, number: int, plan: int) -> _Frame:
         frame = self._frames.get(number)
         if frame is not None:
+            if plan != frame.plan:
+                raise ProtocolError(f"frame {number} follows plan {frame.plan}, not {plan}")
             return frame
+        if plan >= len(self._agreed):
+            raise ProtocolError(f"this bundle has no plan {plan}: it has {len(self._agreed)}")
         if number <= self._last_frame:
             raise ProtocolError(f"frame {number} is over: frames must be numbered upwards")
         if len(self._frames) >= self._limits.max_frames:
             raise ProtocolError(f"more than {self._limits.max_frames} frames are in flight")
         self._last_frame = number
         self._failed = {old for old in self._failed if old > number - 2 * self._limits.max_frames}
-        self._frames[number] = frame = _Frame(list(contract.segments))
+        agreed = self._agreed[plan]
+        self._frames[number] = frame = _Frame(plan, agreed, list(agreed.segments))
         return frame
 
     def _started(self, number: int, frame: _Frame) -> list[Event]:
@@ -237,8 +247,7 @@ class ServerSession:
         ]
 
     def _download(self, number: int, frame: _Frame, name: str, array: Array, now_s: float) -> Reply:
-        assert self._contract is not None
-        encoding = self._contract.downloads[name].encoding
+        encoding = frame.contract.downloads[name].encoding
         spans, frame.spans = frame.spans, []
         return Reply(wire.encode_tensor(number, name, array, encoding, now_s, spans))
 

@@ -1,4 +1,4 @@
-"""What may cross the link for one bundle: names, dtypes, shapes, encodings, sizes."""
+"""What may cross the link for one bundle: names, dtypes, shapes, encodings, sizes, by plan."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -37,7 +37,7 @@ class Port:
 
 @dataclass(frozen=True)
 class Contract:
-    """What both ends of a session agreed on by naming a bundle.
+    """What both ends of a session agreed on by naming a bundle, for one of its plans.
 
     Attributes:
         digest: the bundle.
@@ -63,20 +63,30 @@ class Contract:
         return sum(port.expected_bytes for port in self.downloads.values())
 
 
-def contract(bundle: Bundle, values: Mapping[str, Value]) -> Contract:
-    """The contract of a bundle.
+def contracts(bundle: Bundle, values: Mapping[str, Value]) -> tuple[Contract, ...]:
+    """The contracts of a bundle, one a plan.
 
     Args:
         bundle: the bundle.
         values: type and shape of every tensor this end knows (receives, at least).
 
     Raises:
-        BundleError: the plan names an encoding this version lacks.
+        BundleError: a plan names an encoding this version lacks.
     """
-    plan = bundle.plan
-    segments = plan.on(Side.SERVER)
-    uploads, downloads = _ports(plan.uploads, values), _ports(plan.downloads, values)
-    return Contract(bundle.digest, segments, uploads, downloads)
+    return tuple(
+        Contract(
+            bundle.digest,
+            plan.on(Side.SERVER),
+            _ports(plan.uploads, values),
+            _ports(plan.downloads, values),
+        )
+        for plan in bundle.plans
+    )
+
+
+def message_limit_bytes(agreed: Iterable[Contract]) -> int:
+    """The largest message that either end may send under any of some contracts."""
+    return max((each.message_limit_bytes for each in agreed), default=0)
 
 
 def _ports(sends: Iterable[Send], values: Mapping[str, Value]) -> Mapping[str, Port]:

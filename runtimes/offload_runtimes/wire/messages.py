@@ -20,6 +20,7 @@ from offload_runtimes.wire.codecs import codec
 from offload_runtimes.wire.contract import Port
 
 PROTOCOL = 1
+MAX_PING_BYTES = 48 * 1024  # below what any bundle lets a message take
 _MAX_RANK = 16
 _KINDS: Mapping[type[OffloadError], "pb.Failure.Kind"] = {
     ServerError: pb.Failure.SERVER,
@@ -77,6 +78,7 @@ def tensor_message(
     packed: Packed,
     sent_s: float = 0.0,
     spans: Iterable[pb.Span] = (),
+    plan: int = 0,
 ) -> bytes:
     """The message that carries a tensor."""
     tensor = pb.Tensor(
@@ -88,6 +90,7 @@ def tensor_message(
         data=packed.data,
         sent_s=sent_s,
         spans=spans,
+        plan=plan,
     )
     tensor.checksum = _checksum(tensor, packed.data)
     return pb.Message(tensor=tensor).SerializeToString()
@@ -100,9 +103,10 @@ def encode_tensor(
     codec_name: str,
     sent_s: float = 0.0,
     spans: Iterable[pb.Span] = (),
+    plan: int = 0,
 ) -> bytes:
     """Pack a tensor and put it into a message."""
-    return tensor_message(frame, name, pack(array, codec_name), sent_s, spans)
+    return tensor_message(frame, name, pack(array, codec_name), sent_s, spans, plan)
 
 
 def decode_tensor(tensor: pb.Tensor, ports: Mapping[str, Port]) -> Array:
@@ -150,6 +154,8 @@ def _checksum(tensor: pb.Tensor, data: bytes) -> int:
     rest = int.from_bytes(data[whole:], "little")
     shape = "x".join(map(str, tensor.shape))
     header = f"{tensor.frame}|{tensor.name}|{tensor.dtype}|{shape}|{tensor.encoding}"
+    if tensor.plan:
+        header += f"|{tensor.plan}"
     return (words + rest + zlib.crc32(header.encode())) % 2**64
 
 

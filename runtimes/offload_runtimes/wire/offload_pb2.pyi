@@ -44,7 +44,7 @@ class Welcome(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., max_frames: _Optional[int] = ...) -> None: ...
 
 class Tensor(_message.Message):
-    __slots__ = ("frame", "name", "dtype", "shape", "encoding", "data", "sent_s", "spans", "checksum")
+    __slots__ = ("frame", "name", "dtype", "shape", "encoding", "data", "sent_s", "spans", "checksum", "plan")
     FRAME_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,7 @@ class Tensor(_message.Message):
     SENT_S_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
     frame: int
     name: str
     dtype: str
@@ -63,7 +64,8 @@ class Tensor(_message.Message):
     sent_s: float
     spans: _containers.RepeatedCompositeFieldContainer[Span]
     checksum: int
-    def __init__(self, frame: _Optional[int] = ..., name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., encoding: _Optional[str] = ..., data: _Optional[bytes] = ..., sent_s: _Optional[float] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., checksum: _Optional[int] = ...) -> None: ...
+    plan: int
+    def __init__(self, frame: _Optional[int] = ..., name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., encoding: _Optional[str] = ..., data: _Optional[bytes] = ..., sent_s: _Optional[float] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., checksum: _Optional[int] = ..., plan: _Optional[int] = ...) -> None: ...
 
 class Span(_message.Message):
     __slots__ = ("kind", "name", "start_s", "end_s")
@@ -104,18 +106,22 @@ class Failure(_message.Message):
     def __init__(self, frame: _Optional[int] = ..., kind: _Optional[_Union[Failure.Kind, str]] = ..., sentence: _Optional[str] = ...) -> None: ...
 
 class Ping(_message.Message):
-    __slots__ = ("number",)
+    __slots__ = ("number", "data")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
     number: int
-    def __init__(self, number: _Optional[int] = ...) -> None: ...
+    data: bytes
+    def __init__(self, number: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Pong(_message.Message):
-    __slots__ = ("number", "server_s")
+    __slots__ = ("number", "server_s", "data")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     SERVER_S_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
     number: int
     server_s: float
-    def __init__(self, number: _Optional[int] = ..., server_s: _Optional[float] = ...) -> None: ...
+    data: bytes
+    def __init__(self, number: _Optional[int] = ..., server_s: _Optional[float] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("frame",)

@@ -28,10 +28,16 @@ def segment(name: str, inputs: str, outputs: str) -> Segment:
 # a -> b, c -> d, and both joined: e. Downloads are b and e, uploads a and c.
 SEGMENTS = (segment("ab", "a", "b"), segment("cd", "c", "d"), segment("bde", "bd", "e"))
 CONTRACT = Contract("digest", SEGMENTS, {n: port(n) for n in "ac"}, {n: port(n) for n in "be"})
+# Another plan of the same bundle: one segment, one download.
+OTHER = Contract(
+    "digest", (segment("ace", "ac", "e"),), {n: port(n) for n in "ac"}, {"e": port("e")}
+)
+AGREED = (CONTRACT, OTHER)
 WORK = {
     "ab": lambda a: {"b": a + 1},
     "cd": lambda c: {"d": c * 2},
     "bde": lambda b, d: {"e": b + d},
+    "ace": lambda a, c: {"e": a + 1 + c * 2},
 }
 
 
@@ -48,10 +54,11 @@ class ServerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.session = ServerSession({"digest": CONTRACT}, ROOM)
+        self.session = ServerSession({"digest": AGREED}, ROOM)
         self.running: list[Run] = []
         self.answers: dict[int, dict[str, np.ndarray]] = {}
         self.sent: dict[int, set[str]] = {}
+        self.plans: dict[int, int] = {}
         self.over: list[int] = []
         self.number = 0
         self.closes = 0
@@ -70,7 +77,8 @@ class ServerMachine(RuleBasedStateMachine):
 
     def reply(self, message: pb.Message) -> None:
         if message.WhichOneof("body") == "tensor":
-            array = wire.decode_tensor(message.tensor, CONTRACT.downloads)
+            plan = self.plans[message.tensor.frame]
+            array = wire.decode_tensor(message.tensor, AGREED[plan].downloads)
             answers = self.answers.setdefault(message.tensor.frame, {})
             assert message.tensor.name not in answers
             answers[message.tensor.name] = array
@@ -80,14 +88,14 @@ class ServerMachine(RuleBasedStateMachine):
 
     @initialize()
     def hello(self) -> None:
-        self.send(DeviceSession(CONTRACT, "here").hello())
+        self.send(DeviceSession(AGREED, "here").hello())
         assert self.session.bundle == "digest"
 
     @precondition(lambda self: len(self.open()) < ROOM.max_frames)
-    @rule(name=st.sampled_from("ac"))
-    def begin(self, name: str) -> None:
+    @rule(name=st.sampled_from("ac"), plan=st.integers(0, 1))
+    def begin(self, name: str, plan: int) -> None:
         self.number += 1
-        self.sent[self.number] = set()
+        self.sent[self.number], self.plans[self.number] = set(), plan
         self.upload(self.number, name)
 
     @precondition(lambda self: self.unsent())
@@ -97,7 +105,8 @@ class ServerMachine(RuleBasedStateMachine):
 
     def upload(self, frame: int, name: str) -> None:
         self.sent[frame].add(name)
-        self.send(wire.encode_tensor(frame, name, values(frame)[name], "raw"))
+        array = values(frame)[name]
+        self.send(wire.encode_tensor(frame, name, array, "raw", plan=self.plans[frame]))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -125,14 +134,15 @@ class ServerMachine(RuleBasedStateMachine):
         wrong=st.one_of(
             st.binary(max_size=40),
             st.builds(
-                lambda frame, name, count: wire.encode_tensor(
-                    frame, name, np.zeros(count, np.int64), "raw"
+                lambda frame, name, count, plan: wire.encode_tensor(
+                    frame, name, np.zeros(count, np.int64), "raw", plan=plan
                 ),
                 st.integers(0, 2**40),
                 st.sampled_from(["b", "x", ""]),
                 st.integers(0, 200),
+                st.integers(0, 2**32 - 1),
             ),
-            st.just(DeviceSession(CONTRACT, "here").hello()),
+            st.just(DeviceSession(AGREED, "here").hello()),
         )
     )
     def misbehave(self, wrong: bytes) -> None:
@@ -180,7 +190,7 @@ TestServerMachine.settings = settings(max_examples=150, stateful_step_count=25, 
 
 
 def opened() -> DeviceSession:
-    session = DeviceSession(CONTRACT, "here")
+    session = DeviceSession(AGREED, "here")
     welcome = pb.Welcome(protocol=wire.PROTOCOL, max_frames=3)
     assert session.receive(pb.Message(welcome=welcome).SerializeToString()) == Opened(3)
     return session
@@ -239,12 +249,59 @@ def test_device_maps_failures() -> None:
 )
 def test_device_refuses_a_wrong_server(data: bytes) -> None:
     with pytest.raises(wire.ProtocolError):
-        DeviceSession(CONTRACT, "here").receive(data)
+        DeviceSession(AGREED, "here").receive(data)
+
+
+def greeted() -> ServerSession:
+    session = ServerSession({"digest": AGREED}, ROOM)
+    session.receive(DeviceSession(AGREED, "here").hello(), 0.0)
+    return session
+
+
+def refusal(events: list[Event]) -> str:
+    (close,) = [event for event in events if isinstance(event, Close)]
+    return str(close.error)
+
+
+def test_a_frame_follows_one_plan_from_beginning_to_end() -> None:
+    session = greeted()
+    a, c = np.arange(2), np.arange(2) + 5
+    session.receive(wire.encode_tensor(1, "a", a, "raw", plan=1), 0.0)
+    (run,) = session.receive(wire.encode_tensor(1, "c", c, "raw", plan=1), 0.0)
+    assert isinstance(run, Run)
+    assert run.segment.id == "ace"
+    (other,) = session.receive(wire.encode_tensor(2, "a", a, "raw", plan=0), 0.0)
+    assert isinstance(other, Run)
+    assert other.segment.id == "ab"
+    events = session.receive(wire.encode_tensor(2, "c", c, "raw", plan=1), 0.0)
+    assert "frame 2 follows plan 0, not 1" in refusal(events)
+
+
+def test_a_plan_that_the_bundle_lacks_is_refused() -> None:
+    events = greeted().receive(wire.encode_tensor(1, "a", np.arange(2), "raw", plan=2), 0.0)
+    assert "no plan 2: it has 2" in refusal(events)
+
+
+def test_a_damaged_plan_number_is_seen() -> None:
+    message = wire.parse(wire.encode_tensor(1, "a", np.arange(2), "raw", plan=1))
+    message.tensor.plan = 0
+    events = greeted().receive(message.SerializeToString(), 0.0)
+    assert "damaged on its way" in refusal(events)
+
+
+def test_pings_carry_what_they_are_given_and_no_more_than_allowed() -> None:
+    session, device = greeted(), DeviceSession(AGREED, "here")
+    (reply,) = session.receive(device.ping(7, b"x" * wire.MAX_PING_BYTES), 3.0)
+    assert isinstance(reply, Reply)
+    pong = wire.parse(reply.data).pong
+    assert (pong.number, pong.server_s, len(pong.data)) == (7, 3.0, wire.MAX_PING_BYTES)
+    events = session.receive(device.ping(8, b"x" * (wire.MAX_PING_BYTES + 1)), 3.0)
+    assert "a ping may carry" in refusal(events)
 
 
 def test_server_says_goodbye_and_answers_what_it_has() -> None:
-    session = ServerSession({"digest": CONTRACT}, ROOM)
-    session.receive(DeviceSession(CONTRACT, "here").hello(), 0.0)
+    session = ServerSession({"digest": AGREED}, ROOM)
+    session.receive(DeviceSession(AGREED, "here").hello(), 0.0)
     (run,) = session.receive(wire.encode_tensor(1, "a", np.arange(2), "raw"), 0.0)
     assert isinstance(run, Run)
     assert len(session.drain()) == 1
