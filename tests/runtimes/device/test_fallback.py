@@ -19,6 +19,7 @@ from offload_runtimes.wire.transport import Connection, MemoryConnector
 
 from tests.runtimes import bundles
 from tests.runtimes.bundles import Made
+from tests.runtimes.waiting import eventually
 
 HANDSHAKE = 12  # messages before the first tensor: hello, welcome, five pings and pongs
 
@@ -32,13 +33,6 @@ def made(tmp_path: Path) -> Made:
 def server(made: Made) -> Iterator[Server]:
     with Server([made.bundle]) as running:
         yield running
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    give_up_s = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < give_up_s
-        time.sleep(0.01)
 
 
 def assert_right(session: OffloadSession, made: Made, seed: int) -> None:

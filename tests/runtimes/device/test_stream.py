@@ -17,6 +17,7 @@ from offload_runtimes.wire.transport import MemoryConnector
 
 from tests.runtimes import bundles
 from tests.runtimes.bundles import Made
+from tests.runtimes.waiting import eventually
 
 COUNT = 25
 
@@ -59,7 +60,7 @@ def test_no_frame_is_lost_with_the_server(server: Server, made: Made, at: int) -
         frames = (made.feeds(seed) for seed in range(COUNT))
         assert_in_order(list(session.stream(frames)), made)
         assert session.counts.runs == COUNT
-        assert session.counts.losses == 1
+        eventually(lambda: session.counts.losses == 1)  # counted on the keeper's thread
 
 
 def test_a_slow_caller_holds_up_the_source(session: OffloadSession, made: Made) -> None:
