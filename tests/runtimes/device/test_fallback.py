@@ -1,7 +1,7 @@
 """Whatever happens to the server, at any instant: the right answer, or one clear error."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
