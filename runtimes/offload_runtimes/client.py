@@ -114,7 +114,12 @@ class OffloadSession:
 
             def connect(timeout_s: float) -> Remote:
                 return Remote(
-                    connector, agreed, link=link, timeout_s=timeout_s, patience_s=patience_s
+                    connector,
+                    agreed,
+                    link=link,
+                    slowdown=slowdown,
+                    timeout_s=timeout_s,
+                    patience_s=patience_s,
                 )
 
             resumes = policy is not OnServerLoss.RAISE and bundle.holds(Side.SERVER)

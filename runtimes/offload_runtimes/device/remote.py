@@ -5,10 +5,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from offload.encoding.encoding import RAW
 from offload.errors import DeadlineError, OffloadError, ServerError
 from offload.schedule.timeline import Lane
 
-from offload_runtimes.device.emulate import LinkCost, Pipe
+from offload_runtimes.device.emulate import LinkCost, Pacer, Pipe
 from offload_runtimes.device.inference import Inference
 from offload_runtimes.device.pulse import Clock, Pulse
 from offload_runtimes.session.device import (
@@ -36,10 +37,11 @@ class Remote:
         contracts: tuple[Contract, ...],
         *,
         link: LinkCost | None = None,
+        slowdown: float = 1.0,
         timeout_s: float = 5.0,
         patience_s: float = 1.0,
     ) -> None:
-        """Connect, say hello and set the clocks.
+        """Connect, say hello and set the clocks; `slowdown` makes decoding take so much longer.
 
         Raises:
             ServerError: the server cannot be reached, is full, or does not answer in time.
@@ -48,6 +50,7 @@ class Remote:
         self._machine = DeviceSession(contracts, connector.address)
         self._up = Pipe(link.upload_s) if link else None
         self._down = Pipe(link.download_s) if link else None
+        self._pacer = Pacer(slowdown)
         self._lock = threading.Lock()
         self._frames: dict[int, Inference] = {}
         self._begun: dict[tuple[int, str], tuple[float, int]] = {}
@@ -179,7 +182,10 @@ class Remote:
     def _receiving(self) -> None:
         try:
             while (data := self._connection.receive()) is not None:
+                own_s = time.thread_time()
                 event = self._machine_event(data)
+                if isinstance(event, Arrived):
+                    self._pacer.learn(event.name, time.thread_time() - own_s)
                 if event is not None:
                     self._handle(event, len(data))
             self._lose(ServerError("the server ended the session: is it shutting down?"))
@@ -200,6 +206,7 @@ class Remote:
             case Arrived():
                 if self._down:
                     self._down.transit(size_bytes)
+                self._decoding(event.name)
                 self._arrived(event)
             case Failed(None, error):
                 self._lose(error)
@@ -217,6 +224,11 @@ class Remote:
                 if sent_s is not None:
                     self.clock.learn(sent_s, server_s, time.monotonic())
                     self._ponged.release()
+
+    def _decoding(self, name: str) -> None:
+        """Take the time that a slower device needs to decode an answer."""
+        if self._machine.contract.downloads[name].encoding != RAW.codec:
+            self._pacer.pace(name)
 
     def _arrived(self, event: Arrived) -> None:
         now_s = time.monotonic()

@@ -1,5 +1,6 @@
 """Encodings from the plan to the answer: in the bundle, on the wire, in the report."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -181,3 +182,35 @@ def test_pictures_cross_as_pictures(name: str, tmp_path: Path) -> None:
         (found,) = session.run(None, {"image": rows})
     (expected,) = load(tmp_path_model(seen)).run(None, {"image": rows})
     assert np.abs(found - expected).max() <= (1e-4 if name == "png" else 2)
+
+
+def test_answers_come_back_compressed_where_that_pays(tmp_path: Path) -> None:
+    path = tmp_path / "relu.onnx"
+    shape = (1, 4, 32, 32)
+    graph = helper.make_graph(
+        [helper.make_node("Relu", ["x"], ["t"], "relu"), helper.make_node("Exp", ["t"], ["y"])],
+        "relu",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    feeds = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    seen = net(tmp_path, path=path, calibration=Calibration((feeds,)))
+    plan = seen.plan(seen.catalogue.allowing(parse_allowed("any")))
+    (send,) = plan.downloads
+    assert send.encoding in ("zstd", "planes")
+    assert (send.size_bytes or 0) < (send.tensor_bytes or 0) == 4 * 4 * 32 * 32
+    raw = seen.plan(seen.catalogue.allowing((ENCODINGS["raw"],)))
+    assert raw.downloads[0].encoding == "raw"
+    assert plan.latency_s < raw.latency_s
+    bundle = write_bundle(
+        seen.model,
+        seen.graph,
+        replace(plan, uploads=raw.uploads, steps=raw.steps, segments=raw.segments),
+        tmp_path / "net.bundle",
+    )
+    with open_session(bundle, threads=1, slowdown=2) as session:
+        (found,) = session.run(None, feeds)
+    (expected,) = load(path).run(None, feeds)
+    assert found.tobytes() == expected.tobytes()

@@ -77,23 +77,25 @@ LINK = Link(8e3, 8e3)  # a millisecond a byte
 
 def ways(entry: Encoded, device: Profile) -> list[str]:
     catalogue = Catalogue({"t": (entry,)}, codec_s=0.01, whole_s=1.0)
-    found = crossings({"t": 1000}, catalogue, device, profile(0.01), LINK)["t"]
+    found = crossings({"t": 1000}, catalogue, device, profile(0.01), LINK.upload_s)["t"]
     return [way.encoding.name for way in found]
 
 
 def test_seconds_are_carried_over_by_the_reference_work() -> None:
     entry = Encoded(ZSTD, 500, 500, 0.05, 0.02)
     catalogue = Catalogue({"t": (entry,)}, codec_s=0.01, whole_s=1.0)
-    _, way = crossings({"t": 1000}, catalogue, profile(0.02), profile(None, 3.0), LINK)["t"]
+    _, way = crossings({"t": 1000}, catalogue, profile(0.02), profile(None, 3.0), LINK.upload_s)[
+        "t"
+    ]
     assert way.encode_s == pytest.approx(0.1)
     assert way.decode_s == pytest.approx(0.06)
-    assert way.upload_s == pytest.approx(LINK.upload_s(500))
+    assert way.link_s == pytest.approx(LINK.upload_s(500))
 
 
 def test_a_bad_input_takes_longer() -> None:
     catalogue = Catalogue({"t": (Encoded(ZSTD, 500, 600, 0.01, 0.01),)}, codec_s=0.01)
-    _, way = crossings({"t": 1000}, catalogue, profile(0.01), profile(0.01), LINK)["t"]
-    assert way.p95_upload_s - way.upload_s == pytest.approx(LINK.upload_s(600) - LINK.upload_s(500))
+    _, way = crossings({"t": 1000}, catalogue, profile(0.01), profile(0.01), LINK.upload_s)["t"]
+    assert way.p95_link_s - way.link_s == pytest.approx(LINK.upload_s(600) - LINK.upload_s(500))
 
 
 def test_what_may_be_slower_than_raw_is_not_offered() -> None:
@@ -106,7 +108,7 @@ def test_what_may_be_slower_than_raw_is_not_offered() -> None:
 def test_the_quickest_way_comes_first_and_others_can_be_chosen() -> None:
     entries = (Encoded(ZSTD, 800, 800, 0.0, 0.0), Encoded(ENCODINGS["fp16"], 500, 500, 0.01, 0.0))
     catalogue = Catalogue({"t": entries}, codec_s=0.01)
-    found = crossings({"t": 1000}, catalogue, profile(0.01), profile(0.01), LINK)
+    found = crossings({"t": 1000}, catalogue, profile(0.01), profile(0.01), LINK.upload_s)
     costs = Costs((), (), {"t": 1.0}, {}, {"t": 1000}).encoded(found)
     assert [way.encoding.name for way in costs.ways["t"]] == ["fp16", "zstd", "raw"]
     assert costs.size_bytes["t"] == 500

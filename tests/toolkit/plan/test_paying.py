@@ -1,11 +1,14 @@
 """Encodings are used where they gain more than predictions may be off by, and only there."""
 
+from dataclasses import replace
+
 import pytest
 from offload.encoding.encoding import ENCODINGS
 from offload.partition.costs import Costs
 from offload.partition.crossing import Crossing
+from offload.partition.cut import cut_at
 from offload.plan.candidate import Situation
-from offload.plan.paying import doubt_s
+from offload.plan.paying import doubt_s, is_raw, only
 from offload.plan.plan import Plan
 from offload.plan.planner import choose, compare, make_plan
 
@@ -49,6 +52,20 @@ def test_what_is_lossy_must_gain_over_what_is_lossless() -> None:
     found = plan(way("zstd", 2.0), way("fp16", 1.9, codec_s=0.09))
     assert [send.encoding for send in found.uploads] == ["zstd"]
     assert "all crosses lossless" in found.reason
+
+
+def test_an_answer_comes_back_encoded_and_its_seconds_count() -> None:
+    asked = situation(way("zstd", 2.0))
+    back = (way("raw", 0.9), way("planes", 0.2, codec_s=0.1))
+    asked = replace(asked, costs=asked.costs.answering({"t1": back}))
+    found = make_plan(asked, "opss")
+    assert [send.encoding for send in found.downloads] == ["planes"]
+    assert found.latency_s == pytest.approx(1 + 2.0 + 0.1 + 0.1 + 0.2)
+    assert found.forecast is not None
+    assert found.forecast.work.download_s == pytest.approx(0.1)
+    assert found.forecast.download_bytes == (16,)
+    plain = make_plan(only(asked, is_raw), "opss", cut_at(GRAPH, {0}))
+    assert [send.encoding for send in plain.downloads] == ["raw"]
 
 
 def test_the_same_plan_is_not_in_doubt() -> None:

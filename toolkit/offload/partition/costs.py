@@ -1,11 +1,12 @@
 """Seconds of everything a partition weighs, in one value."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from offload.cost.link import Link
 from offload.cost.profile import Profile
 from offload.encoding.catalogue import Catalogue
+from offload.encoding.encoding import ENCODINGS, RAW, Encoding
 from offload.graph.model import Graph
 from offload.partition.crossing import Crossing, crossings
 from offload.partition.cut import Cut
@@ -19,12 +20,13 @@ class Costs:
         device_s: seconds per layer on the device, in the graph's order.
         server_s: seconds per layer on the server.
         upload_s: seconds to send a tensor up, by name; its start-up only where unsized.
-        download_s: seconds to send a graph output down, by name.
+        download_s: seconds to send a graph output down, by name, encoding and decoding included.
         size_bytes: bytes of a tensor on the wire, by name, where known.
         unsized: tensors whose size depends on data; no search cuts there.
         encode_s: seconds of the device to encode a tensor for its way up; 0 where absent.
         decode_s: seconds of the server to decode it; 0 where absent.
         ways: the ways a tensor may cross, the one chosen first; absent: raw only.
+        answers: the ways a graph output may come back, likewise.
         device_segment_s: seconds of the device for a segment besides its layers, unless it is the
             whole model.
         server_segment_s: the same of the server.
@@ -40,6 +42,7 @@ class Costs:
     encode_s: Mapping[str, float] = field(default_factory=dict)
     decode_s: Mapping[str, float] = field(default_factory=dict)
     ways: Mapping[str, tuple[Crossing, ...]] = field(default_factory=dict)
+    answers: Mapping[str, tuple[Crossing, ...]] = field(default_factory=dict)
     device_segment_s: float = 0.0
     server_segment_s: float = 0.0
     made: frozenset[str] = frozenset()
@@ -86,6 +89,33 @@ class Costs:
         ways = self.ways.get(tensor)
         return ways[0] if ways else None
 
+    def answer(self, tensor: str) -> Crossing | None:
+        """The way a graph output comes back; None where raw is the only one."""
+        ways = self.answers.get(tensor)
+        return ways[0] if ways else None
+
+    def taken(self, cut: Cut) -> tuple[Crossing, ...]:
+        """The ways that a cut's tensors take, up and down, where there is a choice."""
+        up, down = map(self.crossing, cut.uploads), map(self.answer, cut.downloads)
+        return tuple(way for way in (*up, *down) if way is not None)
+
+    def only(self, suits: Callable[[Encoding], bool]) -> "Costs":
+        """The same with the encodings that suit, and raw."""
+
+        def left(ways: Mapping[str, tuple[Crossing, ...]]) -> dict[str, tuple[Crossing, ...]]:
+            return {
+                name: tuple(w for w in each if w.encoding is RAW or suits(w.encoding))
+                for name, each in ways.items()
+            }
+
+        return self.encoded(left(self.ways)).answering(left(self.answers))
+
+    def answering(self, ways: Mapping[str, tuple[Crossing, ...]]) -> "Costs":
+        """The same, graph outputs coming back the quickest of their ways."""
+        ranked = {name: tuple(sorted(each, key=_total_s)) for name, each in ways.items()}
+        first = {name: each[0].total_s for name, each in ranked.items()}
+        return replace(self, download_s={**self.download_s, **first}, answers=ranked)
+
     def choosing(self, tensor: str, way: Crossing) -> "Costs":
         """The same, a tensor crossing another of its ways."""
         others = (other for other in self.ways[tensor] if other != way)
@@ -100,7 +130,7 @@ class Costs:
         first = {name: each[0] for name, each in ways.items()}
         return replace(
             self,
-            upload_s={**self.upload_s, **{name: way.upload_s for name, way in first.items()}},
+            upload_s={**self.upload_s, **{name: way.link_s for name, way in first.items()}},
             size_bytes={**self.size_bytes, **{name: way.size_bytes for name, way in first.items()}},
             encode_s={name: way.encode_s for name, way in first.items()},
             decode_s={name: way.decode_s for name, way in first.items()},
@@ -126,7 +156,8 @@ def costs_of(
         device: their seconds on the device.
         server: their seconds on the server.
         link: what a byte costs.
-        catalogue: encodings that tensors may have on their way up; None: all cross raw.
+        catalogue: encodings that tensors may have on their way, down only what is lossless; None:
+            all cross raw.
 
     Raises:
         InputError: a profile is not of this graph.
@@ -147,4 +178,8 @@ def costs_of(
     if catalogue is None:
         return plain
     tensors = {name: sizes[name] for name in movable if name in sizes}
-    return plain.encoded(crossings(tensors, catalogue, device, server, link))
+    answers = {name: sizes[name] for name in graph.outputs if name in sizes}
+    plainly = catalogue.allowing([each for each in ENCODINGS.values() if each.is_lossless])
+    ways = crossings(tensors, catalogue, device, server, link.upload_s)
+    back = crossings(answers, plainly, server, device, link.download_s)
+    return plain.encoded(ways).answering(back)

@@ -1,9 +1,8 @@
 """The ways a tensor may cross the link, in seconds of one device, link and server."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from offload.cost.link import Link
 from offload.cost.profile import Profile
 from offload.encoding.affine import Affine
 from offload.encoding.catalogue import Catalogue, Encoded
@@ -24,10 +23,10 @@ class Crossing:
         raw_bytes: bytes of the tensor itself.
         size_bytes: mean bytes on the wire.
         p95_bytes: 95 of 100 inputs take no more.
-        encode_s: seconds of the device.
-        upload_s: seconds of the link, for the mean.
-        p95_upload_s: 95 of 100 inputs take no longer.
-        decode_s: seconds of the server.
+        encode_s: seconds of the side that sends.
+        link_s: seconds of the link, for the mean.
+        p95_link_s: 95 of 100 inputs take no longer.
+        decode_s: seconds of the side that receives.
         affine: scale and zero point where the encoding needs them.
     """
 
@@ -36,60 +35,68 @@ class Crossing:
     size_bytes: int
     p95_bytes: int
     encode_s: float
-    upload_s: float
-    p95_upload_s: float
+    link_s: float
+    p95_link_s: float
     decode_s: float
     affine: Affine | None = None
 
     @property
     def total_s(self) -> float:
         """Seconds when nothing overlaps."""
-        return self.encode_s + self.upload_s + self.decode_s
+        return self.encode_s + self.link_s + self.decode_s
 
 
 def crossings(
     sizes: Mapping[str, int],
     catalogue: Catalogue,
-    device: Profile,
-    server: Profile,
-    link: Link,
+    sender: Profile,
+    receiver: Profile,
+    passing_s: Callable[[float], float],
 ) -> dict[str, tuple[Crossing, ...]]:
     """By tensor: raw, and what pays against it even when little goes well (`WORTH`).
 
     Args:
         sizes: bytes of each tensor that may cross.
         catalogue: what it takes encoded, with seconds of the machine that measured.
-        device: whose seconds encoding takes.
-        server: whose seconds decoding takes.
-        link: what a byte costs.
+        sender: whose seconds encoding takes.
+        receiver: whose seconds decoding takes.
+        passing_s: the link's seconds for so many bytes.
     """
-    slower, slow = _factor(device, catalogue), _factor(server, catalogue)
+    slower, slow = _factor(sender, catalogue), _factor(receiver, catalogue)
     found = {}
     for name, size_bytes in sizes.items():
-        raw_s = link.upload_s(size_bytes)
+        raw_s = passing_s(size_bytes)
         raw = Crossing(RAW, size_bytes, size_bytes, size_bytes, 0.0, raw_s, raw_s, 0.0)
         limit_s = raw.total_s * (1 - WORTH)
-        ways = [_crossing(entry, size_bytes, slower, slow, link) for entry in catalogue.of(name)]
+        ways = [
+            _crossing(entry, size_bytes, slower, slow, passing_s) for entry in catalogue.of(name)
+        ]
         found[name] = (raw, *(way for way in ways if _worst_s(way) < limit_s))
     return found
 
 
-def _crossing(entry: Encoded, raw_bytes: int, encode: float, decode: float, link: Link) -> Crossing:
+def _crossing(
+    entry: Encoded,
+    raw_bytes: int,
+    encode: float,
+    decode: float,
+    passing_s: Callable[[float], float],
+) -> Crossing:
     return Crossing(
         entry.encoding,
         raw_bytes,
         entry.mean_bytes,
         entry.p95_bytes,
         entry.encode_s * encode,
-        link.upload_s(entry.mean_bytes),
-        link.upload_s(entry.p95_bytes),
+        passing_s(entry.mean_bytes),
+        passing_s(entry.p95_bytes),
         entry.decode_s * decode,
         entry.affine,
     )
 
 
 def _worst_s(way: Crossing) -> float:
-    return SLOW * (way.encode_s + way.decode_s) + way.p95_upload_s
+    return SLOW * (way.encode_s + way.decode_s) + way.p95_link_s
 
 
 def _factor(profile: Profile, catalogue: Catalogue) -> float:

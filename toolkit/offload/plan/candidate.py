@@ -175,16 +175,19 @@ def predict(situation: Situation, cut: Cut, program: Program) -> Timeline:
 
 def forecast_of(situation: Situation, cut: Cut, program: Program) -> Forecast:
     """What a program takes on any link; on the situation's own, what `predict` says."""
-    sizes, tensors = situation.costs.size_bytes, situation.graph.tensors
+    costs, tensors = situation.costs, situation.graph.tensors
+    sizes = costs.size_bytes
     upload_bytes = [
         sizes.get(step.target, 0) if step.action is Action.SEND else None for step in program.steps
     ]
     found = program_instance(situation, cut, program)
     bare = tuple(replace(job, upload_s=0.0) for job in found.jobs)
+    back = [costs.answer(send.tensor) for send in program.downloads]
+    plain_bytes = [tensors[send.tensor].size_bytes or 0 for send in program.downloads]
     return Forecast(
-        replace(found, jobs=bare, download_s=0.0),
+        replace(found, jobs=bare, download_s=sum(w.encode_s + w.decode_s for w in back if w)),
         tuple(upload_bytes or [None]),
-        tuple(tensors[send.tensor].size_bytes or 0 for send in program.downloads),
+        tuple(w.size_bytes if w else raw for w, raw in zip(back, plain_bytes, strict=True)),
         situation.demand.objective is Objective.THROUGHPUT,
     )
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from offload.encoding.encoding import RAW
 from offload.partition.costs import Costs
+from offload.partition.crossing import Crossing
 from offload.plan.candidate import Candidate, Situation, candidate
 from offload.plan.plan import Action, Segment, Send, Side, Step
 from offload.plan.program import Program
@@ -52,7 +53,7 @@ def encoded(program: Program, costs: Costs, wanted: Collection[str]) -> Program:
         costs: whose first ways are taken.
         wanted: the model's outputs: those the device makes are kept beside their encoded form.
     """
-    sends = {send.tensor: _send(send, costs) for send in program.uploads}
+    sends = {send.tensor: _send(send, costs.crossing(send.tensor)) for send in program.uploads}
     changed = {name: send for name, send in sends.items() if send.wire != name}
     on_device = [s for s in program.segments if s.side is Side.DEVICE]
     needed = {*wanted, *(name for segment in on_device for name in segment.inputs)}
@@ -71,13 +72,12 @@ def encoded(program: Program, costs: Costs, wanted: Collection[str]) -> Program:
     return Program(
         (*device, *extra.values(), *server),
         tuple(sends.values()),
-        program.downloads,
+        tuple(_send(send, costs.answer(send.tensor)) for send in program.downloads),
         tuple(_steps(program.steps, sends, extra)),
     )
 
 
-def _send(send: Send, costs: Costs) -> Send:
-    way = costs.crossing(send.tensor)
+def _send(send: Send, way: Crossing | None) -> Send:
     if way is None or way.encoding is RAW:
         return send
     return Send(

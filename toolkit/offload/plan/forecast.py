@@ -21,7 +21,8 @@ class Forecast:
     """A program's work, the link left open.
 
     Attributes:
-        work: the program as the scheduler's jobs, one a step; what crosses takes no time in it.
+        work: the program as the scheduler's jobs, one a step; what crosses takes no time in it
+            but for encoding and decoding.
         upload_bytes: bytes that each job sends up; None for one that sends nothing.
         download_bytes: bytes of each message that comes back.
         by_period: whether plans are compared by the seconds between two answers of a stream,
@@ -39,7 +40,7 @@ class Forecast:
             job if size is None else replace(job, upload_s=link.upload_s(size))
             for job, size in zip(self.work.jobs, self.upload_bytes, strict=True)
         )
-        download_s = sum(map(link.download_s, self.download_bytes))
+        download_s = self.work.download_s + sum(map(link.download_s, self.download_bytes))
         return replace(self.work, jobs=tuple(jobs), download_s=download_s)
 
     def latency_s(self, link: Link) -> float:

@@ -22,14 +22,15 @@ def doubt_s(one: Candidate, other: Candidate) -> float:
     a, b = one.costs, other.costs
     layers_s = sum(a.device_s[layer] for layer in one.cut.device ^ other.cut.device)
     server_s = sum(a.server_s[layer] for layer in one.cut.device ^ other.cut.device)
-    link_s = abs(a.sending_s(one.cut) - b.sending_s(other.cut))
-    return DOUBT * (layers_s + server_s + link_s) + abs(_varying_s(one) - _varying_s(other))
+    up_s = abs(a.sending_s(one.cut) - b.sending_s(other.cut))
+    down_s = abs(a.result_s(one.cut) - b.result_s(other.cut))
+    return DOUBT * (layers_s + server_s + up_s + down_s) + abs(_varying_s(one) - _varying_s(other))
 
 
 def _varying_s(found: Candidate) -> float:
-    ways = filter(None, map(found.costs.crossing, found.cut.uploads))
     return sum(
-        (SLOW - 1) * (way.encode_s + way.decode_s) + way.p95_upload_s - way.upload_s for way in ways
+        (SLOW - 1) * (way.encode_s + way.decode_s) + way.p95_link_s - way.link_s
+        for way in found.costs.taken(found.cut)
     )
 
 
@@ -43,17 +44,12 @@ def pays(one: Candidate, other: Candidate) -> bool:
 
 def keeps_to(found: Candidate, suits: Callable[[Encoding], bool]) -> bool:
     """Whether a plan uses only encodings that suit."""
-    ways = filter(None, map(found.costs.crossing, found.cut.uploads))
-    return all(suits(way.encoding) for way in ways)
+    return all(suits(way.encoding) for way in found.costs.taken(found.cut))
 
 
 def only(situation: Situation, suits: Callable[[Encoding], bool]) -> Situation:
     """The situation with the encodings that suit, and raw."""
-    ways = {
-        name: tuple(way for way in each if way.encoding is RAW or suits(way.encoding))
-        for name, each in situation.costs.ways.items()
-    }
-    return replace(situation, costs=situation.costs.encoded(ways))
+    return replace(situation, costs=situation.costs.only(suits))
 
 
 def is_raw(encoding: Encoding) -> bool:

@@ -222,12 +222,12 @@ class Plan:
     @property
     def is_lossless(self) -> bool:
         """Whether all that crosses comes back bit by bit."""
-        return all(encoding(send.encoding).is_lossless for send in self.uploads)
+        return all(encoding(send.encoding).is_lossless for send in (*self.uploads, *self.downloads))
 
     @property
     def program(self) -> tuple[object, ...]:
         """What runs and how it crosses: equal for plans that do the same."""
-        ways = tuple((send.tensor, send.encoding) for send in self.uploads)
+        ways = tuple((send.tensor, send.encoding) for send in (*self.uploads, *self.downloads))
         return self.segments, self.steps, ways
 
     @property

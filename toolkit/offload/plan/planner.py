@@ -210,11 +210,17 @@ def plan_of(situation: Situation, candidates: Sequence[Candidate], chosen: Candi
 
 def _p95_s(situation: Situation, chosen: Candidate) -> float | None:
     """The predicted latency when what crosses compresses badly."""
-    ways = {name: chosen.costs.crossing(name) for name in chosen.cut.uploads}
-    slow = {name: way.p95_upload_s for name, way in ways.items() if way is not None}
-    if all(slow[name] == chosen.costs.upload_s[name] for name in slow):
+    costs = chosen.costs
+    if all(way.p95_link_s == way.link_s for way in costs.taken(chosen.cut)):
         return None
-    costs = replace(chosen.costs, upload_s={**chosen.costs.upload_s, **slow})
+    up = {name: each[0].p95_link_s for name, each in costs.ways.items()}
+    down = {
+        name: each[0].total_s + each[0].p95_link_s - each[0].link_s
+        for name, each in costs.answers.items()
+    }
+    costs = replace(
+        costs, upload_s={**costs.upload_s, **up}, download_s={**costs.download_s, **down}
+    )
     asked = replace(situation, costs=costs)
     return predict(asked, chosen.cut, chosen.program).makespan_s
 
