@@ -204,9 +204,7 @@ class Remote:
                 self._room.release(max_frames)
                 self._opened.set()
             case Arrived():
-                if self._down:
-                    self._down.transit(size_bytes)
-                self._decoding(event.name)
+                self._emulate(event, size_bytes)
                 self._arrived(event)
             case Failed(None, error):
                 self._lose(error)
@@ -225,10 +223,12 @@ class Remote:
                     self.clock.learn(sent_s, server_s, time.monotonic())
                     self._ponged.release()
 
-    def _decoding(self, name: str) -> None:
-        """Take the time that a slower device needs to decode an answer."""
-        if self._machine.contract.downloads[name].encoding != RAW.codec:
-            self._pacer.pace(name)
+    def _emulate(self, event: Arrived, size_bytes: int) -> None:
+        """Take the time of the emulated link, and of a slower device's decoding."""
+        if self._down:
+            self._down.transit(size_bytes)
+        if event.codec != RAW.codec:  # decoded already, at this machine's pace
+            self._pacer.pace(event.name)
 
     def _arrived(self, event: Arrived) -> None:
         now_s = time.monotonic()

@@ -34,13 +34,14 @@ class ServerSpan:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A download of a frame came; the server queued it at `sent_s` of its clock."""
+    """A download of a frame came as `codec`; the server queued it at `sent_s` of its clock."""
 
     frame: int
     name: str
     array: Array
     sent_s: float
     spans: tuple[ServerSpan, ...]
+    codec: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,9 @@ class DeviceSession:
         missing.remove(tensor.name)
         if not missing:
             del self._frames[tensor.frame]
-        return Arrived(tensor.frame, tensor.name, array, tensor.sent_s, _spans(tensor))
+        return Arrived(
+            tensor.frame, tensor.name, array, tensor.sent_s, _spans(tensor), tensor.encoding
+        )
 
     def _failed(self, failure: pb.Failure) -> Failed | None:
         error = wire.decode_failure(failure, self.server)
