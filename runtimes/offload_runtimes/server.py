@@ -16,6 +16,7 @@ from offload_runtimes.device.closing import close_at_exit
 from offload_runtimes.engine import Call, Engine, EngineOptions, load
 from offload_runtimes.grpc.host import GrpcHost, split_address
 from offload_runtimes.security.credentials import ServerSecurity
+from offload_runtimes.serving.echo import echo
 from offload_runtimes.serving.fair import FairWorkers
 from offload_runtimes.serving.metrics import MetricsPort
 from offload_runtimes.serving.observe import Observer
@@ -132,6 +133,7 @@ class Server:
         self._host = GrpcHost(
             listen,
             self.serve,
+            echo,
             message_limit_bytes=limit,
             max_sessions=max_sessions,
             backlog_bytes=max(4 * limit, 1 << 26),

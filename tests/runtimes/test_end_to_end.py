@@ -14,6 +14,8 @@ from offload.errors import BundleError, InputError, ServerError
 from offload.plan.plan import Side
 from offload.schedule.timeline import Lane
 from offload_runtimes.client import OffloadSession
+from offload_runtimes.grpc import PROBE, PROBE_LIMIT_BYTES
+from offload_runtimes.grpc.channel import GrpcConnector
 from offload_runtimes.local import open_session
 from offload_runtimes.planning.probe import probe
 from offload_runtimes.server import Server
@@ -226,6 +228,20 @@ def test_probe_gives_samples_of_every_size(server: Server) -> None:
         probe(server.address, sizes_bytes=[10**9])
     with pytest.raises(ServerError, match="cannot be reached"):
         probe("127.0.0.1:9")
+
+
+def test_a_probe_passes_an_emulated_link(server: Server) -> None:
+    link = Link(4e6, 8e6)
+    (sample,) = probe(server.address, sizes_bytes=[100_000], repeats=1, link=link)
+    assert sample.up_s > link.upload_s(100_000) / 2
+    assert sample.down_s > link.download_s(100_000) / 2
+
+
+def test_what_is_no_probe_ends_the_stream(server: Server) -> None:
+    outgoing = iter([b"\xff" * 9])
+    connection = GrpcConnector(server.address, PROBE_LIMIT_BYTES).open(PROBE, outgoing, 5.0)
+    assert connection.receive() is None
+    connection.close()
 
 
 def test_a_process_that_forgets_to_close_still_ends(pair: Made) -> None:

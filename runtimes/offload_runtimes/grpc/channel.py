@@ -1,16 +1,13 @@
 """The device's side of gRPC: connect with a time limit, send and receive whole messages."""
 
-import contextlib
-import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import grpc
 from offload.errors import ServerError
 
-from offload_runtimes.grpc import PROBE, PROBE_LIMIT_BYTES, SESSION
+from offload_runtimes.grpc import SESSION
 from offload_runtimes.security.credentials import ClientSecurity, read_pem
-from offload_runtimes.wire.transport import Mailbox
 
 _State = grpc.ChannelConnectivity
 
@@ -90,26 +87,6 @@ class GrpcConnector:
         if self._credentials is None:
             return grpc.insecure_channel(self.address, self._options)
         return grpc.secure_channel(self.address, self._credentials, self._options)
-
-
-@contextlib.contextmanager
-def probing(
-    address: str, timeout_s: float, security: ClientSecurity | None = None
-) -> Iterator[Callable[[bytes], bytes | None]]:
-    """A function that sends a message to the server's echo service and waits for its answer."""
-    outbox: Mailbox = queue.SimpleQueue()
-    connector = GrpcConnector(address, PROBE_LIMIT_BYTES, security)
-    connection = connector.open(PROBE, iter(outbox.get, None), timeout_s)
-
-    def ask(message: bytes) -> bytes | None:
-        outbox.put(message)
-        return connection.receive()
-
-    try:
-        yield ask
-    finally:
-        outbox.put(None)
-        connection.close()
 
 
 def _credentials(security: ClientSecurity) -> grpc.ChannelCredentials | None:

@@ -1,17 +1,16 @@
-"""The server's side of gRPC: listen, hand every session's stream over, echo for probes."""
+"""The server's side of gRPC: listen, and hand every session's and every probe's stream over."""
 
 import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError
 from offload.errors import InputError, ServerError
 
-import offload_runtimes.wire.offload_pb2 as pb
 from offload_runtimes.grpc import PROBE_LIMIT_BYTES, SERVICE
 from offload_runtimes.grpc.health import Health
 from offload_runtimes.security.credentials import ServerSecurity, read_pem
@@ -90,6 +89,7 @@ class GrpcHost:
         self,
         listen: str,
         serve: Callable[[Connection], None],
+        echo: Callable[[Connection], None],
         *,
         message_limit_bytes: int,
         max_sessions: int,
@@ -101,7 +101,7 @@ class GrpcHost:
         security.check(listen)
         self._security = security
         self._credentials = _credentials(security)
-        self._serve = serve
+        self._methods = {"Session": serve, "Probe": echo}
         self._backlog_bytes = backlog_bytes
         limit = max(message_limit_bytes, PROBE_LIMIT_BYTES)
         self._server = grpc.server(
@@ -139,32 +139,26 @@ class GrpcHost:
 
     def _handler(self) -> grpc.GenericRpcHandler:
         methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            "Session": grpc.stream_stream_rpc_method_handler(self._session),
-            "Probe": grpc.stream_stream_rpc_method_handler(self._probe),
+            name: grpc.stream_stream_rpc_method_handler(partial(self._stream, serve))
+            for name, serve in self._methods.items()
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
-    def _session(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+    def _stream(
+        self,
+        serve: Callable[[Connection], None],
+        requests: Iterator[bytes],
+        context: grpc.ServicerContext,
+    ) -> Iterator[bytes]:
         self._admit(context)
         stream = ServerStream(requests, self._backlog_bytes, context.peer())
         context.add_callback(stream.close)
-        threading.Thread(target=self._serve, args=(stream,), name="session", daemon=True).start()
+        threading.Thread(target=serve, args=(stream,), name="session", daemon=True).start()
         return stream.outgoing()
 
     def _admit(self, context: grpc.ServicerContext) -> None:
         if not self._security.admits(context.invocation_metadata()):
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
-
-    def _probe(self, requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
-        self._admit(context)
-        for data in requests:
-            request = pb.ProbeRequest()
-            try:
-                request.ParseFromString(data)
-            except DecodeError:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "not a probe request")
-            size_bytes = min(request.reply_bytes, PROBE_LIMIT_BYTES - 1024)
-            yield pb.ProbeReply(data=bytes(size_bytes)).SerializeToString()
 
 
 def _credentials(security: ServerSecurity) -> grpc.ServerCredentials | None:

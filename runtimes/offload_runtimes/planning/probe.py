@@ -1,20 +1,33 @@
-"""Measure the link to a running server: echoes of several sizes, each way apart."""
+"""Measure the link to a running server: echoes of several sizes, each way apart.
 
+Messages are sent as an inference sends tensors: each after a pause, for after a computation the
+other end is asleep, and from thread to thread as in a session. Sent back to back they would look
+up to 1 ms quicker to start than any tensor will be.
+"""
+
+import contextlib
 import os
+import queue
+import statistics
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
-from offload.cost.regression import Sample
-from offload.errors import InputError, ServerError
+from offload.cost.regression import MIN_SIZES, Sample
+from offload.errors import InputError, OffloadError, ServerError
 
 import offload_runtimes.wire.offload_pb2 as pb
-from offload_runtimes.grpc import PROBE_LIMIT_BYTES
-from offload_runtimes.grpc.channel import probing
+from offload_runtimes.device.emulate import LinkCost, Pipe
+from offload_runtimes.grpc import PROBE, PROBE_LIMIT_BYTES
+from offload_runtimes.grpc.channel import GrpcConnector
 from offload_runtimes.security.credentials import ClientSecurity
+from offload_runtimes.wire.transport import Incoming, Mailbox
 
-Ask: TypeAlias = Callable[[bytes], bytes | None]
-SIZES_BYTES = (1_000, 8_000, 32_000, 128_000, 512_000, 2_000_000)
+Ask: TypeAlias = Callable[[bytes], object]
+Answers: TypeAlias = "queue.SimpleQueue[bytes | OffloadError]"
+SIZES_BYTES = (1_000, 8_000, 32_000, 128_000, 512_000, 2_000_000, 8_000_000)
+PAUSE_S = 0.02
 
 
 def probe(
@@ -25,12 +38,22 @@ def probe(
     budget_s: float = 15.0,
     timeout_s: float = 5.0,
     security: ClientSecurity | None = None,
+    link: LinkCost | None = None,
 ) -> list[Sample]:
     """Time messages of several sizes to a server and back.
 
     A large request with an empty answer gives the way up, an empty request with a large answer
-    the way down; half of the shortest empty round trip is taken off each. Larger sizes are left
-    out when the time budget does not allow for them, so slow links are measured too.
+    the way down; half of an empty round trip is taken off each. Larger sizes are left out when
+    the time budget does not allow for them, so slow links are measured too.
+
+    Args:
+        server: `HOST:PORT`.
+        sizes_bytes: payloads.
+        repeats: messages of each size, each way.
+        budget_s: seconds after which no more are sent.
+        timeout_s: seconds to reach the server.
+        security: certificates and token; None: plaintext.
+        link: emulate a link of this cost, each way.
 
     Returns:
         Samples in the order taken, smaller sizes first, at least `repeats` of the smallest.
@@ -42,16 +65,27 @@ def probe(
     if not sizes_bytes or min(sizes_bytes) < 0 or max(sizes_bytes) > PROBE_LIMIT_BYTES - 4096:
         raise InputError(f"probe sizes must be 0 to {PROBE_LIMIT_BYTES - 4096} bytes")
     samples: list[Sample] = []
-    with probing(server, timeout_s, security) as ask:
+    with _asking(GrpcConnector(server, PROBE_LIMIT_BYTES, security), timeout_s, link) as ask:
         _round_trip_s(ask, 64_000, 64_000)  # lets the connection's windows grow
-        half_s = min(_round_trip_s(ask, 0, 0) for _ in range(2 * repeats)) / 2
+        half_s = statistics.median(_round_trip_s(ask, 0, 0) for _ in range(2 * repeats)) / 2
         end_s = time.monotonic() + budget_s
-        for size in sorted(sizes_bytes):
+        for number, size in enumerate(sorted(sizes_bytes)):
+            if number >= MIN_SIZES and _needed_s(samples[-1], size) * repeats > _left_s(end_s):
+                return samples
             for _ in range(repeats):
                 samples.append(_sample(ask, size, half_s))
-                if time.monotonic() > end_s:
+                if _left_s(end_s) < 0:
                     return samples
     return samples
+
+
+def _left_s(end_s: float) -> float:
+    return end_s - time.monotonic()
+
+
+def _needed_s(last: Sample, size_bytes: int) -> float:
+    """What a larger size will take both ways, at most."""
+    return (last.up_s + last.down_s) * size_bytes / max(last.size_bytes, 1)
 
 
 def _sample(ask: Ask, size_bytes: int, half_s: float) -> Sample:
@@ -64,7 +98,50 @@ def _round_trip_s(ask: Ask, up_bytes: int, down_bytes: int) -> float:
     # Random bytes: nothing on the way can make them fewer.
     request = pb.ProbeRequest(data=os.urandom(up_bytes), reply_bytes=down_bytes)
     message = request.SerializeToString()
+    time.sleep(PAUSE_S)
     start_s = time.monotonic()
-    if ask(message) is None:
-        raise ServerError("the server ended the probe: is it shutting down?")
+    ask(message)
     return time.monotonic() - start_s
+
+
+@contextlib.contextmanager
+def _asking(connector: GrpcConnector, timeout_s: float, link: LinkCost | None) -> Iterator[Ask]:
+    """A function that sends a message to the server's echo service and waits for its answer."""
+    outbox: Mailbox = queue.SimpleQueue()
+    inbox: Answers = queue.SimpleQueue()
+    up, down = (Pipe(link.upload_s), Pipe(link.download_s)) if link else (None, None)
+    connection = connector.open(PROBE, _outgoing(outbox, up), timeout_s)
+    receiver = threading.Thread(target=_receiving, args=(connection, inbox, down), daemon=True)
+    receiver.start()
+
+    def ask(message: bytes) -> None:
+        outbox.put(message)
+        answer = inbox.get()
+        if isinstance(answer, OffloadError):
+            raise answer
+
+    try:
+        yield ask
+    finally:
+        outbox.put(None)
+        connection.close()
+        receiver.join(timeout_s)
+
+
+def _outgoing(outbox: Mailbox, pipe: Pipe | None) -> Iterator[bytes]:
+    while (message := outbox.get()) is not None:
+        if pipe:
+            pipe.transit(len(message))
+        yield message
+
+
+def _receiving(connection: Incoming, inbox: Answers, pipe: Pipe | None) -> None:
+    """Hand answers over, and last the reason why no more will come."""
+    try:
+        while (data := connection.receive()) is not None:
+            if pipe:
+                pipe.transit(len(data))
+            inbox.put(data)
+        inbox.put(ServerError("the server ended the probe: is it shutting down?"))
+    except OffloadError as error:
+        inbox.put(error)
