@@ -93,6 +93,12 @@ def split(
     tolerance: ToleranceOption = None,
     accuracy_floor: FloorOption = None,
     calibration: CalibrationOption = None,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="Measure again what is known of this machine: seconds and sizes."
+        ),
+    ] = False,
     image: ImageOption = "",
     threads: ThreadsOption = None,
     provider: ProviderOption = [],  # noqa: B006
@@ -120,6 +126,7 @@ def split(
         wish=wish(objective, pin_device, keep_input, memory, deadline, energy, power),
         options=EngineOptions(tuple(provider), threads),
         allowance=Allowance.parse(encoding, tolerance, accuracy_floor, calibration),
+        again=again,
     )
     with output.steps() as progress, pictured(request, image) as request:
         prepared = prepare(request, progress)

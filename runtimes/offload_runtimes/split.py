@@ -43,7 +43,15 @@ def write_split(prepared: Prepared, target: Path, progress: Progress = lambda _:
         situation = prepared.situation(catalogue=catalogue)
         return make_plan(situation, request.scheme, cut, request.solver)
 
-    chooser = Chooser(prepared.model, graph, request.allowance, request.options, types, progress)
+    chooser = Chooser(
+        prepared.model,
+        graph,
+        request.allowance,
+        request.options,
+        types,
+        progress,
+        request.again,
+    )
     plan = chooser.plan(planned)
     progress(f"writing {target}")
     return write_bundle(prepared.model, graph, plan, target, types, partial(prove, prepared.model))

@@ -20,7 +20,7 @@ from offload.report.page import Section
 from offload.units import format_bytes, format_s
 from offload_runtimes.encode.calibration import Calibration
 from offload_runtimes.encode.choose import Chooser
-from offload_runtimes.encode.sizes import catalogue_of
+from offload_runtimes.encode.kept import kept_catalogue
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.planning.measure import measure, subject_of
 from offload_runtimes.planning.trial import Bench, Progress, Trial, try_plans
@@ -122,7 +122,7 @@ def _encoded(
     """The best plan with fewer bytes: no bit lost, and as much as the tolerance allows."""
     calibration = Calibration(act.calibration or (act.feeds,))
     every = parse_allowed("any")
-    catalogue = catalogue_of(
+    catalogue = kept_catalogue(
         bench.model, bench.graph, calibration, every, bench.options, None, progress
     )
     device = profile.scaled(bench.slowdown)

@@ -21,7 +21,7 @@ from offload_runtimes.encode.calibration import (
     read_calibration,
 )
 from offload_runtimes.encode.effect import Effect, Lossy, Rehearsal
-from offload_runtimes.encode.sizes import catalogue_of
+from offload_runtimes.encode.kept import kept_catalogue
 from offload_runtimes.engine import EngineOptions
 
 Progress = Callable[[str], None]
@@ -62,6 +62,7 @@ class Chooser:
         options: how onnxruntime runs.
         types: types of tensors that shape inference can't follow.
         progress: called with a phrase before each step.
+        again: whether sizes are measured that are known on this machine.
     """
 
     model: Model
@@ -70,6 +71,7 @@ class Chooser:
     options: EngineOptions
     types: Mapping[str, Tensor] = field(default_factory=dict)
     progress: Progress = lambda _: None
+    again: bool = False
 
     def plan(self, planner: Planner) -> Plan:
         """The best plan that the allowance lets through; its reason says what was given up.
@@ -138,8 +140,15 @@ class Chooser:
 
     def _catalogue(self, calibration: Calibration) -> Catalogue:
         allowed = LOSSLESS if calibration.is_random else self.allowance.encodings
-        return catalogue_of(
-            self.model, self.graph, calibration, allowed, self.options, self.types, self.progress
+        return kept_catalogue(
+            self.model,
+            self.graph,
+            calibration,
+            allowed,
+            self.options,
+            self.types,
+            self.progress,
+            again=self.again,
         )
 
     def _gave_up(self, refused: list[Refusal]) -> str:

@@ -235,8 +235,13 @@ def cached_profile(
 
 def cache_path(graph: Graph, options: EngineOptions) -> Path:
     """Where the table of a model on this machine is kept: one file a model, machine and setting."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
     shapes = [(name, graph.tensors[name].shape) for name in graph.inputs]
     setting = repr((machine_name(), options, shapes))
     name = f"{graph.digest[:16]}-{hashlib.sha256(setting.encode()).hexdigest()[:16]}.json"
-    return Path(home) / "onnx-offload" / "profiles" / name
+    return cache_folder() / "profiles" / name
+
+
+def cache_folder() -> Path:
+    """Where what was measured on this machine is kept for the user."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    return Path(home) / "onnx-offload"

@@ -38,6 +38,7 @@ class SplitRequest:
         wish: the objective and the limits.
         options: how onnxruntime runs while profiling here.
         allowance: the encodings that tensors may have on their way.
+        again: whether what is known of this machine is measured again.
     """
 
     model: Path
@@ -52,6 +53,7 @@ class SplitRequest:
     wish: Wish = field(default_factory=Wish)
     options: EngineOptions = field(default_factory=EngineOptions)
     allowance: Allowance = field(default_factory=Allowance)
+    again: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> Prepa
     with tempfile.TemporaryDirectory(prefix="offload-") as folder:
         subject = subject_of(model, Path(folder), request.shapes, frozenset(request.cut))
         device = _profile(request.device, subject, request, progress)
-        server = _profile(request.server, subject, request, progress)
+        same = request.server == request.device
+        server = device if same else _profile(request.server, subject, request, progress)
     slower = device.scaled(request.slowdown) if request.slowdown != 1 else device
     return Prepared(model, subject.graph, slower, server, request)
 
@@ -114,7 +117,7 @@ def _profile(
         return load_profile(source)
     if source is not None:
         return estimate_profile(subject.graph, source, f"{source / 1e9:g} GFLOP/s")
-    return cached_profile(subject, request.options, progress=progress)
+    return cached_profile(subject, request.options, again=request.again, progress=progress)
 
 
 def parse_machine(text: str | None) -> Path | float | None:
