@@ -18,7 +18,7 @@ from offload.plan.plan import Side
 from offload.schedule.timeline import Timeline
 
 from offload_runtimes.device.closing import close_at_exit
-from offload_runtimes.device.emulate import LinkCost
+from offload_runtimes.device.emulate import LinkCost, Pacer
 from offload_runtimes.device.engines import Device
 from offload_runtimes.device.execution import Execution, OnServerLoss, Running
 from offload_runtimes.device.keeper import Keeper
@@ -55,7 +55,7 @@ class OffloadSession:
         threads: int | None = None,
         optimize: bool = True,
         link: LinkCost | None = None,
-        slowdown: float = 1.0,
+        slowdown: float | Pacer = 1.0,
         on_server_loss: OnServerLoss | str = OnServerLoss.RESUME,
         deadline_s: float | None = None,
         eager: bool | None = None,
@@ -78,7 +78,8 @@ class OffloadSession:
             optimize: let onnxruntime fuse and fold; without it, results are bit-equal to the
                 whole model's.
             link: emulate a link of this cost, each way.
-            slowdown: emulate a device so many times slower.
+            slowdown: emulate a device so many times slower; sessions that share a Pacer share
+                what it has learnt.
             on_server_loss: `resume`, `local` or `raise`, see OnServerLoss.
             deadline_s: seconds from `run` to the answer; the device begins on the server's part
                 itself when the answer would come too late.
@@ -104,8 +105,9 @@ class OffloadSession:
         self._deadline_s = deadline_s
         self._tally = Tally()
         policy = _policy(on_server_loss)
-        device = Device(bundle, EngineOptions(providers, threads, optimize), slowdown)
-        chosen = bundle.only(plan).plan
+        pacer = slowdown if isinstance(slowdown, Pacer) else Pacer(slowdown)
+        device = self._device = Device(bundle, EngineOptions(providers, threads, optimize), pacer)
+        self._plan = chosen = bundle.only(plan).plan
         device.load(chosen.on(Side.DEVICE))
         self._keeper: Keeper | None = None
         if not chosen.is_local:
@@ -117,7 +119,7 @@ class OffloadSession:
                     connector,
                     agreed,
                     link=link,
-                    slowdown=slowdown,
+                    slowdown=pacer.slowdown,
                     timeout_s=timeout_s,
                     patience_s=patience_s,
                 )
@@ -153,6 +155,10 @@ class OffloadSession:
     def get_outputs(self) -> list[Value]:
         """What `run` gives: name, type and shape of each output."""
         return list(self.bundle.outputs)
+
+    def rehearse(self, input_feed: Mapping[str, Array]) -> None:
+        """Run the device's part alone on an array for each input, so that its pace is known."""
+        self._device.rehearse(self._plan.on(Side.DEVICE), input_feed)
 
     def run(
         self,

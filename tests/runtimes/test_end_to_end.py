@@ -1,6 +1,7 @@
 """Bundles run over real gRPC on loopback give what the whole model gives."""
 
 import itertools
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from offload.errors import BundleError, InputError, ServerError
 from offload.plan.plan import Side
 from offload.schedule.timeline import Lane
 from offload_runtimes.client import OffloadSession
+from offload_runtimes.device.emulate import Pacer
 from offload_runtimes.grpc import PROBE, PROBE_LIMIT_BYTES
 from offload_runtimes.grpc.channel import GrpcConnector
 from offload_runtimes.local import open_session
@@ -104,6 +106,46 @@ def test_answers_belong_to_the_caller(server: Server, pair: Made) -> None:
     with OffloadSession(pair.bundle, server.address) as session:
         for array in session.run(None, pair.feeds()):
             array[...] = 0
+
+
+class Remembering(Pacer):
+    """A pacer that knows whom it was asked to pace, and lets everyone pass."""
+
+    def __init__(self) -> None:
+        super().__init__(2.0)
+        self.learnt: list[str] = []
+        self.paced: list[str] = []
+
+    def learn(self, key: str, duration_s: float) -> None:
+        self.learnt.append(key)
+        super().learn(key, duration_s)
+
+    def pace(self, key: str, start_s: float | None = None) -> None:
+        self.paced.append(key)
+        assert start_s is not None
+
+
+def test_sessions_that_share_a_pacer_are_paced_alike(tmp_path: Path) -> None:
+    pacer = Remembering()
+    made = bundles.branches(tmp_path / "one", count=2)
+    shutil.copytree(made.bundle.path, tmp_path / "two")
+    for name in ("one", "two"):
+        with open_session(tmp_path / name, slowdown=pacer) as session:
+            session.run(None, made.feeds())
+    assert len(pacer.paced) == 4
+    assert pacer.paced[:2] == pacer.paced[2:]
+    assert len(set(pacer.paced)) == 2
+
+
+@pytest.mark.parametrize(("kind", "known"), [("branches", 2), ("there and back", 1)])
+def test_a_rehearsal_runs_what_needs_no_server(kind: str, known: int, tmp_path: Path) -> None:
+    made = KINDS[kind](tmp_path / "bundle")
+    pacer = Remembering()
+    with open_session(made.bundle, slowdown=pacer) as session:
+        pacer.learnt.clear()
+        session.rehearse(made.feeds())
+    assert len(pacer.learnt) == known
+    assert pacer.paced == []
 
 
 # How far the two sides' clocks may be told apart wrongly when the machine is busy.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from offload.errors import ServerError
+from offload.errors import InputError, ServerError
 
 from offload_runtimes.wire.transport import Connection, Incoming, MemoryConnector, pumped
 
@@ -59,24 +59,40 @@ def sleep_until(
 class Pacer:
     """Makes this machine behave like one `slowdown` times slower.
 
-    After each run of a piece of work it sleeps (slowdown - 1) times the piece's median warm
-    duration; pacing to the duration just measured would amplify cold starts and noise.
+    Each run of a piece of work takes `slowdown` times the piece's median warm duration, or as
+    long as it takes where that is longer; pacing to the duration just measured would amplify cold
+    starts and noise. Sessions that share a pacer are paced alike: it knows a piece by its content.
     """
 
     KEPT = 15
 
-    def __init__(self, slowdown: float, sleep: Callable[[float], None] = time.sleep) -> None:
-        self._slowdown = slowdown
+    def __init__(
+        self,
+        slowdown: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        if not slowdown >= 1:
+            raise InputError(f"slow-down must be at least 1, not {slowdown:g}")
+        self.slowdown = slowdown
+        self._clock = clock
         self._sleep = sleep
         self._seen: dict[str, list[float]] = {}
+        self._settled = False
         self._lock = threading.Lock()
 
     def learn(self, key: str, duration_s: float) -> None:
         """Note how long a piece of work took when warm."""
         with self._lock:
-            seen = self._seen.setdefault(key, [])
-            seen.append(duration_s)
-            del seen[: -self.KEPT]
+            if not self._settled:
+                seen = self._seen.setdefault(key, [])
+                seen.append(duration_s)
+                del seen[: -self.KEPT]
+
+    def settle(self) -> None:
+        """Learn no more, so that a piece of work takes as long in one run as in another."""
+        with self._lock:
+            self._settled = True
 
     def warm_s(self, key: str) -> float | None:
         """The piece's median warm duration; None when it was never seen."""
@@ -84,11 +100,15 @@ class Pacer:
             seen = self._seen.get(key)
             return statistics.median(seen) if seen else None
 
-    def pace(self, key: str) -> None:
-        """Sleep for what a slower machine would still be computing."""
+    def pace(self, key: str, start_s: float | None = None) -> None:
+        """Sleep until a slower machine would be done that began at `start_s`.
+
+        None: this machine has just done the work, in its usual time.
+        """
         warm_s = self.warm_s(key)
-        if warm_s is not None and self._slowdown > 1:
-            self._sleep((self._slowdown - 1) * warm_s)
+        if warm_s is not None and self.slowdown > 1:
+            began_s = self._clock() - warm_s if start_s is None else start_s
+            sleep_until(began_s + self.slowdown * warm_s, self._clock, self._sleep)
 
 
 class Fault(StrEnum):

@@ -26,14 +26,12 @@ _LEARN_LIMIT_S = 60.0
 class Device:
     """Loads segments and runs them on the tensors of an inference."""
 
-    def __init__(self, bundle: Bundle, options: EngineOptions, slowdown: float = 1.0) -> None:
-        """Nothing is loaded yet; `slowdown` makes every run take so many times as long."""
-        if not slowdown >= 1:
-            raise InputError(f"slow-down must be at least 1, not {slowdown:g}")
+    def __init__(self, bundle: Bundle, options: EngineOptions, pacer: Pacer) -> None:
+        """Nothing is loaded yet; `pacer` makes every run take longer, if it is to."""
         self._bundle = bundle
         self._options = options
-        self._slowdown = slowdown
-        self._pacer = Pacer(slowdown)
+        self._pacer = pacer
+        self._contents = {file.name: file.sha256 for file in bundle.files}
         self._loading = threading.Lock()
         self._engines: dict[str, Engine] = {}
 
@@ -79,7 +77,7 @@ class Device:
         """
         engine = self._engines[segment.part]
         feeds = inference.take(segment.inputs, until_s)
-        if self._slowdown > 1 and self._pacer.warm_s(segment.part) is None:
+        if self._pacer.slowdown > 1 and self._pacer.warm_s(self._content(segment)) is None:
             self._learn(segment, feeds)
         left_s = None if until_s is None else max(until_s - time.monotonic(), 0.0)
         call = engine.prepare(left_s)
@@ -87,8 +85,8 @@ class Device:
             inference.watch(unless, call.stop)
         start_s = time.monotonic()
         arrays = call.run(segment.outputs, feeds)
-        self._pacer.learn(segment.part, time.monotonic() - start_s)
-        self._pacer.pace(segment.part)
+        self._pacer.learn(self._content(segment), time.monotonic() - start_s)
+        self._pacer.pace(self._content(segment), start_s)
         inference.note(Lane.DEVICE, segment.id, start_s, time.monotonic())
         inference.put(dict(zip(segment.outputs, arrays, strict=True)))
 
@@ -112,16 +110,35 @@ class Device:
         packed = pack(array, codec)
         name = f"encode {send.wire}"
         self._pacer.learn(name, time.thread_time() - own_s)
-        self._pacer.pace(name)
+        self._pacer.pace(name, start_s)
         inference.note(Lane.DEVICE, name, start_s, time.monotonic())
         return packed
 
     def estimate_s(self, segments: Iterable[Segment]) -> float | None:
         """What segments usually take here, one after another; None if one was never run."""
-        known = [self._pacer.warm_s(segment.part) for segment in segments]
+        known = [self._pacer.warm_s(self._content(segment)) for segment in segments]
         if any(seconds is None for seconds in known):
             return None
-        return self._slowdown * sum(seconds or 0.0 for seconds in known)
+        return self._pacer.slowdown * sum(seconds or 0.0 for seconds in known)
+
+    def rehearse(self, segments: Iterable[Segment], feeds: Mapping[str, Array]) -> None:
+        """Run loaded segments one after another on a model's inputs, to learn their pace.
+
+        Those that need something from the server are left out.
+        """
+        tensors = dict(feeds)
+        for segment in segments:
+            needed = {name: tensors[name] for name in segment.inputs if name in tensors}
+            if len(needed) < len(segment.inputs):
+                continue
+            start_s = time.monotonic()
+            arrays = self._engines[segment.part].run(segment.outputs, needed)
+            self._pacer.learn(self._content(segment), time.monotonic() - start_s)
+            tensors.update(zip(segment.outputs, arrays, strict=True))
+
+    def _content(self, segment: Segment) -> str:
+        """What a segment computes, the same name in every bundle."""
+        return self._contents[segment.file]
 
     def _learn(self, segment: Segment, feeds: Mapping[str, Array]) -> None:
         """Find out the segment's warm duration; slow segments are run less often."""
@@ -131,6 +148,6 @@ class Device:
             self._engines[segment.part].run(segment.outputs, feeds, _LEARN_LIMIT_S)
             end_s = time.monotonic()
             if number >= _COLD_RUNS or end_s - began_s > _ENOUGH_S:
-                self._pacer.learn(segment.part, end_s - start_s)
+                self._pacer.learn(self._content(segment), end_s - start_s)
             if end_s - began_s > _ENOUGH_S and number:
                 return

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from offload.errors import OffloadError
 from offload.schedule.timeline import Timeline
 
 from offload_runtimes.client import OffloadSession
+from offload_runtimes.device.emulate import Pacer
 from offload_runtimes.engine import Array
 from offload_runtimes.proof.segments import difference
 from offload_runtimes.testbed.job import Entry, Job, Run
@@ -26,29 +28,34 @@ _LEAST_ROUNDS = 3
 _HEARTBEAT_S = 3600.0
 _CONNECT_S = 30.0
 
+Arrays = Mapping[str, tuple[dict[str, Array], dict[str, Array]]]
+
 
 def main() -> int:
     """Run the job on standard input; exit code 1 when it failed."""
     job = Job.from_line(sys.stdin.readline())
     try:
         with ExitStack() as stack:
-            sessions = {e.label: stack.enter_context(_session(job, e)) for e in job.entries}
+            pacer = Pacer(job.slowdown)
+            sessions = {e.label: stack.enter_context(_session(job, e, pacer)) for e in job.entries}
             _say({"ready": os.getpid()})
             if sys.stdin.readline():
-                _rounds(job, sessions)
+                arrays = {e.label: (_load(e.feeds), _load(e.expected)) for e in job.entries}
+                _settle(pacer, sessions, arrays)
+                _rounds(job, sessions, arrays)
     except (OffloadError, OSError) as error:
         _say({"error": str(error)})
         return 1
     return 0
 
 
-def _session(job: Job, entry: Entry) -> OffloadSession:
+def _session(job: Job, entry: Entry, pacer: Pacer) -> OffloadSession:
     return OffloadSession(
         Path(entry.bundle),
         job.server,
         threads=job.threads,
         link=job.link,
-        slowdown=job.slowdown,
+        slowdown=pacer,
         on_server_loss="raise",  # finished locally it would measure something else
         heartbeat_s=_HEARTBEAT_S,
         patience_s=_HEARTBEAT_S,
@@ -56,9 +63,17 @@ def _session(job: Job, entry: Entry) -> OffloadSession:
     )
 
 
-def _rounds(job: Job, sessions: dict[str, OffloadSession]) -> None:
+def _settle(pacer: Pacer, sessions: dict[str, OffloadSession], arrays: Arrays) -> None:
+    """Find out, in turns, how long each part takes, and hold on to it: one device for all."""
+    if pacer.slowdown > 1:
+        for _ in range(Pacer.KEPT):
+            for label, session in sessions.items():
+                session.rehearse(arrays[label][0])
+        pacer.settle()
+
+
+def _rounds(job: Job, sessions: dict[str, OffloadSession], arrays: Arrays) -> None:
     """Every bundle once a round, so that a noisy moment hits all alike."""
-    arrays = {e.label: (_load(e.feeds), _load(e.expected)) for e in job.entries}
     began_s = time.monotonic()
     for number in range(job.repeats + 1):
         for label, session in sessions.items():

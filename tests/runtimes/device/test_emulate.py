@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from offload.cost.link import Link
+from offload.errors import InputError
 from offload_runtimes.device.emulate import Pacer, Pipe
 
 
@@ -44,12 +45,36 @@ def test_a_late_start_does_not_delay_what_follows() -> None:
 
 
 def test_pacing_follows_the_warm_median_not_the_last_run() -> None:
-    slept: list[float] = []
-    pacer = Pacer(5.0, slept.append)
-    pacer.pace("a")
-    assert slept == []
+    clock = Clock()
+    pacer = Pacer(5.0, clock, clock.sleep)
+    pacer.pace("a", 0.0)
+    assert clock.now_s == 0
     for duration_s in (0.1, 0.1, 9.0):
         pacer.learn("a", duration_s)
+    clock.sleep(0.3)  # what the work itself takes, this time, counts
+    pacer.pace("a", 0.0)
+    assert clock.now_s == pytest.approx(0.5)
+    pacer.pace("a", -9.0)
+    assert clock.now_s == pytest.approx(0.5)
     pacer.pace("a")
-    assert slept == [pytest.approx(0.4)]
+    assert clock.now_s == pytest.approx(0.5 + 0.4)
     assert pacer.warm_s("b") is None
+
+
+def test_a_settled_pace_stays() -> None:
+    pacer = Pacer(5.0)
+    for _ in range(3):
+        pacer.learn("a", 9.0)
+    for _ in range(Pacer.KEPT):
+        pacer.learn("a", 0.1)
+    pacer.settle()
+    for _ in range(Pacer.KEPT):
+        pacer.learn("a", 9.0)
+    pacer.learn("b", 9.0)
+    assert pacer.warm_s("a") == 0.1
+    assert pacer.warm_s("b") is None
+
+
+def test_a_device_can_not_be_sped_up() -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        Pacer(0.5)
