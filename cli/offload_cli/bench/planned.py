@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from offload.cost.link import Link
 from offload.errors import InputError
 from offload.partition.cut import Cut, cut_at
-from offload.partition.mincut import min_cut
 from offload.plan.candidate import Candidate, Scheme, Situation, candidate
 from offload.plan.plan import Plan
-from offload.plan.planner import choose, compare, plan_of, search
+from offload.plan.planner import choose, compare, plan_of, search, serial_cut
 from offload.plan.program import problem_of
 from offload.schedule.solve import solve
 
@@ -130,7 +129,7 @@ def overheads(prepared: Prepared, link: Link) -> dict[str, list[float]]:
     graph, costs = situation.graph, situation.costs
 
     def order(solver: Callable[[Situation, Cut], object]) -> Callable[[], object]:
-        return lambda: solver(situation, min_cut(graph, costs))
+        return lambda: solver(situation, serial_cut(situation))
 
     def best(_: Situation, cut: Cut) -> object:
         problem = problem_of(graph, costs, cut)

@@ -14,7 +14,7 @@ from offload.partition.memory import device_bytes, resident_bytes
 from offload.plan.candidate import Scheme, Situation, candidate, device_order
 from offload.plan.early import start_early
 from offload.plan.plan import Side
-from offload.plan.planner import compare, make_plan, pareto, search
+from offload.plan.planner import compare, make_plan, pareto, search, serial_cut
 
 from tests.toolkit.graphs import graph_of, situations
 
@@ -39,6 +39,26 @@ def test_the_server_starts_on_the_first_arrival_where_that_pays() -> None:
     assert first.inputs == ("t0",)
     assert first.outputs == ("t1",)
     assert set(second.inputs) == {"t1", "t2"}
+
+
+def test_a_cut_of_several_tensors_is_one_segment_when_nothing_overlaps() -> None:
+    """Two branches and what joins them: PO does not compute the join to save a segment."""
+    joined = graph_of([(0, 2), (1, 2), (2, 3)], 4)
+    sent_s = {"x": 90.0, "t0": 2.0, "t1": 2.0, "t2": 4.0, "t3": 1.0}
+    costs = Costs(
+        (5.0, 5.0, 0.3, 80.0),
+        (4.0, 4.0, 0.1, 1.0),
+        sent_s,
+        dict.fromkeys(sent_s, 0.0),
+        dict.fromkeys(sent_s, 32),
+        device_segment_s=0.5,
+        made=frozenset(sent_s) - {"x"},
+    )
+    situation = Situation(joined, costs)
+    assert serial_cut(situation).uploads == ("t0", "t1")
+    found = {c.scheme: c for c in compare(situation)}
+    assert found[Scheme.PARTITION].latency_s == pytest.approx(5 + 5 + 0.5 + 2 + 2 + 0.1 + 1)
+    assert found[Scheme.OPSS].latency_s == pytest.approx(5 + 5 + 2 * 0.5 + 2 + 0.1 + 1)
 
 
 def test_one_server_segment_where_starting_early_gains_too_little() -> None:

@@ -47,7 +47,7 @@ def compare(
     """
     graph, costs, demand = situation.graph, situation.costs, situation.demand
     pinned = graph.ancestors(demand.pinned)
-    shared = min_cut(graph, costs, pinned) if cut is None else cut
+    shared = serial_cut(situation) if cut is None else cut
     cloud = None if pinned or costs.unsized.intersection(graph.inputs) else all_cloud(graph)
     chain = neurosurgeon(graph, costs, demand)
     plain = (
@@ -66,6 +66,16 @@ def compare(
                 worked[key] = _worked(situation, scheme, its, solver)
             named.append(worked[key].called(scheme))
     return (*named, *_joint(situation, search(situation, solver), named, solver))
+
+
+def serial_cut(situation: Situation) -> Cut:
+    """PO's cut: the best when nothing overlaps.
+
+    The device's part is then one segment, however many tensors go up.
+    """
+    demand, graph = situation.demand, situation.graph
+    costs = replace(situation.costs, device_segment_s=0.0)
+    return min_cut(graph, costs, graph.ancestors(demand.pinned))
 
 
 def _worked(situation: Situation, scheme: Scheme, cut: Cut, solver: str) -> Candidate:
