@@ -51,9 +51,7 @@ def tensor(frame: int, name: str = "t0", shape: tuple[int, ...] = (1, 64)) -> by
 
 
 def hello(made: Made) -> bytes:
-    return pb.Message(
-        hello=pb.Hello(protocol=wire.PROTOCOL, bundle=made.bundle.digest)
-    ).SerializeToString()
+    return wire.message(hello=pb.Hello(protocol=wire.PROTOCOL, bundle=made.bundle.digest))
 
 
 HOSTILE: dict[str, Callable[[Made], list[bytes]]] = {
@@ -67,11 +65,11 @@ HOSTILE: dict[str, Callable[[Made], list[bytes]]] = {
     "unknown tensor": lambda made: [hello(made), tensor(1, "nonsense")],
     "too many frames": lambda made: [hello(made), tensor(1), tensor(2), tensor(3)],
     "other protocol": lambda made: [
-        pb.Message(hello=pb.Hello(protocol=9, bundle=made.bundle.digest)).SerializeToString()
+        wire.message(hello=pb.Hello(protocol=9, bundle=made.bundle.digest))
     ],
     "server's message": lambda made: [
         hello(made),
-        pb.Message(pong=pb.Pong(number=1)).SerializeToString(),
+        wire.message(pong=pb.Pong(number=1)),
     ],
 }
 
@@ -83,8 +81,8 @@ def test_a_hostile_session_ends_alone(server: Server, made: Made, kind: str) -> 
         for message in HOSTILE[kind](made):
             connection.send(message)
         replies = list(iter(connection.receive, None))
-        assert [wire.parse(reply).WhichOneof("body") for reply in replies][-1] == "failure"
-        assert wire.parse(replies[-1]).failure.sentence
+        assert [wire.parse(reply)[0].WhichOneof("body") for reply in replies][-1] == "failure"
+        assert wire.parse(replies[-1])[0].failure.sentence
         feeds = made.feeds()
         np.testing.assert_allclose(good.run(["y"], feeds)[0], made.expected(feeds)[0], rtol=1e-5)
         assert good.counts.split == 1
@@ -97,7 +95,7 @@ def test_bytes_in_flight_are_bounded(made: Made) -> None:
         for frame in range(1, 5):
             connection.send(tensor(frame))
         *_, last = iter(connection.receive, None)
-        assert "too many bytes in flight" in wire.parse(last).failure.sentence
+        assert "too many bytes in flight" in wire.parse(last)[0].failure.sentence
 
 
 def test_a_vanished_device_leaves_nothing(server: Server, made: Made) -> None:

@@ -94,7 +94,7 @@ class DeviceSession:
     def hello(self) -> bytes:
         """The first message."""
         hello = pb.Hello(protocol=wire.PROTOCOL, bundle=self.contracts[0].digest)
-        return pb.Message(hello=hello).SerializeToString()
+        return wire.message(hello=hello)
 
     def open_frame(self, plan: int = 0) -> int:
         """Number a new frame, which will follow one of the plans."""
@@ -111,11 +111,11 @@ class DeviceSession:
         """The message that gives a frame up; None when it is over already."""
         if self._frames.pop(frame, None) is None:
             return None
-        return pb.Message(cancel=pb.Cancel(frame=frame)).SerializeToString()
+        return wire.message(cancel=pb.Cancel(frame=frame))
 
     def ping(self, number: int, data: bytes = b"") -> bytes:
         """A message that the server answers at once, with the same data."""
-        return pb.Message(ping=pb.Ping(number=number, data=data)).SerializeToString()
+        return wire.message(ping=pb.Ping(number=number, data=data))
 
     def receive(self, data: bytes) -> Event | None:
         """What one message from the server means; None: nothing any more.
@@ -123,7 +123,7 @@ class DeviceSession:
         Raises:
             ProtocolError: the server does not keep to the protocol.
         """
-        message = wire.parse(data)
+        message, payload = wire.parse(data)
         body = message.WhichOneof("body")
         if body == "failure":
             return self._failed(message.failure)
@@ -132,7 +132,7 @@ class DeviceSession:
         if not self._opened:
             raise ProtocolError(f"server {self.server} answered before it accepted the session")
         if body == "tensor":
-            return self._tensor(message.tensor)
+            return self._tensor(message.tensor, payload)
         if body == "pong":
             return Ponged(message.pong.number, message.pong.server_s)
         if body == "goodbye":
@@ -148,14 +148,14 @@ class DeviceSession:
         self._opened = True
         return Opened(welcome.max_frames)
 
-    def _tensor(self, tensor: pb.Tensor) -> Arrived | None:
+    def _tensor(self, tensor: pb.Tensor, payload: memoryview) -> Arrived | None:
         if tensor.frame not in self._frames:
             if 0 < tensor.frame <= self._last_frame:
                 return None  # the frame was given up while this was on its way
             raise ProtocolError(f"server {self.server} sent a frame that was never asked for")
         frame = self._frames[tensor.frame]
         missing = frame.missing
-        array = wire.decode_tensor(tensor, frame.contract.downloads)
+        array = wire.decode_tensor(tensor, payload, frame.contract.downloads)
         if tensor.name not in missing:
             raise ProtocolError(f"server {self.server} sent {tensor.name!r} twice")
         missing.remove(tensor.name)

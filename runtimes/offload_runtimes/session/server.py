@@ -125,7 +125,7 @@ class ServerSession:
         if self.closed:
             return []
         try:
-            return self._receive(wire.parse(data), now_s)
+            return self._receive(*wire.parse(data), now_s)
         except OffloadError as error:
             return self.close(error)
 
@@ -168,21 +168,21 @@ class ServerSession:
         if self.closed or self._draining:
             return []
         self._draining = True
-        return [Reply(pb.Message(goodbye=pb.Goodbye()).SerializeToString())]
+        return [Reply(wire.message(goodbye=pb.Goodbye()))]
 
-    def _receive(self, message: pb.Message, now_s: float) -> list[Event]:
+    def _receive(self, message: pb.Message, payload: memoryview, now_s: float) -> list[Event]:
         body = message.WhichOneof("body")
         if body == "ping":
             if len(message.ping.data) > wire.MAX_PING_BYTES:
                 raise ProtocolError(f"a ping may carry {wire.MAX_PING_BYTES} bytes, no more")
             pong = pb.Pong(number=message.ping.number, server_s=now_s, data=message.ping.data)
-            return [Reply(pb.Message(pong=pong).SerializeToString())]
+            return [Reply(wire.message(pong=pong))]
         if body == "hello":
             return [Reply(self._hello(message.hello))]
         if not self._agreed:
             raise ProtocolError("a session must begin with a hello")
         if body == "tensor":
-            return self._upload(message.tensor, now_s)
+            return self._upload(message.tensor, payload, now_s)
         if body == "cancel":
             number = message.cancel.frame
             return [] if self._frames.pop(number, None) is None else [Over(number, "cancelled")]
@@ -202,9 +202,9 @@ class ServerSession:
                 f"bundle {hello.bundle[:12]} is not served here: start the server with it"
             )
         welcome = pb.Welcome(protocol=wire.PROTOCOL, max_frames=self._limits.max_frames)
-        return pb.Message(welcome=welcome).SerializeToString()
+        return wire.message(welcome=welcome)
 
-    def _upload(self, tensor: pb.Tensor, now_s: float) -> list[Event]:
+    def _upload(self, tensor: pb.Tensor, payload: memoryview, now_s: float) -> list[Event]:
         if self._draining and tensor.frame > self._last_frame:
             self._failed.add(tensor.frame)
             self._last_frame = tensor.frame
@@ -215,7 +215,7 @@ class ServerSession:
         frame = self._frame(tensor.frame, tensor.plan)
         if tensor.name in frame.tensors:
             raise ProtocolError(f"tensor {tensor.name[:80]!r} came twice for one frame")
-        frame.tensors[tensor.name] = wire.decode_tensor(tensor, frame.contract.uploads)
+        frame.tensors[tensor.name] = wire.decode_tensor(tensor, payload, frame.contract.uploads)
         if sum(held.held_bytes for held in self._frames.values()) > self._limits.max_bytes:
             raise ProtocolError("too many bytes in flight: wait for answers before sending more")
         arrival = pb.Span.ARRIVAL

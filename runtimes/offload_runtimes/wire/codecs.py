@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ import zstandard
 from offload.errors import InputError
 
 Shape = tuple[int, ...]
+Buffer: TypeAlias = bytes | memoryview
 JPEG_QUALITY = 90
 _WIDTHS = (2, 4, 8)  # bytes of what has planes
 _ALL, _MASKED = b"\0", b"\1"
@@ -39,8 +40,8 @@ class Codec:
     """
 
     name: str
-    encode: Callable[[bytes, Shape], bytes]
-    decode: Callable[[bytes, int, Shape], bytes]
+    encode: Callable[[Buffer, Shape], Buffer]
+    decode: Callable[[Buffer, int, Shape], Buffer]
 
 
 class _Zstd(threading.local):
@@ -54,13 +55,13 @@ class _Zstd(threading.local):
 _zstd = _Zstd()
 
 
-def _raw_decode(data: bytes, size_bytes: int, _: Shape = ()) -> bytes:
+def _raw_decode(data: Buffer, size_bytes: int, _: Shape = ()) -> Buffer:
     if len(data) != size_bytes:
         raise ValueError(f"{len(data)} bytes came, {size_bytes} were expected")
     return data
 
 
-def _zstd_decode(data: memoryview | bytes, size_bytes: int, _: Shape = ()) -> bytes:
+def _zstd_decode(data: Buffer, size_bytes: int, _: Shape = ()) -> bytes:
     if _zstd_size(data) != size_bytes:
         raise ValueError(f"the frame does not declare {size_bytes} bytes")
     try:
@@ -69,7 +70,7 @@ def _zstd_decode(data: memoryview | bytes, size_bytes: int, _: Shape = ()) -> by
         raise ValueError(str(error)) from error
 
 
-def _zstd_size(frame: memoryview | bytes) -> int:
+def _zstd_size(frame: Buffer) -> int:
     """What a frame says that it decodes to."""
     try:
         return int(zstandard.frame_content_size(frame))
@@ -83,7 +84,7 @@ def _words(size_bytes: int, shape: Shape) -> int:
     return size_bytes // count if count else 0
 
 
-def _planes_encode(data: bytes, shape: Shape) -> bytes:
+def _planes_encode(data: Buffer, shape: Shape) -> bytes:
     """Zeros as one bit each where there are many, the rest byte by byte of significance.
 
     Floats differ in their low bytes and agree in their high ones: apart, the latter compress
@@ -113,12 +114,12 @@ def _blocks(parts: Sequence[bytes]) -> bytes:
     return b"".join((*found, writer.flush()))
 
 
-def _turned_back(data: memoryview | bytes, width: int) -> npt.NDArray[Any]:
+def _turned_back(data: Buffer, width: int) -> npt.NDArray[Any]:
     planes = np.frombuffer(data, np.uint8).reshape(width, -1)
     return np.ascontiguousarray(planes.T).reshape(-1).view(f"<u{width}")
 
 
-def _planes_decode(data: bytes, size_bytes: int, shape: Shape) -> bytes:
+def _planes_decode(data: Buffer, size_bytes: int, shape: Shape) -> bytes:
     flag, frame = data[:1], memoryview(data)[1:]
     width = _words(size_bytes, shape)
     if flag == _ALL:
@@ -160,7 +161,7 @@ def has_pictures() -> bool:
     return find_spec("PIL") is not None
 
 
-def _drawn(kind: str, data: bytes, shape: Shape) -> bytes:
+def _drawn(kind: str, data: Buffer, shape: Shape) -> bytes:
     """Pictures below each other as one picture file."""
     from PIL import Image
 
@@ -171,7 +172,7 @@ def _drawn(kind: str, data: bytes, shape: Shape) -> bytes:
     return file.getvalue()
 
 
-def _seen(kind: str, data: bytes, size_bytes: int, shape: Shape) -> bytes:
+def _seen(kind: str, data: Buffer, size_bytes: int, shape: Shape) -> bytes:
     from PIL import Image
 
     width = shape[-2] if len(shape) > 2 else 0

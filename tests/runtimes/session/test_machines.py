@@ -73,12 +73,12 @@ class ServerMachine(RuleBasedStateMachine):
                 case Close():
                     self.closes += 1
                 case Reply(data):
-                    self.reply(wire.parse(data))
+                    self.reply(*wire.parse(data))
 
-    def reply(self, message: pb.Message) -> None:
+    def reply(self, message: pb.Message, data: memoryview) -> None:
         if message.WhichOneof("body") == "tensor":
             plan = self.plans[message.tensor.frame]
-            array = wire.decode_tensor(message.tensor, AGREED[plan].downloads)
+            array = wire.decode_tensor(message.tensor, data, AGREED[plan].downloads)
             answers = self.answers.setdefault(message.tensor.frame, {})
             assert message.tensor.name not in answers
             answers[message.tensor.name] = array
@@ -124,11 +124,11 @@ class ServerMachine(RuleBasedStateMachine):
     def cancel(self, data: st.DataObject) -> None:
         frame = data.draw(st.sampled_from(sorted(self.sent)))
         self.sent[frame] = {"a", "c"}
-        self.send(pb.Message(cancel=pb.Cancel(frame=frame)).SerializeToString())
+        self.send(wire.message(cancel=pb.Cancel(frame=frame)))
 
     @rule(number=st.integers(0, 2**64 - 1))
     def ping(self, number: int) -> None:
-        self.send(pb.Message(ping=pb.Ping(number=number)).SerializeToString())
+        self.send(wire.message(ping=pb.Ping(number=number)))
 
     @rule(
         wrong=st.one_of(
@@ -192,7 +192,7 @@ TestServerMachine.settings = settings(max_examples=150, stateful_step_count=25, 
 def opened() -> DeviceSession:
     session = DeviceSession(AGREED, "here")
     welcome = pb.Welcome(protocol=wire.PROTOCOL, max_frames=3)
-    assert session.receive(pb.Message(welcome=welcome).SerializeToString()) == Opened(3)
+    assert session.receive(wire.message(welcome=welcome)) == Opened(3)
     return session
 
 
@@ -232,7 +232,7 @@ def test_device_maps_failures() -> None:
     assert isinstance(every, Failed)
     assert every.frame is None
     assert isinstance(every.error, BundleError)
-    goodbye = pb.Message(goodbye=pb.Goodbye()).SerializeToString()
+    goodbye = wire.message(goodbye=pb.Goodbye())
     assert session.receive(goodbye) == Leaving()
 
 
@@ -242,9 +242,9 @@ def test_device_maps_failures() -> None:
         b"\xff\xff",
         b"",
         answer(1, "b"),
-        pb.Message(welcome=pb.Welcome(protocol=99, max_frames=1)).SerializeToString(),
-        pb.Message(welcome=pb.Welcome(protocol=1)).SerializeToString(),
-        pb.Message(hello=pb.Hello()).SerializeToString(),
+        wire.message(welcome=pb.Welcome(protocol=99, max_frames=1)),
+        wire.message(welcome=pb.Welcome(protocol=wire.PROTOCOL)),
+        wire.message(hello=pb.Hello()),
     ],
 )
 def test_device_refuses_a_wrong_server(data: bytes) -> None:
@@ -283,9 +283,10 @@ def test_a_plan_that_the_bundle_lacks_is_refused() -> None:
 
 
 def test_a_damaged_plan_number_is_seen() -> None:
-    message = wire.parse(wire.encode_tensor(1, "a", np.arange(2), "raw", plan=1))
+    right = wire.encode_tensor(1, "a", np.arange(2), "raw", plan=1)
+    message, data = wire.parse(right)
     message.tensor.plan = 0
-    events = greeted().receive(message.SerializeToString(), 0.0)
+    events = greeted().receive(wire.message(data, tensor=message.tensor), 0.0)
     assert "damaged on its way" in refusal(events)
 
 
@@ -293,7 +294,7 @@ def test_pings_carry_what_they_are_given_and_no_more_than_allowed() -> None:
     session, device = greeted(), DeviceSession(AGREED, "here")
     (reply,) = session.receive(device.ping(7, b"x" * wire.MAX_PING_BYTES), 3.0)
     assert isinstance(reply, Reply)
-    pong = wire.parse(reply.data).pong
+    pong = wire.parse(reply.data)[0].pong
     assert (pong.number, pong.server_s, len(pong.data)) == (7, 3.0, wire.MAX_PING_BYTES)
     events = session.receive(device.ping(8, b"x" * (wire.MAX_PING_BYTES + 1)), 3.0)
     assert "a ping may carry" in refusal(events)
@@ -307,7 +308,7 @@ def test_server_says_goodbye_and_answers_what_it_has() -> None:
     assert len(session.drain()) == 1
     (refused,) = session.receive(wire.encode_tensor(2, "a", np.arange(2), "raw"), 0.0)
     assert isinstance(refused, Reply)
-    assert wire.parse(refused.data).failure.frame == 2
+    assert wire.parse(refused.data)[0].failure.frame == 2
     assert session.receive(wire.encode_tensor(2, "c", np.arange(2), "raw"), 0.0) == []
     (reply,) = session.finished(run, compute(run), 0.0, 1.0)
     assert isinstance(reply, Reply)

@@ -1,6 +1,7 @@
 """Tensors cross unchanged; whatever else comes is refused with one sentence."""
 
 import zlib
+from typing import Any
 
 import numpy as np
 import offload_runtimes.wire.offload_pb2 as pb
@@ -36,8 +37,8 @@ def port(array: np.ndarray, encoding: str = "raw") -> Port:
     encoding=st.sampled_from(["raw", "zstd", "planes"]),
 )
 def test_tensor_round_trip(array: np.ndarray, frame: int, encoding: str) -> None:
-    message = wire.parse(wire.encode_tensor(frame, "t", array, encoding, 1.5))
-    back = wire.decode_tensor(message.tensor, {"t": port(array, encoding)})
+    message, data = wire.parse(wire.encode_tensor(frame, "t", array, encoding, 1.5))
+    back = wire.decode_tensor(message.tensor, data, {"t": port(array, encoding)})
     assert message.tensor.frame == frame
     assert (back.dtype, back.shape) == (array.dtype, array.shape)
     assert back.tobytes() == array.tobytes()
@@ -45,9 +46,19 @@ def test_tensor_round_trip(array: np.ndarray, frame: int, encoding: str) -> None
 
 def test_views_and_big_endian_arrays_cross_as_their_values() -> None:
     for array in (np.arange(12).reshape(3, 4).T, np.arange(3, dtype=">i8")):
-        message = wire.parse(wire.encode_tensor(1, "t", array, "raw"))
-        back = wire.decode_tensor(message.tensor, {"t": port(array)})
+        message, data = wire.parse(wire.encode_tensor(1, "t", array, "raw"))
+        back = wire.decode_tensor(message.tensor, data, {"t": port(array)})
         np.testing.assert_array_equal(back, array)
+
+
+def test_a_tensor_is_read_where_it_arrived_aligned_as_numpy_aligns() -> None:
+    array = np.arange(300, dtype=np.float64)
+    arrived = wire.encode_tensor(1, "t", array, "raw")
+    message, data = wire.parse(arrived)
+    back = wire.decode_tensor(message.tensor, data, {"t": port(array)})
+    assert np.shares_memory(back, np.frombuffer(arrived, np.uint8))
+    assert back.ctypes.data % 16 == 0
+    assert not back.flags.writeable
 
 
 SHAPE = (2, 3)
@@ -57,23 +68,16 @@ PORTS = {
 }
 
 
-def tensor(**changes: object) -> pb.Tensor:
-    right = {
-        "frame": 1,
-        "name": "t",
-        "dtype": "float32",
-        "shape": SHAPE,
-        "encoding": "raw",
-        "data": bytes(24),
-    }
+def tensor(data: bytes = bytes(24), **changes: object) -> tuple[pb.Tensor, memoryview]:
+    right = {"frame": 1, "name": "t", "dtype": "float32", "shape": SHAPE, "encoding": "raw"}
     made = pb.Tensor(**{**right, **changes})  # type: ignore[arg-type]
-    made.checksum = checksum(made)
-    return made
+    made.checksum = checksum(made, data)
+    return made, memoryview(data)
 
 
-def checksum(made: pb.Tensor) -> int:
+def checksum(made: pb.Tensor, data: bytes) -> int:
     """As `offload.proto` defines it, word by word."""
-    padded = made.data + bytes(-len(made.data) % 8)
+    padded = data + bytes(-len(data) % 8)
     words = sum(int.from_bytes(padded[i : i + 8], "little") for i in range(0, len(padded), 8))
     shape = "x".join(str(size) for size in made.shape)
     header = f"{made.frame}|{made.name}|{made.dtype}|{shape}|{made.encoding}"
@@ -97,22 +101,22 @@ def checksum(made: pb.Tensor) -> int:
         ({"name": "z", "encoding": "zstd", "data": b"not zstd"}, "damaged"),
     ],
 )
-def test_wrong_tensor_is_one_sentence(changes: dict[str, object], said: str) -> None:
-    wire.decode_tensor(tensor(), PORTS)
+def test_wrong_tensor_is_one_sentence(changes: dict[str, Any], said: str) -> None:
+    wire.decode_tensor(*tensor(), PORTS)
     with pytest.raises(ProtocolError, match=said) as caught:
-        wire.decode_tensor(tensor(**changes), PORTS)
+        wire.decode_tensor(*tensor(**changes), PORTS)
     assert "\n" not in str(caught.value)
 
 
 @given(data=st.binary(max_size=400))
 def test_noise_parses_or_is_refused(data: bytes) -> None:
     try:
-        message = wire.parse(data)
+        message, payload = wire.parse(data)
     except ProtocolError:
         return
     if message.WhichOneof("body") == "tensor":
         with pytest.raises(ProtocolError):
-            wire.decode_tensor(message.tensor, PORTS)
+            wire.decode_tensor(message.tensor, payload, PORTS)
 
 
 @given(data=st.data())
@@ -121,9 +125,9 @@ def test_damaged_bytes_never_become_other_numbers(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(1, 3))):
         message[data.draw(st.integers(0, len(message) - 1))] ^= data.draw(st.integers(1, 255))
     try:
-        parsed = wire.parse(bytes(message))
+        parsed, payload = wire.parse(bytes(message))
         if parsed.WhichOneof("body") == "tensor":
-            back = wire.decode_tensor(parsed.tensor, PORTS)
+            back = wire.decode_tensor(parsed.tensor, payload, PORTS)
             assert back.tobytes() == bytes(24)
             assert parsed.tensor.frame == 1
     except ProtocolError as error:
@@ -132,7 +136,7 @@ def test_damaged_bytes_never_become_other_numbers(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("kind", [InputError, BundleError, ServerError, DeadlineError])
 def test_errors_keep_their_kind_and_sentence(kind: type[OffloadError]) -> None:
-    message = wire.parse(wire.encode_failure(kind("it broke"), 3))
+    message, _ = wire.parse(wire.encode_failure(kind("it broke"), 3))
     assert message.failure.frame == 3
     error = wire.decode_failure(message.failure, "here:1")
     assert type(error) is kind
