@@ -4,7 +4,8 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -26,18 +27,24 @@ from offload_runtimes.wire.transport import Connection
 
 _POLL_S = 0.02
 _WARM_LIMIT_S = 5.0
+_SHORT_S = 0.0005  # below this, waking a worker costs more than a message that waits
 
 
 @dataclass(frozen=True)
 class Hosted:
-    """A bundle that is served: a contract for each plan, an engine for each of the server's parts.
+    """A bundle that is served; plans share engines where they share parts.
 
-    Plans share engines where they share parts.
+    Attributes:
+        bundle: the bundle.
+        contracts: what may cross, for each plan.
+        engines: an engine for each of the server's parts.
+        last_s: how long each part took when it was last run.
     """
 
     bundle: Bundle
     contracts: tuple[Contract, ...]
     engines: Mapping[str, Engine]
+    last_s: dict[str, float] = field(default_factory=dict)
 
 
 def host(bundle: str | Path | Bundle, options: EngineOptions, max_run_s: float) -> Hosted:
@@ -74,6 +81,27 @@ class _Served:
             calls.remove(call)
         if not calls:
             self.calls.pop(frame, None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    """A segment to run for a session.
+
+    Attributes:
+        run: the segment and its inputs.
+        call: its run, which can be stopped.
+        last_s: how long each part took when it was last run.
+        asked_s: when it could have begun, by `time.monotonic`.
+    """
+
+    run: Run
+    call: Call
+    last_s: dict[str, float]
+    asked_s: float
+
+    @property
+    def is_short(self) -> bool:
+        return self.last_s.get(self.run.segment.part, _SHORT_S) < _SHORT_S
 
 
 class Server:
@@ -221,7 +249,8 @@ class Server:
             while not session.closed and (data := connection.receive()) is not None:
                 self._observer.passed("in", len(data))
                 with served.lock:
-                    self._apply(served, session.receive(data, time.monotonic()))
+                    tasks = self._apply(served, session.receive(data, time.monotonic()))
+                self._start(served, tasks, here=True)
         finally:
             self._close(served)
             with self._lock:
@@ -242,14 +271,18 @@ class Server:
             self._workers.drop(served)
         served.connection.close()
 
-    def _apply(self, served: _Served, events: Iterable[Event]) -> None:
-        """Do what the state machine asks for; called with the session's lock held."""
+    def _apply(self, served: _Served, events: Iterable[Event]) -> list[_Task]:
+        """Do what the state machine asks for, but for the segments to run, which are returned.
+
+        Called with the session's lock held; the segments are started without it.
+        """
+        tasks = []
         for event in events:
             match event:
                 case Reply(data):
                     self._send(served, data)
                 case Run():
-                    self._start(served, event)
+                    tasks.append(self._task(served, event))
                 case Over(frame, outcome):
                     self._observer.frame(served.session.bundle or "", outcome)
                     for call in served.calls.pop(frame, []):
@@ -258,6 +291,7 @@ class Server:
                     self._observer.failed(served.number, error)
                     self._send(served, data)
                     served.connection.close()
+        return tasks
 
     def _send(self, served: _Served, data: bytes) -> None:
         try:
@@ -268,33 +302,44 @@ class Server:
             self._apply(served, served.session.close())
             served.connection.close()
 
-    def _start(self, served: _Served, run: Run) -> None:
-        if self._workers is None or served.session.bundle is None:
-            return
-        engine = self._hosted[served.session.bundle].engines[run.segment.part]
-        call = engine.prepare(self._max_run_s)
+    def _task(self, served: _Served, run: Run) -> _Task:
+        assert served.session.bundle is not None  # or nothing could be run
+        hosted = self._hosted[served.session.bundle]
+        call = hosted.engines[run.segment.part].prepare(self._max_run_s)
         served.calls.setdefault(run.frame, []).append(call)
-        asked_s = time.monotonic()
-        self._workers.submit(served, lambda: self._run(served, run, call, asked_s))
+        return _Task(run, call, hosted.last_s, time.monotonic())
 
-    def _run(self, served: _Served, run: Run, call: Call, asked_s: float) -> None:
-        start_s = time.monotonic()
+    def _start(self, served: _Served, tasks: list[_Task], *, here: bool = False) -> None:
+        """Give segments to the workers; a short one may run `here`, on the caller's thread."""
+        if self._workers is None:
+            return
+        for task in tasks:
+            job = partial(self._run, served, task)
+            here = here and len(tasks) == 1 and task.is_short
+            if not (here and self._workers.run_here(job)):
+                self._workers.submit(served, job)
+
+    def _run(self, served: _Served, task: _Task) -> None:
+        run, start_s = task.run, time.monotonic()
         try:
-            arrays = call.run(run.segment.outputs, run.feeds)
-            outputs = dict(zip(run.segment.outputs, arrays, strict=True))
+            arrays = task.call.run(run.segment.outputs, run.feeds)
         except OffloadError as error:
             with served.lock:
                 events = served.session.failed(run, error)
                 if events:
                     self._observer.failed(served.number, error)
-                self._apply(served, events)
+                more = self._apply(served, events)
         else:
             end_s = time.monotonic()
-            self._observer.computed(start_s - asked_s, end_s - start_s)
+            task.last_s[run.segment.part] = end_s - start_s
+            self._observer.computed(start_s - task.asked_s, end_s - start_s)
+            outputs = dict(zip(run.segment.outputs, arrays, strict=True))
             with served.lock:
-                self._apply(served, served.session.finished(run, outputs, start_s, end_s))
+                events = served.session.finished(run, outputs, start_s, end_s)
+                more = self._apply(served, events)
         with served.lock:
-            served.forget(run.frame, call)
+            served.forget(run.frame, task.call)
+        self._start(served, more)
 
 
 def _metrics_port(host: str, port: int, text: Callable[[], str]) -> MetricsPort:

@@ -1,8 +1,8 @@
 """The server's side of gRPC: listen, and hand every session's and every probe's stream over."""
 
 import contextlib
-import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -14,47 +14,112 @@ from offload.errors import InputError, ServerError
 from offload_runtimes.grpc import PROBE_LIMIT_BYTES, SERVICE
 from offload_runtimes.grpc.health import Health
 from offload_runtimes.security.credentials import ServerSecurity, read_pem
-from offload_runtimes.wire.transport import Connection, Mailbox
+from offload_runtimes.wire.transport import Connection
 
 T = TypeVar("T")
 _SPARE = 4  # streams beyond the sessions: health checks and probes
+_SMALL_BYTES = 16 * 1024  # passes at once, unless the device reads nothing at all
+_PATIENCE_S = 5.0  # for a device to read its last answers
 
 
 class ServerStream:
-    """The server's end of one session's stream."""
+    """The server's end of one session's stream; made by the thread that will receive.
 
-    def __init__(self, requests: Iterator[bytes], limit_bytes: int, peer: str) -> None:
+    That thread sends small messages itself, before it waits for the next one: a thread less to
+    wake. What other threads send, or what is large, goes out on a thread of its own, so that a
+    device that reads slowly holds up nobody but itself.
+    """
+
+    def __init__(
+        self,
+        requests: Iterator[bytes],
+        transmit: Callable[[bytes | None], None],
+        limit_bytes: int,
+        peer: str,
+    ) -> None:
+        """`transmit` sends one message and returns when it is gone; None ends the stream."""
         self.peer = peer
         self._requests = requests
+        self._transmit = transmit
         self._limit_bytes = limit_bytes
-        self._outbox: Mailbox = queue.SimpleQueue()
+        self._reader = threading.get_ident()
+        self._outbox: deque[bytes] = deque()
         self._pending_bytes = 0
-        self._lock = threading.Lock()
+        self._busy = False  # a message is being sent
+        self._closed = False
+        self._sender: threading.Thread | None = None
+        self._changed = threading.Condition()
 
     def send(self, message: bytes) -> None:
         """Queue a message; ServerError when the device does not read its answers."""
-        with self._lock:
+        with self._changed:
             if self._pending_bytes > self._limit_bytes:
                 raise ServerError("the device does not read its answers")
             self._pending_bytes += len(message)
-        self._outbox.put(message)
+            self._outbox.append(message)
+            if threading.get_ident() != self._reader:
+                self._wake_sender()
 
     def receive(self) -> bytes | None:
         """Wait for the next message; None when the device ended the stream or vanished."""
+        self._send_small()
         with contextlib.suppress(grpc.RpcError):
             return next(self._requests, None)
         return None
 
     def close(self) -> None:
-        """End the stream after what is queued."""
-        self._outbox.put(None)
+        """End the stream after what is queued; may be called twice."""
+        with self._changed:
+            self._closed = True
+            self._wake_sender()
 
-    def outgoing(self) -> Iterator[bytes]:
-        """The messages to send, until closed."""
-        while (message := self._outbox.get()) is not None:
-            with self._lock:
-                self._pending_bytes -= len(message)
-            yield message
+    def finish(self, timeout_s: float) -> bool:
+        """Wait until what was queued is sent and the stream has ended; whether it has."""
+        self.close()
+        assert self._sender is not None
+        self._sender.join(timeout_s)
+        return not self._sender.is_alive()
+
+    def _wake_sender(self) -> None:
+        if self._sender is None:
+            self._sender = threading.Thread(target=self._send_all, name="sender", daemon=True)
+            self._sender.start()
+        self._changed.notify()
+
+    def _send_small(self) -> None:
+        while (message := self._next_small()) is not None:
+            self._send(message)
+
+    def _next_small(self) -> bytes | None:
+        with self._changed:
+            if self._busy or not self._outbox:
+                return None
+            if len(self._outbox[0]) > _SMALL_BYTES:
+                self._wake_sender()
+                return None
+            return self._taken()
+
+    def _send_all(self) -> None:
+        while (message := self._next()) is not None:
+            self._send(message)
+        self._transmit(None)
+
+    def _next(self) -> bytes | None:
+        with self._changed:
+            while self._busy or not (self._outbox or self._closed):
+                self._changed.wait()
+            return self._taken() if self._outbox else None
+
+    def _taken(self) -> bytes:
+        self._busy = True
+        return self._outbox.popleft()
+
+    def _send(self, message: bytes) -> None:
+        self._transmit(message)
+        with self._changed:
+            self._busy = False
+            self._pending_bytes -= len(message)
+            self._changed.notify()
 
 
 class DaemonPool(ThreadPoolExecutor):
@@ -76,6 +141,15 @@ class DaemonPool(ThreadPoolExecutor):
 
         threading.Thread(target=work, name="grpc", daemon=True).start()
         return future
+
+
+def _sending_itself(behavior: T) -> T:
+    """Let gRPC give a handler a function that sends, instead of taking an iterator from it.
+
+    Then any thread may send. gRPC calls this experimental; it has been there since version 1.24.
+    """
+    behavior.experimental_non_blocking = True  # type: ignore[attr-defined]
+    return behavior
 
 
 class GrpcHost:
@@ -139,7 +213,9 @@ class GrpcHost:
 
     def _handler(self) -> grpc.GenericRpcHandler:
         methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            name: grpc.stream_stream_rpc_method_handler(partial(self._stream, serve))
+            name: grpc.stream_stream_rpc_method_handler(
+                _sending_itself(partial(self._stream, serve))
+            )
             for name, serve in self._methods.items()
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
@@ -149,12 +225,15 @@ class GrpcHost:
         serve: Callable[[Connection], None],
         requests: Iterator[bytes],
         context: grpc.ServicerContext,
-    ) -> Iterator[bytes]:
+        transmit: Callable[[bytes | None], None],
+    ) -> None:
         self._admit(context)
-        stream = ServerStream(requests, self._backlog_bytes, context.peer())
-        context.add_callback(stream.close)
-        threading.Thread(target=serve, args=(stream,), name="session", daemon=True).start()
-        return stream.outgoing()
+        stream = ServerStream(requests, transmit, self._backlog_bytes, context.peer())
+        try:
+            serve(stream)
+        finally:
+            if not stream.finish(_PATIENCE_S):
+                context.cancel()
 
     def _admit(self, context: grpc.ServicerContext) -> None:
         if not self._security.admits(context.invocation_metadata()):

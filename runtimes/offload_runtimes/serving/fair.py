@@ -15,6 +15,7 @@ class FairWorkers:
 
     def __init__(self, workers: int) -> None:
         self._queues: OrderedDict[Hashable, deque[Job]] = OrderedDict()
+        self._free = workers
         self._changed = threading.Condition()
         self._stopped = False
         self._threads = [
@@ -29,6 +30,23 @@ class FairWorkers:
         with self._changed:
             self._queues.setdefault(key, deque()).append(job)
             self._changed.notify()
+
+    def run_here(self, job: Job) -> bool:
+        """Run a job on the caller's thread if a worker is free and nothing waits; else say no.
+
+        It counts as one of the workers while it runs.
+        """
+        with self._changed:
+            if not self._free or self._queues or self._stopped:
+                return False
+            self._free -= 1
+        try:
+            job()
+        finally:
+            with self._changed:
+                self._free += 1
+                self._changed.notify()
+        return True
 
     def drop(self, key: Hashable) -> None:
         """Forget the jobs of a key that haven't begun."""
@@ -53,10 +71,12 @@ class FairWorkers:
     def _work(self) -> None:
         while (job := self._next()) is not None:
             job()
+            with self._changed:
+                self._free += 1
 
     def _next(self) -> Job | None:
         with self._changed:
-            while not self._queues and not self._stopped:
+            while not (self._queues and self._free) and not self._stopped:
                 self._changed.wait()
             if self._stopped:
                 return None
@@ -64,4 +84,5 @@ class FairWorkers:
             job = jobs.popleft()
             if jobs:
                 self._queues[key] = jobs
+            self._free -= 1
             return job
