@@ -1,5 +1,6 @@
 """The server: hostile sessions end alone, it can be watched, it stops without losing work."""
 
+import itertools
 import json
 import logging
 import threading
@@ -23,9 +24,11 @@ from offload_runtimes.serving.observe import JsonLines
 from offload_runtimes.session.server import Limits
 from offload_runtimes.wire import messages as wire
 from offload_runtimes.wire.transport import Connection, MemoryConnector, pair
+from onnx import helper
 
 from tests.runtimes import bundles, models
 from tests.runtimes.bundles import Made
+from tests.runtimes.waiting import eventually
 
 
 @pytest.fixture
@@ -119,6 +122,34 @@ def test_frames_too_large_for_the_bundle_are_refused(server: Server) -> None:
         next(call)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     channel.close()
+
+
+def growing(folder: Path, count: int) -> Made:
+    """A bundle whose server part answers one number with so many."""
+    x, y = models.floats("x", 1), models.floats("y", count)
+    shape = {"shape": np.array([count], np.int64)}
+    whole = models.model([helper.make_node("Expand", ["x", "shape"], ["y"])], [x], [y], shape)
+    part = bundles.segment("server-0", Side.SERVER, ["x"], ["y"])
+    return bundles.write(folder, whole, [(part, whole)], [("send", "x")], [Send("x", 4)], ["y"])
+
+
+def test_a_device_that_reads_nothing_ends_alone(made: Made, tmp_path: Path) -> None:
+    big = growing(tmp_path / "big", 1 << 20)
+    plain, limits = EngineOptions(threads=1), Limits(max_frames=60)
+    with (
+        Server([big.bundle, made.bundle], options=plain, limits=limits) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        numbers = (tensor(frame, "x", (1,)) for frame in range(1, 60))
+        method: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(SESSION)
+        call = method(itertools.chain([hello(big)], numbers))
+        eventually(lambda: 'offload_errors_total{kind="ServerError"} 1' in server.metrics_text())
+        with OffloadSession(made.bundle, server.address) as good:
+            good.run(None, made.feeds())
+            assert good.counts.split == 1
+            eventually(lambda: "offload_sessions 1" in server.metrics_text())
+        with pytest.raises(grpc.RpcError):
+            list(call)
 
 
 def endless(folder: Path, size: int | str) -> Made:

@@ -34,13 +34,14 @@ class ServerStream:
         self,
         requests: Iterator[bytes],
         transmit: Callable[[bytes | None], None],
+        context: grpc.ServicerContext,
         limit_bytes: int,
-        peer: str,
     ) -> None:
         """`transmit` sends one message and returns when it is gone; None ends the stream."""
-        self.peer = peer
+        self.peer = context.peer()
         self._requests = requests
         self._transmit = transmit
+        self._cancel = context.cancel
         self._limit_bytes = limit_bytes
         self._reader = threading.get_ident()
         self._outbox: deque[bytes] = deque()
@@ -54,6 +55,7 @@ class ServerStream:
         """Queue a message; ServerError when the device does not read its answers."""
         with self._changed:
             if self._pending_bytes > self._limit_bytes:
+                self._cancel()
                 raise ServerError("the device does not read its answers")
             self._pending_bytes += len(message)
             self._outbox.append(message)
@@ -73,12 +75,13 @@ class ServerStream:
             self._closed = True
             self._wake_sender()
 
-    def finish(self, timeout_s: float) -> bool:
-        """Wait until what was queued is sent and the stream has ended; whether it has."""
+    def finish(self, timeout_s: float) -> None:
+        """Wait until what was queued is sent and the stream has ended; else break it."""
         self.close()
         assert self._sender is not None
         self._sender.join(timeout_s)
-        return not self._sender.is_alive()
+        if self._sender.is_alive():
+            self._cancel()
 
     def _wake_sender(self) -> None:
         if self._sender is None:
@@ -228,12 +231,11 @@ class GrpcHost:
         transmit: Callable[[bytes | None], None],
     ) -> None:
         self._admit(context)
-        stream = ServerStream(requests, transmit, self._backlog_bytes, context.peer())
+        stream = ServerStream(requests, transmit, context, self._backlog_bytes)
         try:
             serve(stream)
         finally:
-            if not stream.finish(_PATIENCE_S):
-                context.cancel()
+            stream.finish(_PATIENCE_S)
 
     def _admit(self, context: grpc.ServicerContext) -> None:
         if not self._security.admits(context.invocation_metadata()):

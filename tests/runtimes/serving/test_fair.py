@@ -54,3 +54,29 @@ def test_dropped_jobs_never_run() -> None:
     assert finished.wait(10)
     workers.stop()
     assert ran == ["stays"]
+
+
+def test_the_callers_thread_is_one_of_the_workers() -> None:
+    """It may run a job only while a worker is free and nothing waits, and counts as one then."""
+    workers, hold, began, ran = FairWorkers(1), threading.Event(), threading.Event(), []
+    here = threading.current_thread()
+    assert workers.run_here(lambda: ran.append(threading.current_thread()))
+    assert ran == [here]
+
+    def job() -> None:
+        began.set()
+        _wait(hold)
+
+    thread = threading.Thread(target=lambda: workers.run_here(job))
+    thread.start()
+    began.wait()
+    assert not workers.run_here(lambda: ran.append(here))
+    finished = threading.Event()
+    workers.submit("key", finished.set)
+    assert not finished.wait(0.05)
+    assert workers.waiting == 1
+    hold.set()
+    thread.join()
+    assert finished.wait(10)
+    workers.stop()
+    assert ran == [here]
