@@ -1,8 +1,8 @@
 """The server: hostile sessions end alone, it can be watched, it stops without losing work."""
 
-import itertools
 import json
 import logging
+import queue
 import threading
 import urllib.error
 import urllib.request
@@ -23,7 +23,7 @@ from offload_runtimes.server import Server
 from offload_runtimes.serving.observe import JsonLines
 from offload_runtimes.session.server import Limits
 from offload_runtimes.wire import messages as wire
-from offload_runtimes.wire.transport import Connection, MemoryConnector, pair
+from offload_runtimes.wire.transport import Connection, Mailbox, MemoryConnector, pair
 from onnx import helper
 
 from tests.runtimes import bundles, models
@@ -140,9 +140,11 @@ def test_a_device_that_reads_nothing_ends_alone(made: Made, tmp_path: Path) -> N
         Server([big.bundle, made.bundle], options=plain, limits=limits) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
-        numbers = (tensor(frame, "x", (1,)) for frame in range(1, 60))
+        outbox: Mailbox = queue.SimpleQueue()
+        for message in (hello(big), *(tensor(frame, "x", (1,)) for frame in range(1, 60))):
+            outbox.put(message)
         method: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(SESSION)
-        call = method(itertools.chain([hello(big)], numbers))
+        call = method(iter(outbox.get, None))
         eventually(lambda: 'offload_errors_total{kind="ServerError"} 1' in server.metrics_text())
         with OffloadSession(made.bundle, server.address) as good:
             good.run(None, made.feeds())
@@ -150,6 +152,7 @@ def test_a_device_that_reads_nothing_ends_alone(made: Made, tmp_path: Path) -> N
             eventually(lambda: "offload_sessions 1" in server.metrics_text())
         with pytest.raises(grpc.RpcError):
             list(call)
+        outbox.put(None)
 
 
 def endless(folder: Path, size: int | str) -> Made:

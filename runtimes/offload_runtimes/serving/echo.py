@@ -1,28 +1,22 @@
 """Answer probes of the link."""
 
-from functools import partial
-
 from google.protobuf.message import DecodeError
 from offload.errors import ServerError
 
 import offload_runtimes.wire.offload_pb2 as pb
 from offload_runtimes.grpc import PROBE_LIMIT_BYTES
-from offload_runtimes.serving.fair import FairWorkers
 from offload_runtimes.wire.transport import Connection
 
 
 def echo(connection: Connection) -> None:
     """Answer every request with as many bytes as it asks for, until the stream ends.
 
-    As in a session, one thread receives, another works and a third sends: a probe then measures
-    what a tensor costs from the hands of one engine into those of the other.
+    As in a session whose segments are short, the thread that receives answers, too.
     """
-    worker = FairWorkers(1)
     try:
         while (data := connection.receive()) is not None:
-            worker.submit("probe", partial(_answer, connection, data))
+            _answer(connection, data)
     finally:
-        worker.stop()
         connection.close()
 
 
