@@ -10,7 +10,7 @@ from offload.cost.profile import Profile
 from offload.files import write_text
 from offload.graph.load import load_model
 from offload.graph.model import Graph
-from offload.units import format_s
+from offload.units import format_bytes, format_s
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.planning.measure import cached_profile, subject_of
 
@@ -65,9 +65,10 @@ def profile(
 
 
 def _summary(found: Profile) -> str:
+    client = f"; a client takes {format_bytes(found.client_bytes)}" if found.client_bytes else ""
     return (
         f"{format_s(found.whole_s)} a run on {found.machine} ({found.provider},"
-        f" {found.threads or 'default'} threads), median of {found.runs}"
+        f" {found.threads or 'default'} threads), median of {found.runs}{client}"
     )
 
 

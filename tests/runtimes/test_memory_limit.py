@@ -1,14 +1,21 @@
 """A plan under a memory limit keeps it: measured on a client's process of its own."""
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from offload.cost.link import parse_link
+from offload.cost.profile import estimate_profile
+from offload.graph.load import load_model
+from offload.partition.memory import CLIENT_BYTES
 from offload.plan.wish import Wish
 from offload_models.zoo import build, save
-from offload_runtimes.planning.situation import SplitRequest
+from offload_runtimes.planning.footprint import client_bytes
+from offload_runtimes.planning.measure import read_fused
+from offload_runtimes.planning.situation import SplitRequest, prepare
 from offload_runtimes.server import Server
 from offload_runtimes.split import split
 
@@ -26,22 +33,40 @@ print(int(status.get("VmHWM", status["VmRSS"]).split()[0]) * 1024)
 """
 
 
-@pytest.mark.parametrize("limit_bytes", [136e6, 156e6])
-def test_the_client_stays_within_the_limit_it_was_planned_for(
-    tmp_path: Path, limit_bytes: float
-) -> None:
-    save(build("squeezenet"), tmp_path / "net.onnx")
-    request = SplitRequest(
-        tmp_path / "net.onnx",
-        parse_link("wifi"),
-        device=8e9,
-        server=9e9,
-        wish=Wish(memory_bytes=limit_bytes, keep_input=True),
-    )
-    bundle = split(request, tmp_path / "net.bundle")
-    assert bundle.plan.is_local == (limit_bytes > 146e6)
-    with Server([] if bundle.plan.is_local else [bundle]) as server:
-        address = "" if bundle.plan.is_local else server.address
-        command = [sys.executable, "-c", CLIENT, str(bundle.path), address]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 0 < int(done.stdout) <= limit_bytes
+def request_for(folder: Path, name: str) -> SplitRequest:
+    """On a device that is as fast as the server, so that all would stay there but for the limit.
+
+    Its profile says what a client takes on this machine, as `offload profile` would.
+    """
+    save(build(name), folder / "net.onnx")
+    graph = read_fused(load_model(folder / "net.onnx"))
+    profile = replace(estimate_profile(graph, 8e9), client_bytes=client_bytes(threads=1))
+    (folder / "device.json").write_text(json.dumps(profile.to_json()))
+    link = parse_link("wifi")
+    return SplitRequest(folder / "net.onnx", link, device=folder / "device.json", server=9e9)
+
+
+@pytest.mark.parametrize("name", ["squeezenet", "googlenet", "mobilenet_v2"])
+def test_the_client_stays_within_the_limit_it_was_planned_for(tmp_path: Path, name: str) -> None:
+    """With room for all, and with too little for that."""
+    request = request_for(tmp_path, name)
+    free = split(request, tmp_path / "free.bundle").plan
+    local = next(a for a in free.alternatives if a.scheme == "local")
+    for limit_bytes in (local.memory_bytes, local.memory_bytes - 1):
+        wish = Wish(memory_bytes=limit_bytes, keep_input=True)
+        bundle = split(replace(request, wish=wish), tmp_path / "net.bundle")
+        assert bundle.plan.is_local == (limit_bytes == local.memory_bytes)
+        with Server([] if bundle.plan.is_local else [bundle]) as server:
+            address = "" if bundle.plan.is_local else server.address
+            command = [sys.executable, "-c", CLIENT, str(bundle.path), address]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert 0 < int(done.stdout) <= limit_bytes
+
+
+def test_a_profile_says_what_the_client_takes_and_an_estimate_does_not(tmp_path: Path) -> None:
+    request = request_for(tmp_path, "squeezenet")
+    measured = client_bytes(threads=1)
+    assert measured is not None
+    assert 20e6 < measured < 400e6
+    assert prepare(request).situation().client_bytes == measured
+    assert prepare(replace(request, device=8e9)).situation().client_bytes == CLIENT_BYTES

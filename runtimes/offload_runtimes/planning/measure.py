@@ -28,6 +28,7 @@ from offload_runtimes.planning.calibrate import (
     remarks,
     time_in_turns,
 )
+from offload_runtimes.planning.footprint import client_bytes
 from offload_runtimes.wire.codecs import reference_s
 
 WARM_RUNS = 3
@@ -138,6 +139,7 @@ def measure(
         remarks=tuple(remarks(whole)),
         codec_s=reference_s(),
         segment_s=segment_s,
+        client_bytes=client_bytes(options.threads),
     )
 
 

@@ -18,6 +18,7 @@ PROFILE = Profile(
     0.3,
     5,
     segment_s=0.01,
+    client_bytes=80_000_000,
 )
 
 
@@ -30,6 +31,11 @@ def test_costs_follow_the_graphs_order_and_scale() -> None:
     assert PROFILE.scaled(5).costs_of(GRAPH) == (0.5, 1.0)
     assert PROFILE.scaled(5).whole_s == 1.5
     assert PROFILE.scaled(5).segment_s == 0.05
+
+
+def test_old_files_say_nothing_of_segments_and_the_client() -> None:
+    old = {k: v for k, v in PROFILE.to_json().items() if k not in ("segment_s", "client_bytes")}
+    assert Profile.from_json(old) == replace(PROFILE, segment_s=0.0, client_bytes=None)
 
 
 def test_profile_of_another_model_is_refused() -> None:

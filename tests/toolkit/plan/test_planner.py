@@ -10,7 +10,15 @@ from offload.graph.model import Graph
 from offload.partition.costs import Costs
 from offload.partition.cut import Cut
 from offload.partition.demand import Demand, Objective, Power
-from offload.partition.memory import device_bytes, resident_bytes
+from offload.partition.memory import (
+    CLIENT_BYTES,
+    SPARE_BYTES,
+    TENSOR_COPIES,
+    UPLOAD_COPIES,
+    WEIGHT_COPIES,
+    peak_bytes,
+    process_bytes,
+)
 from offload.plan.candidate import Scheme, Situation, candidate, device_order
 from offload.plan.early import start_early
 from offload.plan.plan import Side
@@ -109,10 +117,11 @@ def test_the_chosen_plan_is_best_in_what_was_asked(
     assert plan.reason.endswith(".")
 
 
-@given(situations(6), st.integers(32, 300))
+@given(situations(6), st.integers(500, 3000))
 @settings(deadline=None, max_examples=50)
-def test_a_plan_under_a_memory_limit_keeps_it(given_: tuple[Graph, Costs], limit: int) -> None:
-    situation = Situation(*given_, Demand(memory_bytes=resident_bytes(limit)))
+def test_a_plan_under_a_memory_limit_keeps_it(given_: tuple[Graph, Costs], room: int) -> None:
+    limit = SPARE_BYTES + room
+    situation = Situation(*given_, Demand(memory_bytes=limit), client_bytes=0)
     held = [c.alternative for c in compare(situation) if c.value < float("inf")]
     if not held:
         with pytest.raises(InputError, match="no plan keeps the limits memory"):
@@ -120,7 +129,7 @@ def test_a_plan_under_a_memory_limit_keeps_it(given_: tuple[Graph, Costs], limit
         return
     plan = make_plan(situation)
     chosen = next(a for a in plan.alternatives if a.scheme == plan.scheme)
-    assert chosen.memory_bytes <= resident_bytes(limit)
+    assert chosen.memory_bytes <= limit
 
 
 def test_memory_counts_weights_and_the_most_live_tensors() -> None:
@@ -129,7 +138,10 @@ def test_memory_counts_weights_and_the_most_live_tensors() -> None:
     local = candidate(Situation(graph, COSTS), Scheme.LOCAL, search_cut(SITUATION))
     order = device_order(graph, local.program)
     # x stays (32); t0 and t2 are to be sent, so both stay.
-    assert device_bytes(graph, local.cut, order) == 1000 + 32 * 3
+    assert peak_bytes(graph, local.cut, order) == 32 * 3
+    held = WEIGHT_COPIES * 1000 + TENSOR_COPIES * 96 + UPLOAD_COPIES * 64
+    assert process_bytes(graph, local.cut, order, 7) == 7 + SPARE_BYTES + held
+    assert local.alternative.memory_bytes == CLIENT_BYTES + SPARE_BYTES + held
 
 
 def test_pinned_layers_forbid_cloud_and_stay() -> None:

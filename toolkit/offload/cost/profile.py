@@ -40,6 +40,8 @@ class Profile:
         remarks: what was suspicious while measuring, each in one sentence.
         codec_s: seconds of a reference work of encoding and decoding; None: not measured.
         segment_s: seconds that a segment takes besides its layers when the model runs in several.
+        client_bytes: resident bytes of a client's process there that has loaded next to nothing;
+            None: not measured.
     """
 
     model: str
@@ -53,6 +55,7 @@ class Profile:
     remarks: tuple[str, ...] = ()
     codec_s: float | None = None
     segment_s: float = 0.0
+    client_bytes: int | None = None
 
     @cached_property
     def seconds(self) -> Mapping[str, float]:
@@ -106,6 +109,7 @@ class Profile:
             "remarks": list(self.remarks),
             "codec_s": self.codec_s,
             "segment_s": self.segment_s,
+            "client_bytes": self.client_bytes,
             "layers": [[c.name, c.seconds_s, c.low_s, c.high_s] for c in self.layers],
         }
 
@@ -134,6 +138,7 @@ class Profile:
                 remarks=tuple(value.get("remarks", ())),
                 codec_s=value.get("codec_s"),
                 segment_s=value.get("segment_s", 0.0),
+                client_bytes=value.get("client_bytes"),
             )
         except (KeyError, TypeError) as error:
             raise InputError(f"profile is damaged ({error!r}): make it again") from error

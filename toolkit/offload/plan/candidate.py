@@ -11,7 +11,7 @@ from offload.graph.model import Graph
 from offload.partition.costs import Costs, costs_of
 from offload.partition.cut import Cut
 from offload.partition.demand import Demand, Objective
-from offload.partition.memory import device_bytes, resident_bytes
+from offload.partition.memory import CLIENT_BYTES, process_bytes
 from offload.plan.forecast import Forecast, readable
 from offload.plan.plan import Action, Alternative, Side
 from offload.plan.program import Problem, Program, pipelined, problem_of, serial
@@ -52,12 +52,14 @@ class Situation:
         costs: of layers and tensors.
         demand: the objective and the limits.
         link: the link of the costs; None where they were given by hand.
+        client_bytes: memory of the device's process before it has loaded anything.
     """
 
     graph: Graph
     costs: Costs
     demand: Demand = field(default_factory=Demand)
     link: Link | None = None
+    client_bytes: int = CLIENT_BYTES
 
     @classmethod
     def of(
@@ -75,7 +77,8 @@ class Situation:
             InputError: a profile is of another model or another version.
         """
         costs = costs_of(graph, device, server, link, catalogue)
-        return cls(graph, costs, demand or Demand(), link)
+        client_bytes = device.client_bytes or CLIENT_BYTES
+        return cls(graph, costs, demand or Demand(), link, client_bytes)
 
 
 @dataclass(frozen=True)
@@ -141,7 +144,8 @@ def judged(situation: Situation, found: Candidate) -> Candidate:
     timeline = predict(situation, cut, program)
     stages = (costs.compute_s(cut), costs.sending_s(cut), costs.rest_s(cut), costs.result_s(cut))
     latency_s = timeline.makespan_s
-    memory_bytes = resident_bytes(device_bytes(graph, cut, device_order(graph, program)))
+    order = device_order(graph, program)
+    memory_bytes = process_bytes(graph, cut, order, situation.client_bytes)
     value = float(demand.value(latency_s, *stages))
     if demand.memory_bytes is not None and memory_bytes > demand.memory_bytes:
         value = float("inf")

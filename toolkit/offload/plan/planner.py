@@ -10,7 +10,7 @@ from offload.partition.cut import Cut, all_cloud, all_local
 from offload.partition.demand import Demand, Objective
 from offload.partition.incumbent import LatencyOf
 from offload.partition.joint import Joint, joint
-from offload.partition.memory import device_bytes, resident_bytes
+from offload.partition.memory import process_bytes
 from offload.partition.mincut import min_cut
 from offload.plan.candidate import (
     Candidate,
@@ -119,7 +119,8 @@ def _latency_of(situation: Situation, solver: str) -> LatencyOf:
         if demand.memory_bytes is not None:
             layers = (problem.layers[job] for job in schedule.order)
             order = [layer for layer in layers if layer is not None]
-            if resident_bytes(device_bytes(graph, cut, order)) > demand.memory_bytes:
+            needed = process_bytes(graph, cut, order, situation.client_bytes)
+            if needed > demand.memory_bytes:
                 return never
         return schedule.makespan_s, schedule.lower_bound_s
 

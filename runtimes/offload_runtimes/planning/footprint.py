@@ -1,0 +1,45 @@
+"""Measure the memory of a client's process on this machine before it has loaded a model."""
+
+import subprocess
+import sys
+from functools import cache
+
+from offload.bundle.dress import passage
+from offload.encoding.encoding import Form
+from offload.errors import OffloadError
+from offload.plan.plan import Send
+
+from offload_runtimes.server import Server
+
+_TINY_SHAPE = (1, 8)
+_TIMEOUT_S = 60.0
+# A process of its own, with all that an inference touches: engine, connection, threads.
+_CLIENT = """
+import sys
+from pathlib import Path
+from offload_runtimes.client import OffloadSession
+from offload_runtimes.engine import EngineOptions, load
+from offload_runtimes.planning.probe import probe
+load(sys.stdin.buffer.read(), EngineOptions(threads=int(sys.argv[2]) or None)).warm()
+probe(sys.argv[1], sizes_bytes=[1000], repeats=1)
+status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print(int(status.get("VmHWM", status["VmRSS"]).split()[0]) * 1024)
+"""
+
+
+@cache
+def client_bytes(threads: int | None = None) -> int | None:
+    """Peak resident bytes of a client that runs a tiny model and talks to a server.
+
+    None where that cannot be measured (no Linux, no loopback, no second process).
+    """
+    model = passage(Send("t", None, Form.HALF.value), _TINY_SHAPE).SerializeToString()
+    try:
+        with Server([]) as server:
+            command = [sys.executable, "-c", _CLIENT, server.address, str(threads or 0)]
+            done = subprocess.run(
+                command, input=model, capture_output=True, check=True, timeout=_TIMEOUT_S
+            )
+            return int(done.stdout)
+    except (OffloadError, OSError, subprocess.SubprocessError, ValueError):
+        return None
