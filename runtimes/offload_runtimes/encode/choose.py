@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 from offload.bundle.expose import write_bare
@@ -13,7 +14,7 @@ from offload.encoding.encoding import ENCODINGS, Encoding, Form, encoding
 from offload.errors import InputError
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
-from offload.plan.plan import Plan
+from offload.plan.plan import Plan, Side
 
 from offload_runtimes.encode.calibration import (
     Calibration,
@@ -109,8 +110,10 @@ class Chooser:
                 return _saying(plan, self._gave_up(refused)) if refused else plan
             self.progress("measuring what the encodings do to the outputs")
             with tempfile.TemporaryDirectory(prefix="offload-") as name:
-                write_bare(self.model, plan, Path(name), self.types)
-                rehearsal = Rehearsal(plan, Path(name), calibration, self.options)
+                shown = judged_by(self.graph, plan)
+                write_bare(self.model, plan, Path(name), self.types, shown)
+                names = chain.from_iterable(shown.values())
+                rehearsal = Rehearsal(plan, Path(name), calibration, self.options, names)
                 effect = rehearsal.effect(lossy)
                 if self.accepts(effect):
                     return _saying(plan, _kept(lossy, effect))
@@ -167,6 +170,33 @@ class Chooser:
             f" {last.encoding.name} of {last.tensor!r}, changes them by"
             f" {last.effect.worst:.2g}{right}): all is lossless."
         )
+
+
+def judged_by(graph: Graph, plan: Plan) -> dict[str, tuple[str, ...]]:
+    """By server segment, the floats that the outputs which are whole numbers were made of.
+
+    A class or a path of letters stays the same until it changes: only the scores it was chosen by
+    tell how near it is to that, on the few inputs of a calibration.
+    """
+    makers = {layer: s.id for s in plan.segments if s.side is Side.SERVER for layer in s.layers}
+    left = [name for name in graph.outputs if not _is_float(graph.tensors[name])]
+    found: dict[str, list[str]] = {}
+    seen = set(left)
+    while left:
+        name = left.pop()
+        layer = graph.layers[graph.producer[name]] if name in graph.producer else None
+        if layer is None or layer.name not in makers:
+            continue
+        if _is_float(graph.tensors[name]):
+            found.setdefault(makers[layer.name], []).append(name)
+        else:
+            left += sorted(set(layer.inputs) - seen)
+            seen.update(layer.inputs)
+    return {segment: tuple(names) for segment, names in found.items()}
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.dtype in ("float", "float16", "bfloat16", "double")
 
 
 def _lossy(plan: Plan) -> dict[str, Lossy]:

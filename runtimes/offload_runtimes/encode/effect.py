@@ -48,7 +48,8 @@ class Effect:
 
     Attributes:
         worst: largest change of any value, relative to its output's range; of whole numbers and
-            truth values, the share that is another; infinite where NaN or infinity moved.
+            truth values, the share that is another, and the change of the floats that they were
+            made of; infinite where NaN or infinity moved.
         mean: mean change, likewise relative.
         top1: share of rows (of float outputs, along the last axis) whose best class stays best.
         top5: share whose best class stays among the best five.
@@ -73,15 +74,28 @@ class Rehearsal:
     """
 
     def __init__(
-        self, plan: Plan, folder: Path, calibration: Calibration, options: EngineOptions
+        self,
+        plan: Plan,
+        folder: Path,
+        calibration: Calibration,
+        options: EngineOptions,
+        shown: Iterable[str] = (),
     ) -> None:
         """Load the bare segments of a folder and run the device's.
+
+        Args:
+            plan: whose segments they are.
+            folder: where their files are.
+            calibration: the inputs.
+            options: how onnxruntime runs.
+            shown: tensors of the server's that are compared besides the outputs.
 
         Raises:
             InputError: the engine refuses a segment or an input.
         """
         self.plan = plan
         self.calibration = calibration
+        self._names = (*(send.tensor for send in plan.downloads), *shown)
         segments = bare_segments(plan)
         engines = {s.id: load(folder / s.file, options) for s in segments}
         self._server = [engines[s.id] for s in segments if s.side is Side.SERVER]
@@ -113,7 +127,7 @@ class Rehearsal:
 
     def _outputs(self, tensors: Tensors) -> Tensors:
         """What the server answers: what the device makes of the outputs no encoding touches."""
-        return {send.tensor: tensors[send.tensor] for send in self.plan.downloads}
+        return {name: tensors[name] for name in self._names}
 
 
 def _run(engines: Iterable[Engine], given: Tensors) -> dict[str, Array]:

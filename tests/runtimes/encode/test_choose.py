@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,12 +15,13 @@ from offload.errors import InputError
 from offload.plan.plan import Plan
 from offload_cli.main import app
 from offload_runtimes.encode.calibration import Calibration
-from offload_runtimes.encode.choose import Chooser
+from offload_runtimes.encode.choose import Chooser, judged_by
 from offload_runtimes.encode.effect import accuracy, change, ranks
 from offload_runtimes.engine import load
+from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
-from tests.runtimes.encode.convnet import PLAIN, Net, inputs, net
+from tests.runtimes.encode.convnet import PLAIN, Net, build, inputs, net
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -50,6 +52,18 @@ def test_a_wide_tolerance_takes_what_is_smallest(convnet: Net) -> None:
 def test_a_middling_tolerance_takes_float16(convnet: Net) -> None:
     plan = chosen(convnet, 3e-4)
     assert plan.uploads[0].encoding.startswith("fp16")
+
+
+def test_a_class_is_judged_by_its_scores(tmp_path: Path) -> None:
+    proto = build()
+    proto.graph.node.append(helper.make_node("ArgMax", ["y"], ["best"], "argmax", axis=1))
+    proto.graph.node.append(helper.make_node("Squeeze", ["best"], ["class"], "squeeze"))
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info("class", TensorProto.INT64, []))
+    onnx.save(proto, tmp_path / "class.onnx")
+    classes = net(tmp_path, path=tmp_path / "class.onnx")
+    plan = chosen(classes, 3e-4)  # what keeps the class would be smaller still
+    assert plan.uploads[0].encoding.startswith("fp16")
+    assert judged_by(classes.graph, plan) == {"server-0": ("y",)}
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 1e-9])

@@ -1,9 +1,10 @@
 """A plan's segments without its encodings, to look at what crosses and to try other ways."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import onnx
 
@@ -27,13 +28,29 @@ def bare_segments(plan: Plan) -> tuple[Segment, ...]:
     return tuple(found)
 
 
-def write_bare(model: Model, plan: Plan, folder: Path, types: Mapping[str, Tensor]) -> None:
+def write_bare(
+    model: Model,
+    plan: Plan,
+    folder: Path,
+    types: Mapping[str, Tensor],
+    shown: Mapping[str, Iterable[str]] = MappingProxyType({}),
+) -> None:
     """Write the segments of a plan from its model, without encodings.
+
+    Args:
+        model: the source.
+        plan: of that model.
+        folder: where the segments' files go.
+        types: types of tensors that shape inference can't follow.
+        shown: by segment, tensors that it makes and gives as outputs too.
 
     Raises:
         InputError: a tensor at the cut can't cross.
     """
-    parts = {s.file: Part(s.nodes, s.inputs, s.outputs) for s in bare_segments(plan)}
+    parts = {
+        s.file: Part(s.nodes, s.inputs, tuple(dict.fromkeys((*s.outputs, *shown.get(s.id, ())))))
+        for s in bare_segments(plan)
+    }
     write_parts(model, parts, folder, types)
 
 
