@@ -79,6 +79,7 @@ def try_plans(
     plans: Mapping[str, Plan],
     repeats: int = 5,
     progress: Progress = lambda _: None,
+    more: Sequence[str] = (),
 ) -> tuple[Trial, ...]:
     """Run every plan, repeats interleaved so that a noisy moment hits all alike.
 
@@ -87,6 +88,7 @@ def try_plans(
         plans: by label.
         repeats: runs of each plan after one that warms up.
         progress: called with a phrase before each step.
+        more: labels of plans that are run again after that, in this order.
 
     Raises:
         BundleError, InputError, ServerError: as the runtime.
@@ -107,11 +109,11 @@ def try_plans(
                 optimize=bench.options.optimize,
                 on_server_loss="raise",  # a run finished locally would measure something else
             )
-        for number in range(repeats + 1):
-            for label, session in sessions.items():
-                progress(f"running {label} ({number} of {repeats})")
-                outputs, timeline = session.run_timed(None, bench.feeds)
-                found[label].append((dict(zip(whole, outputs, strict=True)), timeline))
+        turns = [label for _ in range(repeats + 1) for label in plans]
+        for number, label in enumerate((*turns, *more)):
+            progress(f"running {label} ({number} of {len(turns) + len(more)})")
+            outputs, timeline = sessions[label].run_timed(None, bench.feeds)
+            found[label].append((dict(zip(whole, outputs, strict=True)), timeline))
     finally:
         for session in sessions.values():
             session.close()
