@@ -20,6 +20,7 @@ from tests.benchmarks.random_graphs import FAMILIES, Family, dense_layered, out_
 
 NETWORKS = ("alexnet_parallel", "googlenet", "multi_stream", "randwire")
 DEVICE_FLOPS_PER_S, UPLINK_BPS = 5e9, 18.88e6
+FIRST_SEED = 7000  # the search was tuned on smaller ones
 
 
 def quality(family: str, seeds: Iterable[int]) -> None:
@@ -64,7 +65,7 @@ class Run:
 def timed(family: Family, layers: int, cuts: int, count: int, budget_s: float) -> list[Run]:
     """Runs over instances, medians and spread printed; quick ones are the best of 5."""
     found = []
-    for seed in range(count):
+    for seed in range(FIRST_SEED, FIRST_SEED + count):
         made = family(seed, layers, cuts)
         tries = [Run.of(made, budget_s) for _ in range(1 if 20 < cuts < 1000 else 5)]
         found.append(min(tries, key=lambda run: run.cpu_s))
@@ -112,22 +113,23 @@ def sizes() -> Sequence[Goal]:
         cuts: [
             run
             for layers in (300, 1000, 5000)
-            for run in timed(dense_layered, layers, cuts, 8 if cuts < 200 else 4, 1.0)
+            for run in timed(dense_layered, layers, cuts, 8, 1.0)
         ]
         for cuts in (5, 10, 12, 15, 20, 50, 200)
     }
-    few = [run for cuts in (5, 10, 12) for run in found[cuts][16:]]
     wired = timed(randwire, 5000, 200, 10, 0.09)
     trees = timed(out_tree, 100_000, 30_000, 3, 1.0)
-    proved = statistics.mean(run.schedule.status == "optimal" for run in found[50])
     return (
-        _median_goal("up to 12 cut points, 5000 layers: median", few, 0.005),
+        *[
+            _median_goal(f"{cuts} cut points, 5000 layers: median", found[cuts][16:], 0.005)
+            for cuts in (5, 10, 12)
+        ],
         _share_goal("20 cut points: proved optimal", found[20], 1.0),
         _median_goal("20 cut points: median", found[20], 0.1),
         _gap_goal("RandWire-like, 200 cut points: worst certified gap", wired, 0.001),
         _median_goal("RandWire-like, 200 cut points, 5000 layers: median", wired, 0.1),
-        Goal("dense layered, 50: proved in 1 s of CPU", ">= 80 %", f"{proved:.0%}", proved >= 0.8),
-        _gap_goal("dense layered, 200 cut points: worst gap in 1 s of CPU", found[200], 0.01),
+        _share_goal("dense layered, 50 cut points: proved in 1 s", found[50], 0.8),
+        _gap_goal("dense layered, 200 cut points: worst gap in 1 s", found[200], 0.01),
         _median_goal("out-trees of 100,000 layers: median", trees, 0.2),
     )
 
@@ -145,7 +147,7 @@ def _gap_goal(measure: str, found: Sequence[Run], goal: float) -> Goal:
 
 def _share_goal(measure: str, found: Sequence[Run], goal: float) -> Goal:
     share = statistics.mean(run.schedule.status == "optimal" for run in found)
-    return Goal(measure, f"{goal:.0%}", f"{share:.0%}", share >= goal)
+    return Goal(measure, f">= {goal:.0%}", f"{share:.0%}", share >= goal)
 
 
 def main() -> int:

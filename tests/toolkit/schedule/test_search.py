@@ -1,14 +1,15 @@
 """The certified search agrees with dynamic programming, and its parts with plain enumeration."""
 
+import math
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from offload.schedule.reduce import Reduced, bits
-from offload.schedule.search.block_cut import block_cut_bound_s
 from offload.schedule.search.decision import decide
 from offload.schedule.search.min_cut import minimiser
+from offload.schedule.search.reach import Reach, reach_bound_s
 from offload.schedule.search.search import search
 from offload.schedule.search.side import side
 from offload.schedule.subset_dp import subset_order
@@ -38,6 +39,10 @@ def problems(draw: st.DrawFn, most: int = 8) -> Reduced:
 
 def height_s(problem: Reduced, chosen: int) -> float:
     return problem.set_compute_s(chosen) - sum(problem.upload_s[bit] for bit in bits(chosen))
+
+
+def climbed_s(problem: Reduced, chosen: int, bit: int) -> float:
+    return height_s(problem, chosen | 1 << bit) + problem.upload_s[bit] * (not chosen >> bit & 1)
 
 
 def is_closed(problem: Reduced, chosen: int) -> bool:
@@ -98,9 +103,31 @@ def test_the_minimum_cut_is_the_lowest_closed_set(problem: Reduced, data: st.Dat
 
 
 @settings(max_examples=300, deadline=None)
-@given(problems(), st.data())
-def test_the_block_cut_bound_is_a_bound(problem: Reduced, data: st.DataObject) -> None:
-    order = data.draw(st.permutations(range(len(problem.cuts))))
+@given(problems(), st.floats(0.0, 1.0))
+def test_the_reach_bound_is_a_bound(problem: Reduced, share: float) -> None:
+    everything = (1 << len(problem.cuts)) - 1
     _, best_s = subset_order(problem.upload_s, problem.blocks, problem.need)
-    bound_s = block_cut_bound_s(problem, order, time.monotonic() + 20.0)
-    assert bound_s <= best_s + 1e-9 * max(1.0, best_s)
+    between_s = share * best_s, best_s + 10.0
+    bound_s = reach_bound_s(problem, 0, everything, between_s, time.monotonic() + 20.0)
+    assert between_s[0] <= bound_s <= best_s + 1e-9 * max(1.0, best_s)
+
+
+@settings(max_examples=300, deadline=None)
+@given(problems(6), SECONDS)
+def test_what_is_reached_is_what_states_within_it_reach(problem: Reduced, limit_s: float) -> None:
+    everything = (1 << len(problem.cuts)) - 1
+    found = Reach(problem, 0, everything, time.monotonic() + 20.0).under(limit_s, 0)
+    reached, lowest_s = 0, 0.0
+    while lowest_s <= limit_s and reached != everything:
+        climbs_s = {
+            bit: min(climbed_s(problem, s, bit) for s in range(reached + 1) if not s & ~reached)
+            for bit in range(len(problem.cuts))
+            if not reached >> bit & 1 and not problem.need[bit] & ~reached
+        }
+        bit = min(climbs_s, key=climbs_s.__getitem__)
+        lowest_s = climbs_s[bit]
+        assume(abs(lowest_s - limit_s) > 1e-9)  # else rounding decides
+        reached |= (lowest_s <= limit_s) << bit
+    assert found is not None
+    assert found.reached == reached
+    assert found.next_s == (math.inf if reached == everything else pytest.approx(lowest_s))

@@ -12,12 +12,16 @@ class Half:
     """The cut points between two closed sets, to be walked from either end.
 
     Attributes:
+        low: bit mask of the closed set where it starts.
+        high: bit mask of the closed set where it ends.
         sides: the walks from the front and from the back, the more promising first.
         order: bits in the best order found.
         best_s: its highest peak.
         bound_s: no order has a lower one.
     """
 
+    low: int
+    high: int
     sides: tuple[Side, ...]
     order: list[int]
     best_s: float
@@ -29,13 +33,13 @@ class Half:
         front, back = side(reduced, low, high, True), side(reduced, low, high, False)
         ends_s = max(front.base_s, back.base_s)
         if low == high:
-            return cls((), [], ends_s, ends_s)
+            return cls(low, high, (), [], ends_s, ends_s)
         bound_s = max(ends_s, front.first_peak_s(), back.first_peak_s())
         greedy = [(walk, walk.greedy()) for walk in (front, back)]
         peaks = [walk.peak_s(taken) for walk, taken in greedy]
         walk, taken = greedy[peaks.index(min(peaks))]
         best_s = max(min(peaks), ends_s)
-        return cls((front, back), walk.in_order(taken), best_s, min(bound_s, best_s))
+        return cls(low, high, (front, back), walk.in_order(taken), best_s, min(bound_s, best_s))
 
     def decide(self, limit_s: float, width: int, deadline_s: float) -> bool:
         """Look for an order below a limit; False when neither walk could say yes or no."""

@@ -26,7 +26,7 @@ def minimiser(blocks: Mapping[int, float], upload_s: Sequence[float], low: int, 
     room = [upload_s[bit] if free >> bit & 1 else 0.0 for bit in range(len(upload_s))]
     flow: list[dict[int, float]] = [{} for _ in room]
     fewest_first = sorted(supply, key=int.bit_count)
-    left = {mask: _pour(mask, supply[mask], room, flow) for mask in fewest_first}
+    left = _poured(supply, fewest_first, room, flow)
     scale = 1e-12 * max([1e-300, *supply.values()])
     drowned = 0
     for mask in fewest_first:
@@ -43,17 +43,28 @@ _Flow = list[dict[int, float]]
 _Path = list[tuple[int, int]]
 
 
-def _pour(mask: int, seconds: float, room: list[float], flow: _Flow) -> float:
-    """Greedy start: fill the block's cut points one after the other; returns what is left."""
-    for bit in bits(mask):
-        part = min(seconds, room[bit])
-        if part > 0:
+def _poured(
+    supply: Mapping[int, float], masks: Sequence[int], room: list[float], flow: _Flow
+) -> dict[int, float]:
+    """Greedy start: each block fills its cut points one after the other; what is left of each.
+
+    Every step empties a block or fills a cut point: O(blocks + m) of them.
+    """
+    vacant = sum([1 << bit for bit, seconds in enumerate(room) if seconds > 0])
+    left = {}
+    for mask in masks:
+        seconds = supply[mask]
+        for bit in bits(mask & vacant):
+            part = min(seconds, room[bit])
             room[bit] -= part
             flow[bit][mask] = part
             seconds -= part
+            if room[bit] <= 0:
+                vacant ^= 1 << bit
             if seconds <= 0:
-                return 0.0
-    return seconds
+                break
+        left[mask] = max(seconds, 0.0)
+    return left
 
 
 def _path_to_room(

@@ -10,9 +10,9 @@ import time
 from dataclasses import dataclass
 
 from offload.schedule.reduce import Reduced
-from offload.schedule.search.block_cut import block_cut_bound_s
 from offload.schedule.search.half import Half
 from offload.schedule.search.min_cut import minimiser
+from offload.schedule.search.reach import reach_bound_s
 
 WIDTHS = (2, 8, 64, 512, 4096, 32768)
 
@@ -27,16 +27,25 @@ def search(reduced: Reduced, deadline_s: float) -> tuple[list[int], float]:
     halves = Half.of(reduced, 0, middle), Half.of(reduced, middle, everything)
     tolerance_s = 1e-11 * (reduced.compute_s + sum(reduced.upload_s))
     bound_s = max(half.bound_s for half in halves)
-    if _open_s(halves, bound_s) > tolerance_s:
-        now_s = time.monotonic()
-        until_s = now_s + max(0.0, deadline_s - now_s) / 2
-        bound_s = max(bound_s, block_cut_bound_s(reduced, _order(halves), until_s))
+    bound_s = _reach_bound_s(reduced, halves, bound_s, deadline_s)
     for width in WIDTHS:
         if _open_s(halves, bound_s) <= tolerance_s or time.monotonic() > deadline_s:
             break
         _close_in(halves, bound_s, Effort(width, tolerance_s, deadline_s))
         bound_s = max(bound_s, *(half.bound_s for half in halves))
     return _order(halves), bound_s
+
+
+def _reach_bound_s(
+    reduced: Reduced, halves: tuple[Half, Half], bound_s: float, deadline_s: float
+) -> float:
+    """A better bound, within half of the time left, from the half with the higher peak first."""
+    now_s = time.monotonic()
+    until_s = now_s + max(0.0, deadline_s - now_s) / 2
+    for half in sorted(halves, key=lambda half: half.best_s, reverse=True):
+        between_s = bound_s, half.best_s
+        bound_s = reach_bound_s(reduced, half.low, half.high, between_s, until_s)
+    return bound_s
 
 
 def _open_s(halves: tuple[Half, Half], bound_s: float) -> float:

@@ -256,8 +256,8 @@ def side(reduced: Reduced, low: int, high: int, forward: bool) -> Side:
     free = high & ~low
     cuts = tuple(bits(free))
     kept = {mask: s for mask, s in reduced.blocks.items() if not mask & low and mask & free}
-    member, compute_s = _merged(_flags(list(kept), cuts), np.array(list(kept.values())))
-    need = _flags(reduced.need, cuts)[list(cuts)]
+    member, compute_s = _merged(flags(list(kept), cuts), np.array(list(kept.values())))
+    need = flags(reduced.need, cuts)[list(cuts)]
     start = low if forward else high
     sent_s = sum([reduced.upload_s[bit] for bit in bits(start)])
     return Side(
@@ -271,13 +271,13 @@ def side(reduced: Reduced, low: int, high: int, forward: bool) -> Side:
     )
 
 
-def _flags(masks: Sequence[int], cuts: Sequence[int]) -> Flags:
+def flags(masks: Sequence[int], cuts: Sequence[int]) -> Flags:
     """A row a mask, a column a cut point."""
     width = max([1, *(mask.bit_length() for mask in masks), *(bit + 1 for bit in cuts)])
     packed = b"".join([mask.to_bytes(-(-width // 8), "little") for mask in masks])
     rows = np.frombuffer(packed, dtype=np.uint8).reshape(len(masks), -(-width // 8))
-    flags = np.unpackbits(rows, axis=1, bitorder="little").astype(np.bool_)
-    chosen: Flags = flags[:, list(cuts)]
+    found = np.unpackbits(rows, axis=1, bitorder="little").astype(np.bool_)
+    chosen: Flags = found[:, list(cuts)]
     return chosen
 
 
@@ -291,9 +291,9 @@ def _merged(member: Flags, compute_s: Floats) -> tuple[Flags, Floats]:
     return member[first], summed
 
 
-def row_keys(flags: Flags) -> npt.NDArray[np.void]:
+def row_keys(rows: Flags) -> npt.NDArray[np.void]:
     """One value a row, equal where the rows are."""
-    packed = np.ascontiguousarray(np.packbits(flags, axis=1))
+    packed = np.ascontiguousarray(np.packbits(rows, axis=1))
     return packed.view(np.dtype((np.void, packed.shape[1]))).ravel()
 
 
