@@ -83,6 +83,11 @@ bench-runtime: install
 experiments: install
 	$(BIN)/offload bench --check
 
+# Prediction only: where PO's own cut goes through several tensors, over models and wirings (5 min).
+.PHONY: bench-own-cut
+bench-own-cut: install
+	$(BIN)/python -m tests.benchmarks.bench_own_cut
+
 # As root: measured against predicted on a shaped link between two namespaces (3 min).
 bench-overlap: install
 	$(BIN)/python -m tests.benchmarks.bench_overlap

@@ -127,22 +127,26 @@ def goals(groups: Sequence[Group]) -> list[Goal]:
 
 def _overlap(groups: Sequence[Group], model: str) -> list[Goal]:
     """OPSS against PO at the same cut, on the network where it helps most."""
+    free, private, inside = (
+        [group for group in groups if group.model == f"{model}{kind}" and gain(group, "opss")]
+        for kind in ("", "_private", "_inside")
+    )
     rows = []
-    for name, what in ((model, f"OPSS over PO, {model}"), (f"{model}_inside", "")):
-        found = [
-            (gain(g, "opss") or 0.0, g.network, predicted_gain(g, "opss") or 0.0)
-            for g in groups
-            if g.model == name
-        ]
-        if found:
-            best, network, planned = max(found)
-            label = what or f"OPSS over PO, {model}, cut forced inside a stage"
-            rows.append(
-                Goal(
-                    label,
-                    f"> {MARGIN}x on a network",
-                    f"{best:.2f}x on {network}, {planned:.2f}x predicted",
-                    best > MARGIN,
-                )
-            )
-    return rows
+    if free or private:
+        best, said = _most(free)
+        kept, said_kept = _most(private)
+        if kept > best:
+            said = f"{said_kept}, the input kept on the device" + (f"; else {said}" if free else "")
+        rows.append((f"OPSS over PO, {model}", said, max(best, kept)))
+    if inside:
+        most, said = _most(inside)
+        rows.append((f"OPSS over PO, {model}, cut forced inside a stage", said, most))
+    wanted = f"> {MARGIN}x on a network"
+    return [Goal(what, wanted, said, found > MARGIN) for what, said, found in rows]
+
+
+def _most(groups: Sequence[Group]) -> tuple[float, str]:
+    """The largest factor of OPSS over PO, and where it was; 0 without any."""
+    found = [(gain(g, "opss") or 0.0, g.network, predicted_gain(g, "opss") or 0.0) for g in groups]
+    best, network, planned = max(found, default=(0.0, "", 0.0))
+    return best, f"{best:.2f}x on {network}, {planned:.2f}x predicted"

@@ -11,6 +11,7 @@ from offload.plan.candidate import Candidate, Scheme, Situation, candidate
 from offload.plan.plan import Plan
 from offload.plan.planner import choose, compare, plan_of, search, serial_cut
 from offload.plan.program import problem_of
+from offload.plan.wish import Wish, demand_of
 from offload.schedule.solve import solve
 
 from offload_cli.bench.studies import Prepared, Variant
@@ -45,7 +46,7 @@ def plans_of(prepared: Prepared, link: Link) -> dict[str, Planned]:
     """A plan for every scheme, by the scheme's key."""
     if prepared.study.inside:
         return _inside(prepared, link)
-    floats, situation = prepared.floats, _situation(prepared.floats, link)
+    floats, situation = prepared.floats, situation_of(prepared, link)
     found = compare(situation)
     best = choose(found)
     shared = next(c.cut for c in found if c.scheme is Scheme.PARTITION)
@@ -60,12 +61,15 @@ def plans_of(prepared: Prepared, link: Link) -> dict[str, Planned]:
     return plans
 
 
-def _situation(variant: Variant, link: Link) -> Situation:
-    return Situation.of(variant.graph, variant.device, variant.server, link)
+def situation_of(prepared: Prepared, link: Link) -> Situation:
+    """The study's model with float input on a link, under the study's limits."""
+    floats = prepared.floats
+    demand = demand_of(Wish(keep_input=prepared.study.keep_input), floats.graph)
+    return Situation.of(floats.graph, floats.device, floats.server, link, demand)
 
 
 def _raw(camera: Variant, link: Link) -> dict[str, Planned]:
-    situation = _situation(camera, link)
+    situation = Situation.of(camera.graph, camera.device, camera.server, link)
     found = compare(situation)
     cloud = next(c for c in found if c.scheme is Scheme.CLOUD)
     best = choose(found)
@@ -77,7 +81,7 @@ def _raw(camera: Variant, link: Link) -> dict[str, Planned]:
 
 def _inside(prepared: Prepared, link: Link) -> dict[str, Planned]:
     """PO, every order and OPSS on a cut through three tensors or more, best or not."""
-    situation = _situation(prepared.floats, link)
+    situation = situation_of(prepared, link)
     cut = inner_cut(situation)
     serial = candidate(situation, Scheme.PARTITION, cut)
     best = candidate(situation, Scheme.OPSS, cut)
@@ -125,7 +129,7 @@ def _papers(situation: Situation, cut: Cut) -> Candidate:
 
 def overheads(prepared: Prepared, link: Link) -> dict[str, list[float]]:
     """Seconds of planning, by scheme: the cut and its order, repeated."""
-    situation = _situation(prepared.floats, link)
+    situation = situation_of(prepared, link)
     graph, costs = situation.graph, situation.costs
 
     def order(solver: Callable[[Situation, Cut], object]) -> Callable[[], object]:

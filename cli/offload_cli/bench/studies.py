@@ -11,7 +11,7 @@ from offload.cost.profile import Profile, load_profile
 from offload.errors import InputError
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph
-from offload_models import image, multi_stream, zoo
+from offload_models import image, multi_stream, randwire, zoo
 from offload_runtimes.engine import Array, EngineOptions, load
 from offload_runtimes.planning.measure import Progress, measure, subject_of
 
@@ -21,6 +21,8 @@ PAPERS = ("alexnet_parallel", "googlenet", "multi_stream", "randwire")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FLOATS = "image_fp32"
 _LIGHT_HEADS = 256
+# Of the first 24, the one whose own cut, with the input kept, gains most: `make bench-own-cut`.
+_PRIVATE_WIRING = 8
 _RUNS = 10
 
 
@@ -32,11 +34,18 @@ class Study:
         name: what it is called in tables.
         build: makes the model.
         inside: cut inside the model, through several tensors, whatever would be best.
+        keep_input: the input never leaves the device, as `offload split --keep-input` has it.
     """
 
     name: str
     build: zoo.Builder
     inside: bool = False
+    keep_input: bool = False
+
+    @property
+    def takes_camera(self) -> bool:
+        """Whether a camera's bytes may be its input too."""
+        return not (self.inside or self.keep_input)
 
 
 def _studies() -> Mapping[str, Study]:
@@ -44,7 +53,9 @@ def _studies() -> Mapping[str, Study]:
     light = partial(multi_stream.build, hidden=_LIGHT_HEADS)
     found["multi_stream"] = Study("multi_stream", light)
     inside = Study("randwire_inside", zoo.ZOO["randwire"].build, inside=True)
-    return MappingProxyType({**found, inside.name: inside})
+    wiring = partial(randwire.build, seed=_PRIVATE_WIRING)
+    private = Study("randwire_private", wiring, keep_input=True)
+    return MappingProxyType({**found, inside.name: inside, private.name: private})
 
 
 STUDIES = _studies()
@@ -116,7 +127,7 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     progress(f"{study.name}: building")
     proto = study.build()
-    single = list(image.input_shapes(proto)) == ["image"] and not study.inside
+    single = list(image.input_shapes(proto)) == ["image"] and study.takes_camera
     if single:
         proto = image.rename_input(proto, "image", _FLOATS)
     picture, feeds = _inputs(image.input_shapes(proto), single)

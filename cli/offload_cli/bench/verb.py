@@ -21,7 +21,7 @@ from offload_cli.bench.sweep import Sweep, measure_all, missing
 from offload_cli.options import FormatOption
 from offload_cli.output import Format, Output
 
-MODELS = (*PAPERS, "randwire_inside", "squeezenet", "mobilenet_v2")
+MODELS = (*PAPERS, "randwire_private", "randwire_inside", "squeezenet", "mobilenet_v2")
 
 
 def bench(

@@ -49,6 +49,19 @@ def test_overlap_counts_where_it_helps_most() -> None:
     assert rows["OPSS over PO, randwire, cut forced inside a stage"].met
 
 
+def test_a_gain_under_a_limit_is_said_with_the_limit() -> None:
+    groups = [
+        group(model="randwire", network="wifi", partition=2.0, opss=2.0),
+        group(model="randwire_private", network="100mbit", partition=1.1, opss=1.0),
+    ]
+    (row,) = (row for row in goals(groups) if row.measure == "OPSS over PO, randwire")
+    assert row.met
+    assert row.measured == (
+        "1.10x on 100mbit, 1.10x predicted, the input kept on the device;"
+        " else 1.00x on wifi, 1.00x predicted"
+    )
+
+
 def test_one_wrong_answer_misses_the_goal() -> None:
     made = group(local=1.0, cloud=1.0)
     wrong = replace(made, cells=(*made.cells, cell("partition", 1.0, difference=0.5)))

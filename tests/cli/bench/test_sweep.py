@@ -8,7 +8,8 @@ from offload.cost.link import Link
 from offload.errors import InputError, ServerError
 from offload_cli.bench.cell import Group
 from offload_cli.bench.ground import Emulated, Hosts, Shaped, shaped
-from offload_cli.bench.studies import Study, find_study
+from offload_cli.bench.planned import plans_of
+from offload_cli.bench.studies import Study, find_study, prepare
 from offload_cli.bench.sweep import Sweep, measure_all, missing
 from offload_cli.bench.verb import bench
 from offload_cli.main import app
@@ -68,6 +69,17 @@ def test_equal_programs_share_their_runs(measured: Group) -> None:
     for cell in measured.cells:
         assert by_scheme[cell.runs_as].latencies_s == cell.latencies_s
     assert sum(cell.picked for cell in measured.cells if not cell.scheme.endswith("raw")) == 1
+
+
+def test_an_input_that_is_kept_is_never_sent(tmp_path: Path) -> None:
+    kept = Study("kept", build, keep_input=True)
+    ready = prepare(kept, tmp_path, 1000.0, None, silent)
+    plans = plans_of(ready, LINK)
+    assert ready.camera is None
+    assert not {"cloud", "cloud-raw", "auto-raw"} & plans.keys()
+    sent = {send.tensor for one in plans.values() for send in one.plan.uploads}
+    assert sent
+    assert "image" not in sent
 
 
 def test_finished_cells_stay_when_the_server_dies_in_the_middle(tmp_path: Path) -> None:
