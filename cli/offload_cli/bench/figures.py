@@ -34,14 +34,19 @@ def figures(groups: Sequence[Group], networks: Mapping[str, str]) -> dict[str, s
         if mine:
             like = f", like the paper's {_PAPERS[network]}" if network in _PAPERS else ""
             title = f"Latency on {network} ({described}){like}"
-            charts[f"latency-{network}.svg"] = bars_svg(title, [_panel(group) for group in mine])
+            charts[f"latency-{network}.svg"] = bars_svg(
+                title, [_panel(group) for group in mine], "* the planner's pick"
+            )
     charts["overhead.svg"] = overhead_chart(whole)
     return {**charts, **gantts(groups)}
 
 
 def _panel(group: Group) -> Panel:
     found = [(key, cell) for key in _SHOWN if (cell := group.cell(key))]
-    bars = [Bar(SHORT[key], COLOURS[key], cell.median_s, cell.p95_s) for key, cell in found]
+    bars = [
+        Bar(SHORT[key], COLOURS[key], cell.median_s, cell.p95_s, "*" if cell.picked else "")
+        for key, cell in found
+    ]
     return Panel(group.model, bars)
 
 
@@ -55,7 +60,7 @@ def overhead_chart(groups: Sequence[Group]) -> str:
             name = f"planning, {SHORT[key]}"
             boxes.append(Box(group.model, name, COLOURS[key], seconds))
         fastest = min(group.cells, key=lambda cell: cell.median_s)
-        boxes.append(Box(group.model, "the fastest inference", "#56616f", fastest.latencies_s))
+        boxes.append(Box(group.model, "the fastest inference", "#222222", fastest.latencies_s))
     return boxes_svg(f"Planning beside inference on {network}, like the paper's Fig. 7(b)", boxes)
 
 

@@ -164,7 +164,9 @@ def _about(sweep: Sweep, groups: Sequence[Group]) -> str:
         f" Link: {'; '.join(kinds)}. Medians of {_span(runs)} warm runs, schemes taking"
         " turns. Energy by a power model of the Raspberry Pi 4B (2.7 W idle, 3.7 W more while"
         " computing, 0.7 W more while sending). * marks what the planner picks. Weights are"
-        " seeded; multi_stream has hidden layers of 256, not 4096."
+        " seeded; multi_stream has hidden layers of 256, not 4096. randwire_private keeps its input"
+        " on the device; randwire_inside is cut where overlap is predicted to bring most, best or"
+        " not."
     )
 
 

@@ -72,6 +72,18 @@ def test_bars_are_as_high_as_their_seconds(folder: Path) -> None:
     assert high["LO"] / high["PO"] == pytest.approx(2.0, rel=0.01)
 
 
+def test_the_planners_picks_carry_a_mark(folder: Path) -> None:
+    chart = (folder / "latency-wifi.svg").read_text()
+    assert re.findall(r">([\d.]+)\*<", chart) == ["1.2", "1.2"]  # OPSS, in either model
+    assert "* the planner&apos;s pick" in chart or "* the planner's pick" in chart
+
+
+def test_a_narrow_box_still_shows_its_colour(folder: Path) -> None:
+    boxes = ET.parse(folder / "overhead.svg").getroot().iter(f"{SVG}rect")
+    widths = [float(box.get("width", 0)) for box in boxes if box.find(f"{SVG}title") is not None]
+    assert min(widths) >= 8
+
+
 def test_a_group_survives_its_file(tmp_path: Path) -> None:
     GROUPS[0].save(tmp_path / "g.json")
     assert Group.load(tmp_path / "g.json") == GROUPS[0]

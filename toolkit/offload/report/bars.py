@@ -13,12 +13,17 @@ _PLOT, _HEAD, _FOOT, _LEFT, _GAP = 180, 44, 16, 44, 6
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar: its series' name and colour, its seconds, and how high its whisker goes."""
+    """One bar: its series' name and colour, its seconds, and how high its whisker goes.
+
+    Attributes:
+        mark: stands behind its value.
+    """
 
     name: str
     colour: str
     seconds_s: float
     high_s: float
+    mark: str = ""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Panel:
     bars: Sequence[Bar]
 
 
-def bars_svg(title: str, panels: Sequence[Panel]) -> str:
+def bars_svg(title: str, panels: Sequence[Panel], note: str = "") -> str:
     """The chart: a legend, then up to three panels a row; every bar carries its value.
 
     Axes begin at 0; whiskers end at the 95th percentile.
@@ -43,8 +48,9 @@ def bars_svg(title: str, panels: Sequence[Panel]) -> str:
         left, row = number % columns * wide, number // columns
         parts += _panel(panel, left, top + row * high, wide)
     rows = -(-len(panels) // columns)
-    note = "latency of one inference: median, whisker to the 95th percentile; one axis a panel"
-    parts.append(f'<text x="16" y="{top + rows * high + 16}" class="small">{note}</text>')
+    said = "latency of one inference: median, whisker to the 95th percentile; one axis a panel"
+    line = text("; ".join([said, *([note] if note else [])]))
+    parts.append(f'<text x="16" y="{top + rows * high + 16}" class="small">{line}</text>')
     return document(_WIDTH, top + rows * high + 28, title, parts)
 
 
@@ -74,7 +80,7 @@ def _bar(bar: Bar, left: float, step: float, floor: float, axis: Axis) -> Iterab
     )
     top = floor - bar.high_s / axis.end_s * _PLOT
     yield f'<path d="M{middle:.1f} {floor - high:.1f}V{top:.1f}m-2 0h4" class="whisker"/>'
-    label = _three(bar.seconds_s / axis.unit_s)
+    label = _three(bar.seconds_s / axis.unit_s) + text(bar.mark)
     yield f'<text x="{middle:.1f}" y="{top - 4:.1f}" class="mid tiny">{label}</text>'
 
 

@@ -11,7 +11,8 @@ from offload.units import format_s
 
 _WIDTH, _LEFT, _RIGHT = 980, 190, 24
 _ROW, _HEAD = 17, 8
-_UNIT = "time (logarithmic); box: quartiles, line: median, whiskers: smallest and largest"
+_NARROWEST = 8  # a narrower box would not show its colour
+_UNIT = "time (logarithmic); box: quartiles or a mark, line: median, whiskers: smallest and largest"
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ def _box(box: Box, y: float, low: int, high: int) -> Iterable[str]:
     middle, size = y + _ROW / 2, _ROW - 6
     hover = f"{box.group}, {box.name}: median {format_s(float(quantiles[2]))}"
     yield f'<path d="M{a:.1f} {middle:.1f}H{e:.1f}" class="whisker"/>'
+    width = max(d - b, _NARROWEST)
     yield (
-        f'<rect x="{b - 1:.1f}" y="{y + 3:.1f}" width="{d - b + 2:.1f}" height="{size}"'
+        f'<rect x="{(b + d - width) / 2:.1f}" y="{y + 3:.1f}" width="{width:.1f}" height="{size}"'
         f' fill="{box.colour}"><title>{text(hover)}</title></rect>'
     )
     yield f'<path d="M{c:.1f} {y + 3:.1f}v{size}" class="whisker"/>'
