@@ -31,19 +31,30 @@ ImageOption = Annotated[
 
 
 @contextmanager
-def pictured(request: SplitRequest, image: str) -> Iterator[SplitRequest]:
-    """The request with its model taking a picture's bytes; as it was without `--image`.
+def taking_pictures(model: Path, image: str) -> Iterator[Path]:
+    """The model's file with a picture's bytes as input, while within; itself without `--image`.
 
     Raises:
         InputError: an unknown normalisation, or a model without just one picture.
     """
     if not image:
-        yield request
+        yield model
         return
     if image not in NORMALISATION:
         known = ", ".join(NORMALISATION)
         raise InputError(f"--image {image!r} is not known: use one of {known}")
     with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-        path = Path(folder) / request.model.name
-        save_with_image_input(request.model, path, *NORMALISATION[image])
-        yield replace(request, model=path)
+        path = Path(folder) / model.name
+        save_with_image_input(model, path, *NORMALISATION[image])
+        yield path
+
+
+@contextmanager
+def pictured(request: SplitRequest, image: str) -> Iterator[SplitRequest]:
+    """The request with its model taking a picture's bytes; as it was without `--image`.
+
+    Raises:
+        InputError: as `taking_pictures`.
+    """
+    with taking_pictures(request.model, image) as path:
+        yield replace(request, model=path) if image else request

@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from offload.bundle.write import signature
 from offload.cost.profile import Profile
 from offload.files import write_text
 from offload.graph.load import load_model
 from offload.graph.model import Graph
 from offload.units import format_bytes, format_s
+from offload_runtimes.encode.calibration import read_calibration
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.planning.measure import cached_profile, subject_of
 
+from offload_cli.image import ImageOption, taking_pictures
 from offload_cli.options import (
     FormatOption,
     ModelArgument,
@@ -32,6 +35,14 @@ def profile(
         typer.Option("-o", "--output", help="Also write the table to this file, for `split`."),
     ] = None,
     shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
+    image: ImageOption = "",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Inputs to run on, an .npz file or a folder of pictures: tensors whose size"
+            " depends on data are measured on them."
+        ),
+    ] = None,
     threads: ThreadsOption = None,
     provider: ProviderOption = [],  # noqa: B006
     runs: Annotated[int, typer.Option(min=3, help="Repeats behind each median.")] = 20,
@@ -46,15 +57,25 @@ def profile(
     The table is kept in your cache, by model and machine, and never measured twice unless you
     ask. Take the file of a device to the machine where you plan.
 
+    Profile with the same --image and --shape that you will split with.
+
     Example: on the Pi `offload profile net.onnx -o pi.json`, then on your desk
     `offload split net.onnx --device pi.json -o net.bundle`
     """
     output = Output(form)
     options = EngineOptions(tuple(provider), threads)
-    with tempfile.TemporaryDirectory(prefix="offload-") as folder, output.steps() as progress:
+    with (
+        tempfile.TemporaryDirectory(prefix="offload-") as folder,
+        taking_pictures(model, image) as source,
+        output.steps() as progress,
+    ):
         progress(f"reading {model}")
-        subject = subject_of(load_model(model), Path(folder), parse_shapes(shape))
-        found = cached_profile(subject, options, again=again, runs=runs, progress=progress)
+        subject = subject_of(load_model(source), Path(folder), parse_shapes(shape))
+        inputs = signature(subject.model, subject.graph)[0]
+        samples = read_calibration(calibration, inputs).feeds if calibration else ()
+        found = cached_profile(
+            subject, options, again=again, samples=samples, runs=runs, progress=progress
+        )
     if path:
         write_text(path, json.dumps(found.to_json(), indent=1))
         output.remark(f"wrote {path}")

@@ -29,12 +29,17 @@ from offload_runtimes.planning.calibrate import (
     time_in_turns,
 )
 from offload_runtimes.planning.footprint import client_bytes
+from offload_runtimes.planning.sizes import measured_sizes
 from offload_runtimes.wire.codecs import reference_s
 
 WARM_RUNS = 3
 KERNEL_RUNS = 10
 MAX_SECONDS_S = 15.0
 _WHOLE = "whole"
+_GUESSED = (
+    "the size of {} tensors depends on data and was measured on a random input: give real ones"
+    " with --calibration"
+)
 
 Progress = Callable[[str], None]
 
@@ -95,10 +100,11 @@ def measure(
     options: EngineOptions,
     *,
     feeds: Mapping[str, Array] | None = None,
+    samples: Sequence[Mapping[str, Array]] = (),
     runs: int = 20,
     progress: Progress = lambda _: None,
 ) -> Profile:
-    """Seconds per layer on this machine.
+    """Seconds per layer on this machine, and bytes of tensors whose size depends on data.
 
     The whole model and the pieces it falls into are timed undisturbed, in turns, as the runtime
     runs them; ORT's profiler, which slows small kernels, only says how a piece's time is shared
@@ -107,14 +113,17 @@ def measure(
     Args:
         subject: the model and its layers.
         options: how the runtime will run it.
-        feeds: inputs to run on; random ones by default.
+        feeds: inputs to run on; the first of the samples or random ones by default.
+        samples: inputs that stand for those to come, to measure sizes on.
         runs: repeats; fewer when the model is slow (20 s in all at most).
         progress: called with a phrase before each step.
 
     Raises:
         InputError: an input has a dynamic size that no shape was given for.
     """
-    given = dict(feeds) if feeds else sample_feeds(subject.graph)
+    given = dict(feeds or (samples[0] if samples else sample_feeds(subject.graph)))
+    sizes = measured_sizes(subject.model, subject.graph, options, samples or [given])
+    guessed = bool(sizes) and not samples and not feeds
     progress("timing its kernels")
     shares = _share(subject, options, given, min(runs, KERNEL_RUNS))
     progress("timing the whole model and parts of it")
@@ -136,10 +145,11 @@ def measure(
         ),
         whole_s=whole_s,
         runs=len(whole),
-        remarks=tuple(remarks(whole)),
+        remarks=(*remarks(whole), *([_GUESSED.format(len(sizes))] if guessed else ())),
         codec_s=reference_s(),
         segment_s=segment_s,
         client_bytes=client_bytes(options.threads),
+        sizes=sizes,
     )
 
 
@@ -206,6 +216,7 @@ def cached_profile(
     options: EngineOptions,
     *,
     again: bool = False,
+    samples: Sequence[Mapping[str, Array]] = (),
     runs: int = 20,
     progress: Progress = lambda _: None,
 ) -> Profile:
@@ -215,6 +226,7 @@ def cached_profile(
         subject: the model and its layers.
         options: how the runtime will run it.
         again: measure even when a table is there.
+        samples: inputs that stand for those to come; they are measured on in any case.
         runs: repeats when measuring.
         progress: called with a phrase before each step.
 
@@ -222,14 +234,14 @@ def cached_profile(
         InputError: as `measure`.
     """
     path = cache_path(subject.graph, options)
-    if path.is_file() and not again:
+    if path.is_file() and not again and not samples:
         try:
             kept = load_profile(path)
             kept.costs_of(subject.graph)
             return kept
         except InputError:
             progress("an older table doesn't fit: measuring again")
-    profile = measure(subject, options, runs=runs, progress=progress)
+    profile = measure(subject, options, samples=samples, runs=runs, progress=progress)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(profile.to_json()))
     return profile

@@ -62,7 +62,7 @@ class Prepared:
 
     Attributes:
         model: the loaded model.
-        graph: its layers as the engine fuses them.
+        graph: its layers as the engine fuses them, sizes that depend on data as profiled.
         device: the device's profile, slowed down as asked.
         server: the server's profile.
         request: what was asked.
@@ -107,7 +107,8 @@ def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> Prepa
         same = request.server == request.device
         server = device if same else _profile(request.server, subject, request, progress)
     slower = device.scaled(request.slowdown) if request.slowdown != 1 else device
-    return Prepared(model, subject.graph, slower, server, request)
+    sizes = {name: size.mean_bytes for name, size in {**server.sizes, **device.sizes}.items()}
+    return Prepared(model, subject.graph.sized(sizes), slower, server, request)
 
 
 def _profile(

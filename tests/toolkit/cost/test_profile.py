@@ -3,7 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from offload.cost.profile import LayerCost, Profile, estimate_profile, load_profile
+from offload.cost.profile import LayerCost, Profile, Size, estimate_profile, load_profile
 from offload.errors import InputError
 
 from tests.toolkit.graphs import graph_of
@@ -19,6 +19,7 @@ PROFILE = Profile(
     5,
     segment_s=0.01,
     client_bytes=80_000_000,
+    sizes={"t0": Size(100, 200)},
 )
 
 
@@ -34,8 +35,9 @@ def test_costs_follow_the_graphs_order_and_scale() -> None:
 
 
 def test_old_files_say_nothing_of_segments_and_the_client() -> None:
-    old = {k: v for k, v in PROFILE.to_json().items() if k not in ("segment_s", "client_bytes")}
-    assert Profile.from_json(old) == replace(PROFILE, segment_s=0.0, client_bytes=None)
+    new = ("segment_s", "client_bytes", "sizes")
+    old = {key: value for key, value in PROFILE.to_json().items() if key not in new}
+    assert Profile.from_json(old) == replace(PROFILE, segment_s=0.0, client_bytes=None, sizes={})
 
 
 def test_profile_of_another_model_is_refused() -> None:

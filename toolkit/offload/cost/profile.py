@@ -1,7 +1,7 @@
 """The profile noun: what each layer of one model costs on one machine."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +24,14 @@ class LayerCost:
     high_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Size:
+    """Bytes of a tensor whose size depends on data: on average, and what 95 of 100 inputs keep."""
+
+    mean_bytes: int
+    p95_bytes: int
+
+
 @dataclass(frozen=True)
 class Profile:
     """Measured (or estimated) seconds per layer.
@@ -42,6 +50,7 @@ class Profile:
         segment_s: seconds that a segment takes besides its layers when the model runs in several.
         client_bytes: resident bytes of a client's process there that has loaded next to nothing;
             None: not measured.
+        sizes: of tensors whose size depends on data, by name, as far as they were measured.
     """
 
     model: str
@@ -56,6 +65,7 @@ class Profile:
     codec_s: float | None = None
     segment_s: float = 0.0
     client_bytes: int | None = None
+    sizes: Mapping[str, Size] = field(default_factory=dict)
 
     @cached_property
     def seconds(self) -> Mapping[str, float]:
@@ -85,7 +95,7 @@ class Profile:
         if self.model != graph.digest:
             raise InputError(
                 f"profile is of another model ({self.model[:12]}, not {graph.digest[:12]}):"
-                " make it again with `offload profile`"
+                " make it again with `offload profile` and the same --image"
             )
         missing = [layer.name for layer in graph.layers if layer.name not in self.seconds]
         if missing:
@@ -110,6 +120,7 @@ class Profile:
             "codec_s": self.codec_s,
             "segment_s": self.segment_s,
             "client_bytes": self.client_bytes,
+            "sizes": {name: [s.mean_bytes, s.p95_bytes] for name, s in self.sizes.items()},
             "layers": [[c.name, c.seconds_s, c.low_s, c.high_s] for c in self.layers],
         }
 
@@ -139,8 +150,9 @@ class Profile:
                 codec_s=value.get("codec_s"),
                 segment_s=value.get("segment_s", 0.0),
                 client_bytes=value.get("client_bytes"),
+                sizes={name: Size(*row) for name, row in value.get("sizes", {}).items()},
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise InputError(f"profile is damaged ({error!r}): make it again") from error
 
 

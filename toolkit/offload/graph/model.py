@@ -6,7 +6,7 @@ belongs to every part that needs it.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 
@@ -21,7 +21,8 @@ class Tensor:
             None when it isn't a tensor (sequence, map, optional) or isn't known.
         shape: sizes after binding dynamic dimensions; None in place of a size that depends on
             data; None for the whole when even the rank is unknown.
-        size_bytes: bytes of the dense tensor, None when dtype or a size is unknown.
+        size_bytes: bytes of the dense tensor, None when dtype or a size is unknown; where a size
+            depends on data, what was measured on average.
     """
 
     name: str
@@ -110,6 +111,16 @@ class Graph:
             for predecessor in before:
                 found[predecessor].append(index)
         return tuple(tuple(after) for after in found)
+
+    def sized(self, sizes: Mapping[str, int]) -> "Graph":
+        """The same graph, tensors of unknown size taken to have the bytes given by name."""
+        tensors = {
+            name: replace(tensor, size_bytes=sizes[name])
+            if tensor.size_bytes is None and name in sizes
+            else tensor
+            for name, tensor in self.tensors.items()
+        }
+        return replace(self, tensors=tensors)
 
     def ancestors(self, layers: Iterable[int]) -> frozenset[int]:
         """The given layers and all that they need: the smallest down-closed set over them."""

@@ -157,7 +157,7 @@ def costs_of(
         server: their seconds on the server.
         link: what a byte costs.
         catalogue: encodings that tensors may have on their way, down only what is lossless; None:
-            all cross raw.
+            all cross raw (a tensor whose size was measured may still vary).
 
     Raises:
         InputError: a profile is not of this graph.
@@ -175,11 +175,12 @@ def costs_of(
         server_segment_s=server.segment_s,
         made=frozenset(graph.producer),
     )
-    if catalogue is None:
-        return plain
-    tensors = {name: sizes[name] for name in movable if name in sizes}
-    answers = {name: sizes[name] for name in graph.outputs if name in sizes}
-    plainly = catalogue.allowing([each for each in ENCODINGS.values() if each.is_lossless])
-    ways = crossings(tensors, catalogue, device, server, link.upload_s)
+    known = catalogue or Catalogue()
+    varying = {*device.sizes, *server.sizes} & sizes.keys()
+    open_sizes = {name: sizes[name] for name in (varying if catalogue is None else sizes)}
+    tensors = {name: open_sizes[name] for name in movable if name in open_sizes}
+    answers = {name: open_sizes[name] for name in graph.outputs if name in open_sizes}
+    plainly = known.allowing([each for each in ENCODINGS.values() if each.is_lossless])
+    ways = crossings(tensors, known, device, server, link.upload_s)
     back = crossings(answers, plainly, server, device, link.download_s)
     return plain.encoded(ways).answering(back)

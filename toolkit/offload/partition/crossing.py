@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from offload.cost.profile import Profile
+from offload.cost.profile import Profile, Size
 from offload.encoding.affine import Affine
 from offload.encoding.catalogue import Catalogue, Encoded
 from offload.encoding.encoding import RAW, Encoding
@@ -59,20 +59,26 @@ def crossings(
         sizes: bytes of each tensor that may cross.
         catalogue: what it takes encoded, with seconds of the machine that measured.
         sender: whose seconds encoding takes.
-        receiver: whose seconds decoding takes.
+        receiver: whose seconds decoding takes. Either may know sizes that depend on data.
         passing_s: the link's seconds for so many bytes.
     """
     slower, slow = _factor(sender, catalogue), _factor(receiver, catalogue)
     found = {}
     for name, size_bytes in sizes.items():
-        raw_s = passing_s(size_bytes)
-        raw = Crossing(RAW, size_bytes, size_bytes, size_bytes, 0.0, raw_s, raw_s, 0.0)
+        measured = sender.sizes.get(name) or receiver.sizes.get(name)
+        raw = _raw(size_bytes, measured, passing_s)
         limit_s = raw.total_s * (1 - WORTH)
         ways = [
             _crossing(entry, size_bytes, slower, slow, passing_s) for entry in catalogue.of(name)
         ]
         found[name] = (raw, *(way for way in ways if _worst_s(way) < limit_s))
     return found
+
+
+def _raw(size_bytes: int, measured: Size | None, passing_s: Callable[[float], float]) -> Crossing:
+    p95_bytes = size_bytes if measured is None else max(size_bytes, measured.p95_bytes)
+    seconds = (0.0, passing_s(size_bytes), passing_s(p95_bytes), 0.0)
+    return Crossing(RAW, size_bytes, size_bytes, p95_bytes, *seconds)
 
 
 def _crossing(

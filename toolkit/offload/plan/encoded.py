@@ -78,8 +78,11 @@ def encoded(program: Program, costs: Costs, wanted: Collection[str]) -> Program:
 
 
 def _send(send: Send, way: Crossing | None) -> Send:
-    if way is None or way.encoding is RAW:
+    if way is None:
         return send
+    if way.encoding is RAW:
+        varies = way.p95_bytes != way.size_bytes
+        return replace(send, p95_bytes=way.p95_bytes if varies else None)
     return Send(
         send.tensor,
         way.size_bytes,
