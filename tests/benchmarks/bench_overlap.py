@@ -36,6 +36,7 @@ from tests.benchmarks.goals import Goal, report
 
 LINKS = ("4g", "wifi")
 SLOWDOWN = 5.0
+CUT = ("human/pool5", "object/pool5")  # with the third tower's input: three tensors
 SCHEMES = ("partition", "opss")
 
 
@@ -112,7 +113,7 @@ def goals_of(link: str, bundles: dict[str, Bundle], runs: list[Run]) -> list[Goa
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="multi_stream")
-    parser.add_argument("--cut", nargs="*", default=())
+    parser.add_argument("--cut", nargs="*", default=CUT)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--svg", type=Path, help="folder for the charts")
     asked = parser.parse_args()

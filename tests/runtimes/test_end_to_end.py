@@ -265,7 +265,6 @@ def test_probe_gives_samples_of_every_size(server: Server) -> None:
     samples = probe(server.address, sizes_bytes=[100, 100_000], repeats=3)
     assert [sample.size_bytes for sample in samples] == [100] * 3 + [100_000] * 3
     assert all(sample.up_s >= 0 and sample.down_s >= 0 for sample in samples)
-    assert sum(sample.up_s + sample.down_s for sample in samples) > 0
     with pytest.raises(InputError, match="probe sizes"):
         probe(server.address, sizes_bytes=[10**9])
     with pytest.raises(ServerError, match="cannot be reached"):
