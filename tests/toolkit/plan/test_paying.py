@@ -7,8 +7,8 @@ from offload.encoding.encoding import ENCODINGS
 from offload.partition.costs import Costs
 from offload.partition.crossing import Crossing
 from offload.partition.cut import cut_at
-from offload.plan.candidate import Situation
-from offload.plan.paying import doubt_s, is_raw, only
+from offload.plan.candidate import Scheme, Situation
+from offload.plan.paying import ASKING_S, doubt_s, is_raw, only
 from offload.plan.plan import Plan
 from offload.plan.planner import choose, compare, make_plan
 
@@ -71,3 +71,10 @@ def test_an_answer_comes_back_encoded_and_its_seconds_count() -> None:
 def test_the_same_plan_is_not_in_doubt() -> None:
     found = choose(compare(situation(way("zstd", 2.0))))
     assert doubt_s(found, found) == 0
+
+
+def test_what_two_plans_do_apart_is_in_doubt() -> None:
+    found = {c.scheme: c for c in compare(situation(way("zstd", 2.0)))}
+    here, split = found[Scheme.LOCAL], found[Scheme.OPSS]
+    assert doubt_s(split, here) == pytest.approx(0.05 * (3.0 + 0.1 + 2.0) + ASKING_S)
+    assert doubt_s(here, split) == doubt_s(split, here)

@@ -10,6 +10,8 @@ from offload.plan.candidate import Candidate, Situation
 # By so much of the seconds in which two plans differ, their difference may be off: profiles and
 # links are a few percent wrong (docs/planning.md).
 DOUBT = 0.05
+# A plan that asks the server takes so much longer than predicted: threads, messages, wake-ups.
+ASKING_S = 0.002
 
 
 def doubt_s(one: Candidate, other: Candidate) -> float:
@@ -17,14 +19,20 @@ def doubt_s(one: Candidate, other: Candidate) -> float:
 
     What both do alike is wrong alike. The seconds in which they differ, of the device, the link
     and the server, are each `DOUBT` off; encoding and decoding may be half as fast as measured,
-    and sizes such as 95 of 100 inputs keep to.
+    and sizes such as 95 of 100 inputs keep to. Where only one of them asks the server, it may take
+    `ASKING_S` more.
     """
     a, b = one.costs, other.costs
     layers_s = sum(a.device_s[layer] for layer in one.cut.device ^ other.cut.device)
     server_s = sum(a.server_s[layer] for layer in one.cut.device ^ other.cut.device)
     up_s = abs(a.sending_s(one.cut) - b.sending_s(other.cut))
     down_s = abs(a.result_s(one.cut) - b.result_s(other.cut))
-    return DOUBT * (layers_s + server_s + up_s + down_s) + abs(_varying_s(one) - _varying_s(other))
+    asking_s = ASKING_S if bool(one.cut.downloads) != bool(other.cut.downloads) else 0.0
+    return (
+        DOUBT * (layers_s + server_s + up_s + down_s)
+        + asking_s
+        + abs(_varying_s(one) - _varying_s(other))
+    )
 
 
 def _varying_s(found: Candidate) -> float:
