@@ -39,6 +39,33 @@ def test_outliers_hardly_bend_it() -> None:
     assert found.upload_s(250_000) == pytest.approx(true.upload_s(250_000), rel=0.1)
 
 
+def test_sends_that_seem_to_take_no_time_hardly_bend_it() -> None:
+    """A receiver that reads two messages at once sees the second arrive in an instant."""
+    true = Link(5e6, 5e6, 0.02, 0.02)
+    found = refit(OLD, [*window(true), Sent(250_000, 1e-5, 0.5), Sent(5_000, 2e-5, 3.0)], (), 1e6)
+    for size in (60_000, 250_000, 600_000):
+        assert found.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.1)
+
+
+@given(st.floats(0.05, 20), st.integers(1, 5), st.sampled_from(SIZES))
+def test_a_window_follows_a_change_once_most_of_its_weight_is_new(
+    times: float, stalled: int, size: int
+) -> None:
+    """One send every 0.1 s, most of them from before; of the new ones a few stall."""
+    before, after = OLD, Link(OLD.up_bps / times, OLD.down_bps / times, 0.01 * times, 0.005)
+    sends = [Sent(size, before.upload_s(size), age_s=3.0 + 0.1 * i) for i in range(30)]
+    sends += [Sent(size, after.upload_s(size), age_s=0.1 * i) for i in range(30)]
+    sends += [Sent(size, 5 * after.upload_s(size), age_s=0.5 * i) for i in range(stalled)]
+    found = refit(OLD, sends, half_life_s=1.0)
+    assert found.upload_s(size) == pytest.approx(after.upload_s(size), rel=0.25)
+
+
+def test_only_differences_of_age_count() -> None:
+    sends = window(Link(5e6, 5e6, 0.02, 0.02))
+    later = [Sent(s.size_bytes, s.seconds_s, s.age_s + 1e6) for s in sends]
+    assert refit(OLD, later, half_life_s=3.0) == refit(OLD, sends, half_life_s=3.0)
+
+
 def test_recent_sends_count_more() -> None:
     slow, fast = Link(2e6, 2e6, 0.01, 0.01), Link(50e6, 50e6, 0.01, 0.01)
     before = [Sent(s.size_bytes, s.seconds_s, s.age_s + 300) for s in window(slow)]
@@ -52,6 +79,18 @@ def test_one_size_moves_the_line_to_it_and_keeps_its_shape() -> None:
     assert found.upload_s(250_000) == pytest.approx(true.upload_s(250_000), rel=0.05)
     assert OLD.upload_s(1_000) * 0.5 < found.upload_s(1_000) < true.upload_s(250_000)
     assert found.upload_s(1_000_000) > found.upload_s(250_000)
+
+
+@given(st.floats(0.1, 30))
+def test_what_makes_up_most_of_the_time_is_what_changed(times: float) -> None:
+    """Large sends tell of the rate and leave the start-up, small ones the other way round."""
+    large, small = OLD.upload_s(600_000), OLD.upload_s(500)
+    rate = refit(OLD, [Sent(600_000, large * times)] * 5, half_life_s=1e6)
+    assert rate.upload_s(600_000) == pytest.approx(large * times, rel=1e-3)
+    assert rate.up_start_s == pytest.approx(OLD.up_start_s, rel=0.5)
+    start = refit(OLD, [Sent(500, small * times)] * 5, half_life_s=1e6)
+    assert start.upload_s(500) == pytest.approx(small * times, rel=1e-3)
+    assert start.up_bps == pytest.approx(OLD.up_bps, rel=0.5)
 
 
 def test_a_short_window_changes_nothing() -> None:
@@ -75,3 +114,11 @@ def test_nonsense_is_refused(sent: Sent) -> None:
         refit(OLD, [sent, *window(OLD)])
     with pytest.raises(InputError, match="half-life"):
         refit(OLD, window(OLD), half_life_s=0)
+
+
+def test_sends_without_any_scatter_are_not_taken_for_outliers() -> None:
+    true = Link(100e6, 100e6, 0.001, 0.001)
+    sends = [Sent(size, true.upload_s(size)) for size in (20_000, 150_000)] * 12
+    found = refit(Link(5e6, 5e6, 0.001, 0.001), sends)
+    for size in (20_000, 60_000, 150_000):
+        assert found.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.01)

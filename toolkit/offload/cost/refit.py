@@ -14,6 +14,7 @@ LEAST_SENDS = 3
 HALF_LIFE_S = 30.0
 _ROUNDS = 20
 _TUNED = 1.345  # Huber's constant: 95 % as good as least squares where there are no outliers
+_EVEN = 0.02  # what no link keeps to anyhow: less scatter than that makes no send an outlier
 _OLD_SIZES = (1e3, 1e5, 1e6)
 _OLD_WEIGHT = 0.03  # of all old points together, in fresh sends
 
@@ -43,10 +44,11 @@ def refit(
 ) -> Link:
     """The link after a window of real sends; a direction with fewer than three stays as it was.
 
-    Weighted least squares on relative errors: a send counts half after each half-life, one that
-    is far off counts less (Huber 1964, by repeated reweighting). A plan sends few sizes, which
-    cannot tell start-up and rate apart, so the old line, made faster or slower as a whole, takes
-    part as a few points of small weight: it decides what the window leaves open. O(n log n).
+    Weighted least squares on relative errors: beside the newest a send counts half after each
+    half-life, one that is far off, stalled or seemingly sent in no time, counts less (Huber 1964,
+    by repeated reweighting). A plan sends few sizes, which cannot tell start-up and rate apart, so
+    the old line, moved to the median send, takes part as a few points of small weight: it decides
+    what the window leaves open. O(n log n).
 
     Raises:
         InputError: a size, time or age that isn't positive and finite, or a half-life that isn't
@@ -77,31 +79,60 @@ def _refit(old: Line, sends: Sequence[Sent], half_life_s: float) -> Line:
         raise InputError("a send must have a size and a positive time")
     if not (np.isfinite(ages).all() and (ages >= 0).all()):
         raise InputError("the age of a send must be finite and not negative")
-    weights = 0.5 ** (ages / half_life_s)
+    weights = 0.5 ** ((ages - ages.min()) / half_life_s)
     old_sizes = np.array(_OLD_SIZES)
-    factor = float(np.median(seconds / (old.start_s + sizes * 8 / old.rate_bps + 1e-9)))
-    old_seconds = factor * (old.start_s + old_sizes * 8 / old.rate_bps)
+    moved = _moved(old, sizes, seconds, weights)
+    old_seconds = moved.start_s + old_sizes * 8 / moved.rate_bps
     old_weights = np.full(len(old_sizes), _OLD_WEIGHT / len(old_sizes))
     start_s, slope = _robust(
         np.concatenate([sizes, old_sizes]),
         np.concatenate([seconds, old_seconds]),
+        np.concatenate([moved.start_s + sizes * 8 / moved.rate_bps, old_seconds]),
         np.concatenate([weights, old_weights]),
         len(sends),
     )
     return Line(start_s, 8 / slope, _r2(sizes, seconds, weights, start_s, slope))
 
 
-def _robust(sizes: Floats, seconds: Floats, weights: Floats, fresh: int) -> tuple[float, float]:
-    """Start-up and seconds a byte by reweighted least squares on relative errors."""
+def _moved(old: Line, sizes: Floats, seconds: Floats, weights: Floats) -> Line:
+    """The old line through the median send: mostly by what makes up most of its time.
+
+    Of start-up c and transfer d, each changes by its share, step by small step, which keeps
+    1/c - 1/d as it is. So a send of many bytes that takes ten times as long tells of a slower
+    rate and leaves the start-up alone, and the other way round.
+    """
+    size = max(_median(sizes, weights), 1.0)
+    start_s, transfer_s = max(old.start_s, 1e-9), size * 8 / old.rate_bps
+    expected_s = start_s + sizes * 8 / old.rate_bps
+    total_s = (start_s + transfer_s) * _median(seconds / expected_s, weights)
+    apart = 1 / start_s - 1 / transfer_s
+    # start_s = transfer_s / (1 + apart * transfer_s), and both make the total.
+    half = 1 - apart * total_s / 2
+    root = float(np.sqrt(half**2 + apart * total_s))
+    transfer_s = total_s / (half + root) if half > 0 else (root - half) / apart
+    return Line(total_s - transfer_s, size * 8 / transfer_s, 1.0)
+
+
+def _robust(
+    sizes: Floats, seconds: Floats, scale: Floats, weights: Floats, fresh: int
+) -> tuple[float, float]:
+    """Start-up and seconds a byte by reweighted least squares on errors relative to a scale."""
     trust = np.ones_like(seconds)
     start_s, slope = 0.0, 1.0
     for _ in range(_ROUNDS):
-        start_s, slope = _line(sizes, seconds, weights * trust / seconds**2)
-        off = np.abs(start_s + slope * sizes - seconds) / seconds
-        scatter = 1.4826 * float(np.median(off[:fresh])) + 1e-6
+        start_s, slope = _line(sizes, seconds, weights * trust / scale**2)
+        off = np.abs(start_s + slope * sizes - seconds) / scale
+        scatter = max(1.4826 * _median(off[:fresh], weights[:fresh]), _EVEN)
         # The old points stand for what is not known better: they are never outliers.
         trust[:fresh] = np.minimum(1.0, _TUNED * scatter / np.maximum(off[:fresh], 1e-12))
     return start_s, slope
+
+
+def _median(values: Floats, weights: Floats) -> float:
+    """The value below and above which half of the weight is."""
+    order = np.argsort(values)
+    passed = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(passed, passed[-1] / 2)])
 
 
 def _line(sizes: Floats, seconds: Floats, weights: Floats) -> tuple[float, float]:
