@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Self
 
 from offload.bundle.bundle import Bundle, Value, open_bundle
-from offload.errors import InputError, ServerError
-from offload.plan.plan import Side
+from offload.cost.link import Link
+from offload.errors import InputError, OffloadError, ServerError
+from offload.plan.plan import Plan, Side
+from offload.plan.switching import Switching
 from offload.schedule.timeline import Timeline
 
 from offload_runtimes.device.closing import close_at_exit
@@ -22,6 +24,7 @@ from offload_runtimes.device.emulate import LinkCost, Pacer
 from offload_runtimes.device.engines import Device
 from offload_runtimes.device.execution import Execution, OnServerLoss, Running
 from offload_runtimes.device.keeper import Keeper
+from offload_runtimes.device.pilot import Pilot, Switch
 from offload_runtimes.device.remote import Remote
 from offload_runtimes.device.stream import Latest, answers, answers_async
 from offload_runtimes.device.tally import Counts, Tally
@@ -64,7 +67,8 @@ class OffloadSession:
         patience_s: float = 1.0,
         connect_timeout_s: float = 5.0,
         security: ClientSecurity | None = None,
-        plan: int = 0,
+        plan: int | None = None,
+        switching: Switching = Switching(),  # noqa: B008  frozen
     ) -> None:
         """Load the device's segments, warm them, connect.
 
@@ -92,7 +96,9 @@ class OffloadSession:
                 the link is allowed on top).
             connect_timeout_s: seconds to reach the server.
             security: certificates and token; None: plaintext.
-            plan: which of the bundle's plans to follow.
+            plan: which of the bundle's plans to follow; None: the best for the link as it is
+                measured while the session lasts.
+            switching: how sure to be before another plan is followed.
 
         Raises:
             BundleError: the bundle is missing or damaged, or the server does not hold it.
@@ -107,14 +113,22 @@ class OffloadSession:
         policy = _policy(on_server_loss)
         pacer = slowdown if isinstance(slowdown, Pacer) else Pacer(slowdown)
         device = self._device = Device(bundle, EngineOptions(providers, threads, optimize), pacer)
-        self._plan = chosen = bundle.only(plan).plan
-        device.load(chosen.on(Side.DEVICE))
+        resumes = policy is not OnServerLoss.RAISE and bundle.holds(Side.SERVER)
+        eagerly = resumes and (deadline_s is not None if eager is None else eager)
+
+        def load(followed: Plan) -> None:
+            device.load(followed.segments if eagerly else followed.on(Side.DEVICE))
+
+        self._pilot = Pilot(bundle, load, plan, switching, lambda: self._tally.add("switches"))
+        for followed in self._pilot.loaded_first:
+            load(followed)
         self._keeper: Keeper | None = None
-        if not chosen.is_local:
+        if not all(followed.is_local for followed in self._pilot.open_plans):
             agreed = contracts(bundle, _values(bundle, device))
             connector = _connector(server, agreed, security)
 
             def connect(timeout_s: float) -> Remote:
+                self._pilot.gauge.forget()
                 return Remote(
                     connector,
                     agreed,
@@ -122,11 +136,9 @@ class OffloadSession:
                     slowdown=pacer.slowdown,
                     timeout_s=timeout_s,
                     patience_s=patience_s,
+                    passed=self._pilot.gauge.passed,
                 )
 
-            resumes = policy is not OnServerLoss.RAISE and bundle.holds(Side.SERVER)
-            if resumes and (deadline_s is not None if eager is None else eager):
-                device.load(chosen.on(Side.SERVER))
             self._keeper = Keeper(
                 connect,
                 _first(connect, connect_timeout_s, require_server),
@@ -135,13 +147,37 @@ class OffloadSession:
                 reconnect=policy is not OnServerLoss.LOCAL,
                 tally=self._tally,
             )
-        self._execution = Execution(bundle, device, policy, self._keeper, self._tally, lambda: plan)
+        self._execution = Execution(
+            bundle, device, policy, self._keeper, self._tally, self._pilot.take
+        )
         close_at_exit(self)
+        try:
+            self._pilot.settle(self._remote())
+        except OffloadError:
+            self.close()
+            raise
+        self._pilot.watch(self._remote, heartbeat_s)
 
     @property
     def is_split(self) -> bool:
         """Whether the next inference will use the server."""
-        return self._keeper is not None and self._keeper.remote is not None
+        stays = self.bundle.plans[self.plan].is_local
+        return not stays and self._remote() is not None
+
+    @property
+    def plan(self) -> int:
+        """Which of the bundle's plans the next inference follows."""
+        return self._pilot.plan
+
+    @property
+    def link(self) -> Link | None:
+        """The link as measured while choosing among plans; None when it was not."""
+        return self._pilot.link
+
+    @property
+    def switches(self) -> tuple[Switch, ...]:
+        """The last changes of plan, oldest first; `counts.switches` says how many there were."""
+        return self._pilot.switches
 
     @property
     def counts(self) -> Counts:
@@ -158,7 +194,7 @@ class OffloadSession:
 
     def rehearse(self, input_feed: Mapping[str, Array]) -> None:
         """Run the device's part alone on an array for each input, so that its pace is known."""
-        self._device.rehearse(self._plan.on(Side.DEVICE), input_feed)
+        self._device.rehearse(self.bundle.plans[self.plan].on(Side.DEVICE), input_feed)
 
     def run(
         self,
@@ -250,6 +286,7 @@ class OffloadSession:
 
     def close(self) -> None:
         """End the session with the server; may be called twice."""
+        self._pilot.close()
         if self._keeper:
             self._keeper.close()
 
@@ -258,6 +295,10 @@ class OffloadSession:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _remote(self) -> Remote | None:
+        """The session with the server while it is alive."""
+        return self._keeper.remote if self._keeper else None
 
     def _paced(
         self, frames: Iterable[Mapping[str, Array]], latest: bool

@@ -47,7 +47,8 @@ def open_session(
         BundleError, InputError, ServerError: as OffloadSession and Server.
     """
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    followed = opened.only(options.get("plan", 0))
+    fixed = options.get("plan")
+    followed = opened if fixed is None else opened.only(fixed)
     if server is not None or not followed.needs_server:
         return OffloadSession(opened, server, **options)
     chosen = server_options or EngineOptions(

@@ -8,7 +8,7 @@ from enum import StrEnum
 from offload.bundle.bundle import Bundle
 from offload.errors import DeadlineError, InputError, OffloadError
 from offload.plan.plan import Action, Plan, Side
-from offload.schedule.timeline import Timeline
+from offload.schedule.timeline import Lane, Timeline
 
 from offload_runtimes.device.engines import Device
 from offload_runtimes.device.fallback import rest
@@ -47,9 +47,9 @@ class Execution:
         policy: OnServerLoss,
         keeper: Keeper | None,
         tally: Tally,
-        choose: Callable[[], int] = lambda: 0,
+        choose: Callable[[], tuple[int, str]] = lambda: (0, ""),
     ) -> None:
-        """`choose` says which of the bundle's plans the next inference follows."""
+        """`choose` says which of the bundle's plans an inference follows, and what changed."""
         self._choose = choose
         self._plans = bundle.plans
         self._sends = [{send.wire: send for send in plan.uploads} for plan in bundle.plans]
@@ -66,9 +66,12 @@ class Execution:
         Raises:
             InputError: this input cannot be computed.
         """
-        inference = Inference(feeds, self._choose())
+        number, change = self._choose()
+        inference = Inference(feeds, number)
+        if change:
+            inference.note(Lane.DEVICE, change, inference.started_s, inference.started_s)
         until_s = None if allowed_s is None else inference.started_s + allowed_s
-        plan = self._plans[inference.plan]
+        plan = self._plans[number]
         running = Running(self, plan, inference, tuple(names), until_s)
         keeper = None if plan.is_local else self._keeper
         remote = keeper.remote if keeper else None

@@ -1,5 +1,6 @@
 """The device's connection to a server: tensors out, answers in, a shared clock."""
 
+import os
 import queue
 import threading
 import time
@@ -40,8 +41,12 @@ class Remote:
         slowdown: float = 1.0,
         timeout_s: float = 5.0,
         patience_s: float = 1.0,
+        passed: Callable[[Lane, int, float], None] = lambda *_: None,
     ) -> None:
-        """Connect, say hello and set the clocks; `slowdown` makes decoding take so much longer.
+        """Connect, say hello and set the clocks.
+
+        `slowdown` makes decoding take so much longer; `passed` is told of every passage: which
+        way, how many bytes, in how many seconds.
 
         Raises:
             ServerError: the server cannot be reached, is full, or does not answer in time.
@@ -56,7 +61,8 @@ class Remote:
         self._begun: dict[tuple[int, str], tuple[float, int]] = {}
         self._pulse = Pulse(patience_s)
         self._free_s = {Lane.UPLINK: 0.0, Lane.DOWNLINK: 0.0}
-        self._pings: dict[int, float] = {}
+        self._pings: dict[int, tuple[float, int]] = {}
+        self._passed = passed
         self._last_ping = 0
         self._outbox: queue.SimpleQueue[Callable[[], bytes | None] | None] = queue.SimpleQueue()
         self._opened = threading.Event()
@@ -121,14 +127,33 @@ class Remote:
 
     def ping(self) -> None:
         """Ask the server for a sign of life."""
+        self._ask(b"")
+
+    def probe(self, size_bytes: int) -> None:
+        """Ask the server to send some bytes back: how long they take tells what the link costs.
+
+        Not while as much is under way for a frame: that will tell, and would be waited for.
+        """
+        with self._lock:
+            is_free = sum(size for _, size in self._begun.values()) < size_bytes
+        if is_free:
+            self._ask(os.urandom(size_bytes))  # what repeats might be compressed on its way
+
+    def _ask(self, data: bytes) -> None:
         with self._lock:
             self._last_ping = number = self._last_ping + 1
 
         def message() -> bytes:
+            made = self._machine.ping(number, data)
+            size_bytes = len(made) if data else 0
             with self._lock:
-                self._pings[number] = time.monotonic()
-                self._pulse.asked(number, self._pings[number])
-            return self._machine.ping(number)
+                now_s = time.monotonic()
+                self._pings[number] = now_s, size_bytes
+                self._pulse.sent(size_bytes)
+                self._pulse.asked(number, now_s)
+            if self._up and data:
+                self._up.transit(size_bytes)
+            return made
 
         self._outbox.put(message)
 
@@ -205,7 +230,7 @@ class Remote:
                 self._opened.set()
             case Arrived():
                 self._emulate(event, size_bytes)
-                self._arrived(event)
+                self._arrived(event, size_bytes)
             case Failed(None, error):
                 self._lose(error)
             case Leaving():
@@ -217,11 +242,26 @@ class Remote:
                     inference.fail(error)
             case Ponged(number, server_s):
                 with self._lock:
-                    sent_s = self._pings.pop(number, None)
+                    asked = self._pings.pop(number, None)
                     self._pulse.answered(number)
-                if sent_s is not None:
-                    self.clock.learn(sent_s, server_s, time.monotonic())
-                    self._ponged.release()
+                if asked is not None:
+                    self._answered(*asked, server_s, size_bytes)
+
+    def _answered(self, sent_s: float, up_bytes: int, server_s: float, down_bytes: int) -> None:
+        """A ping came back: with nothing in it, it tells the time; else what bytes cost."""
+        if not up_bytes:
+            self.clock.learn(sent_s, server_s, time.monotonic())
+            self._ponged.release()
+            return
+        if self._down:
+            self._down.transit(down_bytes)
+        there_s = self.clock.here_s(server_s)
+        up_s = self._occupied(Lane.UPLINK, sent_s, there_s)
+        self._passed(Lane.UPLINK, up_bytes, there_s - up_s)
+        now_s = time.monotonic()
+        self._passed(
+            Lane.DOWNLINK, down_bytes, now_s - self._occupied(Lane.DOWNLINK, there_s, now_s)
+        )
 
     def _emulate(self, event: Arrived, size_bytes: int) -> None:
         """Take the time of the emulated link, and of a slower device's decoding."""
@@ -230,7 +270,7 @@ class Remote:
         if event.codec != RAW.codec:  # decoded already, at this machine's pace
             self._pacer.pace(event.name)
 
-    def _arrived(self, event: Arrived) -> None:
+    def _arrived(self, event: Arrived, arrived_bytes: int) -> None:
         now_s = time.monotonic()
         with self._lock:
             inference = self._frames.get(event.frame)
@@ -242,22 +282,29 @@ class Remote:
                 arrived_s = self.clock.here_s(span.end_s)
                 took_s = self._transit(inference, Lane.UPLINK, span.name, begun_s, arrived_s)
                 self._pulse.passed(Lane.UPLINK, size_bytes, took_s)
+                self._passed(Lane.UPLINK, size_bytes, took_s)
             else:
                 start_s, end_s = self.clock.here_s(span.start_s), self.clock.here_s(span.end_s)
                 inference.note(Lane.SERVER, span.name, start_s, end_s)
         sent_s = self.clock.here_s(event.sent_s)
         took_s = self._transit(inference, Lane.DOWNLINK, event.name, sent_s, now_s)
         self._pulse.passed(Lane.DOWNLINK, event.array.nbytes, took_s)
+        self._passed(Lane.DOWNLINK, arrived_bytes, took_s)
         inference.put({event.name: event.array})
 
     def _transit(
         self, inference: Inference, lane: Lane, name: str, ready_s: float, end_s: float
     ) -> float:
-        """Note a passage; the link carries one tensor at a time, so it began when it was free."""
-        start_s = min(max(ready_s, self._free_s[lane]), end_s)
-        self._free_s[lane] = end_s
+        """Note a tensor's passage; the seconds it took."""
+        start_s = self._occupied(lane, ready_s, end_s)
         inference.note(lane, name, start_s, end_s)
         return end_s - start_s
+
+    def _occupied(self, lane: Lane, ready_s: float, end_s: float) -> float:
+        """When a passage began: the link carries one message at a time, so once it was free."""
+        start_s = min(max(ready_s, self._free_s[lane]), end_s)
+        self._free_s[lane] = end_s
+        return start_s
 
     def _lose(self, error: OffloadError) -> None:
         """The session is over: everyone who waits learns why."""

@@ -23,7 +23,9 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Inferences answered, by outcome; frames dropped by a `latest` stream; servers lost."""
+    """Inferences answered, by outcome; frames dropped by a `latest` stream; servers lost; changes
+    of plan.
+    """
 
     split: int = 0
     resumed: int = 0
@@ -31,6 +33,7 @@ class Counts:
     local: int = 0
     dropped: int = 0
     losses: int = 0
+    switches: int = 0
 
     @property
     def runs(self) -> int:

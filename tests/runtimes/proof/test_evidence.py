@@ -121,7 +121,7 @@ def test_every_plan_of_several_is_proved(tmp_path: Path) -> None:
     bundle = swept(tmp_path, prove)
     parts = {part.part for part in bundle.parts()}
     assert {proof.segment for proof in read_proof(bundle.path / ARRAYS).segments} == parts
-    assert read_evidence(bundle).cut == ("m2", "x")
+    assert read_evidence(bundle).cut == ("m0", "x")
     found = repeat(bundle, OPTIONS)
     assert found.ok
     assert found.segments == len(parts) == 4

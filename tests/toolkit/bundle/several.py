@@ -20,12 +20,12 @@ from offload.plan.sweep import parse_links
 from onnx import TensorProto, helper, numpy_helper
 
 Prove = Callable[[Model, Bundle], Iterable[str]]
-WIDTHS = (64, 256, 64, 4, 64, 256, 64)
+WIDTHS = (256, 4, 64, 64, 64, 64, 64)
 LINKS = parse_links("0.01..1000 Mbit/s", Link(1e6, 1e6, 0.001, 0.001), 13)
 
 
 def funnel(path: Path, rows: int = 4) -> Path:
-    """x -> t0 ... -> y, of which t2 is narrow: products and their tanh by turns."""
+    """x -> t0 ... -> y, of which t0 is narrow: products and their tanh by turns."""
     random = np.random.default_rng(5)
     count = len(WIDTHS) - 1
     nodes, names = [], ["x", *(f"t{i}" for i in range(count - 1)), "y"]
@@ -59,9 +59,9 @@ def ranged_over(graph: Graph, device_s: float = 20e-3, server_s: float = 1e-3) -
     return plans_over(lambda link: make_plan(Situation.of(graph, device, server, link)), LINKS)
 
 
-def swept(folder: Path, prove: Prove = lambda *_: ()) -> Bundle:
+def swept(folder: Path, prove: Prove = lambda *_: (), device_s: float = 20e-3) -> Bundle:
     """The funnel's bundle, in a folder that the model is in too; `prove` may add a proof."""
     model = load_model(funnel(folder / "net.onnx"))
     graph = read_graph(model)
-    ranged = ranged_over(graph)
+    ranged = ranged_over(graph, device_s)
     return write_plans(model, graph, ranged, folder / "b", {}, partial(prove, model))

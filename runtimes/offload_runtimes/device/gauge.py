@@ -1,0 +1,97 @@
+"""What the link has carried lately, and what that says of its speed."""
+
+import threading
+import time
+from collections import deque
+
+from offload.cost.link import Link
+from offload.cost.refit import LEAST_SENDS, Sent, refit
+from offload.schedule.timeline import Lane
+
+KEPT = 24
+HALF_LIFE_S = 2.0
+
+
+class Gauge:
+    """A window of passages each way; threads of the session put them in.
+
+    Small messages tell what a message costs whatever its size, large ones what a byte costs.
+    Each kind is kept apart, so that many of one do not push out the few of the other.
+
+    Args:
+        base: the link that plans were made for: what the window leaves open is as there.
+        large_bytes: from this size on a message is large.
+    """
+
+    def __init__(self, base: Link, large_bytes: int = 4096) -> None:
+        self.large_bytes = large_bytes
+        self._base = base
+        self._changed = threading.Condition()
+        self._passages: dict[tuple[Lane, bool], deque[tuple[int, float, float]]] = {}
+        self.forget()
+
+    @property
+    def seen(self) -> int:
+        """How many messages were seen to go up, those of the past included."""
+        return self._seen
+
+    @property
+    def told_s(self) -> float:
+        """When the last large one was, by `time.monotonic`; in the endless past before that."""
+        return self._told_s
+
+    def forget(self) -> None:
+        """Begin anew: the next connection may take another way."""
+        with self._changed:
+            kinds = [(lane, large) for lane in _LANES for large in (False, True)]
+            self._passages = {kind: deque(maxlen=KEPT) for kind in kinds}
+            self._seen = 0
+            self._told_s = float("-inf")
+
+    def passed(
+        self, lane: Lane, size_bytes: int, seconds: float, now_s: float | None = None
+    ) -> None:
+        """Note that a message passed; `now_s` is when, None: now.
+
+        One that seems to have taken no time tells nothing: clocks are not told apart so well.
+        """
+        if seconds <= 0:
+            return
+        is_large = size_bytes >= self.large_bytes
+        with self._changed:
+            when_s = time.monotonic() if now_s is None else now_s
+            self._passages[lane, is_large].append((size_bytes, seconds, when_s))
+            if lane is Lane.UPLINK:
+                self._seen += 1
+                self._told_s = when_s if is_large else self._told_s
+            self._changed.notify_all()
+
+    def wait(self, count: int, timeout_s: float) -> bool:
+        """Wait until so many messages were seen to go up; whether they were before the time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._seen >= count, timeout_s)
+
+    def link(self, now_s: float) -> Link | None:
+        """The link as it is now; None before three messages have gone up."""
+        with self._changed:
+            up, down = (self._sent(lane, now_s) for lane in _LANES)
+        if len(up) < LEAST_SENDS:
+            return None
+        ages_s = sorted(send.age_s for send in up)
+        # Where little is sent, the last three count: no single one decides.
+        spread_s = ages_s[LEAST_SENDS - 1] - ages_s[0]
+        return refit(self._base, up, down, max(HALF_LIFE_S, spread_s))
+
+    def surprise(self, link: Link) -> float:
+        """How far off the last large message was: 1 where it took as long as the link says."""
+        with self._changed:
+            kept = self._passages[Lane.UPLINK, True]
+            last = kept[-1] if kept else None
+        return 1.0 if last is None else last[1] / link.upload_s(last[0])
+
+    def _sent(self, lane: Lane, now_s: float) -> list[Sent]:
+        kept = (*self._passages[lane, False], *self._passages[lane, True])
+        return [Sent(size, seconds, max(now_s - when_s, 0.0)) for size, seconds, when_s in kept]
+
+
+_LANES = (Lane.UPLINK, Lane.DOWNLINK)
