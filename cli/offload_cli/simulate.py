@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from offload.cost.link import parse_link
+from offload.encoding.allowance import Allowance
+from offload.encoding.encoding import parse_allowed
 from offload.errors import InputError
 from offload.files import write_text
 from offload.plan.sweep import Cell, parse_links, reigns, sweep
@@ -15,7 +18,9 @@ from offload.report.what_if import what_if_html, what_if_svg
 from offload.units import format_bps, format_s
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.planning.situation import SplitRequest, parse_machine, prepare
+from offload_runtimes.split import chooser_of
 
+from offload_cli.encodings import CalibrationOption
 from offload_cli.image import ImageOption, pictured
 from offload_cli.options import (
     FormatOption,
@@ -51,13 +56,22 @@ def simulate(
     keep_input: KeepInputOption = False,
     shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
     image: ImageOption = "",
+    encoding: Annotated[
+        str,
+        typer.Option(
+            help="What tensors may become on their way: `lossless` (raw or compressed; the default,"
+            " as for `split`) or `raw`."
+        ),
+    ] = "lossless",
+    calibration: CalibrationOption = None,
     threads: ThreadsOption = None,
     provider: ProviderOption = [],  # noqa: B006
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Plan a model for every link of a range and show where each plan wins.
 
-    Nothing is run but the profiles that are not given; no bundle is written.
+    Nothing is run but what must be measured: profiles that are not given, and what tensors take
+    compressed. No bundle is written.
 
     Example: `offload simulate net.onnx --device pi.json --link '1..100 Mbit/s' --svg what-if.svg`
     """
@@ -72,13 +86,16 @@ def simulate(
         shapes=parse_shapes(shape),
         wish=wish("latency", pin_device, keep_input, "", "", "", ""),
         options=EngineOptions(tuple(provider), threads),
+        allowance=lossless(encoding, calibration),
     )
     with output.steps() as progress, pictured(request, image) as request:
         prepared = prepare(request, progress)
+        catalogue = chooser_of(prepared, progress).lossless()
         progress(f"planning {len(links) * len(factors)} situations")
-        cells = list(sweep(prepared.situation, links, factors))
+        cells = list(sweep(partial(prepared.situation, catalogue=catalogue), links, factors))
     machines = f"device {prepared.device.machine}, server {prepared.server.machine}"
-    title = f"{model.stem}: latency over bandwidth ({machines})"
+    sent = "raw tensors" if catalogue is None else "lossless encodings"
+    title = f"{model.stem}: latency over bandwidth ({machines}, {sent})"
     rows = table_of(cells)
     chart = what_if_svg(cells, title)
     if svg:
@@ -87,7 +104,7 @@ def simulate(
     if html:
         write_text(html, what_if_html(chart, title, rows, HEAD))
         output.remark(f"wrote {html}")
-    output.result([asdict(cell) for cell in cells], f"{model.stem}: where each plan wins")
+    output.result([asdict(cell) for cell in cells], f"{model.stem}: where each plan wins ({sent})")
     output.table(HEAD, rows)
 
 
@@ -118,6 +135,21 @@ def _gain(cell: Cell) -> float:
     simple = [cell.latency_s("local"), cell.latency_s("cloud")]
     best_s = min(s for s in simple if s is not None)
     return best_s / cell.chosen.latency_s if cell.chosen.latency_s else 1.0
+
+
+def lossless(encoding: str, calibration: Path | None) -> Allowance:
+    """The allowance of encodings that lose nothing: no plan of a sweep is rehearsed.
+
+    Raises:
+        InputError: an unknown encoding, or a lossy one.
+    """
+    allowed = parse_allowed(encoding)
+    if not all(each.is_lossless for each in allowed):
+        raise InputError(
+            f"--encoding {encoding} loses precision, which only `split` can judge: simulate with"
+            " `lossless` or `raw`"
+        )
+    return Allowance(allowed, calibration=calibration)
 
 
 def parse_factors(text: str) -> list[float]:

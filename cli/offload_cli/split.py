@@ -14,8 +14,14 @@ from offload.plan.plan import Plan, Side
 from offload.plan.planner import pareto
 from offload.units import format_bytes, format_s
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.planning.situation import SplitRequest, parse_machine, prepare
-from offload_runtimes.split import write_split
+from offload_runtimes.planning.situation import (
+    Prepared,
+    Progress,
+    SplitRequest,
+    parse_machine,
+    prepare,
+)
+from offload_runtimes.split import chooser_of, write_split
 
 from offload_cli.encodings import (
     CalibrationOption,
@@ -131,7 +137,7 @@ def split(
     with output.steps() as progress, pictured(request, image) as request:
         prepared = prepare(request, progress)
         bundle = write_split(prepared, path, progress)
-        plans = pareto(prepared.situation(), solver) if front else ()
+        plans = _front(prepared, progress) if front else ()
     shown = bundle_json(bundle) | ({"pareto": _front_json(plans)} if front else {})
     output.result(shown, f"{path}: {bundle.plan.reason}")
     for profile in (prepared.device, prepared.server):
@@ -146,6 +152,13 @@ def split(
 def bundle_json(bundle: Bundle) -> dict[str, object]:
     """A bundle for scripts: where it is, what it is called, its plan."""
     return {"path": str(bundle.path), "digest": bundle.digest, "plan": bundle.plan.to_json()}
+
+
+def _front(prepared: Prepared, progress: Progress) -> tuple[Candidate, ...]:
+    """The front with the lossless encodings that are allowed: no plan of it is rehearsed."""
+    progress("looking for plans of more throughput")
+    catalogue = chooser_of(prepared, progress).lossless()
+    return pareto(prepared.situation(catalogue=catalogue), prepared.request.solver)
 
 
 def _front_json(plans: Sequence[Candidate]) -> list[dict[str, object]]:
@@ -169,7 +182,7 @@ def show_front(output: Output, plans: Sequence[Candidate]) -> None:
                 )
                 for a in figures
             ),
-            title="latency against throughput",
+            title="latency against throughput, nothing lost on the way",
         )
 
 

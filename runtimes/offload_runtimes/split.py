@@ -1,12 +1,15 @@
 """From a model file to a bundle: read, profile, plan, write."""
 
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from offload.bundle.bundle import Bundle
 from offload.bundle.write import write_bundle
 from offload.encoding.catalogue import Catalogue
-from offload.partition.cut import cut_after
+from offload.errors import InputError
+from offload.graph.model import Graph, Tensor
+from offload.partition.cut import Cut, cut_after
 from offload.plan.plan import Plan
 from offload.plan.planner import make_plan
 
@@ -15,7 +18,7 @@ from offload_runtimes.planning.situation import Prepared, Progress, SplitRequest
 from offload_runtimes.proof.evidence import prove
 from offload_runtimes.proof.verify import missing_types
 
-__all__ = ["SplitRequest", "split", "write_split"]
+__all__ = ["SplitRequest", "chooser_of", "split", "write_split"]
 
 
 def split(request: SplitRequest, target: Path, progress: Progress = lambda _: None) -> Bundle:
@@ -35,7 +38,7 @@ def split(request: SplitRequest, target: Path, progress: Progress = lambda _: No
 def write_split(prepared: Prepared, target: Path, progress: Progress = lambda _: None) -> Bundle:
     """Plan what was prepared and write the bundle; as `split`."""
     request, graph = prepared.request, prepared.graph
-    cut = cut_after(graph, request.cut) if request.cut else None
+    cut = _forced(graph, request.cut) if request.cut else None
     types = missing_types(prepared.model, graph)
 
     def planned(catalogue: Catalogue | None) -> Plan:
@@ -43,15 +46,33 @@ def write_split(prepared: Prepared, target: Path, progress: Progress = lambda _:
         situation = prepared.situation(catalogue=catalogue)
         return make_plan(situation, request.scheme, cut, request.solver)
 
-    chooser = Chooser(
+    plan = chooser_of(prepared, progress, types).plan(planned)
+    progress(f"writing {target}")
+    return write_bundle(prepared.model, graph, plan, target, types, partial(prove, prepared.model))
+
+
+def _forced(graph: Graph, tensors: Sequence[str]) -> Cut:
+    cut = cut_after(graph, tensors)
+    if not cut.device:
+        raise InputError(
+            f"a cut at {', '.join(map(repr, tensors))} leaves the device nothing to compute: cut"
+            " later, or ask for --scheme cloud"
+        )
+    return cut
+
+
+def chooser_of(
+    prepared: Prepared, progress: Progress, types: Mapping[str, Tensor] | None = None
+) -> Chooser:
+    """Who chooses the encodings of what was prepared; `types` as `missing_types` finds them."""
+    request, graph = prepared.request, prepared.graph
+    known = missing_types(prepared.model, graph) if types is None else types
+    return Chooser(
         prepared.model,
         graph,
         request.allowance,
         request.options,
-        types,
+        known,
         progress,
         request.again,
     )
-    plan = chooser.plan(planned)
-    progress(f"writing {target}")
-    return write_bundle(prepared.model, graph, plan, target, types, partial(prove, prepared.model))

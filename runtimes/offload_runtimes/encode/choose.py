@@ -99,6 +99,22 @@ class Chooser:
             return _saying(planner(None), f"All crosses raw, no sizes being known: {error}.")
         return self.within(planner, calibration, catalogue)
 
+    def lossless(self) -> Catalogue | None:
+        """Sizes under the lossless encodings allowed; None where raw is all there is, or is known.
+
+        Raises:
+            InputError: the calibration doesn't fit the model.
+        """
+        kept = [each for each in self.allowance.encodings if each.is_lossless]
+        if [each.name for each in kept] == ["raw"]:
+            return None
+        try:
+            return self._catalogue(self._calibration()).allowing(kept)
+        except InputError:
+            if self.allowance.calibration is not None:
+                raise
+            return None
+
     def within(self, planner: Planner, calibration: Calibration, catalogue: Catalogue) -> Plan:
         """As `plan`, with calibration and catalogue at hand."""
         refused: list[Refusal] = []

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from offload.errors import InputError
 from offload.graph.model import Graph
 from offload.partition.costs import Costs
-from offload.partition.cut import Cut
+from offload.partition.cut import Cut, cut_at
 from offload.partition.demand import Demand, Objective, Power
 from offload.partition.memory import (
     CLIENT_BYTES,
@@ -23,6 +23,7 @@ from offload.plan.candidate import Scheme, Situation, candidate, device_order
 from offload.plan.early import start_early
 from offload.plan.plan import Side
 from offload.plan.planner import compare, make_plan, pareto, search, serial_cut
+from offload.units import format_bytes
 
 from tests.toolkit.graphs import graph_of, situations
 
@@ -130,6 +131,19 @@ def test_a_plan_under_a_memory_limit_keeps_it(given_: tuple[Graph, Costs], room:
     plan = make_plan(situation)
     chosen = next(a for a in plan.alternatives if a.scheme == plan.scheme)
     assert chosen.memory_bytes <= limit
+
+
+def test_a_memory_limit_that_no_plan_keeps_names_the_least_that_would_do() -> None:
+    """Also where that is a cut which none of the schemes would choose."""
+    chain = graph_of([(0, 1), (1, 2)], 3)
+    light, *heavy = chain.layers
+    layers = (light, *(replace(layer, weight_bytes=10**8) for layer in heavy))
+    costs = replace(COSTS, device_s=(1.0,) * 3, server_s=(1.0,) * 3)  # staying is quickest
+    demand = Demand(pinned=frozenset({0}), memory_bytes=1)
+    situation = Situation(replace(chain, layers=layers), costs, demand)
+    least = process_bytes(situation.graph, cut_at(situation.graph, {0}), (0,))
+    with pytest.raises(InputError, match=f"least found: memory {format_bytes(least)}"):
+        make_plan(situation)
 
 
 def test_memory_counts_weights_and_the_most_live_tensors() -> None:

@@ -14,6 +14,7 @@ from offload.files import read_object
 from offload.units import format_bps, format_s, parse_duration_s, parse_rate_bps
 
 LINK_FORMAT = 1
+MIN_R2 = 0.9
 
 # TCP, IP and Ethernet headers of full-sized segments; gRPC's own framing is below 1 %.
 HEADER_OVERHEAD = 1.046
@@ -139,6 +140,18 @@ def load_link(path: Path) -> Link:
     """Read a link file.
 
     Raises:
-        InputError: no such file, or not a link of this version.
+        InputError: no such file, not a link of this version, or one too unsteady to plan with.
     """
-    return Link.from_json(read_object(path, "link file", "offload probe -o"))
+    link = Link.from_json(read_object(path, "link file", "offload probe -o"))
+    worst = min((r2 for r2 in (link.up_r2, link.down_r2) if r2 is not None), default=1.0)
+    if worst < MIN_R2:
+        raise InputError(unsteady(worst))
+    return link
+
+
+def unsteady(r2: float) -> str:
+    """The sentence for a link whose times a line explains too little of."""
+    return (
+        f"link is too unsteady to model (r2 = {r2:.2f}, at least {MIN_R2} is needed):"
+        " probe again when it is quieter"
+    )

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offload.cost.link import Link
+from offload.cost.link import MIN_R2, Link, unsteady
 from offload.errors import InputError
 
 MIN_SIZES = 3
-MIN_R2 = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +56,7 @@ def fit_line(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> Line:
     spread = float(np.sum((medians - medians.mean()) ** 2))
     r2 = 1.0 - residual / spread if spread > 0 else 0.0
     if r2 < MIN_R2:
-        raise InputError(
-            f"link is too unsteady to model (r2 = {r2:.2f}, at least {MIN_R2} is needed):"
-            " probe again when it is quieter"
-        )
+        raise InputError(unsteady(r2))
     return Line(start_s, 8 / slope, r2)
 
 

@@ -1,12 +1,12 @@
 """Compare the ways to run a model and choose the best that keeps the limits."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from offload.errors import InputError
-from offload.partition.chain import neurosurgeon
-from offload.partition.cut import Cut, all_cloud, all_local
+from offload.partition.chain import articulations, neurosurgeon
+from offload.partition.cut import Cut, all_cloud, all_local, cut_at
 from offload.partition.demand import Demand, Objective
 from offload.partition.incumbent import LatencyOf
 from offload.partition.joint import Joint, joint
@@ -142,10 +142,11 @@ def choose(
     if scheme not in known:
         raise InputError(f"scheme {scheme!r} is not known: use one of {', '.join(known)}")
     wanted = Scheme.OPSS.value if forced and scheme == "auto" else scheme
+    who = "the cut" if forced and scheme == "auto" else wanted
     able = [c for c in candidates if c.value < float("inf") and wanted in ("auto", c.scheme)]
     if not able:
         asked = [c.alternative for c in candidates if wanted in ("auto", c.scheme)]
-        raise InputError(impossible(demand or Demand(), asked, wanted))
+        raise InputError(impossible(demand or Demand(), asked, who))
     best = min(map(_value, able))
     return next(c for c in able if c.value <= best * _SAME)
 
@@ -156,7 +157,40 @@ def make_plan(
     cut: Cut | None = None,
     solver: str = "optimal",
 ) -> Plan:
-    """Compare the schemes, choose one and write it down as a plan.
+    """Compare the schemes, choose one and write it down as a plan; arguments as `decide`.
+
+    Raises:
+        InputError: no such scheme or solver, or no plan keeps the limits.
+    """
+    found = decide(situation, scheme, cut, solver)
+    plan = plan_of(found.situation, found.candidates, found.chosen)
+    return replace(plan, reason=f"{plan.reason} {found.why}") if found.why else plan
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was compared and what was chosen.
+
+    Attributes:
+        situation: with the encodings that were allowed in the end.
+        candidates: all schemes that can run, simplest first.
+        chosen: one of them.
+        why: one sentence where encodings were left out that would gain a little; else empty.
+    """
+
+    situation: Situation
+    candidates: tuple[Candidate, ...]
+    chosen: Candidate
+    why: str = ""
+
+
+def decide(
+    situation: Situation,
+    scheme: str = "auto",
+    cut: Cut | None = None,
+    solver: str = "optimal",
+) -> Decision:
+    """Compare the schemes and choose one.
 
     Encodings are used only where the plan gains more by them than predictions are off by: what
     is lossy against the best lossless plan, what is left against the best raw one.
@@ -171,23 +205,32 @@ def make_plan(
         InputError: no such scheme or solver, or no plan keeps the limits.
     """
 
-    def found(asked: Situation) -> _Found:
+    def found(asked: Situation) -> Decision:
         candidates = compare(asked, cut, solver)
-        return asked, candidates, choose(candidates, scheme, cut is not None, asked.demand)
+        if scheme == "auto" and cut is None and all(c.value == float("inf") for c in candidates):
+            candidates = (*candidates, *_at_gates(asked))  # to say what the nearest would need
+        return Decision(
+            asked, candidates, choose(candidates, scheme, cut is not None, asked.demand)
+        )
 
-    kept, why = found(situation), ""
+    kept = found(situation)
     for suits, words in ((is_lossless, "lossless"), (is_raw, "raw")):
-        if not keeps_to(kept[2], suits):
+        if not keeps_to(kept.chosen, suits):
             with suppress(InputError):  # only encodings keep the limits
                 less = found(only(situation, suits))
-                if not pays(kept[2], less[2]):
-                    why = less_said(kept[2], less[2], words)
-                    kept = less
-    plan = plan_of(*kept)
-    return replace(plan, reason=f"{plan.reason} {why}") if why else plan
+                if not pays(kept.chosen, less.chosen):
+                    kept = replace(less, why=less_said(kept.chosen, less.chosen, words))
+    return kept
 
 
-_Found = tuple[Situation, Sequence[Candidate], Candidate]
+def _at_gates(situation: Situation) -> Iterator[Candidate]:
+    """All cuts at a layer that everything passes and that keep what is pinned."""
+    graph = situation.graph
+    pinned = graph.ancestors(situation.demand.pinned)
+    for gate in articulations(graph):
+        device = graph.ancestors((gate,))
+        if device >= pinned:
+            yield candidate(situation, Scheme.NEUROSURGEON, cut_at(graph, device))
 
 
 def plan_of(situation: Situation, candidates: Sequence[Candidate], chosen: Candidate) -> Plan:

@@ -105,7 +105,10 @@ def _because(plan: Alternative) -> str:
 
 
 def impossible(demand: Demand, asked: Sequence[Alternative], scheme: str = "auto") -> str:
-    """One sentence: which limits no plan keeps, and what the nearest plans need."""
+    """One sentence: which limits no plan keeps, and what the nearest plans need.
+
+    `scheme` may be `auto`, `the cut` for a forced one, or a scheme's name.
+    """
     limits, needs = [], []
     if demand.pinned:
         count = len(demand.pinned)
@@ -119,6 +122,7 @@ def impossible(demand: Demand, asked: Sequence[Alternative], scheme: str = "auto
         if limit is not None:
             limits.append(f"{text} {shown(limit)}")
             needs += [f"{text} {shown(min(figures))}"] if figures else []
-    who = "no plan keeps" if scheme == "auto" else f"scheme {scheme!r} does not keep"
+    others = {"auto": "no plan keeps", "the cut": "the cut asked for does not keep"}
+    who = others.get(scheme, f"scheme {scheme!r} does not keep")
     nearest = f" (the least found: {', '.join(needs)})" if needs else ""
     return f"{who} the limits {', '.join(limits) or 'asked for'}{nearest}: loosen one"

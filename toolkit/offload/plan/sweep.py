@@ -9,7 +9,7 @@ from offload.cost.link import Link
 from offload.errors import InputError
 from offload.plan.candidate import Situation
 from offload.plan.plan import Alternative
-from offload.plan.planner import choose, compare
+from offload.plan.planner import decide
 from offload.units import parse_rate_bps
 
 
@@ -66,11 +66,9 @@ def sweep(
     """
     for slowdown in slowdowns:
         for link in links:
-            situation = situation_at(link, slowdown)
-            found = compare(situation)
-            chosen = choose(found, demand=situation.demand)
-            figures = tuple(candidate.alternative for candidate in found)
-            yield Cell(link.up_bps, slowdown, figures, chosen.scheme.value)
+            found = decide(situation_at(link, slowdown))
+            figures = tuple(candidate.alternative for candidate in found.candidates)
+            yield Cell(link.up_bps, slowdown, figures, found.chosen.scheme.value)
 
 
 def reigns(cells: Sequence[Cell]) -> list[Reign]:
