@@ -154,16 +154,14 @@ class DeviceSession:
                 return None  # the frame was given up while this was on its way
             raise ProtocolError(f"server {self.server} sent a frame that was never asked for")
         frame = self._frames[tensor.frame]
-        missing = frame.missing
-        array = wire.decode_tensor(tensor, payload, frame.contract.downloads)
-        if tensor.name not in missing:
-            raise ProtocolError(f"server {self.server} sent {tensor.name!r} twice")
-        missing.remove(tensor.name)
-        if not missing:
+        layout, array = wire.decode_tensor(tensor, payload, frame.contract.downloads)
+        if layout.name not in frame.missing:
+            raise ProtocolError(f"server {self.server} sent {layout.name!r} twice")
+        frame.missing.remove(layout.name)
+        if not frame.missing:
             del self._frames[tensor.frame]
-        return Arrived(
-            tensor.frame, tensor.name, array, tensor.sent_s, _spans(tensor), tensor.encoding
-        )
+        spans = _spans(tensor)
+        return Arrived(tensor.frame, layout.name, array, tensor.sent_s, spans, layout.codec)
 
     def _failed(self, failure: pb.Failure) -> Failed | None:
         error = wire.decode_failure(failure, self.server)

@@ -213,13 +213,13 @@ class ServerSession:
         if tensor.frame in self._failed:
             return []
         frame = self._frame(tensor.frame, tensor.plan)
-        if tensor.name in frame.tensors:
-            raise ProtocolError(f"tensor {tensor.name[:80]!r} came twice for one frame")
-        frame.tensors[tensor.name] = wire.decode_tensor(tensor, payload, frame.contract.uploads)
+        layout, array = wire.decode_tensor(tensor, payload, frame.contract.uploads)
+        if layout.name in frame.tensors:
+            raise ProtocolError(f"tensor {layout.name!r} came twice for one frame")
+        frame.tensors[layout.name] = array
         if sum(held.held_bytes for held in self._frames.values()) > self._limits.max_bytes:
             raise ProtocolError("too many bytes in flight: wait for answers before sending more")
-        arrival = pb.Span.ARRIVAL
-        frame.spans.append(pb.Span(kind=arrival, name=tensor.name, end_s=now_s))
+        frame.spans.append(pb.Span(kind=pb.Span.ARRIVAL, name=layout.name, end_s=now_s))
         return self._started(tensor.frame, frame)
 
     def _frame(self, number: int, plan: int) -> _Frame:

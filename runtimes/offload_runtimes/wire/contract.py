@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from typing import Any
 
+import numpy as np
 from offload.bundle.bundle import Bundle, Value
 from offload.encoding.encoding import ENCODINGS
 from offload.errors import BundleError
@@ -35,6 +36,37 @@ class Port:
     expected_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the bytes of a tensor mean, as a contract allows it.
+
+    Attributes:
+        name: the tensor.
+        dtype: of its elements, little-endian.
+        shape: its sizes.
+        codec: how the bytes were encoded.
+        size_bytes: what they decode to.
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    codec: str
+    size_bytes: int
+
+
+class Ports(dict[str, Port]):
+    """The tensors that may cross one way, by name.
+
+    Attributes:
+        seen: layouts that were found to be allowed, by their bytes.
+    """
+
+    def __init__(self, ports: Mapping[str, Port]) -> None:
+        super().__init__(ports)
+        self.seen: dict[bytes, Layout] = {}
+
+
 @dataclass(frozen=True)
 class Contract:
     """What both ends of a session agreed on by naming a bundle, for one of its plans.
@@ -48,8 +80,8 @@ class Contract:
 
     digest: str
     segments: tuple[Segment, ...]
-    uploads: Mapping[str, Port]
-    downloads: Mapping[str, Port]
+    uploads: Ports
+    downloads: Ports
 
     @property
     def message_limit_bytes(self) -> int:
@@ -89,8 +121,8 @@ def message_limit_bytes(agreed: Iterable[Contract]) -> int:
     return max((each.message_limit_bytes for each in agreed), default=0)
 
 
-def _ports(sends: Iterable[Send], values: Mapping[str, Value]) -> Mapping[str, Port]:
-    ports = {}
+def _ports(sends: Iterable[Send], values: Mapping[str, Value]) -> Ports:
+    ports = Ports({})
     for send in sends:
         known = ENCODINGS.get(send.encoding)
         if known is None or known.codec not in codecs.NAMES:
@@ -113,7 +145,7 @@ def _ports(sends: Iterable[Send], values: Mapping[str, Value]) -> Mapping[str, P
             limit if exact is None else exact,
             expected if exact is None else exact,
         )
-    return MappingProxyType(ports)
+    return ports
 
 
 def _exact_bytes(value: Value) -> int | None:

@@ -4,6 +4,7 @@ The format is `offload.proto`. Tensors are raw little-endian bytes in C order or
 makes of them; nothing is ever unpickled or executed.
 """
 
+import functools
 import math
 import struct
 import zlib
@@ -18,12 +19,14 @@ from offload.errors import BundleError, DeadlineError, InputError, OffloadError,
 import offload_runtimes.wire.offload_pb2 as pb
 from offload_runtimes.engine import Array, dtype_of, shape_fits, show_shape
 from offload_runtimes.wire.codecs import Buffer, codec
-from offload_runtimes.wire.contract import Port
+from offload_runtimes.wire.contract import Layout, Ports
 
 PROTOCOL = 2
 MAX_PING_BYTES = 48 * 1024  # below what any bundle lets a message take
 _LENGTH = struct.Struct("<I")
 _ALIGNMENT = 16  # as numpy's own arrays: a bytes object's memory begins at a multiple, too
+_SMALL_BYTES = 16 * 1024
+_KEPT = 256  # layouts; those of one plan, unless shapes are dynamic
 _MAX_RANK = 16
 _KINDS: Mapping[type[OffloadError], "pb.Failure.Kind"] = {
     ServerError: pb.Failure.SERVER,
@@ -93,17 +96,11 @@ def tensor_message(
     plan: int = 0,
 ) -> bytes:
     """The message that carries a tensor; the one copy of its bytes."""
+    layout = _layout(name, packed.dtype, packed.shape, packed.codec)
+    checksum = _checksum(frame, plan, layout, packed.data)
     tensor = pb.Tensor(
-        frame=frame,
-        name=name,
-        dtype=packed.dtype,
-        shape=packed.shape,
-        encoding=packed.codec,
-        sent_s=sent_s,
-        spans=spans,
-        plan=plan,
+        frame=frame, layout=layout, plan=plan, sent_s=sent_s, spans=spans, checksum=checksum
     )
-    tensor.checksum = _checksum(tensor, packed.data)
     return message(packed.data, tensor=tensor)
 
 
@@ -120,55 +117,70 @@ def encode_tensor(
     return tensor_message(frame, name, pack(array, codec_name), sent_s, spans, plan)
 
 
-def decode_tensor(tensor: pb.Tensor, data: memoryview, ports: Mapping[str, Port]) -> Array:
+def decode_tensor(tensor: pb.Tensor, data: memoryview, ports: Ports) -> tuple[Layout, Array]:
     """The array of a tensor message and the bytes behind it, without a copy and read-only.
 
     Raises:
         ProtocolError: not a tensor of the contract, or other dtype, shape, encoding or size.
     """
-    port = ports.get(tensor.name)
+    if tensor.checksum != _checksum(tensor.frame, tensor.plan, tensor.layout, data):
+        raise ProtocolError("a tensor was damaged on its way", retry=True)
+    layout = ports.seen.get(tensor.layout) or _learn(tensor.layout, ports)
+    try:
+        whole = codec(layout.codec).decode(data, layout.size_bytes, layout.shape)
+    except ValueError as error:
+        raise ProtocolError(f"tensor {layout.name!r} is damaged: {error}") from error
+    array: Array = np.ndarray(layout.shape, layout.dtype, whole)
+    return layout, array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+@functools.lru_cache(_KEPT)
+def _layout(name: str, dtype: str, shape: tuple[int, ...], encoding: str) -> bytes:
+    layout = pb.Layout(name=name, dtype=dtype, shape=shape, encoding=encoding)
+    return layout.SerializeToString()
+
+
+def _learn(data: bytes, ports: Ports) -> Layout:
+    """Check a layout against the contract, and keep it; so many are kept."""
+    if len(ports.seen) >= _KEPT:
+        ports.seen.clear()
+    try:
+        layout = ports.seen[data] = _checked(pb.Layout.FromString(data), ports)
+    except DecodeError as error:
+        raise ProtocolError("a layout cannot be parsed: is the other end onnx-offload?") from error
+    return layout
+
+
+def _checked(layout: pb.Layout, ports: Ports) -> Layout:
+    port = ports.get(layout.name)
     if port is None or port.value is None:
-        raise ProtocolError(f"tensor {tensor.name[:80]!r} is not one this bundle sends this way")
-    dtype, shape = dtype_of(port.value.type), tuple(tensor.shape)
-    if tensor.dtype != dtype.name or not shape_fits(port.value.shape, shape):
+        raise ProtocolError(f"tensor {layout.name[:80]!r} is not one this bundle sends this way")
+    dtype, shape = dtype_of(port.value.type), tuple(layout.shape)
+    if layout.dtype != dtype.name or not shape_fits(port.value.shape, shape):
         raise ProtocolError(
-            f"tensor {tensor.name!r} must be {dtype}{show_shape(port.value.shape)},"
-            f" not {tensor.dtype[:20]}{show_shape(shape[:_MAX_RANK])}"
+            f"tensor {layout.name!r} must be {dtype}{show_shape(port.value.shape)},"
+            f" not {layout.dtype[:20]}{show_shape(shape[:_MAX_RANK])}"
         )
     size_bytes = math.prod(shape) * dtype.itemsize
     if len(shape) > _MAX_RANK or size_bytes > port.limit_bytes:
         raise ProtocolError(
-            f"tensor {tensor.name!r} takes {size_bytes} bytes, allowed are {port.limit_bytes}"
+            f"tensor {layout.name!r} takes {size_bytes} bytes, allowed are {port.limit_bytes}"
         )
-    return _array(tensor, data, port, dtype, size_bytes).reshape(shape)
-
-
-def _array(
-    tensor: pb.Tensor, encoded: memoryview, port: Port, dtype: np.dtype[Any], size_bytes: int
-) -> Array:
-    if tensor.encoding != port.encoding:
+    if layout.encoding != port.encoding:
         raise ProtocolError(
-            f"tensor {tensor.name!r} came as {tensor.encoding[:20]!r}, not as {port.encoding!r}"
+            f"tensor {layout.name!r} came as {layout.encoding[:20]!r}, not as {port.encoding!r}"
         )
-    if tensor.checksum != _checksum(tensor, encoded):
-        raise ProtocolError(f"tensor {tensor.name!r} was damaged on its way", retry=True)
-    try:
-        data = codec(port.encoding).decode(encoded, size_bytes, tuple(tensor.shape))
-    except ValueError as error:
-        raise ProtocolError(f"tensor {tensor.name!r} is damaged: {error}") from error
-    return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype, copy=False)
+    return Layout(layout.name, dtype.newbyteorder("<"), shape, port.encoding, size_bytes)
 
 
-def _checksum(tensor: pb.Tensor, data: Buffer) -> int:
+def _checksum(frame: int, plan: int, layout: bytes, data: Buffer) -> int:
     """The sum that `offload.proto` defines; adding words is 10x faster than any CRC here."""
+    head = zlib.crc32(b"%d|%d|%b" % (frame, plan, layout))
+    if len(data) <= _SMALL_BYTES:
+        return zlib.crc32(data, head)
     whole = len(data) // 8 * 8
     words = int(np.add.reduce(np.frombuffer(data, "<u8", whole // 8)))
-    rest = int.from_bytes(data[whole:], "little")
-    shape = "x".join(map(str, tensor.shape))
-    header = f"{tensor.frame}|{tensor.name}|{tensor.dtype}|{shape}|{tensor.encoding}"
-    if tensor.plan:
-        header += f"|{tensor.plan}"
-    return (words + rest + zlib.crc32(header.encode())) % 2**64
+    return (head + words + int.from_bytes(data[whole:], "little")) % 2**64
 
 
 def encode_failure(error: OffloadError, frame: int = 0) -> bytes:

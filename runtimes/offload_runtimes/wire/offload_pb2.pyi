@@ -44,26 +44,32 @@ class Welcome(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., max_frames: _Optional[int] = ...) -> None: ...
 
 class Tensor(_message.Message):
-    __slots__ = ("frame", "name", "dtype", "shape", "encoding", "sent_s", "spans", "checksum", "plan")
+    __slots__ = ("frame", "layout", "plan", "sent_s", "spans", "checksum")
     FRAME_FIELD_NUMBER: _ClassVar[int]
+    LAYOUT_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    SENT_S_FIELD_NUMBER: _ClassVar[int]
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
+    frame: int
+    layout: bytes
+    plan: int
+    sent_s: float
+    spans: _containers.RepeatedCompositeFieldContainer[Span]
+    checksum: int
+    def __init__(self, frame: _Optional[int] = ..., layout: _Optional[bytes] = ..., plan: _Optional[int] = ..., sent_s: _Optional[float] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., checksum: _Optional[int] = ...) -> None: ...
+
+class Layout(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "encoding")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     ENCODING_FIELD_NUMBER: _ClassVar[int]
-    SENT_S_FIELD_NUMBER: _ClassVar[int]
-    SPANS_FIELD_NUMBER: _ClassVar[int]
-    CHECKSUM_FIELD_NUMBER: _ClassVar[int]
-    PLAN_FIELD_NUMBER: _ClassVar[int]
-    frame: int
     name: str
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     encoding: str
-    sent_s: float
-    spans: _containers.RepeatedCompositeFieldContainer[Span]
-    checksum: int
-    plan: int
-    def __init__(self, frame: _Optional[int] = ..., name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., encoding: _Optional[str] = ..., sent_s: _Optional[float] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., checksum: _Optional[int] = ..., plan: _Optional[int] = ...) -> None: ...
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., encoding: _Optional[str] = ...) -> None: ...
 
 class Span(_message.Message):
     __slots__ = ("kind", "name", "start_s", "end_s")

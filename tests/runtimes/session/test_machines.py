@@ -12,13 +12,13 @@ from offload.plan.plan import Segment, Side
 from offload_runtimes.session.device import Arrived, DeviceSession, Failed, Leaving, Opened
 from offload_runtimes.session.server import Close, Event, Limits, Over, Reply, Run, ServerSession
 from offload_runtimes.wire import messages as wire
-from offload_runtimes.wire.contract import Contract, Port
+from offload_runtimes.wire.contract import Contract, Port, Ports
 
 ROOM = Limits(max_frames=3, max_bytes=10_000)
 
 
-def port(name: str) -> Port:
-    return Port(Value(name, "tensor(int64)", ("n",)), "raw", 800)
+def ports(names: str) -> Ports:
+    return Ports({n: Port(Value(n, "tensor(int64)", ("n",)), "raw", 800) for n in names})
 
 
 def segment(name: str, inputs: str, outputs: str) -> Segment:
@@ -27,11 +27,9 @@ def segment(name: str, inputs: str, outputs: str) -> Segment:
 
 # a -> b, c -> d, and both joined: e. Downloads are b and e, uploads a and c.
 SEGMENTS = (segment("ab", "a", "b"), segment("cd", "c", "d"), segment("bde", "bd", "e"))
-CONTRACT = Contract("digest", SEGMENTS, {n: port(n) for n in "ac"}, {n: port(n) for n in "be"})
+CONTRACT = Contract("digest", SEGMENTS, ports("ac"), ports("be"))
 # Another plan of the same bundle: one segment, one download.
-OTHER = Contract(
-    "digest", (segment("ace", "ac", "e"),), {n: port(n) for n in "ac"}, {"e": port("e")}
-)
+OTHER = Contract("digest", (segment("ace", "ac", "e"),), ports("ac"), ports("e"))
 AGREED = (CONTRACT, OTHER)
 WORK = {
     "ab": lambda a: {"b": a + 1},
@@ -78,10 +76,10 @@ class ServerMachine(RuleBasedStateMachine):
     def reply(self, message: pb.Message, data: memoryview) -> None:
         if message.WhichOneof("body") == "tensor":
             plan = self.plans[message.tensor.frame]
-            array = wire.decode_tensor(message.tensor, data, AGREED[plan].downloads)
+            layout, array = wire.decode_tensor(message.tensor, data, AGREED[plan].downloads)
             answers = self.answers.setdefault(message.tensor.frame, {})
-            assert message.tensor.name not in answers
-            answers[message.tensor.name] = array
+            assert layout.name not in answers
+            answers[layout.name] = array
 
     def send(self, message: bytes) -> None:
         self.take(self.session.receive(message, 0.0))

@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from offload.bundle.bundle import Value
 from offload.errors import BundleError, DeadlineError, InputError, OffloadError, ServerError
 from offload_runtimes.wire import messages as wire
-from offload_runtimes.wire.contract import Port
+from offload_runtimes.wire.contract import Port, Ports
 from offload_runtimes.wire.messages import ProtocolError
 
 TYPES = {
@@ -25,8 +25,8 @@ TYPES = {
 }
 
 
-def port(array: np.ndarray, encoding: str = "raw") -> Port:
-    return Port(Value("t", TYPES[array.dtype.name], None), encoding, array.nbytes)
+def ports(array: np.ndarray, encoding: str = "raw") -> Ports:
+    return Ports({"t": Port(Value("t", TYPES[array.dtype.name], None), encoding, array.nbytes)})
 
 
 @given(
@@ -38,7 +38,8 @@ def port(array: np.ndarray, encoding: str = "raw") -> Port:
 )
 def test_tensor_round_trip(array: np.ndarray, frame: int, encoding: str) -> None:
     message, data = wire.parse(wire.encode_tensor(frame, "t", array, encoding, 1.5))
-    back = wire.decode_tensor(message.tensor, data, {"t": port(array, encoding)})
+    layout, back = wire.decode_tensor(message.tensor, data, ports(array, encoding))
+    assert layout.name == "t"
     assert message.tensor.frame == frame
     assert (back.dtype, back.shape) == (array.dtype, array.shape)
     assert back.tobytes() == array.tobytes()
@@ -47,7 +48,7 @@ def test_tensor_round_trip(array: np.ndarray, frame: int, encoding: str) -> None
 def test_views_and_big_endian_arrays_cross_as_their_values() -> None:
     for array in (np.arange(12).reshape(3, 4).T, np.arange(3, dtype=">i8")):
         message, data = wire.parse(wire.encode_tensor(1, "t", array, "raw"))
-        back = wire.decode_tensor(message.tensor, data, {"t": port(array)})
+        _, back = wire.decode_tensor(message.tensor, data, ports(array))
         np.testing.assert_array_equal(back, array)
 
 
@@ -55,33 +56,53 @@ def test_a_tensor_is_read_where_it_arrived_aligned_as_numpy_aligns() -> None:
     array = np.arange(300, dtype=np.float64)
     arrived = wire.encode_tensor(1, "t", array, "raw")
     message, data = wire.parse(arrived)
-    back = wire.decode_tensor(message.tensor, data, {"t": port(array)})
+    _, back = wire.decode_tensor(message.tensor, data, ports(array))
     assert np.shares_memory(back, np.frombuffer(arrived, np.uint8))
     assert back.ctypes.data % 16 == 0
     assert not back.flags.writeable
 
 
 SHAPE = (2, 3)
-PORTS = {
-    "t": Port(Value("t", "tensor(float)", ("n", 3)), "raw", 4 * 2 * 3),
-    "z": Port(Value("z", "tensor(float)", ("n", 3)), "zstd", 4 * 2 * 3),
-}
+PORTS = Ports(
+    {
+        "t": Port(Value("t", "tensor(float)", ("n", 3)), "raw", 4 * 2 * 3),
+        "z": Port(Value("z", "tensor(float)", ("n", 3)), "zstd", 4 * 2 * 3),
+    }
+)
 
 
 def tensor(data: bytes = bytes(24), **changes: object) -> tuple[pb.Tensor, memoryview]:
-    right = {"frame": 1, "name": "t", "dtype": "float32", "shape": SHAPE, "encoding": "raw"}
-    made = pb.Tensor(**{**right, **changes})  # type: ignore[arg-type]
+    right = {"name": "t", "dtype": "float32", "shape": SHAPE, "encoding": "raw"}
+    layout = pb.Layout(**{**right, **changes}).SerializeToString()  # type: ignore[arg-type]
+    made = pb.Tensor(frame=1, layout=layout)
     made.checksum = checksum(made, data)
     return made, memoryview(data)
 
 
 def checksum(made: pb.Tensor, data: bytes) -> int:
     """As `offload.proto` defines it, word by word."""
+    head = f"{made.frame}|{made.plan}|".encode() + made.layout
+    if len(data) <= 16384:
+        return zlib.crc32(head + data)
     padded = data + bytes(-len(data) % 8)
     words = sum(int.from_bytes(padded[i : i + 8], "little") for i in range(0, len(padded), 8))
-    shape = "x".join(str(size) for size in made.shape)
-    header = f"{made.frame}|{made.name}|{made.dtype}|{shape}|{made.encoding}"
-    return (words + zlib.crc32(header.encode())) % 2**64
+    return (words + zlib.crc32(head)) % 2**64
+
+
+@pytest.mark.parametrize("size", [0, 7, 16384, 16385, 100_001])
+def test_the_checksum_is_what_the_format_says(size: int) -> None:
+    array = np.random.default_rng(size).integers(0, 256, size, np.uint8)
+    message, data = wire.parse(wire.encode_tensor(2**60, "t", array, "raw", plan=3))
+    assert bytes(data) == array.tobytes()
+    assert message.tensor.checksum == checksum(message.tensor, bytes(data))
+
+
+def test_layouts_are_kept_but_not_for_ever() -> None:
+    known = ports(np.zeros(10**6, np.float32))
+    for size in range(1000):
+        message, data = wire.parse(wire.encode_tensor(1, "t", np.zeros(size, np.float32), "raw"))
+        assert wire.decode_tensor(message.tensor, data, known)[1].shape == (size,)
+    assert 0 < len(known.seen) < 1000
 
 
 @pytest.mark.parametrize(
@@ -127,7 +148,7 @@ def test_damaged_bytes_never_become_other_numbers(data: st.DataObject) -> None:
     try:
         parsed, payload = wire.parse(bytes(message))
         if parsed.WhichOneof("body") == "tensor":
-            back = wire.decode_tensor(parsed.tensor, payload, PORTS)
+            _, back = wire.decode_tensor(parsed.tensor, payload, PORTS)
             assert back.tobytes() == bytes(24)
             assert parsed.tensor.frame == 1
     except ProtocolError as error:
