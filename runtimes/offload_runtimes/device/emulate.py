@@ -105,8 +105,7 @@ class Pacer:
 
         None: this machine has just done the work, in its usual time.
         """
-        warm_s = self.warm_s(key)
-        if warm_s is not None and self.slowdown > 1:
+        if self.slowdown > 1 and (warm_s := self.warm_s(key)) is not None:
             began_s = self._clock() - warm_s if start_s is None else start_s
             sleep_until(began_s + self.slowdown * warm_s, self._clock, self._sleep)
 

@@ -45,7 +45,8 @@ class FairWorkers:
         finally:
             with self._changed:
                 self._free += 1
-                self._changed.notify()
+                if self._queues:
+                    self._changed.notify()
         return True
 
     def drop(self, key: Hashable) -> None:

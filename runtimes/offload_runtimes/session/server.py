@@ -73,7 +73,7 @@ class _Frame:
     contract: Contract
     waiting: list[Segment]
     tensors: dict[str, Array] = field(default_factory=dict)
-    spans: list[pb.Span] = field(default_factory=list)
+    spans: list[wire.Happening] = field(default_factory=list)
     running: int = 0
 
     @property
@@ -138,9 +138,7 @@ class ServerSession:
             return []
         frame.running -= 1
         frame.tensors.update(outputs)
-        compute = pb.Span.COMPUTE
-        span = pb.Span(kind=compute, name=run.segment.id, start_s=start_s, end_s=end_s)
-        frame.spans.append(span)
+        frame.spans.append((pb.Span.COMPUTE, run.segment.id, start_s, end_s))
         events = self._started(run.frame, frame)
         for name, array in outputs.items():
             if name in frame.contract.downloads:
@@ -219,7 +217,7 @@ class ServerSession:
         frame.tensors[layout.name] = array
         if sum(held.held_bytes for held in self._frames.values()) > self._limits.max_bytes:
             raise ProtocolError("too many bytes in flight: wait for answers before sending more")
-        frame.spans.append(pb.Span(kind=pb.Span.ARRIVAL, name=layout.name, end_s=now_s))
+        frame.spans.append((pb.Span.ARRIVAL, layout.name, 0.0, now_s))
         return self._started(tensor.frame, frame)
 
     def _frame(self, number: int, plan: int) -> _Frame:

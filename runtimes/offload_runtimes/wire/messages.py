@@ -10,10 +10,11 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from google.protobuf.message import DecodeError
+from offload.encoding.encoding import RAW
 from offload.errors import BundleError, DeadlineError, InputError, OffloadError, ServerError
 
 import offload_runtimes.wire.offload_pb2 as pb
@@ -63,28 +64,38 @@ def parse(data: bytes) -> tuple[pb.Message, memoryview]:
     return message, memoryview(data)[end + -end % _ALIGNMENT :]
 
 
-def message(data: Buffer = b"", **body: Any) -> bytes:
-    """A message from its one field, and the bytes of the tensor if it has one."""
-    head = pb.Message(**body).SerializeToString()
-    padding = bytes(-(_LENGTH.size + len(head)) % _ALIGNMENT)
-    return b"".join((_LENGTH.pack(len(head)), head, padding, data))
+def message(**body: Any) -> bytes:
+    """A message without a tensor from its one field."""
+    return _framed(pb.Message(**body))
+
+
+def _framed(head: pb.Message, data: Buffer = b"") -> bytes:
+    encoded = head.SerializeToString()
+    padding = bytes(-(_LENGTH.size + len(encoded)) % _ALIGNMENT)
+    return b"".join((_LENGTH.pack(len(encoded)), encoded, padding, data))
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A tensor's bytes as they cross, by the codec named; raw ones are those of the array."""
+    """A tensor's bytes as they cross, by the codec named; raw ones are the array's own."""
 
     dtype: str
     shape: tuple[int, ...]
     codec: str
-    data: Buffer
+    data: memoryview
 
 
 def pack(array: Array, codec_name: str) -> Packed:
     """Encode a tensor's bytes; an array that is as it crosses is not copied."""
-    little = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
-    data = codec(codec_name).encode(little.reshape(-1).view(np.uint8).data, array.shape)
-    return Packed(array.dtype.name, array.shape, codec_name, data)
+    if array.dtype.str[0] == ">" or not array.flags.c_contiguous:
+        array = array.astype(array.dtype.newbyteorder("<"), order="C")
+    if codec_name == RAW.codec:
+        return Packed(array.dtype.str, array.shape, codec_name, array.data)
+    encoded = codec(codec_name).encode(array.reshape(-1).view(np.uint8).data, array.shape)
+    return Packed(array.dtype.str, array.shape, codec_name, memoryview(encoded))
+
+
+Happening: TypeAlias = "tuple[pb.Span.Kind, str, float, float]"
 
 
 def tensor_message(
@@ -92,16 +103,27 @@ def tensor_message(
     name: str,
     packed: Packed,
     sent_s: float = 0.0,
-    spans: Iterable[pb.Span] = (),
+    spans: Iterable[Happening] = (),
     plan: int = 0,
 ) -> bytes:
-    """The message that carries a tensor; the one copy of its bytes."""
-    layout = _layout(name, packed.dtype, packed.shape, packed.codec)
-    checksum = _checksum(frame, plan, layout, packed.data)
-    tensor = pb.Tensor(
-        frame=frame, layout=layout, plan=plan, sent_s=sent_s, spans=spans, checksum=checksum
-    )
-    return message(packed.data, tensor=tensor)
+    """The message that carries a tensor; the one copy of its bytes.
+
+    Args:
+        frame: the frame's number.
+        name: the tensor.
+        packed: its bytes.
+        sent_s: the sender's clock.
+        spans: what happened to the frame: kind, name, start and end by the sender's clock.
+        plan: which plan the frame follows.
+    """
+    head = pb.Message()
+    tensor = head.tensor
+    tensor.frame, tensor.plan, tensor.sent_s = frame, plan, sent_s
+    tensor.layout = _layout(name, packed.dtype, packed.shape, packed.codec)
+    tensor.checksum = _checksum(frame, plan, tensor.layout, packed.data)
+    for kind, what, start_s, end_s in spans:
+        tensor.spans.add(kind=kind, name=what, start_s=start_s, end_s=end_s)
+    return _framed(head, packed.data)
 
 
 def encode_tensor(
@@ -110,7 +132,7 @@ def encode_tensor(
     array: Array,
     codec_name: str,
     sent_s: float = 0.0,
-    spans: Iterable[pb.Span] = (),
+    spans: Iterable[Happening] = (),
     plan: int = 0,
 ) -> bytes:
     """Pack a tensor and put it into a message."""
@@ -155,8 +177,8 @@ def _checked(layout: pb.Layout, ports: Ports) -> Layout:
     port = ports.get(layout.name)
     if port is None or port.value is None:
         raise ProtocolError(f"tensor {layout.name[:80]!r} is not one this bundle sends this way")
-    dtype, shape = dtype_of(port.value.type), tuple(layout.shape)
-    if layout.dtype != dtype.name or not shape_fits(port.value.shape, shape):
+    dtype, shape = dtype_of(port.value.type).newbyteorder("<"), tuple(layout.shape)
+    if layout.dtype != dtype.str or not shape_fits(port.value.shape, shape):
         raise ProtocolError(
             f"tensor {layout.name!r} must be {dtype}{show_shape(port.value.shape)},"
             f" not {layout.dtype[:20]}{show_shape(shape[:_MAX_RANK])}"
@@ -170,17 +192,19 @@ def _checked(layout: pb.Layout, ports: Ports) -> Layout:
         raise ProtocolError(
             f"tensor {layout.name!r} came as {layout.encoding[:20]!r}, not as {port.encoding!r}"
         )
-    return Layout(layout.name, dtype.newbyteorder("<"), shape, port.encoding, size_bytes)
+    return Layout(layout.name, dtype, shape, port.encoding, size_bytes)
 
 
-def _checksum(frame: int, plan: int, layout: bytes, data: Buffer) -> int:
+def _checksum(frame: int, plan: int, layout: bytes, data: memoryview) -> int:
     """The sum that `offload.proto` defines; adding words is 10x faster than any CRC here."""
     head = zlib.crc32(b"%d|%d|%b" % (frame, plan, layout))
-    if len(data) <= _SMALL_BYTES:
+    if data.nbytes <= _SMALL_BYTES:
         return zlib.crc32(data, head)
-    whole = len(data) // 8 * 8
-    words = int(np.add.reduce(np.frombuffer(data, "<u8", whole // 8)))
-    return (head + words + int.from_bytes(data[whole:], "little")) % 2**64
+    whole, rest = divmod(data.nbytes, 8)
+    words = int(np.add.reduce(np.frombuffer(data, "<u8", whole)))
+    if rest:
+        words += int.from_bytes(np.frombuffer(data, np.uint8)[-rest:].tobytes(), "little")
+    return (head + words) % 2**64
 
 
 def encode_failure(error: OffloadError, frame: int = 0) -> bytes:

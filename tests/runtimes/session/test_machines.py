@@ -284,7 +284,8 @@ def test_a_damaged_plan_number_is_seen() -> None:
     right = wire.encode_tensor(1, "a", np.arange(2), "raw", plan=1)
     message, data = wire.parse(right)
     message.tensor.plan = 0
-    events = greeted().receive(wire.message(data, tensor=message.tensor), 0.0)
+    damaged = wire.message(tensor=message.tensor) + bytes(data)
+    events = greeted().receive(damaged, 0.0)
     assert "damaged on its way" in refusal(events)
 
 
