@@ -108,6 +108,8 @@ class OffloadSession:
         if not isinstance(bundle, Bundle):
             bundle = open_bundle(bundle, (Side.DEVICE,))
         self.bundle = bundle
+        self._inputs = {value.name: value for value in bundle.inputs}
+        self._outputs = tuple(value.name for value in bundle.outputs)
         self._deadline_s = deadline_s
         self._tally = Tally()
         policy = _policy(on_server_loss)
@@ -214,7 +216,7 @@ class OffloadSession:
             ServerError: the server is lost and the device may not or cannot go on alone.
             DeadlineError: the time is over.
         """
-        return self.run_timed(output_names, input_feed, deadline_s)[0]
+        return self.begin(output_names, input_feed, deadline_s).finish()
 
     def run_timed(
         self,
@@ -223,7 +225,8 @@ class OffloadSession:
         deadline_s: float | None = None,
     ) -> tuple[list[Array], Timeline]:
         """As `run`, and the measured timeline: who did what from when to when."""
-        return self.begin(output_names, input_feed, deadline_s).finish()
+        running = self.begin(output_names, input_feed, deadline_s)
+        return running.finish(), running.timeline
 
     def begin(
         self,
@@ -309,20 +312,20 @@ class OffloadSession:
         self, output_names: Sequence[str] | None, feeds: Mapping[str, Array]
     ) -> tuple[str, ...]:
         """The outputs wanted; InputError unless inputs and outputs are the model's."""
-        known = {value.name: value for value in self.bundle.inputs}
-        where = str(self.bundle.path.name)
+        where = self.bundle.path.name
         for name in feeds:
-            if name not in known:
-                raise InputError(f"{where} has no input {name!r}: it takes {list(known)}")
-        for name, value in known.items():
+            if name not in self._inputs:
+                raise InputError(f"{where} has no input {name!r}: it takes {list(self._inputs)}")
+        for name, value in self._inputs.items():
             if name not in feeds:
-                raise InputError(f"{where}: input {name!r} is missing: give all of {list(known)}")
+                raise InputError(
+                    f"{where}: input {name!r} is missing: give all of {list(self._inputs)}"
+                )
             check_feed(where, value, feeds[name])
-        outputs = [value.name for value in self.bundle.outputs]
         for name in output_names or ():
-            if name not in outputs:
-                raise InputError(f"{where} has no output {name!r}: it gives {outputs}")
-        return tuple(outputs if output_names is None else output_names)
+            if name not in self._outputs:
+                raise InputError(f"{where} has no output {name!r}: it gives {list(self._outputs)}")
+        return self._outputs if output_names is None else tuple(output_names)
 
 
 def _window(frames: int) -> int:

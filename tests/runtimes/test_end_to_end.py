@@ -1,6 +1,7 @@
 """Bundles run over real gRPC on loopback give what the whole model gives."""
 
 import itertools
+import queue
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from offload.bundle.bundle import open_bundle
 from offload.cost.link import Link
-from offload.errors import BundleError, InputError, ServerError
+from offload.errors import BundleError, InputError, OffloadError, ServerError
 from offload.plan.plan import Side
 from offload.schedule.timeline import Lane
 from offload_runtimes.client import OffloadSession
@@ -280,9 +281,20 @@ def test_a_probe_passes_an_emulated_link(server: Server) -> None:
 
 def test_what_is_no_probe_ends_the_stream(server: Server) -> None:
     outgoing = iter([b"\xff" * 9])
-    connection = GrpcConnector(server.address, PROBE_LIMIT_BYTES).open(PROBE, outgoing, 5.0)
-    assert connection.receive() is None
-    connection.close()
+    stream = GrpcConnector(server.address, PROBE_LIMIT_BYTES).open(PROBE, outgoing, 5.0)
+    ends: queue.SimpleQueue[OffloadError | None] = queue.SimpleQueue()
+
+    class Ends:
+        def received(self, message: bytes) -> None:
+            raise AssertionError(message)
+
+        def ended(self, error: OffloadError | None) -> None:
+            ends.put(error)
+
+    stream.deliver(Ends())
+    assert ends.get(timeout=20) is None
+    stream.close()
+    stream.wait(5.0)
 
 
 def test_a_process_that_forgets_to_close_still_ends(pair: Made) -> None:

@@ -1,16 +1,18 @@
 """An emulated link, a slower device and faults, so that one machine can stand for two."""
 
+import queue
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from typing import Protocol
 
-from offload.errors import InputError, ServerError
+from offload.errors import InputError, OffloadError, ServerError
 
-from offload_runtimes.wire.transport import Connection, Incoming, MemoryConnector, pumped
+from offload_runtimes.wire.transport import Connection, MemoryConnector, Pumped, Receiver, Stream
 
 
 class LinkCost(Protocol):
@@ -44,6 +46,28 @@ class Pipe:
         """Return when a message that is ready now has passed."""
         self._free_s = max(self._clock(), self._free_s) + self._cost_s(size_bytes)
         sleep_until(self._free_s, self._clock, self._sleep)
+
+
+class OwnThread:
+    """A receiver that may take its time: it is called on a thread of its own."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._receiver = receiver
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="link", daemon=True).start()
+
+    def received(self, message: bytes) -> None:
+        """Have the receiver take a message."""
+        self._calls.put(partial(self._receiver.received, message))
+
+    def ended(self, error: OffloadError | None) -> None:
+        """Tell the receiver, after all messages, and end the thread."""
+        self._calls.put(partial(self._receiver.ended, error))
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
 
 
 def sleep_until(
@@ -195,9 +219,9 @@ class FaultyConnector:
         self._plans = list(plans)
         self.address = inner.address
 
-    def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> Incoming:
+    def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> Stream:
         """A new stream."""
         del timeout_s
         sound = self._inner.open()
         connection = FaultyConnection(sound, self._plans.pop(0)) if self._plans else sound
-        return pumped(connection, outgoing)
+        return Pumped(connection, outgoing)

@@ -185,13 +185,18 @@ class Running:
         self.error: OffloadError | None = None
         self.outcome = Outcome.SPLIT
 
-    def finish(self) -> tuple[list[Array], Timeline]:
-        """The outputs wanted, in order, and the measured timeline; errors as `run`."""
+    def finish(self) -> list[Array]:
+        """The outputs wanted, in order; errors as `run`."""
         try:
             found = self._execution.finish(self)
         finally:
             self.end()
-        return [_own(found[name]) for name in self.names], self.inference.timeline()
+        return [_own(found[name]) for name in self.names]
+
+    @property
+    def timeline(self) -> Timeline:
+        """What was measured so far: who did what from when to when."""
+        return self.inference.timeline()
 
     def lost(self, error: OffloadError) -> None:
         """Note that the server can't be waited for, and why; what won't pass by itself is said."""

@@ -25,7 +25,7 @@ class Inference:
         self.number = 0
         self._tensors = dict(feeds)
         self._error: OffloadError | None = None
-        self._spans: list[Span] = []
+        self._spans: list[tuple[Lane, str, float, float]] = []
         self._watchers: list[tuple[tuple[str, ...], Callable[[], None]]] = []
         self._changed = threading.Condition()
 
@@ -73,6 +73,12 @@ class Inference:
             OffloadError: the inference failed while tensors were missing.
         """
         wanted = tuple(names)
+        if not self.has(wanted):
+            self._wait(wanted, until_s)
+        tensors = self._tensors
+        return {name: tensors[name] for name in wanted}
+
+    def _wait(self, wanted: tuple[str, ...], until_s: float | None) -> None:
         with self._changed:
             while not self.has(wanted):
                 if self._error is not None:
@@ -81,15 +87,15 @@ class Inference:
                 if left_s is not None and left_s <= 0:
                     raise DeadlineError("the answer did not come within the time allowed")
                 self._changed.wait(left_s)
-            return {name: self._tensors[name] for name in wanted}
 
     def note(self, lane: Lane, name: str, start_s: float, end_s: float) -> None:
         """Record what happened, in seconds by `time.monotonic`."""
-        span = Span(lane, name, start_s - self.started_s, end_s - self.started_s)
-        with self._changed:
-            self._spans.append(span)
+        self._spans.append((lane, name, start_s, end_s))
 
     def timeline(self) -> Timeline:
         """What was recorded so far."""
-        with self._changed:
-            return Timeline.of(self._spans)
+        began_s = self.started_s
+        return Timeline.of(
+            Span(lane, name, start_s - began_s, end_s - began_s)
+            for lane, name, start_s, end_s in tuple(self._spans)
+        )

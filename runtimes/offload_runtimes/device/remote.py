@@ -10,7 +10,7 @@ from offload.encoding.encoding import RAW
 from offload.errors import DeadlineError, OffloadError, ServerError
 from offload.schedule.timeline import Lane
 
-from offload_runtimes.device.emulate import LinkCost, Pacer, Pipe
+from offload_runtimes.device.emulate import LinkCost, OwnThread, Pacer, Pipe
 from offload_runtimes.device.inference import Inference
 from offload_runtimes.device.pulse import Clock, Pulse
 from offload_runtimes.session.device import (
@@ -30,7 +30,7 @@ _PINGS = 5
 
 
 class Remote:
-    """One session with a server. Everything it calls back runs on its own threads."""
+    """One session with a server; what comes from it is taken in on the transport's threads."""
 
     def __init__(
         self,
@@ -73,8 +73,8 @@ class Remote:
         self.leaving = False
         self._room = threading.Semaphore(0)
         self.max_frames = 1
-        self._connection = connector.connect(self._outgoing(), timeout_s)
-        self._receiver = threading.Thread(target=self._receiving, name="receiver", daemon=True)
+        self._stream = connector.connect(self._outgoing(), timeout_s)
+        self._stream.deliver(OwnThread(self) if link or slowdown > 1 else self)
         self._open(connector.address, timeout_s)
 
     def begin(self, inference: Inference, until_s: float | None = None) -> None:
@@ -176,11 +176,27 @@ class Remote:
         if not self._closed:
             self._closed = True
             self._lose(ServerError("the session was closed"))
-            if self._receiver is not threading.current_thread():
-                self._receiver.join(5)
+            self._stream.wait(5)
+
+    def received(self, message: bytes) -> None:
+        """A message came from the server."""
+        try:
+            own_s = time.thread_time() if self._pacer.slowdown > 1 else 0.0
+            with self._lock:
+                self._pulse.heard(time.monotonic())
+                event = self._machine.receive(message)
+            if self._pacer.slowdown > 1 and isinstance(event, Arrived):
+                self._pacer.learn(event.name, time.thread_time() - own_s)
+            if event is not None:
+                self._handle(event, len(message))
+        except OffloadError as error:
+            self._lose(error)
+
+    def ended(self, error: OffloadError | None) -> None:
+        """No more will come."""
+        self._lose(error or ServerError("the server ended the session: is it shutting down?"))
 
     def _open(self, address: str, timeout_s: float) -> None:
-        self._receiver.start()
         self._outbox.put(self._machine.hello)
         try:
             if not self._opened.wait(timeout_s):
@@ -203,24 +219,6 @@ class Remote:
             data = make()
             if data is not None:
                 yield data
-
-    def _receiving(self) -> None:
-        try:
-            while (data := self._connection.receive()) is not None:
-                own_s = time.thread_time()
-                event = self._machine_event(data)
-                if isinstance(event, Arrived):
-                    self._pacer.learn(event.name, time.thread_time() - own_s)
-                if event is not None:
-                    self._handle(event, len(data))
-            self._lose(ServerError("the server ended the session: is it shutting down?"))
-        except OffloadError as error:
-            self._lose(error)
-
-    def _machine_event(self, data: bytes) -> Event | None:
-        with self._lock:
-            self._pulse.heard(time.monotonic())
-            return self._machine.receive(data)
 
     def _handle(self, event: Event, size_bytes: int) -> None:
         match event:
@@ -316,6 +314,6 @@ class Remote:
         self._ponged.release()
         self._room.release(len(waiting) + self.max_frames)
         self._outbox.put(None)
-        self._connection.close()
+        self._stream.close()
         for inference in waiting:
             inference.fail(self.error)

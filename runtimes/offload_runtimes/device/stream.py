@@ -48,7 +48,7 @@ def answers(begin: Begin, frames: Iterable[Feeds], window: int) -> Iterator[list
         while not isinstance(item := begun.get(), _End):
             if isinstance(item, BaseException):
                 raise item
-            outputs, _ = item.finish()
+            outputs = item.finish()
             room.release()
             yield outputs
     finally:

@@ -1,7 +1,7 @@
 """What a session has done so far, counted."""
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from enum import StrEnum
 
 
@@ -45,16 +45,16 @@ class Tally:
     """Counts from several threads."""
 
     def __init__(self) -> None:
-        self._counts = Counts()
+        self._counts = dict.fromkeys((field.name for field in fields(Counts)), 0)
         self._lock = threading.Lock()
 
     def add(self, what: str) -> None:
         """Count one more of what a field of Counts is called."""
         with self._lock:
-            self._counts = replace(self._counts, **{what: getattr(self._counts, what) + 1})
+            self._counts[what] += 1
 
     @property
     def counts(self) -> Counts:
         """The counts now."""
         with self._lock:
-            return self._counts
+            return Counts(**self._counts)

@@ -36,6 +36,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     f"tensor({name})": np.dtype(dtype)
     for name, dtype in {**_PLAIN, **{n: c for n, (c, _) in _CARRIED.items()}}.items()
 }
+_FED = {**DTYPES, "tensor(string)": np.dtype(object)}
 
 
 def dtype_of(ort_type: str) -> np.dtype[Any]:
@@ -61,8 +62,7 @@ def check_feed(where: str, expected: Value, array: Array) -> None:
     Raises:
         InputError: wrong dtype or shape, or a type that no array can hold (sequence, optional).
     """
-    text = np.dtype(object) if expected.type == "tensor(string)" else None
-    dtype = DTYPES.get(expected.type, text)
+    dtype = _FED.get(expected.type)
     if dtype is None:
         raise InputError(f"{where}: input {expected.name!r} is a {expected.type}: not supported")
     if array.dtype != dtype or not shape_fits(expected.shape, array.shape):
@@ -74,7 +74,7 @@ def check_feed(where: str, expected: Value, array: Array) -> None:
 
 def shape_fits(declared: tuple[int | str | None, ...] | None, shape: tuple[int, ...]) -> bool:
     """Whether a shape has the declared rank and every declared fixed size."""
-    if declared is None:
+    if declared is None or declared == shape:
         return True
     if len(declared) != len(shape):
         return False

@@ -4,16 +4,17 @@ import threading
 from collections.abc import Iterator
 
 import grpc
-from offload.errors import ServerError
+from offload.errors import OffloadError, ServerError
 
 from offload_runtimes.grpc import SESSION
 from offload_runtimes.security.credentials import ClientSecurity, read_pem
+from offload_runtimes.wire.transport import Receiver
 
 _State = grpc.ChannelConnectivity
 
 
-class GrpcConnection:
-    """One stream of one channel; closing it closes the channel.
+class GrpcStream:
+    """One stream of one channel, which ends with it.
 
     gRPC pulls the outgoing messages on a thread of its own; whoever gives the iterator ends it
     (left alive, it would block the exit of the process).
@@ -30,28 +31,47 @@ class GrpcConnection:
         self._channel = channel
         self._address = address
         self._closed = threading.Event()
-        start: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(method)
+        self._receiver: Receiver | None = None
+        self._asking = threading.Thread(target=self._ask, name="receiver", daemon=True)
+        start: grpc.StreamStreamMultiCallable[bytes, object]
+        start = channel.stream_stream(method, response_deserializer=self._arrived)
         metadata = (("authorization", f"Bearer {token}"),) if token else None
         self._call = start(outgoing, metadata=metadata)
 
-    def receive(self) -> bytes | None:
-        """Wait for the next message; None when the server ended the stream well."""
-        try:
-            message: bytes = next(self._call)
-        except StopIteration:
-            return None
-        except grpc.RpcError as error:
-            if self._closed.is_set():
-                return None
-            raise _server_error(error, self._address) from error
-        return message
+    def deliver(self, receiver: Receiver) -> None:
+        """Begin to hand over what comes."""
+        self._receiver = receiver
+        self._asking.start()
 
     def close(self) -> None:
-        """End the stream and the channel."""
-        if not self._closed.is_set():
-            self._closed.set()
-            self._call.cancel()
-            self._channel.close()
+        """End the stream; the channel follows on the stream's own thread."""
+        self._closed.set()
+        self._call.cancel()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the channel is closed and the receiver knows."""
+        self._asking.join(timeout_s)
+
+    def _arrived(self, message: bytes) -> object:
+        """Take a message where gRPC decodes it, on the thread that learns of its arrival.
+
+        Taken from the iterator, it would wake a second thread first, which here only asks for
+        the next message, while this one is being worked on.
+        """
+        assert self._receiver is not None
+        self._receiver.received(message)
+        return True
+
+    def _ask(self) -> None:
+        assert self._receiver is not None
+        error: OffloadError | None = None
+        try:
+            for _ in self._call:
+                pass
+        except grpc.RpcError as caught:
+            error = None if self._closed.is_set() else _server_error(caught, self._address)
+        self._channel.close()
+        self._receiver.ended(error)
 
 
 class GrpcConnector:
@@ -69,11 +89,11 @@ class GrpcConnector:
         self._credentials = _credentials(self._security)
         self._options = _options(message_limit_bytes)
 
-    def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> GrpcConnection:
+    def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> GrpcStream:
         """A new session's stream; ServerError when the server can't be reached in time."""
         return self.open(SESSION, outgoing, timeout_s)
 
-    def open(self, method: str, outgoing: Iterator[bytes], timeout_s: float) -> GrpcConnection:
+    def open(self, method: str, outgoing: Iterator[bytes], timeout_s: float) -> GrpcStream:
         """A stream of some method, on a channel of its own."""
         channel = self._channel()
         try:
@@ -81,7 +101,7 @@ class GrpcConnector:
         except BaseException:
             channel.close()
             raise
-        return GrpcConnection(channel, method, self.address, outgoing, self._security.token)
+        return GrpcStream(channel, method, self.address, outgoing, self._security.token)
 
     def _channel(self) -> grpc.Channel:
         if self._credentials is None:

@@ -9,20 +9,20 @@ import contextlib
 import os
 import queue
 import statistics
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from offload.cost.regression import MIN_SIZES, Sample
 from offload.errors import InputError, OffloadError, ServerError
 
 import offload_runtimes.wire.offload_pb2 as pb
-from offload_runtimes.device.emulate import LinkCost, Pipe
+from offload_runtimes.device.emulate import LinkCost, OwnThread, Pipe
 from offload_runtimes.grpc import PROBE, PROBE_LIMIT_BYTES
 from offload_runtimes.grpc.channel import GrpcConnector
 from offload_runtimes.security.credentials import ClientSecurity
-from offload_runtimes.wire.transport import Incoming, Mailbox
+from offload_runtimes.wire.transport import Mailbox
 
 Ask: TypeAlias = Callable[[bytes], object]
 Answers: TypeAlias = "queue.SimpleQueue[bytes | OffloadError]"
@@ -110,9 +110,8 @@ def _asking(connector: GrpcConnector, timeout_s: float, link: LinkCost | None) -
     outbox: Mailbox = queue.SimpleQueue()
     inbox: Answers = queue.SimpleQueue()
     up, down = (Pipe(link.upload_s), Pipe(link.download_s)) if link else (None, None)
-    connection = connector.open(PROBE, _outgoing(outbox, up), timeout_s)
-    receiver = threading.Thread(target=_receiving, args=(connection, inbox, down), daemon=True)
-    receiver.start()
+    stream = connector.open(PROBE, _outgoing(outbox, up), timeout_s)
+    stream.deliver(OwnThread(_Inbox(inbox, down)) if link else _Inbox(inbox, None))
 
     def ask(message: bytes) -> None:
         outbox.put(message)
@@ -124,8 +123,8 @@ def _asking(connector: GrpcConnector, timeout_s: float, link: LinkCost | None) -
         yield ask
     finally:
         outbox.put(None)
-        connection.close()
-        receiver.join(timeout_s)
+        stream.close()
+        stream.wait(timeout_s)
 
 
 def _outgoing(outbox: Mailbox, pipe: Pipe | None) -> Iterator[bytes]:
@@ -135,13 +134,17 @@ def _outgoing(outbox: Mailbox, pipe: Pipe | None) -> Iterator[bytes]:
         yield message
 
 
-def _receiving(connection: Incoming, inbox: Answers, pipe: Pipe | None) -> None:
-    """Hand answers over, and last the reason why no more will come."""
-    try:
-        while (data := connection.receive()) is not None:
-            if pipe:
-                pipe.transit(len(data))
-            inbox.put(data)
-        inbox.put(ServerError("the server ended the probe: is it shutting down?"))
-    except OffloadError as error:
-        inbox.put(error)
+@dataclass(frozen=True, slots=True)
+class _Inbox:
+    """Takes answers, and last the reason why no more will come."""
+
+    answers: Answers
+    pipe: Pipe | None
+
+    def received(self, message: bytes) -> None:
+        if self.pipe:
+            self.pipe.transit(len(message))
+        self.answers.put(message)
+
+    def ended(self, error: OffloadError | None) -> None:
+        self.answers.put(error or ServerError("the server ended the probe: is it shutting down?"))

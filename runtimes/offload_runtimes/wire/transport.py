@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypeAlias
 
-from offload.errors import ServerError
+from offload.errors import OffloadError, ServerError
 
 Mailbox: TypeAlias = "queue.SimpleQueue[bytes | None]"
 
@@ -23,14 +23,30 @@ class Connection(Protocol):
         """End the stream; a waiting `receive` returns. May be called twice."""
 
 
-class Incoming(Protocol):
-    """What the device holds of a stream: it receives here, and gave an iterator to send from."""
+class Receiver(Protocol):
+    """Takes what comes on a stream, called on threads of the transport's, one call at a time.
 
-    def receive(self) -> bytes | None:
-        """Wait for the next message; None when the other end is done; ServerError when broken."""
+    It must not keep them for long: what else the transport has to do waits meanwhile.
+    """
+
+    def received(self, message: bytes) -> None:
+        """A message came."""
+
+    def ended(self, error: OffloadError | None) -> None:
+        """No more will come: the other end is done, or this error broke the stream."""
+
+
+class Stream(Protocol):
+    """What the device holds of a stream: it gave an iterator to send from, and is called back."""
+
+    def deliver(self, receiver: Receiver) -> None:
+        """Begin to hand over what comes; called once."""
 
     def close(self) -> None:
-        """End the stream; a waiting `receive` returns. May be called twice."""
+        """End the stream and return at once; may be called twice, on any thread."""
+
+    def wait(self, timeout_s: float) -> None:
+        """After `close`: wait until the receiver's `ended` has returned."""
 
 
 class Connector(Protocol):
@@ -40,10 +56,10 @@ class Connector(Protocol):
     def address(self) -> str:
         """Where the server is, for messages."""
 
-    def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> Incoming:
+    def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> Stream:
         """A new stream that sends what `outgoing` gives, on a thread of the transport's.
 
-        Pulling the messages saves a thread's wake-up per message over being handed them.
+        Pulling messages and calling back saves a thread's wake-up per message each way.
 
         Raises:
             ServerError: the server can't be reached in time.
@@ -100,21 +116,48 @@ class MemoryConnector:
         threading.Thread(target=self._serve, args=(there,), name="memory", daemon=True).start()
         return here
 
-    def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> Incoming:
+    def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> Stream:
         """A new stream."""
         del timeout_s
-        return pumped(self.open(), outgoing)
+        return Pumped(self.open(), outgoing)
 
 
-def pumped(connection: Connection, outgoing: Iterator[bytes]) -> Connection:
-    """The connection, sending what an iterator gives on a thread of its own."""
+class Pumped:
+    """A stream over a connection: one thread sends what an iterator gives, another receives."""
 
-    def pump() -> None:
+    def __init__(self, connection: Connection, outgoing: Iterator[bytes]) -> None:
+        self._connection = connection
+        self._outgoing = outgoing
+        self._receiving: threading.Thread | None = None
+        threading.Thread(target=self._send, name="pump", daemon=True).start()
+
+    def deliver(self, receiver: Receiver) -> None:
+        """Begin to hand over what comes."""
+        self._receiving = threading.Thread(
+            target=self._receive, args=(receiver,), name="receiver", daemon=True
+        )
+        self._receiving.start()
+
+    def close(self) -> None:
+        """End the stream."""
+        self._connection.close()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the receiver knows that it has ended."""
+        if self._receiving is not None:
+            self._receiving.join(timeout_s)
+
+    def _send(self) -> None:
         try:
-            for message in outgoing:
-                connection.send(message)
+            for message in self._outgoing:
+                self._connection.send(message)
         except ServerError:
-            connection.close()
+            self._connection.close()
 
-    threading.Thread(target=pump, name="pump", daemon=True).start()
-    return connection
+    def _receive(self, receiver: Receiver) -> None:
+        try:
+            while (message := self._connection.receive()) is not None:
+                receiver.received(message)
+            receiver.ended(None)
+        except OffloadError as error:
+            receiver.ended(error)

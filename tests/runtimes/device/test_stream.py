@@ -88,8 +88,9 @@ def test_frames_overlap(server: Server, made: Made) -> None:
         first = session.begin(None, made.feeds(0))
         second = session.begin(None, made.feeds(1))
         shift_s = second.inference.started_s - first.inference.started_s
-        _, one = first.finish()
-        _, two = second.finish()
+        first.finish()
+        second.finish()
+        one, two = first.timeline, second.timeline
         computed_s = shift_s + two.lane(Lane.DEVICE)[-1].end_s
         assert computed_s < one.lane(Lane.UPLINK)[-1].end_s
 
