@@ -34,7 +34,7 @@ def problems(draw: st.DrawFn, most: int = 8) -> Reduced:
         for bit in range(count):
             mask |= 1 << bit if any(need[bit] >> b & 1 for b in bits(mask)) else 0
         closed[mask] = closed.get(mask, 0.0) + seconds
-    return Reduced(tuple(range(count)), upload_s, closed, tuple(need), (0,) * count)
+    return Reduced(tuple(range(count)), upload_s, closed, tuple(need), (0,) * count, {})
 
 
 def height_s(problem: Reduced, chosen: int) -> float:

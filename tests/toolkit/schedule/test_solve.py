@@ -71,3 +71,10 @@ def test_cut_order_is_the_order_of_uploads() -> None:
 def test_unknown_solver_is_refused() -> None:
     with pytest.raises(InputError, match="choose from serial"):
         solve(Instance((Job("a", 1.0),)), "best")
+
+
+def test_an_edge_to_nowhere_is_refused() -> None:
+    jobs = (Job("a", 1.0), Job("b", 1.0))
+    for edges in (((0, 1), (1, 2)), ((0, 1), (-1, 0))):
+        with pytest.raises(InputError, match=r"edge \(-?1, [02]\) .* outside 0\.\.1"):
+            Instance(jobs, edges)

@@ -1,8 +1,8 @@
 """A scheduling instance: jobs on the device, their uploads, and what must precede what."""
 
 import heapq
+import itertools
 import math
-import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -77,10 +77,10 @@ class Instance:
         _check_names("layer", [job.name for job in self.jobs])
         _check_names("server layer", [job.name for job in self.server_jobs])
         _check_times(self)
-        _check_edges("layers", self.edges, len(self.jobs))
+        _check_edges("layers", self.edge_ends, len(self.jobs))
         needs = [(need, 0) for job in self.server_jobs for need in job.needs]
-        _check_edges("needs", needs, len(self.jobs))
-        _check_edges("server layers", self._server_edges, len(self.server_jobs))
+        _check_edges("needs", _ends(needs), len(self.jobs))
+        _check_edges("server layers", _ends(self._server_edges), len(self.server_jobs))
         _ = self.topological, self.server_topological
 
     @property
@@ -128,14 +128,14 @@ class Instance:
         return _grouped([(b, a) for a, b in self.edges], len(self.jobs))
 
     @cached_property
-    def edge_ends(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """The predecessors of all edges, and the successors, in the order of the edges."""
-        before, after = zip(*self.edges, strict=True) if self.edges else ((), ())
-        return before, after
+    def edge_ends(self) -> npt.NDArray[np.intp]:
+        """The edges as an array (2 x E): all predecessors, then all successors."""
+        return _ends(self.edges)
 
     @cached_property
     def _edges_ascend(self) -> bool:
-        return all(map(operator.lt, *self.edge_ends))
+        before, after = self.edge_ends
+        return bool((before < after).all())
 
     @cached_property
     def topological(self) -> tuple[int, ...]:
@@ -145,14 +145,24 @@ class Instance:
         return _kahn(self.successors, [job.name for job in self.jobs])
 
     @cached_property
-    def edges_backwards(self) -> tuple[tuple[int, int], ...]:
+    def place(self) -> npt.NDArray[np.intp]:
+        """By job index, its place in the topological order."""
+        place = np.empty(len(self.jobs), dtype=np.intp)
+        place[list(self.topological)] = np.arange(len(self.jobs))
+        return place
+
+    def in_order(self, jobs: Iterable[int]) -> list[int]:
+        """Some of the jobs in topological order."""
+        return sorted(jobs) if self._edges_ascend else sorted(jobs, key=self.place.__getitem__)
+
+    @cached_property
+    def edges_backwards(self) -> Sequence[tuple[int, int]]:
         """The edges, those out of a later job first: what a sweep from the sinks up follows."""
         before = self.edge_ends[0]
-        if self._edges_ascend:
-            in_order = before == tuple(sorted(before))
-            return self.edges[::-1] if in_order else tuple(sorted(self.edges, reverse=True))
-        place = {job: position for position, job in enumerate(self.topological)}
-        return tuple(sorted(self.edges, key=lambda edge: place[edge[0]], reverse=True))
+        if self._edges_ascend and (before[:-1] <= before[1:]).all():
+            return self.edges[::-1]
+        backwards = np.argsort(-self.place[before], kind="stable").tolist()
+        return [self.edges[edge] for edge in backwards]
 
     @cached_property
     def server_topological(self) -> tuple[int, ...]:
@@ -307,10 +317,15 @@ def _check_time(what: str, seconds: float) -> None:
         raise InputError(f"{what} is {seconds}: give a finite number of seconds, 0 or more")
 
 
-def _check_edges(what: str, edges: Sequence[tuple[int, int]], count: int) -> None:
-    for a, b in edges:
-        if not (0 <= a < count and 0 <= b < count):
-            raise InputError(f"edge ({a}, {b}) among {what} names an index outside 0..{count - 1}")
+def _ends(edges: Sequence[tuple[int, int]]) -> npt.NDArray[np.intp]:
+    flat = np.fromiter(itertools.chain.from_iterable(edges), np.intp, 2 * len(edges))
+    return flat.reshape(-1, 2).T
+
+
+def _check_edges(what: str, ends: npt.NDArray[np.intp], count: int) -> None:
+    if ends.size and (ends.min() < 0 or ends.max() >= count):
+        a, b = ends[:, ((ends < 0) | (ends >= count)).any(axis=0).argmax()].tolist()
+        raise InputError(f"edge ({a}, {b}) among {what} names an index outside 0..{count - 1}")
 
 
 def _grouped(pairs: Iterable[tuple[int, int]], count: int) -> tuple[tuple[int, ...], ...]:

@@ -39,8 +39,8 @@ def optimal(instance: Instance, budget_s: float = 1.0) -> Found:
 
 def is_out_forest(instance: Instance) -> bool:
     """Whether no layer has two predecessors."""
-    count = len(instance.edges)
-    return count < len(instance.jobs) and len(set(instance.edge_ends[1])) == count
+    after = instance.edge_ends[1]
+    return len(after) < len(instance.jobs) and not (np.bincount(after) > 1).any()
 
 
 def _two_stages(instance: Instance, deadline_s: float) -> Found:
@@ -63,10 +63,8 @@ def _two_stages(instance: Instance, deadline_s: float) -> Found:
 
 def _forest(instance: Instance) -> tuple[int, ...]:
     """In numbers of the topological order, so that parents come first, and back."""
-    jobs = np.array(instance.topological)
-    place = np.empty_like(jobs)
-    place[jobs] = np.arange(len(jobs))
-    before, after = np.array(instance.edge_ends, dtype=np.intp)
+    jobs, place = np.array(instance.topological), instance.place
+    before, after = instance.edge_ends
     parent = np.full(len(jobs), -1)
     parent[place[after]] = place[before]
     return tuple(jobs[forest_order(parent, *instance.times_s[:, jobs])].tolist())

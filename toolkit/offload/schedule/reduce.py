@@ -6,11 +6,10 @@ needs them; so a schedule is an order of the cut points, and the compute time of
 F(X) = sum of the blocks whose signature meets X, does not depend on their order.
 """
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-
-import numpy as np
 
 from offload.schedule.instance import Instance
 
@@ -24,7 +23,8 @@ class Reduced:
         upload_s: seconds of upload of each cut point.
         blocks: seconds of compute by signature; a layer no cut point needs is in none.
         need: for each cut point, the cut points that must be computed before it.
-        signature: by job index.
+        signature: of each cut point.
+        members: the jobs by signature, ascending; those of 0 are needed by no cut point.
     """
 
     cuts: tuple[int, ...]
@@ -32,6 +32,7 @@ class Reduced:
     blocks: dict[int, float]
     need: tuple[int, ...]
     signature: tuple[int, ...]
+    members: Mapping[int, Sequence[int]]
 
     @cached_property
     def compute_s(self) -> float:
@@ -51,16 +52,18 @@ def reduce(instance: Instance) -> Reduced:
         signature[job] = 1 << bit
     for before, after in instance.edges_backwards:
         signature[before] |= signature[after]
-    blocks = dict.fromkeys(signature, 0.0)
-    for mask, seconds in zip(signature, instance.compute_s, strict=True):
-        blocks[mask] += seconds
-    blocks.pop(0, None)
+    members: dict[int, list[int]] = {mask: [] for mask in dict.fromkeys(signature)}
+    for job, mask in enumerate(signature):
+        members[mask].append(job)
+    compute_s = instance.compute_s
+    blocks = {mask: sum([compute_s[job] for job in jobs]) for mask, jobs in members.items() if mask}
+    own = tuple([signature[job] for job in cuts])
     need = [0] * len(cuts)
-    for bit, job in enumerate(cuts):
-        for after in bits(signature[job] & ~(1 << bit)):
+    for bit, mask in enumerate(own):
+        for after in bits(mask & ~(1 << bit)):
             need[after] |= 1 << bit
     upload_s = tuple([instance.upload_s[job] for job in cuts])
-    return Reduced(cuts, upload_s, blocks, tuple(need), tuple(signature))
+    return Reduced(cuts, upload_s, blocks, tuple(need), own, members)
 
 
 def expand(instance: Instance, reduced: Reduced, cut_order: Sequence[int]) -> tuple[int, ...]:
@@ -69,16 +72,11 @@ def expand(instance: Instance, reduced: Reduced, cut_order: Sequence[int]) -> tu
     Layers go in topological order within the block of the first cut point that needs them; those
     that none needs go last. O(V log V).
     """
-    rank = {0: len(cut_order)}
-    for position, bit in reversed(list(enumerate(cut_order))):
-        rank[1 << bit] = position
-    by_bit = [rank[1 << bit] for bit in range(len(cut_order))]
-    for mask in reduced.blocks:
-        if mask not in rank:
-            rank[mask] = min([by_bit[bit] for bit in bits(mask)])
-    jobs = np.array(instance.topological)
-    ranks = np.array([rank[mask] for mask in reduced.signature])[jobs]
-    return tuple(jobs[np.argsort(ranks, kind="stable")].tolist())
+    rank = {bit: position for position, bit in enumerate(cut_order)}
+    ranked: list[list[int]] = [[] for _ in range(len(cut_order) + 1)]
+    for mask, jobs in reduced.members.items():
+        ranked[min([rank[bit] for bit in bits(mask)], default=-1)] += jobs
+    return tuple(itertools.chain.from_iterable(map(instance.in_order, ranked)))
 
 
 def bits(mask: int) -> Iterator[int]:

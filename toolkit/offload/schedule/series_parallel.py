@@ -36,7 +36,7 @@ def series_parallel_order(reduced: Reduced) -> list[int] | None:
     if len(reduced.blocks) > MOST_BLOCKS:
         return None
     masks = sorted(reduced.blocks, key=lambda mask: (-mask.bit_count(), mask & -mask, mask))
-    bit_of = {reduced.signature[job]: bit for bit, job in enumerate(reduced.cuts)}
+    bit_of = {mask: bit for bit, mask in enumerate(reduced.signature)}
     leaves = [
         _Piece(
             Pair(reduced.blocks[mask], reduced.upload_s[bit_of[mask]] if mask in bit_of else 0.0),

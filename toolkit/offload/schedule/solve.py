@@ -44,8 +44,9 @@ def solve(instance: Instance, solver: str = "optimal", budget_s: float = 1.0) ->
     start = time.perf_counter()
     found = SOLVERS[solver](instance, budget_s)
     makespan = makespan_s(instance, found.order, found.overlap)
-    bound = max(found.lower_bound_s, simple_bound_s(instance))
-    bound = makespan if found.proved else min(bound, makespan)
+    bound = makespan
+    if not found.proved:
+        bound = min(bound, max(found.lower_bound_s, simple_bound_s(instance)))
     return Schedule(
         instance=instance,
         order=found.order,

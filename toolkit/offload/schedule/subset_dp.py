@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
-Masks = npt.NDArray[np.int32]
+Masks = npt.NDArray[np.intp]
 
 
 def subset_order(
@@ -26,9 +26,9 @@ def subset_order(
     peaks[0] = 0.0
     open_sets = _not_closed(count, need)
     total = left_upload[-1]
-    for masks, before in _layers(count):
-        now = done_compute[before] - (total - left_upload[masks])[:, None]
-        best = np.maximum(now, peaks[before]).min(axis=1)
+    for masks, without in _layers(count):
+        now = done_compute[without] - (total - left_upload[masks])
+        best = np.maximum(now, peaks[without]).min(axis=0)
         if open_sets is not None:
             best[open_sets[masks]] = np.inf
         peaks[masks] = best
@@ -51,8 +51,7 @@ def _walk(count: int, done_compute: Floats, sent: Floats, peaks: Floats) -> list
 def _compute_when_left(count: int, blocks: Mapping[int, float]) -> Floats:
     """By the set Y of cut points left: seconds of compute of all the others, F(not Y)."""
     inside = np.zeros(1 << count)
-    for mask, seconds in blocks.items():
-        inside[mask] += seconds
+    inside[list(blocks)] = list(blocks.values())
     for bit in range(count):
         halves = inside.reshape(-1, 2, 1 << bit)
         halves[:, 1] += halves[:, 0]
@@ -82,8 +81,8 @@ def _not_closed(count: int, need: Sequence[int]) -> npt.NDArray[np.bool_] | None
 
 @lru_cache(maxsize=24)
 def _layers(count: int) -> tuple[tuple[Masks, Masks], ...]:
-    """For each size k >= 1: the masks of k bits, and for each the k masks with one bit less."""
-    masks = np.arange(1 << count, dtype=np.int32)
+    """For each size k >= 1: the C masks of k bits, and each with one bit less (k x C)."""
+    masks = np.arange(1 << count)
     sizes = np.zeros(1, dtype=np.int8)
     for _ in range(count):
         sizes = np.concatenate([sizes, sizes + 1])
@@ -91,6 +90,6 @@ def _layers(count: int) -> tuple[tuple[Masks, Masks], ...]:
     for size in range(1, count + 1):
         chosen = masks[sizes == size]
         has = (chosen[:, None] >> np.arange(count)) & 1 == 1
-        without = chosen[:, None] & ~(1 << np.arange(count, dtype=np.int32))
-        found.append((chosen, without[has].reshape(-1, size)))
+        without = chosen[:, None] & ~(1 << np.arange(count))
+        found.append((chosen, np.ascontiguousarray(without[has].reshape(-1, size).T)))
     return tuple(found)
