@@ -92,8 +92,13 @@ class Hosts:
             raise InputError(f"--listen {self.listen!r} is not understood: write it HOST:PORT")
         if slowdown > 1:
             raise InputError("a real device is as slow as it is: leave out --quota")
-        places = [Remote(name) if name else Here() for name in (self.device, self.server)]
-        return Rig(places[0], places[1], host, int(port), python=self.python), None
+        device, server = (Remote(name) if name else Here() for name in (self.device, self.server))
+        return Rig(device, server, host, int(port), python=self.python), None
+
+    def clear(self) -> None:
+        """Remove from the hosts what was brought there."""
+        for name in {self.device, self.server} - {""}:
+            Remote(name).clear()
 
 
 @contextmanager

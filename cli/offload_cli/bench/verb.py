@@ -118,7 +118,10 @@ def _ground(
 ) -> Iterator[Ground]:
     why_not = host.obstacle()
     if hosts is not None:
-        yield hosts
+        try:
+            yield hosts
+        finally:
+            hosts.clear()
     elif emulate or why_not:
         if why_not and not emulate:
             output.remark(f"the link is emulated in-process: {why_not.partition(':')[0]}")

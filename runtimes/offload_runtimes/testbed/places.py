@@ -2,10 +2,12 @@
 
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from offload.errors import InputError
 from offload.plan.plan import Side
 
 from offload_runtimes.testbed import host
@@ -75,6 +77,13 @@ class Remote:
             ("ssh", "-o", "BatchMode=yes", self.host, make),
             ("scp", "-q", "-r", str(path), f"{self.host}:{self.folder}/{path.name}"),
         )
+
+    def clear(self) -> None:
+        """Remove all that was brought; a host that is gone keeps it."""
+        with suppress(InputError):
+            host.run(
+                ("ssh", "-o", "BatchMode=yes", self.host, f"rm -rf {shlex.quote(self.folder)}")
+            )
 
     def bring(self, path: Path) -> str:
         """Copy it.
