@@ -17,6 +17,7 @@ from offload.partition.demand import Demand, Power
 from offload.schedule.timeline import Lane
 from offload_runtimes.testbed.experiment import run_job
 from offload_runtimes.testbed.job import Entry, Job, Run
+from offload_runtimes.testbed.scratch import scratch
 
 from offload_cli.bench.cell import Cell, Group
 from offload_cli.bench.ground import Ground
@@ -107,19 +108,23 @@ def measure_all(
     for study in sweep.studies:
         if study.name not in waiting:
             continue
-        with tempfile.TemporaryDirectory(prefix="offload-bench-") as folder:
-            where = Path(folder) / "model"
-            ready = prepare(study, where, sweep.slowdown, sweep.profiles, progress)
+        with scratch() as folder:
+            ready = prepare(study, folder / "model", sweep.slowdown, sweep.profiles, progress)
             for network in waiting[study.name]:
-                group = measure_group(sweep, ready, network, ground, progress)
+                group = measure_group(sweep, ready, network, ground, folder, progress)
                 group.save(sweep.path(study, network))
                 done(study, network)
 
 
 def measure_group(
-    sweep: Sweep, ready: Prepared, network: str, ground: Ground, progress: Progress
+    sweep: Sweep,
+    ready: Prepared,
+    network: str,
+    ground: Ground,
+    folder: Path,
+    progress: Progress,
 ) -> Group:
-    """All schemes of one model on one network; equal programs run once."""
+    """All schemes of one model on one network; equal programs run once; bundles in the folder."""
     name, link = ready.study.name, sweep.links[network]
     progress(f"{name}, {network}: planning")
     plans = plans_of(ready, link)
@@ -128,10 +133,10 @@ def measure_group(
     runs_as = {key: first.setdefault(one.program, key) for key, one in plans.items()}
     distinct = {key: plans[key] for key in first.values()}
     runs: dict[str, list[Run]] = {key: [] for key in distinct}
-    with tempfile.TemporaryDirectory(prefix="offload-bench-") as folder:
+    with tempfile.TemporaryDirectory(dir=folder) as place:
         progress(f"{name}, {network}: writing {len(distinct)} bundles")
         bundles = {
-            key: write_bundle(one.variant.model, one.variant.graph, one.plan, Path(folder) / key)
+            key: write_bundle(one.variant.model, one.variant.graph, one.plan, Path(place) / key)
             for key, one in distinct.items()
         }
         for run in _runs(sweep, ready, distinct, bundles, ground, link):

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 from offload.cost.link import PRESETS, Link, parse_link
-from offload.errors import InputError
+from offload.errors import InputError, OffloadError
 from offload_runtimes.testbed import host
 
 from offload_cli.bench.cell import Group
@@ -34,13 +34,13 @@ def bench(
     slowdown: Annotated[
         float, typer.Option(min=1.0, help="How many times slower than this machine the device is.")
     ] = 10.0,
-    repeats: Annotated[int, typer.Option(min=3, help="Runs of each program.")] = 5,
+    repeats: Annotated[int, typer.Option(min=3, help="Runs of each program.")] = 9,
     budget: Annotated[
         float,
         typer.Option(
             metavar="SECONDS", min=0.0, help="For one model on one network; 3 runs at least."
         ),
-    ] = 12.0,
+    ] = 20.0,
     folder: Annotated[Path, typer.Option("-o", "--output", help="Where results are kept.")] = Path(
         "out/experiments"
     ),
@@ -155,6 +155,9 @@ def _measure(output: Output, sweep: Sweep, ground: Ground) -> None:
                 f"interrupted: {sweep.folder} keeps what is finished, start again to go on"
             )
             raise typer.Exit(130) from None
+        except OffloadError:
+            output.remark(f"{sweep.folder} keeps what is finished, start again to go on")
+            raise
 
 
 def _about(sweep: Sweep, groups: Sequence[Group]) -> str:

@@ -114,9 +114,13 @@ class Pacer:
                 del seen[: -self.KEPT]
 
     def settle(self) -> None:
-        """Learn no more, so that a piece of work takes as long in one run as in another."""
+        """Hold on to the shortest durations: a piece then takes as long in one run as in another.
+
+        What else the machine does only ever makes work take longer.
+        """
         with self._lock:
             self._settled = True
+            self._seen = {key: [min(seen)] for key, seen in self._seen.items()}
 
     def warm_s(self, key: str) -> float | None:
         """The piece's median warm duration; None when it was never seen."""

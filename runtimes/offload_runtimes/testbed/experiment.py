@@ -66,24 +66,33 @@ def run_job(rig: Rig, job: Job, bundles: Sequence[str]) -> Iterator[Run]:
 
 @contextmanager
 def _process(command: Sequence[str], name: str) -> Iterator["subprocess.Popen[str]"]:
-    """A child whose input ends with the block; one that does not end by then is killed."""
+    """A child whose input ends with the block; one that does not end by then is killed.
+
+    It has a session of its own: ^C is for us, who end it, and say one sentence.
+    """
     try:
         child = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            start_new_session=True,
         )
     except OSError as error:
         raise OffloadError(f"the {name} can't be started: {error}") from error
     with child:
         try:
             yield child
-        finally:
-            assert child.stdin is not None
-            child.stdin.close()
-            try:
-                child.wait(_GRACE_S)
-            except BaseException:
-                child.kill()
-                raise
+        except BaseException:
+            child.kill()
+            raise
+        assert child.stdin is not None
+        child.stdin.close()
+        try:
+            child.wait(_GRACE_S)
+        except subprocess.TimeoutExpired:
+            child.kill()
 
 
 def _write(child: "subprocess.Popen[str]", line: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 from offload.cost.link import Link
 from offload.errors import InputError, ServerError
 from offload_cli.bench.cell import Group
-from offload_cli.bench.ground import Emulated, Hosts, Shaped, shaped
+from offload_cli.bench.ground import Emulated, Ground, Hosts, Shaped, shaped
 from offload_cli.bench.planned import plans_of
 from offload_cli.bench.studies import Study, find_study, prepare
 from offload_cli.bench.sweep import Sweep, measure_all, missing
@@ -180,3 +180,36 @@ def test_an_interrupt_is_said_and_what_is_finished_stays(
     assert shown.exit_code == 130
     assert "keeps what is finished" in shown.stderr
     assert Group.load(tmp_path / "cells" / "tiny-first.json") == measured
+
+
+def test_a_server_that_dies_is_said_and_what_is_finished_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def died(*_: object) -> None:
+        raise ServerError("the server died")
+
+    monkeypatch.setattr("offload_cli.bench.verb.measure_all", died)
+    shown = CliRunner().invoke(app, ["bench", "--emulate", "-o", str(tmp_path)])
+    assert isinstance(shown.exception, ServerError)
+    assert "keeps what is finished" in shown.stderr
+
+
+def test_without_root_the_link_is_emulated_and_it_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Group
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    monkeypatch.setattr("shutil.which", lambda tool: tool)
+    monkeypatch.setattr("offload_cli.bench.verb.find_study", lambda _: TINY)
+    grounds: list[Ground] = []
+
+    def measure(sweep: Sweep, ground: Ground, *_: object) -> None:
+        grounds.append(ground)
+        (sweep.folder / "cells").mkdir()
+        measured.save(sweep.path(TINY, "wifi"))
+
+    monkeypatch.setattr("offload_cli.bench.verb.measure_all", measure)
+    asked = ["bench", "--models", "tiny", "--networks", "wifi", "-o", str(tmp_path)]
+    shown = CliRunner().invoke(app, asked)
+    assert shown.exit_code == 0
+    assert "emulated in-process: network namespaces need root" in shown.stderr
+    assert grounds == [Emulated()]

@@ -61,12 +61,12 @@ def test_pacing_follows_the_warm_median_not_the_last_run() -> None:
     assert pacer.warm_s("b") is None
 
 
-def test_a_settled_pace_stays() -> None:
+def test_a_settled_pace_is_the_shortest_and_stays() -> None:
     pacer = Pacer(5.0)
-    for _ in range(3):
-        pacer.learn("a", 9.0)
-    for _ in range(Pacer.KEPT):
-        pacer.learn("a", 0.1)
+    pacer.learn("a", 0.05)  # too long ago to count
+    for duration_s in (0.2, 0.1, *[9.0] * (Pacer.KEPT - 2)):
+        pacer.learn("a", duration_s)
+    assert pacer.warm_s("a") == 9.0
     pacer.settle()
     for _ in range(Pacer.KEPT):
         pacer.learn("a", 9.0)

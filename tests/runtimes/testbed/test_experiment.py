@@ -1,5 +1,9 @@
 """A device process and a server process run bundles in turn and report each run."""
 
+import os
+import signal
+import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,9 +13,10 @@ from offload.cost.link import Link
 from offload.errors import InputError, ServerError
 from offload.schedule.timeline import Lane
 from offload_runtimes.testbed import host
-from offload_runtimes.testbed.experiment import Rig, run_job
+from offload_runtimes.testbed.experiment import Rig, _process, run_job
 from offload_runtimes.testbed.job import Entry, Job
 from offload_runtimes.testbed.places import Remote
+from offload_runtimes.testbed.scratch import scratch
 
 from tests.runtimes import bundles
 from tests.runtimes.bundles import Made
@@ -87,6 +92,33 @@ def test_a_server_that_dies_in_the_middle_ends_in_a_sentence(made: Made, tmp_pat
     rig = replace(rig, server=Watched(), slow=die)
     with pytest.raises(ServerError):
         list(run_job(rig, job_of(made, tmp_path), [str(made.bundle.path)]))
+
+
+def test_an_interrupt_is_ours_alone_and_ends_the_sides_at_once() -> None:
+    with suppress(KeyboardInterrupt), _process(("sleep", "100"), "device") as child:
+        assert os.getsid(child.pid) != os.getsid(0)
+        raise KeyboardInterrupt
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_a_side_whose_input_ends_is_waited_for() -> None:
+    with _process(("cat",), "server") as child:
+        pass
+    assert child.returncode == 0
+
+
+def test_scratch_of_a_killed_process_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    mine, other = host.started_of(os.getpid()), tmp_path / "offload-bench-mine"
+    killed = tmp_path / f"offload-bench-run-{os.getpid()}-{(mine or 0) + 1}"
+    for folder in (killed, other):
+        folder.mkdir()
+    with scratch() as folder:
+        (folder / "model").write_text("x")
+        assert not killed.exists()
+    assert list(tmp_path.iterdir()) == [other]
 
 
 def test_a_host_reached_by_ssh_runs_the_same(
