@@ -92,7 +92,7 @@ bench-own-cut: install
 bench-overlap: install
 	$(BIN)/python -m tests.benchmarks.bench_overlap
 
-# Raw schemes against lossless, fp16 and uint8 on every model and link; about half an hour.
+# Raw schemes against lossless, fp16, uint8 and all encodings on every model and link (5 min).
 .PHONY: bench-encodings
 bench-encodings: install
 	$(BIN)/python -m tests.benchmarks.bench_encodings
