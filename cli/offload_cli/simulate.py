@@ -94,17 +94,18 @@ def simulate(
         progress(f"planning {len(links) * len(factors)} situations")
         cells = list(sweep(partial(prepared.situation, catalogue=catalogue), links, factors))
     machines = f"device {prepared.device.machine}, server {prepared.server.machine}"
-    sent = "raw tensors" if catalogue is None else "lossless encodings"
-    title = f"{model.stem}: latency over bandwidth ({machines}, {sent})"
+    sent = "raw tensors" if catalogue is None else "lossless encodings where they pay"
+    title, under = f"{model.stem}: latency over bandwidth", f"{machines}, {sent}"
     rows = table_of(cells)
-    chart = what_if_svg(cells, title)
+    chart = what_if_svg(cells, title, under)
     if svg:
         write_text(svg, chart)
         output.remark(f"wrote {svg}")
     if html:
         write_text(html, what_if_html(chart, title, rows, HEAD))
         output.remark(f"wrote {html}")
-    output.result([asdict(cell) for cell in cells], f"{model.stem}: where each plan wins ({sent})")
+    shown = [{**asdict(cell), "winner": cell.winner} for cell in cells]
+    output.result(shown, f"{model.stem}: where each plan wins ({sent})")
     output.table(HEAD, rows)
 
 

@@ -7,6 +7,7 @@ from offload.cost.link import Link
 from offload.errors import InputError
 from offload.partition.costs import Costs
 from offload.plan.candidate import Situation
+from offload.plan.planner import make_plan
 from offload.plan.sweep import Cell, parse_links, reigns, sweep
 from offload.report.log_axis import LogAxis
 from offload.report.schemes import COLOURS, NAMES
@@ -32,7 +33,7 @@ def situation_at(link: Link, slowdown: float) -> Situation:
     )
 
 
-LINKS = parse_links("1..1000 Mbit/s", Link(1e6, 2e6, 0.01, 0.01), 15)
+LINKS = parse_links("1..1000 Mbit/s", Link(1e6, 2e6, 0.01, 0.01), 25)
 CELLS = list(sweep(situation_at, LINKS, (1.0, 3.0)))
 
 
@@ -48,6 +49,16 @@ def test_ranges_are_even_by_ratio_and_keep_the_way_down() -> None:
             parse_links(wrong, LINKS[0], 5)
 
 
+def test_the_sentence_of_every_cell_names_the_one_that_won() -> None:
+    assert len(CELLS) == 50
+    for cell in CELLS:
+        link = next(link for link in LINKS if link.up_bps == cell.rate_bps)
+        said = make_plan(situation_at(link, cell.slowdown)).reason
+        assert f"({cell.winner})" in said.partition(" wins at ")[0].partition(" takes ")[0]
+        simple = [cell.latency_s(scheme) for scheme in ("local", "cloud", "partition")]
+        assert cell.chosen.latency_s <= min(s for s in simple if s is not None) * (1 + 1e-9)
+
+
 def test_every_cell_is_won_by_the_fastest_and_the_simplest_of_those() -> None:
     for cell in CELLS:
         best_s = min(a.latency_s for a in cell.alternatives)
@@ -55,7 +66,7 @@ def test_every_cell_is_won_by_the_fastest_and_the_simplest_of_those() -> None:
         first = next(a for a in cell.alternatives if a.latency_s <= best_s * (1 + 1e-9))
         assert cell.winner == first.scheme
     assert CELLS[0].winner == "local"
-    assert CELLS[14].winner == "cloud"
+    assert CELLS[24].winner == "cloud"
     assert len({cell.winner for cell in CELLS}) > 2
 
 

@@ -175,12 +175,14 @@ class Decision:
         situation: with the encodings that were allowed in the end.
         candidates: all schemes that can run, simplest first.
         chosen: one of them.
+        compared: the candidates with all encodings of the situation asked for.
         why: one sentence where encodings were left out that would gain a little; else empty.
     """
 
     situation: Situation
     candidates: tuple[Candidate, ...]
     chosen: Candidate
+    compared: tuple[Candidate, ...]
     why: str = ""
 
 
@@ -209,9 +211,8 @@ def decide(
         candidates = compare(asked, cut, solver)
         if scheme == "auto" and cut is None and all(c.value == float("inf") for c in candidates):
             candidates = (*candidates, *_at_gates(asked))  # to say what the nearest would need
-        return Decision(
-            asked, candidates, choose(candidates, scheme, cut is not None, asked.demand)
-        )
+        chosen = choose(candidates, scheme, cut is not None, asked.demand)
+        return Decision(asked, candidates, chosen, candidates)
 
     kept = found(situation)
     for suits, words in ((is_lossless, "lossless"), (is_raw, "raw")):
@@ -219,7 +220,8 @@ def decide(
             with suppress(InputError):  # only encodings keep the limits
                 less = found(only(situation, suits))
                 if not pays(kept.chosen, less.chosen):
-                    kept = replace(less, why=less_said(kept.chosen, less.chosen, words))
+                    why = less_said(kept.chosen, less.chosen, words)
+                    kept = replace(less, compared=kept.compared, why=why)
     return kept
 
 

@@ -20,19 +20,19 @@ class Cell:
     Attributes:
         rate_bps: the link's bandwidth.
         slowdown: factor on the device's seconds.
-        alternatives: every scheme's figures, simplest first.
-        winner: the scheme that is chosen.
+        alternatives: every scheme's figures, simplest first, with all encodings that are allowed.
+        chosen: the figures of the plan that is chosen, with the encodings that pay for sure.
     """
 
     rate_bps: float
     slowdown: float
     alternatives: tuple[Alternative, ...]
-    winner: str
+    chosen: Alternative
 
     @property
-    def chosen(self) -> Alternative:
-        """The winner's figures."""
-        return next(a for a in self.alternatives if a.scheme == self.winner)
+    def winner(self) -> str:
+        """The scheme that is chosen."""
+        return self.chosen.scheme
 
     def latency_s(self, scheme: str) -> float | None:
         """A scheme's latency, None where it cannot run."""
@@ -67,8 +67,8 @@ def sweep(
     for slowdown in slowdowns:
         for link in links:
             found = decide(situation_at(link, slowdown))
-            figures = tuple(candidate.alternative for candidate in found.candidates)
-            yield Cell(link.up_bps, slowdown, figures, found.chosen.scheme.value)
+            figures = tuple(candidate.alternative for candidate in found.compared)
+            yield Cell(link.up_bps, slowdown, figures, found.chosen.alternative)
 
 
 def reigns(cells: Sequence[Cell]) -> list[Reign]:

@@ -11,7 +11,7 @@ from offload.report.schemes import COLOURS, NAMES
 from offload.units import format_bps, format_s
 
 _WIDTH, _LEFT, _RIGHT = 860, 78, 24
-_TITLE, _LEGEND, _PLOT, _STRIP, _FOOT = 40, 68, 300, 26, 52
+_TITLE, _LEGEND, _PLOT, _STRIP, _FOOT = 58, 68, 300, 26, 52
 _SAME = 1.005
 _NOTE = (
     "Where a scheme has no line it takes as long as a simpler one; dashed: the plan changes"
@@ -20,12 +20,17 @@ _NOTE = (
 _PANEL = 34 + _PLOT + _STRIP + _FOOT
 
 
-def what_if_svg(cells: Sequence[Cell], title: str) -> str:
+def what_if_svg(cells: Sequence[Cell], title: str, under: str = "") -> str:
     """A self-contained SVG document, 860 units wide: one panel for each slow-down.
 
     A scheme's line is drawn where it differs from all simpler schemes. The strip under each
     panel has the colour of the scheme that wins; dashed lines are where the winning plan changes,
     faint ones to another cut of the same scheme.
+
+    Args:
+        cells: of a sweep.
+        title: the heading.
+        under: stands small below it: the machines, say.
     """
     panels = [list(group) for _, group in groupby(cells, lambda cell: cell.slowdown)]
     height = _TITLE + _LEGEND + _PANEL * len(panels)
@@ -35,6 +40,7 @@ def what_if_svg(cells: Sequence[Cell], title: str) -> str:
         ' font-size="13" fill="#222">',
         f'<rect width="{_WIDTH}" height="{height}" fill="#fff"/>',
         f'<text x="{_LEFT}" y="27" font-size="15" font-weight="bold">{escape(title)}</text>',
+        f'<text x="{_LEFT}" y="46" font-size="11" fill="#666">{escape(under)}</text>',
         *_legend(_schemes(cells)),
         f'<text x="{_LEFT}" y="{_TITLE + 64}" font-size="11" fill="#666">{_NOTE}</text>',
     ]
