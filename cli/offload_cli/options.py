@@ -36,6 +36,10 @@ ProviderOption = Annotated[
         " preference. The CPU is the fallback.",
     ),
 ]
+LikeOption = Annotated[
+    str, typer.Option(help="A link whose start-up times and way down a range shares.")
+]
+PointsOption = Annotated[int, typer.Option(min=2, max=200, help="Links in a range.")]
 LinkOption = Annotated[
     str,
     typer.Option(

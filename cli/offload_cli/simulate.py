@@ -24,7 +24,9 @@ from offload_cli.encodings import CalibrationOption
 from offload_cli.image import ImageOption, pictured
 from offload_cli.options import (
     FormatOption,
+    LikeOption,
     ModelArgument,
+    PointsOption,
     ProviderOption,
     ShapeOption,
     ThreadsOption,
@@ -43,13 +45,11 @@ def simulate(
     link: Annotated[
         str, typer.Option(help="The range of bandwidths up, like '1..100 Mbit/s'.")
     ] = "1..100 Mbit/s",
-    like: Annotated[
-        str, typer.Option(help="A link whose start-up times and way down the range shares.")
-    ] = "wifi",
+    like: LikeOption = "wifi",
     slowdown: Annotated[
         str, typer.Option(help="Multiply the device's seconds: one factor or several, like 1,5,20.")
     ] = "1",
-    points: Annotated[int, typer.Option(min=2, max=200, help="Links in the range.")] = 25,
+    points: PointsOption = 25,
     svg: Annotated[Path | None, typer.Option(help="Write the chart here.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write chart and table as a page here.")] = None,
     pin_device: PinOption = 0,

@@ -9,9 +9,11 @@ import typer
 from offload.bundle.bundle import Bundle
 from offload.cost.link import parse_link
 from offload.encoding.allowance import Allowance
+from offload.errors import InputError
 from offload.plan.candidate import Candidate
 from offload.plan.plan import Plan, Side
 from offload.plan.planner import pareto
+from offload.plan.sweep import is_range, parse_links
 from offload.units import format_bytes, format_s
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.planning.situation import (
@@ -32,14 +34,16 @@ from offload_cli.encodings import (
 from offload_cli.image import ImageOption, pictured
 from offload_cli.options import (
     FormatOption,
-    LinkOption,
+    LikeOption,
     ModelArgument,
+    PointsOption,
     ProviderOption,
     ShapeOption,
     ThreadsOption,
     parse_shapes,
 )
 from offload_cli.output import Format, Output
+from offload_cli.plans import plans_json, plans_sentence, show_plans
 from offload_cli.wishes import (
     DeadlineOption,
     DeviceOption,
@@ -76,7 +80,24 @@ def split(
     ] = "",
     device: DeviceOption = None,
     server: ServerOption = None,
-    link: LinkOption = "wifi",
+    link: Annotated[
+        str,
+        typer.Option(
+            help="The link: `3g`, `4g`, `wifi`, `50mbit`, `100mbit`, `'20 Mbit/s,10 ms'`, or a file"
+            " written by `offload probe`; or a range like `'1..100 Mbit/s'`: a bundle of the plans"
+            " that win in it, between which the device changes as it measures the link."
+        ),
+    ] = "wifi",
+    like: LikeOption = "wifi",
+    points: PointsOption = 25,
+    worth: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            help="Of a range: keep a plan if on some link no other one is nearly as good, within"
+            " this share; 0 keeps all.",
+        ),
+    ] = 0.05,
     shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
     slowdown: Annotated[
         float, typer.Option(min=0.001, help="Multiply the device's seconds: a slower device.")
@@ -119,9 +140,14 @@ def split(
     Example: `offload split net.onnx --device pi.json --link wifi -o net.bundle`
     """
     output = Output(form)
+    links = parse_links(link, parse_link(like), points) if is_range(link) else []
+    if links and front:
+        raise InputError("--pareto is for one link: leave it out, or give one --link")
     request = SplitRequest(
         model=model,
-        link=parse_link(link),
+        link=links[0] if links else parse_link(link),
+        links=tuple(links),
+        worth=worth,
         scheme=scheme,
         cut=tuple(name.strip() for name in cut.split(",") if name.strip()),
         device=parse_machine(device),
@@ -139,19 +165,22 @@ def split(
         bundle = write_split(prepared, path, progress)
         plans = _front(prepared, progress) if front else ()
     shown = bundle_json(bundle) | ({"pareto": _front_json(plans)} if front else {})
-    output.result(shown, f"{path}: {bundle.plan.reason}")
+    output.result(shown, f"{path}: {plans_sentence(bundle)}")
     for profile in (prepared.device, prepared.server):
         if profile.estimated:
             output.warning(f"{profile.machine} is an estimate from FLOPs, not a measurement")
         for remark in profile.remarks:
             output.warning(f"profile of {profile.machine}: {remark}")
-    show_plan(output, bundle.plan)
+    if len(bundle.plans) == 1:
+        show_plan(output, bundle.plan)
+    show_plans(output, bundle)
     show_front(output, plans)
 
 
 def bundle_json(bundle: Bundle) -> dict[str, object]:
-    """A bundle for scripts: where it is, what it is called, its plan."""
-    return {"path": str(bundle.path), "digest": bundle.digest, "plan": bundle.plan.to_json()}
+    """A bundle for scripts: where it is, what it is called, its plan, and all where several."""
+    named = {"path": str(bundle.path), "digest": bundle.digest, "plan": bundle.plan.to_json()}
+    return named | plans_json(bundle)
 
 
 def _front(prepared: Prepared, progress: Progress) -> tuple[Candidate, ...]:

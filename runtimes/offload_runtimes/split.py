@@ -1,17 +1,20 @@
 """From a model file to a bundle: read, profile, plan, write."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from offload.bundle.bundle import Bundle
-from offload.bundle.write import write_bundle
+from offload.bundle.write import write_plans
+from offload.cost.link import Link
 from offload.encoding.catalogue import Catalogue
 from offload.errors import InputError
 from offload.graph.model import Graph, Tensor
 from offload.partition.cut import Cut, cut_after
+from offload.partition.demand import Objective
 from offload.plan.plan import Plan
 from offload.plan.planner import make_plan
+from offload.plan.ranges import Ranged, plans_over
 
 from offload_runtimes.encode.choose import Chooser
 from offload_runtimes.planning.situation import Prepared, Progress, SplitRequest, prepare
@@ -41,14 +44,31 @@ def write_split(prepared: Prepared, target: Path, progress: Progress = lambda _:
     cut = _forced(graph, request.cut) if request.cut else None
     types = missing_types(prepared.model, graph)
 
-    def planned(catalogue: Catalogue | None) -> Plan:
-        progress("planning")
-        situation = prepared.situation(catalogue=catalogue)
-        return make_plan(situation, request.scheme, cut, request.solver)
+    chooser = chooser_of(prepared, progress, types)
 
-    plan = chooser_of(prepared, progress, types).plan(planned)
+    def planned(link: Link) -> Plan:
+        def on(catalogue: Catalogue | None) -> Plan:
+            progress(f"planning for {link.describe()}")
+            situation = prepared.situation(link, catalogue=catalogue)
+            return make_plan(situation, request.scheme, cut, request.solver)
+
+        return chooser.plan(on)
+
+    ranged = _ranged(request, planned)
     progress(f"writing {target}")
-    return write_bundle(prepared.model, graph, plan, target, types, partial(prove, prepared.model))
+    return write_plans(prepared.model, graph, ranged, target, types, partial(prove, prepared.model))
+
+
+def _ranged(request: SplitRequest, planned: Callable[[Link], Plan]) -> Ranged:
+    if not request.links:
+        return Ranged((planned(request.link),))
+    if request.wish.objective == Objective.ENERGY:
+        raise InputError(
+            "plans for a range of links are compared by latency or throughput while they run:"
+            " give one link with the objective energy"
+        )
+    limited = request.wish.deadline_s is not None or request.wish.energy_j is not None
+    return plans_over(planned, request.links, 0.0 if limited else request.worth)
 
 
 def _forced(graph: Graph, tensors: Sequence[str]) -> Cut:

@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -73,6 +74,7 @@ class Chooser:
     types: Mapping[str, Tensor] = field(default_factory=dict)
     progress: Progress = lambda _: None
     again: bool = False
+    _seen: dict[object, Effect | Refusal] = field(default_factory=dict, init=False)
 
     def plan(self, planner: Planner) -> Plan:
         """The best plan that the allowance lets through; its reason says what was given up.
@@ -91,8 +93,7 @@ class Chooser:
         if [e.name for e in self.allowance.encodings] == ["raw"]:
             return planner(None)
         try:
-            calibration = self._calibration()
-            catalogue = self._catalogue(calibration)
+            calibration, catalogue = self._known
         except InputError as error:
             if self.allowance.calibration is not None:
                 raise
@@ -124,19 +125,36 @@ class Chooser:
             lossy = _lossy(plan)
             if not lossy:
                 return _saying(plan, self._gave_up(refused)) if refused else plan
-            self.progress("measuring what the encodings do to the outputs")
-            with tempfile.TemporaryDirectory(prefix="offload-") as name:
-                shown = judged_by(self.graph, plan)
-                write_bare(self.model, plan, Path(name), self.types, shown)
-                names = chain.from_iterable(shown.values())
-                rehearsal = Rehearsal(plan, Path(name), calibration, self.options, names)
-                effect = rehearsal.effect(lossy)
-                if self.accepts(effect):
-                    return _saying(plan, _kept(lossy, effect))
-                tensor, worst = _worst(rehearsal, lossy)
-                plain = rehearsal.effect({}).accuracy if effect.accuracy is not None else None
-            refused.append(Refusal(tensor, worst, effect, plain))
+            found = self._rehearsed(plan, lossy, calibration)
+            if isinstance(found, Effect):
+                return _saying(plan, _kept(lossy, found))
+            refused.append(found)
             left = left.without(_banned(left, refused))
+
+    def _rehearsed(
+        self, plan: Plan, lossy: Mapping[str, Lossy], calibration: Calibration
+    ) -> Effect | Refusal:
+        """The effect of a plan that is accepted; else what is refused of it. Once a program."""
+        key = plan.program, frozenset(lossy.items())
+        if key not in self._seen:
+            self.progress("measuring what the encodings do to the outputs")
+            self._seen[key] = self._rehearse(plan, lossy, calibration)
+        return self._seen[key]
+
+    def _rehearse(
+        self, plan: Plan, lossy: Mapping[str, Lossy], calibration: Calibration
+    ) -> Effect | Refusal:
+        with tempfile.TemporaryDirectory(prefix="offload-") as name:
+            shown = judged_by(self.graph, plan)
+            write_bare(self.model, plan, Path(name), self.types, shown)
+            names = chain.from_iterable(shown.values())
+            rehearsal = Rehearsal(plan, Path(name), calibration, self.options, names)
+            effect = rehearsal.effect(lossy)
+            if self.accepts(effect):
+                return effect
+            tensor, worst = _worst(rehearsal, lossy)
+            plain = rehearsal.effect({}).accuracy if effect.accuracy is not None else None
+            return Refusal(tensor, worst, effect, plain)
 
     def accepts(self, effect: Effect) -> bool:
         """Whether an effect is within the allowance."""
@@ -150,6 +168,12 @@ class Chooser:
             if effect.accuracy < floor:
                 return False
         return tolerance is None or effect.worst <= tolerance
+
+    @cached_property
+    def _known(self) -> tuple[Calibration, Catalogue]:
+        """Inputs and what tensors take: the same for every plan."""
+        calibration = self._calibration()
+        return calibration, self._catalogue(calibration)
 
     def _calibration(self) -> Calibration:
         if self.allowance.calibration is None:

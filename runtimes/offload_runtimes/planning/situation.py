@@ -28,6 +28,10 @@ class SplitRequest:
     Attributes:
         model: the .onnx file.
         link: the link between device and server.
+        links: a range of links, ascending, to make a bundle of several plans for; empty: `link`
+            alone.
+        worth: how much faster a plan must be than the others somewhere in that range to be kept,
+            as a share.
         scheme: `auto` or a scheme's name.
         cut: tensors to cut at; empty: the planner chooses.
         device: the device's profile file, or its FLOP/s for an estimate; None: this machine.
@@ -53,6 +57,8 @@ class SplitRequest:
     wish: Wish = field(default_factory=Wish)
     options: EngineOptions = field(default_factory=EngineOptions)
     allowance: Allowance = field(default_factory=Allowance)
+    links: tuple[Link, ...] = ()
+    worth: float = 0.05
     again: bool = False
 
 

@@ -51,6 +51,23 @@ def test_ranges_tile_and_give_every_link_its_winner(
         assert found.plans[its.plan].program == plan.program
 
 
+@given(situations(6), st.floats(0.01, 0.5))
+def test_plans_that_are_not_worth_it_are_left_out(drawn: tuple[Graph, Costs], worth: float) -> None:
+    plans, every = swept(*drawn)
+    by_rate = {link.up_bps: plan for link, plan in zip(LINKS, plans, strict=True)}
+    found = plans_over(lambda link: by_rate[link.up_bps], LINKS, worth)
+    assert tiles(found.ranges, len(found.plans))
+    assert len(found.plans) <= len(every.plans)
+    assert {plan.program for plan in found.plans} <= {plan.program for plan in every.plans}
+    for link, plan in zip(LINKS, plans, strict=True):
+        its = found.plans[found.at(link.up_bps)]
+        assert its.forecast
+        assert plan.forecast
+        assert its.forecast.value_s(link) <= plan.forecast.value_s(link) * (1 + worth) + 1e-12
+    last = plans_over(lambda link: by_rate[link.up_bps], LINKS, 1e9)
+    assert len(last.plans) == 1
+
+
 @given(situations(5))
 def test_at_a_border_both_plans_take_as_long(drawn: tuple[Graph, Costs]) -> None:
     """Where each is better at the link of the sweep on its side of the border, that is."""

@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
-from typing import Any
+from typing import Any, TypeAlias
 
 from offload.cost.link import Link
 from offload.errors import InputError
 from offload.plan.plan import Plan
 
 _HALVINGS = 40
+Cell: TypeAlias = tuple[Link, Plan]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,35 +72,79 @@ def tiles(ranges: Sequence[Range], plans: int) -> bool:
     )
 
 
-def plans_over(planned: Callable[[Link], Plan], links: Sequence[Link]) -> Ranged:
+def plans_over(
+    planned: Callable[[Link], Plan], links: Sequence[Link], worth: float = 0.0
+) -> Ranged:
     """Plan every link of a sweep and keep each program once, with the ranges where it wins.
 
     Neighbours with the same program are one range; each program is kept as planned for the middle
     of its longest range. The border between two is where their forecasts cross, so a plan that
     is made for one link of the sweep is the one of its range.
 
+    Every plan takes memory where it runs. With `worth`, a program is left out where another that
+    is kept takes at most this share longer, on every link that it wins: greedy set cover, O(n^3)
+    forecasts of n links at worst.
+
     Args:
         planned: the best plan for a link.
         links: ascending in bandwidth, all else alike.
+        worth: 0 keeps all.
 
     Raises:
         InputError: no plan keeps the limits on some link.
     """
     cells = [(link, _planned(planned, link)) for link in links]
+    if worth and all(plan.forecast for _, plan in cells):
+        cells = _worthwhile(cells, worth)
     groups = [list(group) for _, group in groupby(cells, lambda cell: cell[1].program)]
     borders = [0.0, *(_border(a[-1], b[0]) for a, b in pairwise(groups)), math.inf]
-    longest: dict[object, list[tuple[Link, Plan]]] = {}
+    longest: dict[object, list[Cell]] = {}
     for group in groups:
         program = group[0][1].program
         longest[program] = max(longest.get(program, []), group, key=len)
     number = {program: index for index, program in enumerate(longest)}
     return Ranged(
-        tuple(group[len(group) // 2][1] for group in longest.values()),
+        tuple(_middle(group) for group in longest.values()),
         tuple(
             Range(low, high, number[group[0][1].program])
             for (low, high), group in zip(pairwise(borders), groups, strict=True)
         ),
     )
+
+
+def _middle(group: Sequence[Cell]) -> Plan:
+    """The plan for the middle of a range; of those made for its own links, if there are any."""
+    own = [plan for link, plan in group if plan.link == link] or [plan for _, plan in group]
+    return own[len(own) // 2]
+
+
+def _worthwhile(cells: Sequence[Cell], worth: float) -> list[Cell]:
+    """The links with the fewest programs that are nearly as good everywhere."""
+    programs = {plan.program: plan for _, plan in cells}
+    takes = {
+        program: [_value_s(plan, link) for link, _ in cells] for program, plan in programs.items()
+    }
+    own = [takes[plan.program][index] for index, (_, plan) in enumerate(cells)]
+    near = {
+        program: {i for i, value in enumerate(values) if value <= own[i] * (1 + worth)}
+        for program, values in takes.items()
+    }
+    kept: list[object] = []
+    left = set(range(len(cells)))
+    while left:
+        kept.append(max(programs, key=lambda p: (len(near[p] & left), -sum(takes[p]))))
+        left -= near[kept[-1]]
+
+    def chosen(index: int, plan: Plan) -> Plan:
+        if plan.program in kept:
+            return plan
+        return programs[min(kept, key=lambda p: takes[p][index])]
+
+    return [(link, chosen(index, plan)) for index, (link, plan) in enumerate(cells)]
+
+
+def _value_s(plan: Plan, link: Link) -> float:
+    return math.inf if plan.forecast is None else plan.forecast.value_s(link)
 
 
 def _planned(planned: Callable[[Link], Plan], link: Link) -> Plan:
@@ -109,7 +154,7 @@ def _planned(planned: Callable[[Link], Plan], link: Link) -> Plan:
         raise InputError(f"on a link of {link.describe()}: {error}") from error
 
 
-def _border(slower: tuple[Link, Plan], faster: tuple[Link, Plan]) -> float:
+def _border(slower: Cell, faster: Cell) -> float:
     """The bandwidth at which the plan for the faster link overtakes the other, by bisection.
 
     The geometric middle where forecasts do not cross: two plans that take as long.

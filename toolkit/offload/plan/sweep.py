@@ -85,6 +85,11 @@ def reigns(cells: Sequence[Cell]) -> list[Reign]:
     return found
 
 
+def is_range(text: str) -> bool:
+    """Whether it is a range for `parse_links`: a file's path may hold dots too."""
+    return ".." in text and not text.endswith(".json")
+
+
 def parse_links(text: str, like: Link, points: int) -> list[Link]:
     """Links from `1..100Mbit/s`, evenly spaced by ratio; all else is as in a given link.
 
