@@ -17,7 +17,7 @@ from offload_runtimes.encode.report import encode_report as report_of
 from offload_runtimes.engine import EngineOptions
 
 from offload_cli.encodings import CalibrationOption
-from offload_cli.options import BundleArgument, FormatOption, ThreadsOption
+from offload_cli.options import BundleArgument, FormatOption, PlanOption, ThreadsOption
 from offload_cli.output import Format, Output
 
 COLUMNS = (
@@ -28,6 +28,7 @@ COLUMNS = (
 
 def encode_report(
     bundle: BundleArgument,
+    plan: PlanOption = None,
     calibration: CalibrationOption = None,
     picture: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the sizes as a picture (.svg).")
@@ -39,12 +40,12 @@ def encode_report(
 
     Both parts are run on this machine on the calibration inputs; what an encoding does to the
     outputs is measured with that one alone. Without --calibration inputs are random, and so are
-    the sizes.
+    the sizes. Of a bundle of several plans: the first that sends something up, or --plan.
 
     Example: `offload encode-report net.bundle --calibration photos.npz -o sizes.svg`
     """
     output = Output(form)
-    opened = open_bundle(bundle, tuple(Side))
+    opened = _of_plan(open_bundle(bundle, tuple(Side)), plan)
     given = _calibration(opened, calibration)
     with output.steps() as progress:
         found = report_of(opened, given, EngineOptions(threads=threads), progress)
@@ -54,6 +55,11 @@ def encode_report(
     if picture is not None:
         write_text(picture, _picture(opened, found))
         output.remark(f"picture: {picture}")
+
+
+def _of_plan(bundle: Bundle, plan: int | None) -> Bundle:
+    sending = [number for number, each in enumerate(bundle.plans) if each.uploads]
+    return bundle.only((sending or [0])[0] if plan is None else plan)
 
 
 def _calibration(bundle: Bundle, path: Path | None) -> Calibration:

@@ -1,19 +1,27 @@
-"""`offload inspect`: a model's layers, tensors and where it can be cut."""
+"""`offload inspect`: a model's layers, tensors and where it can be cut; a bundle's plans."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+from offload.bundle.bundle import Bundle, open_bundle
 from offload.graph.load import load_model
 from offload.graph.model import Graph, Layer
 from offload.units import format_bytes
 from offload_runtimes.planning.measure import read_fused
 
-from offload_cli.options import FormatOption, ModelArgument, ShapeOption, parse_shapes
+from offload_cli.options import FormatOption, ShapeOption, parse_shapes
 from offload_cli.output import Format, Output
+from offload_cli.plans import bundle_json, plans_sentence, show_plan, show_plans
 
 
 def inspect(
-    model: ModelArgument,
+    path: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL|BUNDLE", help="The .onnx file, or a bundle's folder.", show_default=False
+        ),
+    ],
     shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
     every: Annotated[
         bool, typer.Option("--all", help="List every layer, also of a long model.")
@@ -22,12 +30,16 @@ def inspect(
 ) -> None:
     """Show a model's layers as onnxruntime fuses them, what they make and how big it is.
 
-    A layer's outputs are the tensors you can name in `offload split --cut`.
+    A layer's outputs are the tensors you can name in `offload split --cut`. Of a bundle, show its
+    plans: when each is followed, what runs where and what crosses.
 
-    Example: `offload inspect googlenet.onnx`
+    Example: `offload inspect googlenet.onnx`, `offload inspect net.bundle`
     """
     output = Output(form)
-    graph = read_fused(load_model(model), parse_shapes(shape))
+    if path.is_dir():
+        _show_bundle(output, open_bundle(path))
+        return
+    graph = read_fused(load_model(path), parse_shapes(shape))
     output.result(_json(graph), _summary(graph))
     shown = graph.layers if every or len(graph.layers) <= 60 else graph.layers[:50]
     output.table(
@@ -36,6 +48,16 @@ def inspect(
     )
     if len(shown) < len(graph.layers):
         output.remark(f"{len(graph.layers) - len(shown)} more layers: list them with --all")
+
+
+def _show_bundle(output: Output, bundle: Bundle) -> None:
+    output.result(bundle_json(bundle), f"{bundle.path}: {plans_sentence(bundle)}")
+    show_plans(output, bundle)
+    for number, plan in enumerate(bundle.plans):
+        if len(bundle.plans) > 1:
+            made_for = f", made for {plan.link.describe()}" if plan.link else ""
+            output.text(f"plan {number}{made_for}: {plan.reason}")
+        show_plan(output, plan)
 
 
 def _summary(graph: Graph) -> str:

@@ -18,6 +18,10 @@ ModelArgument = Annotated[Path, typer.Argument(help="The .onnx file.", show_defa
 BundleArgument = Annotated[
     Path, typer.Argument(help="A bundle's folder, made by `offload split`.", show_default=False)
 ]
+PlanOption = Annotated[
+    int | None,
+    typer.Option("--plan", min=0, help="Of a bundle of several plans: this one, by its number."),
+]
 ShapeOption = Annotated[
     list[str],
     typer.Option(

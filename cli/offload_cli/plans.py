@@ -13,8 +13,13 @@ from offload.units import format_bps, format_bytes, format_s
 from offload_cli.output import Output
 
 
-def plans_json(bundle: Bundle) -> dict[str, object]:
-    """For scripts: nothing of a bundle of one plan."""
+def bundle_json(bundle: Bundle) -> dict[str, object]:
+    """A bundle for scripts: where it is, what it is called, its plan, and all where several."""
+    named = {"path": str(bundle.path), "digest": bundle.digest, "plan": bundle.plan.to_json()}
+    return named | _plans_json(bundle)
+
+
+def _plans_json(bundle: Bundle) -> dict[str, object]:
     if len(bundle.plans) == 1:
         return {}
     return {
@@ -88,3 +93,32 @@ def _predicted(where: Range, plan: Plan) -> Iterator[str]:
     for rate in (low, high):
         link = replace(plan.link, up_bps=rate, down_bps=rate * ratio)
         yield format_s(plan.forecast.latency_s(link))
+
+
+def show_plan(output: Output, plan: Plan) -> None:
+    """The comparison, and what runs where."""
+    output.table(
+        ("scheme", ">predicted", ">sent", ">layers on device", ">memory", ""),
+        (
+            (
+                a.scheme,
+                format_s(a.latency_s),
+                format_bytes(a.upload_bytes),
+                a.device_layers,
+                format_bytes(a.memory_bytes),
+                "chosen" if a.scheme == plan.scheme else "",
+            )
+            for a in plan.alternatives
+        ),
+    )
+    for side in Side:
+        for segment in plan.on(side):
+            made = ", ".join(segment.outputs)
+            output.text(f"  {segment.id}: {len(segment.layers)} layers -> {made}")
+    if plan.latency_p95_s is not None:
+        output.text(f"  95 of 100 inputs take at most {format_s(plan.latency_p95_s)}, as predicted")
+    for send in plan.uploads:
+        if send.encoding != "raw":
+            raw = "" if send.tensor_bytes is None else f" (raw {format_bytes(send.tensor_bytes)})"
+            size = format_bytes(send.size_bytes or 0)
+            output.text(f"  sends {send.tensor} as {send.encoding}: {size}{raw}")

@@ -2,21 +2,29 @@
 
 import json
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from offload.cost.link import parse_link
+from offload.cost.link import Link, parse_link
 from offload.files import write_text
 from offload.report.gantt import gantt_svg, gantt_text
 from offload.report.trace import chrome_trace
 from offload.schedule.timeline import Timeline
 from offload.units import format_s
+from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.execution import OnServerLoss
 from offload_runtimes.local import open_session
 
 from offload_cli.arrays import read_arrays, write_arrays
-from offload_cli.options import BundleArgument, FormatOption, ProviderOption, ThreadsOption
+from offload_cli.options import (
+    BundleArgument,
+    FormatOption,
+    PlanOption,
+    ProviderOption,
+    ThreadsOption,
+)
 from offload_cli.output import Format, Output
 from offload_cli.security import (
     CaOption,
@@ -58,6 +66,7 @@ def run(
         OnServerLoss,
         typer.Option(help="Go on here and return (resume), stay here (local), or fail (raise)."),
     ] = OnServerLoss.RESUME,
+    plan: PlanOption = None,
     ca: CaOption = None,
     cert: CertificateOption = None,
     key: KeyOption = None,
@@ -71,6 +80,9 @@ def run(
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Run a bundle once: the device's part here, the server's part on the server.
+
+    Of a bundle of several plans, the one is followed that is best for the link as it is measured,
+    also while --repeat goes on; --plan fixes one.
 
     Example: `offload run net.bundle --input in.npz --output out.npz --server 192.0.2.7:50051`
     """
@@ -89,12 +101,14 @@ def run(
         deadline_s=deadline,
         on_server_loss=on_server_loss,
         security=client_security(ca, cert, key, token_file),
+        plan=plan,
     ) as session:
         for _ in range(repeat):
             answers, timeline = session.run_timed(None, feeds)
             timelines.append(timeline)
         names = [value.name for value in session.get_outputs()]
-        predicted = session.bundle.plan.timeline
+        predicted = session.predicted()
+        followed = _followed(session)
     if outputs:
         write_arrays(outputs, dict(zip(names, answers, strict=True)))
         output.remark(f"wrote {outputs}")
@@ -103,11 +117,34 @@ def run(
         write_text(svg, gantt_svg(shown, bundle.name))
     if trace:
         write_text(trace, json.dumps(chrome_trace(shown)))
-    _report(output, names, timelines, predicted)
+    _report(output, names, timelines, predicted, followed)
+
+
+def _followed(session: OffloadSession) -> dict[str, object]:
+    """Which plan of several was followed in the end, and the changes; nothing where one is all."""
+    if len(session.bundle.plans) == 1:
+        return {}
+    return {
+        "plan": session.plan,
+        "link": session.link.to_json() if session.link else None,
+        "switches": [
+            {
+                "at_s": switch.at_s,
+                "before": switch.before,
+                "after": switch.after,
+                "link": switch.link.to_json(),
+            }
+            for switch in session.switches
+        ],
+    }
 
 
 def _report(
-    output: Output, names: list[str], timelines: list[Timeline], predicted: Timeline
+    output: Output,
+    names: list[str],
+    timelines: list[Timeline],
+    predicted: Timeline,
+    followed: Mapping[str, Any],
 ) -> None:
     seconds = [timeline.makespan_s for timeline in timelines]
     median_s = statistics.median(seconds)
@@ -118,8 +155,16 @@ def _report(
             "latencies_s": seconds,
             "predicted_s": predicted.makespan_s,
             "timeline": timelines[-1].to_json(),
+            **followed,
         },
         f"{format_s(median_s)} measured (median of {len(seconds)}),"
         f" {format_s(predicted.makespan_s)} predicted",
     )
+    if followed:
+        link = Link.from_json(followed["link"]).describe() if followed["link"] else "not measured"
+        changes = [
+            f"{s['before']} -> {s['after']} at {s['at_s']:.1f} s" for s in followed["switches"]
+        ]
+        changed = f"; changed {', '.join(changes)}" if changes else ""
+        output.text(f"plan {followed['plan']}, link {link}{changed}")
     output.text(gantt_text({"measured": timelines[-1]}, 100))

@@ -18,7 +18,7 @@ from offload.schedule.schedule import Schedule
 from offload.schedule.solve import SOLVERS, solve
 from offload.units import format_s
 
-from offload_cli.options import FormatOption
+from offload_cli.options import FormatOption, PlanOption
 from offload_cli.output import Format, Output
 
 _MOST_DRAWN = 10_000
@@ -38,6 +38,7 @@ def schedule(
     budget: Annotated[
         float, typer.Option(min=0.0, metavar="SECONDS", help="What a search may take.")
     ] = 1.0,
+    plan: PlanOption = None,
     svg: Annotated[Path | None, typer.Option(help="Write the chart to this SVG file.")] = None,
     trace: Annotated[
         Path | None, typer.Option(help="Write a Chrome trace (JSON) to this file.")
@@ -55,7 +56,7 @@ def schedule(
     Example: `offload schedule graph.json --compare --svg chart.svg`
     """
     output = Output(form)
-    instance = _instance(source)
+    instance = _instance(source, plan or 0)
     best = solve(instance, solver, budget)
     rows = _compared(best, budget) if compare else []
     _write_charts(best, rows, source, svg, trace)
@@ -68,10 +69,10 @@ def schedule(
         output.table(columns, [_row(row) for row in rows])
 
 
-def _instance(source: Path) -> Instance:
+def _instance(source: Path, plan: int) -> Instance:
     if not source.is_dir():
         return read_instance(source)
-    stored = open_bundle(source).plan.instance
+    stored = open_bundle(source).only(plan).plan.instance
     if not stored:
         raise InputError(f"{source} has nothing to schedule: its plan stays on one side")
     return Instance.from_json(dict(stored))

@@ -6,12 +6,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from offload.bundle.bundle import Bundle
 from offload.cost.link import parse_link
 from offload.encoding.allowance import Allowance
 from offload.errors import InputError
 from offload.plan.candidate import Candidate
-from offload.plan.plan import Plan, Side
 from offload.plan.planner import pareto
 from offload.plan.sweep import is_range, parse_links
 from offload.units import format_bytes, format_s
@@ -43,7 +41,7 @@ from offload_cli.options import (
     parse_shapes,
 )
 from offload_cli.output import Format, Output
-from offload_cli.plans import plans_json, plans_sentence, show_plans
+from offload_cli.plans import bundle_json, plans_sentence, show_plan, show_plans
 from offload_cli.wishes import (
     DeadlineOption,
     DeviceOption,
@@ -177,12 +175,6 @@ def split(
     show_front(output, plans)
 
 
-def bundle_json(bundle: Bundle) -> dict[str, object]:
-    """A bundle for scripts: where it is, what it is called, its plan, and all where several."""
-    named = {"path": str(bundle.path), "digest": bundle.digest, "plan": bundle.plan.to_json()}
-    return named | plans_json(bundle)
-
-
 def _front(prepared: Prepared, progress: Progress) -> tuple[Candidate, ...]:
     """The front with the lossless encodings that are allowed: no plan of it is rehearsed."""
     progress("looking for plans of more throughput")
@@ -213,32 +205,3 @@ def show_front(output: Output, plans: Sequence[Candidate]) -> None:
             ),
             title="latency against throughput, nothing lost on the way",
         )
-
-
-def show_plan(output: Output, plan: Plan) -> None:
-    """The comparison, and what runs where."""
-    output.table(
-        ("scheme", ">predicted", ">sent", ">layers on device", ">memory", ""),
-        (
-            (
-                a.scheme,
-                format_s(a.latency_s),
-                format_bytes(a.upload_bytes),
-                a.device_layers,
-                format_bytes(a.memory_bytes),
-                "chosen" if a.scheme == plan.scheme else "",
-            )
-            for a in plan.alternatives
-        ),
-    )
-    for side in Side:
-        for segment in plan.on(side):
-            made = ", ".join(segment.outputs)
-            output.text(f"  {segment.id}: {len(segment.layers)} layers -> {made}")
-    if plan.latency_p95_s is not None:
-        output.text(f"  95 of 100 inputs take at most {format_s(plan.latency_p95_s)}, as predicted")
-    for send in plan.uploads:
-        if send.encoding != "raw":
-            raw = "" if send.tensor_bytes is None else f" (raw {format_bytes(send.tensor_bytes)})"
-            size = format_bytes(send.size_bytes or 0)
-            output.text(f"  sends {send.tensor} as {send.encoding}: {size}{raw}")

@@ -86,9 +86,10 @@ def _verify_bundle(output: Output, path: Path, options: EngineOptions) -> None:
     bundle = open_bundle(path)
     found = repeat(bundle, options)
     bits = f"{found.equal} of {found.outputs} outputs have the maker's bits"
+    of = f" of {len(bundle.plans)} plans" if len(bundle.plans) > 1 else ""
     verdict = "right" if found.ok else f"wrong: tensor {found.tensor!r} is off"
     text = (
-        f"{path}: {verdict}: {found.segments} segments ran here, {bits}, worst relative"
+        f"{path}: {verdict}: {found.segments} segments{of} ran here, {bits}, worst relative"
         f" difference {found.worst:.1e} of {found.allowed:.1e} allowed"
     )
     output.result({"bundle": bundle.digest, **found.to_json()}, text)

@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--input", type=Path, required=True, help=".npz with the inputs")
     run.add_argument("--output", type=Path, help=".npz to write the outputs to")
     run.add_argument("--server", help="HOST:PORT; default: a server within this process")
+    run.add_argument("--plan", type=int, help="of a bundle of several: this one, by its number")
     run.add_argument("--ca", type=Path, help="authority of the server's certificate: use TLS")
     run.set_defaults(command=_run)
     serve = verbs.add_parser("serve", help="serve the server's part of bundles")
@@ -70,7 +71,7 @@ def _run(asked: argparse.Namespace) -> None:
 
     feeds = _read_arrays(asked.input)
     security = ClientSecurity(asked.ca, asked.cert, asked.key, _token(asked.token_file))
-    options = {"providers": tuple(asked.provider), "threads": asked.threads}
+    options = {"providers": tuple(asked.provider), "threads": asked.threads, "plan": asked.plan}
     with open_session(asked.bundle, asked.server, security=security, **options) as session:
         answers, timeline = session.run_timed(None, feeds)
         names = [value.name for value in session.get_outputs()]

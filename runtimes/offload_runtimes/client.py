@@ -186,6 +186,13 @@ class OffloadSession:
         """What the session has done so far."""
         return self._tally.counts
 
+    def predicted(self) -> Timeline:
+        """What the plan that is followed now should take, on the link as measured if it was."""
+        followed = self.bundle.plans[self.plan]
+        if self.link is None or followed.forecast is None:
+            return followed.timeline
+        return followed.forecast.timeline(self.link)
+
     def get_inputs(self) -> list[Value]:
         """What `run` needs: name, type and shape of each input."""
         return list(self.bundle.inputs)

@@ -21,7 +21,16 @@ from offload_runtimes.serving.echo import echo
 from offload_runtimes.serving.fair import FairWorkers
 from offload_runtimes.serving.metrics import MetricsPort
 from offload_runtimes.serving.observe import Observer
-from offload_runtimes.session.server import Close, Event, Limits, Over, Reply, Run, ServerSession
+from offload_runtimes.session.server import (
+    Close,
+    Event,
+    Limits,
+    Over,
+    Reply,
+    Run,
+    ServerSession,
+    Switched,
+)
 from offload_runtimes.wire.contract import Contract, contracts, message_limit_bytes
 from offload_runtimes.wire.transport import Connection
 
@@ -287,6 +296,9 @@ class Server:
                     self._observer.frame(served.session.bundle or "", outcome)
                     for call in served.calls.pop(frame, []):
                         call.stop()
+                case Switched(before, after):
+                    bundle = served.session.bundle or ""
+                    self._observer.switched(served.number, bundle, before, after)
                 case Close(data, error):
                     self._observer.failed(served.number, error)
                     self._send(served, data)

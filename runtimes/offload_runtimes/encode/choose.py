@@ -110,7 +110,7 @@ class Chooser:
         if [each.name for each in kept] == ["raw"]:
             return None
         try:
-            return self._catalogue(self._calibration()).allowing(kept)
+            return self._known[1].allowing(kept)
         except InputError:
             if self.allowance.calibration is not None:
                 raise

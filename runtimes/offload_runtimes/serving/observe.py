@@ -28,6 +28,9 @@ class Observer:
             "Frames over: answered, failed, cancelled by the device, or dropped with a session.",
             ["bundle", "outcome"],
         )
+        self._switches = Counter(
+            "offload_plan_switches_total", "Changes of plan within a session.", ["bundle"]
+        )
         self._bytes = Counter("offload_bytes_total", "Bytes of messages, in or out.", ["direction"])
         self._stages = Histogram(
             "offload_stage_seconds",
@@ -37,8 +40,9 @@ class Observer:
 
     def text(self) -> str:
         """The exposition of all metrics."""
-        counters = (self._sessions, self._refused, self._frames, self._bytes, self._stages)
-        return "".join(metric.text() for metric in (*self._gauges, *counters))
+        frames = (self._sessions, self._refused, self._frames, self._switches)
+        metrics = (*self._gauges, *frames, self._bytes, self._stages)
+        return "".join(metric.text() for metric in metrics)
 
     def opened(self, session: int, peer: str) -> None:
         """A session began."""
@@ -59,6 +63,12 @@ class Observer:
     def frame(self, bundle: str, outcome: str) -> None:
         """A frame is over."""
         self._frames.add(bundle[:12], outcome)
+
+    def switched(self, session: int, bundle: str, before: int, after: int) -> None:
+        """A session's frames follow another plan."""
+        self._switches.add(bundle[:12])
+        fields = {"session": session, "before": before, "after": after}
+        LOG.info("plan switched", extra={"fields": fields})
 
     def passed(self, direction: str, size_bytes: int) -> None:
         """A message went `in` or `out`."""

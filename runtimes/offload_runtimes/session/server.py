@@ -62,7 +62,15 @@ class Close:
     error: OffloadError
 
 
-Event: TypeAlias = Reply | Run | Over | Close
+@dataclass(frozen=True, slots=True)
+class Switched:
+    """The device's frames follow another plan from now on."""
+
+    before: int
+    after: int
+
+
+Event: TypeAlias = Reply | Run | Over | Close | Switched
 
 
 @dataclass
@@ -103,6 +111,7 @@ class ServerSession:
         self._last_frame = 0
         self._failed: set[int] = set()
         self._draining = False
+        self._plan: int | None = None
         self.closed = False
 
     @property
@@ -218,7 +227,14 @@ class ServerSession:
         if sum(held.held_bytes for held in self._frames.values()) > self._limits.max_bytes:
             raise ProtocolError("too many bytes in flight: wait for answers before sending more")
         frame.spans.append((pb.Span.ARRIVAL, layout.name, 0.0, now_s))
-        return self._started(tensor.frame, frame)
+        return [*self._switched(tensor.frame, frame.plan), *self._started(tensor.frame, frame)]
+
+    def _switched(self, number: int, plan: int) -> list[Event]:
+        """What the newest frame tells: older ones may still be under way by another plan."""
+        if number < self._last_frame or plan == self._plan:
+            return []
+        before, self._plan = self._plan, plan
+        return [] if before is None else [Switched(before, plan)]
 
     def _frame(self, number: int, plan: int) -> _Frame:
         frame = self._frames.get(number)

@@ -142,6 +142,10 @@ def test_a_stream_goes_on_while_the_link_changes(
         assert session.counts.switches == 2
         assert session.counts.split == session.counts.runs == len(found)
         assert session.counts.losses == 0
+        assert "plan 1 -> plan 0" in str(session.switches[0])
+    if not bundle.plans[HERE].is_local:  # else the server sees one plan all along
+        metric = f'offload_plan_switches_total{{bundle="{bundle.digest[:12]}"}} 2'
+        assert metric in server.metrics_text()
         assert all(switch.link.up_bps < 5e5 for switch in session.switches[:1])
 
 

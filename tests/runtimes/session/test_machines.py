@@ -10,7 +10,16 @@ from offload.bundle.bundle import Value
 from offload.errors import BundleError, InputError
 from offload.plan.plan import Segment, Side
 from offload_runtimes.session.device import Arrived, DeviceSession, Failed, Leaving, Opened
-from offload_runtimes.session.server import Close, Event, Limits, Over, Reply, Run, ServerSession
+from offload_runtimes.session.server import (
+    Close,
+    Event,
+    Limits,
+    Over,
+    Reply,
+    Run,
+    ServerSession,
+    Switched,
+)
 from offload_runtimes.wire import messages as wire
 from offload_runtimes.wire.contract import Contract, Port, Ports
 
@@ -264,11 +273,12 @@ def refusal(events: list[Event]) -> str:
 def test_a_frame_follows_one_plan_from_beginning_to_end() -> None:
     session = greeted()
     a, c = np.arange(2), np.arange(2) + 5
-    session.receive(wire.encode_tensor(1, "a", a, "raw", plan=1), 0.0)
+    assert session.receive(wire.encode_tensor(1, "a", a, "raw", plan=1), 0.0) == []
     (run,) = session.receive(wire.encode_tensor(1, "c", c, "raw", plan=1), 0.0)
     assert isinstance(run, Run)
     assert run.segment.id == "ace"
-    (other,) = session.receive(wire.encode_tensor(2, "a", a, "raw", plan=0), 0.0)
+    switched, other = session.receive(wire.encode_tensor(2, "a", a, "raw", plan=0), 0.0)
+    assert switched == Switched(1, 0)
     assert isinstance(other, Run)
     assert other.segment.id == "ab"
     events = session.receive(wire.encode_tensor(2, "c", c, "raw", plan=1), 0.0)

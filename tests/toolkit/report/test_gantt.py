@@ -71,3 +71,13 @@ def test_ticks_are_round_and_within_the_axis(end_s: float, most: int) -> None:
     assert len(axis.ticks_s) <= most + 1
     assert axis.ticks_s[0] == 0
     assert axis.ticks_s[-1] <= end_s * (1 + 1e-6)
+
+
+def test_what_changed_stands_in_the_heading() -> None:
+    change = Span(Lane.DEVICE, "plan 0 -> plan 1", 0.0, 0.0)
+    work = Span(Lane.DEVICE, "device-0", 0.0, 0.1)
+    shown = {"measured": Timeline.of([change, work])}
+    lines = gantt_text(shown, 40).splitlines()
+    assert lines[0] == "measured: 100 ms; plan 0 -> plan 1"
+    assert "device-0" in lines[1]
+    assert gantt_svg(shown, "t").count('class="bar"') == 1

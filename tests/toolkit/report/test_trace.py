@@ -22,3 +22,13 @@ def test_trace_names_its_processes_and_threads() -> None:
     trace = chrome_trace({"measured": Timeline(())})
     names = [e["args"]["name"] for e in trace["traceEvents"] if "name" in e["args"]]
     assert names == ["measured", "device", "uplink", "server", "downlink"]
+
+
+def test_what_changed_is_an_instant() -> None:
+    change = Span(Lane.DEVICE, "plan 0 -> plan 1", 0.0, 0.0)
+    work = Span(Lane.DEVICE, "device-0", 0.0, 0.1)
+    events = chrome_trace({"measured": Timeline.of([change, work])})["traceEvents"]
+    assert [(e["ph"], e["name"]) for e in events if e["ph"] in "iX"] == [
+        ("i", "plan 0 -> plan 1"),
+        ("X", "device-0"),
+    ]

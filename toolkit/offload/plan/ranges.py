@@ -129,7 +129,7 @@ def _worthwhile(cells: Sequence[Cell], worth: float) -> list[Cell]:
         program: {i for i, value in enumerate(values) if value <= own[i] * (1 + worth)}
         for program, values in takes.items()
     }
-    kept: list[object] = []
+    kept: list[tuple[object, ...]] = []
     left = set(range(len(cells)))
     while left:
         kept.append(max(programs, key=lambda p: (len(near[p] & left), -sum(takes[p]))))

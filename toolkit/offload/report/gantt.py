@@ -33,11 +33,21 @@ def gantt_text(timelines: Mapping[str, Timeline], width: int = 80) -> str:
     axis = Axis.over(_end_s(timelines), most_ticks=max(cells // 12, 1))
     lines: list[str] = []
     for name, timeline in timelines.items():
-        lines.append(f"{name}: {format_s(timeline.makespan_s)}")
+        lines.append(_heading(name, timeline))
         for lane in _lanes(timelines):
-            row = _text_row(timeline.lane(lane), axis, cells)
+            row = _text_row(_drawn(timeline, lane), axis, cells)
             lines.append(f"{lane.value:<{_LABEL}}{row}".rstrip())
     return "\n".join([*lines, " " * _LABEL + _text_axis(axis, cells)])
+
+
+def _heading(name: str, timeline: Timeline) -> str:
+    marks = "".join(f"; {mark.name}" for mark in timeline.marks)
+    return f"{name}: {format_s(timeline.makespan_s)}{marks}"
+
+
+def _drawn(timeline: Timeline, lane: Lane) -> tuple[Span, ...]:
+    marks = timeline.marks
+    return tuple(span for span in timeline.lane(lane) if span not in marks)
 
 
 def _lanes(timelines: Mapping[str, Timeline]) -> tuple[Lane, ...]:
@@ -115,12 +125,12 @@ def _legend(lanes: Iterable[Lane]) -> Iterable[str]:
 def _panel(
     top: int, name: str, timeline: Timeline, lanes: Iterable[Lane], axis: Axis
 ) -> Iterable[str]:
-    heading = f"{name}: {format_s(timeline.makespan_s)}"
-    yield f'<text x="{_LEFT}" y="{top + 20}" class="name">{_escaped(heading)}</text>'
+    heading = _escaped(_heading(name, timeline))
+    yield f'<text x="{_LEFT}" y="{top + 20}" class="name">{heading}</text>'
     for number, lane in enumerate(lanes):
         y = top + _HEAD + number * _ROW
         yield f'<text x="{_LEFT - 8}" y="{y + 15}" class="end">{lane.value}</text>'
-        for span in timeline.lane(lane):
+        for span in _drawn(timeline, lane):
             yield from _bar(span, y, axis)
 
 

@@ -27,7 +27,13 @@ def _names(pid: int, name: str) -> Iterator[dict[str, Any]]:
 
 def _spans(pid: int, timeline: Timeline) -> Iterator[dict[str, Any]]:
     tids = {lane: tid for tid, lane in enumerate(Lane, start=1)}
+    marks = timeline.marks
+    for mark in marks:
+        where = {"ts": mark.start_s * _MICROSECONDS, "pid": pid, "tid": tids[mark.lane]}
+        yield {"ph": "i", "s": "p", "name": mark.name, "cat": "plan", **where}
     for span in timeline.spans:
+        if span in marks:
+            continue
         yield {
             "ph": "X",
             "name": span.name,

@@ -32,7 +32,10 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """The spans of one inference, sorted by start, then lane."""
+    """The spans of one inference, sorted by start, then lane.
+
+    A span of the device that takes no time is a mark: something changed there.
+    """
 
     spans: tuple[Span, ...]
 
@@ -46,6 +49,11 @@ class Timeline:
     def makespan_s(self) -> float:
         """When the last span ends, in seconds after the start."""
         return max((span.end_s for span in self.spans), default=0.0)
+
+    @property
+    def marks(self) -> tuple[Span, ...]:
+        """What changed, in order: the plan that is followed, for one."""
+        return tuple(s for s in self.spans if s.lane is Lane.DEVICE and s.start_s == s.end_s)
 
     def lane(self, lane: Lane) -> tuple[Span, ...]:
         """The spans of one lane, in order of start."""
