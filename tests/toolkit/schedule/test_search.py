@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from offload.schedule.reduce import Reduced, bits
 from offload.schedule.search.decision import decide
-from offload.schedule.search.min_cut import minimiser
+from offload.schedule.search.min_cut import drain, minimiser
 from offload.schedule.search.reach import Reach, reach_bound_s
 from offload.schedule.search.search import search
 from offload.schedule.search.side import side
@@ -100,6 +100,22 @@ def test_the_minimum_cut_is_the_lowest_closed_set(problem: Reduced, data: st.Dat
     between = [s for s in closed if low & ~s == 0 and s & ~high == 0]
     lowest_s = min(height_s(problem, s) for s in between)
     assert height_s(problem, found) == pytest.approx(lowest_s, abs=1e-9)
+
+
+@settings(max_examples=300, deadline=None)
+@given(problems(6), st.integers(0, 63), st.sets(st.integers(0, 11)))
+def test_what_cannot_be_drowned_bounds_what_paying_for_blocks_costs(
+    problem: Reduced, free: int, paid: set[int]
+) -> None:
+    free &= (1 << len(problem.cuts)) - 1
+    masks = [mask for place, mask in enumerate(problem.blocks) if place in paid]
+    lowest, left = drain(problem.blocks, problem.upload_s, free)
+    lifted_s = min(
+        height_s(problem, s) + sum(problem.blocks[mask] for mask in masks if not mask & s)
+        for s in range(free + 1)
+        if not s & ~free
+    )
+    assert lifted_s >= height_s(problem, lowest) + sum(left[mask] for mask in masks) - 1e-9
 
 
 @settings(max_examples=300, deadline=None)

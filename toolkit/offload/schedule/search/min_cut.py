@@ -12,23 +12,33 @@ from offload.schedule.reduce import bits
 
 
 def minimiser(blocks: Mapping[int, float], upload_s: Sequence[float], low: int, high: int) -> int:
-    """The largest closed set X, low <= X <= high, of smallest F(X) - G(X); sets are bit masks.
-
-    Blocks pour their compute into the cut points they reach, as much as each can take (maximum
-    flow by shortest augmenting paths); what cannot be drowned is the minimiser.
-    O(blocks * (blocks + m)) operations on masks at worst, near O(blocks) when few overlap.
-    """
+    """The largest closed set X, low <= X <= high, of smallest F(X) - G(X); sets are bit masks."""
     free = high & ~low
     supply: dict[int, float] = {}
     for mask, seconds in blocks.items():
         if not mask & low and mask & free:
             supply[mask & free] = supply.get(mask & free, 0.0) + seconds
-    room = [upload_s[bit] if free >> bit & 1 else 0.0 for bit in range(len(upload_s))]
+    return low | drain(supply, upload_s, free)[0]
+
+
+def drain(
+    blocks: Mapping[int, float], upload_s: Sequence[float], free: int
+) -> tuple[int, dict[int, float]]:
+    """The largest set X of free cut points of smallest F(X) - G(X), and a certificate.
+
+    Blocks pour their compute into the free cut points they reach, as much as each can take
+    (maximum flow by shortest augmenting paths); what cannot be drowned is the minimiser.
+    O(blocks * (blocks + m)) operations on masks at worst, near O(blocks) when few overlap.
+
+    The certificate is the seconds of each block that no cut point can take: to pay for some
+    blocks whatever X is lifts the smallest F(X) - G(X) by what is left of them, at least.
+    """
+    room = [seconds if free >> bit & 1 else 0.0 for bit, seconds in enumerate(upload_s)]
     flow: list[dict[int, float]] = [{} for _ in room]
-    fewest_first = sorted(supply, key=int.bit_count)
-    left = _poured(supply, fewest_first, room, flow)
-    scale = 1e-12 * max([1e-300, *supply.values()])
-    drowned = 0
+    fewest_first = sorted(blocks, key=int.bit_count)
+    left = _poured(blocks, fewest_first, room, flow)
+    scale = 1e-12 * max([1e-300, *blocks.values()])
+    drowned = ~free
     for mask in fewest_first:
         while left[mask] > scale:
             reached, path = _path_to_room(mask, room, flow, drowned, scale)
@@ -36,7 +46,7 @@ def minimiser(blocks: Mapping[int, float], upload_s: Sequence[float], low: int, 
                 drowned |= reached
                 break
             left[mask] -= _augment(path, left[mask], room, flow, scale)
-    return high & ~drowned
+    return ~drowned, left
 
 
 _Flow = list[dict[int, float]]

@@ -8,14 +8,13 @@ lowest of these minima bounds the highest peak of any order.
 """
 
 import time
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
 from offload.schedule.reduce import Reduced, bits
-from offload.schedule.search.min_cut import minimiser
+from offload.schedule.search.min_cut import drain, minimiser
 from offload.schedule.search.side import Floats, flags, product
 
 _SHARE = 1 / 32
@@ -79,55 +78,62 @@ class Reach:
             limit_s: no peak is above it.
             reached: what is known to be.
         """
-        state, is_lowest = reached, False
+        state = reached
         while reached != self.high:
             if time.monotonic() > self.deadline_s:
                 return None
-            peaks_s, next_s = self._peaks_s(state, reached), np.inf
+            peaks_s = self._peaks_s(state, reached)
             more = sum([1 << bit for bit, peak_s in peaks_s.items() if peak_s <= limit_s])
-            if not more and not is_lowest:
-                state, is_lowest = self._lowest(self.reduced.blocks, reached), True
-                continue
-            if not more:
-                likely_first = sorted(peaks_s, key=peaks_s.__getitem__)
-                more, next_s = self._from_any(likely_first, reached, limit_s)
-            if not more:
-                return Reached(reached, next_s)
+            if more:
+                state = min(state, state | more, key=self._height_s)
+            else:
+                state, peak_s = self._from_lowest(min(peaks_s, key=peaks_s.__getitem__), reached)
+                if peak_s > limit_s:
+                    state, peak_s = self._lowest_step(reached)
+                if peak_s > limit_s:
+                    return Reached(reached, peak_s)
+                more = state & ~reached
             reached |= more
-            state, is_lowest = min(state, state | more, key=self._height_s), False
         return Reached(reached, np.inf)
 
     def _peaks_s(self, state: int, reached: int) -> dict[int, float]:
         """Of each step out of what is reached, the peak from one state."""
         left_s = [0.0 if mask & state else seconds for mask, seconds in self._blocks.items()]
+        return self._steps_s(left_s, self._height_s(state), reached)
+
+    def _steps_s(self, left_s: list[float], height_s: float, reached: int) -> dict[int, float]:
+        """Of each step out of what is reached, a height and what is left of its blocks."""
         climbs_s = product(self._users, np.array(left_s)[:, None])[:, 0]
-        peaks_s = (climbs_s + self._height_s(state)).tolist()
-        need = self.reduced.need
+        need, peaks_s = self.reduced.need, (climbs_s + height_s).tolist()
         return {
             bit: peak_s
             for bit, peak_s in zip(self._columns, peaks_s, strict=True)
             if not reached >> bit & 1 and not need[bit] & ~reached
         }
 
-    def _from_any(self, steps: Iterable[int], reached: int, limit_s: float) -> tuple[int, float]:
-        """One step that some state within what is reached allows, 0 for none; the lowest peak."""
-        next_s = np.inf
-        for bit in steps:
-            least_s = self._least_s(bit, reached)
-            if least_s <= limit_s:
-                return 1 << bit, least_s
-            next_s = min(next_s, least_s)
-        return 0, next_s
+    def _lowest_step(self, reached: int) -> tuple[int, float]:
+        """The end of the step of lowest peak from any state within what is reached; the peak.
 
-    def _least_s(self, bit: int, reached: int) -> float:
-        """The lowest peak of a step over all states within what is reached."""
-        blocks, upload_s = self.reduced.blocks, self.reduced.upload_s
-        others = {mask: seconds for mask, seconds in blocks.items() if not mask >> bit & 1}
-        return self._height_s(self._lowest(others, reached) | 1 << bit) + upload_s[bit]
+        A flow that drowns as much as it can bounds all of these peaks at once; few are so close
+        that they take a minimum cut of their own.
+        """
+        lowest, left = drain(self._blocks, self.reduced.upload_s, reached & ~self.low)
+        least_s = self._height_s(lowest | self.low)
+        bounds_s = self._steps_s([left[mask] for mask in self._blocks], least_s, reached)
+        end, next_s = reached, np.inf
+        for bit in sorted(bounds_s, key=bounds_s.__getitem__):
+            if bounds_s[bit] >= next_s:
+                break
+            state, peak_s = self._from_lowest(bit, reached)
+            if peak_s < next_s:
+                end, next_s = state, peak_s
+        return end, next_s
 
-    def _lowest(self, blocks: Mapping[int, float], reached: int) -> int:
-        """The lowest state within what is reached."""
-        return minimiser(blocks, self.reduced.upload_s, self.low, reached)
+    def _from_lowest(self, bit: int, reached: int) -> tuple[int, float]:
+        """The end of a step from the state within what is reached where its peak is lowest."""
+        others = {mask: s for mask, s in self._blocks.items() if not mask >> bit & 1}
+        state = minimiser(others, self.reduced.upload_s, self.low, reached) | 1 << bit
+        return state, self._height_s(state) + self.reduced.upload_s[bit]
 
     def _height_s(self, state: int) -> float:
         """F - G of a state; no lower than that of its closure."""

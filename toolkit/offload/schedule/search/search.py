@@ -15,6 +15,7 @@ from offload.schedule.search.min_cut import minimiser
 from offload.schedule.search.reach import reach_bound_s
 
 WIDTHS = (2, 8, 64, 512, 4096, 32768)
+_LEFT = 0.1
 
 
 def search(reduced: Reduced, deadline_s: float) -> tuple[list[int], float]:
@@ -76,17 +77,15 @@ def bisect(half: Half, floor_s: float, effort: Effort) -> None:
     """Until the best peak is at most the floor or the bound, or this width says no more.
 
     By halves between the bound, or the highest limit this width couldn't settle, and the best
-    peak; then just under the best peak, which settles everything.
+    peak. The last tenth of what is open is left to a wider look, which gains more there.
     """
     unsure_s = limit_s = max(half.bound_s, floor_s)
     while half.best_s > max(half.bound_s, floor_s) + effort.tolerance_s:
-        under_best = limit_s >= half.best_s - effort.tolerance_s
         if not half.decide(limit_s, effort.width, effort.deadline_s):
-            if under_best or time.monotonic() > effort.deadline_s:
-                return
             unsure_s = max(unsure_s, limit_s)
-        unsure_s = max(unsure_s, half.bound_s)
-        if half.best_s - unsure_s > 1e-3 * (half.best_s - half.bound_s) + effort.tolerance_s:
-            limit_s = (unsure_s + half.best_s) / 2
-        else:
-            limit_s = half.best_s - effort.tolerance_s
+        settled_s = max(half.bound_s, floor_s)
+        unsure_s = max(unsure_s, settled_s)
+        is_narrow = half.best_s - unsure_s <= _LEFT * (half.best_s - settled_s)
+        if is_narrow or time.monotonic() > effort.deadline_s:
+            return
+        limit_s = (unsure_s + half.best_s) / 2
