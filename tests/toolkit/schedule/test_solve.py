@@ -78,3 +78,8 @@ def test_an_edge_to_nowhere_is_refused() -> None:
     for edges in (((0, 1), (1, 2)), ((0, 1), (-1, 0))):
         with pytest.raises(InputError, match=r"edge \(-?1, [02]\) .* outside 0\.\.1"):
             Instance(jobs, edges)
+
+
+def test_times_that_add_up_to_infinity_are_refused_without_a_warning() -> None:
+    with pytest.raises(InputError, match="add up to infinity"):
+        Instance(tuple(Job(name, 1e308) for name in "abc"))
