@@ -13,7 +13,7 @@ from offload.bundle.verify import Check, CutCheck
 from offload.errors import InputError
 from offload.graph.load import load_model
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.proof.evidence import repeat
+from offload_runtimes.proof.evidence import read_evidence, repeat
 from offload_runtimes.proof.verify import check_of, cuts_of
 
 from offload_cli.arrays import read_arrays
@@ -84,15 +84,16 @@ def verify(
 
 def _verify_bundle(output: Output, path: Path, options: EngineOptions) -> None:
     bundle = open_bundle(path)
-    found = repeat(bundle, options)
+    found, maker = repeat(bundle, options), read_evidence(bundle)
     bits = f"{found.equal} of {found.outputs} outputs have the maker's bits"
     of = f" of {len(bundle.plans)} plans" if len(bundle.plans) > 1 else ""
     verdict = "right" if found.ok else f"wrong: tensor {found.tensor!r} is off"
     text = (
         f"{path}: {verdict}: {found.segments} segments{of} ran here, {bits}, worst relative"
-        f" difference {found.worst:.1e} of {found.allowed:.1e} allowed"
+        f" difference {found.worst:.1e} of {found.allowed:.1e} allowed (onnxruntime {found.ort};"
+        f" the maker's was {maker.onnxruntime})"
     )
-    output.result({"bundle": bundle.digest, **found.to_json()}, text)
+    output.result({"bundle": bundle.digest, **found.to_json(), "maker": maker.to_json()}, text)
     if not found.ok:
         raise typer.Exit(1)
 

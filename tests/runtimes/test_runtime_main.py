@@ -2,7 +2,6 @@
 
 import base64
 import json
-import math
 import os
 import socket
 import subprocess
@@ -20,7 +19,6 @@ from offload_runtimes.__main__ import main
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.proof.segments import (
     Proof,
-    difference,
     make_proof,
     read_proof,
     repeat_proof,
@@ -63,17 +61,6 @@ def test_wrong_numbers_are_found(made: Made) -> None:
     found = repeat_proof(made.bundle, proofs, EngineOptions())
     assert (found.ok, found.tensor) == (False, name)
     assert found.worst == pytest.approx(0.01, rel=0.02)
-
-
-def test_differences_are_relative_and_strict_about_kind() -> None:
-    ones = np.ones(3, np.float32)
-    assert difference(ones, ones) == 0
-    assert difference(ones * 1e-3, ones * 1.1e-3) == pytest.approx(0.1, rel=1e-3)
-    assert difference(ones, np.ones(4, np.float32)) == math.inf
-    assert difference(ones, np.ones(3)) == math.inf
-    holes = np.array([1, np.nan, np.inf], np.float32)
-    assert difference(holes, holes) == 0
-    assert difference(ones, holes) == math.inf
 
 
 def test_damaged_proofs_are_refused(tmp_path: Path) -> None:

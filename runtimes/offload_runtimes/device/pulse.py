@@ -15,11 +15,6 @@ class Clock:
         self._rtt_s = float("inf")
         self._ahead_s = 0.0
 
-    @property
-    def rtt_s(self) -> float:
-        """The shortest round trip seen; infinite before the first."""
-        return self._rtt_s
-
     def learn(self, sent_s: float, server_s: float, received_s: float) -> None:
         """Take a ping into account; half of its round trip is the error at most."""
         if received_s - sent_s <= self._rtt_s:

@@ -1,21 +1,20 @@
-"""Catalogues that were measured before, kept in the user's cache: nothing is measured twice."""
+"""Catalogues of encodings, measured once."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from offload.encoding.catalogue import Catalogue
 from offload.encoding.encoding import Encoding
-from offload.errors import InputError
-from offload.files import read_object, write_text
+from offload.files import read_object
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 
+from offload_runtimes.cache import cache_folder, kept
 from offload_runtimes.encode.calibration import Calibration
 from offload_runtimes.encode.sizes import catalogue_of
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.planning.measure import cache_folder, machine_name
+from offload_runtimes.planning.measure import machine_name
 
 Progress = Callable[[str], None]
 
@@ -33,30 +32,19 @@ def kept_catalogue(
 ) -> Catalogue:
     """As `catalogue_of`, measured once for a model, its calibration, encodings and this machine.
 
-    Args:
-        model: from a file.
-        graph: its layers.
-        calibration: the inputs.
-        allowed: encodings to measure.
-        options: how onnxruntime runs.
-        types: types of tensors that shape inference can't follow.
-        progress: called with a phrase before each step.
-        again: measure even when a catalogue is there.
-
-    Raises:
-        InputError: the model refuses an input.
+    With `again` it is measured even when a catalogue is there.
     """
     wanted = tuple(allowed)
+
+    def measured() -> Catalogue:
+        return catalogue_of(model, graph, calibration, wanted, options, types, progress)
+
     path = catalogue_path(graph, calibration, wanted, options)
-    if path.is_file() and not again:
-        try:
-            return Catalogue.from_json(read_object(path, "catalogue", "offload split --again"))
-        except InputError:
-            progress("an older catalogue of encodings doesn't fit: measuring again")
-    found = catalogue_of(model, graph, calibration, wanted, options, types, progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(found.to_json()))
-    return found
+    return kept(path, _read, measured, again=again, progress=progress)
+
+
+def _read(path: Path) -> Catalogue:
+    return Catalogue.from_json(read_object(path, "catalogue", "offload split --again"))
 
 
 def catalogue_path(

@@ -1,7 +1,6 @@
 """Measure what each layer of a model costs on this machine."""
 
 import hashlib
-import json
 import os
 import platform
 import statistics
@@ -13,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from offload.cost.profile import LayerCost, Profile, load_profile
 from offload.errors import InputError
-from offload.files import write_text
 from offload.graph.kernels import Kernel, kernel_layers, name_kernels
 from offload.graph.load import Model
 from offload.graph.model import Graph
 from offload.graph.read import read_graph
 
+from offload_runtimes.cache import cache_folder, kept
 from offload_runtimes.engine import EngineOptions, load, optimize_to, profile_nodes
 from offload_runtimes.engine.values import DTYPES, Array
 from offload_runtimes.planning.calibrate import (
@@ -233,18 +232,17 @@ def cached_profile(
     Raises:
         InputError: as `measure`.
     """
+
+    def read(path: Path) -> Profile:
+        found = load_profile(path)
+        found.costs_of(subject.graph)
+        return found
+
+    def measured() -> Profile:
+        return measure(subject, options, samples=samples, runs=runs, progress=progress)
+
     path = cache_path(subject.graph, options)
-    if path.is_file() and not again and not samples:
-        try:
-            kept = load_profile(path)
-            kept.costs_of(subject.graph)
-            return kept
-        except InputError:
-            progress("an older table doesn't fit: measuring again")
-    profile = measure(subject, options, samples=samples, runs=runs, progress=progress)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(profile.to_json()))
-    return profile
+    return kept(path, read, measured, again=again or bool(samples), progress=progress)
 
 
 def cache_path(graph: Graph, options: EngineOptions) -> Path:
@@ -253,9 +251,3 @@ def cache_path(graph: Graph, options: EngineOptions) -> Path:
     setting = repr((machine_name(), options, shapes))
     name = f"{graph.digest[:16]}-{hashlib.sha256(setting.encode()).hexdigest()[:16]}.json"
     return cache_folder() / "profiles" / name
-
-
-def cache_folder() -> Path:
-    """Where what was measured on this machine is kept for the user."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-    return Path(home) / "onnx-offload"

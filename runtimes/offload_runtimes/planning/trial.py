@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from offload.bundle.write import write_bundle
 from offload.cost.link import Link
 from offload.graph.load import Model
@@ -13,6 +12,7 @@ from offload.graph.model import Graph
 from offload.plan.plan import Plan
 from offload.schedule.timeline import Timeline
 
+from offload_runtimes.encode.effect import change
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.engine.values import Array
 from offload_runtimes.local import open_session
@@ -137,21 +137,8 @@ def _trial(
     middle = statistics.median(seconds)
     _, timeline = min(runs, key=lambda run: abs(run[1].makespan_s - middle))
     outputs = runs[-1][0]
-    worst = max((difference(outputs[name], array) for name, array in whole.items()), default=0.0)
+    worst = max((change(array, outputs[name])[0] for name, array in whole.items()), default=0.0)
     return Trial(label, plan, seconds, timeline, outputs, worst)
-
-
-def difference(found: Array, expected: Array) -> float:
-    """Largest absolute difference relative to the expected range; infinite when shapes differ."""
-    if found.shape != expected.shape:
-        return float("inf")
-    if found.size == 0 or np.array_equal(found, expected):
-        return 0.0
-    if expected.dtype.kind not in "fiu":
-        return float("inf")
-    a, b = found.astype(np.float64), expected.astype(np.float64)
-    spread = float(b.max() - b.min()) or 1.0
-    return float(np.abs(a - b).max()) / spread
 
 
 def _file_name(label: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from offload.bundle.bundle import Bundle, Value
+from offload.bundle.difference import difference
 from offload.errors import BundleError, InputError
 from offload.files import write_bytes
 from offload.plan.plan import Segment, Side
@@ -200,22 +201,6 @@ def repeat_proof(bundle: Bundle, proof: Proof, options: EngineOptions) -> Repeat
             equal += want.tobytes() == found[name].tobytes()
     _, worst, tensor, allowed = max(apart, default=(0.0, 0.0, "", proof.allowed))
     return Repeated(len(proof.segments), len(apart), equal, worst, tensor if worst else "", allowed)
-
-
-def difference(want: Array, got: Array) -> float:
-    """Largest difference, relative to the largest value wanted.
-
-    Infinite when shapes, dtypes or the places of NaN and infinity differ.
-    """
-    if want.shape != got.shape or want.dtype != got.dtype:
-        return np.inf
-    one, two = want.astype(np.float64), got.astype(np.float64)
-    finite = np.isfinite(one) & np.isfinite(two)
-    if not np.array_equal(one[~finite], two[~finite], equal_nan=True):
-        return np.inf
-    apart = float(np.abs(one[finite] - two[finite]).max(initial=0.0))
-    scale = float(np.abs(one[finite]).max(initial=0.0))
-    return apart / scale if scale else (np.inf if apart else 0.0)
 
 
 def write_proof(path: Path, proof: Proof) -> None:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from offload.bundle.difference import difference
 from offload.errors import OffloadError
 from offload.schedule.timeline import Timeline
 
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.emulate import Pacer
 from offload_runtimes.engine import Array
-from offload_runtimes.proof.segments import difference
 from offload_runtimes.testbed.job import Entry, Job, Run
 
 _LEAST_ROUNDS = 3

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from offload.bundle.bundle import Bundle, open_bundle
 from offload.bundle.write import write_bundle
@@ -104,6 +105,7 @@ def test_verify_repeats_a_bundle(tmp_path: Path) -> None:
     shown = CliRunner().invoke(app, ["verify", str(bundle.path)])
     assert shown.exit_code == 0
     assert "outputs have the maker's bits" in shown.output
+    assert f"the maker's was {onnxruntime.__version__}" in " ".join(shown.output.split())
 
 
 def test_what_is_proved_elsewhere_is_the_bundles_own_proof(tmp_path: Path) -> None:

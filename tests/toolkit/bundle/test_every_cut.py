@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from offload.bundle.cuts import halves, parts_at
 from offload.bundle.extract import Part, part_of
 from offload.bundle.weights import write_parts
 from offload.graph.load import Model, load_model
@@ -32,15 +33,6 @@ def cuts(graph: Graph) -> list[frozenset[int]]:
                 return sorted(found, key=sorted)
             found.add(graph.ancestors(chosen))
     return sorted(found, key=sorted)
-
-
-def halves(graph: Graph, device: frozenset[int]) -> dict[str, Part]:
-    rest = set(range(len(graph.layers))) - device
-    loose = [name for name in graph.outputs if name not in graph.producer]
-    return {
-        "device-0.onnx": part_of(graph, device),
-        "server-0.onnx": part_of(graph, rest, loose),
-    }
 
 
 def run(path: Path, known: Arrays) -> dict[str, Any]:
@@ -94,9 +86,27 @@ def test_every_cut_is_right(case: Trap, tmp_path: Path) -> None:
     for device in cuts(graph):
         parts = halves(graph, device)
         made = dict(check_cut(model, case, parts, known, tmp_path))
-        for name, want in expected.items():
-            assert made[name].dtype == want.dtype
-            if case.exact:
-                assert np.array_equal(made[name], want), (sorted(device), name)
-            else:
-                assert np.allclose(made[name], want, rtol=2e-3), (sorted(device), name)
+        assert_right(case, made, expected, sorted(device))
+
+
+@pytest.mark.parametrize("case", TRAPS, ids=lambda case: case.name)
+def test_cutting_at_tensors_straight_from_the_file_is_right(case: Trap, tmp_path: Path) -> None:
+    source = tmp_path / "whole.onnx"
+    onnx.save(case.model, source)
+    expected = run(source, case.feeds)
+    model = load_model(source)
+    graph = read_graph(model)
+    known = types(model, graph, tmp_path)
+    for device in cuts(graph):
+        tensors = part_of(graph, device).outputs
+        made = dict(check_cut(model, case, parts_at(model, tensors), known, tmp_path))
+        assert_right(case, made, expected, tensors)
+
+
+def assert_right(case: Trap, made: Arrays, expected: Arrays, place: object) -> None:
+    for name, want in expected.items():
+        assert made[name].dtype == want.dtype
+        if case.exact:
+            assert np.array_equal(made[name], want), (place, name)
+        else:
+            assert np.allclose(made[name], want, rtol=2e-3), (place, name)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from offload.bundle.difference import difference
 from offload.graph.load import Model
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -95,7 +96,7 @@ def gap(want: Any, got: Any, dtype: str | None = None) -> float:
         return np.inf
     if one.dtype.kind not in "biufc":
         return 0.0 if np.array_equal(one, two) else np.inf
-    return _numeric_gap(*((_widened(array, dtype)) for array in (one, two)))
+    return difference(_widened(one, dtype), _widened(two, dtype))
 
 
 def _worst(pairs: Iterable[tuple[Any, Any]]) -> float:
@@ -106,17 +107,3 @@ def _widened(array: Array, dtype: str | None) -> Array:
     if dtype == "bfloat16" and array.dtype == np.uint16:
         return (array.astype(np.uint32) << 16).view(np.float32)
     return array
-
-
-def _numeric_gap(want: Array, got: Array) -> float:
-    inexact = want.dtype.kind in "fc"
-    if np.array_equal(want, got, equal_nan=inexact):
-        return 0.0
-    wide = np.complex128 if want.dtype.kind == "c" else np.float64
-    one, two = want.astype(wide), got.astype(wide)
-    finite = np.isfinite(one) & np.isfinite(two)
-    if not np.array_equal(one[~finite], two[~finite], equal_nan=True):
-        return np.inf
-    apart = float(np.abs(one[finite] - two[finite]).max(initial=0.0))
-    scale = float(np.abs(one[finite]).max(initial=0.0))
-    return apart / scale if scale else (np.inf if apart else 0.0)

@@ -1,0 +1,57 @@
+"""What was measured on this machine, kept in the user's cache: nothing is measured twice."""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from offload.errors import InputError
+from offload.files import write_text
+
+
+class Measured(Protocol):
+    """What can be kept."""
+
+    def to_json(self) -> Mapping[str, Any]:
+        """A JSON object."""
+
+
+T = TypeVar("T", bound=Measured)
+
+
+def cache_folder() -> Path:
+    """Where what was measured on this machine is kept for the user."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    return Path(home) / "onnx-offload"
+
+
+def kept(
+    path: Path,
+    read: Callable[[Path], T],
+    measure: Callable[[], T],
+    *,
+    again: bool,
+    progress: Callable[[str], None],
+) -> T:
+    """What lies at a path, else what is measured now and left there.
+
+    Args:
+        path: in the `cache_folder`; its name must tell all that the measurement depends on.
+        read: reads the file; InputError where it is another version's or doesn't fit.
+        measure: takes the time.
+        again: measure even when a file is there.
+        progress: called with a phrase when a file doesn't fit.
+
+    Raises:
+        InputError: as `measure`.
+    """
+    if path.is_file() and not again:
+        try:
+            return read(path)
+        except InputError:
+            progress("what was measured before doesn't fit: measuring again")
+    found = measure()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(found.to_json()))
+    return found
