@@ -22,12 +22,17 @@ class FairWorkers:
             threading.Thread(target=self._work, name=f"worker-{number}", daemon=True)
             for number in range(workers)
         ]
+
+    def open(self) -> None:
+        """Begin to work."""
         for thread in self._threads:
             thread.start()
 
     def submit(self, key: Hashable, job: Job) -> None:
-        """Queue a job behind the others of its key."""
+        """Queue a job behind the others of its key; nothing comes of it after `stop`."""
         with self._changed:
+            if self._stopped:
+                return
             self._queues.setdefault(key, deque()).append(job)
             self._changed.notify()
 
@@ -67,7 +72,8 @@ class FairWorkers:
             self._queues.clear()
             self._changed.notify_all()
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:
+                thread.join()
 
     def _work(self) -> None:
         while (job := self._next()) is not None:

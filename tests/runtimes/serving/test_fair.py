@@ -15,6 +15,7 @@ def _wait(event: threading.Event) -> None:
 def test_sessions_take_turns(keys: list[str]) -> None:
     """With one worker held up, what waits is served round by round, in order within a key."""
     workers, hold, began = FairWorkers(1), threading.Event(), threading.Event()
+    workers.open()
     done: list[tuple[str, int]] = []
     workers.submit("first", began.set)
     workers.submit("first", lambda: _wait(hold))
@@ -39,6 +40,7 @@ def test_sessions_take_turns(keys: list[str]) -> None:
 
 def test_dropped_jobs_never_run() -> None:
     workers, hold, began = FairWorkers(1), threading.Event(), threading.Event()
+    workers.open()
     ran: list[str] = []
     workers.submit("first", began.set)
     workers.submit("first", lambda: _wait(hold))
@@ -59,6 +61,7 @@ def test_dropped_jobs_never_run() -> None:
 def test_the_callers_thread_is_one_of_the_workers() -> None:
     """It may run a job only while a worker is free and nothing waits, and counts as one then."""
     workers, hold, began, ran = FairWorkers(1), threading.Event(), threading.Event(), []
+    workers.open()
     here = threading.current_thread()
     assert workers.run_here(lambda: ran.append(threading.current_thread()))
     assert ran == [here]
