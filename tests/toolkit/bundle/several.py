@@ -24,7 +24,7 @@ WIDTHS = (256, 4, 64, 64, 64, 64, 64)
 LINKS = parse_links("0.01..1000 Mbit/s", Link(1e6, 1e6, 0.001, 0.001), 13)
 
 
-def funnel(path: Path, rows: int = 4) -> Path:
+def funnel(path: Path, rows: int | str = 4) -> Path:
     """x -> t0 ... -> y, of which t0 is narrow: products and their tanh by turns."""
     random = np.random.default_rng(5)
     count = len(WIDTHS) - 1

@@ -18,7 +18,7 @@ only its own files.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,8 @@ class Bundle:
         inputs: what the caller gives, in the model's order.
         outputs: what the caller gets, in the model's order.
         files: everything it is made of, manifest excluded.
+        batch: for each of the server's parts why it can't take rows of several sessions at once;
+            empty: it can. Bundles of older versions do not say.
     """
 
     path: Path
@@ -87,6 +89,7 @@ class Bundle:
     inputs: tuple[Value, ...]
     outputs: tuple[Value, ...]
     files: tuple[File, ...]
+    batch: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
@@ -118,6 +121,10 @@ class Bundle:
         """The segments of some sides (none: both) in any plan, those in common once."""
         found = {s.part: s for plan in self.plans for s in plan.segments}
         return tuple(s for s in found.values() if not sides or s.side in sides)
+
+    def why_alone(self, part: str) -> str:
+        """Why a part of the server's can't take rows of several sessions at once; empty: it can."""
+        return self.batch.get(part, "the bundle is of an older version: make it again")
 
     def segment_path(self, part: str) -> Path:
         """Path of the ONNX file of a part."""
@@ -151,6 +158,7 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
         files = tuple(_file(name, entry) for name, entry in manifest["files"].items())
         inputs = tuple(Value.from_json(value) for value in manifest["inputs"])
         outputs = tuple(Value.from_json(value) for value in manifest["outputs"])
+        batch = {str(part): str(why) for part, why in manifest.get("batch", {}).items()}
         names, ranges = _plans(manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{folder / MANIFEST} is damaged: make the bundle again") from error
@@ -159,7 +167,7 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
     for file in files:
         _verify(folder, file, required, names)
     plans = tuple(_read_plan(folder / name) for name in names)
-    return Bundle(folder, digest, Ranged(plans, ranges), inputs, outputs, files)
+    return Bundle(folder, digest, Ranged(plans, ranges), inputs, outputs, files, batch)
 
 
 def plan_names(count: int) -> list[str]:

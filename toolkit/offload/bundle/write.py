@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import onnx
@@ -21,6 +22,7 @@ from offload.bundle.bundle import (
 from offload.bundle.common import in_common
 from offload.bundle.dress import clothes
 from offload.bundle.extract import Part
+from offload.bundle.rows.verdict import why_alone
 from offload.bundle.weights import write_parts
 from offload.errors import InputError
 from offload.files import staged_folder
@@ -69,7 +71,7 @@ def write_plans(
         raise InputError(f"{path} exists and is not a bundle: choose another name or remove it")
     ranged = in_common(ranged)
     with staged_folder(path) as staged:
-        written = _write_segments(model, ranged.plans, staged, types or {})
+        written, batch = _write_segments(model, ranged.plans, staged, types or {})
         plans = plan_names(len(ranged.plans))
         for name, plan in zip(plans, ranged.plans, strict=True):
             (staged / name).write_text(json.dumps(plan.to_json(), indent=1))
@@ -77,13 +79,14 @@ def write_plans(
         inputs, outputs = signature(model, graph)
         proofs = prove(Bundle(staged, "", ranged, inputs, outputs, ()))
         sides.update(dict.fromkeys(proofs, BOTH))
-        seal(staged, _source(model, graph), (inputs, outputs), sides, ranged.ranges)
+        seal(staged, _source(model, graph), (inputs, outputs), sides, ranged.ranges, batch)
     return open_bundle(path, BOTH)
 
 
 def _write_segments(
     model: Model, plans: Sequence[Plan], folder: Path, types: Mapping[str, Tensor]
-) -> tuple[Path, ...]:
+) -> tuple[tuple[Path, ...], dict[str, str]]:
+    """The files, and for each of the server's parts why its rows must stay alone."""
     segments = {s.file: (plan, s) for plan in plans for s in plan.segments}
     wearing = {file: clothes(plan, segment) for file, (plan, segment) in segments.items()}
     parts = {
@@ -91,7 +94,9 @@ def _write_segments(
         for file, (_, s) in segments.items()
     }
     once = len(plans) > 1
-    return write_parts(model, parts, folder, types, lambda name: wearing[name].put_on, once)
+    files = write_parts(model, parts, folder, types, lambda name: wearing[name].put_on, once)
+    served = {s.part: s.file for _, s in segments.values() if s.side is Side.SERVER}
+    return files, {part: why_alone(model, parts[file]) for part, file in served.items()}
 
 
 def signature(model: Model, graph: Graph) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
@@ -109,8 +114,12 @@ def seal(
     signature: tuple[tuple[Value, ...], tuple[Value, ...]],
     sides: Mapping[str, tuple[Side, ...]],
     ranges: Sequence[Range] = EVERYWHERE,
+    batch: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Write the manifest of a folder's files: digests, sizes, and which side needs each."""
+    """Write the manifest of a folder's files: digests, sizes, and which side needs each.
+
+    `batch` says for each of the server's parts why its rows must stay alone (`Bundle.batch`).
+    """
     inputs, outputs = signature
     count = len({r.plan for r in ranges})
     several = {"plans": plan_names(count), "ranges": [r.to_json() for r in ranges]}
@@ -120,6 +129,7 @@ def seal(
         **(several if count > 1 else {}),
         "inputs": [value.to_json() for value in inputs],
         "outputs": [value.to_json() for value in outputs],
+        **({"batch": dict(batch)} if batch else {}),
         "files": {
             name: {
                 "sha256": file_digest(folder / name),
