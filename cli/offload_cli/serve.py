@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from offload.units import parse_bytes
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.server import Server
@@ -45,6 +46,13 @@ def serve(
     max_run: Annotated[
         float, typer.Option(min=0.001, help="Seconds after which a segment is stopped.")
     ] = 60.0,
+    max_memory: Annotated[
+        str,
+        typer.Option(
+            help="What models and tensors may take, like `2 GB`: three quarters for onnxruntime,"
+            " one for what crosses. Default: no limit."
+        ),
+    ] = "",
     drain: Annotated[
         float, typer.Option(min=0.0, help="Seconds that SIGTERM leaves for work under way.")
     ] = 30.0,
@@ -80,6 +88,7 @@ def serve(
         workers=workers,
         max_sessions=max_sessions,
         max_run_s=max_run,
+        max_memory_bytes=int(parse_bytes(max_memory)) if max_memory else None,
         metrics=metrics or None,
         security=ServerSecurity(cert, key, client_ca, read_token(token_file), insecure),
     ).start()

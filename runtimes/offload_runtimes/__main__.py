@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--listen", default="127.0.0.1:50051")
     serve.add_argument("--insecure", action="store_true", help="allow plaintext beyond loopback")
     serve.add_argument("--client-ca", type=Path, help="admit only this authority's devices")
+    serve.add_argument("--max-memory", help="for models and tensors, like '2 GB'; default: any")
     serve.set_defaults(command=_serve)
     prove = verbs.add_parser("prove", help="repeat a bundle's proof on this machine")
     prove.add_argument("bundle", type=Path)
@@ -100,6 +101,8 @@ def _token(path: Path | None) -> str | None:
 
 
 def _serve(asked: argparse.Namespace) -> None:
+    from offload.units import parse_bytes
+
     from offload_runtimes.engine import EngineOptions
     from offload_runtimes.security.credentials import ServerSecurity
     from offload_runtimes.server import Server
@@ -109,7 +112,13 @@ def _serve(asked: argparse.Namespace) -> None:
     security = ServerSecurity(
         asked.cert, asked.key, asked.client_ca, _token(asked.token_file), asked.insecure
     )
-    server = Server(asked.bundles, asked.listen, options=options, security=security)
+    server = Server(
+        asked.bundles,
+        asked.listen,
+        options=options,
+        max_memory_bytes=int(parse_bytes(asked.max_memory)) if asked.max_memory else None,
+        security=security,
+    )
 
     def ready(address: str) -> None:
         print(json.dumps({"listening": address, "bundles": list(server.bundles)}), flush=True)

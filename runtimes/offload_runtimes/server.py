@@ -3,20 +3,23 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
 from offload.bundle.bundle import Bundle
 from offload.errors import InputError, OffloadError, ServerError
+from offload.units import format_bytes
 
 from offload_runtimes.device.closing import close_at_exit
-from offload_runtimes.engine import EngineOptions
+from offload_runtimes.engine import Arena, EngineOptions, arena_of
 from offload_runtimes.grpc.host import GrpcHost, split_address
 from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.serving.dispatch import Dispatcher, Served
 from offload_runtimes.serving.echo import echo
 from offload_runtimes.serving.hosted import host
+from offload_runtimes.serving.memory import Memory
 from offload_runtimes.serving.metrics import MetricsPort
 from offload_runtimes.serving.observe import Observer
 from offload_runtimes.session.server import Limits, ServerSession
@@ -24,6 +27,8 @@ from offload_runtimes.wire.contract import message_limit_bytes
 from offload_runtimes.wire.transport import Connection
 
 _POLL_S = 0.02
+_LINK_SHARE = 4  # one in so many bytes is for what crosses the link, the rest for models
+_LEAST_BYTES = 1 << 20
 
 
 class Server:
@@ -39,6 +44,7 @@ class Server:
         limits: Limits | None = None,
         max_sessions: int = 64,
         max_run_s: float = 60.0,
+        max_memory_bytes: int | None = None,
         metrics: str | None = None,
         security: ServerSecurity | None = None,
         insecure: bool = False,
@@ -53,6 +59,9 @@ class Server:
             limits: what one session may hold.
             max_sessions: sessions at the same time; more are refused.
             max_run_s: seconds after which a segment's run is stopped.
+            max_memory_bytes: what models and tensors may take beyond the bare process: three
+                quarters for onnxruntime (weights, what it computes, outputs), one for uploads and
+                unread answers of all sessions; None: no limit.
             metrics: `HOST:PORT` for Prometheus to read `/metrics` from.
             security: certificates and token; None: plaintext, for this machine only.
             insecure: allow plaintext beyond this machine.
@@ -64,7 +73,9 @@ class Server:
         if workers < 1 or max_sessions < 1:
             raise InputError("workers and max_sessions must be at least 1")
         self._limits = limits or Limits()
-        hosted = [host(bundle, options or EngineOptions(), max_run_s) for bundle in bundles]
+        options = options or EngineOptions()
+        with _memory(max_memory_bytes) as (self._memory, arena):
+            hosted = [host(bundle, options, max_run_s, arena) for bundle in bundles]
         self._hosted = {h.bundle.digest: h for h in hosted}
         self._contracts = {digest: h.contracts for digest, h in self._hosted.items()}
         self._sessions: set[Served] = set()
@@ -83,6 +94,7 @@ class Server:
             message_limit_bytes=limit,
             max_sessions=max_sessions,
             backlog_bytes=max(4 * limit, 1 << 26),
+            memory=self._memory,
             is_serving=lambda: self._serving,
             security=security or ServerSecurity(insecure=insecure),
         )
@@ -154,7 +166,8 @@ class Server:
 
     def serve(self, connection: Connection) -> None:
         """Serve one session on a connection until it ends; one call, one thread."""
-        session = ServerSession(self._contracts, self._limits)
+        account = self._memory.account(lambda: self._evict(served))
+        session = ServerSession(self._contracts, self._limits, account)
         served = Served(next(self._numbers), connection, session)
         with self._lock:
             self._sessions.add(served)
@@ -173,6 +186,11 @@ class Server:
                 self._sessions.discard(served)
             self._observer.closed(served.number, session.frames)
 
+    def _evict(self, served: Served) -> None:
+        """End a session on a thread of its own: who asks for it holds another session's lock."""
+        error = ServerError("others need the memory that this session holds without using it")
+        threading.Thread(target=self._close, args=(served, error), daemon=True).start()
+
     def _open_sessions(self) -> list[Served]:
         with self._lock:
             return list(self._sessions)
@@ -185,6 +203,21 @@ class Server:
             self._dispatcher.apply(served, served.session.close(error))
         self._dispatcher.drop(served)
         served.connection.close()
+
+
+@contextmanager
+def _memory(limit_bytes: int | None) -> Iterator[tuple[Memory, Arena | None]]:
+    """What bounds what crosses, and what models that are loaded inside may take."""
+    if limit_bytes is None:
+        yield Memory(), None
+        return
+    if limit_bytes < _LEAST_BYTES:
+        least = format_bytes(_LEAST_BYTES)
+        raise InputError(f"--max-memory {format_bytes(limit_bytes)} is too little: allow {least}")
+    link_bytes = limit_bytes // _LINK_SHARE
+    rule = f"--max-memory {format_bytes(limit_bytes)}"
+    with arena_of(limit_bytes - link_bytes, rule) as arena:
+        yield Memory(link_bytes), arena
 
 
 def _metrics_port(host: str, port: int, text: Callable[[], str]) -> MetricsPort:

@@ -2,6 +2,7 @@
 
 from onnxruntime import __version__ as ORT_VERSION  # noqa: N812  (a constant of the library)
 
+from offload_runtimes.engine.arena import Arena, arena_of
 from offload_runtimes.engine.engine import Call, Engine, load
 from offload_runtimes.engine.inspect import (
     NodeTime,
@@ -14,11 +15,13 @@ from offload_runtimes.engine.values import Array, check_feed, dtype_of, shape_fi
 
 __all__ = [
     "ORT_VERSION",
+    "Arena",
     "Array",
     "Call",
     "Engine",
     "EngineOptions",
     "NodeTime",
+    "arena_of",
     "check_feed",
     "dtype_of",
     "load",

@@ -13,6 +13,7 @@ from offload.errors import DeadlineError, InputError
 
 from offload_runtimes.device.alarm import ALARM
 from offload_runtimes.engine import values
+from offload_runtimes.engine.arena import Arena, lack_of_memory
 from offload_runtimes.engine.options import (
     EngineOptions,
     resolve_providers,
@@ -33,8 +34,11 @@ class Engine:
         providers: the execution providers really in use, by ORT's names.
     """
 
-    def __init__(self, session: ort.InferenceSession, name: str) -> None:
+    def __init__(
+        self, session: ort.InferenceSession, name: str, arena: Arena | None = None
+    ) -> None:
         self._session = session
+        self._arena = arena
         self.name = name
         self.inputs = tuple(_value(node) for node in session.get_inputs())
         self.outputs = tuple(_value(node) for node in session.get_outputs())
@@ -116,15 +120,34 @@ class Engine:
         names = self._output_names if outputs is None else list(outputs)
         self.check(names, feeds)
         try:
-            if not self._carried:
-                found: list[Array] = self._session.run(names, dict(feeds), options)
-                return found
-            known = {**self._optional, **self._by_name}
-            held = {name: values.to_ort(array, known[name].type) for name, array in feeds.items()}
-            made = self._session.run_with_ort_values(names, held, options)
-            return [values.from_ort(value) for value in made]
+            return self._computed(names, feeds, options)
         except Exception as error:
-            raise InputError(f"{self.name} cannot be computed: {first_line(error)}") from error
+            if self._arena is None or lack_of_memory(error) is None:
+                raise self._refusal(error) from error
+        self._arena.sweep()
+        try:
+            return self._computed(names, feeds, options)
+        except Exception as error:
+            raise self._refusal(error) from error
+
+    def _computed(
+        self, names: list[str], feeds: Mapping[str, Array], options: ort.RunOptions
+    ) -> list[Array]:
+        if not self._carried:
+            found: list[Array] = self._session.run(names, dict(feeds), options)
+            return found
+        known = {**self._optional, **self._by_name}
+        held = {name: values.to_ort(array, known[name].type) for name, array in feeds.items()}
+        made = self._session.run_with_ort_values(names, held, options)
+        return [values.from_ort(value) for value in made]
+
+    def _refusal(self, error: Exception) -> InputError:
+        """One sentence of what ORT says."""
+        lack = lack_of_memory(error)
+        if lack is None:
+            return InputError(f"{self.name} cannot be computed: {first_line(error)}")
+        rule = "" if self._arena is None else f" ({self._arena.rule})"
+        return InputError(f"{self.name} {lack}{rule}: give it smaller inputs, or more memory")
 
 
 class Call:
@@ -157,18 +180,26 @@ class Call:
                 cancel()
 
 
-def load(model: str | Path | bytes, options: EngineOptions | None = None) -> Engine:
+def load(
+    model: str | Path | bytes, options: EngineOptions | None = None, arena: Arena | None = None
+) -> Engine:
     """Load a model from a file (its external data beside it) or from bytes.
 
-    Libraries of custom operators are never loaded.
+    Libraries of custom operators are never loaded. With an arena, the model's memory comes from
+    there.
 
     Raises:
-        InputError: no such file, or onnxruntime refuses the model.
+        InputError: no such file, onnxruntime refuses the model, or the arena is too small for it.
     """
     options = options or EngineOptions()
     name = "model" if isinstance(model, bytes) else Path(model).name
-    session = open_session(model, session_options(options), options)
-    return Engine(session, name)
+    settings = session_options(options)
+    if arena is None:
+        return Engine(open_session(model, settings, options), name)
+    arena.lend(settings)
+    session = open_session(model, settings, options)
+    arena.check(name)
+    return Engine(session, name, arena)
 
 
 def open_session(

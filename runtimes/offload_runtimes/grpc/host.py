@@ -14,11 +14,13 @@ from offload.errors import InputError, ServerError
 from offload_runtimes.grpc import PROBE_LIMIT_BYTES, SERVICE
 from offload_runtimes.grpc.health import Health
 from offload_runtimes.security.credentials import ServerSecurity, read_pem
+from offload_runtimes.serving.memory import Account, Memory
 from offload_runtimes.wire.transport import Connection
 
 T = TypeVar("T")
 _SPARE = 4  # streams beyond the sessions: health checks and probes
 _SMALL_BYTES = 16 * 1024  # passes at once, unless the device reads nothing at all
+_FREE_BYTES = 4 * _SMALL_BYTES  # of each stream, whatever the others hold
 _PATIENCE_S = 5.0  # for a device to read its last answers
 
 
@@ -36,18 +38,25 @@ class ServerStream:
         transmit: Callable[[bytes | None], None],
         context: grpc.ServicerContext,
         limit_bytes: int,
+        account: Account,
     ) -> None:
-        """`transmit` sends one message and returns when it is gone; None ends the stream."""
+        """`transmit` sends one message and returns when it is gone; None ends the stream.
+
+        What the device has not read is held on `account`, but for the first few kilobytes: an
+        error can always be told.
+        """
         self.peer = context.peer()
         self._requests = requests
         self._transmit = transmit
         self._cancel = context.cancel
         self._limit_bytes = limit_bytes
+        self._account = account
         self._reader = threading.get_ident()
         self._outbox: deque[bytes] = deque()
         self._pending_bytes = 0
         self._busy = False  # a message is being sent
         self._closed = False
+        self._over = False  # nothing is held for it any more
         self._sender: threading.Thread | None = None
         self._changed = threading.Condition()
 
@@ -57,7 +66,11 @@ class ServerStream:
             if self._pending_bytes > self._limit_bytes:
                 self._cancel()
                 raise ServerError("the device does not read its answers")
-            self._pending_bytes += len(message)
+            if not self._hold(len(message)):
+                raise ServerError(
+                    "the server holds as many unread answers as it may (--max-memory): try again,"
+                    " or allow more"
+                )
             self._outbox.append(message)
             if threading.get_ident() != self._reader:
                 self._wake_sender()
@@ -82,6 +95,9 @@ class ServerStream:
         self._sender.join(timeout_s)
         if self._sender.is_alive():
             self._cancel()
+        with self._changed:
+            self._over = True
+            self._account.hold(0)
 
     def _wake_sender(self) -> None:
         if self._sender is None:
@@ -121,8 +137,15 @@ class ServerStream:
         self._transmit(message)
         with self._changed:
             self._busy = False
-            self._pending_bytes -= len(message)
+            self._hold(-len(message))
             self._changed.notify()
+
+    def _hold(self, more_bytes: int) -> bool:
+        pending_bytes = self._pending_bytes + more_bytes
+        allowed = self._over or self._account.hold(max(0, pending_bytes - _FREE_BYTES))
+        if allowed:
+            self._pending_bytes = pending_bytes
+        return allowed
 
 
 class DaemonPool(ThreadPoolExecutor):
@@ -171,6 +194,7 @@ class GrpcHost:
         message_limit_bytes: int,
         max_sessions: int,
         backlog_bytes: int,
+        memory: Memory,
         is_serving: Callable[[], bool],
         security: ServerSecurity,
     ) -> None:
@@ -180,6 +204,7 @@ class GrpcHost:
         self._credentials = _credentials(security)
         self._methods = {"Session": serve, "Probe": echo}
         self._backlog_bytes = backlog_bytes
+        self._memory = memory
         limit = max(message_limit_bytes, PROBE_LIMIT_BYTES)
         self._server = grpc.server(
             DaemonPool(1),
@@ -231,7 +256,8 @@ class GrpcHost:
         transmit: Callable[[bytes | None], None],
     ) -> None:
         self._admit(context)
-        stream = ServerStream(requests, transmit, context, self._backlog_bytes)
+        account = self._memory.account(context.cancel)
+        stream = ServerStream(requests, transmit, context, self._backlog_bytes, account)
         try:
             serve(stream)
         finally:

@@ -125,9 +125,8 @@ class Dispatcher:
         try:
             served.connection.send(data)
             self._observer.passed("out", len(data))
-        except ServerError as error:
-            self._observer.failed(served.number, error)
-            self.apply(served, served.session.close())
+        except ServerError as error:  # the device is told where the stream still takes so much
+            self.apply(served, served.session.close(error))
             served.connection.close()
 
     def _task(self, served: Served, run: Run) -> Task:

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from offload.bundle.bundle import Bundle, open_bundle
+from offload.errors import InputError
 from offload.plan.plan import Side
+from offload.units import format_bytes
 
-from offload_runtimes.engine import Engine, EngineOptions, load
+from offload_runtimes.engine import Arena, Engine, EngineOptions, load
 from offload_runtimes.wire.contract import Contract, contracts
 
 _WARM_LIMIT_S = 5.0
@@ -30,18 +32,36 @@ class Hosted:
     last_s: dict[str, float] = field(default_factory=dict)
 
 
-def host(bundle: str | Path | Bundle, options: EngineOptions, max_run_s: float) -> Hosted:
-    """Open a bundle's server part, load and warm its engines.
+def host(
+    bundle: str | Path | Bundle,
+    options: EngineOptions,
+    max_run_s: float,
+    arena: Arena | None = None,
+) -> Hosted:
+    """Open a bundle's server part, load and warm its engines, whose memory comes from an arena.
 
     Raises:
         BundleError: missing or damaged, or its server files are not here.
-        InputError: onnxruntime refuses a segment.
+        InputError: onnxruntime refuses a segment, or the arena is too small for the weights.
     """
     if not isinstance(bundle, Bundle):
         bundle = open_bundle(bundle, (Side.SERVER,))
+    if arena is not None:
+        _check_weights(bundle, arena)
     segments = bundle.parts(Side.SERVER)
-    engines = {s.part: load(bundle.segment_path(s.part), options) for s in segments}
+    engines = {s.part: load(bundle.segment_path(s.part), options, arena) for s in segments}
     values = {v.name: v for e in engines.values() for v in (*e.outputs, *e.inputs)}
     for engine in engines.values():
         engine.warm(min(max_run_s, _WARM_LIMIT_S))
     return Hosted(bundle, contracts(bundle, values), engines)
+
+
+def _check_weights(bundle: Bundle, arena: Arena) -> None:
+    """InputError, before anything is loaded, where the server's files alone are too large."""
+    files = [bundle.path / file.name for file in bundle.files if Side.SERVER in file.sides]
+    weights_bytes = sum(file.stat().st_size for file in files)
+    if weights_bytes > arena.limit_bytes:
+        raise InputError(
+            f"{bundle.path.name} cannot be served: its weights take {format_bytes(weights_bytes)},"
+            f" {arena.rule} leaves {format_bytes(arena.limit_bytes)} for models, allow more"
+        )

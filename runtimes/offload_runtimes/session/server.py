@@ -9,9 +9,14 @@ from offload.plan.plan import Segment
 
 import offload_runtimes.wire.offload_pb2 as pb
 from offload_runtimes.engine import Array
+from offload_runtimes.serving.memory import Account, Memory
 from offload_runtimes.wire import messages as wire
 from offload_runtimes.wire.contract import Contract
 from offload_runtimes.wire.messages import ProtocolError
+
+_FULL = (
+    "the server holds as much for its devices as it may (--max-memory): try again, or allow more"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,11 @@ class _Frame:
     def held_bytes(self) -> int:
         return sum(array.nbytes for array in self.tensors.values())
 
+    @property
+    def uploaded_bytes(self) -> int:
+        tensors, uploads = self.tensors, self.contract.uploads
+        return sum(tensors[name].nbytes for name in tensors.keys() & uploads.keys())
+
     def startable(self) -> list[Segment]:
         """Segments whose inputs are all here, taken off the waiting list."""
         ready = [s for s in self.waiting if all(name in self.tensors for name in s.inputs)]
@@ -102,12 +112,22 @@ class ServerSession:
     Not safe for several threads at once: the shell holds a lock around each call.
     """
 
-    def __init__(self, contracts: Mapping[str, Sequence[Contract]], limits: Limits) -> None:
-        """`contracts` holds those of each bundle by its digest, in the order of its plans."""
+    def __init__(
+        self,
+        contracts: Mapping[str, Sequence[Contract]],
+        limits: Limits,
+        account: Account | None = None,
+    ) -> None:
+        """`contracts` holds those of each bundle by its digest, in the order of its plans.
+
+        What was uploaded is held on `account`; what segments made is the engines' to count.
+        """
         self._contracts = contracts
         self._limits = limits
+        self._account = account or Memory().account(lambda: None)
         self._agreed: Sequence[Contract] = ()
         self._frames: dict[int, _Frame] = {}
+        self._ending: dict[int, _Frame] = {}  # over, but something of theirs still runs
         self._last_frame = 0
         self._failed: set[int] = set()
         self._draining = False
@@ -123,6 +143,11 @@ class ServerSession:
     def bundle(self) -> str | None:
         """Digest of the bundle of this session; None before the hello."""
         return self._agreed[0].digest if self._agreed else None
+
+    @property
+    def uploaded_bytes(self) -> int:
+        """What it holds of what was uploaded, for frames in flight and for what still runs."""
+        return sum(frame.uploaded_bytes for frame in self._held())
 
     @property
     def frames_in_flight(self) -> int:
@@ -142,10 +167,9 @@ class ServerSession:
         self, run: Run, outputs: Mapping[str, Array], start_s: float, end_s: float
     ) -> list[Event]:
         """A segment made its outputs: send the downloads, run what they allow."""
-        frame = self._frames.get(run.frame)
+        frame = self._reported(run)
         if frame is None:
             return []
-        frame.running -= 1
         frame.tensors.update(outputs)
         frame.spans.append((pb.Span.COMPUTE, run.segment.id, start_s, end_s))
         events = self._started(run.frame, frame)
@@ -156,10 +180,7 @@ class ServerSession:
 
     def failed(self, run: Run, error: OffloadError) -> list[Event]:
         """A segment could not be run: that frame fails, the session goes on."""
-        if self._frames.pop(run.frame, None) is None:
-            return []
-        self._failed.add(run.frame)  # the rest of its tensors may still be on their way
-        return [Over(run.frame, "failed"), Reply(wire.encode_failure(error, run.frame))]
+        return [] if self._reported(run) is None else self._fail(run.frame, error)
 
     def close(self, error: OffloadError | None = None) -> list[Event]:
         """End the session and free what it held."""
@@ -168,6 +189,8 @@ class ServerSession:
         self.closed = True
         events: list[Event] = [Over(frame, "dropped") for frame in self._frames]
         self._frames.clear()
+        self._ending.clear()  # what hasn't begun of theirs never will
+        self._hold()
         return events if error is None else [*events, Close(wire.encode_failure(error), error)]
 
     def drain(self) -> list[Event]:
@@ -192,7 +215,7 @@ class ServerSession:
             return self._upload(message.tensor, payload, now_s)
         if body == "cancel":
             number = message.cancel.frame
-            return [] if self._frames.pop(number, None) is None else [Over(number, "cancelled")]
+            return [] if self._end(number) is None else [Over(number, "cancelled")]
         raise ProtocolError(f"a device must not send a {body}")
 
     def _hello(self, hello: pb.Hello) -> bytes:
@@ -224,8 +247,11 @@ class ServerSession:
         if layout.name in frame.tensors:
             raise ProtocolError(f"tensor {layout.name!r} came twice for one frame")
         frame.tensors[layout.name] = array
-        if sum(held.held_bytes for held in self._frames.values()) > self._limits.max_bytes:
+        if sum(held.held_bytes for held in self._held()) > self._limits.max_bytes:
             raise ProtocolError("too many bytes in flight: wait for answers before sending more")
+        if not self._hold():
+            del frame.tensors[layout.name]
+            return self._fail(tensor.frame, ServerError(_FULL))
         frame.spans.append((pb.Span.ARRIVAL, layout.name, 0.0, now_s))
         return [*self._switched(tensor.frame, frame.plan), *self._started(tensor.frame, frame)]
 
@@ -255,9 +281,12 @@ class ServerSession:
         return frame
 
     def _started(self, number: int, frame: _Frame) -> list[Event]:
+        started = frame.startable()
+        if started:
+            self._hold()
         return [
             Run(number, segment, {name: frame.tensors[name] for name in segment.inputs})
-            for segment in frame.startable()
+            for segment in started
         ]
 
     def _download(self, number: int, frame: _Frame, name: str, array: Array, now_s: float) -> Reply:
@@ -266,6 +295,39 @@ class ServerSession:
         return Reply(wire.encode_tensor(number, name, array, encoding, now_s, spans))
 
     def _forget_if_done(self, number: int, frame: _Frame) -> list[Event]:
-        if frame.waiting or frame.running or self._frames.pop(number, None) is None:
+        if frame.waiting or frame.running or self._end(number) is None:
             return []
         return [Over(number, "answered")]
+
+    def _reported(self, run: Run) -> _Frame | None:
+        """Note that a run is over; its frame, None when that is over, too."""
+        frame, ending = self._frames.get(run.frame), self._ending.get(run.frame)
+        for found in (frame, ending):
+            if found is not None:
+                found.running -= 1
+        if ending is not None and not ending.running:
+            del self._ending[run.frame]
+        self._hold()
+        return frame
+
+    def _fail(self, number: int, error: OffloadError) -> list[Event]:
+        if self._end(number) is None:
+            return []
+        self._failed.add(number)  # the rest of its tensors may still be on their way
+        return [Over(number, "failed"), Reply(wire.encode_failure(error, number))]
+
+    def _end(self, number: int) -> _Frame | None:
+        """Take a frame out of flight; what runs for it holds its tensors until it is over."""
+        frame = self._frames.pop(number, None)
+        if frame is not None and frame.running:
+            self._ending[number] = frame
+        self._hold()
+        return frame
+
+    def _held(self) -> list[_Frame]:
+        return [*self._frames.values(), *self._ending.values()]
+
+    def _hold(self) -> bool:
+        """Tell the account what this session holds; whether that is allowed."""
+        still = not any(frame.running for frame in self._held())
+        return self._account.hold(self.uploaded_bytes, still=still)

@@ -9,6 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from offload.bundle.bundle import Value
 from offload.errors import BundleError, InputError
 from offload.plan.plan import Segment, Side
+from offload_runtimes.serving.memory import Memory
 from offload_runtimes.session.device import Arrived, DeviceSession, Failed, Leaving, Opened
 from offload_runtimes.session.server import (
     Close,
@@ -61,7 +62,10 @@ class ServerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.session = ServerSession({"digest": AGREED}, ROOM)
+        self.memory = Memory(150)  # two frames of the longest tensors do not fit
+        self.others = self.memory.account(lambda: None)
+        account = self.memory.account(lambda: None)
+        self.session = ServerSession({"digest": AGREED}, ROOM, account)
         self.running: list[Run] = []
         self.answers: dict[int, dict[str, np.ndarray]] = {}
         self.sent: dict[int, set[str]] = {}
@@ -155,6 +159,10 @@ class ServerMachine(RuleBasedStateMachine):
     def misbehave(self, wrong: bytes) -> None:
         self.send(wrong)
 
+    @rule(size=st.integers(0, 150))
+    def others_hold(self, size: int) -> None:
+        self.others.hold(size)
+
     def open(self) -> list[int]:
         return [frame for frame in self.sent if frame not in self.over]
 
@@ -170,6 +178,15 @@ class ServerMachine(RuleBasedStateMachine):
         if self.session.closed:
             assert self.session.frames_in_flight == 0
         assert len(self.over) == len(set(self.over))
+
+    @invariant()
+    def memory_is_what_is_held(self) -> None:
+        """Of frames in flight, and of those that are over while something still runs for them."""
+        feeds = {id(array): array for run in self.running for array in run.feeds.values()}
+        running = sum(a.nbytes for a in feeds.values() if a.base is not None)
+        held = self.session.uploaded_bytes
+        assert self.memory.held_bytes == held + self.others.held_bytes <= self.memory.limit_bytes
+        assert held == 0 if self.session.closed else held >= running
 
     @invariant()
     def answers_are_right(self) -> None:
@@ -188,7 +205,7 @@ class ServerMachine(RuleBasedStateMachine):
         while self.running:
             run = self.running.pop()
             self.take(self.session.finished(run, compute(run), 0.0, 1.0))
-        assert self.session.frames_in_flight == 0
+        assert self.session.frames_in_flight == self.session.uploaded_bytes == 0
         assert set(self.over) == set(self.sent)
 
 
@@ -283,6 +300,27 @@ def test_a_frame_follows_one_plan_from_beginning_to_end() -> None:
     assert other.segment.id == "ab"
     events = session.receive(wire.encode_tensor(2, "c", c, "raw", plan=1), 0.0)
     assert "frame 2 follows plan 0, not 1" in refusal(events)
+
+
+def test_what_runs_for_a_cancelled_frame_is_held_until_it_is_over() -> None:
+    """Else a device could fill the server with frames it cancels while they wait for a worker."""
+    memory = Memory(100)
+    session = ServerSession({"digest": AGREED}, ROOM, memory.account(lambda: None))
+    session.receive(DeviceSession(AGREED, "here").hello(), 0.0)
+    (run,) = session.receive(wire.encode_tensor(1, "a", np.arange(8), "raw"), 0.0)
+    assert isinstance(run, Run)
+    cancel = wire.message(cancel=pb.Cancel(frame=1))
+    assert session.receive(cancel, 0.0) == [Over(1, "cancelled")]
+    assert (session.frames_in_flight, memory.held_bytes) == (0, 64)
+    failed, reply = session.receive(wire.encode_tensor(2, "a", np.arange(8), "raw"), 0.0)
+    assert failed == Over(2, "failed")
+    assert isinstance(reply, Reply)
+    assert "as it may (--max-memory)" in wire.parse(reply.data)[0].failure.sentence
+    assert session.failed(run, InputError("it was stopped")) == []
+    assert memory.held_bytes == 0
+    assert session.receive(wire.encode_tensor(2, "c", np.arange(8), "raw"), 0.0) == []
+    (again,) = session.receive(wire.encode_tensor(3, "a", np.arange(8), "raw"), 0.0)
+    assert isinstance(again, Run)
 
 
 def test_a_plan_that_the_bundle_lacks_is_refused() -> None:
