@@ -12,6 +12,7 @@ import pytest
 from offload.errors import InputError
 from offload.report.schemes import COLOURS, SHORT
 from offload_cli.bench.cell import Group
+from offload_cli.bench.figures import figures
 from offload_cli.bench.report import write_report
 
 from tests.cli.bench.groups import group
@@ -76,6 +77,14 @@ def test_the_planners_picks_carry_a_mark(folder: Path) -> None:
     chart = (folder / "latency-wifi.svg").read_text()
     assert re.findall(r">([\d.]+)\*<", chart) == ["1.2", "1.2"]  # OPSS, in either model
     assert "* the planner&apos;s pick" in chart or "* the planner's pick" in chart
+
+
+def test_no_label_is_wider_than_its_bar() -> None:
+    quick = group("opss", "net", "wifi", local=0.0784, cloud=4.6, partition=0.0784, opss=0.9996)
+    labels = re.findall(
+        r'class="mid tiny">([^<]+)<', figures([quick], NETWORKS)["latency-wifi.svg"]
+    )
+    assert labels == ["0.08", "4.6", "0.08", "1.00*"]
 
 
 def test_a_narrow_box_still_shows_its_colour(folder: Path) -> None:

@@ -86,4 +86,6 @@ def _bar(bar: Bar, left: float, step: float, floor: float, axis: Axis) -> Iterab
 
 def _three(value: float) -> str:
     """Three digits at most, so that labels of neighbours don't meet."""
-    return f"{value:.0f}" if value >= 99.5 else f"{value:.3g}"
+    if value >= 99.5:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if value >= 1 else f"{value:.2f}"
