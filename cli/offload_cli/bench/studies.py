@@ -24,6 +24,8 @@ _LIGHT_HEADS = 256
 # Of the first 24, the one whose own cut, with the input kept, gains most: `make bench-own-cut`.
 _PRIVATE_WIRING = 8
 _RUNS = 10
+# What else the machine does only ever makes layers slower: the quickest table is kept.
+_TABLES = 3
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,8 @@ def _variant(
     subject = subject_of(model, scratch)
     device, server = given
     if server is None or device is None:
-        here = measure(subject, OPTIONS, feeds=feeds, runs=_RUNS)
+        tables = [measure(subject, OPTIONS, feeds=feeds, runs=_RUNS) for _ in range(_TABLES)]
+        here = min(tables, key=lambda table: table.whole_s)
         server, device = server or here, device or here.scaled(slowdown)
     return Variant(model, subject.graph, device, server, arrays)
 
