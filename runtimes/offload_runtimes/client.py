@@ -201,9 +201,12 @@ class OffloadSession:
         """What `run` gives: name, type and shape of each output."""
         return list(self.bundle.outputs)
 
-    def rehearse(self, input_feed: Mapping[str, Array]) -> None:
-        """Run the device's part alone on an array for each input, so that its pace is known."""
-        self._device.rehearse(self.bundle.plans[self.plan].on(Side.DEVICE), input_feed)
+    def rehearse(self, input_feed: Mapping[str, Array]) -> float:
+        """Run the device's part alone on an array for each input, so that its pace is known.
+
+        Gives the seconds it took this machine.
+        """
+        return self._device.rehearse(self.bundle.plans[self.plan].on(Side.DEVICE), input_feed)
 
     def run(
         self,

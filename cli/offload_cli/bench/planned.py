@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from offload.cost.link import Link
 from offload.errors import InputError
-from offload.partition.cut import Cut, cut_at
+from offload.partition.cut import Cut, all_local, cut_at
 from offload.plan.candidate import Candidate, Scheme, Situation, candidate
 from offload.plan.plan import Plan
 from offload.plan.planner import choose, compare, plan_of, search, serial_cut
@@ -80,19 +80,24 @@ def _raw(camera: Variant, link: Link) -> dict[str, Planned]:
 
 
 def _inside(prepared: Prepared, link: Link) -> dict[str, Planned]:
-    """PO, every order and OPSS on a cut through three tensors or more, best or not."""
+    """LO; PO, every order and OPSS on a cut through three tensors or more, best or not."""
     situation = situation_of(prepared, link)
     cut = inner_cut(situation)
     serial = candidate(situation, Scheme.PARTITION, cut)
     best = candidate(situation, Scheme.OPSS, cut)
+    whole = candidate(situation, Scheme.LOCAL, all_local(situation.graph))
     found = {
+        "local": whole,
         "partition": serial,
         "fifo": _ordered(situation, cut, "fifo"),
         "paper": _papers(situation, cut),
         "opss": best,
     }
-    both = (serial, best)
-    return {key: Planned(prepared.floats, plan_of(situation, both, c)) for key, c in found.items()}
+    all_of_them = (whole, serial, best)
+    return {
+        key: Planned(prepared.floats, plan_of(situation, all_of_them, c))
+        for key, c in found.items()
+    }
 
 
 def inner_cut(situation: Situation, least: int = 3) -> Cut:

@@ -14,6 +14,7 @@ from offload.bundle.write import write_bundle
 from offload.cost.link import Link
 from offload.errors import InputError
 from offload.partition.demand import Demand, Power
+from offload.plan.candidate import Scheme
 from offload.schedule.timeline import Lane
 from offload_runtimes.testbed.experiment import run_job
 from offload_runtimes.testbed.job import Entry, Job, Run
@@ -170,8 +171,21 @@ def _runs(
     )
     served = [rig.server.bring(b.path) for b in bundles.values() if not b.plan.is_local]
     pace = 1.0 if sweep.by_quota else sweep.slowdown
-    job = Job(entries, "", sweep.repeats, sweep.budget_s, pace, OPTIONS.threads, emulated)
-    return run_job(rig, job, served)
+    return run_job(
+        rig,
+        Job(
+            entries,
+            "",
+            sweep.repeats,
+            sweep.budget_s,
+            pace,
+            OPTIONS.threads,
+            emulated,
+            whole=Scheme.LOCAL.value,
+            whole_s=ready.floats.device.whole_s / pace,
+        ),
+        served,
+    )
 
 
 def _cell(

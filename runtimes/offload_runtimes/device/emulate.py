@@ -113,14 +113,15 @@ class Pacer:
                 seen.append(duration_s)
                 del seen[: -self.KEPT]
 
-    def settle(self) -> None:
+    def settle(self, factor: float = 1.0) -> None:
         """Hold on to the shortest durations: a piece then takes as long in one run as in another.
 
-        What else the machine does only ever makes work take longer.
+        What else the machine does only ever makes work take longer. `factor` on all of them
+        corrects for a machine that is slower now than when it was measured.
         """
         with self._lock:
             self._settled = True
-            self._seen = {key: [min(seen)] for key, seen in self._seen.items()}
+            self._seen = {key: [factor * min(seen)] for key, seen in self._seen.items()}
 
     def warm_s(self, key: str) -> float | None:
         """The piece's median warm duration; None when it was never seen."""

@@ -121,20 +121,23 @@ class Device:
             return None
         return self._pacer.slowdown * sum(seconds or 0.0 for seconds in known)
 
-    def rehearse(self, segments: Iterable[Segment], feeds: Mapping[str, Array]) -> None:
+    def rehearse(self, segments: Iterable[Segment], feeds: Mapping[str, Array]) -> float:
         """Run loaded segments one after another on a model's inputs, to learn their pace.
 
-        Those that need something from the server are left out.
+        Those that need something from the server are left out. Gives the seconds they took.
         """
-        tensors = dict(feeds)
+        tensors, took_s = dict(feeds), 0.0
         for segment in segments:
             needed = {name: tensors[name] for name in segment.inputs if name in tensors}
             if len(needed) < len(segment.inputs):
                 continue
             start_s = time.monotonic()
             arrays = self._engines[segment.part].run(segment.outputs, needed)
-            self._pacer.learn(self._content(segment), time.monotonic() - start_s)
+            own_s = time.monotonic() - start_s
+            self._pacer.learn(self._content(segment), own_s)
+            took_s += own_s
             tensors.update(zip(segment.outputs, arrays, strict=True))
+        return took_s
 
     def _content(self, segment: Segment) -> str:
         """What a segment computes, the same name in every bundle."""

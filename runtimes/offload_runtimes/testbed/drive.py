@@ -28,6 +28,7 @@ _LEAST_ROUNDS = 3
 _HEARTBEAT_S = 3600.0
 _CONNECT_S = 30.0
 
+Sessions = Mapping[str, OffloadSession]
 Arrays = Mapping[str, tuple[dict[str, Array], dict[str, Array]]]
 
 
@@ -41,7 +42,7 @@ def main() -> int:
             _say({"ready": os.getpid()})
             if sys.stdin.readline():
                 arrays = {e.label: (_load(e.feeds), _load(e.expected)) for e in job.entries}
-                _settle(pacer, sessions, arrays)
+                _settle(job, pacer, sessions, arrays)
                 _rounds(job, sessions, arrays)
     except (OffloadError, OSError) as error:
         _say({"error": str(error)})
@@ -63,16 +64,18 @@ def _session(job: Job, entry: Entry, pacer: Pacer) -> OffloadSession:
     )
 
 
-def _settle(pacer: Pacer, sessions: dict[str, OffloadSession], arrays: Arrays) -> None:
+def _settle(job: Job, pacer: Pacer, sessions: Sessions, arrays: Arrays) -> None:
     """Find out, in turns, how long each part takes, and hold on to it: one device for all."""
     if pacer.slowdown > 1:
-        for _ in range(Pacer.KEPT):
-            for label, session in sessions.items():
-                session.rehearse(arrays[label][0])
-        pacer.settle()
+        took_s = [
+            {label: session.rehearse(arrays[label][0]) for label, session in sessions.items()}
+            for _ in range(Pacer.KEPT)
+        ]
+        now_s = min(turn[job.whole] for turn in took_s) if job.whole else 0.0
+        pacer.settle(job.whole_s / now_s if now_s else 1.0)
 
 
-def _rounds(job: Job, sessions: dict[str, OffloadSession], arrays: Arrays) -> None:
+def _rounds(job: Job, sessions: Sessions, arrays: Arrays) -> None:
     """Every bundle once a round, so that a noisy moment hits all alike."""
     began_s = time.monotonic()
     for number in range(job.repeats + 1):

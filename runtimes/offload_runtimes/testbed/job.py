@@ -38,6 +38,9 @@ class Job:
         slowdown: emulate, by pacing, a device so many times slower.
         threads: of one kernel.
         link: emulate this link; None: the way to the server is slow enough by itself.
+        whole: label of the entry that runs the whole model on the device; empty: none does.
+        whole_s: the seconds that it takes this machine: what pacing starts from, so that a machine
+            that is slower for a while does not make the device slower.
     """
 
     entries: tuple[Entry, ...]
@@ -47,6 +50,8 @@ class Job:
     slowdown: float
     threads: int | None = None
     link: Link | None = None
+    whole: str = ""
+    whole_s: float = 0.0
 
     def to_line(self) -> str:
         """One line of JSON; `from_line` reads it."""

@@ -67,11 +67,11 @@ def test_a_settled_pace_is_the_shortest_and_stays() -> None:
     for duration_s in (0.2, 0.1, *[9.0] * (Pacer.KEPT - 2)):
         pacer.learn("a", duration_s)
     assert pacer.warm_s("a") == 9.0
-    pacer.settle()
+    pacer.settle(factor=2.0)
     for _ in range(Pacer.KEPT):
         pacer.learn("a", 9.0)
     pacer.learn("b", 9.0)
-    assert pacer.warm_s("a") == 0.1
+    assert pacer.warm_s("a") == 0.2
     assert pacer.warm_s("b") is None
 
 

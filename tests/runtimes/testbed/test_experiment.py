@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from offload.cost.link import Link
 from offload.errors import InputError, ServerError
+from offload.plan.plan import Side
 from offload.schedule.timeline import Lane
 from offload_runtimes.testbed import host
 from offload_runtimes.testbed.experiment import Rig, _process, run_job
@@ -40,7 +41,8 @@ def job_of(made: Made, folder: Path, off: float = 0.0) -> Job:
 
 
 def test_a_job_survives_its_line(made: Made, tmp_path: Path) -> None:
-    job = replace(job_of(made, tmp_path), link=Link(1e6, 2e6, 0.1, 0.2, 1.05))
+    link = Link(1e6, 2e6, 0.1, 0.2, 1.05)
+    job = replace(job_of(made, tmp_path), link=link, whole="one", whole_s=0.5)
     assert Job.from_line(job.to_line()) == job
 
 
@@ -64,6 +66,14 @@ def test_the_emulated_link_costs_what_it_should(made: Made, tmp_path: Path) -> N
     runs = list(run_job(Rig(), job, [str(made.bundle.path)]))
     # Two messages up one after the other, one down, each 50 ms.
     assert min(run.latency_s for run in runs) >= 0.15
+
+
+def test_the_slow_device_starts_from_what_the_whole_model_takes(tmp_path: Path) -> None:
+    made = bundles.on_one_side(tmp_path / "whole.bundle", Side.DEVICE)
+    job = replace(job_of(made, tmp_path), slowdown=2.0, whole="one", whole_s=0.03)
+    runs = list(run_job(Rig(), job, []))
+    # Twice 30 ms, though this model takes this machine much less.
+    assert min(run.latency_s for run in runs) >= 0.06
 
 
 def test_a_missing_bundle_ends_in_a_sentence(made: Made, tmp_path: Path) -> None:
