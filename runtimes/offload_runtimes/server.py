@@ -84,7 +84,11 @@ class Server:
         self._serving = False
         self._metrics = split_address(metrics) if metrics else None
         self._metrics_port: MetricsPort | None = None
-        self._observer = Observer(lambda: len(self._sessions), lambda: self._dispatcher.waiting)
+        self._observer = Observer(
+            lambda: len(self._sessions),
+            lambda: self._dispatcher.waiting,
+            lambda: self._memory.held_bytes,
+        )
         self._dispatcher = Dispatcher(self._hosted, workers, max_run_s, self._observer)
         limit = max(map(message_limit_bytes, self._contracts.values()), default=0)
         self._host = GrpcHost(

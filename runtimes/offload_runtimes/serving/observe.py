@@ -13,11 +13,17 @@ LOG.addHandler(logging.NullHandler())
 class Observer:
     """Counts and logs what happens on one server."""
 
-    def __init__(self, sessions: Callable[[], float], waiting: Callable[[], float]) -> None:
-        """`sessions` and `waiting` tell how many sessions are open and segments queued."""
+    def __init__(
+        self,
+        sessions: Callable[[], float],
+        waiting: Callable[[], float],
+        held_bytes: Callable[[], float],
+    ) -> None:
+        """They tell how many sessions are open, segments queued and bytes held for sessions."""
         self._gauges = (
             Gauge("offload_sessions", "Sessions open now.", sessions),
             Gauge("offload_queue_length", "Segments waiting for a worker now.", waiting),
+            Gauge("offload_held_bytes", "Bytes of uploads and unread answers now.", held_bytes),
         )
         self._sessions = Counter("offload_sessions_total", "Sessions opened.")
         self._refused = Counter(

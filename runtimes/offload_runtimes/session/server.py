@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from offload.errors import BundleError, OffloadError, ServerError
+from offload.errors import BundleError, InputError, OffloadError, ServerError
 from offload.plan.plan import Segment
+from offload.units import format_bytes
 
 import offload_runtimes.wire.offload_pb2 as pb
 from offload_runtimes.engine import Array
@@ -170,6 +171,9 @@ class ServerSession:
         frame = self._reported(run)
         if frame is None:
             return []
+        refused = _too_large(outputs, frame.contract)
+        if refused:
+            return self._fail(run.frame, refused)
         frame.tensors.update(outputs)
         frame.spans.append((pb.Span.COMPUTE, run.segment.id, start_s, end_s))
         events = self._started(run.frame, frame)
@@ -331,3 +335,15 @@ class ServerSession:
         """Tell the account what this session holds; whether that is allowed."""
         still = not any(frame.running for frame in self._held())
         return self._account.hold(self.uploaded_bytes, still=still)
+
+
+def _too_large(outputs: Mapping[str, Array], contract: Contract) -> InputError | None:
+    """What is wrong with outputs to be sent: a message that is too long breaks its stream."""
+    for name, array in outputs.items():
+        port = contract.downloads.get(name)
+        if port is not None and array.nbytes > port.limit_bytes:
+            return InputError(
+                f"the answer {name!r} takes {format_bytes(array.nbytes)}, this bundle allows"
+                f" {format_bytes(port.limit_bytes)}: give it smaller inputs"
+            )
+    return None

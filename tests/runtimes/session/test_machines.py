@@ -323,6 +323,18 @@ def test_what_runs_for_a_cancelled_frame_is_held_until_it_is_over() -> None:
     assert isinstance(again, Run)
 
 
+def test_an_answer_too_large_to_be_sent_fails_its_frame() -> None:
+    session = greeted()
+    (run,) = session.receive(wire.encode_tensor(1, "a", np.arange(2), "raw"), 0.0)
+    assert isinstance(run, Run)
+    over, reply = session.finished(run, {"b": np.zeros(101, np.int64)}, 0.0, 1.0)
+    assert over == Over(1, "failed")
+    assert isinstance(reply, Reply)
+    failure = wire.parse(reply.data)[0].failure
+    assert failure.kind == pb.Failure.INPUT
+    assert "'b' takes 808 B, this bundle allows 800 B" in failure.sentence
+
+
 def test_a_plan_that_the_bundle_lacks_is_refused() -> None:
     events = greeted().receive(wire.encode_tensor(1, "a", np.arange(2), "raw", plan=2), 0.0)
     assert "no plan 2: it has 2" in refusal(events)
