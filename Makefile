@@ -97,5 +97,14 @@ bench-overlap: install
 bench-encodings: install
 	$(BIN)/python -m tests.benchmarks.bench_encodings
 
+# Coverage-guided, each target for so many seconds; atheris is installed beside, not among ours.
+# What was found is kept as files in build/fuzz-found, the corpus for the next time, too.
+SECONDS ?= 60
+.PHONY: fuzz
+fuzz: install
+	test -d build/fuzz || $(PYTHON) -m venv build/fuzz
+	build/fuzz/bin/pip install --quiet --editable . 'atheris>=3' pillow
+	PYTHONPATH=. build/fuzz/bin/python -m tests.fuzz.run --seconds $(SECONDS) $(TARGETS)
+
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist

@@ -17,12 +17,14 @@ only its own files.
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from offload.errors import BundleError, InputError
+from offload.kinds import check_kinds
 from offload.plan.plan import Plan, Segment, Side
 from offload.plan.ranges import EVERYWHERE, Range, Ranged, tiles
 
@@ -30,6 +32,8 @@ BUNDLE_FORMAT = 1
 PLANS_FORMAT = 2
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+_LONGEST = 255  # bytes of a file's name on all usual file systems
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +164,22 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
         outputs = tuple(Value.from_json(value) for value in manifest["outputs"])
         batch = {str(part): str(why) for part, why in manifest.get("batch", {}).items()}
         names, ranges = _plans(manifest)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        check_kinds((*inputs, *outputs), tuple[Value, ...])
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise BundleError(f"{folder / MANIFEST} is damaged: make the bundle again") from error
     if digest != manifest_digest(manifest):
         raise BundleError(f"{folder / MANIFEST} was changed after it was made: deploy it again")
     for file in files:
         _verify(folder, file, required, names)
     plans = tuple(_read_plan(folder / name) for name in names)
+    _check_parts(folder, plans, {file.name for file in files})
     return Bundle(folder, digest, Ranged(plans, ranges), inputs, outputs, files, batch)
 
 
@@ -197,7 +210,7 @@ def _read_manifest(folder: Path) -> bytes:
 
 
 def _file(name: str, entry: Mapping[str, Any]) -> File:
-    if name != Path(name).name or name in ("", ".", ".."):
+    if name != Path(name).name or name in ("", ".", "..") or not name.isprintable():
         raise BundleError(f"bundle names a file outside itself ({name!r}): do not use it")
     sides = tuple(Side(side) for side in entry["sides"])
     return File(name, str(entry["sha256"]), int(entry["size_bytes"]), sides)
@@ -216,7 +229,7 @@ def _plans(manifest: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Range, .
 
 def _verify(folder: Path, file: File, required: set[Side], plans: tuple[str, ...]) -> None:
     path = folder / file.name
-    if not path.is_file():
+    if len(os.fsencode(path.name)) > _LONGEST or not path.is_file():
         if required & set(file.sides) or file.name in plans:
             raise BundleError(f"bundle {folder} lacks {file.name}: deploy or make it again")
         return
@@ -227,5 +240,14 @@ def _verify(folder: Path, file: File, required: set[Side], plans: tuple[str, ...
 def _read_plan(path: Path) -> Plan:
     try:
         return Plan.from_json(json.loads(path.read_text()))
-    except (InputError, ValueError) as error:
+    except (InputError, ValueError, RecursionError) as error:
         raise BundleError(f"{path}: {error}") from error
+
+
+def _check_parts(folder: Path, plans: Iterable[Plan], names: set[str]) -> None:
+    """BundleError where a plan runs what is no file of the bundle."""
+    for segment in (segment for plan in plans for segment in plan.segments):
+        if segment.file not in names:
+            raise BundleError(
+                f"bundle {folder} runs a part that it lacks ({segment.part[:80]!r}): make it again"
+            )

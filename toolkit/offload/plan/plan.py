@@ -16,6 +16,7 @@ from offload.cost.link import Link
 from offload.encoding.affine import Affine
 from offload.encoding.encoding import encoding
 from offload.errors import InputError
+from offload.kinds import check_kinds
 from offload.plan.forecast import Forecast
 from offload.schedule.timeline import Timeline
 
@@ -288,15 +289,17 @@ class Plan:
         Raises:
             InputError: another format number, or a field is missing or of the wrong kind.
         """
-        if value.get("format") != PLAN_FORMAT:
+        if not isinstance(value, Mapping) or value.get("format") != PLAN_FORMAT:
+            told = value.get("format") if isinstance(value, Mapping) else None
             raise InputError(
-                f"plan has format {value.get('format')!r}, this version reads {PLAN_FORMAT}:"
-                " make the bundle again"
+                f"plan has format {told!r}, this version reads {PLAN_FORMAT}: make the bundle again"
             )
         try:
-            return _read_plan(value)
-        except (KeyError, TypeError, ValueError) as error:
+            plan = _read_plan(value)
+            check_kinds(plan, Plan)
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             raise InputError(f"plan is damaged ({error!r}): make the bundle again") from error
+        return plan
 
 
 def _read_plan(value: Mapping[str, Any]) -> Plan:

@@ -1,0 +1,121 @@
+"""The contracts that fuzzed messages are held against: every codec, fixed and free shapes."""
+
+import numpy as np
+import offload_runtimes.wire.offload_pb2 as pb
+from offload.bundle.bundle import Value
+from offload.plan.plan import Segment, Side
+from offload_runtimes.engine import Array
+from offload_runtimes.session.server import Limits
+from offload_runtimes.wire import messages as wire
+from offload_runtimes.wire.codecs import NAMES
+from offload_runtimes.wire.contract import Contract, Port, Ports
+
+from tests.fuzz.draw import Draw
+
+DIGEST = "d" * 64
+LIMIT_BYTES = 4096
+ROOM = Limits(max_frames=4, max_bytes=3 * LIMIT_BYTES)
+_TYPES = {"a": "float", "b": "int64", "c": "uint8", "d": "bfloat16", "e": "int4", "f": "bool"}
+_CODECS = {"a": "planes", "b": "raw", "c": "png", "d": "zstd", "e": "raw", "f": "jpeg"}
+_SHAPES: dict[str, tuple[int | str, ...]] = {"b": (2, 3), "c": ("h", "w", 3), "f": ("h", 4, 3)}
+
+
+def _port(name: str) -> Port:
+    kind = f"tensor({_TYPES[name]})" if name != "f" else "tensor(uint8)"
+    return Port(Value(name, kind, _SHAPES.get(name, ("n",))), _CODECS[name], LIMIT_BYTES)
+
+
+def _segment(name: str, inputs: str, outputs: str) -> Segment:
+    return Segment(name, Side.SERVER, (), (), tuple(inputs), tuple(outputs))
+
+
+def _ports(names: str) -> Ports:
+    return Ports({name: _port(name) for name in names})
+
+
+def agreed() -> tuple[Contract, Contract]:
+    """Two plans of one bundle: a chain that forks and joins, and a short one."""
+    long = (_segment("1", "a", "x"), _segment("2", "bc", "yd"), _segment("3", "xy", "ae"))
+    short = (_segment("4", "abc", "a"),)
+    return (
+        Contract(DIGEST, long, _ports("abcdef"), _ports("de")),
+        Contract(DIGEST, short, _ports("abc"), _ports("a")),
+    )
+
+
+def outputs(segment: Segment, draw: Draw) -> dict[str, Array]:
+    """What a segment might have made."""
+    made: dict[str, Array] = {}
+    for name in segment.outputs:
+        dtype = {"d": np.uint16, "e": np.int8}.get(name, np.float32)
+        made[name] = np.zeros(draw.number() % (2 * LIMIT_BYTES), dtype)
+    return made
+
+
+def tensor(draw: Draw) -> bytes:
+    """A tensor message, right or nearly, with the right checksum: what is behind it is met."""
+    name = draw.one_of("abcdefx") if draw.byte() < 250 else draw.blob().decode("latin-1")
+    known = _port(name) if name in _TYPES else None
+    dtype = draw.one_of(("<f4", "<i8", "|u1", "<u2", "|i1", "|b1", ">f4", "O", ""))
+    shape = tuple(draw.number() for _ in range(draw.byte() % 4))
+    codec = draw.one_of(NAMES) if draw.byte() < 250 else draw.blob().decode("latin-1")
+    if known is not None and draw.byte() < 200:
+        dtype, codec = _DTYPES[name], known.encoding
+    if draw.byte() < 128 and codec in NAMES and 0 < np.prod(shape, dtype=object) < LIMIT_BYTES:
+        return _right(name, dtype, shape, codec, draw)
+    packed = wire.Packed(dtype, shape, codec, memoryview(draw.blob()))
+    return wire.tensor_message(draw.number(), name, packed, plan=draw.number() % 2**32)
+
+
+_DTYPES = {"a": "<f4", "b": "<i8", "c": "|u1", "d": "<u2", "e": "|i1", "f": "|u1"}
+
+
+def _right(name: str, dtype: str, shape: tuple[int, ...], codec: str, draw: Draw) -> bytes:
+    """A tensor as a right device encodes it, if it can be encoded so."""
+    array: Array = np.zeros(shape, _DTYPES.get(name, "<f4"))
+    if codec in ("png", "jpeg") and (dtype != "|u1" or len(shape) < 3 or shape[-1] != 3):
+        codec = "raw"
+    array.reshape(-1)[:1] = draw.byte() % 2
+    return wire.encode_tensor(draw.number(), name, array, codec, plan=draw.byte() % 3)
+
+
+def message(draw: Draw) -> bytes:
+    """Any message of the protocol, right or nearly."""
+    match draw.byte() % 10:
+        case 0:
+            protocol = wire.PROTOCOL if draw.byte() < 240 else draw.number() % 2**32
+            bundle = DIGEST if draw.byte() < 240 else draw.blob().decode("latin-1")
+            return wire.message(hello=pb.Hello(protocol=protocol, bundle=bundle))
+        case 1:
+            welcome = pb.Welcome(protocol=wire.PROTOCOL, max_frames=draw.number() % 2**32)
+            return wire.message(welcome=welcome)
+        case 2:
+            ping = pb.Ping(number=draw.number(), data=draw.blob() * draw.byte())
+            return wire.message(ping=ping)
+        case 3:
+            pong = pb.Pong(number=draw.number(), server_s=float(draw.number()), data=draw.blob())
+            return wire.message(pong=pong)
+        case 4:
+            return wire.message(cancel=pb.Cancel(frame=draw.number()))
+        case 5:
+            sentence = draw.blob().decode("latin-1")
+            kind = draw.one_of((pb.Failure.SERVER, pb.Failure.INPUT, pb.Failure.BUNDLE))
+            failure = pb.Failure(frame=draw.number(), kind=kind, sentence=sentence)
+            return wire.message(failure=failure)
+        case 6:
+            return wire.message(goodbye=pb.Goodbye())
+        case _:
+            return tensor(draw)
+
+
+def damaged(data: bytes, draw: Draw) -> bytes:
+    """The same with one place cut, doubled or overwritten."""
+    at = draw.number() % (len(data) + 1)
+    match draw.byte() % 3:
+        case 0:
+            return data[:at]
+        case 1:
+            return data[:at] + data[at:] * 2
+        case _:
+            blob = draw.blob()
+            return data[:at] + blob + data[at + len(blob) :]

@@ -1,0 +1,153 @@
+"""Bundles whose manifest or plan was changed, with digests made right again to get behind them."""
+
+import copy
+import hashlib
+import json
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from offload.bundle.bundle import MANIFEST, PLAN, manifest_digest, open_bundle
+from offload.errors import OffloadError
+from offload.plan.plan import Action, Plan, Segment, Send, Side, Step
+from offload.schedule.timeline import Timeline
+from offload_runtimes.wire.contract import contracts
+
+from tests.fuzz.draw import Draw
+
+_NASTY: tuple[Any, ...] = (
+    None, True, -1, 0, 2**64, 10**400, 1e308, float("nan"), float("inf"), "", "x", "../x", "/etc",
+    "\ud800", "server", [], [[]], [None], {}, {"": None}, {"format": 1},
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The two texts of a bundle."""
+
+    manifest: bytes
+    plan: bytes
+
+
+def _plan() -> Plan:
+    segments = (
+        Segment("device-0", Side.DEVICE, ("l0",), (0,), ("x",), ("t",)),
+        Segment("server-0", Side.SERVER, ("l1",), (1,), ("t",), ("y",)),
+    )
+    steps = (Step(Action.RUN, "device-0"), Step(Action.SEND, "t"))
+    return Plan(
+        model="0" * 64,
+        scheme="opss",
+        segments=segments,
+        uploads=(Send("t", 4),),
+        downloads=(Send("y", None),),
+        steps=steps,
+        timeline=Timeline(()),
+        latency_s=0.0,
+        lower_bound_s=0.0,
+        status="optimal",
+        solver="hand",
+    )
+
+
+def _texts() -> Texts:
+    value = [{"name": "x", "type": "tensor(float)", "shape": [1, "n"]}]
+    files = {
+        name: {"sha256": "0" * 64, "size_bytes": 1, "sides": [side]}
+        for name, side in (("device-0.onnx", "device"), ("server-0.onnx", "server"))
+    }
+    content = {"format": 1, "inputs": value, "outputs": value, "files": files}
+    return Texts(json.dumps(content).encode(), json.dumps(_plan().to_json()).encode())
+
+
+BUNDLES = (_texts(),)
+
+
+@cache
+def _folder() -> Path:
+    """One place for all of a process's inputs."""
+    return Path(tempfile.mkdtemp(prefix="offload-fuzz-"))
+
+
+def _changed(text: bytes, draw: Draw) -> Any:
+    """A JSON value in which some places hold what nobody expects there."""
+    value = json.loads(text)
+    for _ in range(1 + draw.byte() % 3):
+        value = _replaced(value, draw)
+    return value
+
+
+def _replaced(value: Any, draw: Draw) -> Any:
+    """The same with one place changed, found by going down where the bytes say."""
+    if not isinstance(value, dict | list) or not value or draw.byte() < 40:
+        return copy.deepcopy(draw.one_of(_NASTY))
+    key = draw.one_of(list(value) if isinstance(value, dict) else range(len(value)))
+    if draw.byte() < 20:
+        return {k: v for k, v in value.items() if k != key} if isinstance(value, dict) else []
+    value[key] = _replaced(value[key], draw)
+    return value
+
+
+def _value(data: bytes, text: bytes) -> Any:
+    """JSON that came as it is, or a right one changed; None where it is no JSON at all."""
+    if data[:1] != b"{":
+        return _changed(text, Draw(data))
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+def read_manifest(data: bytes) -> None:
+    """The reader of manifests, with a plan that is right."""
+    manifest = _value(data, BUNDLES[0].manifest)
+    if isinstance(manifest, dict):
+        if isinstance(manifest.get("files"), dict):
+            manifest["files"][PLAN] = _entry(BUNDLES[0].plan)
+        manifest.pop("digest", None)
+        with suppress(ValueError):
+            manifest["digest"] = manifest_digest(manifest)
+    text = data if manifest is None else json.dumps(manifest).encode()
+    _write(_folder(), text, BUNDLES[0].plan)
+    _open()
+
+
+def read_plan(data: bytes) -> None:
+    """The reader of plans, with a manifest that is right."""
+    plan = _value(data, BUNDLES[0].plan)
+    seal(_folder(), data if plan is None else json.dumps(plan).encode())
+    _open()
+
+
+def seal(folder: Path, plan: bytes) -> None:
+    """Write a bundle with that plan, its digests right."""
+    manifest = json.loads(BUNDLES[0].manifest)
+    manifest["files"][PLAN] = _entry(plan)
+    _write(folder, json.dumps({**manifest, "digest": manifest_digest(manifest)}).encode(), plan)
+
+
+def _write(folder: Path, manifest: bytes, plan: bytes) -> None:
+    (folder / MANIFEST).write_bytes(manifest)
+    (folder / PLAN).write_bytes(plan)
+
+
+def _entry(text: bytes) -> dict[str, Any]:
+    digest = hashlib.sha256(text).hexdigest()
+    return {"sha256": digest, "size_bytes": len(text), "sides": ["device", "server"]}
+
+
+def _open() -> None:
+    """Open it, and ask what a server asks next; only the four errors may come."""
+    folder = _folder()
+    with suppress(OffloadError):
+        bundle = open_bundle(folder)
+        for segment in bundle.parts():
+            assert bundle.segment_path(segment.part).parent == folder
+        assert len(contracts(bundle, {})) == len(bundle.plans)
+        assert all(
+            bundle.path / file.name == folder / Path(file.name).name for file in bundle.files
+        )
+        assert bundle.needs_server in (True, False)

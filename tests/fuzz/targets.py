@@ -1,0 +1,158 @@
+"""What is fuzzed: each target takes bytes and fails only where the product is wrong.
+
+A target lets the four errors pass and nothing else: whatever else escapes is a finding, as is a
+broken invariant, a hang, or more memory than the process may have.
+"""
+
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+from offload.errors import OffloadError
+from offload_runtimes.serving.memory import Memory
+from offload_runtimes.session.device import Arrived, DeviceSession
+from offload_runtimes.session.server import Close, Event, Reply, Run, ServerSession
+from offload_runtimes.wire import codecs
+from offload_runtimes.wire import messages as wire
+
+from tests.fuzz.agreed import DIGEST, LIMIT_BYTES, ROOM, agreed, damaged, message, outputs
+from tests.fuzz.bundles import BUNDLES, read_manifest, read_plan
+from tests.fuzz.draw import Draw
+
+_SEEDS = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One thing to fuzz.
+
+    Attributes:
+        run: takes a fuzzer's bytes.
+        seeds: bytes to begin with.
+    """
+
+    run: Callable[[bytes], None]
+    seeds: Callable[[], list[bytes]]
+
+
+def parse(data: bytes) -> None:
+    """The frame parser: bytes as they are, or a message that is right or nearly."""
+    draw = Draw(data)
+    kind = draw.byte() % 3
+    raw = draw.rest() if kind == 0 else message(draw)
+    raw = damaged(raw, draw) if kind == 2 else raw
+    with suppress(wire.ProtocolError):
+        head, payload = wire.parse(raw)
+        if head.WhichOneof("body") == "tensor":
+            for contract in agreed():
+                layout, array = wire.decode_tensor(head.tensor, payload, contract.uploads)
+                assert array.nbytes == layout.size_bytes <= LIMIT_BYTES
+                assert (array.shape, array.dtype) == (layout.shape, layout.dtype)
+        elif head.WhichOneof("body") == "failure":
+            assert isinstance(wire.decode_failure(head.failure, "here"), OffloadError)
+
+
+def decode(data: bytes) -> None:
+    """The codecs: as many bytes as expected or ValueError, and what they encode comes back."""
+    draw = Draw(data)
+    codec = codecs.codec(draw.one_of(codecs.NAMES))
+    shape = tuple(draw.byte() % 9 for _ in range(draw.byte() % 4))
+    width = draw.one_of((1, 2, 4, 8))
+    size_bytes = int(np.prod(shape)) * width
+    with suppress(ValueError):
+        assert len(codec.decode(draw.blob(), size_bytes, shape)) == size_bytes
+    raw = draw.rest()[:size_bytes].ljust(size_bytes, b"\0")
+    if codec.name not in ("png", "jpeg") or (width == 1 and codecs.suits_picture("uint8", shape)):
+        back = bytes(codec.decode(codec.encode(raw, shape), size_bytes, shape))
+        assert len(back) == size_bytes
+        assert codec.name == "jpeg" or back == raw
+
+
+class _Server:
+    """A server's session, what runs for it, and another one that holds memory, too."""
+
+    def __init__(self) -> None:
+        self.memory = Memory(4 * LIMIT_BYTES)
+        self.others = self.memory.account(lambda: None)
+        account = self.memory.account(lambda: None)
+        self.session = ServerSession({DIGEST: agreed()}, ROOM, account)
+        self.running: list[Run] = []
+
+    def step(self, draw: Draw) -> list[Event]:
+        """Whatever may happen to a session."""
+        choice = draw.byte() % 16
+        if choice == 0:
+            return self.session.receive(damaged(message(draw), draw), 0.0)
+        if choice == 1:
+            self.others.hold(draw.byte() * 64)
+            return []
+        if choice == 2:
+            return self.session.drain() if draw.byte() > 200 else self.session.receive(b"", 0.0)
+        if choice < 6 and self.running:
+            run = self.running.pop(draw.byte() % len(self.running))
+            if draw.byte() < 200:
+                return self.session.finished(run, outputs(run.segment, draw), 0.0, 1.0)
+            return self.session.failed(run, OffloadError("it cannot be computed"))
+        return self.session.receive(message(draw), 0.0)
+
+    def take(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, Run):
+                self.running.append(event)
+            elif isinstance(event, Reply | Close):
+                wire.parse(event.data)
+
+    def check(self) -> None:
+        held = self.session.uploaded_bytes
+        assert 0 <= held <= ROOM.max_bytes
+        assert self.memory.held_bytes == held + self.others.held_bytes <= self.memory.limit_bytes
+        assert self.session.frames_in_flight <= ROOM.max_frames
+        assert not self.session.closed or held == self.session.frames_in_flight == 0
+
+
+def serve(data: bytes) -> None:
+    """The server's session under messages and results in any order; it never raises."""
+    draw, server = Draw(data), _Server()
+    if draw.byte() < 250:
+        server.take(server.session.receive(DeviceSession(agreed(), "here").hello(), 0.0))
+    while not draw.is_empty:
+        server.take(server.step(draw))
+        server.check()
+    for run in server.running:
+        server.take(server.session.failed(run, OffloadError("it cannot be computed")))
+    server.session.close()
+    server.check()
+
+
+def drive(data: bytes) -> None:
+    """The device's session under whatever a server may answer: ProtocolError or an event."""
+    draw, session = Draw(data), DeviceSession(agreed(), "here")
+    while not draw.is_empty:
+        choice = draw.byte() % 8
+        if choice == 0:
+            session.open_frame(draw.byte() % 2)
+        elif choice == 1:
+            session.cancel(draw.number())
+        else:
+            answer = message(draw) if choice > 2 else damaged(message(draw), draw)
+            with suppress(wire.ProtocolError):
+                event = session.receive(answer)
+                assert not isinstance(event, Arrived) or event.array.nbytes <= LIMIT_BYTES
+
+
+def scattered() -> list[bytes]:
+    """Bytes without a pattern, short and long, the same ones every time."""
+    chance = random.Random(0)
+    return [chance.randbytes(3 * length) for length in range(1, _SEEDS)]
+
+
+TARGETS = {
+    "parse": Target(parse, scattered),
+    "decode": Target(decode, scattered),
+    "serve": Target(serve, scattered),
+    "drive": Target(drive, scattered),
+    "manifest": Target(read_manifest, lambda: [BUNDLES[0].manifest, *scattered()]),
+    "plan": Target(read_plan, lambda: [BUNDLES[0].plan, *scattered()]),
+}
