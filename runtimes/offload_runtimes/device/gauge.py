@@ -10,6 +10,9 @@ from offload.schedule.timeline import Lane
 
 KEPT = 24
 HALF_LIFE_S = 2.0
+SURPRISING = 1.5  # a message that took so many times what it should
+LATE_S = 0.3  # and so much longer: no mere hiccup
+_PAST_S = 10 * HALF_LIFE_S  # added to the age of what was seen before the link changed
 
 
 class Gauge:
@@ -28,6 +31,7 @@ class Gauge:
         self._base = base
         self._changed = threading.Condition()
         self._passages: dict[tuple[Lane, bool], deque[tuple[int, float, float]]] = {}
+        self._changes: dict[Lane, _Change] = {}
         self.forget()
 
     @property
@@ -45,6 +49,8 @@ class Gauge:
         with self._changed:
             kinds = [(lane, large) for lane in _LANES for large in (False, True)]
             self._passages = {kind: deque(maxlen=KEPT) for kind in kinds}
+            self._changes = {lane: _Change() for lane in _LANES}
+            self._estimate = self._base
             self._seen = 0
             self._told_s = float("-inf")
 
@@ -61,6 +67,8 @@ class Gauge:
         with self._changed:
             when_s = time.monotonic() if now_s is None else now_s
             self._passages[lane, is_large].append((size_bytes, seconds, when_s))
+            if is_large:
+                self._changes[lane].passed(seconds, self._expected_s(lane, size_bytes), when_s)
             if lane is Lane.UPLINK:
                 self._seen += 1
                 self._told_s = when_s if is_large else self._told_s
@@ -79,8 +87,11 @@ class Gauge:
             return None
         ages_s = sorted(send.age_s for send in up)
         # Where little is sent, the last three count: no single one decides.
-        spread_s = ages_s[LEAST_SENDS - 1] - ages_s[0]
-        return refit(self._base, up, down, max(HALF_LIFE_S, spread_s))
+        spread_s = (
+            max(age_s for age_s in ages_s[:LEAST_SENDS] if age_s < ages_s[0] + _PAST_S) - ages_s[0]
+        )
+        self._estimate = refit(self._base, up, down, max(HALF_LIFE_S, spread_s))
+        return self._estimate
 
     def surprise(self, link: Link) -> float:
         """How far off the last large message was: 1 where it took as long as the link says."""
@@ -91,7 +102,40 @@ class Gauge:
 
     def _sent(self, lane: Lane, now_s: float) -> list[Sent]:
         kept = (*self._passages[lane, False], *self._passages[lane, True])
-        return [Sent(size, seconds, max(now_s - when_s, 0.0)) for size, seconds, when_s in kept]
+        since_s = self._changes[lane].since_s
+        return [
+            Sent(size, seconds, max(now_s - when_s, 0.0) + (_PAST_S if when_s < since_s else 0.0))
+            for size, seconds, when_s in kept
+        ]
+
+    def _expected_s(self, lane: Lane, size_bytes: int) -> float:
+        link = self._estimate
+        cost_s = link.upload_s if lane is Lane.UPLINK else link.download_s
+        return cost_s(size_bytes)
+
+
+class _Change:
+    """Notices that one way of the link has become slower for good, not for one message.
+
+    Attributes:
+        since_s: when it did; in the endless past at first.
+    """
+
+    def __init__(self) -> None:
+        self.since_s = float("-inf")
+        self._first_s = 0.0
+        self._late_s = 0.0
+
+    def passed(self, seconds: float, expected_s: float, when_s: float) -> None:
+        """Two late messages in a row, late enough together, make what came before the past."""
+        if seconds <= SURPRISING * expected_s:
+            self._late_s = 0.0
+            return
+        is_first = not self._late_s
+        self._first_s = when_s if is_first else self._first_s
+        self._late_s += seconds - expected_s
+        if not is_first and self._late_s > LATE_S:
+            self.since_s = self._first_s
 
 
 _LANES = (Lane.UPLINK, Lane.DOWNLINK)

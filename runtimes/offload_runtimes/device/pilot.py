@@ -10,7 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from offload.bundle.bundle import Bundle
@@ -20,7 +20,7 @@ from offload.errors import OffloadError
 from offload.plan.plan import Plan
 from offload.plan.switching import Standing, Switching, best_of, step
 
-from offload_runtimes.device.gauge import Gauge
+from offload_runtimes.device.gauge import LATE_S, SURPRISING, Gauge
 from offload_runtimes.wire.messages import MAX_PING_BYTES
 
 LOG = logging.getLogger("offload.device")
@@ -30,7 +30,6 @@ _LOST_S = 5.0  # after which a probe is not waited for any more
 _PROBE_TAKES_S = 0.02  # long enough to tell a rate, short enough not to be in a frame's way
 _MOST_OF_LINK = 0.1  # that probes may take on the whole, where the smallest takes long
 _LEAST_PROBE_BYTES = 4096
-_SURPRISING = 1.5  # a message that took so many times what it should: look again
 _FIRST_WAIT_S = 1.0
 _KEPT = 100
 
@@ -60,6 +59,9 @@ class Soundable(Protocol):
 
     def probe(self, size_bytes: int) -> None:
         """Have so many bytes sent there and back; the gauge hears how long they took."""
+
+    def waiting(self, now_s: float) -> tuple[int, float]:
+        """What has been on its way for long: so many bytes at most, so many seconds at least."""
 
 
 class Pilot:
@@ -181,15 +183,19 @@ class Pilot:
         if remote is not None and self._is_silent(now_s, every_s):
             self._probed = (self.gauge.seen, now_s)
             remote.probe(self._probe_bytes())
-        if self.gauge.seen != self._reviewed:
+        slower = 1.0 if remote is None else self._slower(*remote.waiting(now_s))
+        if self.gauge.seen != self._reviewed or slower > 1:
             self._reviewed = self.gauge.seen
-            self.review(now_s)
+            self.review(now_s, slower)
 
-    def review(self, now_s: float) -> None:
-        """Estimate the link, and change plans if another has been better for long enough."""
+    def review(self, now_s: float, slower: float = 1.0) -> None:
+        """Estimate the link, and change plans if another has been better for long enough.
+
+        `slower`: how many times slower it must be than what has passed tells.
+        """
         if not self._estimated(now_s):
             return
-        link, before = self._link, self._standing
+        link, before = replace(self._link, up_bps=self._link.up_bps / slower), self._standing
         after = step(before, self._values(link), now_s, self._rule)
         if after.plan != before.plan and not self._is_ready(after.plan):
             return
@@ -227,11 +233,17 @@ class Pilot:
             return False
         return True
 
+    def _slower(self, size_bytes: int, waited_s: float) -> float:
+        """How many times slower the link must be for what is on its way to be as late as it is."""
+        expected_s = self._link.upload_s(size_bytes)
+        late = size_bytes >= self.gauge.large_bytes and waited_s > expected_s + LATE_S
+        return max(1.0, waited_s / expected_s) if late else 1.0
+
     def _is_silent(self, now_s: float, every_s: float) -> bool:
         """Whether the link must be sounded: sooner while there are doubts about the plan."""
         off = self.gauge.surprise(self._link)
         doubts = self._standing.losses > 0 or self.gauge.seen < LEAST_SENDS
-        doubts = doubts or not 1 / _SURPRISING < off < _SURPRISING
+        doubts = doubts or not 1 / SURPRISING < off < SURPRISING
         takes_s = self._link.upload_s(self._probe_bytes())
         patience_s = max(self._rule.probe_s, takes_s / _MOST_OF_LINK)
         seen, probed_s = self._probed

@@ -39,7 +39,7 @@ class Pulse:
         self._asked_s: float | None = None
         self._sent_bytes = 0
         self._passed_bytes = 0
-        self._marks: dict[int, int] = {}
+        self._marks: dict[int, tuple[int, float]] = {}
         self._rate_bps = {Lane.UPLINK: _SLOWEST_BPS, Lane.DOWNLINK: _SLOWEST_BPS}
 
     def sent(self, size_bytes: int) -> None:
@@ -48,13 +48,21 @@ class Pulse:
 
     def asked(self, number: int, now_s: float) -> None:
         """A ping went to the link, behind all that was sent before it."""
-        self._marks[number] = self._sent_bytes
+        self._marks[number] = self._sent_bytes, now_s
         if self._asked_s is None:
             self._asked_s = now_s
 
     def answered(self, number: int) -> None:
         """A ping came back: all before it has passed."""
-        self._passed_bytes = max(self._passed_bytes, self._marks.pop(number, 0))
+        before_bytes, _ = self._marks.pop(number, (0, 0.0))
+        self._passed_bytes = max(self._passed_bytes, before_bytes)
+
+    def waiting(self, now_s: float) -> tuple[int, float]:
+        """What the oldest unanswered ping waits behind: so many bytes at most, so long at least."""
+        if not self._marks:
+            return 0, 0.0
+        before_bytes, asked_s = next(iter(self._marks.values()))
+        return before_bytes - self._passed_bytes, now_s - asked_s
 
     def heard(self, now_s: float) -> None:
         """Something came from the server."""

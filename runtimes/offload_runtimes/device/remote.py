@@ -139,6 +139,11 @@ class Remote:
         if is_free:
             self._ask(os.urandom(size_bytes))  # what repeats might be compressed on its way
 
+    def waiting(self, now_s: float) -> tuple[int, float]:
+        """What has been on its way for long: so many bytes at most, so many seconds at least."""
+        with self._lock:
+            return self._pulse.waiting(now_s)
+
     def _ask(self, data: bytes) -> None:
         with self._lock:
             self._last_ping = number = self._last_ping + 1

@@ -13,7 +13,7 @@ from offload.errors import InputError
 from offload.plan.plan import Plan
 from offload.plan.switching import Switching
 from offload.schedule.timeline import Lane
-from offload_runtimes.device.gauge import Gauge
+from offload_runtimes.device.gauge import LATE_S, Gauge
 from offload_runtimes.device.pilot import Pilot
 from offload_runtimes.wire.messages import MAX_PING_BYTES
 
@@ -44,6 +44,7 @@ class World:
         self.loaded: list[Plan] = []
         self.refuses: Callable[[Plan], bool] = lambda _: False
         self.changes = 0
+        self.stuck_bytes, self.stuck_s = 0, self.now_s
         self._random = np.random.default_rng(seed)
         self.pilot = Pilot(bundle, self._load, None, RULE, self._changed)
         self.bundle = bundle
@@ -55,6 +56,9 @@ class World:
         if self.refuses(plan):
             raise InputError("it cannot be loaded")
         self.loaded.append(plan)
+
+    def waiting(self, now_s: float) -> tuple[int, float]:
+        return self.stuck_bytes, now_s - self.stuck_s
 
     def probe(self, size_bytes: int) -> None:
         self.probed.append(size_bytes)
@@ -114,6 +118,28 @@ def test_it_goes_and_comes_back_with_the_link(bundle: Bundle) -> None:
     assert afters[-1] == SPLIT
     assert world.changes == len(afters)
     assert all(a.at_s < b.at_s for a, b in itertools.pairwise(world.pilot.switches))
+
+
+def test_what_does_not_arrive_is_not_waited_for(bundle: Bundle) -> None:
+    """The link breaks down while a tensor is on it: the next frame already goes another way."""
+    world = World(bundle, 1e7)
+    assert world.run(10)[-1] == CLOUD
+    world.stuck_bytes, world.stuck_s = 100_000, world.now_s
+    while world.pilot.plan == CLOUD:
+        world.now_s += BEAT_S
+        world.pilot.attend(world, world.now_s, BEAT_S)
+        assert world.now_s - world.stuck_s <= 2 * LATE_S + RULE.estimates * BEAT_S
+    assert world.pilot.switches[-1].link.up_bps < 1e6
+
+
+def test_a_hiccup_is_waited_for(bundle: Bundle) -> None:
+    world = World(bundle, 1e7)
+    world.run(10)
+    for size_bytes, waited_s in ((100_000, LATE_S), (1_000, 10.0)):
+        world.stuck_bytes, world.stuck_s = size_bytes, world.now_s - waited_s
+        for _ in range(10):
+            world.pilot.attend(world, world.now_s, BEAT_S)
+        assert world.pilot.plan == CLOUD, "neither for long, nor when nothing large is on its way"
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -202,6 +228,20 @@ def test_a_new_connection_begins_anew() -> None:
     assert gauge.link(6.0) is None
     gauge.passed(Lane.UPLINK, 1000, 0.0, 6.0)
     assert gauge.seen == 0, "what took no time tells nothing"
+
+
+def test_two_late_messages_make_what_was_before_the_past() -> None:
+    gauge, fast, slow = Gauge(link(5e6)), link(2e7), link(1e6)
+    for number in range(40):
+        gauge.passed(Lane.UPLINK, 100_000, fast.upload_s(100_000), 0.05 * number)
+    found = gauge.link(2.0)
+    assert found
+    assert found.up_bps == pytest.approx(2e7, rel=0.05)
+    for now_s in (2.8, 3.6):
+        gauge.passed(Lane.UPLINK, 100_000, slow.upload_s(100_000), now_s)
+        found = gauge.link(now_s)
+        assert found
+        assert (found.up_bps < 1.1e6) == (now_s == 3.6), "one alone may be a hiccup"
 
 
 @given(
