@@ -92,6 +92,11 @@ bench-own-cut: install
 bench-overlap: install
 	$(BIN)/python -m tests.benchmarks.bench_overlap
 
+# As root: a session that follows a link that changes, against each of its plans alone (6 min).
+.PHONY: bench-adapt
+bench-adapt: install
+	$(BIN)/python -m tests.benchmarks.bench_adapt
+
 # Raw schemes against lossless, fp16, uint8 and all encodings on every model and link (5 min).
 .PHONY: bench-encodings
 bench-encodings: install

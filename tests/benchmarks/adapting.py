@@ -1,0 +1,62 @@
+"""The device of `bench_adapt`: one session, frame after frame, a line of JSON for each.
+
+`python -m tests.benchmarks.adapting BUNDLE SERVER SLOWDOWN PLAN SECONDS FEEDS EXPECTED`; a plan
+of -1 lets the session choose.
+"""
+
+import json
+import sys
+import time
+
+import numpy as np
+from offload.bundle.bundle import open_bundle
+from offload.bundle.difference import difference
+from offload.plan.plan import Side
+from offload_runtimes.client import OffloadSession
+from offload_runtimes.device.emulate import Pacer
+from offload_runtimes.engine import Array
+
+
+def main(bundle: str, server: str, slowdown: str, plan: str, seconds: str, *files: str) -> None:
+    with np.load(files[0]) as feeds, np.load(files[1]) as outputs:
+        given, expected = dict(feeds), dict(outputs)
+    pacer = settled(bundle, server, float(slowdown), given)
+    with OffloadSession(
+        bundle,
+        server,
+        threads=1,
+        slowdown=pacer,
+        plan=None if plan == "-1" else int(plan),
+    ) as session:
+        session.run(None, given)
+        print(json.dumps({"began_s": time.monotonic()}), flush=True)
+        until_s = time.monotonic() + float(seconds)
+        while (start_s := time.monotonic()) < until_s:
+            followed = session.plan
+            answers = session.run(list(expected), given)
+            pairs = zip(answers, expected.values(), strict=True)
+            row = {
+                "start_s": start_s,
+                "end_s": time.monotonic(),
+                "plan": followed,
+                "up_bps": session.link.up_bps if session.link else None,
+                "difference": max(difference(wanted, found) for found, wanted in pairs),
+            }
+            print(json.dumps(row), flush=True)
+        counts = session.counts
+        print(json.dumps({"switches": counts.switches, "losses": counts.losses}), flush=True)
+
+
+def settled(bundle: str, server: str, slowdown: float, given: dict[str, Array]) -> Pacer:
+    """A pace that knows the parts of all plans, and that no noise changes any more."""
+    pacer = Pacer(slowdown)
+    for plan in range(len(open_bundle(bundle, (Side.DEVICE,)).plans)):
+        with OffloadSession(bundle, server, threads=1, slowdown=pacer, plan=plan) as session:
+            for _ in range(Pacer.KEPT):
+                session.rehearse(given)
+    pacer.settle()
+    return pacer
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,220 @@
+"""A link that changes under a running session: the plans it follows, against each plan alone.
+
+Run as root as `make bench-adapt`. A bundle for 1 to 100 Mbit/s is run on a link between two
+namespaces whose token buckets change while frames go through it: once with the session choosing
+its plan, and once with each plan held to.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from offload.bundle.bundle import Bundle
+from offload.cost.link import Link, parse_link
+from offload.graph.load import load_model
+from offload.graph.read import read_graph
+from offload.plan.plan import Side
+from offload.plan.sweep import parse_links
+from offload.units import format_bps
+from offload_models.zoo import build, save
+from offload_runtimes.engine import EngineOptions, load
+from offload_runtimes.planning.measure import sample_feeds
+from offload_runtimes.planning.situation import SplitRequest
+from offload_runtimes.split import split
+from offload_runtimes.testbed.bed import Bed, open_bed
+
+from tests.benchmarks.goals import Goal, report
+
+MODEL = "alexnet_parallel"
+SLOWDOWN = 10.0
+PHASES_BPS = (5.85e6, 50e6, 18.88e6, 1.1e6, 18.88e6)
+CHOOSING = -1
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One inference: when, in seconds after the trace began, by which plan, how far off."""
+
+    start_s: float
+    end_s: float
+    plan: int
+    difference: float
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One session's way through the whole trace."""
+
+    frames: Sequence[Frame]
+    switches: int
+    losses: int
+
+    def within(self, start_s: float, end_s: float) -> list[Frame]:
+        """Frames that begin and end between two times."""
+        return [f for f in self.frames if start_s <= f.start_s and f.end_s <= end_s]
+
+
+class Track:
+    """A bundle, its server in a bed, and the trace of rates."""
+
+    def __init__(self, bed: Bed, bundle: Bundle, folder: Path, phase_s: float) -> None:
+        self.bed, self.bundle, self.folder, self.phase_s = bed, bundle, folder, phase_s
+
+    @contextmanager
+    def served(self) -> Iterator[str]:
+        module = ("-m", "offload_runtimes.testbed.host_bundles")
+        listen = f"{self.bed.address(Side.SERVER)}:0"
+        command = (sys.executable, *module, listen, "1", str(self.bundle.path))
+        with subprocess.Popen(
+            self.bed.command(Side.SERVER, command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as server:
+            assert server.stdout
+            assert server.stdin
+            yield json.loads(server.stdout.readline())["listening"]
+            server.stdin.close()
+
+    def run(self, address: str, plan: int) -> Passage:
+        """One session from the first phase to the last."""
+        self._shape(PHASES_BPS[0])
+        length_s = str(self.phase_s * len(PHASES_BPS))
+        files = (str(self.folder / "feeds.npz"), str(self.folder / "expected.npz"))
+        given = (str(self.bundle.path), address, str(SLOWDOWN), str(plan), length_s, *files)
+        command = (sys.executable, "-m", "tests.benchmarks.adapting", *given)
+        with subprocess.Popen(
+            self.bed.command(Side.DEVICE, command), stdout=subprocess.PIPE, text=True
+        ) as device:
+            assert device.stdout
+            began_s = json.loads(device.stdout.readline())["began_s"]
+            changes = threading.Thread(target=self._change, args=(began_s,))
+            changes.start()
+            rows = [json.loads(line) for line in device.stdout]
+            changes.join()
+        return _passage(rows, began_s)
+
+    def _change(self, began_s: float) -> None:
+        for number, rate_bps in enumerate(PHASES_BPS):
+            time.sleep(max(0.0, began_s + number * self.phase_s - time.monotonic()))
+            self._shape(rate_bps)
+
+    def _shape(self, rate_bps: float) -> None:
+        self.bed.shape(Link(rate_bps, rate_bps))
+
+
+def _passage(rows: list[dict[str, Any]], began_s: float) -> Passage:
+    *found, last = rows
+    frames = [
+        Frame(r["start_s"] - began_s, r["end_s"] - began_s, r["plan"], r["difference"])
+        for r in found
+    ]
+    return Passage(frames, last["switches"], last["losses"])
+
+
+def made(folder: Path) -> Bundle:
+    """A bundle for the whole range of links, and what its model answers."""
+    path = folder / "net.onnx"
+    save(build(MODEL), path)
+    options = EngineOptions(threads=1)
+    links = parse_links("1..100 Mbit/s", parse_link("wifi"), 25)
+    request = SplitRequest(path, links[0], links=tuple(links), slowdown=SLOWDOWN, options=options)
+    bundle = split(request, folder / "net.bundle")
+    feeds = sample_feeds(read_graph(load_model(path)))
+    whole = load(path, options)
+    answers = dict(zip([v.name for v in whole.outputs], whole.run(None, feeds), strict=True))
+    np.savez(folder / "feeds.npz", **feeds)  # type: ignore[arg-type]
+    np.savez(folder / "expected.npz", **answers)  # type: ignore[arg-type]
+    return bundle
+
+
+def settled_s(passage: Passage, number: int, phase_s: float) -> float:
+    """Median latency in the second half of a phase, or infinity where no frame fits in."""
+    frames = passage.within((number + 0.5) * phase_s, (number + 1) * phase_s)
+    return statistics.median([f.end_s - f.start_s for f in frames] or [float("inf")])
+
+
+def show(passages: Mapping[int, Passage], phase_s: float) -> None:
+    """Settled latency of each phase, and the plan that the choosing session was on by then."""
+    fixed = [plan for plan in passages if plan != CHOOSING]
+    print(f"{'link':>12}", *(f"{f'plan {plan}':>9}" for plan in fixed), "choosing  (plan)")
+    for number, rate_bps in enumerate(PHASES_BPS):
+        cells = [f"{settled_s(passages[plan], number, phase_s) * 1e3:6.0f} ms" for plan in fixed]
+        own = passages[CHOOSING]
+        last = own.within(number * phase_s, (number + 1) * phase_s)[-1:]
+        plan = last[0].plan if last else "?"
+        cells.append(f"{settled_s(own, number, phase_s) * 1e3:6.0f} ms  ({plan})")
+        print(f"{format_bps(rate_bps):>12}", *cells)
+    frames = [f"{len(passages[plan].frames):9}" for plan in fixed]
+    print(f"{'frames':>12}", *frames, f"{len(passages[CHOOSING].frames):9}")
+
+
+def goals_of(passages: Mapping[int, Passage], phase_s: float) -> list[Goal]:
+    """The choosing session against the best plan of each phase and of the whole trace."""
+    own = passages[CHOOSING]
+    fixed = {plan: passage for plan, passage in passages.items() if plan != CHOOSING}
+    ratios = [
+        settled_s(own, number, phase_s)
+        / min(settled_s(passage, number, phase_s) for passage in fixed.values())
+        for number in range(len(PHASES_BPS))
+    ]
+    best = max(len(passage.frames) for passage in fixed.values())
+    gain = len(own.frames) / best
+    off = max(frame.difference for passage in passages.values() for frame in passage.frames)
+    least, most = len(set(PHASES_BPS)) - 1, 2 * (len(PHASES_BPS) - 1)
+    said = f"{gain:.2f} ({len(own.frames)} / {best})"
+    return [
+        Goal("frames, choosing / the best plan alone", "> 1", said, gain > 1),
+        Goal(
+            "settled latency, choosing / the best plan of the phase, worst phase",
+            "<= 1.1",
+            f"{max(ratios):.2f}",
+            max(ratios) <= 1.1,
+        ),
+        Goal(
+            "changes of plan",
+            f"{least} to {most}",
+            str(own.switches),
+            least <= own.switches <= most,
+        ),
+        Goal("largest difference", "<= 1e-4", f"{off:.0e}", off <= 1e-4),
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--phase", type=float, default=8.0, help="seconds of each rate")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="offload-adapt-") as name:
+        folder = Path(name)
+        bundle = made(folder)
+        for reach in bundle.ranged.ranges:
+            plan = bundle.plans[reach.plan]
+            print(f"plan {reach.plan}: {plan.scheme}, below {format_bps(reach.high_bps)}")
+        with open_bed(Link(PHASES_BPS[0], PHASES_BPS[0])) as bed:
+            track = Track(bed, bundle, folder, asked.phase)
+            with track.served() as address:
+                plans = (CHOOSING, *range(len(bundle.plans)))
+                passages = {}
+                for plan in plans:
+                    passages[plan] = track.run(address, plan)
+                    frames = len(passages[plan].frames)
+                    name = "choosing" if plan == CHOOSING else f"plan {plan}"
+                    print(f"{name}: {frames} frames", flush=True)
+    show(passages, asked.phase)
+    return report(goals_of(passages, asked.phase))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
