@@ -11,6 +11,7 @@ from offload.units import parse_bytes
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.server import Server
+from offload_runtimes.serving.batching import Batching
 from offload_runtimes.serving.observe import LOG, JsonLines
 
 from offload_cli.options import FormatOption, ProviderOption, ThreadsOption
@@ -53,6 +54,20 @@ def serve(
             " one for what crosses. Default: no limit."
         ),
     ] = "",
+    batch: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Rows of several sessions to run at once, where the model's batch is open and its"
+            " rows don't depend on each other. Last bits may differ from rows run alone.",
+        ),
+    ] = 1,
+    batch_wait: Annotated[
+        float,
+        typer.Option(
+            min=0.0, max=60.0, help="Seconds to wait for such rows; 0: take what waits already."
+        ),
+    ] = 0.0,
     drain: Annotated[
         float, typer.Option(min=0.0, help="Seconds that SIGTERM leaves for work under way.")
     ] = 30.0,
@@ -89,6 +104,7 @@ def serve(
         max_sessions=max_sessions,
         max_run_s=max_run,
         max_memory_bytes=int(parse_bytes(max_memory)) if max_memory else None,
+        batching=Batching(batch, batch_wait),
         metrics=metrics or None,
         security=ServerSecurity(cert, key, client_ca, read_token(token_file), insecure),
     ).start()
@@ -102,6 +118,8 @@ def serve(
             },
             f"serving {digests} on {server.address}",
         )
+        for part, why in server.alone.items() if batch > 1 else ():
+            output.remark(f"{part} runs each frame alone: {why}")
         asked.wait()
         output.remark("draining: finishing what was asked for")
         server.drain(drain)

@@ -44,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--insecure", action="store_true", help="allow plaintext beyond loopback")
     serve.add_argument("--client-ca", type=Path, help="admit only this authority's devices")
     serve.add_argument("--max-memory", help="for models and tensors, like '2 GB'; default: any")
+    serve.add_argument("--batch", type=int, default=1, help="rows of several sessions at once")
+    serve.add_argument("--batch-wait", type=float, default=0.0, help="seconds to wait for them")
     serve.set_defaults(command=_serve)
     prove = verbs.add_parser("prove", help="repeat a bundle's proof on this machine")
     prove.add_argument("bundle", type=Path)
@@ -106,6 +108,7 @@ def _serve(asked: argparse.Namespace) -> None:
     from offload_runtimes.engine import EngineOptions
     from offload_runtimes.security.credentials import ServerSecurity
     from offload_runtimes.server import Server
+    from offload_runtimes.serving.batching import Batching
     from offload_runtimes.serving.daemon import serve_until_asked
 
     options = EngineOptions(tuple(asked.provider), asked.threads)
@@ -117,6 +120,7 @@ def _serve(asked: argparse.Namespace) -> None:
         asked.listen,
         options=options,
         max_memory_bytes=int(parse_bytes(asked.max_memory)) if asked.max_memory else None,
+        batching=Batching(asked.batch, asked.batch_wait),
         security=security,
     )
 

@@ -16,12 +16,15 @@ from offload_runtimes.device.closing import close_at_exit
 from offload_runtimes.engine import Arena, EngineOptions, arena_of
 from offload_runtimes.grpc.host import GrpcHost, split_address
 from offload_runtimes.security.credentials import ServerSecurity
-from offload_runtimes.serving.dispatch import Dispatcher, Served
+from offload_runtimes.serving.batches import Batches
+from offload_runtimes.serving.batching import Batching
+from offload_runtimes.serving.dispatch import Dispatcher
 from offload_runtimes.serving.echo import echo
 from offload_runtimes.serving.hosted import host
 from offload_runtimes.serving.memory import Memory
 from offload_runtimes.serving.metrics import MetricsPort
 from offload_runtimes.serving.observe import Observer
+from offload_runtimes.serving.task import Served
 from offload_runtimes.session.server import Limits, ServerSession
 from offload_runtimes.wire.contract import message_limit_bytes
 from offload_runtimes.wire.transport import Connection
@@ -45,6 +48,7 @@ class Server:
         max_sessions: int = 64,
         max_run_s: float = 60.0,
         max_memory_bytes: int | None = None,
+        batching: Batching | None = None,
         metrics: str | None = None,
         security: ServerSecurity | None = None,
         insecure: bool = False,
@@ -62,6 +66,7 @@ class Server:
             max_memory_bytes: what models and tensors may take beyond the bare process: three
                 quarters for onnxruntime (weights, what it computes, outputs), one for uploads and
                 unread answers of all sessions; None: no limit.
+            batching: how many rows of several sessions may run at once; None: each frame alone.
             metrics: `HOST:PORT` for Prometheus to read `/metrics` from.
             security: certificates and token; None: plaintext, for this machine only.
             insecure: allow plaintext beyond this machine.
@@ -75,7 +80,8 @@ class Server:
         self._limits = limits or Limits()
         options = options or EngineOptions()
         with _memory(max_memory_bytes) as (self._memory, arena):
-            hosted = [host(bundle, options, max_run_s, arena) for bundle in bundles]
+            batching = batching or Batching()
+            hosted = [host(bundle, options, max_run_s, arena, batching) for bundle in bundles]
         self._hosted = {h.bundle.digest: h for h in hosted}
         self._contracts = {digest: h.contracts for digest, h in self._hosted.items()}
         self._sessions: set[Served] = set()
@@ -89,7 +95,8 @@ class Server:
             lambda: self._dispatcher.waiting,
             lambda: self._memory.held_bytes,
         )
-        self._dispatcher = Dispatcher(self._hosted, workers, max_run_s, self._observer)
+        batches = Batches(batching, self._hosted, self._observer, self._memory, self._crowd)
+        self._dispatcher = Dispatcher(self._hosted, workers, max_run_s, self._observer, batches)
         limit = max(map(message_limit_bytes, self._contracts.values()), default=0)
         self._host = GrpcHost(
             listen,
@@ -117,6 +124,15 @@ class Server:
     def bundles(self) -> tuple[str, ...]:
         """Digests of the bundles served."""
         return tuple(self._hosted)
+
+    @property
+    def alone(self) -> dict[str, str]:
+        """Of each part that runs frames alone, why; parts as `BUNDLE/PART`, digests cut short."""
+        return {
+            f"{digest[:12]}/{part}": why
+            for digest, hosted in self._hosted.items()
+            for part, why in hosted.alone.items()
+        }
 
     def metrics_text(self) -> str:
         """The metrics as Prometheus reads them."""
@@ -198,6 +214,11 @@ class Server:
     def _open_sessions(self) -> list[Served]:
         with self._lock:
             return list(self._sessions)
+
+    def _crowd(self, digest: str) -> list[Served]:
+        """The open sessions on a bundle whose rows may run with others'."""
+        able = (served for served in self._open_sessions() if not served.spoils)
+        return [s for s in able if s.session.bundle == digest and not s.session.closed]
 
     def _frames_in_flight(self) -> int:
         return sum(served.session.frames_in_flight for served in self._open_sessions())

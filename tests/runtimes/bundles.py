@@ -1,7 +1,7 @@
 """Small bundles made by hand, with the whole model as the oracle."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -59,8 +59,9 @@ def write(
     steps: Iterable[tuple[str, str]],
     uploads: Iterable[Send],
     downloads: Iterable[str],
+    batch: Mapping[str, str] | None = None,
 ) -> Made:
-    """Write the files, the plan and the manifest."""
+    """Write the files, the plan and the manifest; `batch` as `Bundle.batch`."""
     folder.mkdir(parents=True)
     parts = list(parts)
     plan = Plan(
@@ -81,16 +82,22 @@ def write(
     for part, proto in parts:
         onnx.save(proto, folder / part.file)
         sides[part.file] = (part.side,)
-    _seal(folder, whole, sides)
+    _seal(folder, whole, sides, batch)
     return Made(open_bundle(folder, tuple(Side)), whole)
 
 
-def _seal(folder: Path, whole: onnx.ModelProto, sides: dict[str, tuple[Side, ...]]) -> None:
+def _seal(
+    folder: Path,
+    whole: onnx.ModelProto,
+    sides: dict[str, tuple[Side, ...]],
+    batch: Mapping[str, str] | None,
+) -> None:
     engine = load(whole.SerializeToString())
     content = {
         "format": BUNDLE_FORMAT,
         "inputs": [value.to_json() for value in engine.inputs],
         "outputs": [value.to_json() for value in engine.outputs],
+        **({} if batch is None else {"batch": dict(batch)}),
         "files": {
             name: {
                 "sha256": file_digest(folder / name),
@@ -151,7 +158,8 @@ def branches(
     parts.append((segment("server-0", Side.SERVER, names, ["y"]), server))
     steps = [step for i in range(count) for step in (("run", f"device-{i}"), ("send", names[i]))]
     uploads = [Send(name, 4 * width, encoding) for name in names]
-    return write(folder, whole, parts, steps, uploads, ["y"])
+    apart = {"server-0": ""} if isinstance(batch, str) else None
+    return write(folder, whole, parts, steps, uploads, ["y"], apart)
 
 
 def _branch(index: int) -> list[onnx.NodeProto]:

@@ -1,92 +1,49 @@
 """What a session's events lead to: replies, and segments that run in turn with other sessions'."""
 
-import threading
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from offload.errors import OffloadError, ServerError
 
-from offload_runtimes.engine import Call
-from offload_runtimes.serving.fair import FairWorkers
+from offload_runtimes.engine import Array
+from offload_runtimes.serving.batches import Batches, Kind, Member
+from offload_runtimes.serving.fair import FairWorkers, Job
 from offload_runtimes.serving.hosted import Hosted
 from offload_runtimes.serving.observe import Observer
-from offload_runtimes.session.server import (
-    Close,
-    Event,
-    Over,
-    Reply,
-    Run,
-    ServerSession,
-    Switched,
-)
-from offload_runtimes.wire.transport import Connection
-
-_SHORT_S = 0.0005  # below this, waking a worker costs more than a message that waits
-
-
-class Served:
-    """One session being served: the state machine, its lock, and what runs for it."""
-
-    def __init__(self, number: int, connection: Connection, session: ServerSession) -> None:
-        self.number = number
-        self.connection = connection
-        self.session = session
-        self.lock = threading.RLock()
-        self.calls: dict[int, list[Call]] = {}
-
-    def forget(self, frame: int, call: Call) -> None:
-        """Note that a call is over."""
-        calls = self.calls.get(frame, [])
-        if call in calls:
-            calls.remove(call)
-        if not calls:
-            self.calls.pop(frame, None)
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """A segment to run for a session.
-
-    Attributes:
-        run: the segment and its inputs.
-        call: its run, which can be stopped.
-        last_s: how long each part took when it was last run.
-        asked_s: when it could have begun, by `time.monotonic`.
-    """
-
-    run: Run
-    call: Call
-    last_s: dict[str, float]
-    asked_s: float
-
-    @property
-    def is_short(self) -> bool:
-        """Whether the last run of its part was shorter than waking a worker."""
-        return self.last_s.get(self.run.segment.part, _SHORT_S) < _SHORT_S
+from offload_runtimes.serving.task import Served, Task
+from offload_runtimes.serving.together import Share
+from offload_runtimes.session.server import Close, Event, Over, Reply, Run, Switched
 
 
 class Dispatcher:
     """Runs what sessions ask for on workers that they share, and sends what comes of it."""
 
     def __init__(
-        self, hosted: Mapping[str, Hosted], workers: int, max_run_s: float, observer: Observer
+        self,
+        hosted: Mapping[str, Hosted],
+        workers: int,
+        max_run_s: float,
+        observer: Observer,
+        batches: Batches,
     ) -> None:
         """`hosted` by digest; `workers` segments run at the same time, each for so long at most."""
         self._hosted = hosted
         self._max_run_s = max_run_s
         self._observer = observer
         self._workers = FairWorkers(workers)
+        self._batches = batches
 
     @property
     def waiting(self) -> int:
         """Segments that could run but wait for their turn."""
-        return self._workers.waiting
+        spent = self._batches.spent
+        return max(0, self._workers.waiting - spent)
 
     def drop(self, served: Served) -> None:
         """Forget what a session is waiting for."""
         self._workers.drop(served)
+        self._batches.drop(served)
 
     def open(self) -> None:
         """Let the workers begin."""
@@ -94,6 +51,7 @@ class Dispatcher:
 
     def stop(self) -> None:
         """End the workers after what they are at."""
+        self._batches.stop()
         self._workers.stop()
 
     def apply(self, served: Served, events: Iterable[Event]) -> list[Task]:
@@ -132,36 +90,81 @@ class Dispatcher:
     def _task(self, served: Served, run: Run) -> Task:
         assert served.session.bundle is not None  # or nothing could be run
         hosted = self._hosted[served.session.bundle]
-        call = hosted.engines[run.segment.part].prepare(self._max_run_s)
+        call = Share(hosted.engines[run.segment.part].prepare(self._max_run_s))
         served.calls.setdefault(run.frame, []).append(call)
         return Task(run, call, hosted.last_s, time.monotonic())
 
     def start(self, served: Served, tasks: list[Task], *, here: bool = False) -> None:
         """Give segments to the workers; a short one may run `here`, on the caller's thread."""
         for task in tasks:
-            job = partial(self._run, served, task)
+            kind = self._batches.add(served, task)
+            job: Job = partial(self._run, served, task)
+            if kind is not None:
+                job, here = partial(self._turn, served, kind), here and not self._batches.waits
             here = here and len(tasks) == 1 and task.is_short
             if not (here and self._workers.run_here(job)):
                 self._workers.submit(served, job)
 
-    def _run(self, served: Served, task: Task) -> None:
+    def _turn(self, served: Served, kind: Kind) -> None:
+        """Run a session's task with those of others; where that fails, each alone."""
+        members = self._batches.take(kind, served)
+        wanted = [member for member in members if not member.task.call.stopped]
+        spoiled = None
+        if self._batches.fits(wanted):
+            spoiled = self._together(kind, wanted)
+            if spoiled is None:
+                members = [member for member in members if member not in wanted]
+        alone = []
+        for member in members:
+            self._batches.ran(member.rows)
+            done = self._run(member.served, member.task, blamed=spoiled is not None)
+            alone.append(done)
+        if spoiled is not None:
+            self._batches.learn(kind, spoiled, alone)
+
+    def _together(self, kind: Kind, members: Sequence[Member]) -> OffloadError | None:
+        """Run several as one; why that failed."""
+        start_s = time.monotonic()
+        try:
+            made = self._batches.run(kind, members, self._max_run_s)
+        except OffloadError as error:
+            return error
+        end_s = time.monotonic()
+        self._batches.ran(sum(member.rows for member in members))
+        for member, arrays in zip(members, made, strict=True):
+            self._finished(member.served, member.task, arrays, start_s, end_s)
+        return None
+
+    def _run(self, served: Served, task: Task, *, blamed: bool = False) -> bool:
+        """Run a segment alone; whether it made its outputs. `blamed` to have spoiled others'."""
         run, start_s = task.run, time.monotonic()
         try:
             arrays = task.call.run(run.segment.outputs, run.feeds)
         except OffloadError as error:
-            with served.lock:
-                events = served.session.failed(run, error)
-                if events:
-                    self._observer.failed(served.number, error)
-                more = self.apply(served, events)
-        else:
-            end_s = time.monotonic()
-            task.last_s[run.segment.part] = end_s - start_s
-            self._observer.computed(start_s - task.asked_s, end_s - start_s)
-            outputs = dict(zip(run.segment.outputs, arrays, strict=True))
-            with served.lock:
-                events = served.session.finished(run, outputs, start_s, end_s)
-                more = self.apply(served, events)
+            served.spoils = served.spoils or (blamed and not task.call.stopped)
+            self._failed(served, task, error)
+            return False
+        end_s = time.monotonic()
+        task.last_s[run.segment.part] = end_s - start_s
+        self._finished(served, task, arrays, start_s, end_s)
+        return True
+
+    def _finished(
+        self, served: Served, task: Task, arrays: Sequence[Array], start_s: float, end_s: float
+    ) -> None:
+        self._observer.computed(start_s - task.asked_s, end_s - start_s)
+        outputs = dict(zip(task.run.segment.outputs, arrays, strict=True))
         with served.lock:
-            served.forget(run.frame, task.call)
+            events = served.session.finished(task.run, outputs, start_s, end_s)
+            more = self.apply(served, events)
+            served.forget(task.run.frame, task.call)
+        self.start(served, more)
+
+    def _failed(self, served: Served, task: Task, error: OffloadError) -> None:
+        with served.lock:
+            events = served.session.failed(task.run, error)
+            if events:
+                self._observer.failed(served.number, error)
+            more = self.apply(served, events)
+            served.forget(task.run.frame, task.call)
         self.start(served, more)

@@ -4,7 +4,7 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 
-Job = Callable[[], None]
+Job = Callable[[], object]
 
 
 class FairWorkers:

@@ -1,5 +1,6 @@
 """A bundle that is served: its contracts, and an engine for each of the server's parts."""
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,11 @@ from offload.plan.plan import Side
 from offload.units import format_bytes
 
 from offload_runtimes.engine import Arena, Engine, EngineOptions, load
+from offload_runtimes.serving.batching import Batching, disagreement
 from offload_runtimes.wire.contract import Contract, contracts
 
 _WARM_LIMIT_S = 5.0
+NO_BATCHING = Batching()
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,14 @@ class Hosted:
         bundle: the bundle.
         contracts: what may cross, for each plan.
         engines: an engine for each of the server's parts.
+        alone: why parts do not run rows of several sessions at once; those that do are missing.
         last_s: how long each part took when it was last run.
     """
 
     bundle: Bundle
     contracts: tuple[Contract, ...]
     engines: Mapping[str, Engine]
+    alone: dict[str, str] = field(default_factory=dict)
     last_s: dict[str, float] = field(default_factory=dict)
 
 
@@ -37,8 +42,12 @@ def host(
     options: EngineOptions,
     max_run_s: float,
     arena: Arena | None = None,
+    batching: Batching = NO_BATCHING,
 ) -> Hosted:
     """Open a bundle's server part, load and warm its engines, whose memory comes from an arena.
+
+    Which parts run rows of several sessions together as alone is tried; warns (RuntimeWarning)
+    where they should and do not.
 
     Raises:
         BundleError: missing or damaged, or its server files are not here.
@@ -51,9 +60,11 @@ def host(
     segments = bundle.parts(Side.SERVER)
     engines = {s.part: load(bundle.segment_path(s.part), options, arena) for s in segments}
     values = {v.name: v for e in engines.values() for v in (*e.outputs, *e.inputs)}
+    limit_s = min(max_run_s, _WARM_LIMIT_S)
     for engine in engines.values():
-        engine.warm(min(max_run_s, _WARM_LIMIT_S))
-    return Hosted(bundle, contracts(bundle, values), engines)
+        engine.warm(limit_s)
+    alone = _alone(bundle, engines, limit_s, batching)
+    return Hosted(bundle, contracts(bundle, values), engines, alone)
 
 
 def _check_weights(bundle: Bundle, arena: Arena) -> None:
@@ -65,3 +76,21 @@ def _check_weights(bundle: Bundle, arena: Arena) -> None:
             f"{bundle.path.name} cannot be served: its weights take {format_bytes(weights_bytes)},"
             f" {arena.rule} leaves {format_bytes(arena.limit_bytes)} for models, allow more"
         )
+
+
+def _alone(
+    bundle: Bundle, engines: Mapping[str, Engine], limit_s: float, batching: Batching
+) -> dict[str, str]:
+    """Why parts do not run rows of several sessions at once; those that do are missing."""
+    if batching.rows == 1:
+        return dict.fromkeys(engines, "batching is off")
+    found = {part: bundle.why_alone(part) for part in engines}
+    for part in [part for part, why in found.items() if not why]:
+        found[part] = disagreement(engines[part], limit_s)
+        if found[part]:
+            warnings.warn(
+                f"{part} of {bundle.path.name} runs each frame alone: {found[part]}",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+    return {part: why for part, why in found.items() if why}

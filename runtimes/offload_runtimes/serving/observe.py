@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from offload_runtimes.serving.metrics import Counter, Gauge, Histogram
 
+_ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
+
 LOG = logging.getLogger("offload.server")
 LOG.addHandler(logging.NullHandler())
 
@@ -43,11 +45,16 @@ class Observer:
             "Seconds a segment waited for a worker (queue) and ran (compute).",
             ["stage"],
         )
+        self._rows = Histogram(
+            "offload_batch_rows",
+            "Rows that went through a segment at once, where it may take those of several frames.",
+            buckets=_ROW_BUCKETS,
+        )
 
     def text(self) -> str:
         """The exposition of all metrics."""
         frames = (self._sessions, self._refused, self._frames, self._switches)
-        metrics = (*self._gauges, *frames, self._bytes, self._stages)
+        metrics = (*self._gauges, *frames, self._bytes, self._stages, self._rows)
         return "".join(metric.text() for metric in metrics)
 
     def opened(self, session: int, peer: str) -> None:
@@ -84,6 +91,15 @@ class Observer:
         """A segment waited and ran."""
         self._stages.observe(queue_s, "queue")
         self._stages.observe(compute_s, "compute")
+
+    def batched(self, rows: int) -> None:
+        """So many rows ran at once."""
+        self._rows.observe(rows)
+
+    def batching(self, bundle: str, part: str, why_not: str) -> None:
+        """A part runs rows of several sessions at once, or why it does not (any more)."""
+        fields = {"bundle": bundle[:12], "part": part, "batched": not why_not, "why_not": why_not}
+        LOG.info("batching", extra={"fields": fields})
 
 
 class JsonLines(logging.Formatter):

@@ -1,0 +1,56 @@
+"""A session that is served, and a segment to run for it."""
+
+import threading
+from dataclasses import dataclass
+
+from offload_runtimes.serving.together import Share
+from offload_runtimes.session.server import Run, ServerSession
+from offload_runtimes.wire.transport import Connection
+
+_SHORT_S = 0.0005  # below this, waking a worker costs more than a message that waits
+
+
+class Served:
+    """One session being served: the state machine, its lock, and what runs for it.
+
+    Attributes:
+        spoils: a frame of its own made a run for several fail: its frames run alone from then on.
+    """
+
+    def __init__(self, number: int, connection: Connection, session: ServerSession) -> None:
+        self.number = number
+        self.connection = connection
+        self.session = session
+        self.lock = threading.RLock()
+        self.calls: dict[int, list[Share]] = {}
+        self.spoils = False
+
+    def forget(self, frame: int, call: Share) -> None:
+        """Note that a call is over."""
+        calls = self.calls.get(frame, [])
+        if call in calls:
+            calls.remove(call)
+        if not calls:
+            self.calls.pop(frame, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A segment to run for a session.
+
+    Attributes:
+        run: the segment and its inputs.
+        call: its run, which can be stopped.
+        last_s: how long each part took when it was last run.
+        asked_s: when it could have begun, by `time.monotonic`.
+    """
+
+    run: Run
+    call: Share
+    last_s: dict[str, float]
+    asked_s: float
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the last run of its part was shorter than waking a worker."""
+        return self.last_s.get(self.run.segment.part, _SHORT_S) < _SHORT_S

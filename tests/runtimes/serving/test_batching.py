@@ -1,0 +1,74 @@
+"""Rows joined and parted, and the trial that a server makes before it believes in either."""
+
+import numpy as np
+import onnx
+import pytest
+from offload.errors import InputError
+from offload_runtimes.engine import load
+from offload_runtimes.serving.batching import (
+    Batching,
+    disagreement,
+    joined,
+    parted,
+    rows_of,
+    shapes_of,
+)
+from onnx import TensorProto, helper
+
+from tests.runtimes import models
+
+
+def test_parted_is_what_was_joined() -> None:
+    several = [{"a": np.arange(2 * n).reshape(n, 2), "b": np.arange(n)} for n in (1, 3, 2)]
+    together = joined(several)
+    for feeds, (a, b) in zip(
+        several, parted([together["a"], together["b"]], (1, 3, 2)), strict=True
+    ):
+        assert np.array_equal(feeds["a"], a)
+        assert np.array_equal(feeds["b"], b)
+    for wrong in (np.zeros((5, 2)), np.zeros(())):
+        with pytest.raises(InputError, match="6 rows went in"):
+            parted([wrong], (1, 3, 2))
+
+
+def test_only_inputs_of_equal_rows_have_rows() -> None:
+    one, two, none = np.zeros((1, 2)), np.zeros((2, 2)), np.zeros((0, 2))
+    assert rows_of({"a": two, "b": two}) == 2
+    assert rows_of({"a": one, "b": two}) is None
+    assert rows_of({"a": none}) is None
+    assert rows_of({"a": np.zeros(())}) is None
+    assert shapes_of({"b": one, "a": two}) == (("a", (2,)), ("b", (2,)))
+
+
+def test_impossible_wishes_are_refused() -> None:
+    for rows, wait_s in ((0, 0.0), (2, -1.0), (2, float("inf")), (2, float("nan"))):
+        with pytest.raises(InputError):
+            Batching(rows, wait_s)
+
+
+def tried(nodes: list[onnx.NodeProto], *shape: int | str, kind: int = TensorProto.FLOAT) -> str:
+    x = helper.make_tensor_value_info("x", kind, shape)
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    weights: dict[str, np.ndarray] = {
+        "w": np.ones((4, 4), np.float32),
+        "zero": np.array([0], np.int64),
+    }
+    used = {name: w for name, w in weights.items() if any(name in n.input for n in nodes)}
+    return disagreement(load(models.model(nodes, [x], [y], used).SerializeToString()), 20)
+
+
+def test_the_trial_agrees_where_rows_stay_apart() -> None:
+    assert tried([helper.make_node("MatMul", ["x", "w"], ["y"])], "n", 4) == ""
+    assert tried([helper.make_node("Softmax", ["x"], ["y"])], "n", "time", 4) == ""
+    table = [helper.make_node("Gather", ["w", "x"], ["y"])]
+    assert tried(table, "n", 3, kind=TensorProto.INT64) == ""
+
+
+def test_the_trial_finds_what_mixes_rows() -> None:
+    centred = [
+        helper.make_node("ReduceMean", ["x", "zero"], ["m"]),
+        helper.make_node("Sub", ["x", "m"], ["y"]),
+    ]
+    assert "is off by" in tried(centred, "n", 4)
+    assert "came out" in tried([helper.make_node("ReduceMax", ["x", "zero"], ["y"])], "n", 4)
+    assert "no random input" in tried([helper.make_node("MatMul", ["x", "w"], ["y"])], 1, 4)

@@ -1,0 +1,352 @@
+"""Sessions whose rows run together: each gets its own answer, whatever the others do.
+
+The server waits for rows until every open session has one in, so that who runs with whom does
+not depend on the machine's load.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import offload_runtimes.wire.offload_pb2 as pb
+import pytest
+from offload.bundle.bundle import MANIFEST, manifest_digest, open_bundle
+from offload.errors import DeadlineError, InputError, OffloadError
+from offload.plan.plan import Send, Side
+from offload_runtimes.client import OffloadSession
+from offload_runtimes.engine import EngineOptions
+from offload_runtimes.server import Server
+from offload_runtimes.serving.batching import Batching
+from offload_runtimes.wire import messages as wire
+from offload_runtimes.wire.transport import Connection, pair
+from onnx import NodeProto, TensorProto, helper
+
+from tests.runtimes import bundles, models
+from tests.runtimes.bundles import Made
+from tests.runtimes.waiting import eventually
+
+Feeds = Mapping[str, np.ndarray]
+LONG_S = 60.0  # a wait that ends because everybody is there
+ONE = EngineOptions(threads=1)
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    return bundles.branches(tmp_path / "b", batch="n")
+
+
+def feeds(seed: int, rows: int = 1, width: int = 64) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {"x": rng.standard_normal((rows, width)).astype(np.float32)}
+
+
+@contextmanager
+def batching(made: Made, rows: int = 8, wait_s: float = LONG_S, **more: float) -> Iterator[Server]:
+    options = {"options": ONE, "batching": Batching(rows, wait_s)}
+    with Server([made.bundle], **options, **more) as server:  # type: ignore[arg-type]
+        yield server
+
+
+@contextmanager
+def sessions(made: Made, server: Server, count: int) -> Iterator[list[OffloadSession]]:
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(
+                OffloadSession(made.bundle, server.address, threads=1, on_server_loss="raise")
+            )
+            for _ in range(count)
+        ]
+
+
+def at_once(calls: Sequence[Callable[[], object]]) -> list[object]:
+    """What calls on threads of their own return, or the error that they raise."""
+    found: list[object] = [None] * len(calls)
+
+    def call(place: int) -> None:
+        try:
+            found[place] = calls[place]()
+        except OffloadError as error:
+            found[place] = error
+
+    threads = [threading.Thread(target=call, args=(place,)) for place in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def asked(session: OffloadSession, given: Feeds, **more: float) -> Callable[[], object]:
+    return lambda: session.run(["y"], dict(given), **more)[0]
+
+
+def right(made: Made, given: Feeds, answer: object) -> None:
+    assert isinstance(answer, np.ndarray), answer
+    np.testing.assert_allclose(answer, made.expected(dict(given))[0], rtol=1e-4, atol=1e-5)
+
+
+def histogram(server: Server) -> tuple[int, int]:
+    """How many runs there were, and how many rows went through them."""
+    found = dict(line.rsplit(" ", 1) for line in server.metrics_text().splitlines())
+    names = ("offload_batch_rows_count", "offload_batch_rows_sum")
+    return tuple(int(found.get(name, 0)) for name in names)  # type: ignore[return-value]
+
+
+def test_rows_of_all_sessions_run_as_one(made: Made) -> None:
+    given = [feeds(seed, rows) for seed, rows in enumerate((1, 2, 1, 3))]
+    with batching(made) as server, sessions(made, server, 4) as open_:
+        answers = at_once([asked(*pair_) for pair_ in zip(open_, given, strict=True)])
+        for one, answer in zip(given, answers, strict=True):
+            right(made, one, answer)
+        assert histogram(server) == (1, 7)
+        assert 'offload_batch_rows_bucket{le="4"} 0' in server.metrics_text()
+        assert 'offload_batch_rows_bucket{le="8"} 1' in server.metrics_text()
+        assert "offload_queue_length 0" in server.metrics_text()
+
+
+def test_what_does_not_fit_runs_next(made: Made) -> None:
+    """Who runs with whom is up to the load here, but never more than there is room for."""
+    given = [feeds(seed, 3) for seed in range(3)]
+    with batching(made, rows=6, wait_s=0.05) as server, sessions(made, server, 3) as open_:
+        answers = at_once([asked(*pair_) for pair_ in zip(open_, given, strict=True)])
+        for one, answer in zip(given, answers, strict=True):
+            right(made, one, answer)
+        right(made, feeds(9, 9), asked(open_[0], feeds(9, 9))())
+        runs, rows = histogram(server)
+        assert rows == 18
+        assert runs in (3, 4)
+
+
+def test_a_session_alone_waits_for_nobody(made: Made) -> None:
+    with batching(made) as server, sessions(made, server, 1) as open_:
+        for seed in range(3):
+            right(made, feeds(seed), asked(open_[0], feeds(seed))())
+        assert histogram(server) == (3, 3)
+
+
+def test_streams_run_together_and_stay_in_order(made: Made) -> None:
+    """What waits already is taken along; how much that is, only the load decides."""
+    frames = [[feeds(100 * number + seed) for seed in range(40)] for number in range(4)]
+    with batching(made, wait_s=0.0) as server, sessions(made, server, 4) as open_:
+        each = zip(open_, frames, strict=True)
+        streams = [partial(list[object], session.stream(own)) for session, own in each]
+        for own, answers in zip(frames, at_once(streams), strict=True):
+            assert isinstance(answers, list), answers
+            for given, (answer, _) in zip(own, answers, strict=True):
+                right(made, given, answer)
+        runs, rows = histogram(server)
+        assert rows == 160
+        assert runs <= rows
+
+
+def without(made: Made) -> Made:
+    """The same bundle as an older version made it."""
+    path = made.bundle.path / MANIFEST
+    content = json.loads(path.read_text())
+    del content["digest"], content["batch"]
+    path.write_text(json.dumps({"digest": manifest_digest(content), **content}))
+    return Made(open_bundle(made.bundle.path), made.whole)
+
+
+def test_a_bundle_that_does_not_allow_it_is_served_as_ever(
+    made: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    old = without(made)
+    with caplog.at_level(logging.INFO, "offload.server"), batching(old) as server:
+        (said,) = [r for r in caplog.records if r.getMessage() == "batching"]
+        assert "older version" in said.fields["why_not"]  # type: ignore[attr-defined]
+        with sessions(old, server, 2) as open_:
+            for session, answer in zip(
+                open_, at_once([asked(s, feeds(1)) for s in open_]), strict=True
+            ):
+                right(old, feeds(1), answer)
+                assert session.counts.split == 1
+        assert histogram(server) == (0, 0)
+
+
+def segment(
+    folder: Path, nodes: list[NodeProto], weights: dict[str, np.ndarray], kind: int, width: int
+) -> Made:
+    """All on the server, said to keep rows apart: `x` of one type in, floats out."""
+    x = helper.make_tensor_value_info("x", kind, ["n", width])
+    y = models.floats("y", "n", *([width] if kind == TensorProto.FLOAT else [width, 4]))
+    whole = models.model(nodes, [x], [y], weights)
+    part = bundles.segment("server-0", Side.SERVER, ["x"], ["y"])
+    parts, steps = [(part, whole)], [("send", "x")]
+    return bundles.write(folder, whole, parts, steps, [Send("x", None)], ["y"], {"server-0": ""})
+
+
+def test_a_trial_that_fails_is_told_once(made: Made, tmp_path: Path) -> None:
+    centred = [
+        helper.make_node("ReduceMean", ["x", "zero"], ["m"]),
+        helper.make_node("Sub", ["x", "m"], ["y"]),
+    ]
+    weights = {"zero": np.array([0], np.int64)}
+    mixing = segment(tmp_path / "mixing", centred, weights, TensorProto.FLOAT, 4)
+    with pytest.warns(RuntimeWarning, match="server-0 of mixing runs each frame alone") as caught:
+        server = Server([mixing.bundle, made.bundle], options=ONE, batching=Batching(4))
+    assert len(caught) == 1
+    assert list(server.alone) == [f"{mixing.bundle.digest[:12]}/server-0"]
+    assert Server([mixing.bundle], options=ONE).alone.popitem()[1] == "batching is off"
+
+
+def table(folder: Path) -> Made:
+    """Picks rows of a table; an index beyond it spoils the run."""
+    weights = {"w": bundles.RNG.standard_normal((5, 4)).astype(np.float32)}
+    nodes = [helper.make_node("Gather", ["w", "x"], ["y"])]
+    return segment(folder, nodes, weights, TensorProto.INT64, 2)
+
+
+def test_a_bad_frame_spoils_nobody_elses(tmp_path: Path) -> None:
+    made = table(tmp_path / "table")
+    good = [{"x": np.array([[seed, seed + 1]])} for seed in range(3)]
+    bad = {"x": np.array([[1, 99]])}
+    with batching(made) as server, sessions(made, server, 4) as open_:
+        answers = at_once([asked(*one) for one in zip(open_, [*good, bad], strict=True)])
+        assert isinstance(answers[3], InputError)
+        assert histogram(server) == (4, 4)  # spoilt together, then each alone
+        again = at_once([asked(*one) for one in zip(open_, [*good, good[0]], strict=True)])
+        for given, answer in zip([*good, *good, good[0]], [*answers[:3], *again], strict=True):
+            right(made, given, answer)
+        assert histogram(server) == (5, 7)  # who spoilt it is no longer asked to join
+        assert not server.alone
+
+
+def hello(made: Made) -> bytes:
+    return wire.message(hello=pb.Hello(protocol=wire.PROTOCOL, bundle=made.bundle.digest))
+
+
+def serve(server: Server) -> Connection:
+    here, there = pair()
+    threading.Thread(target=server.serve, args=(there,), daemon=True).start()
+    return here
+
+
+def sent(made: Made, server: Server) -> Connection:
+    """A device whose only frame has all arrived: the server said so after it."""
+    connection = serve(server)
+    connection.send(hello(made))
+    for name in ("t0", "t1"):
+        connection.send(wire.encode_tensor(1, name, np.zeros((1, 64), np.float32), "raw"))
+    connection.send(wire.message(ping=pb.Ping(number=1)))
+    while (reply := connection.receive()) is not None:
+        if wire.parse(reply)[0].WhichOneof("body") == "pong":
+            break
+    return connection
+
+
+def test_who_vanishes_takes_only_its_own_rows_along(made: Made) -> None:
+    given = [feeds(seed) for seed in range(2)]
+    with batching(made) as server, sessions(made, server, 2) as open_:
+        vanishing = sent(made, server)
+        found: dict[int, object] = {}
+        ask = [asked(*one) for one in zip(open_, given, strict=True)]
+        first = threading.Thread(target=lambda: found.update({0: ask[0]()}))
+        first.start()
+        vanishing.close()
+        eventually(lambda: "offload_sessions 2" in server.metrics_text())
+        found[1] = ask[1]()
+        first.join()
+        for place in (0, 1):
+            right(made, given[place], found[place])
+        assert 'outcome="dropped"} 1' in server.metrics_text()
+
+
+def patient(folder: Path) -> Made:
+    """Gives back what it is given, after as many steps as the largest number says."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go_in"], ["go_out"]),
+            helper.make_node("Max", ["v", "v"], ["u"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_in", TensorProto.BOOL, []),
+            models.floats("v", "n", 2),
+        ],
+        [helper.make_tensor_value_info("go_out", TensorProto.BOOL, []), models.floats("u", "n", 2)],
+    )
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Cast", ["largest"], ["count"], to=TensorProto.INT64),
+        helper.make_node("Loop", ["count", "go", "x"], ["y"], body=body),
+    ]
+    return segment(folder, nodes, {"go": np.array(True)}, TensorProto.FLOAT, 2)
+
+
+ENDLESS = {"x": np.full((1, 2), 1e15, np.float32)}
+SHORT = {"x": np.ones((1, 2), np.float32)}
+
+
+def test_time_is_limited_for_each(tmp_path: Path) -> None:
+    """One that takes too long does not take others' answers with it."""
+    made = patient(tmp_path / "patient")
+    with batching(made, max_run_s=2.0) as server, sessions(made, server, 3) as open_:
+        answers = at_once(
+            [asked(s, g) for s, g in zip(open_, [SHORT, ENDLESS, SHORT], strict=True)]
+        )
+        assert isinstance(answers[1], DeadlineError)
+        right(made, SHORT, answers[0])
+        right(made, SHORT, answers[2])
+
+
+def test_a_run_that_nobody_waits_for_is_stopped(tmp_path: Path) -> None:
+    """All devices gave up: the only worker is free again, long before its time is over."""
+    made = patient(tmp_path / "patient")
+    with batching(made) as server, sessions(made, server, 2) as open_:
+        answers = at_once([asked(session, ENDLESS, deadline_s=0.2) for session in open_])
+        assert all(isinstance(answer, DeadlineError) for answer in answers)
+        for answer in at_once([asked(session, SHORT) for session in open_]):
+            right(made, SHORT, answer)
+        assert not server.alone
+
+
+def test_a_part_that_cannot_take_many_rows_is_left_alone(tmp_path: Path) -> None:
+    """What only fails together: a Reshape to four rows at most."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "zero"], ["rows"]),
+        helper.make_node("Gather", ["limited", "rows"], ["picked"]),
+        helper.make_node("Mul", ["x", "picked"], ["y"]),
+    ]
+    weights: dict[str, np.ndarray] = {
+        "zero": np.array(0, np.int64),
+        "limited": np.ones(5, np.float32),
+    }
+    made = segment(tmp_path / "limited", nodes, weights, TensorProto.FLOAT, 2)
+    given = [feeds(seed, 1, 2) for seed in range(6)]
+    with batching(made) as server, sessions(made, server, 6) as open_:
+        for _ in range(2):
+            answers = at_once([asked(*one) for one in zip(open_, given, strict=True)])
+            for one, answer in zip(given, answers, strict=True):
+                right(made, one, answer)
+            eventually(lambda: bool(server.alone))
+        (why,) = server.alone.values()
+        assert "cannot be computed" in why
+        assert histogram(server) == (6, 6)
+
+
+def test_without_memory_for_joined_inputs_frames_run_alone(made: Made) -> None:
+    given = [feeds(seed, 250) for seed in range(2)]  # 128 kB each, of 262 kB for what crosses
+    with (
+        batching(made, rows=800, max_memory_bytes=1 << 20) as server,
+        sessions(made, server, 2) as open_,
+    ):
+        answers = at_once([asked(*one) for one in zip(open_, given, strict=True)])
+        for one, answer in zip(given, answers, strict=True):
+            right(made, one, answer)
+        assert histogram(server) == (2, 500)
+        assert not server.alone
+
+
+def test_draining_answers_what_waits(made: Made) -> None:
+    with batching(made, wait_s=0.2) as server, sessions(made, server, 1):
+        sent(made, server)
+        assert server.drain(20)
+        assert 'outcome="answered"} 1' in server.metrics_text()
