@@ -190,6 +190,22 @@ def test_a_cancelled_frame_is_stopped(tmp_path: Path) -> None:
         assert session.is_split
 
 
+def test_what_runs_for_a_vanished_device_is_stopped(made: Made, tmp_path: Path) -> None:
+    """Long before `max_run_s` the only worker is free for others, and nothing is held."""
+    loop = endless(tmp_path / "loop", "n")
+    with Server([loop.bundle, made.bundle], options=EngineOptions(threads=1)) as server:
+        connection = serve(server)
+        connection.send(hello(loop))
+        for frame in range(1, 5):  # one runs, the others wait for the worker
+            connection.send(tensor(frame, "x", (1,)))
+        eventually(lambda: "offload_queue_length 3" in server.metrics_text())
+        connection.close()
+        with OffloadSession(made.bundle, server.address, on_server_loss="raise") as good:
+            good.run(None, made.feeds(), deadline_s=30)
+        for said in ('outcome="dropped"} 4', "offload_queue_length 0", "offload_held_bytes 0"):
+            eventually(lambda said=said: said in server.metrics_text())  # type: ignore[misc]
+
+
 def test_more_sessions_than_allowed(made: Made) -> None:
     with Server([made.bundle], max_sessions=1) as server:
         sessions: list[OffloadSession] = []

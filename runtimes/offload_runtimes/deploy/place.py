@@ -9,6 +9,7 @@ from typing import Any
 
 from offload.errors import InputError
 from offload.plan.plan import Side
+from offload.units import parse_bytes
 
 DEVICES = "devices.toml"
 _ROOT = "offload"  # in the account's home
@@ -45,7 +46,8 @@ class Place:
         providers: onnxruntime's execution providers to use there.
         threads: threads of one kernel there.
         listen: where its server listens.
-        security: how its server is secured: `insecure`, or paths on the target, by option.
+        security: how its server is secured and bounded, as options of `serve`; paths are the
+            target's.
     """
 
     name: str
@@ -116,6 +118,13 @@ def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(_is_text(item) for item in value)
 
 
+def _is_size(text: str) -> bool:
+    try:
+        return parse_bytes(text) > 0
+    except InputError:
+        return False
+
+
 _KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "role": (lambda value: value in tuple(Side), '"device" or "server"'),
     "host": (_is_text, "a host name or address"),
@@ -128,6 +137,7 @@ _KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "threads": (_is_count, "a number of threads"),
     "listen": (_is_text, "HOST:PORT"),
     "insecure": (lambda value: isinstance(value, bool), "true or false"),
+    "max_memory": (lambda value: _is_text(value) and _is_size(str(value)), 'a size like "2 GB"'),
     "cert": (_is_text, "the path of a certificate on the target"),
     "cert_key": (_is_text, "the path of the certificate's key on the target"),
     "client_ca": (_is_text, "the path of an authority's certificate on the target"),
@@ -152,7 +162,7 @@ def _device(path: Path, name: str, entry: Any) -> Place:
 def _security(entry: Mapping[str, Any]) -> tuple[str, ...]:
     """Options of `serve`."""
     options = {"cert": "cert", "cert_key": "key", "client_ca": "client-ca"}
-    options["token_file"] = "token-file"
+    options |= {"token_file": "token-file", "max_memory": "max-memory"}
     given = [(option, entry[key]) for key, option in options.items() if key in entry]
     words = tuple(word for option, value in given for word in (f"--{option}", value))
     return (*words, "--insecure") if entry.get("insecure") else words

@@ -88,6 +88,8 @@ def test_odd_addresses_are_refused(text: str) -> None:
         ("[pi]\nhost = 'h'\nport = true", "port is True"),
         ("[pi]\nhost = 'h'\nproviders = 'cpu'", "providers is 'cpu'"),
         ("[pi]\nhost = 'h'\nthreads = 0", "threads is 0"),
+        ("[pi]\nhost = 'h'\nmax_memory = 'much'", 'it must be a size like "2 GB"'),
+        ("[pi]\nhost = 'h'\nmax_memory = 2000", "max_memory is 2000"),
         ("[pi]\nhost = 'h'\npassword = 'x'", "unknown key 'password'"),
     ],
 )
@@ -96,3 +98,8 @@ def test_wrong_devices_are_refused(tmp_path: Path, text: str, message: str) -> N
     path.write_text(text)
     with pytest.raises(InputError, match=message):
         read_devices(path)
+
+
+def test_a_servers_memory_is_an_option_of_serve(tmp_path: Path) -> None:
+    (tmp_path / "devices.toml").write_text("[big]\nhost = 'h'\nmax_memory = '2 GB'\n")
+    assert read_devices(tmp_path / "devices.toml")["big"].security == ("--max-memory", "2 GB")
