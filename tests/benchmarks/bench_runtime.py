@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -246,14 +246,63 @@ def tails(folder: Path, seconds: float) -> list[Goal]:
     return goals
 
 
-def together(made: Made, address: str, count: int, seconds: float) -> list[int]:
-    """Answers each of so many sessions gets in so many seconds."""
+def classifier(folder: Path, widths: Sequence[int] = (9216, 4096, 1000)) -> Made:
+    """The end of AlexNet with an open batch: two products whose weights dominate, 167 MB."""
+    names = ["x", "t", *(f"h{i}" for i in range(1, len(widths) - 1)), "y"]
+    sizes = [widths[0], *widths]
+    infos = [models.floats(name, "n", size) for name, size in zip(names, sizes, strict=True)]
+    weights = {
+        f"w{i}": (bundles.RNG.standard_normal(pair) / pair[0] ** 0.5).astype(np.float32)
+        for i, pair in enumerate(itertools.pairwise(widths))
+    }
+    head = [helper.make_node("Relu", ["x"], ["t"], "head")]
+    tail = [
+        helper.make_node("Gemm", [names[i + 1], name], [names[i + 2]], name)
+        for i, name in enumerate(weights)
+    ]
+    whole = models.model(head + tail, [infos[0]], [infos[-1]], weights)
+    server = models.model(tail, [infos[1]], [infos[-1]], weights)
+    device = bundles.segment("device-0", Side.DEVICE, ["x"], ["t"])
+    parts = [
+        (device, models.model(head, infos[:1], infos[1:2])),
+        (bundles.segment("server-0", Side.SERVER, ["t"], ["y"]), server),
+    ]
+    steps, uploads = [("run", "device-0"), ("send", "t")], [Send("t", 4 * widths[0])]
+    return bundles.write(folder, whole, parts, steps, uploads, ["y"], {"server-0": ""})
+
+
+def batches(folder: Path, seconds: float, rounds: int = 3) -> list[Goal]:
+    """Server parts a second with 8 rows at once over each frame alone, 16 sessions, in turns."""
+    made = classifier(folder / "classifier")
+    alone, batched = Served(made.bundle.path), Served(made.bundle.path, batch=8)
+    rates: list[tuple[float, float]] = []
+    worst = 0.0
+    for _ in range(rounds):
+        counts = [together(made, one.address, 16, seconds, 1) for one in (alone, batched)]
+        rates.append((sum(counts[0]) / seconds, sum(counts[1]) / seconds))
+        worst = max(worst, *(abs(one / statistics.mean(counts[1]) - 1) for one in counts[1]))
+    for server in (alone, batched):
+        server.stop()
+    ratios = [after / before for before, after in rates]
+    ratio = statistics.median(ratios)
+    before, after = (statistics.median(column) for column in zip(*rates, strict=True))
+    said = f"{ratio:.2f} ({after:.0f}/s over {before:.0f}/s; {min(ratios):.2f}-{max(ratios):.2f})"
+    return [
+        Goal("batched tails, 16 sessions, 8 rows over 1", ">= 1.5", said, ratio >= 1.5),
+        Goal("fairness, 16 sessions, 8 rows", "<= 10 %", f"{worst:.1%}", worst <= 0.1),
+    ]
+
+
+def together(
+    made: Made, address: str, count: int, seconds: float, rows: int | None = None
+) -> list[int]:
+    """Answers each of so many sessions gets in so many seconds, frames cut to so many rows."""
     sessions = [OffloadSession(made.bundle, address, threads=1) for _ in range(count)]
     done, start = [0] * count, threading.Barrier(count + 1)
     stopped = threading.Event()
 
     def work(index: int) -> None:
-        feeds = made.feeds()
+        feeds = {name: array[:rows] for name, array in made.feeds().items()}
         start.wait()
         for _ in sessions[index].stream(itertools.repeat(feeds), window=4):
             done[index] += 1
@@ -318,6 +367,7 @@ def main() -> int:
             *overhead(folder, asked.rounds),
             *streams(folder, asked.frames),
             *tails(folder, asked.seconds),
+            *batches(folder, asked.seconds),
             *start_up(),
         ]
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")

@@ -10,10 +10,11 @@ _CODE = """
 import signal, sys, threading
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.server import Server
+from offload_runtimes.serving.batching import Batching
 asked = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: asked.set())
 server = Server([sys.argv[1]], sys.argv[2], options=EngineOptions(threads=1),
-                workers=int(sys.argv[3])).start()
+                workers=int(sys.argv[3]), batching=Batching(int(sys.argv[4]))).start()
 print(server.address, flush=True)
 asked.wait()
 server.stop()
@@ -27,9 +28,12 @@ class Served:
         address: where it listens, the same after a restart.
     """
 
-    def __init__(self, bundle: Path, listen: str = "127.0.0.1:0", workers: int = 1) -> None:
+    def __init__(
+        self, bundle: Path, listen: str = "127.0.0.1:0", workers: int = 1, batch: int = 1
+    ) -> None:
         self._bundle = bundle
         self._workers = workers
+        self._batch = batch
         self.address = listen
         self.start()
 
@@ -42,7 +46,7 @@ class Served:
         command = [sys.executable, "-c", _CODE, str(self._bundle), self.address]
         # Two malloc arenas: else every short-lived thread may leave one behind.
         self._process = subprocess.Popen(
-            [*command, str(self._workers)],
+            [*command, str(self._workers), str(self._batch)],
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "MALLOC_ARENA_MAX": "2"},
