@@ -49,7 +49,7 @@ def install(
             )
         limit_bytes = memory_limit_mb * _MB
         unit = service.Unit(
-            root, python, place.listen, (*place.options, *place.security), limit_bytes
+            root, python, place.listen, (*place.options, *place.serving), limit_bytes
         )
         await service.install(channel, unit)
         return unit.name

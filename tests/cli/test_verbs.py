@@ -101,6 +101,26 @@ def test_deploy_serve_probe_run_in_processes_of_their_own(home: Path, tmp_path: 
     assert_one_sentence(busy, address.rpartition(":")[2])
 
 
+def test_serve_tells_which_parts_batch(home: Path) -> None:
+    """Made from a file with an open first axis, by `split --shape`."""
+    code = "from offload_cli.main import main; main()"
+    words = ["serve", str(home / "net.bundle"), "--listen", "127.0.0.1:0", "--batch", "4", "--log"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        assert server.stdout
+        assert server.stdout.readline().startswith("serving ")
+        server.terminate()
+        _, said = server.communicate(timeout=60)
+        assert server.returncode == 0, said
+    batching = [json.loads(line) for line in said.splitlines() if '"batching"' in line]
+    assert [(row["part"], row["batched"]) for row in batching] == [("server-0", True)]
+    assert "runs each frame alone" not in said
+
+
 def test_schedule_reads_the_bundles_own_instance(home: Path) -> None:
     shown = offload("schedule", home / "net.bundle", "--format", "json", cache=home)
     answer = json.loads(shown.stdout)

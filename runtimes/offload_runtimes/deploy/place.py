@@ -46,8 +46,8 @@ class Place:
         providers: onnxruntime's execution providers to use there.
         threads: threads of one kernel there.
         listen: where its server listens.
-        security: how its server is secured and bounded, as options of `serve`; paths are the
-            target's.
+        serving: options of its server: how it is secured and bounded, what it batches; paths are
+            the target's.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Place:
     providers: tuple[str, ...] = ()
     threads: int | None = None
     listen: str = _LISTEN
-    security: tuple[str, ...] = ()
+    serving: tuple[str, ...] = ()
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -114,6 +114,10 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+def _is_wait(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 60
+
+
 def _is_texts(value: object) -> bool:
     return isinstance(value, list) and all(_is_text(item) for item in value)
 
@@ -136,6 +140,8 @@ _KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "providers": (_is_texts, 'a list like ["cuda", "cpu"]'),
     "threads": (_is_count, "a number of threads"),
     "listen": (_is_text, "HOST:PORT"),
+    "batch": (_is_count, "a number of rows"),
+    "batch_wait": (_is_wait, "0 to 60 seconds"),
     "insecure": (lambda value: isinstance(value, bool), "true or false"),
     "max_memory": (lambda value: _is_text(value) and _is_size(str(value)), 'a size like "2 GB"'),
     "cert": (_is_text, "the path of a certificate on the target"),
@@ -159,12 +165,13 @@ def _device(path: Path, name: str, entry: Any) -> Place:
     return _place(name, entry)
 
 
-def _security(entry: Mapping[str, Any]) -> tuple[str, ...]:
+def _serving(entry: Mapping[str, Any]) -> tuple[str, ...]:
     """Options of `serve`."""
     options = {"cert": "cert", "cert_key": "key", "client_ca": "client-ca"}
     options |= {"token_file": "token-file", "max_memory": "max-memory"}
+    options |= {"batch": "batch", "batch_wait": "batch-wait"}
     given = [(option, entry[key]) for key, option in options.items() if key in entry]
-    words = tuple(word for option, value in given for word in (f"--{option}", value))
+    words = tuple(word for option, value in given for word in (f"--{option}", str(value)))
     return (*words, "--insecure") if entry.get("insecure") else words
 
 
@@ -182,5 +189,5 @@ def _place(name: str, entry: Mapping[str, Any]) -> Place:
         providers=tuple(entry.get("providers", ())),
         threads=entry.get("threads"),
         listen=entry.get("listen", _LISTEN),
-        security=_security(entry),
+        serving=_serving(entry),
     )

@@ -22,6 +22,8 @@ root = "/srv/offload"
 listen = "0.0.0.0:50051"
 insecure = true
 cert = "/a.pem"
+batch = 8
+batch_wait = 0.002
 """
 
 
@@ -45,7 +47,9 @@ def test_devices_are_read(devices: Path) -> None:
     assert known["pi"].options == ("--provider", "cpu", "--threads", "4")
     big = known["big"]
     assert (big.ssh, big.root, big.role) == (None, "/srv/offload", Side.SERVER)
-    assert (big.listen, big.security) == ("0.0.0.0:50051", ("--cert", "/a.pem", "--insecure"))
+    assert big.listen == "0.0.0.0:50051"
+    batching = ("--batch", "8", "--batch-wait", "0.002")
+    assert big.serving == ("--cert", "/a.pem", *batching, "--insecure")
     assert find_place("pi", known) is known["pi"]
 
 
@@ -90,6 +94,8 @@ def test_odd_addresses_are_refused(text: str) -> None:
         ("[pi]\nhost = 'h'\nthreads = 0", "threads is 0"),
         ("[pi]\nhost = 'h'\nmax_memory = 'much'", 'it must be a size like "2 GB"'),
         ("[pi]\nhost = 'h'\nmax_memory = 2000", "max_memory is 2000"),
+        ("[pi]\nhost = 'h'\nbatch = 0", "batch is 0"),
+        ("[pi]\nhost = 'h'\nbatch_wait = -1", "0 to 60 seconds"),
         ("[pi]\nhost = 'h'\npassword = 'x'", "unknown key 'password'"),
     ],
 )
@@ -102,4 +108,4 @@ def test_wrong_devices_are_refused(tmp_path: Path, text: str, message: str) -> N
 
 def test_a_servers_memory_is_an_option_of_serve(tmp_path: Path) -> None:
     (tmp_path / "devices.toml").write_text("[big]\nhost = 'h'\nmax_memory = '2 GB'\n")
-    assert read_devices(tmp_path / "devices.toml")["big"].security == ("--max-memory", "2 GB")
+    assert read_devices(tmp_path / "devices.toml")["big"].serving == ("--max-memory", "2 GB")
