@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from offload.bundle.compare import gap
 from offload.bundle.cuts import distinct_cuts
+from offload.bundle.extract import Part
+from offload.bundle.rows.verdict import why_alone
 from offload.bundle.sample import Wish
 from offload.bundle.write import write_bundle
 from offload.cost.link import parse_link
@@ -21,9 +23,10 @@ from offload.graph.read import read_graph
 from offload.partition.cut import cut_at
 from offload.plan.candidate import Situation
 from offload.plan.planner import make_plan
-from offload_runtimes.engine import EngineOptions
+from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.local import open_session
 from offload_runtimes.proof.verify import check_of, missing_types, opener
+from offload_runtimes.serving.batching import disagreement
 
 FOLDER = Path(os.environ.get("OFFLOAD_EXPORTED", Path(__file__).parent / "exported"))
 MODELS = sorted(FOLDER.glob("*/*.onnx"))
@@ -83,3 +86,21 @@ def test_split_over_grpc(path: Path, tmp_path: Path) -> None:
     with open_session(bundle, threads=1) as session:
         for want, got in zip(answers, session.run(None, feeds), strict=True):
             assert_close(want, got)
+
+
+BATCHED = {
+    "jax/mixer", "keras/convolutional", "paddle/squeeze", "pytorch/inception", "pytorch/residual",
+    "pytorch-legacy/inception", "pytorch-legacy/residual",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_rows_together_are_rows_alone_where_that_is_said(path: Path) -> None:
+    """An open batch alone is not enough: the encoders and recurrent networks have one, too."""
+    model = load_model(path)
+    nodes = tuple(range(len(model.proto.graph.node)))
+    why = why_alone(model, Part(nodes, (*model.wiring.inputs,), (*model.wiring.outputs,)))
+    if "OFFLOAD_EXPORTED" not in os.environ:
+        assert (why == "") == (f"{path.parent.name}/{path.stem}" in BATCHED), why
+    if not why:
+        assert disagreement(load(path, OPTIONS), 60) == ""

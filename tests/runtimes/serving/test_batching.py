@@ -4,15 +4,17 @@ import numpy as np
 import onnx
 import pytest
 from offload.errors import InputError
-from offload_runtimes.engine import load
+from offload_runtimes.engine import Array, load
 from offload_runtimes.serving.batching import (
     Batching,
+    Feeds,
     disagreement,
     joined,
     parted,
     rows_of,
     shapes_of,
 )
+from offload_runtimes.serving.together import Joint, Share
 from onnx import TensorProto, helper
 
 from tests.runtimes import models
@@ -72,3 +74,45 @@ def test_the_trial_finds_what_mixes_rows() -> None:
     assert "is off by" in tried(centred, "n", 4)
     assert "came out" in tried([helper.make_node("ReduceMax", ["x", "zero"], ["y"])], "n", 4)
     assert "no random input" in tried([helper.make_node("MatMul", ["x", "w"], ["y"])], 1, 4)
+
+
+class Recorded:
+    """Stands for a run: notes whether it was stopped, gives back what it is given."""
+
+    def __init__(self) -> None:
+        self.stopped = False
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def run(self, _: object, feeds: Feeds) -> list[Array]:
+        return list(feeds.values())
+
+
+def shared(count: int) -> tuple[list[Share], Recorded]:
+    shares, call = [Share(Recorded()) for _ in range(count)], Recorded()  # type: ignore[arg-type]
+    return shares, call
+
+
+def test_a_run_for_several_ends_early_only_when_nobody_wants_it() -> None:
+    (first, second, third), call = shared(3)
+    second.stop()
+    joint = Joint(call, [first, second, third])  # type: ignore[arg-type]
+    first.stop()
+    assert not call.stopped
+    feeds = [{"x": np.full((rows, 1), rows)} for rows in (1, 2, 3)]
+    made = joint.run(["y"], feeds, (1, 2, 3))
+    for given, (array,) in zip(feeds, made, strict=True):
+        assert np.array_equal(given["x"], array)
+    third.stop()
+    assert not call.stopped, "it is over"
+    (first, second), call = shared(2)
+    Joint(call, [first, second])  # type: ignore[arg-type]
+    first.stop()
+    second.stop()
+    assert call.stopped
+    (first, second), call = shared(2)
+    first.stop()
+    second.stop()
+    Joint(call, [first, second])  # type: ignore[arg-type]
+    assert call.stopped

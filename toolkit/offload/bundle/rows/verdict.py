@@ -65,8 +65,10 @@ def _closed_input(model: Model, part: Part) -> str:
     inner: set[str] = set()
     for name in part.inputs:
         typed = model.types.inferred(name)
-        if typed is None or not typed.tensor_type.shape.dim:
+        if typed is None or not typed.tensor_type.HasField("shape"):
             return f"the first axis of input {name!r} is not known"
+        if not typed.tensor_type.shape.dim:
+            return f"input {name!r} is a single number, which has no rows"
         first, *rest = typed.tensor_type.shape.dim
         if first.HasField("dim_value"):
             return f"the first axis of input {name!r} is fixed at {first.dim_value}"
