@@ -26,7 +26,7 @@ class Memory:
     def held_bytes(self) -> int:
         """What all accounts hold now."""
         with self._lock:
-            return sum(account.held_bytes for account in self._accounts)
+            return self._sum()
 
     def account(self, evict: Callable[[], object]) -> "Account":
         """A new account, which holds nothing.
@@ -39,8 +39,8 @@ class Memory:
     def hold(self, account: "Account", size_bytes: int, still: bool) -> bool:
         """See `Account.hold`."""
         with self._lock:
-            rest = sum(other.held_bytes for other in self._accounts if other is not account)
-            if size_bytes > account.held_bytes and rest + size_bytes > self.limit_bytes:
+            more_bytes = size_bytes - account.held_bytes
+            if more_bytes > 0 and self._sum() + more_bytes > self.limit_bytes:
                 evicted = self._outstayed(account)
             else:
                 account.note(size_bytes, still)
@@ -49,6 +49,9 @@ class Memory:
         if evicted is not None:
             evicted.evict()
         return False
+
+    def _sum(self) -> int:
+        return sum([account.held_bytes for account in self._accounts])
 
     def _outstayed(self, asking: "Account") -> "Account | None":
         """The account that has lain still the longest, if that is too long."""

@@ -89,15 +89,11 @@ class _Frame:
     tensors: dict[str, Array] = field(default_factory=dict)
     spans: list[wire.Happening] = field(default_factory=list)
     running: int = 0
+    uploaded_bytes: int = 0  # of the tensors at hand, those that came from the device
 
     @property
     def held_bytes(self) -> int:
         return sum(array.nbytes for array in self.tensors.values())
-
-    @property
-    def uploaded_bytes(self) -> int:
-        tensors, uploads = self.tensors, self.contract.uploads
-        return sum(tensors[name].nbytes for name in tensors.keys() & uploads.keys())
 
     def startable(self) -> list[Segment]:
         """Segments whose inputs are all here, taken off the waiting list."""
@@ -148,7 +144,7 @@ class ServerSession:
     @property
     def uploaded_bytes(self) -> int:
         """What it holds of what was uploaded, for frames in flight and for what still runs."""
-        return sum(frame.uploaded_bytes for frame in self._held())
+        return sum([frame.uploaded_bytes for frame in self._held()])
 
     @property
     def frames_in_flight(self) -> int:
@@ -251,10 +247,11 @@ class ServerSession:
         if layout.name in frame.tensors:
             raise ProtocolError(f"tensor {layout.name!r} came twice for one frame")
         frame.tensors[layout.name] = array
+        frame.uploaded_bytes += array.nbytes
         if sum(held.held_bytes for held in self._held()) > self._limits.max_bytes:
             raise ProtocolError("too many bytes in flight: wait for answers before sending more")
         if not self._hold():
-            del frame.tensors[layout.name]
+            frame.uploaded_bytes -= frame.tensors.pop(layout.name).nbytes
             return self._fail(tensor.frame, ServerError(_FULL))
         frame.spans.append((pb.Span.ARRIVAL, layout.name, 0.0, now_s))
         return [*self._switched(tensor.frame, frame.plan), *self._started(tensor.frame, frame)]
@@ -299,19 +296,21 @@ class ServerSession:
         return Reply(wire.encode_tensor(number, name, array, encoding, now_s, spans))
 
     def _forget_if_done(self, number: int, frame: _Frame) -> list[Event]:
-        if frame.waiting or frame.running or self._end(number) is None:
-            return []
-        return [Over(number, "answered")]
+        if not frame.waiting and not frame.running and self._end(number) is not None:
+            return [Over(number, "answered")]
+        self._hold()
+        return []
 
     def _reported(self, run: Run) -> _Frame | None:
         """Note that a run is over; its frame, None when that is over, too."""
         frame, ending = self._frames.get(run.frame), self._ending.get(run.frame)
-        for found in (frame, ending):
-            if found is not None:
-                found.running -= 1
-        if ending is not None and not ending.running:
-            del self._ending[run.frame]
-        self._hold()
+        if frame is not None:
+            frame.running -= 1
+        elif ending is not None:
+            ending.running -= 1
+            if not ending.running:
+                del self._ending[run.frame]
+                self._hold()
         return frame
 
     def _fail(self, number: int, error: OffloadError) -> list[Event]:
@@ -333,8 +332,11 @@ class ServerSession:
 
     def _hold(self) -> bool:
         """Tell the account what this session holds; whether that is allowed."""
-        still = not any(frame.running for frame in self._held())
-        return self._account.hold(self.uploaded_bytes, still=still)
+        size_bytes = running = 0
+        for frame in self._held():
+            size_bytes += frame.uploaded_bytes
+            running += frame.running
+        return self._account.hold(size_bytes, still=not running)
 
 
 def _too_large(outputs: Mapping[str, Array], contract: Contract) -> InputError | None:

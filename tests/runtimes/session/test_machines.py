@@ -185,6 +185,8 @@ class ServerMachine(RuleBasedStateMachine):
         feeds = {id(array): array for run in self.running for array in run.feeds.values()}
         running = sum(a.nbytes for a in feeds.values() if a.base is not None)
         held = self.session.uploaded_bytes
+        frames = self.session._held()
+        assert held == sum(a.nbytes for f in frames for n, a in f.tensors.items() if n in "ac")
         assert self.memory.held_bytes == held + self.others.held_bytes <= self.memory.limit_bytes
         assert held == 0 if self.session.closed else held >= running
 
