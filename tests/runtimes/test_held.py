@@ -84,6 +84,7 @@ def held_bytes(server: Server) -> int:
 
 
 def test_the_frame_that_is_too_much_fails_alone(server: Server, made: Made) -> None:
+    server._memory._patience_s = 3600.0
     hoarder, other = Raw(server, made), Raw(server, made)
     for frame in range(1, 9):
         hoarder.send(frame, "a")

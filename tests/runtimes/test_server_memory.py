@@ -45,13 +45,12 @@ def ask(session: OffloadSession, count: int) -> float:
 def serving(*options: str) -> Iterator[tuple[str, int]]:
     """Address and process of a server."""
     words = (sys.executable, "-m", "offload_runtimes", "serve", *options, "--listen=127.0.0.1:0")
-    process = subprocess.Popen([*words, "--threads=1"], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout
-        yield json.loads(process.stdout.readline())["listening"], process.pid
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
+    with subprocess.Popen([*words, "--threads=1"], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            yield json.loads(process.stdout.readline())["listening"], process.pid
+        finally:
+            process.terminate()
 
 
 def peak_bytes(pid: int) -> int:
@@ -62,7 +61,11 @@ def peak_bytes(pid: int) -> int:
 
 
 def sessions(made: Made, address: str, count: int) -> list[OffloadSession]:
-    return [OffloadSession(made.bundle, address, on_server_loss="raise") for _ in range(count)]
+    """Patient ones: a run that takes long on a loaded machine is not a server that is lost."""
+    return [
+        OffloadSession(made.bundle, address, on_server_loss="raise", patience_s=100)
+        for _ in range(count)
+    ]
 
 
 def test_a_process_keeps_its_limit(tmp_path: Path) -> None:
@@ -89,7 +92,7 @@ def test_terabytes_without_a_limit(tmp_path: Path) -> None:
     with serving(str(made.bundle.path)) as (address, _):
         one, other = sessions(made, address, 2)
         with one, other:
-            for count in (10**13, 10**18):
+            for count in (10**15, 10**18):  # beyond what any process can address
                 with pytest.raises(InputError, match="more memory than this machine has") as caught:
                     ask(one, count)
                 assert "\n" not in str(caught.value)
