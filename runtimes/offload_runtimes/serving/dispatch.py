@@ -92,7 +92,7 @@ class Dispatcher:
         hosted = self._hosted[served.session.bundle]
         call = Share(hosted.engines[run.segment.part].prepare(self._max_run_s))
         served.calls.setdefault(run.frame, []).append(call)
-        return Task(run, call, hosted.last_s, time.monotonic())
+        return Task(run, call, hosted.lately, time.monotonic())
 
     def start(self, served: Served, tasks: list[Task], *, here: bool = False) -> None:
         """Give segments to the workers; a short one may run `here`, on the caller's thread."""
@@ -145,7 +145,7 @@ class Dispatcher:
             self._failed(served, task, error)
             return False
         end_s = time.monotonic()
-        task.last_s[run.segment.part] = end_s - start_s
+        task.took(end_s - start_s)
         self._finished(served, task, arrays, start_s, end_s)
         return True
 

@@ -12,6 +12,7 @@ from offload.units import format_bytes
 
 from offload_runtimes.engine import Arena, Engine, EngineOptions, load
 from offload_runtimes.serving.batching import Batching, disagreement
+from offload_runtimes.serving.task import Lately
 from offload_runtimes.wire.contract import Contract, contracts
 
 _WARM_LIMIT_S = 5.0
@@ -27,14 +28,14 @@ class Hosted:
         contracts: what may cross, for each plan.
         engines: an engine for each of the server's parts.
         alone: why parts do not run rows of several sessions at once; those that do are missing.
-        last_s: how long each part took when it was last run.
+        lately: how long its parts took when they were last run.
     """
 
     bundle: Bundle
     contracts: tuple[Contract, ...]
     engines: Mapping[str, Engine]
     alone: dict[str, str] = field(default_factory=dict)
-    last_s: dict[str, float] = field(default_factory=dict)
+    lately: Lately = field(default_factory=Lately)
 
 
 def host(

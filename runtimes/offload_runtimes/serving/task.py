@@ -10,6 +10,22 @@ from offload_runtimes.wire.transport import Connection
 _SHORT_S = 0.0005  # below this, waking a worker costs more than a message that waits
 
 
+class Lately:
+    """How long each part of a bundle took when it was last run, and on how many bytes."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, tuple[int, float]] = {}
+
+    def took(self, part: str, size_bytes: int, seconds: float) -> None:
+        """Note a run."""
+        self._runs[part] = size_bytes, seconds
+
+    def is_short(self, part: str, size_bytes: int) -> bool:
+        """Whether the last run was, on no fewer bytes: more of them may take any time."""
+        then_bytes, seconds = self._runs.get(part, (0, _SHORT_S))
+        return seconds < _SHORT_S and size_bytes <= then_bytes
+
+
 class Served:
     """One session being served: the state machine, its lock, and what runs for it.
 
@@ -41,16 +57,24 @@ class Task:
     Attributes:
         run: the segment and its inputs.
         call: its run, which can be stopped.
-        last_s: how long each part took when it was last run.
+        lately: how long its bundle's parts took when they were last run.
         asked_s: when it could have begun, by `time.monotonic`.
     """
 
     run: Run
     call: Share
-    last_s: dict[str, float]
+    lately: Lately
     asked_s: float
 
     @property
     def is_short(self) -> bool:
-        """Whether the last run of its part was shorter than waking a worker."""
-        return self.last_s.get(self.run.segment.part, _SHORT_S) < _SHORT_S
+        """Whether it should take less time than waking a worker."""
+        return self.lately.is_short(self.run.segment.part, self._size_bytes)
+
+    def took(self, seconds: float) -> None:
+        """Note how long it took, run alone."""
+        self.lately.took(self.run.segment.part, self._size_bytes, seconds)
+
+    @property
+    def _size_bytes(self) -> int:
+        return sum(array.nbytes for array in self.run.feeds.values())
