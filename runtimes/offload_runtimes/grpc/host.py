@@ -139,7 +139,8 @@ class ServerStream:
         with self._changed:
             self._busy = False
             self._hold(-len(message))
-            self._changed.notify()
+            if self._outbox or self._closed:  # else there is nothing to wake for
+                self._changed.notify()
 
     def _hold(self, more_bytes: int) -> bool:
         pending_bytes = self._pending_bytes + more_bytes
