@@ -28,12 +28,13 @@ class Alarm:
         self._entries: list[_Entry] = []
         self._cancelled = 0
         self._numbers = itertools.count()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
 
     def at(self, due_s: float, call: Callable[[], None]) -> Callable[[], None]:
         """Call a function at a time; returns a function that cancels it if it hasn't begun."""
-        with self._changed:
+        with self._lock:
             entry = _Entry(due_s, next(self._numbers), call)
             heapq.heappush(self._entries, entry)
             if self._thread is None:
@@ -43,7 +44,7 @@ class Alarm:
                 self._changed.notify()
 
         def cancel() -> None:
-            with self._changed:
+            with self._lock:
                 entry.call = None
                 self._cancelled += 1
                 if self._cancelled > _KEPT and self._cancelled > len(self._entries) // 2:
@@ -68,7 +69,7 @@ class Alarm:
                 call()
 
     def _next(self) -> Callable[[], None] | None:
-        with self._changed:
+        with self._lock:
             while not self._entries or self._entries[0].due_s > time.monotonic():
                 wait_s = self._entries[0].due_s - time.monotonic() if self._entries else None
                 self._changed.wait(wait_s if wait_s is None or wait_s > 0 else 0)

@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from offload.bundle.bundle import Bundle, Value
@@ -21,6 +22,28 @@ _COLD_RUNS = 2
 _WARM_RUNS = 3
 _ENOUGH_S = 0.5
 _LEARN_LIMIT_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """A tensor to send, its names looked up once.
+
+    Attributes:
+        wire: what it is called while it crosses.
+        codec: what encodes its bytes.
+        guard: the scalar that is no finite number where it must not cross; None: none.
+        send: what the plan says of it.
+    """
+
+    wire: str
+    codec: str
+    guard: str | None
+    send: Send
+
+    @classmethod
+    def of(cls, send: Send) -> "Outgoing":
+        """What to do for a send of a plan."""
+        return cls(send.wire, encoding(send.encoding).codec, send.guard, send)
 
 
 class Device:
@@ -77,7 +100,8 @@ class Device:
         """
         engine = self._engines[segment.part]
         feeds = inference.take(segment.inputs, until_s)
-        if self._pacer.slowdown > 1 and self._pacer.warm_s(self._content(segment)) is None:
+        content = self._content(segment)
+        if self._pacer.slowdown > 1 and self._pacer.warm_s(content) is None:
             self._learn(segment, feeds)
         left_s = None if until_s is None else max(until_s - time.monotonic(), 0.0)
         call = engine.prepare(left_s)
@@ -85,21 +109,21 @@ class Device:
             inference.watch(unless, call.stop)
         start_s = time.monotonic()
         arrays = call.run(segment.outputs, feeds)
-        self._pacer.learn(self._content(segment), time.monotonic() - start_s)
-        self._pacer.pace(self._content(segment), start_s)
+        self._pacer.learn(content, time.monotonic() - start_s)
+        self._pacer.pace(content, start_s)
         inference.note(Lane.DEVICE, segment.id, start_s, time.monotonic())
         inference.put(dict(zip(segment.outputs, arrays, strict=True)))
 
-    def pack(self, send: Send, inference: Inference) -> Packed:
+    def pack(self, outgoing: Outgoing, inference: Inference) -> Packed:
         """Encode a tensor that is here for its way up, at this device's pace.
 
         Raises:
             InputError: it holds NaN or infinity, and its encoding has no place for them.
             OffloadError: it will not come.
         """
-        codec = encoding(send.encoding).codec
-        (array,) = inference.take((send.wire,)).values()
-        if send.guard is not None and not np.isfinite(inference.take((send.guard,))[send.guard]):
+        codec, guard, send = outgoing.codec, outgoing.guard, outgoing.send
+        (array,) = inference.take((outgoing.wire,)).values()
+        if guard is not None and not np.isfinite(inference.take((guard,))[guard]):
             raise InputError(
                 f"tensor {send.tensor!r} holds NaN or infinity, which {send.encoding} cannot"
                 " carry: split the model again with --encoding lossless"
@@ -108,7 +132,7 @@ class Device:
             return pack(array, codec)
         start_s, own_s = time.monotonic(), time.thread_time()
         packed = pack(array, codec)
-        name = f"encode {send.wire}"
+        name = f"encode {outgoing.wire}"
         self._pacer.learn(name, time.thread_time() - own_s)
         self._pacer.pace(name, start_s)
         inference.note(Lane.DEVICE, name, start_s, time.monotonic())

@@ -7,10 +7,10 @@ from enum import StrEnum
 
 from offload.bundle.bundle import Bundle
 from offload.errors import DeadlineError, InputError, OffloadError
-from offload.plan.plan import Action, Plan, Side
+from offload.plan.plan import Action, Plan, Segment, Side
 from offload.schedule.timeline import Lane, Timeline
 
-from offload_runtimes.device.engines import Device
+from offload_runtimes.device.engines import Device, Outgoing
 from offload_runtimes.device.fallback import rest
 from offload_runtimes.device.inference import Inference
 from offload_runtimes.device.keeper import Keeper
@@ -52,7 +52,8 @@ class Execution:
         """`choose` says which of the bundle's plans an inference follows, and what changed."""
         self._choose = choose
         self._plans = bundle.plans
-        self._sends = [{send.wire: send for send in plan.uploads} for plan in bundle.plans]
+        self._local = [plan.is_local for plan in bundle.plans]
+        self._steps = [_resolved(plan) for plan in bundle.plans]
         self._device = device
         self._keeper = keeper
         self._tally = tally
@@ -73,7 +74,7 @@ class Execution:
         until_s = None if allowed_s is None else inference.started_s + allowed_s
         plan = self._plans[number]
         running = Running(self, plan, inference, tuple(names), until_s)
-        keeper = None if plan.is_local else self._keeper
+        keeper = None if self._local[number] else self._keeper
         remote = keeper.remote if keeper else None
         if keeper and remote is None:
             running.error, running.outcome = keeper.why, Outcome.LOCAL
@@ -112,20 +113,17 @@ class Execution:
         return found
 
     def _start(self, running: "Running", remote: Remote | None) -> None:
-        inference, plan = running.inference, running.plan
+        inference = running.inference
         if remote:
             remote.begin(inference, self._patience(running))
             running.remote = remote
-        for step in plan.steps:
-            if step.action is Action.RUN:
-                segment = plan.segment(step.target)
-                if not inference.has(segment.inputs):
-                    inference.take(segment.inputs, self._patience(running))
-                self._device.run(segment, inference, running.until_s)
+        for step in self._steps[inference.plan]:
+            if isinstance(step, Segment):
+                if not inference.has(step.inputs):
+                    inference.take(step.inputs, self._patience(running))
+                self._device.run(step, inference, running.until_s)
             elif remote:
-                send = self._sends[inference.plan][step.target]
-                packed = self._device.pack(send, inference)
-                remote.send(inference, step.target, packed)
+                remote.send(inference, step.wire, self._device.pack(step, inference))
 
     def _finish_here(self, running: "Running") -> None:
         """Compute what is missing; stops as soon as a late answer of the server is there."""
@@ -153,6 +151,15 @@ class Execution:
         allowed_s = until_s - running.inference.started_s
         spare_s = max(_MARGIN_S, _MARGIN_OF_DEADLINE * allowed_s)
         return until_s - _MARGIN * needed_s - spare_s
+
+
+def _resolved(plan: Plan) -> list[Segment | Outgoing]:
+    """The device's steps: segments to run and tensors to send."""
+    sends = {send.wire: Outgoing.of(send) for send in plan.uploads}
+    return [
+        plan.segment(step.target) if step.action is Action.RUN else sends[step.target]
+        for step in plan.steps
+    ]
 
 
 class Running:

@@ -29,7 +29,8 @@ class Gauge:
     def __init__(self, base: Link, large_bytes: int = 4096) -> None:
         self.large_bytes = large_bytes
         self._base = base
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._passages: dict[tuple[Lane, bool], deque[tuple[int, float, float]]] = {}
         self._changes: dict[Lane, _Change] = {}
         self.forget()
@@ -46,7 +47,7 @@ class Gauge:
 
     def forget(self) -> None:
         """Begin anew: the next connection may take another way."""
-        with self._changed:
+        with self._lock:
             kinds = [(lane, large) for lane in _LANES for large in (False, True)]
             self._passages = {kind: deque(maxlen=KEPT) for kind in kinds}
             self._changes = {lane: _Change() for lane in _LANES}
@@ -64,7 +65,7 @@ class Gauge:
         if seconds <= 0:
             return
         is_large = size_bytes >= self.large_bytes
-        with self._changed:
+        with self._lock:
             when_s = time.monotonic() if now_s is None else now_s
             self._passages[lane, is_large].append((size_bytes, seconds, when_s))
             if is_large:
@@ -72,16 +73,16 @@ class Gauge:
             if lane is Lane.UPLINK:
                 self._seen += 1
                 self._told_s = when_s if is_large else self._told_s
-            self._changed.notify_all()
+                self._changed.notify_all()
 
     def wait(self, count: int, timeout_s: float) -> bool:
         """Wait until so many messages were seen to go up; whether they were before the time."""
-        with self._changed:
+        with self._lock:
             return self._changed.wait_for(lambda: self._seen >= count, timeout_s)
 
     def link(self, now_s: float) -> Link | None:
         """The link as it is now; None before three messages have gone up."""
-        with self._changed:
+        with self._lock:
             up, down = (self._sent(lane, now_s) for lane in _LANES)
         if len(up) < LEAST_SENDS:
             return None
@@ -95,7 +96,7 @@ class Gauge:
 
     def surprise(self, link: Link) -> float:
         """How far off the last large message was: 1 where it took as long as the link says."""
-        with self._changed:
+        with self._lock:
             kept = self._passages[Lane.UPLINK, True]
             last = kept[-1] if kept else None
         return 1.0 if last is None else last[1] / link.upload_s(last[0])

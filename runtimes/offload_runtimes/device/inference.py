@@ -27,13 +27,16 @@ class Inference:
         self._error: OffloadError | None = None
         self._spans: list[tuple[Lane, str, float, float]] = []
         self._watchers: list[tuple[tuple[str, ...], Callable[[], None]]] = []
-        self._changed = threading.Condition()
+        self._waiting = 0
+        self._lock = threading.Lock()  # entered many times a frame: a Condition would cost twice
+        self._changed = threading.Condition(self._lock)
 
     def put(self, arrays: Mapping[str, Array]) -> None:
         """Add tensors; the first of a name stays."""
-        with self._changed:
+        with self._lock:
             self._tensors = {**arrays, **self._tensors}
-            self._changed.notify_all()
+            if self._waiting:
+                self._changed.notify_all()
             due = [call for names, call in self._watchers if self.has(names)]
         for call in due:
             call()
@@ -41,7 +44,7 @@ class Inference:
     def watch(self, names: Iterable[str], call: Callable[[], None]) -> None:
         """Call a function when all these tensors are here, at once if they are."""
         entry = (tuple(names), call)
-        with self._changed:
+        with self._lock:
             self._watchers.append(entry)
             complete = self.has(entry[0])
         if complete:
@@ -49,7 +52,7 @@ class Inference:
 
     def fail(self, error: OffloadError) -> None:
         """Let everyone who waits raise this error."""
-        with self._changed:
+        with self._lock:
             self._error = self._error or error
             self._changed.notify_all()
 
@@ -59,7 +62,7 @@ class Inference:
 
     def has(self, names: Iterable[str]) -> bool:
         """Whether all these tensors are here."""
-        return all(name in self._tensors for name in names)
+        return all(map(self._tensors.__contains__, names))
 
     def take(self, names: Iterable[str], until_s: float | None = None) -> dict[str, Array]:
         """Wait for tensors and give them.
@@ -79,14 +82,18 @@ class Inference:
         return {name: tensors[name] for name in wanted}
 
     def _wait(self, wanted: tuple[str, ...], until_s: float | None) -> None:
-        with self._changed:
-            while not self.has(wanted):
-                if self._error is not None:
-                    raise self._error
-                left_s = None if until_s is None else until_s - time.monotonic()
-                if left_s is not None and left_s <= 0:
-                    raise DeadlineError("the answer did not come within the time allowed")
-                self._changed.wait(left_s)
+        with self._lock:
+            self._waiting += 1
+            try:
+                while not self.has(wanted):
+                    if self._error is not None:
+                        raise self._error
+                    left_s = None if until_s is None else until_s - time.monotonic()
+                    if left_s is not None and left_s <= 0:
+                        raise DeadlineError("the answer did not come within the time allowed")
+                    self._changed.wait(left_s)
+            finally:
+                self._waiting -= 1
 
     def note(self, lane: Lane, name: str, start_s: float, end_s: float) -> None:
         """Record what happened, in seconds by `time.monotonic`."""

@@ -58,7 +58,7 @@ class Remote:
         self._pacer = Pacer(slowdown)
         self._lock = threading.Lock()
         self._frames: dict[int, Inference] = {}
-        self._begun: dict[tuple[int, str], tuple[float, int]] = {}
+        self._begun: dict[int, dict[str, tuple[float, int]]] = {}  # when, and how many bytes
         self._pulse = Pulse(patience_s)
         self._free_s = {Lane.UPLINK: 0.0, Lane.DOWNLINK: 0.0}
         self._pings: dict[int, tuple[float, int]] = {}
@@ -71,8 +71,8 @@ class Remote:
         self.clock = Clock()
         self.error: OffloadError | None = None
         self.leaving = False
-        self._room = threading.Semaphore(0)
-        self.max_frames = 1
+        self._free = 0  # frames that may still be begun
+        self._freed = threading.Condition(self._lock)
         self._stream = connector.connect(self._outgoing(), timeout_s)
         self._stream.deliver(OwnThread(self) if link or slowdown > 1 else self)
         self._open(connector.address, timeout_s)
@@ -84,27 +84,30 @@ class Remote:
             DeadlineError: the time is over.
             OffloadError: what ended the session, if it has ended.
         """
-        left_s = None if until_s is None else max(until_s - time.monotonic(), 0.0)
-        if not self._room.acquire(timeout=left_s):
-            raise DeadlineError("other inferences took all the time allowed: allow more")
         with self._lock:
+            while not self._free and self.error is None:
+                left_s = None if until_s is None else max(until_s - time.monotonic(), 0.0)
+                if left_s == 0.0:
+                    raise DeadlineError("other inferences took all the time allowed: allow more")
+                self._freed.wait(left_s)
             if self.error is not None:
-                self._room.release()
                 raise self.error
-            inference.number = self._machine.open_frame(inference.plan)
-            self._frames[inference.number] = inference
+            self._free -= 1
+            inference.number = number = self._machine.open_frame(inference.plan)
+            self._frames[number] = inference
+            self._begun[number] = {}
 
     def send(self, inference: Inference, name: str, packed: Packed) -> None:
         """Queue a tensor for sending and return at once."""
 
         def message() -> bytes | None:
+            number = inference.number
+            if number not in self._frames:
+                return None
+            data = self._machine.upload(number, name, packed, time.monotonic(), inference.plan)
             with self._lock:
-                if inference.number not in self._frames:
-                    return None
-            now_s, plan = time.monotonic(), inference.plan
-            data = self._machine.upload(inference.number, name, packed, now_s, plan)
-            with self._lock:
-                self._begun[inference.number, name] = (time.monotonic(), len(data))
+                if number in self._begun:
+                    self._begun[number][name] = time.monotonic(), len(data)
                 self._pulse.sent(len(data))
             if self._up:
                 self._up.transit(len(data))
@@ -118,9 +121,9 @@ class Remote:
             if not inference.number:
                 return
             self._frames.pop(inference.number, None)
-            self._room.release()
-            for key in [key for key in self._begun if key[0] == inference.number]:
-                del self._begun[key]
+            self._begun.pop(inference.number, None)
+            self._free += 1
+            self._freed.notify()
             cancel = self._machine.cancel(inference.number)
         if cancel is not None:
             self._outbox.put(lambda: cancel)
@@ -135,7 +138,8 @@ class Remote:
         Not while as much is under way for a frame: that will tell, and would be waited for.
         """
         with self._lock:
-            is_free = sum(size for _, size in self._begun.values()) < size_bytes
+            begun = [size for sends in self._begun.values() for _, size in sends.values()]
+            is_free = sum(begun) < size_bytes
         if is_free:
             self._ask(os.urandom(size_bytes))  # what repeats might be compressed on its way
 
@@ -228,8 +232,9 @@ class Remote:
     def _handle(self, event: Event, size_bytes: int) -> None:
         match event:
             case Opened(max_frames):
-                self.max_frames = max_frames
-                self._room.release(max_frames)
+                with self._lock:
+                    self._free = max_frames
+                    self._freed.notify_all()
                 self._opened.set()
             case Arrived():
                 self._emulate(event, size_bytes)
@@ -276,12 +281,12 @@ class Remote:
     def _arrived(self, event: Arrived, arrived_bytes: int) -> None:
         now_s = time.monotonic()
         with self._lock:
-            inference = self._frames.get(event.frame)
+            inference, begun = self._frames.get(event.frame), self._begun.get(event.frame, {})
         if inference is None:
             return
         for span in event.spans:
             if span.is_arrival:
-                begun_s, size_bytes = self._begun.get((event.frame, span.name), (now_s, 0))
+                begun_s, size_bytes = begun.get(span.name, (now_s, 0))
                 arrived_s = self.clock.here_s(span.end_s)
                 took_s = self._transit(inference, Lane.UPLINK, span.name, begun_s, arrived_s)
                 self._pulse.passed(Lane.UPLINK, size_bytes, took_s)
@@ -315,9 +320,9 @@ class Remote:
             self.error = self.error or error
             waiting = list(self._frames.values())
             self._frames.clear()
+            self._freed.notify_all()
         self._opened.set()
         self._ponged.release()
-        self._room.release(len(waiting) + self.max_frames)
         self._outbox.put(None)
         self._stream.close()
         for inference in waiting:

@@ -1,6 +1,5 @@
 """The server's side of gRPC: listen, and hand every session's and every probe's stream over."""
 
-import contextlib
 import math
 import threading
 from collections import deque
@@ -59,11 +58,12 @@ class ServerStream:
         self._closed = False
         self._over = False  # nothing is held for it any more
         self._sender: threading.Thread | None = None
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     def send(self, message: bytes) -> None:
         """Queue a message; ServerError when the device does not read its answers."""
-        with self._changed:
+        with self._lock:
             if self._pending_bytes > self._limit_bytes:
                 self._cancel()
                 raise ServerError("the device does not read its answers")
@@ -79,13 +79,14 @@ class ServerStream:
     def receive(self) -> bytes | None:
         """Wait for the next message; None when the device ended the stream or vanished."""
         self._send_small()
-        with contextlib.suppress(grpc.RpcError):
+        try:
             return next(self._requests, None)
-        return None
+        except grpc.RpcError:
+            return None
 
     def close(self) -> None:
         """End the stream after what is queued; may be called twice."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._wake_sender()
 
@@ -96,7 +97,7 @@ class ServerStream:
         self._sender.join(timeout_s)
         if self._sender.is_alive():
             self._cancel()
-        with self._changed:
+        with self._lock:
             self._over = True
             self._account.hold(0)
 
@@ -111,7 +112,7 @@ class ServerStream:
             self._send(message)
 
     def _next_small(self) -> bytes | None:
-        with self._changed:
+        with self._lock:
             if self._busy or not self._outbox:
                 return None
             if len(self._outbox[0]) > _SMALL_BYTES:
@@ -125,7 +126,7 @@ class ServerStream:
         self._transmit(None)
 
     def _next(self) -> bytes | None:
-        with self._changed:
+        with self._lock:
             while self._busy or not (self._outbox or self._closed):
                 self._changed.wait()
             return self._taken() if self._outbox else None
@@ -136,7 +137,7 @@ class ServerStream:
 
     def _send(self, message: bytes) -> None:
         self._transmit(message)
-        with self._changed:
+        with self._lock:
             self._busy = False
             self._hold(-len(message))
             if self._outbox or self._closed:  # else there is nothing to wake for

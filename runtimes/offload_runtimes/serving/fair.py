@@ -16,7 +16,8 @@ class FairWorkers:
     def __init__(self, workers: int) -> None:
         self._queues: OrderedDict[Hashable, deque[Job]] = OrderedDict()
         self._free = workers
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._stopped = False
         self._threads = [
             threading.Thread(target=self._work, name=f"worker-{number}", daemon=True)
@@ -30,7 +31,7 @@ class FairWorkers:
 
     def submit(self, key: Hashable, job: Job) -> None:
         """Queue a job behind the others of its key; nothing comes of it after `stop`."""
-        with self._changed:
+        with self._lock:
             if self._stopped:
                 return
             self._queues.setdefault(key, deque()).append(job)
@@ -41,14 +42,14 @@ class FairWorkers:
 
         It counts as one of the workers while it runs.
         """
-        with self._changed:
+        with self._lock:
             if not self._free or self._queues or self._stopped:
                 return False
             self._free -= 1
         try:
             job()
         finally:
-            with self._changed:
+            with self._lock:
                 self._free += 1
                 if self._queues:
                     self._changed.notify()
@@ -56,18 +57,18 @@ class FairWorkers:
 
     def drop(self, key: Hashable) -> None:
         """Forget the jobs of a key that haven't begun."""
-        with self._changed:
+        with self._lock:
             self._queues.pop(key, None)
 
     @property
     def waiting(self) -> int:
         """Jobs that haven't begun."""
-        with self._changed:
+        with self._lock:
             return sum(len(jobs) for jobs in self._queues.values())
 
     def stop(self) -> None:
         """End the threads after the jobs they are at; queued jobs are forgotten."""
-        with self._changed:
+        with self._lock:
             self._stopped = True
             self._queues.clear()
             self._changed.notify_all()
@@ -78,11 +79,11 @@ class FairWorkers:
     def _work(self) -> None:
         while (job := self._next()) is not None:
             job()
-            with self._changed:
+            with self._lock:
                 self._free += 1
 
     def _next(self) -> Job | None:
-        with self._changed:
+        with self._lock:
             while not (self._queues and self._free) and not self._stopped:
                 self._changed.wait()
             if self._stopped:

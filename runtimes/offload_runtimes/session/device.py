@@ -68,7 +68,7 @@ class Leaving:
 Event: TypeAlias = Opened | Arrived | Failed | Ponged | Leaving
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Frame:
     """A frame in flight: its plan's contract, and the downloads that have not come."""
 

@@ -97,9 +97,11 @@ class _Frame:
 
     def startable(self) -> list[Segment]:
         """Segments whose inputs are all here, taken off the waiting list."""
-        ready = [s for s in self.waiting if all(name in self.tensors for name in s.inputs)]
-        self.waiting = [segment for segment in self.waiting if segment not in ready]
-        self.running += len(ready)
+        is_here = self.tensors.__contains__
+        ready = [segment for segment in self.waiting if all(map(is_here, segment.inputs))]
+        if ready:
+            self.waiting = [segment for segment in self.waiting if segment not in ready]
+            self.running += len(ready)
         return ready
 
 
@@ -276,7 +278,9 @@ class ServerSession:
         if len(self._frames) >= self._limits.max_frames:
             raise ProtocolError(f"more than {self._limits.max_frames} frames are in flight")
         self._last_frame = number
-        self._failed = {old for old in self._failed if old > number - 2 * self._limits.max_frames}
+        if self._failed:
+            oldest = number - 2 * self._limits.max_frames
+            self._failed = {old for old in self._failed if old > oldest}
         agreed = self._agreed[plan]
         self._frames[number] = frame = _Frame(plan, agreed, list(agreed.segments))
         return frame
