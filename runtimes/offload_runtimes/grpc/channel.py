@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import grpc
 from offload.errors import OffloadError, ServerError
 
-from offload_runtimes.grpc import SESSION
+from offload_runtimes.grpc import FRAME_BYTES, SESSION
 from offload_runtimes.security.credentials import ClientSecurity, read_pem
 from offload_runtimes.wire.transport import Receiver
 
@@ -123,6 +123,7 @@ def _options(message_limit_bytes: int) -> list[tuple[str, int]]:
     return [
         ("grpc.max_send_message_length", message_limit_bytes),
         ("grpc.max_receive_message_length", message_limit_bytes),
+        ("grpc.http2.max_frame_size", FRAME_BYTES),
         # A channel of one's own must not inherit the back-off of an earlier, failed one.
         ("grpc.use_local_subchannel_pool", 1),
     ]

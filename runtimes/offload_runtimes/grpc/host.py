@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import grpc
 from offload.errors import InputError, ServerError
 
-from offload_runtimes.grpc import PROBE_LIMIT_BYTES, SERVICE
+from offload_runtimes.grpc import FRAME_BYTES, PROBE_LIMIT_BYTES, SERVICE
 from offload_runtimes.grpc.health import Health
 from offload_runtimes.security.credentials import ServerSecurity, read_pem
 from offload_runtimes.serving.memory import Account, Memory
@@ -215,6 +215,7 @@ class GrpcHost:
             options=[
                 ("grpc.max_receive_message_length", limit),
                 ("grpc.max_send_message_length", limit),
+                ("grpc.http2.max_frame_size", FRAME_BYTES),
                 ("grpc.so_reuseport", 0),  # else a second server takes the same port in silence
                 *_reading(memory),
             ],
