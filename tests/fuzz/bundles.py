@@ -67,9 +67,13 @@ BUNDLES = (_texts(),)
 
 
 @cache
+def _scratch() -> "tempfile.TemporaryDirectory[str]":
+    """One place for all of a process's inputs, which goes with it."""
+    return tempfile.TemporaryDirectory(prefix="offload-fuzz-")
+
+
 def _folder() -> Path:
-    """One place for all of a process's inputs."""
-    return Path(tempfile.mkdtemp(prefix="offload-fuzz-"))
+    return Path(_scratch().name)
 
 
 def _changed(text: bytes, draw: Draw) -> Any:

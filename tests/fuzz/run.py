@@ -4,9 +4,11 @@ Run as `make fuzz` (`SECONDS=600` for longer, `TARGETS="serve plan"` for some).
 """
 
 import argparse
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +50,15 @@ class Fuzzed:
 def fuzz(name: str, seconds: int, folder: Path) -> Fuzzed:
     """Fuzz one target in a process of its own; what it found is shown at once."""
     command = [sys.executable, "-m", "tests.fuzz.drive", name, str(seconds), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    with tempfile.TemporaryDirectory() as scratch:  # the fuzzer ends a process without its farewell
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            env={**os.environ, "TMPDIR": scratch},
+        )
     if done.returncode:
         print(done.stdout[-4000:], done.stderr[-4000:], sep="\n", flush=True)
     return Fuzzed(name, done.returncode, done.stderr)

@@ -2,6 +2,7 @@
 
 import fcntl
 import itertools
+import os
 import random
 import subprocess
 import sys
@@ -173,7 +174,10 @@ def test_killed_at_any_instant_the_target_has_a_whole_working_release(
         command = [offload, "deploy", str(bundle.path), "pi", "--keep", "1"]
         command += ["--devices", str(devices)]
         with subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "TMPDIR": str(tmp_path)},  # what is killed leaves its files
         ) as process:
             assert process.stderr is not None
             process.stderr.readline()
