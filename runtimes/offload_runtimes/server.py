@@ -21,10 +21,10 @@ from offload_runtimes.serving.batching import Batching
 from offload_runtimes.serving.dispatch import Dispatcher
 from offload_runtimes.serving.echo import echo
 from offload_runtimes.serving.hosted import host
-from offload_runtimes.serving.memory import Memory
 from offload_runtimes.serving.metrics import MetricsPort
 from offload_runtimes.serving.observe import Observer
 from offload_runtimes.serving.task import Served
+from offload_runtimes.session.memory import Memory
 from offload_runtimes.session.server import Limits, ServerSession
 from offload_runtimes.wire.contract import message_limit_bytes
 from offload_runtimes.wire.transport import Connection

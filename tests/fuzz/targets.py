@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from offload.errors import OffloadError
-from offload_runtimes.serving.memory import Memory
 from offload_runtimes.session.device import Arrived, DeviceSession
+from offload_runtimes.session.memory import Memory
 from offload_runtimes.session.server import Close, Event, Reply, Run, ServerSession
 from offload_runtimes.wire import codecs
 from offload_runtimes.wire import messages as wire

@@ -13,6 +13,7 @@ from offload.report.schemes import SHORT
 from offload.units import format_bytes, format_s
 
 from offload_cli.bench.cell import Cell, Group
+from offload_cli.bench.facts import PLANNING, facts, planning
 from offload_cli.bench.figures import caption, figures
 from offload_cli.bench.goals import Goal, Pick, gain, goals, picks, predicted_gain
 
@@ -21,6 +22,8 @@ GOALS = ("measure", "goal", "measured", "met")
 GAINS = ("model", "network", "best of LO, CO, PO", "any order / PO", "paper's order / PO")
 GAINS_OURS = ("OPSS / PO", "predicted", "joint / best of LO, CO, PO", "predicted")
 CELLS = ("model", "network", "scheme", "median", "95 %", "predicted", "off by", "sent", "energy")
+FACTS = ("measure", "measured")
+PLANNED = ("model", *(SHORT[key] for key in PLANNING))
 MISSED = ("model", "network", "input", "picked", "took", "best", "took", "ratio", "why")
 
 
@@ -78,6 +81,8 @@ def _markdown(groups: Sequence[Group], rows: Sequence[Goal], about: str) -> str:
     parts += ["## What overlap, order and cut bring", _table(GAINS + GAINS_OURS, _gains(groups))]
     if missed := _missed(groups):
         parts += ["## Where the pick was not within 2 % of the best", _table(MISSED, missed)]
+    parts += ["## What all cells tell", _table(FACTS, facts(groups))]
+    parts += ["## What planning costs", _table(PLANNED, planning(groups))]
     parts += ["## All cells", _table(CELLS, map(_row, _cells(groups)))]
     return "\n\n".join(parts) + "\n"
 
@@ -105,6 +110,10 @@ def _sections(
     if missed := _missed(groups):
         verdict = "Every cell where the planner's pick took over 2 % longer than the best."
         found.append(Section("Where the pick was not the best", verdict, MISSED, missed))
+    found += [
+        Section("What all cells tell", "", FACTS, facts(groups)),
+        Section("What planning costs", "Least to most, all networks.", PLANNED, planning(groups)),
+    ]
     equal = "Schemes that come to the same program were run once and share its figures."
     return [*found, Section("All cells", equal, CELLS, [_row(cell) for cell in _cells(groups)])]
 

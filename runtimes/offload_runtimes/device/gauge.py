@@ -86,11 +86,9 @@ class Gauge:
             up, down = (self._sent(lane, now_s) for lane in _LANES)
         if len(up) < LEAST_SENDS:
             return None
-        ages_s = sorted(send.age_s for send in up)
+        newest_s, *ages_s = sorted(send.age_s for send in up)[:LEAST_SENDS]
         # Where little is sent, the last three count: no single one decides.
-        spread_s = (
-            max(age_s for age_s in ages_s[:LEAST_SENDS] if age_s < ages_s[0] + _PAST_S) - ages_s[0]
-        )
+        spread_s = max((s - newest_s for s in ages_s if s - newest_s < _PAST_S), default=0.0)
         self._estimate = refit(self._base, up, down, max(HALF_LIFE_S, spread_s))
         return self._estimate
 

@@ -14,7 +14,7 @@ from offload.errors import InputError, ServerError
 from offload_runtimes.grpc import FRAME_BYTES, PROBE_LIMIT_BYTES, SERVICE
 from offload_runtimes.grpc.health import Health
 from offload_runtimes.security.credentials import ServerSecurity, read_pem
-from offload_runtimes.serving.memory import Account, Memory
+from offload_runtimes.session.memory import Account, Memory
 from offload_runtimes.wire.transport import Connection
 
 T = TypeVar("T")

@@ -10,10 +10,10 @@ from offload_runtimes.engine import Array
 from offload_runtimes.serving.batching import Batching, Shapes, rows_of, shapes_of
 from offload_runtimes.serving.gathered import Gathered
 from offload_runtimes.serving.hosted import Hosted
-from offload_runtimes.serving.memory import Memory
 from offload_runtimes.serving.observe import Observer
 from offload_runtimes.serving.task import Served, Task
 from offload_runtimes.serving.together import Joint
+from offload_runtimes.session.memory import Memory
 
 
 @dataclass(frozen=True, slots=True)

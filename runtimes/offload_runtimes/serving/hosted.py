@@ -12,7 +12,7 @@ from offload.units import format_bytes
 
 from offload_runtimes.engine import Arena, Engine, EngineOptions, load
 from offload_runtimes.serving.batching import Batching, disagreement
-from offload_runtimes.serving.task import Lately
+from offload_runtimes.serving.lately import Lately
 from offload_runtimes.wire.contract import Contract, contracts
 
 _WARM_LIMIT_S = 5.0

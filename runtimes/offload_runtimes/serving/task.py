@@ -3,27 +3,10 @@
 import threading
 from dataclasses import dataclass
 
+from offload_runtimes.serving.lately import Lately
 from offload_runtimes.serving.together import Share
 from offload_runtimes.session.server import Run, ServerSession
 from offload_runtimes.wire.transport import Connection
-
-_SHORT_S = 0.0005  # below this, waking a worker costs more than a message that waits
-
-
-class Lately:
-    """How long each part of a bundle took when it was last run, and on how many bytes."""
-
-    def __init__(self) -> None:
-        self._runs: dict[str, tuple[int, float]] = {}
-
-    def took(self, part: str, size_bytes: int, seconds: float) -> None:
-        """Note a run."""
-        self._runs[part] = size_bytes, seconds
-
-    def is_short(self, part: str, size_bytes: int) -> bool:
-        """Whether the last run was, on no fewer bytes: more of them may take any time."""
-        then_bytes, seconds = self._runs.get(part, (0, _SHORT_S))
-        return seconds < _SHORT_S and size_bytes <= then_bytes
 
 
 class Served:

@@ -10,7 +10,7 @@ from offload.units import format_bytes
 
 import offload_runtimes.wire.offload_pb2 as pb
 from offload_runtimes.engine import Array
-from offload_runtimes.serving.memory import Account, Memory
+from offload_runtimes.session.memory import Account, Memory
 from offload_runtimes.wire import messages as wire
 from offload_runtimes.wire.contract import Contract
 from offload_runtimes.wire.messages import ProtocolError

@@ -9,8 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from offload.bundle.bundle import Value
 from offload.errors import BundleError, InputError
 from offload.plan.plan import Segment, Side
-from offload_runtimes.serving.memory import Memory
 from offload_runtimes.session.device import Arrived, DeviceSession, Failed, Leaving, Opened
+from offload_runtimes.session.memory import Memory
 from offload_runtimes.session.server import (
     Close,
     Event,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from offload_runtimes.serving.memory import Account, Memory
+from offload_runtimes.session.memory import Account, Memory
 
 LIMIT = 100
 WHICH = st.integers(0, 4)
