@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -186,9 +187,11 @@ class Server:
 
     def serve(self, connection: Connection) -> None:
         """Serve one session on a connection until it ends; one call, one thread."""
-        account = self._memory.account(lambda: self._evict(served))
+        number = next(self._numbers)
+        # By its number: an account that held on to its session would outlive it with all tensors.
+        account = self._memory.account(partial(self._evict, number))
         session = ServerSession(self._contracts, self._limits, account)
-        served = Served(next(self._numbers), connection, session)
+        served = Served(number, connection, session)
         with self._lock:
             self._sessions.add(served)
         self._observer.opened(served.number, getattr(connection, "peer", "memory"))
@@ -206,10 +209,12 @@ class Server:
                 self._sessions.discard(served)
             self._observer.closed(served.number, session.frames)
 
-    def _evict(self, served: Served) -> None:
+    def _evict(self, number: int) -> None:
         """End a session on a thread of its own: who asks for it holds another session's lock."""
         error = ServerError("others need the memory that this session holds without using it")
-        threading.Thread(target=self._close, args=(served, error), daemon=True).start()
+        for served in self._open_sessions():
+            if served.number == number:
+                threading.Thread(target=self._close, args=(served, error), daemon=True).start()
 
     def _open_sessions(self) -> list[Served]:
         with self._lock:

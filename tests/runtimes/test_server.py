@@ -1,11 +1,13 @@
 """The server: hostile sessions end alone, it can be watched, it stops without losing work."""
 
+import gc
 import json
 import logging
 import queue
 import threading
 import urllib.error
 import urllib.request
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -299,3 +301,19 @@ def test_a_new_device_session_needs_no_state(made: Made, server: Server) -> None
     with OffloadSession(made.bundle, MemoryConnector(server.serve)) as session:
         feeds = made.feeds()
         np.testing.assert_allclose(session.run(["y"], feeds)[0], made.expected(feeds)[0], rtol=1e-5)
+
+
+def test_a_session_that_is_over_is_gone_at_once(server: Server, made: Made) -> None:
+    """With all its tensors, not when the garbage collector comes by."""
+    gc.disable()
+    try:
+        connection = serve(server)
+        connection.send(hello(made))
+        assert connection.receive() is not None
+        (served,) = server._sessions
+        gone = weakref.ref(served.session)
+        del served
+        connection.close()
+        eventually(lambda: gone() is None)
+    finally:
+        gc.enable()
