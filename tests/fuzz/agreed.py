@@ -79,8 +79,8 @@ def _right(name: str, dtype: str, shape: tuple[int, ...], codec: str, draw: Draw
     return wire.encode_tensor(draw.number(), name, array, codec, plan=draw.byte() % 3)
 
 
-def message(draw: Draw) -> bytes:
-    """Any message of the protocol, right or nearly."""
+def message(draw: Draw, count: int = 0) -> bytes:
+    """Any message of the protocol, right or nearly; it is the receiver's `count`-th."""
     match draw.byte() % 10:
         case 0:
             protocol = wire.PROTOCOL if draw.byte() < 240 else draw.number() % 2**32
@@ -90,11 +90,11 @@ def message(draw: Draw) -> bytes:
             welcome = pb.Welcome(protocol=wire.PROTOCOL, max_frames=draw.number() % 2**32)
             return wire.message(welcome=welcome)
         case 2:
-            ping = pb.Ping(number=draw.number(), data=draw.blob() * draw.byte())
-            return wire.message(ping=ping)
+            sent, data = _sent(draw, count), draw.blob() * draw.byte()
+            return wire.message(ping=pb.Ping(number=draw.number(), data=data, sent=sent))
         case 3:
-            pong = pb.Pong(number=draw.number(), server_s=float(draw.number()), data=draw.blob())
-            return wire.message(pong=pong)
+            sent, server_s = _sent(draw, count), float(draw.number())
+            return wire.message(pong=pb.Pong(number=draw.number(), server_s=server_s, sent=sent))
         case 4:
             return wire.message(cancel=pb.Cancel(frame=draw.number()))
         case 5:
@@ -106,6 +106,11 @@ def message(draw: Draw) -> bytes:
             return wire.message(goodbye=pb.Goodbye())
         case _:
             return tensor(draw)
+
+
+def _sent(draw: Draw, count: int) -> int:
+    """Mostly right, or the session would often be over at once."""
+    return count if draw.byte() < 240 else draw.number()
 
 
 def damaged(data: bytes, draw: Draw) -> bytes:

@@ -84,7 +84,7 @@ class _Server:
         """Whatever may happen to a session."""
         choice = draw.byte() % 16
         if choice == 0:
-            return self.session.receive(damaged(message(draw), draw), 0.0)
+            return self.session.receive(damaged(self._message(draw), draw), 0.0)
         if choice == 1:
             self.others.hold(draw.byte() * 64)
             return []
@@ -95,7 +95,10 @@ class _Server:
             if draw.byte() < 200:
                 return self.session.finished(run, outputs(run.segment, draw), 0.0, 1.0)
             return self.session.failed(run, OffloadError("it cannot be computed"))
-        return self.session.receive(message(draw), 0.0)
+        return self.session.receive(self._message(draw), 0.0)
+
+    def _message(self, draw: Draw) -> bytes:
+        return message(draw, self.session._received + 1)
 
     def take(self, events: list[Event]) -> None:
         for event in events:
@@ -136,7 +139,8 @@ def drive(data: bytes) -> None:
         elif choice == 1:
             session.cancel(draw.number())
         else:
-            answer = message(draw) if choice > 2 else damaged(message(draw), draw)
+            right = message(draw, session._received + 1)
+            answer = right if choice > 2 else damaged(right, draw)
             with suppress(wire.ProtocolError):
                 event = session.receive(answer)
                 assert not isinstance(event, Arrived) or event.array.nbytes <= LIMIT_BYTES

@@ -233,7 +233,7 @@ def sent(made: Made, server: Server) -> Connection:
     connection.send(hello(made))
     for name in ("t0", "t1"):
         connection.send(wire.encode_tensor(1, name, np.zeros((1, 64), np.float32), "raw"))
-    connection.send(wire.message(ping=pb.Ping(number=1)))
+    connection.send(wire.message(ping=pb.Ping(number=1, sent=4)))
     while (reply := connection.receive()) is not None:
         if wire.parse(reply)[0].WhichOneof("body") == "pong":
             break

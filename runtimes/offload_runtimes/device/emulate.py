@@ -147,12 +147,14 @@ class Fault(StrEnum):
         SILENCE: nothing passes any more, and neither end is told.
         CORRUPT: one bit of one message is flipped.
         DUPLICATE: one message passes twice.
+        DROP: one message is lost, all others pass.
     """
 
     CUT = "cut"
     SILENCE = "silence"
     CORRUPT = "corrupt"
     DUPLICATE = "duplicate"
+    DROP = "drop"
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +213,8 @@ class FaultyConnection:
                 return [message[:middle] + flipped + message[middle + 1 :]]
             case Fault.DUPLICATE:
                 return [message, message]
+            case Fault.DROP:
+                return []
             case _:
                 self._inner.close()
                 raise ServerError("the connection was cut: try again")

@@ -64,6 +64,7 @@ class Remote:
         self._pings: dict[int, tuple[float, int]] = {}
         self._passed = passed
         self._last_ping = 0
+        self._sent = 0  # messages; told with each ping, so that none is lost unnoticed
         self._outbox: queue.SimpleQueue[Callable[[], bytes | None] | None] = queue.SimpleQueue()
         self._opened = threading.Event()
         self._ponged = threading.Semaphore(0)
@@ -153,7 +154,7 @@ class Remote:
             self._last_ping = number = self._last_ping + 1
 
         def message() -> bytes:
-            made = self._machine.ping(number, data)
+            made = self._machine.ping(number, self._sent + 1, data)
             size_bytes = len(made) if data else 0
             with self._lock:
                 now_s = time.monotonic()
@@ -227,6 +228,7 @@ class Remote:
         while (make := self._outbox.get()) is not None:
             data = make()
             if data is not None:
+                self._sent += 1
                 yield data
 
     def _handle(self, event: Event, size_bytes: int) -> None:

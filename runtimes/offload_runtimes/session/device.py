@@ -90,6 +90,7 @@ class DeviceSession:
     _opened: bool = False
     _frames: dict[int, _Frame] = field(default_factory=dict)
     _last_frame: int = 0
+    _received: int = 0
 
     def hello(self) -> bytes:
         """The first message."""
@@ -113,16 +114,20 @@ class DeviceSession:
             return None
         return wire.message(cancel=pb.Cancel(frame=frame))
 
-    def ping(self, number: int, data: bytes = b"") -> bytes:
-        """A message that the server answers at once, with the same data."""
-        return wire.message(ping=pb.Ping(number=number, data=data))
+    def ping(self, number: int, sent: int, data: bytes = b"") -> bytes:
+        """A message that the server answers at once, with the same data.
+
+        `sent`: how many messages have been sent, this one included.
+        """
+        return wire.message(ping=pb.Ping(number=number, data=data, sent=sent))
 
     def receive(self, data: bytes) -> Event | None:
         """What one message from the server means; None: nothing any more.
 
         Raises:
-            ProtocolError: the server does not keep to the protocol.
+            ProtocolError: the server does not keep to the protocol, or a message was lost.
         """
+        self._received += 1
         message, payload = wire.parse(data)
         body = message.WhichOneof("body")
         if body == "failure":
@@ -134,6 +139,7 @@ class DeviceSession:
         if body == "tensor":
             return self._tensor(message.tensor, payload)
         if body == "pong":
+            wire.check_none_lost(message.pong.sent, self._received)
             return Ponged(message.pong.number, message.pong.server_s)
         if body == "goodbye":
             return Leaving()

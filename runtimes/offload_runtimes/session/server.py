@@ -131,6 +131,8 @@ class ServerSession:
         self._failed: set[int] = set()
         self._draining = False
         self._plan: int | None = None
+        self._received = 0
+        self._sent = 0
         self.closed = False
 
     @property
@@ -157,6 +159,7 @@ class ServerSession:
         """What one message from the device asks for; a wrong one closes the session."""
         if self.closed:
             return []
+        self._received += 1
         try:
             return self._receive(*wire.parse(data), now_s)
         except OffloadError as error:
@@ -200,17 +203,17 @@ class ServerSession:
         if self.closed or self._draining:
             return []
         self._draining = True
-        return [Reply(wire.message(goodbye=pb.Goodbye()))]
+        return [self._reply(wire.message(goodbye=pb.Goodbye()))]
 
     def _receive(self, message: pb.Message, payload: memoryview, now_s: float) -> list[Event]:
         body = message.WhichOneof("body")
         if body == "ping":
             if len(message.ping.data) > wire.MAX_PING_BYTES:
                 raise ProtocolError(f"a ping may carry {wire.MAX_PING_BYTES} bytes, no more")
-            pong = pb.Pong(number=message.ping.number, server_s=now_s, data=message.ping.data)
-            return [Reply(wire.message(pong=pong))]
+            wire.check_none_lost(message.ping.sent, self._received)
+            return [self._pong(message.ping, now_s)]
         if body == "hello":
-            return [Reply(self._hello(message.hello))]
+            return [self._reply(self._hello(message.hello))]
         if not self._agreed:
             raise ProtocolError("a session must begin with a hello")
         if body == "tensor":
@@ -219,6 +222,16 @@ class ServerSession:
             number = message.cancel.frame
             return [] if self._end(number) is None else [Over(number, "cancelled")]
         raise ProtocolError(f"a device must not send a {body}")
+
+    def _pong(self, ping: pb.Ping, now_s: float) -> Reply:
+        sent = self._sent + 1
+        pong = pb.Pong(number=ping.number, server_s=now_s, data=ping.data, sent=sent)
+        return self._reply(wire.message(pong=pong))
+
+    def _reply(self, data: bytes) -> Reply:
+        """Replies are sent in the order in which they are made."""
+        self._sent += 1
+        return Reply(data)
 
     def _hello(self, hello: pb.Hello) -> bytes:
         if self._agreed:
@@ -241,7 +254,7 @@ class ServerSession:
             self._failed.add(tensor.frame)
             self._last_frame = tensor.frame
             error = ServerError("the server is shutting down: try again")
-            return [Reply(wire.encode_failure(error, tensor.frame))]
+            return [self._reply(wire.encode_failure(error, tensor.frame))]
         if tensor.frame in self._failed:
             return []
         frame = self._frame(tensor.frame, tensor.plan)
@@ -297,7 +310,7 @@ class ServerSession:
     def _download(self, number: int, frame: _Frame, name: str, array: Array, now_s: float) -> Reply:
         encoding = frame.contract.downloads[name].encoding
         spans, frame.spans = frame.spans, []
-        return Reply(wire.encode_tensor(number, name, array, encoding, now_s, spans))
+        return self._reply(wire.encode_tensor(number, name, array, encoding, now_s, spans))
 
     def _forget_if_done(self, number: int, frame: _Frame) -> list[Event]:
         if not frame.waiting and not frame.running and self._end(number) is not None:
@@ -321,7 +334,7 @@ class ServerSession:
         if self._end(number) is None:
             return []
         self._failed.add(number)  # the rest of its tensors may still be on their way
-        return [Over(number, "failed"), Reply(wire.encode_failure(error, number))]
+        return [Over(number, "failed"), self._reply(wire.encode_failure(error, number))]
 
     def _end(self, number: int) -> _Frame | None:
         """Take a frame out of flight; what runs for it holds its tensors until it is over."""

@@ -22,7 +22,7 @@ from offload_runtimes.engine import Array, dtype_of, shape_fits, show_shape
 from offload_runtimes.wire.codecs import Buffer, codec
 from offload_runtimes.wire.contract import Layout, Ports
 
-PROTOCOL = 2
+PROTOCOL = 3
 MAX_PING_BYTES = 48 * 1024  # below what any bundle lets a message take
 _LENGTH = struct.Struct("<I")
 _ALIGNMENT = 16  # as numpy's own arrays: a bytes object's memory begins at a multiple, too
@@ -62,6 +62,15 @@ def parse(data: bytes) -> tuple[pb.Message, memoryview]:
     if message.WhichOneof("body") is None or end > len(data):
         raise ProtocolError("an empty message came: is the other end of the same version?")
     return message, memoryview(data)[end + -end % _ALIGNMENT :]
+
+
+def check_none_lost(sent: int, received: int) -> None:
+    """ProtocolError when the other end has sent another number of messages than have come.
+
+    gRPC's own framing has no checksum: a flipped bit there can make a message vanish.
+    """
+    if sent != received:
+        raise ProtocolError(f"{sent} messages were sent, {received} came: try again", retry=True)
 
 
 def message(**body: Any) -> bytes:

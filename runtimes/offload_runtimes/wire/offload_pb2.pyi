@@ -110,22 +110,26 @@ class Failure(_message.Message):
     def __init__(self, frame: _Optional[int] = ..., kind: _Optional[_Union[Failure.Kind, str]] = ..., sentence: _Optional[str] = ...) -> None: ...
 
 class Ping(_message.Message):
-    __slots__ = ("number", "data")
+    __slots__ = ("number", "data", "sent")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
     number: int
     data: bytes
-    def __init__(self, number: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+    sent: int
+    def __init__(self, number: _Optional[int] = ..., data: _Optional[bytes] = ..., sent: _Optional[int] = ...) -> None: ...
 
 class Pong(_message.Message):
-    __slots__ = ("number", "server_s", "data")
+    __slots__ = ("number", "server_s", "data", "sent")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     SERVER_S_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
+    SENT_FIELD_NUMBER: _ClassVar[int]
     number: int
     server_s: float
     data: bytes
-    def __init__(self, number: _Optional[int] = ..., server_s: _Optional[float] = ..., data: _Optional[bytes] = ...) -> None: ...
+    sent: int
+    def __init__(self, number: _Optional[int] = ..., server_s: _Optional[float] = ..., data: _Optional[bytes] = ..., sent: _Optional[int] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("frame",)

@@ -15,7 +15,7 @@ from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.emulate import Fault, FaultPlan, FaultyConnector
 from offload_runtimes.device.fallback import rest
 from offload_runtimes.server import Server
-from offload_runtimes.wire.transport import Connection, MemoryConnector
+from offload_runtimes.wire.transport import MemoryConnector
 
 from tests.runtimes import bundles
 from tests.runtimes.bundles import Made
@@ -65,6 +65,17 @@ def test_any_fault_at_any_message(server: Server, made: Made, plan: FaultPlan) -
             return session.counts.split > before
 
         eventually(splits_again)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_message_that_vanishes_is_not_waited_for(server: Server, made: Made, at: int) -> None:
+    """Three tensors, then the first answer; nothing else tells, for signs of life go on."""
+    plan = FaultPlan(Fault.DROP, HANDSHAKE + at)
+    connector = FaultyConnector(MemoryConnector(server.serve), [plan])
+    with OffloadSession(made.bundle, connector, heartbeat_s=0.05, patience_s=60) as session:
+        assert_right(session, made, 0)
+        eventually(lambda: session.counts.losses == 1)
+        assert_right(session, made, 1)
 
 
 @pytest.mark.parametrize("at", range(HANDSHAKE))
@@ -126,40 +137,20 @@ def test_half_a_bundle_cannot_resume(server: Server, made: Made, tmp_path: Path)
         session.run(None, made.feeds())
 
 
-class Mute:
-    """A server that shakes hands and then never answers a tensor."""
-
-    def __init__(self, server: Server) -> None:
-        self._server = server
-
-    def __call__(self, connection: Connection) -> None:
-        self._server.serve(_Deaf(connection))
-
-
-class _Deaf:
-    def __init__(self, inner: Connection) -> None:
-        self._inner = inner
-
-    def send(self, message: bytes) -> None:
-        self._inner.send(message)
-
-    def receive(self) -> bytes | None:
-        while (message := self._inner.receive()) is not None:
-            if len(message) < 100:
-                return message
-        return None
-
-    def close(self) -> None:
-        self._inner.close()
+@pytest.fixture
+def idle(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A server that takes everything in and never runs a segment."""
+    monkeypatch.setattr(server._dispatcher, "start", lambda *_, **__: None)
+    return server
 
 
 # How much longer than promised a busy machine may take; `make chaos` measures the promise.
 BUSY_S = 5.0
 
 
-def test_hedging_meets_the_deadline(server: Server, made: Made) -> None:
+def test_hedging_meets_the_deadline(idle: Server, made: Made) -> None:
     """The server lives, pings are answered, but the answer never comes."""
-    with OffloadSession(made.bundle, MemoryConnector(Mute(server)), deadline_s=3.0) as session:
+    with OffloadSession(made.bundle, MemoryConnector(idle.serve), deadline_s=3.0) as session:
         feeds = made.feeds()
         outputs, timeline = session.run_timed(None, feeds)
         assert timeline.makespan_s < 3.0 + BUSY_S
@@ -169,9 +160,9 @@ def test_hedging_meets_the_deadline(server: Server, made: Made) -> None:
         assert session.is_split
 
 
-def test_deadline_without_a_way_out(server: Server, made: Made) -> None:
+def test_deadline_without_a_way_out(idle: Server, made: Made) -> None:
     with OffloadSession(
-        made.bundle, MemoryConnector(Mute(server)), on_server_loss="raise"
+        made.bundle, MemoryConnector(idle.serve), on_server_loss="raise"
     ) as session:
         with pytest.raises(DeadlineError) as caught:
             session.run(None, made.feeds(), deadline_s=0.1)

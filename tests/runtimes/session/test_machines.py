@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from offload.bundle.bundle import Value
 from offload.errors import BundleError, InputError
 from offload.plan.plan import Segment, Side
-from offload_runtimes.session.device import Arrived, DeviceSession, Failed, Leaving, Opened
+from offload_runtimes.session.device import Arrived, DeviceSession, Failed, Leaving, Opened, Ponged
 from offload_runtimes.session.memory import Memory
 from offload_runtimes.session.server import (
     Close,
@@ -72,6 +72,8 @@ class ServerMachine(RuleBasedStateMachine):
         self.plans: dict[int, int] = {}
         self.over: list[int] = []
         self.number = 0
+        self.count = 0  # messages to the session
+        self.replies = 0
         self.closes = 0
 
     def take(self, events: list[Event]) -> None:
@@ -87,6 +89,9 @@ class ServerMachine(RuleBasedStateMachine):
                     self.reply(*wire.parse(data))
 
     def reply(self, message: pb.Message, data: memoryview) -> None:
+        self.replies += 1
+        if message.WhichOneof("body") == "pong":
+            assert message.pong.sent == self.replies
         if message.WhichOneof("body") == "tensor":
             plan = self.plans[message.tensor.frame]
             layout, array = wire.decode_tensor(message.tensor, data, AGREED[plan].downloads)
@@ -95,6 +100,7 @@ class ServerMachine(RuleBasedStateMachine):
             answers[layout.name] = array
 
     def send(self, message: bytes) -> None:
+        self.count += 1
         self.take(self.session.receive(message, 0.0))
 
     @initialize()
@@ -139,7 +145,7 @@ class ServerMachine(RuleBasedStateMachine):
 
     @rule(number=st.integers(0, 2**64 - 1))
     def ping(self, number: int) -> None:
-        self.send(wire.message(ping=pb.Ping(number=number)))
+        self.send(DeviceSession(AGREED, "here").ping(number, self.count + 1))
 
     @rule(
         wrong=st.one_of(
@@ -154,6 +160,7 @@ class ServerMachine(RuleBasedStateMachine):
                 st.integers(0, 2**32 - 1),
             ),
             st.just(DeviceSession(AGREED, "here").hello()),
+            st.just(DeviceSession(AGREED, "here").ping(1, sent=0)),
         )
     )
     def misbehave(self, wrong: bytes) -> None:
@@ -353,12 +360,21 @@ def test_a_damaged_plan_number_is_seen() -> None:
 
 def test_pings_carry_what_they_are_given_and_no_more_than_allowed() -> None:
     session, device = greeted(), DeviceSession(AGREED, "here")
-    (reply,) = session.receive(device.ping(7, b"x" * wire.MAX_PING_BYTES), 3.0)
+    (reply,) = session.receive(device.ping(7, 2, b"x" * wire.MAX_PING_BYTES), 3.0)
     assert isinstance(reply, Reply)
     pong = wire.parse(reply.data)[0].pong
     assert (pong.number, pong.server_s, len(pong.data)) == (7, 3.0, wire.MAX_PING_BYTES)
-    events = session.receive(device.ping(8, b"x" * (wire.MAX_PING_BYTES + 1)), 3.0)
+    events = session.receive(device.ping(8, 3, b"x" * (wire.MAX_PING_BYTES + 1)), 3.0)
     assert "a ping may carry" in refusal(events)
+
+
+def test_a_lost_message_is_missed_at_the_next_ping() -> None:
+    device = DeviceSession(AGREED, "here")
+    assert "5 messages were sent, 2 came" in refusal(greeted().receive(device.ping(1, 5), 0.0))
+    device.receive(wire.message(welcome=pb.Welcome(protocol=wire.PROTOCOL, max_frames=3)))
+    assert device.receive(wire.message(pong=pb.Pong(number=1, sent=2))) == Ponged(1, 0.0)
+    with pytest.raises(wire.ProtocolError, match="4 messages were sent, 3 came"):
+        device.receive(wire.message(pong=pb.Pong(number=2, sent=4)))
 
 
 def test_server_says_goodbye_and_answers_what_it_has() -> None:
