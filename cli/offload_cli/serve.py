@@ -1,8 +1,6 @@
 """`offload serve`: serve bundles to devices."""
 
 import logging
-import signal
-import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +10,7 @@ from offload_runtimes.engine import EngineOptions
 from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.server import Server
 from offload_runtimes.serving.batching import Batching
+from offload_runtimes.serving.daemon import serve_until_asked
 from offload_runtimes.serving.observe import LOG, JsonLines
 
 from offload_cli.options import FormatOption, ProviderOption, ThreadsOption
@@ -90,9 +89,6 @@ def serve(
     Example: `offload serve net.bundle --listen 0.0.0.0:50051 --insecure`
     """
     output = Output(form)
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
     options = EngineOptions(tuple(provider), threads, optimize)
     if log:
         _log_to_stderr()
@@ -107,24 +103,23 @@ def serve(
         batching=Batching(batch, batch_wait),
         metrics=metrics or None,
         security=ServerSecurity(cert, key, client_ca, read_token(token_file), insecure),
-    ).start()
-    try:
+    )
+
+    def ready(address: str) -> None:
         digests = ", ".join(digest[:12] for digest in server.bundles)
-        output.result(
-            {
-                "listening": server.address,
-                "bundles": list(server.bundles),
-                "metrics": server.metrics_address,
-            },
-            f"serving {digests} on {server.address}",
-        )
+        told = {
+            "listening": address,
+            "bundles": list(server.bundles),
+            "metrics": server.metrics_address,
+        }
+        output.result(told, f"serving {digests} on {address}")
         for part, why in server.alone.items() if batch > 1 else ():
             output.remark(f"{part} runs each frame alone: {why}")
-        asked.wait()
+
+    def draining() -> None:
         output.remark("draining: finishing what was asked for")
-        server.drain(drain)
-    finally:
-        server.stop()
+
+    serve_until_asked(server, ready, draining, drain)
 
 
 def _log_to_stderr() -> None:

@@ -7,17 +7,14 @@ import sys
 from pathlib import Path
 
 _CODE = """
-import signal, sys, threading
+import sys
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.server import Server
 from offload_runtimes.serving.batching import Batching
-asked = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: asked.set())
+from offload_runtimes.serving.daemon import serve_until_asked
 server = Server([sys.argv[1]], sys.argv[2], options=EngineOptions(threads=1),
-                workers=int(sys.argv[3]), batching=Batching(int(sys.argv[4]))).start()
-print(server.address, flush=True)
-asked.wait()
-server.stop()
+                workers=int(sys.argv[3]), batching=Batching(int(sys.argv[4])))
+serve_until_asked(server, lambda address: print(address, flush=True))
 """
 
 

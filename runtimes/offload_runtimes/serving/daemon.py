@@ -1,29 +1,31 @@
 """Serve until asked to stop; under systemd, say when ready and give signs of life."""
 
-import signal
 import socket
-import threading
 from collections.abc import Callable
 
 from offload_runtimes.server import Server
 from offload_runtimes.serving.notify import notify, watchdog_s
+from offload_runtimes.serving.stopping import StopSignal
 
 _ANSWER_S = 5.0
 
 
-def serve_until_asked(server: Server, ready: Callable[[str], None]) -> None:
+def serve_until_asked(
+    server: Server,
+    ready: Callable[[str], None],
+    draining: Callable[[], None] = lambda: None,
+    drain_s: float = 30.0,
+) -> None:
     """Start a server, tell its address, and serve until SIGTERM or SIGINT; then drain.
 
     Signs of life are given by this process only while its port accepts connections, so a server
-    that hangs or has lost its port is restarted.
+    that hangs or has lost its port is restarted. `draining` is called before work under way is
+    waited for, `drain_s` at most.
 
     Raises:
         InputError: the port is in use.
     """
-    asked = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: asked.set())
-    with server:
+    with StopSignal() as asked, server:
         ready(server.address)
         notify(f"READY=1\nSTATUS=serving on {server.address}")
         limit_s = watchdog_s()
@@ -31,7 +33,8 @@ def serve_until_asked(server: Server, ready: Callable[[str], None]) -> None:
             if answers(server.address):
                 notify("WATCHDOG=1")
         notify("STOPPING=1")
-        server.drain()
+        draining()
+        server.drain(drain_s)
 
 
 def answers(address: str) -> bool:
