@@ -303,17 +303,33 @@ def test_a_new_device_session_needs_no_state(made: Made, server: Server) -> None
         np.testing.assert_allclose(session.run(["y"], feeds)[0], made.expected(feeds)[0], rtol=1e-5)
 
 
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What is still there without the garbage collector is held by somebody."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
 def test_a_session_that_is_over_is_gone_at_once(server: Server, made: Made) -> None:
     """With all its tensors, not when the garbage collector comes by."""
-    gc.disable()
-    try:
-        connection = serve(server)
-        connection.send(hello(made))
-        assert connection.receive() is not None
+    connection = serve(server)
+    connection.send(hello(made))
+    assert connection.receive() is not None
+    (served,) = server._sessions
+    gone = weakref.ref(served.session)
+    del served
+    connection.close()
+    eventually(lambda: gone() is None)
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_session_that_a_device_broke_off_is_gone_at_once(server: Server, made: Made) -> None:
+    """gRPC raises an error then, and keeps it."""
+    with OffloadSession(made.bundle, server.address) as session:
+        session.run(None, made.feeds())
         (served,) = server._sessions
         gone = weakref.ref(served.session)
         del served
-        connection.close()
-        eventually(lambda: gone() is None)
-    finally:
-        gc.enable()
+    eventually(lambda: gone() is None)

@@ -230,6 +230,7 @@ class Remote:
             if data is not None:
                 self._sent += 1
                 yield data
+            del make, data  # two copies of a tensor: the next may be long in coming
 
     def _handle(self, event: Event, size_bytes: int) -> None:
         match event:

@@ -81,7 +81,9 @@ class ServerStream:
         self._send_small()
         try:
             return next(self._requests, None)
-        except grpc.RpcError:
+        except grpc.RpcError as error:
+            # gRPC's state keeps the error, whose traceback would keep all frames above, tensors too.
+            error.__traceback__ = None
             return None
 
     def close(self) -> None:

@@ -79,6 +79,7 @@ class FairWorkers:
     def _work(self) -> None:
         while (job := self._next()) is not None:
             job()
+            del job  # with a session and its tensors: the next may be long in coming
             with self._lock:
                 self._free += 1
 
