@@ -9,6 +9,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -111,7 +112,7 @@ class OffloadSession:
         self._inputs = {value.name: value for value in bundle.inputs}
         self._outputs = tuple(value.name for value in bundle.outputs)
         self._deadline_s = deadline_s
-        self._tally = Tally()
+        tally = self._tally = Tally()
         policy = _policy(on_server_loss)
         pacer = slowdown if isinstance(slowdown, Pacer) else Pacer(slowdown)
         device = self._device = Device(bundle, EngineOptions(providers, threads, optimize), pacer)
@@ -121,16 +122,18 @@ class OffloadSession:
         def load(followed: Plan) -> None:
             device.load(followed.segments if eagerly else followed.on(Side.DEVICE))
 
-        self._pilot = Pilot(bundle, load, plan, switching, lambda: self._tally.add("switches"))
-        for followed in self._pilot.loaded_first:
+        # Nothing below refers to this session itself: its models go with its last user, without
+        # the garbage collector, which does not know how large they are.
+        pilot = Pilot(bundle, load, plan, switching, partial(tally.add, "switches"))
+        for followed in pilot.loaded_first:
             load(followed)
-        self._keeper: Keeper | None = None
-        if not all(followed.is_local for followed in self._pilot.open_plans):
+        keeper: Keeper | None = None
+        if not all(followed.is_local for followed in pilot.open_plans):
             agreed = contracts(bundle, _values(bundle, device))
             connector = _connector(server, agreed, security)
 
             def connect(timeout_s: float) -> Remote:
-                self._pilot.gauge.forget()
+                pilot.gauge.forget()
                 return Remote(
                     connector,
                     agreed,
@@ -138,27 +141,27 @@ class OffloadSession:
                     slowdown=pacer.slowdown,
                     timeout_s=timeout_s,
                     patience_s=patience_s,
-                    passed=self._pilot.gauge.passed,
+                    passed=pilot.gauge.passed,
                 )
 
-            self._keeper = Keeper(
+            keeper = Keeper(
                 connect,
                 _first(connect, connect_timeout_s, require_server),
                 heartbeat_s=heartbeat_s,
                 timeout_s=connect_timeout_s,
                 reconnect=policy is not OnServerLoss.LOCAL,
-                tally=self._tally,
+                tally=tally,
             )
-        self._execution = Execution(
-            bundle, device, policy, self._keeper, self._tally, self._pilot.take
-        )
+        self._pilot, self._keeper = pilot, keeper
+        self._execution = Execution(bundle, device, policy, keeper, tally, pilot.take)
         close_at_exit(self)
+        self._remote = partial(_alive, keeper)
         try:
-            self._pilot.settle(self._remote())
+            pilot.settle(self._remote())
         except OffloadError:
             self.close()
             raise
-        self._pilot.watch(self._remote, heartbeat_s)
+        pilot.watch(self._remote, heartbeat_s)
 
     @property
     def is_split(self) -> bool:
@@ -309,10 +312,6 @@ class OffloadSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _remote(self) -> Remote | None:
-        """The session with the server while it is alive."""
-        return self._keeper.remote if self._keeper else None
-
     def _paced(
         self, frames: Iterable[Mapping[str, Array]], latest: bool
     ) -> Iterable[Mapping[str, Array]]:
@@ -336,6 +335,11 @@ class OffloadSession:
             if name not in self._outputs:
                 raise InputError(f"{where} has no output {name!r}: it gives {list(self._outputs)}")
         return self._outputs if output_names is None else tuple(output_names)
+
+
+def _alive(keeper: Keeper | None) -> Remote | None:
+    """The session with the server while it is alive."""
+    return keeper.remote if keeper else None
 
 
 def _window(frames: int) -> int:

@@ -333,3 +333,15 @@ def test_a_session_that_a_device_broke_off_is_gone_at_once(server: Server, made:
         gone = weakref.ref(served.session)
         del served
     eventually(lambda: gone() is None)
+
+
+@pytest.mark.usefixtures("no_collector")
+def test_a_device_session_is_gone_with_its_last_user(server: Server, made: Made) -> None:
+    """With its models: the collector does not know how large they are."""
+    session = OffloadSession(made.bundle, server.address)
+    session.run(None, made.feeds())
+    session.close()
+    (engine, *_) = session._device._engines.values()
+    gone, unloaded = weakref.ref(session), weakref.ref(engine)
+    del session, engine, _
+    eventually(lambda: gone() is None and unloaded() is None)

@@ -13,6 +13,26 @@ from offload_runtimes.wire.transport import Receiver
 _State = grpc.ChannelConnectivity
 
 
+class _Inbox:
+    """Takes messages where gRPC decodes them, on the thread that learns of their arrival.
+
+    Taken from gRPC's iterator, a message would wake a second thread first, which here only asks
+    for the next one, while this one is being worked on.
+
+    Attributes:
+        receiver: who gets them; None: nobody, not yet or not any more.
+    """
+
+    def __init__(self) -> None:
+        self.receiver: Receiver | None = None
+
+    def take(self, message: bytes) -> object:
+        """Hand a message over."""
+        if self.receiver is not None:
+            self.receiver.received(message)
+        return True
+
+
 class GrpcStream:
     """One stream of one channel, which ends with it.
 
@@ -31,16 +51,16 @@ class GrpcStream:
         self._channel = channel
         self._address = address
         self._closed = threading.Event()
-        self._receiver: Receiver | None = None
+        self._inbox = _Inbox()
         self._asking = threading.Thread(target=self._ask, name="receiver", daemon=True)
         start: grpc.StreamStreamMultiCallable[bytes, object]
-        start = channel.stream_stream(method, response_deserializer=self._arrived)
+        start = channel.stream_stream(method, response_deserializer=self._inbox.take)
         metadata = (("authorization", f"Bearer {token}"),) if token else None
         self._call = start(outgoing, metadata=metadata)
 
     def deliver(self, receiver: Receiver) -> None:
         """Begin to hand over what comes."""
-        self._receiver = receiver
+        self._inbox.receiver = receiver
         self._asking.start()
 
     def close(self) -> None:
@@ -52,26 +72,18 @@ class GrpcStream:
         """Wait until the channel is closed and the receiver knows."""
         self._asking.join(timeout_s)
 
-    def _arrived(self, message: bytes) -> object:
-        """Take a message where gRPC decodes it, on the thread that learns of its arrival.
-
-        Taken from the iterator, it would wake a second thread first, which here only asks for
-        the next message, while this one is being worked on.
-        """
-        assert self._receiver is not None
-        self._receiver.received(message)
-        return True
-
     def _ask(self) -> None:
-        assert self._receiver is not None
         error: OffloadError | None = None
         try:
             for _ in self._call:
                 pass
         except grpc.RpcError as caught:
             error = None if self._closed.is_set() else _server_error(caught, self._address)
+            caught.__traceback__ = None  # it is the call itself, which would keep these frames
         self._channel.close()
-        self._receiver.ended(error)
+        receiver, self._inbox.receiver = self._inbox.receiver, None  # they know each other
+        assert receiver is not None  # since `deliver`
+        receiver.ended(error)
 
 
 class GrpcConnector:

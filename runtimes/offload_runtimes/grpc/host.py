@@ -82,7 +82,7 @@ class ServerStream:
         try:
             return next(self._requests, None)
         except grpc.RpcError as error:
-            # gRPC's state keeps the error, whose traceback would keep all frames above, tensors too.
+            # gRPC keeps the error, whose traceback would keep all frames above, with tensors.
             error.__traceback__ = None
             return None
 
