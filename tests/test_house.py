@@ -20,7 +20,7 @@ SOURCES = {
 # A module may import from its own floor or from below; two names on one floor never meet.
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("offload.errors",),
-    ("offload.units", "offload.files", "offload.kinds"),
+    ("offload.units", "offload.files", "offload.saved", "offload.kinds"),
     ("offload.graph",),
     ("offload.encoding",),
     ("offload.cost",),

@@ -1,7 +1,6 @@
 """An emulated link, a slower device and faults, so that one machine can stand for two."""
 
 import queue
-import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -127,7 +126,7 @@ class Pacer:
         """The piece's median warm duration; None when it was never seen."""
         with self._lock:
             seen = self._seen.get(key)
-            return statistics.median(seen) if seen else None
+            return sorted(seen)[len(seen) // 2] if seen else None
 
     def pace(self, key: str, start_s: float | None = None) -> None:
         """Sleep until a slower machine would be done that began at `start_s`.

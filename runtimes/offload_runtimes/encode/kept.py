@@ -6,9 +6,9 @@ from pathlib import Path
 
 from offload.encoding.catalogue import Catalogue
 from offload.encoding.encoding import Encoding
-from offload.files import read_object
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
+from offload.saved import read_object
 
 from offload_runtimes.cache import cache_folder, kept
 from offload_runtimes.encode.calibration import Calibration

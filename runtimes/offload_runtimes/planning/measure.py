@@ -18,7 +18,8 @@ from offload.graph.model import Graph
 from offload.graph.read import read_graph
 
 from offload_runtimes.cache import cache_folder, kept
-from offload_runtimes.engine import EngineOptions, load, optimize_to, profile_nodes
+from offload_runtimes.engine import EngineOptions, load
+from offload_runtimes.engine.inspect import optimize_to, profile_nodes
 from offload_runtimes.engine.values import DTYPES, Array
 from offload_runtimes.planning.calibrate import (
     calibrated,

@@ -15,7 +15,8 @@ from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.graph.read import read_graph
 
-from offload_runtimes.engine import EngineOptions, load, tensor_types
+from offload_runtimes.engine import EngineOptions, load
+from offload_runtimes.engine.inspect import tensor_types
 
 _SETS_OF_INPUTS = 2
 

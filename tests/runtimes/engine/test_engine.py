@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from offload.errors import DeadlineError, InputError
-from offload_runtimes.engine import EngineOptions, load, optimize_to, profile_nodes, tensor_types
+from offload_runtimes.engine import EngineOptions, load
+from offload_runtimes.engine.inspect import optimize_to, profile_nodes, tensor_types
 from onnx import TensorProto, helper
 
 from tests.runtimes import models

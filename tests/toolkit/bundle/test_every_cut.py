@@ -14,7 +14,8 @@ from offload.bundle.weights import write_parts
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph, Tensor
 from offload.graph.read import read_graph
-from offload_runtimes.engine import EngineOptions, load, tensor_types
+from offload_runtimes.engine import EngineOptions, load
+from offload_runtimes.engine.inspect import tensor_types
 
 from tests.toolkit.bundle.traps import TRAPS, Arrays, Trap
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from offload.errors import InputError
-from offload.files import read_object
+from offload.saved import read_object
 from offload.units import format_bps, format_s, parse_duration_s, parse_rate_bps
 
 LINK_FORMAT = 1

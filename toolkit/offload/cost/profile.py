@@ -8,8 +8,8 @@ from types import MappingProxyType
 from typing import Any
 
 from offload.errors import InputError
-from offload.files import read_object
 from offload.graph.model import Graph
+from offload.saved import read_object
 
 PROFILE_FORMAT = 1
 
