@@ -59,6 +59,11 @@ class Pick:
         low, high = min(self.picked.latencies_s), max(self.best.latencies_s)
         if low <= high * MARGIN:
             return "the runs of both overlap: the difference is within the noise"
+        if self.kind == "raw" and self.best.scheme == "local" and not self.picked.upload_bytes:
+            return (
+                "it stays on the device, too, where it turns the camera's bytes into the floats"
+                f" that LO is given: predicted {format_s(self.picked.predicted_s)}"
+            )
         wrong = max((self.picked, self.best), key=_error)
         return (
             f"{SHORT[wrong.scheme]} was predicted at {format_s(wrong.predicted_s)} and took"

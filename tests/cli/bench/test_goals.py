@@ -35,6 +35,15 @@ def test_a_cameras_bytes_are_judged_against_their_own_rivals() -> None:
     assert (raw.kind, raw.best.scheme) == ("raw", "cloud-raw")
 
 
+def test_a_pick_that_stays_local_is_told_from_lo_by_its_input() -> None:
+    made = group("cloud", local=1.0, cloud=2.0, cloud_raw=2.0, auto_raw=1.04)
+    cells = [replace(c, upload_bytes=0) if c.scheme == "auto-raw" else c for c in made.cells]
+    _, pick = picks([replace(made, cells=tuple(cells))])
+    assert not pick.is_good
+    assert "camera's bytes into the floats" in pick.why
+    assert "predicted 1.04 s" in pick.why
+
+
 def test_overlap_counts_where_it_helps_most() -> None:
     groups = [
         group(model="multi_stream", network="3g", partition=2.0, opss=2.0),
