@@ -59,6 +59,12 @@ test-deploy: install
 	-$(APT) openssh-server openssh-client systemd dbus
 	$(BIN)/pytest -q -s -m slow tests/runtimes/deploy --ignore=tests/runtimes/deploy/test_arm64.py
 
+# The report of the experiments in a headless browser.
+.PHONY: test-report
+test-report: install
+	-$(APT) chromium
+	$(BIN)/pytest -q tests/cli/bench/test_report.py
+
 # A 64-bit Raspberry Pi's Python and wheels under qemu.
 test-arm64: install
 	-$(APT) mmdebstrap qemu-user-static openssh-server openssh-client
