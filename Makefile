@@ -53,7 +53,7 @@ test-frameworks: install
 	$(BIN)/python tests/frameworks/remake.py build/frameworks
 
 # What these need of Debian is installed where that is allowed; else tests skip and say why.
-APT := $(if $(filter 0,$(shell id -u)),apt-get install -qq --no-install-recommends,@echo not root, not installed:)
+APT := $(if $(filter 0,$(shell id -u)),apt-get update -qq; apt-get install -qq --no-install-recommends,@echo not root, not installed:)
 
 test-deploy: install
 	-$(APT) openssh-server openssh-client systemd dbus
