@@ -26,7 +26,12 @@ types: install
 	$(BIN)/mypy
 
 pytest: install
-	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow'
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not door'
+
+# The front-door tests that take longer than 3 s each.
+.PHONY: test-door
+test-door: install
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m door tests/front_door
 
 # Real weights, a real input, every scheme predicted and measured; writes out/demo/index.html.
 demo: install

@@ -1,0 +1,151 @@
+"""The installed command, and small models as exporters write them, for the front-door tests."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+# Device and server speeds in FLOP/s: planning measures nothing then.
+ESTIMATED = ("--device", "1e9", "--server", "1e11")
+PLAIN = "--no-optimize"
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Door:
+    """Runs the `offload` command in a folder of its own, with a cache of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def offload(
+        self, *words: str | Path, timeout_s: float = 120, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run the command and return how it ended; the test fails when it hangs."""
+        return subprocess.run(
+            [sys.executable, "-c", "from offload_cli.main import main; main()", *map(str, words)],
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            cwd=self.folder,
+            env=self.environment(env),
+            check=False,
+        )
+
+    def ok(self, *words: str | Path, **options: Any) -> str:
+        """Run the command, check that it succeeds, and return what it wrote to stdout."""
+        done = self.offload(*words, **options)
+        assert done.returncode == 0, f"offload {' '.join(map(str, words))}: {done.stderr}"
+        return done.stdout
+
+    def refused(self, *words: str | Path, **options: Any) -> str:
+        """Run the command, check that it fails with one sentence, and return the sentence."""
+        done = self.offload(*words, **options)
+        assert done.returncode == 1, f"exit {done.returncode}: {done.stdout}{done.stderr}"
+        assert "Traceback" not in done.stderr
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1, done.stderr
+        return errors[0].removeprefix("error: ")
+
+    def json(self, *words: str | Path, **options: Any) -> dict[str, Any]:
+        """Run the command with `--format json` and return the value it wrote."""
+        value = json.loads(self.ok(*words, "--format", "json", **options))
+        assert isinstance(value, dict)
+        return value
+
+    def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The environment of the command: a cache of its own, a wide terminal."""
+        own = {"XDG_CACHE_HOME": str(self.folder / "cache"), "COLUMNS": "200"}
+        return {**os.environ, **own, **(more or {})}
+
+    @contextmanager
+    def serving(self, *words: str | Path) -> Iterator[str]:
+        """`offload serve` on a free loopback port; gives its address."""
+        command = "from offload_cli.main import main; main()"
+        listen = ("--listen", "127.0.0.1:0")
+        process = subprocess.Popen(
+            [sys.executable, "-c", command, "serve", *map(str, words), *listen],
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=self.folder,
+            env=self.environment(),
+        )
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            found = re.search(r"(127\.0\.0\.1:\d+)", line)
+            assert found, f"the server did not start: {line}"
+            yield found[1]
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            process.stdout.close()
+
+
+def save(
+    path: Path,
+    nodes: Sequence[onnx.NodeProto],
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    stored: Mapping[str, Array] | None = None,
+    *,
+    opset: int = 17,
+    ir_version: int = 8,
+    domains: Mapping[str, int] | None = None,
+    external: bool = False,
+    check: bool = True,
+) -> onnx.ModelProto:
+    """Write a model file; with `external`, all weights go to `NAME.onnx.data` beside it."""
+    initializers = [numpy_helper.from_array(array, name) for name, array in (stored or {}).items()]
+    graph = helper.make_graph(nodes, path.stem, inputs, outputs, initializers)
+    opsets = [helper.make_opsetid("", opset)]
+    opsets += [helper.make_opsetid(domain, version) for domain, version in (domains or {}).items()]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version)
+    if check:
+        onnx.checker.check_model(proto)
+    if external:
+        kept = onnx.ModelProto()
+        kept.CopyFrom(proto)
+        location = f"{path.name}.data"
+        onnx.save(kept, path, save_as_external_data=True, location=location, size_threshold=0)
+    else:
+        onnx.save(proto, path)
+    return proto
+
+
+def value(name: str, *shape: int | str, dtype: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+    """A graph input or output; no sizes mean a scalar."""
+    return helper.make_tensor_value_info(name, dtype, shape)
+
+
+def weight(*shape: int, seed: int = 0, scale: float = 0.1) -> Array:
+    """Seeded normal float32 weights."""
+    drawn = np.random.default_rng(seed).standard_normal(shape) * scale
+    return np.asarray(drawn, np.float32)
+
+
+def plain_onnxruntime(
+    path: Path, feeds: Mapping[str, Any], outputs: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """What onnxruntime itself answers, without optimisations."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = list(outputs or (node.name for node in session.get_outputs()))
+    return dict(zip(names, session.run(names, dict(feeds)), strict=True))
