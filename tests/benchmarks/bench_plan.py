@@ -60,12 +60,10 @@ def planning_s(found: Prepared) -> list[float]:
 def right(cell: Cell, situation: Situation) -> bool:
     """Whether the chosen plan is no slower than LO, CO and PO, and the sentence names it."""
     simple = [cell.latency_s(s) for s in ("local", "cloud", "partition")]
-    best_s = min(a.latency_s for a in cell.alternatives)
-    winner = next(a.scheme for a in cell.alternatives if a.latency_s <= best_s * (1 + 1e-9))
     reason = make_plan(situation).reason
     named = reason.partition(" wins ")[0].partition(" takes ")[0]
     no_slower = cell.chosen.latency_s <= min(s for s in simple if s is not None) * (1 + 1e-9)
-    return no_slower and f"({winner})" in named
+    return no_slower and f"({cell.winner})" in named
 
 
 def random_situation(seed: int, layers: int = 24) -> Situation:

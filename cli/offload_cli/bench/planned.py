@@ -8,6 +8,7 @@ from offload.cost.link import Link
 from offload.errors import InputError
 from offload.partition.cut import Cut, all_local, cut_at
 from offload.plan.candidate import Candidate, Scheme, Situation, candidate
+from offload.plan.paying import simplest_standing
 from offload.plan.plan import Plan
 from offload.plan.planner import choose, compare, plan_of, search, serial_cut
 from offload.plan.program import problem_of
@@ -48,7 +49,7 @@ def plans_of(prepared: Prepared, link: Link) -> dict[str, Planned]:
         return _inside(prepared, link)
     floats, situation = prepared.floats, situation_of(prepared, link)
     found = compare(situation)
-    best = choose(found)
+    best = simplest_standing(found, choose(found))
     shared = next(c.cut for c in found if c.scheme is Scheme.PARTITION)
     orders = {"fifo": _ordered(situation, shared, "fifo"), "paper": _papers(situation, shared)}
     plans = {
@@ -72,7 +73,7 @@ def _raw(camera: Variant, link: Link) -> dict[str, Planned]:
     situation = Situation.of(camera.graph, camera.device, camera.server, link)
     found = compare(situation)
     cloud = next(c for c in found if c.scheme is Scheme.CLOUD)
-    best = choose(found)
+    best = simplest_standing(found, choose(found))
     return {
         "cloud-raw": Planned(camera, plan_of(situation, found, cloud), cloud is best),
         "auto-raw": Planned(camera, plan_of(situation, found, best), True),

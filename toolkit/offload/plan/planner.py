@@ -23,7 +23,15 @@ from offload.plan.candidate import (
 )
 from offload.plan.early import start_early
 from offload.plan.encoded import best_encoded, encoded
-from offload.plan.paying import is_lossless, is_raw, keeps_to, less_said, only, pays
+from offload.plan.paying import (
+    is_lossless,
+    is_raw,
+    keeps_to,
+    less_said,
+    only,
+    pays,
+    simplest_standing,
+)
 from offload.plan.plan import Plan, Side
 from offload.plan.program import problem_of
 from offload.plan.reason import impossible, reason_for
@@ -163,7 +171,7 @@ def make_plan(
         InputError: no such scheme or solver, or no plan keeps the limits.
     """
     found = decide(situation, scheme, cut, solver)
-    plan = plan_of(found.situation, found.candidates, found.chosen)
+    plan = plan_of(found.situation, found.candidates, found.chosen, found.doubtful)
     return replace(plan, reason=f"{plan.reason} {found.why}") if found.why else plan
 
 
@@ -176,6 +184,8 @@ class Decision:
         candidates: all schemes that can run, simplest first.
         chosen: one of them.
         compared: the candidates with all encodings of the situation asked for.
+        doubtful: schemes that are predicted to be better than the chosen one, but by less than
+            predictions may be off by.
         why: one sentence where encodings were left out that would gain a little; else empty.
     """
 
@@ -183,6 +193,7 @@ class Decision:
     candidates: tuple[Candidate, ...]
     chosen: Candidate
     compared: tuple[Candidate, ...]
+    doubtful: tuple[str, ...] = ()
     why: str = ""
 
 
@@ -194,8 +205,9 @@ def decide(
 ) -> Decision:
     """Compare the schemes and choose one.
 
-    Encodings are used only where the plan gains more by them than predictions are off by: what
-    is lossy against the best lossless plan, what is left against the best raw one.
+    A plan must gain more than predictions are off by (`pays`) wherever it is more complex: an
+    overlapped one against the best of LO, CO and PO, a lossy one against the best lossless plan,
+    and one with encodings against the best raw plan.
 
     Args:
         situation: the graph, its costs and what is asked for.
@@ -212,11 +224,19 @@ def decide(
         if scheme == "auto" and cut is None and all(c.value == float("inf") for c in candidates):
             candidates = (*candidates, *_at_gates(asked))  # to say what the nearest would need
         chosen = choose(candidates, scheme, cut is not None, asked.demand)
-        return Decision(asked, candidates, chosen, candidates)
+        if scheme != "auto" or cut is not None:
+            return Decision(asked, candidates, chosen, candidates)
+        standing = simplest_standing(candidates, chosen)
+        better = (c for c in candidates if c.value < standing.value / _SAME)
+        doubtful = tuple(dict.fromkeys(c.scheme.value for c in better))
+        return Decision(asked, candidates, standing, candidates, doubtful)
 
     kept = found(situation)
+    if not (situation.costs.ways or situation.costs.answers):
+        return kept
     for suits, words in ((is_lossless, "lossless"), (is_raw, "raw")):
-        if not keeps_to(kept.chosen, suits):
+        # A plan that only encodings make doubtful may pay without them.
+        if kept.doubtful or not keeps_to(kept.chosen, suits):
             with suppress(InputError):  # only encodings keep the limits
                 less = found(only(situation, suits))
                 if not pays(kept.chosen, less.chosen):
@@ -235,8 +255,13 @@ def _at_gates(situation: Situation) -> Iterator[Candidate]:
             yield candidate(situation, Scheme.NEUROSURGEON, cut_at(graph, device))
 
 
-def plan_of(situation: Situation, candidates: Sequence[Candidate], chosen: Candidate) -> Plan:
-    """One of the compared candidates as a plan."""
+def plan_of(
+    situation: Situation,
+    candidates: Sequence[Candidate],
+    chosen: Candidate,
+    doubtful: Sequence[str] = (),
+) -> Plan:
+    """One of the compared candidates as a plan; `doubtful` as in `Decision`."""
     allowed = [c.alternative for c in candidates if c.value < float("inf")]
     refused = [c.alternative for c in candidates if c.value == float("inf")]
     schedule = chosen.schedule
@@ -260,7 +285,9 @@ def plan_of(situation: Situation, candidates: Sequence[Candidate], chosen: Candi
         solver=schedule.solver if schedule else "none",
         instance=chosen.problem.instance.to_json() if chosen.problem else {},
         alternatives=tuple(c.alternative for c in candidates),
-        reason=reason_for(allowed, chosen.scheme.value, situation.demand.objective, refused),
+        reason=reason_for(
+            allowed, chosen.scheme.value, situation.demand.objective, refused, doubtful
+        ),
     )
 
 

@@ -21,6 +21,7 @@ def reason_for(
     chosen: str,
     objective: Objective = Objective.LATENCY,
     refused: Sequence[Alternative] = (),
+    doubtful: Sequence[str] = (),
 ) -> str:
     """One sentence for a person: the chosen scheme, its figure, and what it beats.
 
@@ -29,9 +30,17 @@ def reason_for(
         chosen: scheme of the plan that will run, which may be forced and not the best.
         objective: what was to be smallest.
         refused: what was compared too, but breaks a limit.
+        doubtful: schemes that are better by less than predictions may be off by.
     """
-    said = _said(alternatives, chosen, objective)
+    said = _said([a for a in alternatives if a.scheme not in doubtful], chosen, objective)
     plan = next(a for a in alternatives if a.scheme == chosen)
+    near = [a for a in alternatives if a.scheme in doubtful]
+    if near:
+        best = min(near, key=lambda a: _figure(a, objective))
+        said = (
+            f"{said.removesuffix('.')}; {_title(best)} is predicted to take"
+            f" {_shown(best, objective)}, which is better by less than predictions may be off by."
+        )
     better = [a for a in refused if _figure(a, objective) < _figure(plan, objective)]
     if not better:
         return said
