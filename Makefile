@@ -70,6 +70,12 @@ test-report: install
 	-$(APT) chromium
 	$(BIN)/pytest -q tests/cli/bench/test_report.py
 
+# The whole gate with Python 3.13, in the Debian that today's Raspberry Pi OS is made from.
+.PHONY: test-313
+test-313:
+	-$(APT) mmdebstrap
+	.ci/trixie
+
 # A 64-bit Raspberry Pi's Python and wheels under qemu.
 test-arm64: install
 	-$(APT) mmdebstrap qemu-user-static openssh-server openssh-client

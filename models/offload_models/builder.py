@@ -90,7 +90,8 @@ class Network:
         """Batch normalisation of its own, where no convolution stands before to hold it."""
         mean, std = live.channel_statistics(x.sample)
         gamma, beta = live.norm_affine(self.rng, x.channels)
-        scaled = per_channel(gamma / np.sqrt(std**2 + 1e-5), x.sample)
+        scale = np.asarray(gamma / np.sqrt(std**2 + 1e-5), np.float32)
+        scaled = per_channel(scale, x.sample)
         made = (x.sample - per_channel(mean, x.sample)) * scaled + per_channel(beta, x.sample)
         constants = {"gamma": gamma, "beta": beta, "mean": mean, "variance": std**2}
         return self._add("BatchNormalization", name, [x], made, {"epsilon": 1e-5}, constants)

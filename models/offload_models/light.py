@@ -191,7 +191,8 @@ def run_conv(attrs: Attributes, x: Array, weight: Array, bias: Array | None = No
 def run_norm(attrs: Attributes, x: Array, *weights: Array) -> Array:
     """Batch normalisation with running statistics."""
     gamma, beta, mean, variance = (per_channel(weight, x) for weight in weights)
-    scale: Array = gamma / np.sqrt(variance + np.float32(attrs.get("epsilon", 1e-5)))
+    spread = np.sqrt(variance + np.float32(attrs.get("epsilon", 1e-5)))
+    scale: Array = np.asarray(gamma / spread, np.float32)
     return (x - mean) * scale + beta
 
 
@@ -208,7 +209,7 @@ def run_pool(kernel: Callable[..., Array]) -> Callable[[Attributes, Array], Arra
 def run_softmax(_: Attributes, x: Array) -> Array:
     """Over all axes but the first, as before opset 13."""
     flat = np.exp(x - x.max(axis=1, keepdims=True)).reshape(len(x), -1)
-    shares: Array = flat / flat.sum(axis=1, keepdims=True)
+    shares: Array = np.asarray(flat / flat.sum(axis=1, keepdims=True), np.float32)
     return shares.reshape(x.shape)
 
 

@@ -21,6 +21,7 @@ from offload.partition.memory import (
 )
 from offload.plan.candidate import Scheme, Situation, candidate, device_order
 from offload.plan.early import start_early
+from offload.plan.paying import SIMPLE
 from offload.plan.plan import Side
 from offload.plan.planner import compare, make_plan, pareto, search, serial_cut
 from offload.units import format_bytes
@@ -113,8 +114,10 @@ def test_the_chosen_plan_is_best_in_what_was_asked(
     plan = make_plan(situation)
     key = {"latency": "latency_s", "throughput": "period_s", "energy": "energy_j"}[objective]
     chosen = next(a for a in plan.alternatives if a.scheme == plan.scheme)
-    best = min(getattr(a, key) for a in plan.alternatives)
-    assert getattr(chosen, key) <= best * (1 + 1e-9)
+    simple = [getattr(a, key) for a in plan.alternatives if a.scheme in SIMPLE]
+    assert getattr(chosen, key) <= min(simple) * (1 + 1e-9)
+    if getattr(chosen, key) > min(getattr(a, key) for a in plan.alternatives) * (1 + 1e-6):
+        assert "less than predictions may be off by" in plan.reason
     assert plan.reason.endswith(".")
 
 

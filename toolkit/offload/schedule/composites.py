@@ -93,7 +93,8 @@ class Pieces:
 
     def _ready(self) -> Nodes:
         """The unsorted pieces below which none is unsorted."""
-        return self.unsorted[~self._flags(self.above[self.unsorted])[self.unsorted]]
+        ready: Nodes = self.unsorted[~self._flags(self.above[self.unsorted])[self.unsorted]]
+        return ready
 
     def _heads(self, below: Nodes) -> Nodes:
         """By piece, the first by Johnson's rule of those of these that hang below it, or -1."""
@@ -148,9 +149,10 @@ class Pieces:
         below = below[np.lexsort((self.key[below], self.above[below]))]
         entries = list(zip(self.key[below].tolist(), below.tolist(), strict=True))
         above = self.above[below]
-        starts = above.searchsorted(self.unsorted).tolist()
-        stops = above.searchsorted(self.unsorted, side="right").tolist()
-        places = zip(self.unsorted.tolist(), starts, stops, strict=True)
+        pieces: list[int] = self.unsorted.tolist()
+        starts: list[int] = np.asarray(above.searchsorted(self.unsorted)).tolist()
+        stops: list[int] = np.asarray(above.searchsorted(self.unsorted, side="right")).tolist()
+        places = zip(pieces, starts, stops, strict=True)
         return {piece: entries[start:stop] for piece, start, stop in places}
 
 
