@@ -24,6 +24,7 @@ lint: install
 
 types: install
 	$(BIN)/mypy
+	$(BIN)/mypy --python-version 3.12
 
 pytest: install
 	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not door'
