@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NoReturn
 
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
 from offload.errors import InputError
+from offload.graph.dimensions import Symbols
 from offload.graph.elements import dense_bytes, dtype_name, size_bytes
 from offload.graph.external import is_external
 from offload.graph.model import Tensor
@@ -228,33 +230,53 @@ def _drop_made_up(typed: TypeProto) -> None:
 
 def _bind(outline: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
     values = {value.name: value for value in outline.graph.input}
-    symbols: dict[str, int] = {}
+    declared = {name: _declared(value) for name, value in values.items()}
+    pairs: list[tuple[str, int]] = []
+    owners: list[str] = []
     for name, sizes in shapes.items():
         if name not in values:
             known = ", ".join(sorted(values)[:8]) or "none"
             raise InputError(f"the model has no input {name!r} to give a shape to; it has: {known}")
-        _bind_one(values[name], sizes, symbols)
-    for value in outline.graph.input:
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param in symbols:
-                dim.dim_value = symbols[dim.dim_param]
+        _check_fit(values[name], declared[name], sizes)
+        named = [(d, n) for d, n in zip(declared[name], sizes, strict=False) if isinstance(d, str)]
+        pairs += named
+        owners += [name] * len(named)
+    symbols = Symbols.of(declared.values())
+    wrong = symbols.bind_all(pairs)
+    if wrong is not None:
+        _refuse(owners[wrong], declared[owners[wrong]], shapes[owners[wrong]])
+    for name, value in values.items():
+        shape = value.type.tensor_type.shape
+        if name in shapes:
+            shape.ClearField("dim")
+            shape.dim.extend(
+                onnx.TensorShapeProto.Dimension(dim_value=size) for size in shapes[name]
+            )
+        for dim in shape.dim:
+            size = symbols.size(dim.dim_param) if dim.dim_param else None
+            if size is not None:
+                dim.dim_value = size
 
 
-def _bind_one(value: ValueInfoProto, sizes: tuple[int, ...], symbols: dict[str, int]) -> None:
-    shape = value.type.tensor_type.shape
+def _declared(value: ValueInfoProto) -> tuple[int | str | None, ...]:
+    """An input's sizes: a number, a name, or None."""
+    dims = value.type.tensor_type.shape.dim
+    return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims)
+
+
+def _check_fit(
+    value: ValueInfoProto, declared: tuple[int | str | None, ...], sizes: tuple[int, ...]
+) -> None:
     ranked = value.type.tensor_type.HasField("shape")
-    declared = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in shape.dim]
-    fits = not ranked or len(declared) == len(sizes)
-    for want, have in zip(sizes, declared, strict=False):
-        fits = fits and want >= 0 and (isinstance(have, str) or have == want)
-        if isinstance(have, str) and have != "?":
-            fits = fits and symbols.setdefault(have, want) == want
-    if not fits:
-        raise InputError(
-            f"input {value.name!r} has shape {_text(declared)}: {_text(sizes)} does not fit it"
-        )
-    shape.ClearField("dim")
-    shape.dim.extend(onnx.TensorShapeProto.Dimension(dim_value=size) for size in sizes)
+    pairs = zip(sizes, declared, strict=False)
+    fits = all(want >= 0 and (not isinstance(have, int) or have == want) for want, have in pairs)
+    if not fits or (ranked and len(declared) != len(sizes)):
+        _refuse(value.name, declared, sizes)
+
+
+def _refuse(name: str, declared: tuple[int | str | None, ...], sizes: tuple[int, ...]) -> NoReturn:
+    have = _text("?" if size is None else size for size in declared)
+    raise InputError(f"input {name!r} has shape {have}: {_text(sizes)} does not fit it")
 
 
 def _text(sizes: Iterable[int | str]) -> str:
