@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from offload.bundle.bundle import open_bundle
-from offload.bundle.sample import Range, Wish
+from offload.bundle.sample_inputs import GivenInputs, Range
 from offload.bundle.verify import Check, CutCheck
 from offload.errors import InputError
 from offload.graph.load import load_model
@@ -69,9 +69,9 @@ def verify(
     if path.is_dir():
         _verify_bundle(output, path, options)
         return
-    wish = _wish(given, parse_shapes(shape), seed)
+    inputs = _given(given, parse_shapes(shape), seed)
     model = load_model(path)
-    check = check_of(model, options, wish)
+    check = check_of(model, options, inputs)
     places = cuts_of(check, cuts)
     with output.progress() as progress:
         task = progress.add_task(f"verifying {path.name}", total=len(places))
@@ -98,7 +98,7 @@ def _verify_bundle(output: Output, path: Path, options: EngineOptions) -> None:
         raise typer.Exit(1)
 
 
-def _wish(given: Sequence[str], shapes: dict[str, tuple[int, ...]], seed: int) -> Wish:
+def _given(given: Sequence[str], shapes: dict[str, tuple[int, ...]], seed: int) -> GivenInputs:
     arrays: dict[str, Any] = {}
     ranges: dict[str, Range] = {}
     for text in given:
@@ -113,7 +113,7 @@ def _wish(given: Sequence[str], shapes: dict[str, tuple[int, ...]], seed: int) -
             raise InputError(
                 f"--input {text!r} is not understood: write in.npz, name=16000 or name=0..99"
             ) from None
-    return Wish(arrays, ranges, shapes, seed)
+    return GivenInputs(arrays, ranges, shapes, seed)
 
 
 def _sentence(path: Path, found: Sequence[CutCheck]) -> str:

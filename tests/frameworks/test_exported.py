@@ -13,7 +13,7 @@ from offload.bundle.compare import gap
 from offload.bundle.cuts import distinct_cuts
 from offload.bundle.extract import Part
 from offload.bundle.rows.verdict import why_alone
-from offload.bundle.sample import Wish
+from offload.bundle.sample_inputs import GivenInputs
 from offload.bundle.write import write_bundle
 from offload.cost.link import parse_link
 from offload.cost.profile import LayerCost, Profile
@@ -65,7 +65,7 @@ def test_all_frameworks_are_here() -> None:
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_tried_cut_is_right(path: Path) -> None:
     feeds, answers = kept(path)
-    check = check_of(load_model(path), OPTIONS, Wish(arrays=feeds))
+    check = check_of(load_model(path), OPTIONS, GivenInputs(arrays=feeds))
     whole = opener(OPTIONS)(path, True)(feeds)
     for want, got in zip(answers, whole.values(), strict=True):
         assert_close(want, got)

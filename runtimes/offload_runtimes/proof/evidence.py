@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from offload.bundle.bundle import Bundle
 from offload.bundle.compare import Freedom, gap
-from offload.bundle.sample import Wish, samples
+from offload.bundle.model_inputs import inputs_of
+from offload.bundle.sample_inputs import GivenInputs, sample
 from offload.errors import BundleError, InputError
 from offload.files import write_text
 from offload.graph.load import Model
@@ -100,7 +101,7 @@ def prove(model: Model, bundle: Bundle) -> tuple[str, ...]:
     engine = opener(EngineOptions(optimize=False))
     whole_model = engine(model.path, False)
     try:
-        feeds = samples(model, whole_model, Wish(), 1)[0]
+        feeds = sample(inputs_of(model), whole_model, GivenInputs(), 1)[0]
     except InputError:
         return ()
     whole = [whole_model(feeds), engine(model.path, True)(feeds)]

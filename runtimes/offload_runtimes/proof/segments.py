@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from offload.bundle.bundle import Bundle, Value
+from offload.bundle.bundle import Bundle
 from offload.bundle.difference import difference
-from offload.errors import BundleError, InputError
+from offload.bundle.sample_inputs import GivenInputs, ModelInputs, sample
+from offload.errors import BundleError
 from offload.files import write_bytes
 from offload.plan.plan import Segment, Side
 
-from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions, dtype_of, load
+from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions, load
 
 ARRAYS = "proof.npz"  # in a bundle
 TOLERANCE = 1e-3
 HALF_TOLERANCE = 2e-2
-_DYNAMIC_SIZES = (1, 16, 32, 64, 224)
 _SEED = 20
 _INDEX = "index"
 
@@ -121,17 +121,16 @@ def make_proof(bundle: Bundle) -> Proof:
             raise BundleError(
                 f"bundle {bundle.path} lacks its {side.value} half: deploy from the whole bundle"
             )
-    refusal: InputError | None = None
-    for size in _DYNAMIC_SIZES:
-        rng = np.random.default_rng(_SEED)
-        try:
-            feeds = {value.name: sample(value, size, rng) for value in bundle.inputs}
-            plans = [bundle.only(number) for number in range(len(bundle.plans))]
-            proofs = [p for plan in plans for p in run_segments(plan, feeds, EngineOptions())]
-            return Proof(each_once(proofs))
-        except InputError as error:
-            refusal = refusal or error
-    raise InputError(f"no sample of its inputs fits {bundle.path.name} ({refusal})")
+    proofs: list[SegmentProof] = []
+
+    def run(feeds: Tensors) -> None:
+        proofs[:] = []
+        for number in range(len(bundle.plans)):
+            proofs.extend(run_segments(bundle.only(number), feeds, EngineOptions()))
+
+    advice = "split the model again with sizes for its inputs, --shape NAME=SIZES"
+    sample(ModelInputs(bundle.inputs), run, GivenInputs(seed=_SEED), 1, advice)
+    return Proof(each_once(proofs))
 
 
 def run_segments(bundle: Bundle, feeds: Tensors, options: EngineOptions) -> list[SegmentProof]:
@@ -167,21 +166,6 @@ def each_once(proofs: Iterable[SegmentProof]) -> tuple[SegmentProof, ...]:
 def _run(bundle: Bundle, segment: Segment, inputs: Tensors, options: EngineOptions) -> Tensors:
     arrays = load(bundle.segment_path(segment.part), options).run(segment.outputs, inputs)
     return dict(zip(segment.outputs, arrays, strict=True))
-
-
-def sample(value: Value, size: int, rng: np.random.Generator) -> Array:
-    """A random array that fits an input; `size` stands where the model leaves a size open.
-
-    Raises:
-        InputError: a type that no array can hold, or no shape is known.
-    """
-    if value.shape is None:
-        raise InputError(f"input {value.name!r} may have any shape: none was chosen")
-    shape = tuple(known if isinstance(known, int) else size for known in value.shape)
-    dtype = dtype_of(value.type)
-    if dtype.kind == "f":
-        return rng.standard_normal(shape).astype(dtype)
-    return rng.integers(0, 2, shape).astype(dtype)
 
 
 def repeat_proof(bundle: Bundle, proof: Proof, options: EngineOptions) -> Repeated:

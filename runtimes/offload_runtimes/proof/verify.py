@@ -8,7 +8,8 @@ from typing import Any
 
 from offload.bundle.cuts import distinct_cuts
 from offload.bundle.extract import part_of
-from offload.bundle.sample import Feeds, Wish, samples
+from offload.bundle.model_inputs import inputs_of
+from offload.bundle.sample_inputs import Feeds, GivenInputs, sample
 from offload.bundle.verify import Check, Opener, Runner
 from offload.bundle.weights import write_part
 from offload.graph.load import Model
@@ -67,7 +68,7 @@ def _tensor(name: str, kind: str, shape: tuple[int | str | None, ...] | None) ->
     return Tensor(name, dtype, sizes, None)
 
 
-def check_of(model: Model, options: EngineOptions, wish: Wish | None = None) -> Check:
+def check_of(model: Model, options: EngineOptions, given: GivenInputs | None = None) -> Check:
     """All that checking a model's cuts needs: its layers, its types, live inputs.
 
     Raises:
@@ -76,7 +77,8 @@ def check_of(model: Model, options: EngineOptions, wish: Wish | None = None) -> 
     engine = opener(options)
     graph = read_graph(model)
     whole = engine(model.path, False) if model.path else None
-    inputs = samples(model, whole or (lambda _: None), wish or Wish(), _SETS_OF_INPUTS)
+    accepts: Runner = whole or (lambda _: {})
+    inputs = sample(inputs_of(model), accepts, given or GivenInputs(), _SETS_OF_INPUTS)
     return Check(model, graph, engine, inputs, missing_types(model, graph))
 
 

@@ -16,7 +16,7 @@ from offload.bundle.compare import Array, Freedom, gap
 from offload.bundle.cuts import DEVICE_FILE, SERVER_FILE, crossing, halves
 from offload.bundle.dangling import dangling
 from offload.bundle.extract import Part
-from offload.bundle.sample import Feeds
+from offload.bundle.sample_inputs import Feeds
 from offload.bundle.weights import write_part, write_parts
 from offload.errors import InputError, OffloadError
 from offload.graph.load import Model

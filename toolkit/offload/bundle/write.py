@@ -103,8 +103,8 @@ def signature(model: Model, graph: Graph) -> tuple[tuple[Value, ...], tuple[Valu
     """Inputs and outputs as onnxruntime would list them, dynamic dimensions still dynamic."""
     inputs = {value.name: value for value in model.proto.graph.input}
     return (
-        tuple(_value(inputs[name]) for name in graph.inputs),
-        tuple(_value(value) for value in model.proto.graph.output),
+        tuple(value_of(inputs[name]) for name in graph.inputs),
+        tuple(value_of(value) for value in model.proto.graph.output),
     )
 
 
@@ -158,7 +158,8 @@ def _source(model: Model, graph: Graph) -> dict[str, Any]:
     }
 
 
-def _value(info: onnx.ValueInfoProto) -> Value:
+def value_of(info: onnx.ValueInfoProto) -> Value:
+    """A graph input or output as onnxruntime would list it, dynamic dimensions still dynamic."""
     return Value(info.name, _type_name(info.type), _shape(info.type))
 
 

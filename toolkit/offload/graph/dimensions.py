@@ -62,6 +62,14 @@ class Symbols:
         tree = self._expression(dim)
         return None if tree is None else self._evaluated(tree, self.sizes)
 
+    def substituted(self, dim: str) -> int | str:
+        """The size of a dimension, or its expression with numbers for the symbols known."""
+        size = self.size(dim)
+        tree = self._expression(dim) if size is None else None
+        if size is not None or tree is None:
+            return dim if size is None else size
+        return ast.unparse(_Numbers(self.sizes).visit(tree))
+
     def bind(self, dim: str, size: int) -> bool:
         """Learn that a dimension has a size; False when it contradicts what is known.
 
@@ -133,6 +141,16 @@ class Symbols:
         if value.denominator != 1 or (least is not None and value < least):
             return None
         return int(value)
+
+
+class _Numbers(ast.NodeTransformer):
+    """Put numbers in the place of known names."""
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self._sizes = sizes
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return ast.Constant(self._sizes[node.id]) if node.id in self._sizes else node
 
 
 def _is_arithmetic(tree: ast.expr) -> bool:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from offload.bundle.sample import Feeds, Range, Wish, samples
+from offload.bundle.model_inputs import inputs_of
+from offload.bundle.sample_inputs import Feeds, GivenInputs, Range, sample
 from offload.errors import InputError
 from offload.graph.load import load_model
 
@@ -15,7 +16,7 @@ def accept(_: Feeds) -> None:
 
 
 def test_indices_stay_within_their_table() -> None:
-    found = samples(load_model(text(TABLE)), accept, Wish(), 3)
+    found = sample(inputs_of(load_model(text(TABLE))), accept, GivenInputs(), 3)
     assert [feeds["ids"].shape for feeds in found] == [(2, 64), (3, 64), (1, 64)]
     assert all(set(feeds["ids"].ravel()) == {0, 1, 2} for feeds in found)
 
@@ -25,23 +26,24 @@ def test_sizes_are_tried_until_the_model_takes_them() -> None:
         if feeds["ids"].shape[1] % 5:
             raise InputError("not a multiple of five")
 
-    found = samples(load_model(text(TABLE)), picky, Wish(), 1)
+    found = sample(inputs_of(load_model(text(TABLE))), picky, GivenInputs(), 1)
     assert found[0]["ids"].shape == (2, 320)
 
 
-def test_wishes_win() -> None:
-    model = load_model(text(TABLE))
-    found = samples(model, accept, Wish(ranges={"ids": Range(1, 1)}, shapes={"ids": (1, 4)}), 2)
+def test_what_the_caller_gives_is_used() -> None:
+    inputs = inputs_of(load_model(text(TABLE)))
+    given = GivenInputs(ranges={"ids": Range(1, 1)}, shapes={"ids": (1, 4)})
+    found = sample(inputs, accept, given, 2)
     assert [feeds["ids"].tolist() for feeds in found] == [[[1, 1, 1, 1]]]
-    given = np.zeros((1, 1), np.int64)
-    assert samples(model, accept, Wish(arrays={"ids": given}), 2)[0]["ids"] is given
+    ids = np.zeros((1, 1), np.int64)
+    assert sample(inputs, accept, GivenInputs(arrays={"ids": ids}), 2)[0]["ids"] is ids
 
 
 def test_equal_names_of_sizes_get_equal_sizes() -> None:
     model = load_model(
         text("g (float[A,B] x, float[B,C] z) => (float[A,C] y) { y = MatMul (x, z) }")
     )
-    feeds = samples(model, accept, Wish(), 1)[0]
+    feeds = sample(inputs_of(model), accept, GivenInputs(), 1)[0]
     assert feeds["x"].shape[1] == feeds["z"].shape[0]
 
 
@@ -49,7 +51,7 @@ def test_every_kind_of_number() -> None:
     kinds = ("float16", "double", "bool", "uint8", "int32", "bfloat16")
     inputs = ", ".join(f"{kind}[200] {kind}_x" for kind in kinds)
     model = load_model(text(f"g ({inputs}, float x) => (float y) {{ y = Relu(x) }}"))
-    feeds = samples(model, accept, Wish(), 1)[0]
+    feeds = sample(inputs_of(model), accept, GivenInputs(), 1)[0]
     assert {name: str(array.dtype) for name, array in feeds.items()} == {
         "float16_x": "float16",
         "double_x": "float64",
@@ -69,10 +71,10 @@ def test_refusals_are_one_sentence() -> None:
 
     model = load_model(text(TABLE))
     with pytest.raises(InputError, match=r"no random input fits the model \(no\)"):
-        samples(model, refuse, Wish(), 1)
+        sample(inputs_of(model), refuse, GivenInputs(), 1)
     with pytest.raises(InputError, match="has no input 'z'; it has: ids"):
-        samples(model, accept, Wish(shapes={"z": (1,)}), 1)
+        sample(inputs_of(model), accept, GivenInputs(shapes={"z": (1,)}), 1)
     graph = "g (seq(float[2]) s) => (int64 y) { y = SequenceLength(s) }"
     sequence = load_model(text(graph))
-    with pytest.raises(InputError, match="'s' is a sequence, map or optional"):
-        samples(sequence, accept, Wish(), 1)
+    with pytest.raises(InputError, match=r"'s' is seq\(tensor\(float\)\), for which no value"):
+        sample(inputs_of(sequence), accept, GivenInputs(), 1)

@@ -1,0 +1,394 @@
+"""Draw inputs for any model: random, in the range that each input really has.
+
+Nothing here needs onnx: `offload.bundle.model_inputs` reads from a model what this works on.
+"""
+
+import math
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import permutations
+from typing import Any
+
+import numpy as np
+
+from offload.bundle.bundle import Value
+from offload.errors import InputError, OffloadError
+from offload.graph.dimensions import Symbols
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Feeds = Mapping[str, Array]
+Shapes = Mapping[str, tuple[int, ...]]
+
+# Sizes tried for open dimensions until the model accepts them: multiples that strided networks
+# accept, then small ones. An open first dimension is taken to be the batch.
+_SIZES = (64, 96, 32, 48, 128, 224, 320, 512, 256, 16, 24, 8, 5, 4, 3, 2, 1)
+_BATCHES = (2, 3, 1)
+# Sizes of the example that a refusal shows: of a picture's sides, and of everything else.
+_PICTURE_SIZE, _OTHER_SIZE = 640, 64
+# Element types that numpy holds under another name, and those it lacks, which the runtime carries
+# as the bits of another type.
+_NUMPY = {
+    "float": "float32",
+    "double": "float64",
+    "string": "object",
+    "bfloat16": "uint16",
+    "float8e4m3fn": "uint8",
+    "float8e4m3fnuz": "uint8",
+    "float8e5m2": "uint8",
+    "float8e5m2fnuz": "uint8",
+    "int4": "int8",
+    "uint4": "uint8",
+}
+_PICTURE_TYPES = ("tensor(float)", "tensor(float16)", "tensor(uint8)")
+_FLOATS = frozenset(("float", "double", "float16"))
+_INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (4, 8, 16, 32, 64))
+# Bits of a float8 up to this are finite numbers of at most 1 in every float8 type.
+_FLOAT8_BITS = 0x38
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bounds of an input's numbers, both included."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What a model takes, and what it says itself about those values.
+
+    Attributes:
+        values: the inputs that must be given, in the model's order.
+        defaults: names of the inputs that may be left out.
+        ranges: bounds that follow from the model, such as the rows of a table it looks up.
+        words: text that the model knows: categories, keys, vocabularies.
+        sizes: numbers stored in the model that may be sizes of an input.
+    """
+
+    values: tuple[Value, ...]
+    defaults: tuple[str, ...] = ()
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
+    sizes: tuple[int, ...] = ()
+
+    def bound(self, shapes: Shapes) -> "ModelInputs":
+        """The same inputs with sizes for open dimensions; see `bound`."""
+        return replace(self, values=bound(self.values, shapes))
+
+
+@dataclass(frozen=True)
+class GivenInputs:
+    """What the caller says about inputs.
+
+    Attributes:
+        arrays: inputs given outright.
+        ranges: bounds for random ones.
+        shapes: sizes of inputs with open dimensions.
+        seed: of the random numbers.
+    """
+
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    ranges: Mapping[str, Range] = field(default_factory=dict)
+    shapes: Shapes = field(default_factory=dict)
+    seed: int = 0
+
+
+def bound(values: Sequence[Value], shapes: Shapes) -> tuple[Value, ...]:
+    """Inputs with sizes in place of open dimensions, named sizes bound in all inputs together.
+
+    Args:
+        values: inputs of a model.
+        shapes: sizes by input name.
+
+    Raises:
+        InputError: a shape names no input, or contradicts the input or another shape.
+    """
+    by_name = {value.name: value for value in values}
+    pairs: list[tuple[str, int]] = []
+    owners: list[str] = []
+    for name, sizes in shapes.items():
+        if name not in by_name:
+            known = ", ".join(by_name) or "none"
+            raise InputError(f"the model has no input {name!r} to give a shape to; it has: {known}")
+        declared = by_name[name].shape
+        if declared is not None and (
+            len(declared) != len(sizes)
+            or any(isinstance(d, int) and d != n for d, n in zip(declared, sizes, strict=True))
+        ):
+            raise _does_not_fit(by_name[name], sizes)
+        named = [(d, n) for d, n in zip(declared or (), sizes, strict=False) if isinstance(d, str)]
+        pairs += named
+        owners += [name] * len(named)
+    symbols = Symbols.of(_shapes(values))
+    wrong = symbols.bind_all(pairs)
+    if wrong is not None:
+        raise _does_not_fit(by_name[owners[wrong]], shapes[owners[wrong]])
+    return tuple(replace(v, shape=shapes.get(v.name, _sized(v, symbols))) for v in values)
+
+
+def _sized(value: Value, symbols: Symbols) -> tuple[int | str | None, ...] | None:
+    """A shape with the sizes that are known of its names."""
+    if value.shape is None:
+        return None
+    return tuple(symbols.substituted(d) if isinstance(d, str) else d for d in value.shape)
+
+
+def _does_not_fit(value: Value, sizes: Sequence[int]) -> InputError:
+    return InputError(
+        f"input {value.name!r} has shape {_text(value.shape)}: {_text(sizes)} does not fit it"
+    )
+
+
+def _text(shape: Sequence[int | str | None] | None) -> str:
+    if shape is None:
+        return "of any rank"
+    return "x".join("?" if size is None else str(size) for size in shape) or "scalar"
+
+
+def open_inputs(values: Iterable[Value]) -> tuple[Value, ...]:
+    """The inputs that have a dimension without a size."""
+    return tuple(
+        value
+        for value in values
+        if value.shape is None or not all(isinstance(size, int) for size in value.shape)
+    )
+
+
+def shape_options(values: Sequence[Value]) -> str:
+    """Options that give every open dimension a size, ready to paste; empty where none is open.
+
+    Like `--shape images=1x3x640x640`: 1 for the first dimension, 3 channels and 640 for the sides
+    of what looks like a picture, 64 for the rest. Dimensions of equal names get equal sizes, and
+    an input whose sizes follow from the others is left out.
+    """
+    options = []
+    while open_now := open_inputs(values):
+        name, sizes = open_now[0].name, _example(open_now[0], Symbols.of(_shapes(values)))
+        options.append(f"--shape {shlex.quote(name + '=' + 'x'.join(map(str, sizes)))}")
+        values = bound(values, {name: sizes})
+    return " ".join(options)
+
+
+def _shapes(values: Iterable[Value]) -> Iterator[tuple[int | str | None, ...]]:
+    return (value.shape or () for value in values)
+
+
+def _example(value: Value, symbols: Symbols) -> tuple[int, ...]:
+    """Sizes for an input with open dimensions, such as a user might give."""
+    shape = (None, 3, None, None) if value.shape is None else value.shape
+    guesses = [1, *(_OTHER_SIZE for _ in shape[1:])]
+    if len(shape) == 4 and value.type in _PICTURE_TYPES:
+        sides = [_PICTURE_SIZE, _PICTURE_SIZE]
+        guesses = [1, *sides, 3] if shape[3] in (1, 3) else [1, 3, *sides]
+    for guess, dim in zip(guesses, shape, strict=False):
+        for symbol in symbols.unknown(dim) if isinstance(dim, str) else ():
+            symbols.sizes[symbol] = guess
+    return tuple(_known(d, symbols, g) for g, d in zip(guesses, shape, strict=False))
+
+
+def open_sizes_sentence(values: Sequence[Value]) -> str:
+    """Which input leaves which axes open, and the options that give them sizes.
+
+    Raises:
+        ValueError: no size is open.
+    """
+    value = next(iter(open_inputs(values)), None)
+    if value is None:
+        raise ValueError("no size is open")
+    if value.shape is None:
+        what = f"input {value.name!r} may have any shape"
+    else:
+        axes = [(axis, dim) for axis, dim in enumerate(value.shape) if not isinstance(dim, int)]
+        shown = [str(axis) + (f" ({dim})" if isinstance(dim, str) else "") for axis, dim in axes]
+        listed = ", ".join(shown[:-1]) + " and " + shown[-1] if len(shown) > 1 else shown[0]
+        word = "axes" if len(axes) > 1 else "axis"
+        what = f"input {value.name!r} leaves the size of {word} {listed} open"
+    return f"{what}: give sizes, like {shape_options(values)}"
+
+
+def draw(inputs: ModelInputs, seed: int = 0) -> dict[str, Array]:
+    """One set of random inputs for a model whose sizes are all known.
+
+    Floats are normal, bytes and pictures cover all of their range, indices stay within their
+    table, text is made of the model's own words.
+
+    Raises:
+        InputError: a size is open, or no random value fits an input's type.
+    """
+    if open_inputs(inputs.values):
+        raise InputError(open_sizes_sentence(inputs.values))
+    shapes = {value.name: _fixed(value) for value in inputs.values}
+    return _drawn(inputs, shapes, inputs.ranges, seed)
+
+
+def _fixed(value: Value) -> tuple[int, ...]:
+    """The sizes of an input that has no open ones."""
+    return tuple(size for size in value.shape or () if isinstance(size, int))
+
+
+def zeros(values: Sequence[Value]) -> dict[str, Array] | None:
+    """Inputs of zeros to warm an engine up with; None where a size is open, or for text."""
+    if open_inputs(values):
+        return None
+    types = {value.name: numpy_type(value.type) for value in values}
+    if any(dtype is None or dtype == np.dtype(object) for dtype in types.values()):
+        return None
+    return {v.name: np.zeros(_fixed(v), types[v.name]) for v in values}
+
+
+def sample(
+    inputs: ModelInputs,
+    accepts: Callable[[Feeds], Any],
+    given: GivenInputs,
+    count: int,
+    advice: str = "give one with --input",
+) -> list[Feeds]:
+    """Up to `count` sets of inputs that a model accepts, of different sizes where they may vary.
+
+    Args:
+        inputs: what the model takes.
+        accepts: runs the model; raises an OffloadError where it can't.
+        given: what the caller knows better.
+        count: at least 1; a model of fixed sizes gets one set.
+        advice: what to do where no sizes are found, as the end of a sentence.
+
+    Raises:
+        InputError: no random value fits an input's type, `given` names no input, or no sizes were
+            found that the model accepts.
+    """
+    known = [*(value.name for value in inputs.values), *inputs.defaults]
+    for name in (*given.arrays, *given.ranges, *given.shapes):
+        if name not in known:
+            raise InputError(f"the model has no input {name!r}; it has: {', '.join(known)}")
+    ranges = {**inputs.ranges, **given.ranges}
+    arrays = {name: array for name, array in given.arrays.items() if name not in inputs.defaults}
+    drawn = replace(inputs, values=tuple(v for v in inputs.values if v.name not in arrays))
+    found: list[Feeds] = []
+    seen: set[tuple[tuple[int, ...], ...]] = set()
+    refusal: OffloadError | None = None
+    for shapes in _guesses(inputs, given):
+        key = tuple(shapes[value.name] for value in inputs.values)
+        if key in seen:
+            continue
+        seen.add(key)
+        feeds = _drawn(drawn, shapes, ranges, given.seed) | arrays
+        try:
+            accepts(feeds)
+        except OffloadError as error:
+            refusal = refusal or error
+            continue
+        found.append({**feeds, **given.arrays})
+        if len(found) == count:
+            break
+    if not found:
+        raise InputError(f"no random input fits the model ({refusal}): {advice}")
+    return found
+
+
+def _guesses(inputs: ModelInputs, given: GivenInputs) -> Iterator[Shapes]:
+    """Guesses at the shapes of all inputs that agree with each other.
+
+    Dimensions of equal names get equal sizes, expressions of them what they come to. Where no
+    equal sizes fit, one name is tried as the sum of two others: what a cache holds with what is
+    new.
+    """
+    named = {value.name for value in inputs.values}
+    shapes = {name: sizes for name, sizes in given.shapes.items() if name in named}
+    shapes |= {name: array.shape for name, array in given.arrays.items() if name in named}
+    values = [replace(v, shape=shapes.get(v.name, v.shape)) for v in inputs.values]
+    symbols = Symbols.of(_shapes(inputs.values))
+    symbols.bind_all(
+        [
+            (dim, size)
+            for value in inputs.values
+            for dim, size in zip(value.shape or (), shapes.get(value.name, ()), strict=False)
+            if isinstance(dim, str)
+        ]
+    )
+    for size in dict.fromkeys((*_SIZES, *inputs.sizes)):
+        for batch in _BATCHES:
+            yield _guess(values, symbols.copy(), batch, size)
+    lengths = [
+        dim
+        for value in values
+        for dim in (value.shape or ())[1:]
+        if isinstance(dim, str) and symbols.unknown(dim) == (dim,)
+    ]
+    for total, *parts in permutations(dict.fromkeys(lengths), 3):
+        if parts[0] < parts[1]:
+            for size in _SIZES[-8::2]:
+                tried = symbols.copy()
+                tried.sizes |= {parts[0]: size, parts[1]: size, total: 2 * size}
+                yield _guess(values, tried, _BATCHES[0], size)
+
+
+def _guess(values: Sequence[Value], symbols: Symbols, batch: int, size: int) -> Shapes:
+    """One guess: `batch` for open first dimensions, `size` for the others."""
+    dims = [(axis, dim) for value in values for axis, dim in enumerate(value.shape or ())]
+    for axis, dim in dims:
+        if isinstance(dim, str) and symbols.unknown(dim) == (dim,):
+            symbols.sizes[dim] = size if axis else batch
+    for axis, dim in dims:
+        for symbol in symbols.unknown(dim) if isinstance(dim, str) else ():
+            symbols.sizes[symbol] = size if axis else batch
+    return {
+        value.name: tuple(
+            _known(dim, symbols, size if axis else batch)
+            for axis, dim in enumerate(value.shape or ())
+        )
+        for value in values
+    }
+
+
+def _known(dim: int | str | None, symbols: Symbols, guess: int) -> int:
+    found = symbols.size(dim) if isinstance(dim, str) else dim
+    return guess if found is None else found
+
+
+def numpy_type(kind: str) -> np.dtype[Any] | None:
+    """The numpy type that holds or carries `tensor(...)`; None where none does."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    if not kind.startswith("tensor(") or not (
+        name in _NUMPY or name in _FLOATS or name in _INTEGERS or name == "bool"
+    ):
+        return None
+    return np.dtype(_NUMPY.get(name, name))
+
+
+def _drawn(
+    inputs: ModelInputs, shapes: Shapes, ranges: Mapping[str, Range], seed: int
+) -> dict[str, Array]:
+    rng = np.random.default_rng(seed)
+    feeds = {}
+    for value in inputs.values:
+        dtype, shape = numpy_type(value.type), shapes[value.name]
+        if dtype is None:
+            raise InputError(
+                f"input {value.name!r} is {value.type}, for which no value can be drawn or read"
+                " from a file: plan without measuring, `offload split --device 5e9 --server 5e11"
+                " --encoding raw`"
+            )
+        # A row first: numpy turns what it draws without any dimension into a scalar.
+        row = _row(value.type[7:-1], math.prod(shape), inputs.words, ranges.get(value.name), rng)
+        feeds[value.name] = np.asarray(row, dtype).reshape(shape)
+    return feeds
+
+
+def _row(
+    kind: str, count: int, words: Sequence[str], bounds: Range | None, rng: np.random.Generator
+) -> Array:
+    if kind == "string":
+        return rng.choice(np.array(words or ("a", "b"), object), count)
+    if kind == "bool":
+        return rng.integers(0, 2, count)
+    if kind.startswith("float8"):
+        return rng.integers(0, _FLOAT8_BITS + 1, count)
+    if kind in _FLOATS or kind == "bfloat16":
+        drawn = (
+            rng.uniform(bounds.low, bounds.high, count) if bounds else rng.standard_normal(count)
+        )
+        return (drawn.astype(np.float32).view(np.uint32) >> 16) if kind == "bfloat16" else drawn
+    whole = bounds or (Range(0, 255) if kind == "uint8" else Range(0, 1))
+    return rng.integers(math.ceil(whole.low), math.floor(whole.high) + 1, count)
