@@ -1,23 +1,32 @@
 """`offload encode-report`: what the tensors at a bundle's cut take, encoded every way."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from offload.bundle.bundle import Bundle, open_bundle
+from offload.bundle.model_inputs import bundle_inputs
 from offload.errors import InputError
 from offload.files import write_text
 from offload.plan.plan import Side
 from offload.report.sizes import sizes_svg
 from offload.units import format_bytes, format_s
-from offload_runtimes.encode.calibration import Calibration, random_inputs, read_calibration
+from offload_runtimes.encode.calibration import Calibration, random_calibration, read_calibration
 from offload_runtimes.encode.report import CutTensor, EncodeReport, Way
 from offload_runtimes.encode.report import encode_report as report_of
 from offload_runtimes.engine import EngineOptions
 
 from offload_cli.encodings import CalibrationOption
-from offload_cli.options import BundleArgument, FormatOption, PlanOption, ThreadsOption
+from offload_cli.options import (
+    BundleArgument,
+    FormatOption,
+    PlanOption,
+    ShapeOption,
+    ThreadsOption,
+    parse_shapes,
+)
 from offload_cli.output import Format, Output
 
 COLUMNS = (
@@ -30,6 +39,7 @@ def encode_report(
     bundle: BundleArgument,
     plan: PlanOption = None,
     calibration: CalibrationOption = None,
+    shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
     picture: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the sizes as a picture (.svg).")
     ] = None,
@@ -46,7 +56,7 @@ def encode_report(
     """
     output = Output(form)
     opened = _of_plan(open_bundle(bundle, tuple(Side)), plan)
-    given = _calibration(opened, calibration)
+    given = _calibration(opened, calibration, parse_shapes(shape))
     with output.steps() as progress:
         found = report_of(opened, given, EngineOptions(threads=threads), progress)
     output.result(_json(found, given), _sentence(opened, found, given))
@@ -62,10 +72,13 @@ def _of_plan(bundle: Bundle, plan: int | None) -> Bundle:
     return bundle.only((sending or [0])[0] if plan is None else plan)
 
 
-def _calibration(bundle: Bundle, path: Path | None) -> Calibration:
+def _calibration(
+    bundle: Bundle, path: Path | None, shapes: Mapping[str, tuple[int, ...]]
+) -> Calibration:
     if not bundle.plan.uploads:
         raise InputError(f"{bundle.path} sends nothing up: there is nothing to encode")
-    return random_inputs(bundle.inputs) if path is None else read_calibration(path, bundle.inputs)
+    inputs = bundle_inputs(bundle).bound(shapes)
+    return random_calibration(inputs) if path is None else read_calibration(path, inputs.values)
 
 
 def _sentence(bundle: Bundle, found: EncodeReport, given: Calibration) -> str:

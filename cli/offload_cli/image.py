@@ -1,7 +1,7 @@
 """`--image`: the picture's bytes as the model's input, so that they can be what is sent."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +11,8 @@ import typer
 from offload.errors import InputError
 from offload_models.image import Rgb, save_with_image_input
 from offload_runtimes.planning.situation import SplitRequest
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 # What most ImageNet models were trained with.
 NORMALISATION: dict[str, tuple[Rgb, Rgb]] = {
@@ -31,22 +33,23 @@ ImageOption = Annotated[
 
 
 @contextmanager
-def taking_pictures(model: Path, image: str) -> Iterator[Path]:
-    """The model's file with a picture's bytes as input, while within; itself without `--image`.
+def taking_pictures(model: Path, image: str, shapes: Shapes) -> Iterator[tuple[Path, Shapes]]:
+    """The model's file with a picture's bytes as input, and the shapes of its inputs.
+
+    Without `--image`, what was given. The file lasts as long as the block.
 
     Raises:
         InputError: an unknown normalisation, or a model without just one picture.
     """
     if not image:
-        yield model
+        yield model, shapes
         return
     if image not in NORMALISATION:
         known = ", ".join(NORMALISATION)
         raise InputError(f"--image {image!r} is not known: use one of {known}")
     with tempfile.TemporaryDirectory(prefix="offload-") as folder:
         path = Path(folder) / model.name
-        save_with_image_input(model, path, *NORMALISATION[image])
-        yield path
+        yield path, save_with_image_input(model, path, *NORMALISATION[image], shapes)
 
 
 @contextmanager
@@ -56,5 +59,5 @@ def pictured(request: SplitRequest, image: str) -> Iterator[SplitRequest]:
     Raises:
         InputError: as `taking_pictures`.
     """
-    with taking_pictures(request.model, image) as path:
-        yield replace(request, model=path) if image else request
+    with taking_pictures(request.model, image, request.shapes or {}) as (path, shapes):
+        yield replace(request, model=path, shapes=shapes) if image else request

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from offload.bundle.write import signature
 from offload.cost.profile import Profile
 from offload.files import write_text
 from offload.graph.load import load_model
@@ -14,6 +13,7 @@ from offload.graph.model import Graph
 from offload.units import format_bytes, format_s
 from offload_runtimes.encode.calibration import read_calibration
 from offload_runtimes.engine import EngineOptions
+from offload_runtimes.input_files import read_arrays
 from offload_runtimes.planning.measure import cached_profile, subject_of
 
 from offload_cli.image import ImageOption, taking_pictures
@@ -36,11 +36,19 @@ def profile(
     ] = None,
     shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
     image: ImageOption = "",
+    given: Annotated[
+        Path | None,
+        typer.Option(
+            "--input",
+            help="One input to time on, an .npz as for `run`; default: the first of --calibration,"
+            " or a random one. It gives open sizes that --shape does not.",
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Inputs to run on, an .npz file or a folder of pictures: tensors whose size"
-            " depends on data are measured on them."
+            help="Inputs that stand for those to come, an .npz file or a folder of pictures:"
+            " tensors whose size depends on data are measured on them."
         ),
     ] = None,
     threads: ThreadsOption = None,
@@ -66,15 +74,25 @@ def profile(
     options = EngineOptions(tuple(provider), threads)
     with (
         tempfile.TemporaryDirectory(prefix="offload-") as folder,
-        taking_pictures(model, image) as source,
+        taking_pictures(model, image, parse_shapes(shape)) as (source, shapes),
         output.steps() as progress,
     ):
         progress(f"reading {model}")
-        subject = subject_of(load_model(source), Path(folder), parse_shapes(shape))
-        inputs = signature(subject.model, subject.graph)[0]
-        samples = read_calibration(calibration, inputs).feeds if calibration else ()
+        loaded = load_model(source)
+        feeds = read_arrays(given) if given else None
+        sizes = {name: array.shape for name, array in (feeds or {}).items()}
+        named = {name: sizes[name] for name in loaded.wiring.inputs if name in sizes}
+        subject = subject_of(loaded, Path(folder), {**named, **shapes})
+        values = subject.inputs.values
+        samples = read_calibration(calibration, values).feeds if calibration else ()
         found = cached_profile(
-            subject, options, again=again, samples=samples, runs=runs, progress=progress
+            subject,
+            options,
+            again=again,
+            feeds=feeds,
+            samples=samples,
+            runs=runs,
+            progress=progress,
         )
     if path:
         write_text(path, json.dumps(found.to_json(), indent=1))

@@ -3,11 +3,15 @@
 import json
 import statistics
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from offload.bundle.bundle import open_bundle
+from offload.bundle.sample_inputs import bound
 from offload.cost.link import Link, parse_link
+from offload.errors import InputError
 from offload.files import write_text
 from offload.report.gantt import gantt_svg, gantt_text
 from offload.report.trace import chrome_trace
@@ -15,15 +19,18 @@ from offload.schedule.timeline import Timeline
 from offload.units import format_s
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.execution import OnServerLoss
+from offload_runtimes.input_files import Frame, read_frames
 from offload_runtimes.local import open_session
 
-from offload_cli.arrays import read_arrays, write_arrays
+from offload_cli.arrays import write_arrays
 from offload_cli.options import (
     BundleArgument,
     FormatOption,
     PlanOption,
     ProviderOption,
+    ShapeOption,
     ThreadsOption,
+    parse_shapes,
 )
 from offload_cli.output import Format, Output
 from offload_cli.security import (
@@ -38,11 +45,23 @@ from offload_cli.security import (
 def run(
     bundle: BundleArgument,
     inputs: Annotated[
-        Path, typer.Option("--input", help=".npz with an array for each input, by its name.")
+        Path,
+        typer.Option(
+            "--input",
+            help=".npz with an array for each input, by its name; or a folder of pictures, each"
+            " of them a run: resized, as bytes for a uint8 input (1xHxWx3), as 0 to 1 for a float"
+            " input (1x3xHxW).",
+        ),
     ],
     outputs: Annotated[
-        Path | None, typer.Option("--output", help=".npz to write the outputs to, by their names.")
+        Path | None,
+        typer.Option(
+            "--output",
+            help=".npz to write the outputs to, by their names; with a folder of pictures, a folder"
+            " for an .npz a picture.",
+        ),
     ] = None,
+    shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
     server: Annotated[
         str,
         typer.Option(help="HOST:PORT of `offload serve`; default: a server within this process."),
@@ -76,10 +95,13 @@ def run(
         Path | None, typer.Option(help="Write a Chrome trace of the last run (JSON) here.")
     ] = None,
     threads: ThreadsOption = None,
-    provider: ProviderOption = [],  # noqa: B006  typer wants a list and copies it
+    provider: ProviderOption = [],  # noqa: B006
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Run a bundle once: the device's part here, the server's part on the server.
+    """Run a bundle: the device's part here, the server's part on the server.
+
+    It runs once for an .npz, and once for each picture of a folder. Pictures are resized to the
+    sizes of the model's input; --shape gives those that the model leaves open.
 
     Of a bundle of several plans, the one is followed that is best for the link as it is measured,
     also while --repeat goes on; --plan fixes one.
@@ -87,11 +109,18 @@ def run(
     Example: `offload run net.bundle --input in.npz --output out.npz --server 192.0.2.7:50051`
     """
     output = Output(form)
-    feeds = read_arrays(inputs)
+    shapes = parse_shapes(shape)
+    if shapes and not inputs.is_dir():
+        raise InputError("--shape says how pictures are resized: leave it out with an .npz file")
+    if inputs.is_dir() and outputs and outputs.exists() and not outputs.is_dir():
+        raise InputError(f"--output {outputs} is a file: give a folder for the outputs of pictures")
+    opened = open_bundle(bundle)
+    frames = read_frames(inputs, bound(opened.inputs, shapes))
+    first = next(frames)
     emulated = parse_link(link) if link else None
     timelines: list[Timeline] = []
     with open_session(
-        bundle,
+        opened,
         server or None,
         providers=tuple(provider),
         threads=threads,
@@ -103,21 +132,34 @@ def run(
         security=client_security(ca, cert, key, token_file),
         plan=plan,
     ) as session:
-        for _ in range(repeat):
-            answers, timeline = session.run_timed(None, feeds)
-            timelines.append(timeline)
         names = [value.name for value in session.get_outputs()]
+        ran: list[str] = []
+        for frame in chain((first,), frames):
+            for _ in range(repeat):
+                answers, timeline = session.run_timed(None, frame.feeds)
+                timelines.append(timeline)
+            ran.append(frame.name)
+            if outputs:
+                _write(outputs, frame, dict(zip(names, answers, strict=True)))
         predicted = session.predicted()
         followed = _followed(session)
     if outputs:
-        write_arrays(outputs, dict(zip(names, answers, strict=True)))
         output.remark(f"wrote {outputs}")
     shown = {"predicted": predicted, "measured": timelines[-1]}
     if svg:
         write_text(svg, gantt_svg(shown, bundle.name))
     if trace:
         write_text(trace, json.dumps(chrome_trace(shown)))
-    _report(output, names, timelines, predicted, followed)
+    pictures = ran if inputs.is_dir() else []
+    _report(output, names, pictures, timelines, predicted, followed)
+
+
+def _write(target: Path, frame: Frame, answers: Mapping[str, Any]) -> None:
+    """Write a run's outputs: to the file, or for a picture into the folder, under its name."""
+    if frame.name:
+        target = target / f"{frame.name}.npz"
+        target.parent.mkdir(parents=True, exist_ok=True)
+    write_arrays(target, answers)
 
 
 def _followed(session: OffloadSession) -> dict[str, object]:
@@ -142,6 +184,7 @@ def _followed(session: OffloadSession) -> dict[str, object]:
 def _report(
     output: Output,
     names: list[str],
+    pictures: list[str],
     timelines: list[Timeline],
     predicted: Timeline,
     followed: Mapping[str, Any],
@@ -151,6 +194,7 @@ def _report(
     output.result(
         {
             "outputs": names,
+            **({"inputs": pictures} if pictures else {}),
             "latency_s": median_s,
             "latencies_s": seconds,
             "predicted_s": predicted.makespan_s,

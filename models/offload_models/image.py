@@ -1,6 +1,8 @@
 """Preprocessing as part of a model, so that what a camera gives can be what is sent."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -9,21 +11,23 @@ from offload.errors import InputError
 from onnx import TensorProto, helper, numpy_helper
 
 Rgb = tuple[float, float, float]
+Size = int | str | None  # a number, a name, or an open size without a name
 
 
 def with_image_input(
     model: onnx.ModelProto,
     input_name: str,
-    height: int,
-    width: int,
+    height: Size,
+    width: Size,
     mean: Rgb,
     std: Rgb,
-    batch: int = 1,
+    batch: Size = 1,
     name: str = "image",
 ) -> onnx.ModelProto:
     """The model with a camera's bytes in place of one normalised input.
 
-    The new first input, `image` unless named, is uint8 batch x height x width x 3. The graph
+    The new first input, `image` unless named, is uint8 batch x height x width x 3, where sizes
+    that are names or None stay open. The graph
     turns it into what `input_name` was, float32 batch x 3 x H x W: (image / 255 - mean) / std
     per channel. A fourth of the bytes, and still exact. All else is copied: IR and opset
     versions, metadata, functions.
@@ -99,15 +103,29 @@ def input_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     }
 
 
-def save_with_image_input(source: Path, target: Path, mean: Rgb, std: Rgb) -> str:
+def save_with_image_input(
+    source: Path,
+    target: Path,
+    mean: Rgb,
+    std: Rgb,
+    shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+) -> dict[str, tuple[int, ...]]:
     """Write a copy of a model that takes a camera's bytes in place of its one picture.
 
+    Sizes that the model leaves open stay open in the copy.
+
+    Args:
+        source: the model's file.
+        target: the file to write.
+        mean: of each colour, for numbers from 0 to 1.
+        std: deviation of each colour.
+        shapes: sizes of inputs, by their names in the source.
+
     Returns:
-        The name of the new input.
+        The shapes, that of the picture as the copy's input has it: N x H x W x 3.
 
     Raises:
-        InputError: the file is no model, or it has not just one float32 input of
-            N x 3 x H x W with known sizes.
+        InputError: the file is no model, or it has not just one float32 input of N x 3 x H x W.
     """
     try:
         model = onnx.load(source)
@@ -116,20 +134,47 @@ def save_with_image_input(source: Path, target: Path, mean: Rgb, std: Rgb) -> st
     except (DecodeError, onnx.checker.ValidationError) as error:
         raise InputError(f"{source} is not an ONNX model") from error
     weights = {tensor.name for tensor in model.graph.initializer}
-    pictures = [v for v in model.graph.input if v.name not in weights and _is_picture(v)]
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    pictures = [value for value in inputs if _is_picture(value, shapes.get(value.name))]
     if len(pictures) != 1:
+        listed = ", ".join(f"{value.name!r} {_described(value)}" for value in inputs) or "none"
         raise InputError(
-            f"--image needs one float32 input of N x 3 x H x W with known sizes, {source.name} has"
-            f" {len(pictures)}: put the preprocessing into the model yourself"
+            f"--image needs one float32 input of N x 3 x H x W (where an export leaves the 3 open,"
+            f" --shape gives it), {source.name} has {listed}: put the preprocessing into the model"
+            " yourself"
         )
-    batch, _, height, width = (d.dim_value for d in pictures[0].type.tensor_type.shape.dim)
-    name = "image" if pictures[0].name != "image" else "image_bytes"
-    made = with_image_input(model, pictures[0].name, height, width, mean, std, batch, name)
+    old = pictures[0].name
+    batch, _, height, width = _sizes(pictures[0])
+    name = "image" if old != "image" else "image_bytes"
+    made = with_image_input(model, old, height, width, mean, std, batch, name)
     onnx.save(made, target)
-    return name
+    found = {key: tuple(sizes) for key, sizes in shapes.items() if key != old}
+    if old in shapes:
+        count, channels, rows, columns = shapes[old]
+        found[name] = (count, rows, columns, channels)
+    return found
 
 
-def _is_picture(value: onnx.ValueInfoProto) -> bool:
-    kind = value.type.tensor_type
-    sizes = [dim.dim_value for dim in kind.shape.dim]
-    return kind.elem_type == TensorProto.FLOAT and len(sizes) == 4 and sizes[1] == 3 and all(sizes)
+def _sizes(value: onnx.ValueInfoProto) -> list[Size]:
+    """Sizes of a tensor: a number, a name, or None for an open one without a name."""
+    dims = value.type.tensor_type.shape.dim
+    return [
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None
+        for dim in dims
+    ]
+
+
+def _is_picture(value: onnx.ValueInfoProto, shape: tuple[int, ...] | None) -> bool:
+    """Whether an input is float32 N x 3 x H x W, the 3 as the model or the given shape has it."""
+    sizes = _sizes(value)
+    if value.type.tensor_type.elem_type != TensorProto.FLOAT or len(sizes) != 4:
+        return False
+    if shape is not None and len(shape) != 4:
+        return False
+    channels = shape[1] if shape is not None and not isinstance(sizes[1], int) else sizes[1]
+    return channels == 3
+
+
+def _described(value: onnx.ValueInfoProto) -> str:
+    kind = TensorProto.DataType.Name(value.type.tensor_type.elem_type).lower()
+    return f"{kind}[{'x'.join('?' if size is None else str(size) for size in _sizes(value))}]"

@@ -8,12 +8,8 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from offload.errors import BundleError, InputError, OffloadError
-
-if TYPE_CHECKING:
-    from offload_runtimes.engine import Array
+from offload.errors import BundleError, OffloadError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,10 +65,11 @@ def _run(asked: argparse.Namespace) -> None:
     import numpy as np
     from offload.files import write_bytes
 
+    from offload_runtimes.input_files import read_arrays
     from offload_runtimes.local import open_session
     from offload_runtimes.security.credentials import ClientSecurity
 
-    feeds = _read_arrays(asked.input)
+    feeds = read_arrays(asked.input)
     security = ClientSecurity(asked.ca, asked.cert, asked.key, _token(asked.token_file))
     options = {"providers": tuple(asked.provider), "threads": asked.threads, "plan": asked.plan}
     with open_session(asked.bundle, asked.server, security=security, **options) as session:
@@ -83,19 +80,6 @@ def _run(asked: argparse.Namespace) -> None:
         np.savez(stream, **dict(zip(names, answers, strict=True)))  # type: ignore[arg-type]
         write_bytes(asked.output, stream.getvalue())
     print(json.dumps({"outputs": names, "latency_s": timeline.makespan_s}))
-
-
-def _read_arrays(path: Path) -> "dict[str, Array]":
-    import io
-    import zipfile
-
-    import numpy as np
-
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as held:
-            return {name: held[name] for name in held.files}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} is not an .npz file of arrays ({error})") from error
 
 
 def _token(path: Path | None) -> str | None:

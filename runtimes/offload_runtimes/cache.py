@@ -1,11 +1,13 @@
 """What was measured on this machine, kept in the user's cache: nothing is measured twice."""
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from offload.errors import InputError
 from offload.files import write_text
 
@@ -17,6 +19,7 @@ class Measured(Protocol):
         """A JSON object."""
 
 
+Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T", bound=Measured)
 
 
@@ -24,6 +27,17 @@ def cache_folder() -> Path:
     """Where what was measured on this machine is kept for the user."""
     home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
     return Path(home) / "onnx-offload"
+
+
+def feeds_digest(inputs: Iterable[Mapping[str, Array]]) -> str:
+    """SHA-256 of several sets of inputs: names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for feeds in inputs:
+        for name, array in sorted(feeds.items()):
+            digest.update(repr((name, array.dtype.str, array.shape)).encode())
+            text = array.dtype.kind == "O"
+            digest.update(repr(array.tolist()).encode() if text else array.tobytes())
+    return digest.hexdigest()
 
 
 def kept(

@@ -95,4 +95,5 @@ def chooser_of(
         known,
         progress,
         request.again,
+        prepared.calibration,
     )

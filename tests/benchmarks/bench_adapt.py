@@ -21,15 +21,15 @@ from typing import Any
 
 import numpy as np
 from offload.bundle.bundle import Bundle
+from offload.bundle.model_inputs import inputs_of
+from offload.bundle.sample_inputs import draw
 from offload.cost.link import Link, parse_link
 from offload.graph.load import load_model
-from offload.graph.read import read_graph
 from offload.plan.plan import Side
 from offload.plan.sweep import parse_links
 from offload.units import format_bps
 from offload_models.zoo import build, save
 from offload_runtimes.engine import EngineOptions, load
-from offload_runtimes.planning.measure import sample_feeds
 from offload_runtimes.planning.situation import SplitRequest
 from offload_runtimes.split import split
 from offload_runtimes.testbed.bed import Bed, open_bed
@@ -131,7 +131,7 @@ def made(folder: Path) -> Bundle:
     links = parse_links("1..100 Mbit/s", parse_link("wifi"), 25)
     request = SplitRequest(path, links[0], links=tuple(links), slowdown=SLOWDOWN, options=options)
     bundle = split(request, folder / "net.bundle")
-    feeds = sample_feeds(read_graph(load_model(path)))
+    feeds = draw(inputs_of(load_model(path)))
     whole = load(path, options)
     answers = dict(zip([v.name for v in whole.outputs], whole.run(None, feeds), strict=True))
     np.savez(folder / "feeds.npz", **feeds)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from offload.bundle.bundle import Bundle
+from offload.bundle.sample_inputs import draw
 from offload.bundle.write import write_bundle
 from offload.cost.link import parse_link
 from offload.cost.profile import Profile
@@ -26,7 +27,7 @@ from offload.report.gantt import gantt_svg, gantt_text
 from offload.schedule.timeline import Timeline
 from offload_models.zoo import build, save
 from offload_runtimes.engine import EngineOptions, load
-from offload_runtimes.planning.measure import Subject, measure, sample_feeds, subject_of
+from offload_runtimes.planning.measure import Subject, measure, subject_of
 from offload_runtimes.testbed.bed import Bed, open_bed
 from offload_runtimes.testbed.experiment import Rig, run_job
 from offload_runtimes.testbed.job import Entry, Job, Run
@@ -52,7 +53,7 @@ class Lab:
         self.subject: Subject = subject_of(self.model, folder)
         self.profile: Profile = measure(self.subject, options)
         self.cut: Cut | None = cut_after(self.subject.graph, tuple(cut)) if cut else None
-        feeds = sample_feeds(self.subject.graph)
+        feeds = draw(self.subject.inputs)
         outputs = load(path, options).run(None, feeds)
         names = self.subject.graph.outputs
         np.savez(folder / "feeds.npz", **feeds)  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from offload.bundle.sample_inputs import draw
 from offload.bundle.write import write_bundle
 from offload.cost.link import Link, parse_link
 from offload.cost.profile import Profile
@@ -35,7 +36,7 @@ from offload_models.zoo import build, save
 from offload_runtimes.engine import Engine, EngineOptions, load
 from offload_runtimes.local import open_session
 from offload_runtimes.planning.calibrate import time_in_turns
-from offload_runtimes.planning.measure import Subject, measure, sample_feeds, subject_of
+from offload_runtimes.planning.measure import Subject, measure, subject_of
 from offload_runtimes.planning.probe import probe
 from offload_runtimes.planning.situation import SplitRequest
 from offload_runtimes.server import Server
@@ -96,7 +97,7 @@ class Bench:
         made = plan_of(measured.situation(), (found,), found)
         graph = measured.subject.graph
         bundle = write_bundle(measured.model, graph, made, self.folder / "bundle")
-        feeds = sample_feeds(graph)
+        feeds = draw(measured.subject.inputs)
         emulated = parse_link(link)
         with open_session(
             bundle, threads=self.options.threads, link=emulated, slowdown=measured.slowdown

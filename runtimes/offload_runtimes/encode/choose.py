@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 
 from offload.bundle.expose import write_bare
-from offload.bundle.write import signature
+from offload.bundle.model_inputs import inputs_of
 from offload.encoding.allowance import LOSSLESS, Allowance
 from offload.encoding.catalogue import Catalogue
 from offload.encoding.encoding import ENCODINGS, Encoding, Form, encoding
@@ -17,11 +17,7 @@ from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.plan.plan import Plan, Side
 
-from offload_runtimes.encode.calibration import (
-    Calibration,
-    random_calibration,
-    read_calibration,
-)
+from offload_runtimes.encode.calibration import Calibration, random_calibration
 from offload_runtimes.encode.effect import Effect, Lossy, Rehearsal
 from offload_runtimes.encode.kept import kept_catalogue
 from offload_runtimes.engine import EngineOptions
@@ -65,6 +61,8 @@ class Chooser:
         types: types of tensors that shape inference can't follow.
         progress: called with a phrase before each step.
         again: whether sizes are measured that are known on this machine.
+        calibration: the inputs of the allowance; None: random ones, for lossless encodings only.
+        calibration: the inputs; None: random ones, on which only lossless encodings are judged.
     """
 
     model: Model
@@ -74,6 +72,7 @@ class Chooser:
     types: Mapping[str, Tensor] = field(default_factory=dict)
     progress: Progress = lambda _: None
     again: bool = False
+    calibration: Calibration | None = None
     _seen: dict[object, Effect | Refusal] = field(default_factory=dict, init=False)
 
     def plan(self, planner: Planner) -> Plan:
@@ -95,7 +94,7 @@ class Chooser:
         try:
             calibration, catalogue = self._known
         except InputError as error:
-            if self.allowance.calibration is not None:
+            if self.calibration is not None:
                 raise
             return _saying(planner(None), f"All crosses raw, no sizes being known: {error}.")
         return self.within(planner, calibration, catalogue)
@@ -112,7 +111,7 @@ class Chooser:
         try:
             return self._known[1].allowing(kept)
         except InputError:
-            if self.allowance.calibration is not None:
+            if self.calibration is not None:
                 raise
             return None
 
@@ -172,14 +171,10 @@ class Chooser:
     @cached_property
     def _known(self) -> tuple[Calibration, Catalogue]:
         """Inputs and what tensors take: the same for every plan."""
-        calibration = self._calibration()
+        calibration = self.calibration
+        if calibration is None:
+            calibration = random_calibration(inputs_of(self.model, self.graph))
         return calibration, self._catalogue(calibration)
-
-    def _calibration(self) -> Calibration:
-        if self.allowance.calibration is None:
-            return random_calibration(self.graph)
-        inputs, _ = signature(self.model, self.graph)
-        return read_calibration(self.allowance.calibration, inputs)
 
     def _catalogue(self, calibration: Calibration) -> Catalogue:
         allowed = LOSSLESS if calibration.is_random else self.allowance.encodings

@@ -10,7 +10,7 @@ from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.saved import read_object
 
-from offload_runtimes.cache import cache_folder, kept
+from offload_runtimes.cache import cache_folder, feeds_digest, kept
 from offload_runtimes.encode.calibration import Calibration
 from offload_runtimes.encode.sizes import catalogue_of
 from offload_runtimes.engine import EngineOptions
@@ -52,10 +52,6 @@ def catalogue_path(
 ) -> Path:
     """Where the catalogue is kept: one file a model, calibration, set of encodings and machine."""
     asked = (machine_name(), options, sorted(graph.producer), sorted(e.name for e in allowed))
-    data = hashlib.sha256(repr(asked).encode())
-    for feeds in calibration.feeds:
-        for name, array in sorted(feeds.items()):
-            data.update(repr((name, array.dtype.str, array.shape)).encode())
-            data.update(array.tobytes())
+    data = hashlib.sha256((repr(asked) + feeds_digest(calibration.feeds)).encode())
     name = f"{graph.digest[:16]}-{data.hexdigest()[:16]}.json"
     return cache_folder() / "encodings" / name

@@ -7,20 +7,23 @@ import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from offload.cost.profile import LayerCost, Profile, load_profile
+from offload.bundle.model_inputs import inputs_of
+from offload.bundle.sample_inputs import ModelInputs, draw
+from offload.cost.profile import RANDOM_SIZES, LayerCost, Profile, load_profile
 from offload.errors import InputError
 from offload.graph.kernels import Kernel, kernel_layers, name_kernels
 from offload.graph.load import Model
 from offload.graph.model import Graph
 from offload.graph.read import read_graph
 
-from offload_runtimes.cache import cache_folder, kept
+from offload_runtimes.cache import cache_folder, feeds_digest, kept
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.engine.inspect import optimize_to, profile_nodes
-from offload_runtimes.engine.values import DTYPES, Array
+from offload_runtimes.engine.values import Array
 from offload_runtimes.planning.calibrate import (
     calibrated,
     divided,
@@ -36,10 +39,6 @@ WARM_RUNS = 3
 KERNEL_RUNS = 10
 MAX_SECONDS_S = 15.0
 _WHOLE = "whole"
-_GUESSED = (
-    "the size of {} tensors depends on data and was measured on a random input: give real ones"
-    " with --calibration"
-)
 
 Progress = Callable[[str], None]
 
@@ -59,6 +58,11 @@ class Subject:
     graph: Graph
     kernels: tuple[Kernel, ...]
     optimized: Path
+
+    @cached_property
+    def inputs(self) -> ModelInputs:
+        """What the model takes, with the sizes that its layers were read with."""
+        return inputs_of(self.model, self.graph)
 
 
 def read_fused(
@@ -119,9 +123,10 @@ def measure(
         progress: called with a phrase before each step.
 
     Raises:
-        InputError: an input has a dynamic size that no shape was given for.
+        InputError: an input leaves a size open that no shape was given for, or has a type for
+            which no value can be drawn.
     """
-    given = dict(feeds or (samples[0] if samples else sample_feeds(subject.graph)))
+    given = dict(feeds or (samples[0] if samples else draw(subject.inputs)))
     sizes = measured_sizes(subject.model, subject.graph, options, samples or [given])
     guessed = bool(sizes) and not samples and not feeds
     progress("timing its kernels")
@@ -145,7 +150,7 @@ def measure(
         ),
         whole_s=whole_s,
         runs=len(whole),
-        remarks=(*remarks(whole), *([_GUESSED.format(len(sizes))] if guessed else ())),
+        remarks=(*remarks(whole), *([RANDOM_SIZES] if guessed else ())),
         codec_s=reference_s(),
         segment_s=segment_s,
         client_bytes=client_bytes(options.threads),
@@ -181,31 +186,6 @@ def _share(
     return seconds
 
 
-def sample_feeds(graph: Graph, seed: int = 0) -> dict[str, Array]:
-    """Random inputs of the graph's shapes: floats in 0..1, small integers, booleans.
-
-    Raises:
-        InputError: a size is dynamic and no shape was given for it, or the type isn't numeric.
-    """
-    random = np.random.default_rng(seed)
-    feeds: dict[str, Array] = {}
-    for name in graph.inputs:
-        tensor = graph.tensors[name]
-        sizes = [size for size in tensor.shape or () if size is not None]
-        if tensor.shape is None or len(sizes) < len(tensor.shape):
-            shown = "x".join("?" if size is None else str(size) for size in tensor.shape or ("?",))
-            raise InputError(
-                f"input {name!r} has the dynamic shape {shown}: give its sizes,"
-                f" like --shape {name}=1x3x224x224"
-            )
-        dtype = DTYPES.get(f"tensor({tensor.dtype})")
-        if dtype is None or dtype == np.dtype(object):
-            raise InputError(f"input {name!r} is a {tensor.dtype}: give sample inputs with --input")
-        high = 1 if np.dtype(dtype).kind == "f" else 2
-        feeds[name] = (random.random(sizes) * high).astype(dtype)
-    return feeds
-
-
 def machine_name() -> str:
     """A name for this machine that is stable between runs."""
     return f"{platform.node() or 'machine'}-{platform.machine()}-{os.cpu_count()}cpu"
@@ -216,17 +196,21 @@ def cached_profile(
     options: EngineOptions,
     *,
     again: bool = False,
+    feeds: Mapping[str, Array] | None = None,
     samples: Sequence[Mapping[str, Array]] = (),
     runs: int = 20,
     progress: Progress = lambda _: None,
 ) -> Profile:
     """The profile of a model on this machine, measured once and kept in the user's cache.
 
+    With inputs it is kept by their digest too.
+
     Args:
         subject: the model and its layers.
         options: how the runtime will run it.
         again: measure even when a table is there.
-        samples: inputs that stand for those to come; they are measured on in any case.
+        feeds: inputs to time on; the first of the samples or random ones by default.
+        samples: inputs that stand for those to come, to measure sizes on.
         runs: repeats when measuring.
         progress: called with a phrase before each step.
 
@@ -240,15 +224,17 @@ def cached_profile(
         return found
 
     def measured() -> Profile:
-        return measure(subject, options, samples=samples, runs=runs, progress=progress)
+        return measure(subject, options, feeds=feeds, samples=samples, runs=runs, progress=progress)
 
-    path = cache_path(subject.graph, options)
-    return kept(path, read, measured, again=again or bool(samples), progress=progress)
+    path = cache_path(subject.graph, options, [*([feeds] if feeds else []), *samples])
+    return kept(path, read, measured, again=again, progress=progress)
 
 
-def cache_path(graph: Graph, options: EngineOptions) -> Path:
-    """Where the table of a model on this machine is kept: one file a model, machine and setting."""
+def cache_path(
+    graph: Graph, options: EngineOptions, inputs: Sequence[Mapping[str, Array]] = ()
+) -> Path:
+    """Where a profile is kept: one file for a model, machine, setting and inputs."""
     shapes = [(name, graph.tensors[name].shape) for name in graph.inputs]
-    setting = repr((machine_name(), options, shapes))
+    setting = repr((machine_name(), options, shapes)) + (feeds_digest(inputs) if inputs else "")
     name = f"{graph.digest[:16]}-{hashlib.sha256(setting.encode()).hexdigest()[:16]}.json"
     return cache_folder() / "profiles" / name

@@ -1,7 +1,7 @@
 """From files to a situation: the model read as the engine runs it, profiles, link, demand."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,8 +15,10 @@ from offload.graph.model import Graph
 from offload.plan.candidate import Situation
 from offload.plan.wish import Wish, demand_of
 
-from offload_runtimes.engine import EngineOptions
+from offload_runtimes.encode.calibration import Calibration, read_calibration
+from offload_runtimes.engine import Array, EngineOptions
 from offload_runtimes.planning.measure import Subject, cached_profile, subject_of
+from offload_runtimes.planning.sizes import measured_sizes
 
 Progress = Callable[[str], None]
 
@@ -72,6 +74,7 @@ class Prepared:
         device: the device's profile, slowed down as asked.
         server: the server's profile.
         request: what was asked.
+        calibration: the inputs of the request's allowance; None: none were given.
     """
 
     model: Model
@@ -79,6 +82,7 @@ class Prepared:
     device: Profile
     server: Profile
     request: SplitRequest
+    calibration: Calibration | None = None
 
     def situation(
         self,
@@ -102,6 +106,9 @@ class Prepared:
 def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> Prepared:
     """Read the model and its profiles; what isn't in a file is measured here.
 
+    Sizes that depend on data are measured on the calibration inputs where there are any, whatever
+    the profiles say of them.
+
     Raises:
         InputError: a file, tensor or shape of the request can't be used.
     """
@@ -109,22 +116,40 @@ def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> Prepa
     model = load_model(request.model)
     with tempfile.TemporaryDirectory(prefix="offload-") as folder:
         subject = subject_of(model, Path(folder), request.shapes, frozenset(request.cut))
-        device = _profile(request.device, subject, request, progress)
+        given = request.allowance.calibration
+        calibration = None if given is None else read_calibration(given, subject.inputs.values)
+        samples = calibration.feeds if calibration else ()
+        device = _profile(request.device, subject, request, samples, progress)
         same = request.server == request.device
-        server = device if same else _profile(request.server, subject, request, progress)
+        server = device if same else _profile(request.server, subject, request, samples, progress)
+        if samples:
+            measured = ((device, request.device), (server, request.server))
+            here = next((profile for profile, source in measured if source is None), None)
+            sizes = (
+                measured_sizes(model, subject.graph, request.options, samples)
+                if here is None
+                else here.sizes
+            )
+            device, server = device.with_sizes(sizes), server.with_sizes(sizes)
     slower = device.scaled(request.slowdown) if request.slowdown != 1 else device
-    sizes = {name: size.mean_bytes for name, size in {**server.sizes, **device.sizes}.items()}
-    return Prepared(model, subject.graph.sized(sizes), slower, server, request)
+    known = {name: size.mean_bytes for name, size in {**server.sizes, **device.sizes}.items()}
+    return Prepared(model, subject.graph.sized(known), slower, server, request, calibration)
 
 
 def _profile(
-    source: Path | float | None, subject: Subject, request: SplitRequest, progress: Progress
+    source: Path | float | None,
+    subject: Subject,
+    request: SplitRequest,
+    samples: Sequence[Mapping[str, Array]],
+    progress: Progress,
 ) -> Profile:
     if isinstance(source, Path):
         return load_profile(source)
     if source is not None:
         return estimate_profile(subject.graph, source, f"{source / 1e9:g} GFLOP/s")
-    return cached_profile(subject, request.options, again=request.again, progress=progress)
+    return cached_profile(
+        subject, request.options, again=request.again, samples=samples, progress=progress
+    )
 
 
 def parse_machine(text: str | None) -> Path | float | None:

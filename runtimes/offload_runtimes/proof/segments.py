@@ -7,7 +7,6 @@ without the other side.
 
 import io
 import json
-import zipfile
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from offload.files import write_bytes
 from offload.plan.plan import Segment, Side
 
 from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions, load
+from offload_runtimes.input_files import read_arrays
 
 ARRAYS = "proof.npz"  # in a bundle
 TOLERANCE = 1e-3
@@ -214,16 +214,16 @@ def read_proof(path: Path) -> Proof:
         BundleError: missing or damaged.
     """
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as held:
-            head = json.loads(held[_INDEX].tobytes())
-            segments = tuple(
-                SegmentProof(
-                    entry["segment"],
-                    {name: held[key] for name, key in entry["inputs"].items()},
-                    {name: held[key] for name, key in entry["outputs"].items()},
-                )
-                for entry in head["segments"]
+        arrays = read_arrays(path)
+        head = json.loads(arrays[_INDEX].tobytes())
+        segments = tuple(
+            SegmentProof(
+                entry["segment"],
+                {name: arrays[key] for name, key in entry["inputs"].items()},
+                {name: arrays[key] for name, key in entry["outputs"].items()},
             )
-            return Proof(segments, float(head["allowed"]))
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            for entry in head["segments"]
+        )
+        return Proof(segments, float(head["allowed"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise BundleError(f"proof {path} is missing or damaged: deploy again") from error

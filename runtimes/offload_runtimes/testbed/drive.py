@@ -13,7 +13,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from offload.bundle.difference import difference
 from offload.errors import OffloadError
 from offload.schedule.timeline import Timeline
@@ -21,6 +20,7 @@ from offload.schedule.timeline import Timeline
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.emulate import Pacer
 from offload_runtimes.engine import Array
+from offload_runtimes.input_files import read_arrays
 from offload_runtimes.testbed.job import Entry, Job, Run
 
 _LEAST_ROUNDS = 3
@@ -41,7 +41,10 @@ def main() -> int:
             sessions = {e.label: stack.enter_context(_session(job, e, pacer)) for e in job.entries}
             _say({"ready": os.getpid()})
             if sys.stdin.readline():
-                arrays = {e.label: (_load(e.feeds), _load(e.expected)) for e in job.entries}
+                arrays = {
+                    e.label: (read_arrays(Path(e.feeds)), read_arrays(Path(e.expected)))
+                    for e in job.entries
+                }
                 _settle(job, pacer, sessions, arrays)
                 _rounds(job, sessions, arrays)
     except (OffloadError, OSError) as error:
@@ -100,11 +103,6 @@ def _run(
     pairs = zip(answers, expected.values(), strict=True)
     worst = max((difference(wanted, found) for found, wanted in pairs), default=0.0)
     return Run(label, number, latency_s, worst, timeline)
-
-
-def _load(path: str) -> dict[str, Array]:
-    with np.load(path, allow_pickle=False) as found:
-        return {name: found[name] for name in found.files}
 
 
 def _say(value: dict[str, Any]) -> None:

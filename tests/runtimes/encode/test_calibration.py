@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from offload.bundle.bundle import Value
+from offload.bundle.sample_inputs import ModelInputs
 from offload.errors import InputError
-from offload_runtimes.encode.calibration import random_inputs, read_calibration
+from offload_runtimes.encode.calibration import random_calibration, read_calibration
 from PIL import Image
 
 FLOAT = Value("x", "tensor(float)", (1, 3, 4, 5))
@@ -80,8 +81,8 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
 
 
 def test_random_pictures_are_noise_that_nothing_compresses() -> None:
-    found = random_inputs([Value("image", "tensor(uint8)", (1, 64, 64, 3))])
+    found = random_calibration(ModelInputs((Value("image", "tensor(uint8)", (1, 64, 64, 3)),)))
     assert found.is_random
     assert len(np.unique(found.feeds[0]["image"])) > 200
-    with pytest.raises(InputError, match="dynamic"):
-        random_inputs([Value("x", "tensor(float)", ("n", 3))])
+    with pytest.raises(InputError, match=r"dynamic axis 0 \(n\): give sizes, like --shape x=1x3"):
+        random_calibration(ModelInputs((Value("x", "tensor(float)", ("n", 3)),)))

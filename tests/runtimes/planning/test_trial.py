@@ -1,13 +1,14 @@
 from pathlib import Path
 
 import pytest
+from offload.bundle.sample_inputs import draw
 from offload.cost.link import Link
 from offload.graph.load import load_model
 from offload.partition.cut import cut_after
 from offload.plan.candidate import Situation
 from offload.plan.planner import make_plan
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.planning.measure import measure, sample_feeds, subject_of
+from offload_runtimes.planning.measure import measure, subject_of
 from offload_runtimes.planning.trial import Bench, try_plans
 
 from tests.toolkit.models import two_branches
@@ -21,7 +22,7 @@ def test_all_schemes_are_run_and_agree(tmp_path: Path) -> None:
     profile = measure(subject, options, runs=3)
     assert sum(cost.seconds_s for cost in profile.layers) == pytest.approx(profile.whole_s)
     situation = Situation.of(subject.graph, profile, profile, link)
-    feeds = sample_feeds(subject.graph)
+    feeds = draw(subject.inputs)
     bench = Bench(model, subject.graph, feeds, link, 1.0, options, tmp_path)
     cut = cut_after(subject.graph, ["left", "right"])
     plans = {

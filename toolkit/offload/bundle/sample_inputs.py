@@ -204,7 +204,7 @@ def open_sizes_sentence(values: Sequence[Value]) -> str:
         shown = [str(axis) + (f" ({dim})" if isinstance(dim, str) else "") for axis, dim in axes]
         listed = ", ".join(shown[:-1]) + " and " + shown[-1] if len(shown) > 1 else shown[0]
         word = "axes" if len(axes) > 1 else "axis"
-        what = f"input {value.name!r} leaves the size of {word} {listed} open"
+        what = f"input {value.name!r} has the dynamic {word} {listed}"
     return f"{what}: give sizes, like {shape_options(values)}"
 
 

@@ -12,6 +12,10 @@ from offload.graph.model import Graph
 from offload.saved import read_object
 
 PROFILE_FORMAT = 1
+RANDOM_SIZES = (
+    "the size of some tensors depends on data and was measured on a random input: give real ones"
+    " with --calibration"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,11 @@ class Profile:
             codec_s=None if self.codec_s is None else self.codec_s * factor,
             segment_s=self.segment_s * factor,
         )
+
+    def with_sizes(self, sizes: Mapping[str, Size]) -> "Profile":
+        """The same costs with sizes of tensors that were measured on real inputs."""
+        remarks = tuple(remark for remark in self.remarks if remark != RANDOM_SIZES)
+        return replace(self, sizes={**self.sizes, **sizes}, remarks=remarks)
 
     def costs_of(self, graph: Graph) -> tuple[float, ...]:
         """Seconds of each layer of a graph, in its order.
