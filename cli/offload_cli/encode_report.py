@@ -60,6 +60,8 @@ def encode_report(
     with output.steps() as progress:
         found = report_of(opened, given, EngineOptions(threads=threads), progress)
     output.result(_json(found, given), _sentence(opened, found, given))
+    if found.unproven:
+        output.warning(f"{found.unproven}: the changes shown prove nothing")
     for tensor in found.tensors:
         _show(output, tensor)
     if picture is not None:
@@ -142,6 +144,7 @@ def _json(found: EncodeReport, given: Calibration) -> dict[str, object]:
         "inputs": len(given.feeds),
         "random": given.is_random,
         "effect": _finite(asdict(found.effect)),
+        "unproven": found.unproven,
         "tensors": [
             {
                 "tensor": tensor.send.tensor,

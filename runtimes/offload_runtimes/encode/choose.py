@@ -1,7 +1,7 @@
 """Choose encodings that keep the outputs within what is allowed, measured on calibration inputs."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
@@ -15,6 +15,7 @@ from offload.encoding.encoding import ENCODINGS, Encoding, Form, encoding
 from offload.errors import InputError
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
+from offload.graph.scope import nested_nodes
 from offload.plan.plan import Plan, Side
 
 from offload_runtimes.encode.calibration import Calibration, random_calibration
@@ -43,6 +44,15 @@ class Refusal:
     plain: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Unproven:
+    """The calibration inputs do not show what lossy encodings do; `reason` says why."""
+
+    reason: str
+
+
+# Operators whose answer is as long as what they find.
+_FINDING = frozenset(("NonMaxSuppression", "NonZero", "Unique", "Compress"))
 # Refused at so many tensors, a form is given up for all: no split waits for ever.
 _REFUSALS = 3
 # From fine to coarse: what loses too much is not tried coarser.
@@ -73,7 +83,7 @@ class Chooser:
     progress: Progress = lambda _: None
     again: bool = False
     calibration: Calibration | None = None
-    _seen: dict[object, Effect | Refusal] = field(default_factory=dict, init=False)
+    _seen: dict[object, Effect | Refusal | Unproven] = field(default_factory=dict, init=False)
 
     def plan(self, planner: Planner) -> Plan:
         """The best plan that the allowance lets through; its reason says what was given up.
@@ -127,12 +137,15 @@ class Chooser:
             found = self._rehearsed(plan, lossy, calibration)
             if isinstance(found, Effect):
                 return _saying(plan, _kept(lossy, found))
+            if isinstance(found, Unproven):
+                kept = [e for e in self.allowance.encodings if e.is_lossless]
+                return _saying(planner(catalogue.allowing(kept)), _proves_nothing(found))
             refused.append(found)
             left = left.without(_banned(left, refused))
 
     def _rehearsed(
         self, plan: Plan, lossy: Mapping[str, Lossy], calibration: Calibration
-    ) -> Effect | Refusal:
+    ) -> Effect | Refusal | Unproven:
         """The effect of a plan that is accepted; else what is refused of it. Once a program."""
         key = plan.program, frozenset(lossy.items())
         if key not in self._seen:
@@ -142,15 +155,17 @@ class Chooser:
 
     def _rehearse(
         self, plan: Plan, lossy: Mapping[str, Lossy], calibration: Calibration
-    ) -> Effect | Refusal:
+    ) -> Effect | Refusal | Unproven:
         with tempfile.TemporaryDirectory(prefix="offload-") as name:
             shown = judged_by(self.graph, plan)
             write_bare(self.model, plan, Path(name), self.types, shown)
-            names = chain.from_iterable(shown.values())
-            rehearsal = Rehearsal(plan, Path(name), calibration, self.options, names)
+            names = tuple(chain.from_iterable(shown.values()))
+            axes = varying_axes(self.model, self.graph, (*self.graph.outputs, *names))
+            rehearsal = Rehearsal(plan, Path(name), calibration, self.options, names, axes)
             effect = rehearsal.effect(lossy)
             if self.accepts(effect):
-                return effect
+                reason = rehearsal.unproven(lossy)
+                return effect if reason is None else Unproven(reason)
             tensor, worst = _worst(rehearsal, lossy)
             plain = rehearsal.effect({}).accuracy if effect.accuracy is not None else None
             return Refusal(tensor, worst, effect, plain)
@@ -230,6 +245,24 @@ def judged_by(graph: Graph, plan: Plan) -> dict[str, tuple[str, ...]]:
     return {segment: tuple(names) for segment, names in found.items()}
 
 
+def varying_axes(model: Model, graph: Graph, names: Iterable[str]) -> dict[str, int]:
+    """Of some tensors those whose length in one axis depends on data, and that axis.
+
+    A size that shape inference cannot tell is one that depends on data only behind an operator
+    that finds things.
+    """
+    found: dict[str, int] = {}
+    for name in names:
+        shape = graph.tensors[name].shape
+        if name not in graph.producer or shape is None or shape.count(None) != 1:
+            continue
+        layers = (graph.layers[each] for each in graph.ancestors({graph.producer[name]}))
+        nodes = (model.proto.graph.node[node] for layer in layers for node in layer.nodes)
+        if any(inner.op_type in _FINDING for node in nodes for inner in nested_nodes(node)):
+            found[name] = shape.index(None)
+    return found
+
+
 def _is_float(tensor: Tensor) -> bool:
     return tensor.dtype in ("float", "float16", "bfloat16", "double")
 
@@ -276,6 +309,13 @@ def _kept(lossy: Mapping[str, Lossy], effect: Effect) -> str:
     return (
         f"Lossy: {how}; on the calibration inputs the outputs change by {effect.worst:.2g} of"
         f" their range at most ({effect.mean:.2g} on average){right}."
+    )
+
+
+def _proves_nothing(found: Unproven) -> str:
+    return (
+        f"All is lossless: {found.reason}, so the calibration does not show what a lossy encoding"
+        " changes; give inputs on which the model finds something, and different things."
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from offload.bundle.expose import bare_segments
@@ -12,6 +13,7 @@ from offload.encoding.encoding import Encoding, Form, encoding
 from offload.plan.plan import Plan, Side
 
 from offload_runtimes.encode.calibration import Calibration
+from offload_runtimes.encode.matching import matched_change, varying_axis
 from offload_runtimes.engine import Array, Engine, EngineOptions, load
 from offload_runtimes.wire.codecs import codec
 
@@ -49,7 +51,8 @@ class Effect:
     Attributes:
         worst: largest change of any value, relative to its output's range; of whole numbers and
             truth values, the share that is another, and the change of the floats that they were
-            made of; infinite where NaN or infinity moved.
+            made of; of outputs whose length depends on data, that of matched rows or the share of
+            rows without a partner; infinite where NaN or infinity moved.
         mean: mean change, likewise relative.
         top1: share of rows (of float outputs, along the last axis) whose best class stays best.
         top5: share whose best class stays among the best five.
@@ -80,6 +83,7 @@ class Rehearsal:
         calibration: Calibration,
         options: EngineOptions,
         shown: Iterable[str] = (),
+        varying: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         """Load the bare segments of a folder and run the device's.
 
@@ -89,6 +93,7 @@ class Rehearsal:
             calibration: the inputs.
             options: how onnxruntime runs.
             shown: tensors of the server's that are compared besides the outputs.
+            varying: of tensors whose length depends on data, the axis that varies.
 
         Raises:
             InputError: the engine refuses a segment or an input.
@@ -96,6 +101,7 @@ class Rehearsal:
         self.plan = plan
         self.calibration = calibration
         self._names = (*(send.tensor for send in plan.downloads), *shown)
+        self._varying = varying
         segments = bare_segments(plan)
         engines = {s.id: load(folder / s.file, options) for s in segments}
         self._server = [engines[s.id] for s in segments if s.side is Side.SERVER]
@@ -123,7 +129,76 @@ class Rehearsal:
         for made in self._made:
             passed = {name: lossy.passed(made[name]) for name, lossy in choice.items()}
             found.append(self._outputs(_run(self._server, {**made, **passed})))
-        return _compared(self.expected, found, self.calibration.labels)
+        return self._compared(found)
+
+    def unproven(self, lossy: Mapping[str, Lossy]) -> str | None:
+        """Why unchanged outputs prove nothing here, as a part of a sentence; None: they do.
+
+        An output shows what an encoding does only where the inputs bring something out: where it
+        differs between them or, for a single input, where noise in place of the encoded tensors
+        moves it. Whole numbers are left to the floats that they were made of, if there are any.
+        """
+        count = len(self.expected)
+        inputs = "the only calibration input" if count == 1 else f"all {count} calibration inputs"
+        for name in self._names:
+            if not any(outputs[name].size for outputs in self.expected):
+                return f"output {name!r} is empty on {inputs}"
+        floats = [name for name in self._names if self.expected[0][name].dtype.kind == "f"]
+        judged = floats or list(self._names)
+        live = [name for name in judged if self._differs(name)]
+        if count == 1 or len(live) < len(judged):
+            moved = self._moved_by_noise(lossy)
+            for name in judged:
+                if name in moved and name not in live:
+                    return f"output {name!r} is the same on {inputs}"
+            live = [name for name in live if count > 1 or name in moved]
+        return None if live else f"no output varies over {inputs}, nor with noise"
+
+    def _differs(self, name: str) -> bool:
+        """Whether an output differs between inputs; with one input, between its own values."""
+        first, *others = (outputs[name] for outputs in self.expected)
+        if others:
+            return any(not _equal(first, other) for other in others)
+        return first.size == 1 or not bool(np.all(first == first.flat[0]))
+
+    def _moved_by_noise(self, lossy: Mapping[str, Lossy]) -> frozenset[str]:
+        """The outputs that change when the encoded tensors become noise of their own range."""
+        rng = np.random.default_rng(0)
+        moved: set[str] = set()
+        for made, want in zip(self._made, self.expected, strict=True):
+            noise = {name: _noise(made[name], rng) for name in lossy}
+            got = _run(self._server, {**made, **noise})
+            moved.update(name for name in self._names if not _equal(want[name], got[name]))
+        return frozenset(moved)
+
+    def _compared(self, found: Sequence[Tensors]) -> Effect:
+        labels = self.calibration.labels
+        axes = {name: self._axis(name, found) for name in self._names}
+        pairs = [
+            (name, want[name], got[name])
+            for want, got in zip(self.expected, found, strict=True)
+            for name in want
+        ]
+        changes = [change(want, got, axes[name]) for name, want, got in pairs]
+        rows = [
+            ranks(want, got)
+            for name, want, got in pairs
+            if want.dtype.kind == "f" and want.ndim and axes[name] is None
+        ]
+        places = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+        return Effect(
+            max((worst for worst, _ in changes), default=0.0),
+            float(np.mean([mean for _, mean in changes])) if changes else 0.0,
+            float(np.mean(places < 1)) if places.size else 1.0,
+            float(np.mean(places < _TOP)) if places.size else 1.0,
+            accuracy(found, labels) if labels else None,
+        )
+
+    def _axis(self, name: str, found: Sequence[Tensors]) -> int | None:
+        """The axis of a tensor whose length depends on data, known or seen."""
+        if name in self._varying:
+            return self._varying[name]
+        return varying_axis(*(outputs[name] for outputs in (*self.expected, *found)))
 
     def _outputs(self, tensors: Tensors) -> Tensors:
         """What the server answers: what the device makes of the outputs no encoding touches."""
@@ -139,26 +214,13 @@ def _run(engines: Iterable[Engine], given: Tensors) -> dict[str, Array]:
     return tensors
 
 
-def _compared(
-    expected: Sequence[Tensors], found: Sequence[Tensors], labels: Sequence[int]
-) -> Effect:
-    pairs = [
-        (want[name], got[name]) for want, got in zip(expected, found, strict=True) for name in want
-    ]
-    changes = [change(want, got) for want, got in pairs]
-    rows = [ranks(want, got) for want, got in pairs if want.dtype.kind == "f" and want.ndim]
-    places = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-    return Effect(
-        max((worst for worst, _ in changes), default=0.0),
-        float(np.mean([mean for _, mean in changes])) if changes else 0.0,
-        float(np.mean(places < 1)) if places.size else 1.0,
-        float(np.mean(places < _TOP)) if places.size else 1.0,
-        accuracy(found, labels) if labels else None,
-    )
+def change(want: Array, got: Array, axis: int | None = None) -> tuple[float, float]:
+    """Largest and mean change of an output, relative to its range; see `Effect.worst`.
 
-
-def change(want: Array, got: Array) -> tuple[float, float]:
-    """Largest and mean change of an output, relative to its range; see `Effect.worst`."""
+    `axis`: the one whose length depends on data, None: the output's shape is fixed.
+    """
+    if axis is not None and _fit(want, got, axis):
+        return matched_change(want, got, axis)
     if want.shape != got.shape:
         return float("inf"), float("inf")
     if not want.size or np.array_equal(want, got, equal_nan=want.dtype.kind == "f"):
@@ -175,6 +237,27 @@ def change(want: Array, got: Array) -> tuple[float, float]:
         return float("inf"), float("inf")
     spread = float(np.ptp(one[finite])) or float(np.abs(one[finite]).max()) or 1.0
     return float(apart.max()) / spread, float(apart.mean()) / spread
+
+
+def _fit(want: Array, got: Array, axis: int) -> bool:
+    """Whether two arrays have the same shape but for an axis."""
+    if want.ndim != got.ndim or not -want.ndim <= axis < want.ndim:
+        return False
+    return np.delete(want.shape, axis).tolist() == np.delete(got.shape, axis).tolist()
+
+
+def _equal(one: Array, two: Array) -> bool:
+    return np.array_equal(one, two, equal_nan=one.dtype.kind == two.dtype.kind == "f")
+
+
+def _noise(array: Array, rng: np.random.Generator) -> Array:
+    """Numbers of the array's own range, in no order."""
+    if not array.size:
+        return array
+    low, high = (float(bound) for bound in (np.nanmin(array), np.nanmax(array)))
+    if not np.isfinite([low, high]).all() or low == high:
+        low, high = -1.0, 1.0
+    return np.asarray(rng.uniform(low, high, array.shape), array.dtype)
 
 
 def ranks(want: Array, got: Array) -> Array:

@@ -66,10 +66,17 @@ class CutTensor:
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """A bundle's cut: its tensors in order of sending, and the effect of the plan as a whole."""
+    """A bundle's cut.
+
+    Attributes:
+        tensors: those at the cut, in order of sending.
+        effect: of the plan as a whole.
+        unproven: why the inputs don't show what an encoding changes; None: they do.
+    """
 
     tensors: tuple[CutTensor, ...]
     effect: Effect
+    unproven: str | None = None
 
 
 def encode_report(
@@ -99,7 +106,8 @@ def encode_report(
     for send in bundle.plan.uploads:
         progress(f"encoding {send.tensor}")
         found.append(_tensor(send, rehearsal))
-    return EncodeReport(tuple(found), rehearsal.effect(rehearsal.planned()))
+    planned = rehearsal.planned()
+    return EncodeReport(tuple(found), rehearsal.effect(planned), rehearsal.unproven(planned))
 
 
 def _tensor(send: Send, rehearsal: Rehearsal) -> CutTensor:
