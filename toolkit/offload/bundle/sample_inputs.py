@@ -148,11 +148,12 @@ def _text(shape: Sequence[int | str | None] | None) -> str:
 
 
 def open_inputs(values: Iterable[Value]) -> tuple[Value, ...]:
-    """The inputs that have a dimension without a size."""
+    """The inputs that are tensors with a dimension without a size."""
     return tuple(
         value
         for value in values
-        if value.shape is None or not all(isinstance(size, int) for size in value.shape)
+        if value.type.startswith("tensor(")
+        and (value.shape is None or not all(isinstance(size, int) for size in value.shape))
     )
 
 
