@@ -56,7 +56,14 @@ def write_split(prepared: Prepared, target: Path, progress: Progress = lambda _:
 
     ranged = _ranged(request, planned)
     progress(f"writing {target}")
-    return write_plans(prepared.model, graph, ranged, target, types, partial(prove, prepared.model))
+    return write_plans(
+        prepared.model,
+        graph,
+        ranged,
+        target,
+        types,
+        partial(prove, prepared.model, shapes=request.shapes or {}),
+    )
 
 
 def _ranged(request: SplitRequest, planned: Callable[[Link], Plan]) -> Ranged:

@@ -134,10 +134,15 @@ def test_sizes_of_a_cache_follow_from_others(door: Door) -> None:
 
 @pytest.mark.door
 def test_a_name_that_is_the_sum_of_two_others(door: Door) -> None:
-    decoder(door.folder / "net.onnx")
-    model = (door.folder / "net.onnx").read_bytes()
-    (door.folder / "net.onnx").write_bytes(model.replace(b"past + s", b"totality"))
-    assert door.json("verify", "net.onnx", "--cuts", "3")["ok"]
+    nodes = [
+        helper.make_node("Concat", ["past", "x"], ["present"], axis=1),
+        helper.make_node("Relu", ["present"], ["r"]),
+        helper.make_node("MatMul", ["mask", "r"], ["y"]),
+    ]
+    inputs = [value("mask", 1, 1, "total"), value("past", 1, "past", 8), value("x", 1, "s", 8)]
+    save(door.folder / "net.onnx", nodes, inputs, [value("y", 1, 1, 8)])
+    for shapes in door.json("verify", "net.onnx", "--cuts", "3")["inputs"]:
+        assert shapes["mask"][2] == shapes["past"][1] + shapes["x"][1]
 
 
 def finder(path: Path, limit: float) -> None:

@@ -5,10 +5,12 @@ the operator sets and the engine's version. `proof.npz` holds the arrays of ever
 that a machine with only its half can run that half again.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from offload.bundle.bundle import Bundle
 from offload.bundle.compare import Freedom, gap
 from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import GivenInputs, sample
+from offload.bundle.verify import Runner
 from offload.errors import BundleError, InputError
 from offload.files import write_text
 from offload.graph.load import Model
@@ -85,8 +88,12 @@ class Evidence:
             raise BundleError(f"{PROOF} is damaged: make the bundle again") from error
 
 
-def prove(model: Model, bundle: Bundle) -> tuple[str, ...]:
+def prove(
+    model: Model, bundle: Bundle, shapes: Mapping[str, tuple[int, ...]] = MappingProxyType({})
+) -> tuple[str, ...]:
     """Run a bundle's segments against the whole model and write the evidence into its folder.
+
+    Sizes that the model leaves open are small ones that it accepts, else those of `shapes`.
 
     Returns:
         Names of the files written; none when no random input was found that the model takes
@@ -100,9 +107,8 @@ def prove(model: Model, bundle: Bundle) -> tuple[str, ...]:
         return ()
     engine = opener(EngineOptions(optimize=False))
     whole_model = engine(model.path, False)
-    try:
-        feeds = sample(inputs_of(model), whole_model, GivenInputs(), 1)[0]
-    except InputError:
+    feeds = _sample(model, whole_model, shapes)
+    if feeds is None:
         return ()
     whole = [whole_model(feeds), engine(model.path, True)(feeds)]
     if any(gap(want, again) for want, again in _pairs(whole[0], whole_model(feeds))):
@@ -128,6 +134,17 @@ def prove(model: Model, bundle: Bundle) -> tuple[str, ...]:
     allowed = _allowed(evidence.exact, max(evidence.optimized, *(f.inside for f in tried)))
     write_proof(bundle.path / ARRAYS, Proof(proofs, allowed))
     return PROOF, ARRAYS
+
+
+def _sample(
+    model: Model, run: Runner, shapes: Mapping[str, tuple[int, ...]]
+) -> Mapping[str, Array] | None:
+    """Inputs that the model accepts; None where none were found."""
+    inputs = inputs_of(model)
+    for given in (GivenInputs(), GivenInputs(shapes=shapes)):
+        with contextlib.suppress(InputError):
+            return sample(inputs, run, given, 1)[0]
+    return None
 
 
 @dataclass(frozen=True, slots=True)

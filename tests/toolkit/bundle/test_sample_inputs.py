@@ -1,7 +1,19 @@
 import numpy as np
 import pytest
+from offload.bundle.bundle import Value
 from offload.bundle.model_inputs import inputs_of
-from offload.bundle.sample_inputs import Feeds, GivenInputs, Range, sample
+from offload.bundle.sample_inputs import (
+    Feeds,
+    GivenInputs,
+    ModelInputs,
+    Range,
+    bound,
+    draw,
+    open_sizes_sentence,
+    sample,
+    shape_options,
+    zeros,
+)
 from offload.errors import InputError
 from offload.graph.load import load_model
 
@@ -78,3 +90,58 @@ def test_refusals_are_one_sentence() -> None:
     sequence = load_model(text(graph))
     with pytest.raises(InputError, match=r"'s' is seq\(tensor\(float\)\), for which no value"):
         sample(inputs_of(sequence), accept, GivenInputs(), 1)
+
+
+def test_scalars_stay_arrays() -> None:
+    kinds = ("float", "double", "float16", "bool", "uint8", "int64", "bfloat16", "string")
+    inputs = ModelInputs(tuple(Value(kind, f"tensor({kind})", ()) for kind in kinds))
+    for array in draw(inputs).values():
+        assert isinstance(array, np.ndarray)
+        assert array.shape == ()
+    zeroed = zeros(inputs.values[:-1])
+    assert zeroed is not None
+    assert all(array.shape == () for array in zeroed.values())
+    assert zeros(inputs.values) is None
+
+
+def test_words_are_the_models_own() -> None:
+    graph = """g (string[4] s) => (bool[4] y) {
+        known = Constant <value = string[2] {"owl", "cat"}> () first = Constant <value_int=0> ()
+        word = Gather (known, first) y = Equal (s, word) }"""
+    drawn = draw(inputs_of(load_model(text(graph))))["s"]
+    assert drawn.dtype == np.dtype(object)
+    assert set(drawn) <= {"owl", "cat"}
+
+
+def test_every_open_size_is_in_the_options() -> None:
+    floats = "tensor(float)"
+    values = (
+        Value("images", floats, ("n", 3, "h", "w")),
+        Value("mask", floats, ("n", "h")),
+        Value("ids", "tensor(int64)", ("n", "s")),
+        Value("past", floats, ("n", 4, "past", 16)),
+        Value("total", floats, ("n", "past + s")),
+        Value("bytes", "tensor(uint8)", (None, None, None, 3)),
+        Value("odd name", floats, (None,)),
+        Value("fixed", floats, (1, 2)),
+    )
+    options = shape_options(values)
+    assert options == (
+        "--shape images=1x3x640x640 --shape ids=1x64 --shape past=1x4x64x16"
+        " --shape bytes=1x640x640x3 --shape 'odd name=1'"
+    )
+    assert shape_options(values[-1:]) == ""
+    sentence = open_sizes_sentence(values[:1])
+    assert sentence.startswith("input 'images' has the dynamic axes 0 (n), 2 (h) and 3 (w): give")
+
+
+def test_sizes_given_bind_equal_names() -> None:
+    values = (Value("x", "tensor(float)", ("n", 3)), Value("y", "tensor(float)", ("n", "n + 1")))
+    assert [value.shape for value in bound(values, {"x": (2, 3)})] == [(2, 3), (2, 3)]
+    for shapes, sentence in (
+        ({"z": (1,)}, "no input 'z'"),
+        ({"x": (1, 4)}, "input 'x' has shape nx3: 1x4 does not fit"),
+        ({"x": (1, 3), "y": (2, 3)}, "does not fit"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            bound(values, shapes)

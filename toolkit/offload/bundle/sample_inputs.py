@@ -182,7 +182,10 @@ def _example(value: Value, symbols: Symbols) -> tuple[int, ...]:
     guesses = [1, *(_OTHER_SIZE for _ in shape[1:])]
     if len(shape) == 4 and value.type in _PICTURE_TYPES:
         sides = [_PICTURE_SIZE, _PICTURE_SIZE]
-        guesses = [1, *sides, 3] if shape[3] in (1, 3) else [1, 3, *sides]
+        if shape[3] in (1, 3):
+            guesses = [1, *sides, 3]
+        elif shape[1] in (1, 3) or not isinstance(shape[1], int):
+            guesses = [1, 3, *sides]
     for guess, dim in zip(guesses, shape, strict=False):
         for symbol in symbols.unknown(dim) if isinstance(dim, str) else ():
             symbols.sizes[symbol] = guess
