@@ -145,3 +145,8 @@ def test_sizes_given_bind_equal_names() -> None:
     ):
         with pytest.raises(InputError, match=sentence):
             bound(values, shapes)
+
+
+def test_an_expression_without_a_whole_size_still_gets_an_example() -> None:
+    values = tuple(Value(dim, "tensor(float)", (dim,)) for dim in ("s", "s/2"))
+    assert shape_options(values) == "--shape s=1 --shape s/2=1"

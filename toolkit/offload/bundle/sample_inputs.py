@@ -165,10 +165,11 @@ def shape_options(values: Sequence[Value]) -> str:
     an input whose sizes follow from the others is left out.
     """
     options = []
-    while open_now := open_inputs(values):
-        name, sizes = open_now[0].name, _example(open_now[0], Symbols.of(_shapes(values)))
+    symbols = Symbols.of(_shapes(values))
+    while left := open_inputs(replace(value, shape=_sized(value, symbols)) for value in values):
+        name, sizes = left[0].name, _example(left[0], symbols)
         options.append(f"--shape {shlex.quote(name + '=' + 'x'.join(map(str, sizes)))}")
-        values = bound(values, {name: sizes})
+        values = [replace(v, shape=sizes) if v.name == name else v for v in values]
     return " ".join(options)
 
 
@@ -177,7 +178,7 @@ def _shapes(values: Iterable[Value]) -> Iterator[tuple[int | str | None, ...]]:
 
 
 def _example(value: Value, symbols: Symbols) -> tuple[int, ...]:
-    """Sizes for an input with open dimensions, such as a user might give."""
+    """Sizes for an input with open dimensions, such as a user might give; binds its symbols."""
     shape = (None, 3, None, None) if value.shape is None else value.shape
     guesses = [1, *(_OTHER_SIZE for _ in shape[1:])]
     if len(shape) == 4 and value.type in _PICTURE_TYPES:

@@ -33,11 +33,11 @@ class Symbols:
     number in it, or a name that is itself a dimension.
 
     Attributes:
-        plain: every dimension's name or expression, as the inputs declare them.
+        declared: every dimension's name or expression, as the inputs declare them.
         sizes: known sizes by symbol.
     """
 
-    plain: frozenset[str]
+    declared: frozenset[str]
     sizes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
@@ -47,7 +47,7 @@ class Symbols:
 
     def copy(self) -> "Symbols":
         """The same, to be bound on its own."""
-        return Symbols(self.plain, dict(self.sizes))
+        return Symbols(self.declared, dict(self.sizes))
 
     def unknown(self, dim: str) -> tuple[str, ...]:
         """The symbols whose size must be known before `dim` has one."""
@@ -125,7 +125,7 @@ class Symbols:
         if isinstance(tree, ast.Name | ast.Constant) or not _is_arithmetic(tree):
             return None
         has_number = any(isinstance(node, ast.Constant) for node in ast.walk(tree))
-        return tree if has_number or not self.plain.isdisjoint(_symbols(tree)) else None
+        return tree if has_number or not self.declared.isdisjoint(_symbols(tree)) else None
 
     def _names(self, dim: str) -> tuple[str, ...]:
         tree = self._expression(dim)
