@@ -164,7 +164,7 @@ class Chooser:
             rehearsal = Rehearsal(plan, Path(name), calibration, self.options, names, axes)
             effect = rehearsal.effect(lossy)
             if self.accepts(effect):
-                reason = rehearsal.unproven(lossy)
+                reason = rehearsal.unproven(lossy, _computed_from(self.graph, lossy))
                 return effect if reason is None else Unproven(reason)
             tensor, worst = _worst(rehearsal, lossy)
             plain = rehearsal.effect({}).accuracy if effect.accuracy is not None else None
@@ -243,6 +243,18 @@ def judged_by(graph: Graph, plan: Plan) -> dict[str, tuple[str, ...]]:
             left += sorted(set(layer.inputs) - seen)
             seen.update(layer.inputs)
     return {segment: tuple(names) for segment, names in found.items()}
+
+
+def _computed_from(graph: Graph, names: Iterable[str]) -> set[str]:
+    """All tensors that are computed from some."""
+    found: set[str] = set()
+    left = list(names)
+    while left:
+        for index in graph.consumers.get(left.pop(), ()):
+            new = set(graph.layers[index].outputs) - found
+            found |= new
+            left += new
+    return found
 
 
 def varying_axes(model: Model, graph: Graph, names: Iterable[str]) -> dict[str, int]:

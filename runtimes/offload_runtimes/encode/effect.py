@@ -1,6 +1,6 @@
 """What encodings do to the outputs, measured on calibration inputs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -131,28 +131,33 @@ class Rehearsal:
             found.append(self._outputs(_run(self._server, {**made, **passed})))
         return self._compared(found)
 
-    def unproven(self, lossy: Mapping[str, Lossy]) -> str | None:
+    def unproven(
+        self, lossy: Mapping[str, Lossy], dependent: Container[str] | None = None
+    ) -> str | None:
         """Why unchanged outputs prove nothing here, as a part of a sentence; None: they do.
 
-        An output shows what an encoding does only where the inputs bring something out: where it
-        differs between them or, for a single input, where noise in place of the encoded tensors
-        moves it. Whole numbers are left to the floats that they were made of, if there are any.
+        An output shows what an encoding does only where the inputs bring something out: it must
+        differ between them. With a single input it must hold more than one value, and noise in
+        place of the encoded tensors must move some output. Whole numbers are left to the floats
+        that they were made of, if there are any.
+
+        Args:
+            lossy: the encoded tensors, by name.
+            dependent: the tensors that are computed from those; None: all may be.
         """
         count = len(self.expected)
         inputs = "the only calibration input" if count == 1 else f"all {count} calibration inputs"
-        for name in self._names:
+        names = [name for name in self._names if dependent is None or name in dependent]
+        for name in names:
             if not any(outputs[name].size for outputs in self.expected):
                 return f"output {name!r} is empty on {inputs}"
-        floats = [name for name in self._names if self.expected[0][name].dtype.kind == "f"]
-        judged = floats or list(self._names)
-        live = [name for name in judged if self._differs(name)]
-        if count == 1 or len(live) < len(judged):
-            moved = self._moved_by_noise(lossy)
-            for name in judged:
-                if name in moved and name not in live:
-                    return f"output {name!r} is the same on {inputs}"
-            live = [name for name in live if count > 1 or name in moved]
-        return None if live else f"no output varies over {inputs}, nor with noise"
+        floats = [name for name in names if self.expected[0][name].dtype.kind == "f"]
+        steady = [name for name in floats or names if not self._differs(name)]
+        if steady and (floats or len(steady) == len(names)):
+            return f"output {steady[0]!r} is the same on {inputs}"
+        if count == 1 and self._moved_by_noise(lossy).isdisjoint(floats or names):
+            return "noise in place of the encoded tensors changes no output"
+        return None
 
     def _differs(self, name: str) -> bool:
         """Whether an output differs between inputs; with one input, between its own values."""

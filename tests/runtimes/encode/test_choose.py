@@ -76,6 +76,22 @@ def test_a_tolerance_that_nothing_meets_falls_back_and_says_so(
     assert "all is lossless" in plan.reason
 
 
+@pytest.mark.parametrize(
+    ("count", "sentence"),
+    [
+        (3, "output 'y' is the same on all 3 calibration inputs"),
+        (1, "output 'y' is the same on the only calibration input"),
+    ],
+)
+def test_outputs_that_do_not_differ_prove_nothing(convnet: Net, count: int, sentence: str) -> None:
+    same = Calibration(({"x": np.zeros_like(inputs(1)[0]["x"])},) * count)
+    allowance = Allowance(tuple(ENCODINGS.values()), 0.1, None, Path("given"))
+    chooser = Chooser(convnet.model, convnet.graph, allowance, PLAIN)
+    plan = chooser.within(convnet.plan, same, convnet.catalogue)
+    assert sentence in plan.reason
+    assert all(ENCODINGS[send.encoding].is_lossless for send in plan.uploads)
+
+
 def labels_of(convnet: Net) -> tuple[int, ...]:
     assert convnet.model.path is not None
     engine = load(convnet.model.path, PLAIN)
