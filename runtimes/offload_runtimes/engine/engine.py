@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
-from offload.bundle import sample_inputs
 from offload.bundle.bundle import Value
 from offload.errors import DeadlineError, InputError
 
@@ -20,7 +20,7 @@ from offload_runtimes.engine.options import (
     session_options,
     warn_missing,
 )
-from offload_runtimes.engine.values import Array
+from offload_runtimes.engine.values import DTYPES, Array
 
 
 class Engine:
@@ -105,7 +105,13 @@ class Engine:
 
     def zeros(self) -> dict[str, Array] | None:
         """Inputs of zeros to warm up with; None when a size is dynamic."""
-        return sample_inputs.zeros(self.inputs)
+        feeds: dict[str, Array] = {}
+        for value in self.inputs:
+            fixed = [size for size in value.shape or () if isinstance(size, int)]
+            if value.shape is None or len(fixed) < len(value.shape) or value.type not in DTYPES:
+                return None
+            feeds[value.name] = np.zeros(fixed, DTYPES[value.type])
+        return feeds
 
     def compute(
         self, outputs: Sequence[str] | None, feeds: Mapping[str, Array], options: ort.RunOptions

@@ -12,7 +12,6 @@ from offload.bundle.sample_inputs import (
     open_sizes_sentence,
     sample,
     shape_options,
-    zeros,
 )
 from offload.errors import InputError
 from offload.graph.load import load_model
@@ -98,10 +97,6 @@ def test_scalars_stay_arrays() -> None:
     for array in draw(inputs).values():
         assert isinstance(array, np.ndarray)
         assert array.shape == ()
-    zeroed = zeros(inputs.values[:-1])
-    assert zeroed is not None
-    assert all(array.shape == () for array in zeroed.values())
-    assert zeros(inputs.values) is None
 
 
 def test_words_are_the_models_own() -> None:

@@ -1,6 +1,7 @@
 """Draw inputs for any model: random, in the range that each input really has.
 
-Nothing here needs onnx: `offload.bundle.model_inputs` reads from a model what this works on.
+`offload.bundle.model_inputs` reads from a model what this works on. An engine warms up with zeros
+instead (`Engine.zeros`): a device's inference path imports neither this nor numpy's generators.
 """
 
 import math
@@ -231,16 +232,6 @@ def draw(inputs: ModelInputs, seed: int = 0) -> dict[str, Array]:
 def _fixed(value: Value) -> tuple[int, ...]:
     """The sizes of an input that has no open ones."""
     return tuple(size for size in value.shape or () if isinstance(size, int))
-
-
-def zeros(values: Sequence[Value]) -> dict[str, Array] | None:
-    """Inputs of zeros to warm an engine up with; None where a size is open, or for text."""
-    if open_inputs(values):
-        return None
-    types = {value.name: numpy_type(value.type) for value in values}
-    if any(dtype is None or dtype == np.dtype(object) for dtype in types.values()):
-        return None
-    return {v.name: np.zeros(_fixed(v), types[v.name]) for v in values}
 
 
 def sample(
