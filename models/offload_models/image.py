@@ -151,7 +151,11 @@ def save_with_image_input(
     found = {key: tuple(sizes) for key, sizes in shapes.items() if key != old}
     if old in shapes:
         count, channels, rows, columns = shapes[old]
-        found[name] = (count, rows, columns, channels)
+        sizes = (count, rows, columns, channels)
+        if found.setdefault(name, sizes) != sizes:
+            raise InputError(
+                f"--shape gives {old!r} and {name!r} different sizes: give one of them"
+            )
     return found
 
 
