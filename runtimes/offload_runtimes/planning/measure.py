@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from offload.cost.profile import LayerCost, Profile, load_profile
 from offload.errors import InputError
-from offload.graph.kernels import Kernel, kernel_layers, name_kernels
+from offload.graph.kernels import Kernel, kernel_layers, name_kernels, surviving_tensors
 from offload.graph.load import Model
 from offload.graph.model import Graph
 from offload.graph.read import read_graph
@@ -91,7 +91,7 @@ def subject_of(
     optimized = folder / "optimized.onnx"
     optimize_to(model.path, optimized)
     kernels = name_kernels(optimized)
-    surviving = frozenset(name for kernel in kernels for name in kernel.outputs)
+    surviving = surviving_tensors(model, kernels)
     return Subject(model, read_graph(model, shapes, surviving | keep), kernels, optimized)
 
 
@@ -173,11 +173,11 @@ def _share(
     subject: Subject, options: EngineOptions, feeds: Mapping[str, Array], runs: int
 ) -> list[float]:
     """Kernel seconds summed by layer; a layer the engine folded away costs nothing."""
-    owner = kernel_layers(subject.model, subject.graph, subject.kernels)
+    shares = kernel_layers(subject.model, subject.graph, subject.kernels)
     seconds = [0.0] * len(subject.graph.layers)
     for kernel in profile_nodes(subject.optimized, feeds, options, runs=runs, warm_runs=WARM_RUNS):
-        if kernel.name in owner:
-            seconds[owner[kernel.name]] += kernel.seconds
+        for layer, share in shares.get(kernel.name, {}).items():
+            seconds[layer] += share * kernel.seconds
     return seconds
 
 
