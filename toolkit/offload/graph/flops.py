@@ -55,15 +55,15 @@ def shares_by_work(graph: Graph, parts: Mapping[int, float]) -> dict[int, float]
         graph: the layers.
         parts: by index of a layer, how much of it counts, in 0..1.
     """
-    made_bytes = {
-        index: sum(graph.tensors[name].size_bytes or 0 for name in graph.layers[index].outputs)
-        for index in parts
-    }
-    flops = {index: graph.layers[index].flops for index in parts}
-    work = {i: made_bytes[i] if flops[i] is None else flops[i] for i in parts}
+    work: dict[int, float] = {}
+    made_bytes: dict[int, float] = {}
+    for index in parts:
+        layer = graph.layers[index]
+        made_bytes[index] = sum(graph.tensors[name].size_bytes or 0 for name in layer.outputs) or 1
+        work[index] = made_bytes[index] if layer.flops is None else layer.flops
     if not any(work.values()):
-        work = {index: made_bytes[index] or 1 for index in parts}
-    weights = {index: part * (work[index] or 0.0) for index, part in parts.items()}
+        work = made_bytes
+    weights = {index: part * work[index] for index, part in parts.items()}
     total = sum(weights.values())
     return {index: weight / total for index, weight in weights.items()}
 

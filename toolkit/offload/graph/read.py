@@ -11,7 +11,7 @@ from offload.graph.infer import Types, infer_types
 from offload.graph.load import Model
 from offload.graph.model import Graph, Layer, Tensor
 
-# Integers this few are shape arithmetic: a kernel of their own wherever they are made.
+# A list of integers this short is shape arithmetic: a kernel of its own wherever it is made.
 _SHAPE_BYTES = 512
 _LONGEST_OP = 8
 
@@ -123,7 +123,7 @@ def _may_cut(types: Types, name: str, live: _Live, surviving: frozenset[str] | N
         return True
     tensor = types.tensor(name)
     small = tensor.size_bytes is not None and tensor.size_bytes <= _SHAPE_BYTES
-    return small and tensor.dtype in ("int64", "int32")
+    return small and len(tensor.shape or ()) <= 1 and tensor.dtype in ("int64", "int32")
 
 
 def _layers(
