@@ -242,7 +242,7 @@ def odd(path: Path) -> list[str]:
     names = ["conv/Relu,conv/Bias", " a;b:0 ", "[bold]<r>&:smile:", 'n,[/red]"']
     nodes, last = [], "in[0]=x:0"
     for name in names:
-        nodes.append(make("MatMul", [last, "W"], [name]))
+        nodes.append(make("MatMul", [last, "W"], [name], name=name))
         last = name
     nodes.append(make("Tanh", [last], ["y"]))
     inputs, outputs = [value("in[0]=x:0", "n", 8)], [value("y", "n", 8)]
@@ -276,6 +276,10 @@ def test_every_odd_name_is_cut_at_and_shown(door: Door) -> None:
         door.ok("schedule", "b", "--compare", "--svg", "chart.svg")
         for chart in ("sizes.svg", "chart.svg"):
             xml.dom.minidom.parse(str(door.folder / chart))
+    door.ok("simulate", *options[:1], *options[3:], "--svg", "swept.svg", "--points", "3")
+    xml.dom.minidom.parse(str(door.folder / "swept.svg"))
+    np.savez(door.folder / "n=1.npz", **{"in[0]=x:0": x})
+    door.ok("verify", "net.onnx", "--cuts", "2", "--input", "n=1.npz")
     joined = ",".join(names)
     found = door.json("split", *options, "--cut", joined)
     assert [send["tensor"] for send in found["plan"]["uploads"]] == [names[-1]]
