@@ -30,8 +30,9 @@ def inspect(
 ) -> None:
     """Show a model's layers as onnxruntime fuses them, what they make and how big it is.
 
-    A layer's outputs are the tensors you can name in `offload split --cut`. Of a bundle, show its
-    plans: when each is followed, what runs where and what crosses.
+    You can name a layer's outputs in `offload split --cut`, and any other tensor that is computed
+    from an input: the layer is broken there. Of a bundle, show its plans: when each is followed,
+    what runs where and what crosses.
 
     Example: `offload inspect googlenet.onnx`, `offload inspect net.bundle`
     """

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 # Wide enough that a table in a file or a pipe never breaks a tensor's name.
 PIPE_COLUMNS = 240
@@ -27,10 +28,10 @@ class Output:
 
     def __init__(self, form: Format = Format.TEXT) -> None:
         self.form = form
-        self._out = Console(soft_wrap=True, highlight=False)
+        self._out = _console()
         if not self._out.is_terminal:
             self._out.width = PIPE_COLUMNS
-        self._err = Console(stderr=True, soft_wrap=True, highlight=False)
+        self._err = _console(stderr=True)
 
     @property
     def is_json(self) -> bool:
@@ -49,7 +50,7 @@ class Output:
     def text(self, text: str = "") -> None:
         """Print lines meant for people only."""
         if not self.is_json:
-            self._out.print(text, markup=False)
+            self._out.print(text)
 
     def table(
         self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = ""
@@ -69,20 +70,20 @@ class Output:
 
     def remark(self, text: str) -> None:
         """Print a remark to stderr."""
-        self._err.print(text, markup=False)
+        self._err.print(text)
 
     def warning(self, text: str) -> None:
         """Print a warning to stderr."""
-        self._err.print(f"warning: {text}", markup=False, style="yellow")
+        self._err.print(f"warning: {text}", style="yellow")
 
     def error(self, text: str) -> None:
         """Print an error to stderr."""
-        self._err.print(f"error: {text}", markup=False, style="red")
+        self._err.print(f"error: {text}", style="red")
 
     def progress(self) -> Progress:
         """A progress bar on stderr; silent when stderr is not a terminal."""
         return Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -98,4 +99,9 @@ class Output:
             yield self.remark
             return
         with self._err.status("starting") as status:
-            yield lambda phrase: status.update(phrase)
+            yield lambda phrase: status.update(Text(phrase))
+
+
+def _console(stderr: bool = False) -> Console:
+    """A console that prints names as they are: `[bold]` and `:smile:` are no markup there."""
+    return Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)

@@ -70,12 +70,12 @@ def split(
         ),
     ] = "auto",
     cut: Annotated[
-        str,
+        list[str],
         typer.Option(
-            help="Force the cut: tensors, separated by commas. The device computes exactly what"
-            " they need; every tensor the server then lacks is sent."
+            help="Force the cut at a tensor, or at several, separated by commas; repeatable. The"
+            " device computes exactly what they need; every tensor the server then lacks is sent."
         ),
-    ] = "",
+    ] = [],  # noqa: B006
     device: DeviceOption = None,
     server: ServerOption = None,
     link: Annotated[
@@ -147,7 +147,7 @@ def split(
         links=tuple(links),
         worth=worth,
         scheme=scheme,
-        cut=tuple(name.strip() for name in cut.split(",") if name.strip()),
+        cut=tuple(cut),
         device=parse_machine(device),
         server=parse_machine(server),
         slowdown=slowdown,

@@ -103,7 +103,7 @@ def _given(given: Sequence[str], shapes: dict[str, tuple[int, ...]], seed: int) 
     ranges: dict[str, Range] = {}
     for text in given:
         name, equals, value = text.rpartition("=")
-        if not equals:
+        if not equals or Path(text).is_file():
             arrays.update(read_arrays(Path(text)))
             continue
         low, dots, high = value.partition("..")

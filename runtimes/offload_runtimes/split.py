@@ -1,6 +1,6 @@
 """From a model file to a bundle: read, profile, plan, write."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from offload.bundle.write import write_plans
 from offload.cost.link import Link
 from offload.encoding.catalogue import Catalogue
 from offload.errors import InputError
-from offload.graph.model import Graph, Tensor
-from offload.partition.cut import Cut, cut_after
+from offload.graph.model import Tensor
+from offload.partition.cut import Cut, cut_at_names
 from offload.partition.demand import Objective
 from offload.plan.plan import Plan
 from offload.plan.planner import make_plan
@@ -41,7 +41,7 @@ def split(request: SplitRequest, target: Path, progress: Progress = lambda _: No
 def write_split(prepared: Prepared, target: Path, progress: Progress = lambda _: None) -> Bundle:
     """Plan what was prepared and write the bundle; as `split`."""
     request, graph = prepared.request, prepared.graph
-    cut = _forced(graph, request.cut) if request.cut else None
+    cut = _forced(prepared) if request.cut else None
     types = missing_types(prepared.model, graph)
 
     chooser = chooser_of(prepared, progress, types)
@@ -78,11 +78,12 @@ def _ranged(request: SplitRequest, planned: Callable[[Link], Plan]) -> Ranged:
     return plans_over(planned, request.links, 0.0 if limited else request.worth)
 
 
-def _forced(graph: Graph, tensors: Sequence[str]) -> Cut:
-    cut = cut_after(graph, tensors)
+def _forced(prepared: Prepared) -> Cut:
+    names = prepared.request.cut
+    cut = cut_at_names(prepared.model, prepared.graph, names)
     if not cut.device:
         raise InputError(
-            f"a cut at {', '.join(map(repr, tensors))} leaves the device nothing to compute: cut"
+            f"a cut at {', '.join(map(repr, names))} leaves the device nothing to compute: cut"
             " later, or ask for --scheme cloud"
         )
     return cut

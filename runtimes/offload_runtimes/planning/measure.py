@@ -15,7 +15,7 @@ from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import ModelInputs, draw
 from offload.cost.profile import RANDOM_SIZES, LayerCost, Profile, load_profile
 from offload.errors import InputError
-from offload.graph.kernels import Kernel, kernel_layers, name_kernels
+from offload.graph.kernels import Kernel, kernel_layers, name_kernels, surviving_tensors
 from offload.graph.load import Model
 from offload.graph.model import Graph
 from offload.graph.read import read_graph
@@ -95,7 +95,7 @@ def subject_of(
     optimized = folder / "optimized.onnx"
     optimize_to(model.path, optimized)
     kernels = name_kernels(optimized)
-    surviving = frozenset(name for kernel in kernels for name in kernel.outputs)
+    surviving = surviving_tensors(model, kernels)
     return Subject(model, read_graph(model, shapes, surviving | keep), kernels, optimized)
 
 
@@ -178,11 +178,11 @@ def _share(
     subject: Subject, options: EngineOptions, feeds: Mapping[str, Array], runs: int
 ) -> list[float]:
     """Kernel seconds summed by layer; a layer the engine folded away costs nothing."""
-    owner = kernel_layers(subject.model, subject.graph, subject.kernels)
+    shares = kernel_layers(subject.model, subject.graph, subject.kernels)
     seconds = [0.0] * len(subject.graph.layers)
     for kernel in profile_nodes(subject.optimized, feeds, options, runs=runs, warm_runs=WARM_RUNS):
-        if kernel.name in owner:
-            seconds[owner[kernel.name]] += kernel.seconds
+        for layer, share in shares.get(kernel.name, {}).items():
+            seconds[layer] += share * kernel.seconds
     return seconds
 
 

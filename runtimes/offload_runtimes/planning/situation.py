@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from offload.cost.link import Link
@@ -10,8 +10,12 @@ from offload.cost.profile import Profile, estimate_profile, load_profile
 from offload.encoding.allowance import Allowance
 from offload.encoding.catalogue import Catalogue
 from offload.errors import InputError
+from offload.graph.cut_names import cut_names
+from offload.graph.kernels import surviving_tensors
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph
+from offload.graph.read import read_graph
+from offload.partition.cut import cut_at_names
 from offload.plan.candidate import Situation
 from offload.plan.wish import Wish, demand_of
 
@@ -35,7 +39,8 @@ class SplitRequest:
         worth: how much faster a plan must be than the others somewhere in that range to be kept,
             as a share.
         scheme: `auto` or a scheme's name.
-        cut: tensors to cut at; empty: the planner chooses.
+        cut: tensors to cut at, each text a name or several separated by commas; empty: the
+            planner chooses.
         device: the device's profile file, or its FLOP/s for an estimate; None: this machine.
         server: the server's profile file, or its FLOP/s for an estimate; None: this machine.
         slowdown: factor on the device's seconds; 1 for a device as profiled.
@@ -115,7 +120,14 @@ def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> Prepa
     progress(f"reading {request.model}")
     model = load_model(request.model)
     with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-        subject = subject_of(model, Path(folder), request.shapes, frozenset(request.cut))
+        subject = subject_of(model, Path(folder), request.shapes)
+        graph = subject.graph
+        if request.cut:
+            names = tuple(name for text in request.cut for name in cut_names(model, text))
+            request = replace(request, cut=names)
+            kept = surviving_tensors(model, subject.kernels) | frozenset(names)
+            graph = read_graph(model, request.shapes, kept)
+            cut_at_names(model, graph, names)  # refused before anything is measured
         given = request.allowance.calibration
         calibration = None if given is None else read_calibration(given, subject.inputs.values)
         samples = calibration.feeds if calibration else ()
@@ -126,14 +138,15 @@ def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> Prepa
             measured = ((device, request.device), (server, request.server))
             here = next((profile for profile, source in measured if source is None), None)
             sizes = (
-                measured_sizes(model, subject.graph, request.options, samples)
-                if here is None
+                measured_sizes(model, graph, request.options, samples)
+                if here is None or request.cut
                 else here.sizes
             )
             device, server = device.with_sizes(sizes), server.with_sizes(sizes)
+    device, server = (each.refined(subject.graph, graph) for each in (device, server))
     slower = device.scaled(request.slowdown) if request.slowdown != 1 else device
     known = {name: size.mean_bytes for name, size in {**server.sizes, **device.sizes}.items()}
-    return Prepared(model, subject.graph.sized(known), slower, server, request, calibration)
+    return Prepared(model, graph.sized(known), slower, server, request, calibration)
 
 
 def _profile(

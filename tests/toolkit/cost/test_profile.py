@@ -68,3 +68,24 @@ def test_bad_files(tmp_path: Path, text: str | None, why: str) -> None:
         path.write_text(text)
     with pytest.raises(InputError, match=why):
         load_profile(path)
+
+
+def test_the_time_of_a_broken_layer_is_shared_by_its_work() -> None:
+    finer = graph_of([(0, 1), (1, 2)], 3)
+    first, second = (
+        replace(layer, flops=flops)
+        for layer, flops in zip(finer.layers[1:], (300.0, 100.0), strict=True)
+    )
+    finer = replace(finer, layers=(finer.layers[0], first, second))
+    graph = replace(GRAPH, layers=(GRAPH.layers[0], replace(GRAPH.layers[1], nodes=(1, 2))))
+    refined = PROFILE.refined(graph, finer)
+    assert refined.costs_of(finer) == pytest.approx((0.1, 0.15, 0.05))
+    assert refined.layers[2].high_s == pytest.approx(0.055)
+    assert PROFILE.refined(graph, graph) is PROFILE
+
+
+def test_a_broken_layer_that_computes_nothing_is_shared_by_bytes() -> None:
+    finer = graph_of([(0, 1)], 2)
+    finer = replace(finer, layers=tuple(replace(layer, flops=0.0) for layer in finer.layers))
+    whole = replace(finer, layers=(replace(finer.layers[0], nodes=(0, 1)),))
+    assert PROFILE.refined(whole, finer).costs_of(finer) == pytest.approx((0.05, 0.05))

@@ -126,7 +126,7 @@ def test_fused_nodes_share_a_layer() -> None:
 
 
 def test_fusing_never_makes_a_cycle() -> None:
-    """a feeds b and c, b feeds c; a's value vanishes into c: b is inside, so it joins."""
+    """a feeds b and c, b feeds c; one of a's values vanishes into c, the other is kept."""
     proto = model(
         [
             node("Relu", "x", "a"),
@@ -138,7 +138,42 @@ def test_fusing_never_makes_a_cycle() -> None:
         shape=["N", 4],
     )
     graph = read_graph(load_model(proto), surviving=frozenset({"a", "a1", "b", "c"}))
-    assert names(graph) == ["Relu", "Split+Exp+Add", "Abs"]
+    assert names(graph) == ["Relu", "Split", "Exp", "Add", "Abs"]
+
+
+def test_a_lost_tensor_that_two_layers_read_ends_a_layer() -> None:
+    """The engine drops an Identity, or keeps one of two equal tensors: nothing else is joined."""
+    proto = model(
+        [
+            node("Relu", "x", "a"),
+            node("Identity", "a", "i"),
+            node("Exp", "i", "b"),
+            node("Add", "b i", "c"),
+            node("Abs", "c", "y"),
+        ]
+    )
+    graph = read_graph(load_model(proto), surviving=frozenset({"a", "b", "c"}))
+    assert names(graph) == ["Relu", "Identity", "Exp", "Add", "Abs"]
+
+
+def test_a_tensor_to_cut_at_breaks_a_fused_layer() -> None:
+    """Of several lost outputs one is to be cut at: their maker ends a layer."""
+    proto = model(
+        [
+            node("DynamicQuantizeLinear", "x", "q s z"),
+            node("MatMulInteger", "q w z", "i"),
+            node("Cast", "i", "f", to=TensorProto.FLOAT),
+            node("Mul", "f s", "y"),
+        ],
+        shape=["N", 4],
+        weights={"w": [4, 4]},
+    )
+    proto.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.ones((4, 4), "i1"), "w"))
+    whole = read_graph(load_model(proto), surviving=frozenset({"y"}))
+    assert names(whole) == ["DynamicQuantizeLinear+MatMulInteger+Cast+Mul"]
+    broken = read_graph(load_model(proto), surviving=frozenset({"y", "q"}))
+    assert names(broken) == ["DynamicQuantizeLinear", "MatMulInteger+Cast+Mul"]
+    assert broken.layers[0].outputs == ("q", "s", "z")
 
 
 def test_shape_arithmetic_is_not_glued_to_what_it_feeds() -> None:
@@ -220,3 +255,25 @@ def test_grouping_is_an_acyclic_partition_that_joins_no_more_than_it_must(
     for a in edges:
         for b in reachable(walk, a):
             assert (group_of[a] == group_of[b]) == (a == b or a in reachable(walk, b))
+
+
+@given(dags(), st.sets(st.integers(0, 7)))
+def test_cones_have_one_way_out_and_close_no_cycle(
+    case: tuple[dict[int, list[int]], list[tuple[int, int]]], absorbed: set[int]
+) -> None:
+    edges, joined = case
+    order = range(len(edges))
+    atoms = [frozenset(group) for group in grouped(order, edges, joined)]
+    groups = [frozenset(group) for group in grouped(order, edges, joined, absorbed)]
+    assert sorted(node for group in groups for node in group) == list(order)
+    group_of = {node: number for number, group in enumerate(groups) for node in group}
+    assert all(group_of[a] <= group_of[b] for a in edges for b in edges[a])
+    for atom in atoms:
+        own = group_of[min(atom)]
+        assert atom <= groups[own]
+        after = {group_of[b] for a in atom for b in edges[a] if b not in atom}
+        # An atom joins what is behind it if it may and that is one group; else it is the last.
+        if atom <= absorbed and len(after - {own}) + (own in after) == 1:
+            assert after == {own}
+        else:
+            assert own not in after

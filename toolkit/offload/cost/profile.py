@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from offload.errors import InputError
+from offload.graph.flops import shares_by_work
 from offload.graph.model import Graph
 from offload.saved import read_object
 
@@ -113,6 +114,35 @@ class Profile:
                 " version; make it again with `offload profile`"
             )
         return tuple(self.seconds[layer.name] for layer in graph.layers)
+
+    def refined(self, graph: Graph, finer: Graph) -> "Profile":
+        """The profile of the same model with some layers of `graph` broken up, as in `finer`.
+
+        The seconds of a broken layer are shared among its pieces by their work.
+
+        Raises:
+            InputError: the profile is of another model, or of other layers of it.
+        """
+        if finer == graph:
+            return self
+        self.costs_of(graph)
+        costs = {cost.name: cost for cost in self.layers}
+        layer_of = {node: layer.name for layer in graph.layers for node in layer.nodes}
+        pieces: dict[str, list[int]] = {}
+        for index, layer in enumerate(finer.layers):
+            pieces.setdefault(layer_of[layer.nodes[0]], []).append(index)
+        shares: dict[int, float] = {}
+        for indexes in pieces.values():
+            shares |= shares_by_work(finer, dict.fromkeys(indexes, 1.0))
+        layers = []
+        for index, layer in enumerate(finer.layers):
+            cost, share = costs[layer_of[layer.nodes[0]]], shares[index]
+            layers.append(
+                LayerCost(
+                    layer.name, cost.seconds_s * share, cost.low_s * share, cost.high_s * share
+                )
+            )
+        return replace(self, layers=tuple(layers))
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with a format number; `from_json` reads it."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from onnx import NodeProto
 
-from offload.graph.model import Tensor
+from offload.graph.model import Graph, Tensor
 
 # Operators that move or describe numbers and compute none.
 _FREE = frozenset(
@@ -43,6 +43,29 @@ def node_flops(node: NodeProto, tensors: Mapping[str, Tensor]) -> float | None:
     touched = [_product(1, sizes) for sizes in (*inputs, *outputs) if sizes is not None]
     counts = [count for count in touched if count is not None]
     return max(counts) if counts and outputs[0] is not None else None
+
+
+def shares_by_work(graph: Graph, parts: Mapping[int, float]) -> dict[int, float]:
+    """What each of several layers contributes to the time that they take together; sums to 1.
+
+    By FLOPs, where they are known, else by the bytes a layer makes; by bytes alone where none
+    of the layers computes anything.
+
+    Args:
+        graph: the layers.
+        parts: by index of a layer, how much of it counts, in 0..1.
+    """
+    work: dict[int, float] = {}
+    made_bytes: dict[int, float] = {}
+    for index in parts:
+        layer = graph.layers[index]
+        made_bytes[index] = sum(graph.tensors[name].size_bytes or 0 for name in layer.outputs) or 1
+        work[index] = made_bytes[index] if layer.flops is None else layer.flops
+    if not any(work.values()):
+        work = made_bytes
+    weights = {index: part * work[index] for index, part in parts.items()}
+    total = sum(weights.values())
+    return {index: weight / total for index, weight in weights.items()}
 
 
 def _sizes(tensor: Tensor | None) -> tuple[int, ...] | None:

@@ -1,16 +1,23 @@
 """Read the graph ONNX Runtime has after its own optimisations: which tensors and kernels exist."""
 
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
 from offload.files import write_bytes
+from offload.graph.flops import shares_by_work
 from offload.graph.load import Model
 from offload.graph.model import Graph
 
 _BLOCKED = "_nchwc"
+# Where no kernel takes a tensor as it is (most float16 tensors on the CPU), onnxruntime computes it
+# in float32 under a name that begins so, and ends with a number where it had to be made unique.
+_WIDENED = "InsertedPrecisionFreeCast_"
+_MADE_UNIQUE = re.compile(r"(_token)?_\d+$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,29 +44,70 @@ def name_kernels(optimized: Path) -> tuple[Kernel, ...]:
     )
 
 
-def kernel_layers(model: Model, graph: Graph, kernels: tuple[Kernel, ...]) -> Mapping[str, int]:
-    """The layer each kernel's time belongs to, by kernel name.
+def surviving_tensors(model: Model, kernels: Iterable[Kernel]) -> frozenset[str]:
+    """Names, in the source model, of the tensors that the kernels make."""
+    producer = model.wiring.producer
+    return frozenset(_source(name, producer) for kernel in kernels for name in kernel.outputs)
 
-    A kernel belongs to the layer whose nodes make one of its outputs. Kernels that the engine
-    added itself (casts, layout changes) count for the layer that reads them, or, at the very
-    end, for the one they read. Where the engine lays a kernel's tensors out in blocks of channels
-    as it loads the file, it renames the kernel after its output: that name is known too.
-    O(kernels + nodes).
+
+def kernel_layers(
+    model: Model, graph: Graph, kernels: tuple[Kernel, ...]
+) -> Mapping[str, Mapping[int, float]]:
+    """The layers that each kernel's time belongs to, with their shares of it, by kernel name.
+
+    A kernel does the work of the nodes between the tensors it reads and those it makes. Where
+    these are in several layers (a cut breaks the fused kernel, or several kernels compute a
+    tensor anew), its time is shared among them by their work. Kernels that the engine added
+    itself (casts, layout changes) count for the layer that reads what they make, or, at the very
+    end, for the one that makes what they read. Where the engine lays a kernel's tensors out in
+    blocks of channels as it loads the file, it renames the kernel after its output: that name is
+    known too.
+
+    O(kernels + edges), a tensor that several kernels compute counted for each of them.
     """
-    maker = {
-        name: index
-        for index, layer in enumerate(graph.layers)
-        for node in layer.nodes
-        for name in model.proto.graph.node[node].output
-    }
-    found: dict[str, int] = {}
-    read_by: dict[str, int] = {}
+    producer = model.wiring.producer
+    layer_of = {node: index for index, layer in enumerate(graph.layers) for node in layer.nodes}
+    kept = surviving_tensors(model, kernels)
+    found: dict[str, Mapping[int, float]] = {}
+    read_by: dict[str, Mapping[int, float]] = {}
     for kernel in reversed(kernels):
-        known = [maker[name] for name in kernel.outputs if name in maker]
-        known += [read_by[name] for name in kernel.outputs if name in read_by]
-        known += [maker[name] for name in kernel.inputs if name in maker]
+        made = {_source(name, producer) for name in kernel.outputs}
+        known = [read_by[name] for name in kernel.outputs if name in read_by]
+        if not made <= {_source(name, producer) for name in kernel.inputs}:
+            nodes = _between(model, made, kept)
+            counts = Counter(layer_of[node] for node in nodes if node in layer_of)
+            parts = {layer: n / len(graph.layers[layer].nodes) for layer, n in counts.items()}
+            known = [shares_by_work(graph, parts), *known] if parts else known
+        known += [
+            {layer_of[node]: 1.0}
+            for name in kernel.inputs
+            if (node := producer.get(_source(name, producer), -1)) in layer_of
+        ]
         if known:
             names = (kernel.name, *(name + _BLOCKED for name in kernel.outputs))
             found.update(dict.fromkeys(names, known[0]))
             read_by.update(dict.fromkeys(kernel.inputs, known[0]))
     return found
+
+
+def _between(model: Model, made: Iterable[str], kept: frozenset[str]) -> set[int]:
+    """The nodes that make some tensors from others that the engine keeps."""
+    wiring = model.wiring
+    pending = [wiring.producer[name] for name in made if name in wiring.producer]
+    found: set[int] = set()
+    while pending:
+        node = pending.pop()
+        if node not in found:
+            found.add(node)
+            inner = (name for name in wiring.reads[node] if name not in kept)
+            pending += [wiring.producer[name] for name in inner if name in wiring.producer]
+    return found
+
+
+def _source(name: str, producer: Mapping[str, int]) -> str:
+    """The source model's name of a tensor of the optimised graph."""
+    widened = name.removeprefix(_WIDENED)
+    if name in producer or widened == name:
+        return name
+    bare = _MADE_UNIQUE.sub("", widened)
+    return bare if widened not in producer and bare in producer else widened

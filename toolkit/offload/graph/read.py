@@ -11,7 +11,7 @@ from offload.graph.infer import Types, infer_types
 from offload.graph.load import Model
 from offload.graph.model import Graph, Layer, Tensor
 
-# Integers this few are shape arithmetic: a kernel of their own wherever they are made.
+# A list of integers this short is shape arithmetic: a kernel of its own wherever it is made.
 _SHAPE_BYTES = 512
 _LONGEST_OP = 8
 
@@ -24,15 +24,22 @@ def read_graph(
     """Read a model into layers in topological order; O((V + E) log V).
 
     Each node that the outputs need is in exactly one layer, but for constant nodes, which are
-    in none. A value that cannot cross a link (sequence, map, optional, string) keeps its maker
-    and its readers in one layer.
+    in none. The rule, where the engine's tensors are known (`surviving`):
+
+    - A node that makes a tensor which the engine keeps ends a layer.
+    - A node whose tensors the engine keeps none of belongs to the layer that reads them, where
+      one layer reads them all: this is what the engine fused into one kernel.
+    - Where several layers read them, the node ends a layer of its own: the engine kept the
+      tensor under another name, or computes it several times.
+    - A value that cannot cross a link (sequence, map, optional, string) keeps its maker and its
+      readers in one layer, with what lies between these.
 
     Args:
         model: from `load_model`.
         shapes: sizes for graph inputs with dynamic dimensions, by input name. Inputs that
             share a named dimension are bound together.
-        surviving: names of the tensors that exist after the engine's own fusions; nodes whose
-            values don't are put in one layer with their consumers. None: every node is a layer.
+        surviving: names of the tensors that exist after the engine's own fusions, and of those
+            to cut at all the same. None: every node is a layer.
 
     Raises:
         InputError: `shapes` names no input of the model, or contradicts it.
@@ -45,10 +52,15 @@ def read_graph(
         (node, reader)
         for node in live.order
         for name in live.makes[node]
-        if not _may_cut(types, name, live, surviving)
+        if not types.can_cross(name)
         for reader in live.readers.get(name, ())
     ]
-    groups = grouped(live.order, live.edges, pairs)
+    fused = {
+        node
+        for node in live.order
+        if not any(_may_cut(types, name, live, surviving) for name in live.makes[node])
+    }
+    groups = grouped(live.order, live.edges, pairs, fused)
     tensors: dict[str, Tensor] = {}
     layers = tuple(_layers(model, types, live, groups, tensors))
     for name in (*model.wiring.inputs, *model.wiring.outputs):
@@ -111,7 +123,7 @@ def _may_cut(types: Types, name: str, live: _Live, surviving: frozenset[str] | N
         return True
     tensor = types.tensor(name)
     small = tensor.size_bytes is not None and tensor.size_bytes <= _SHAPE_BYTES
-    return small and tensor.dtype in ("int64", "int32")
+    return small and len(tensor.shape or ()) <= 1 and tensor.dtype in ("int64", "int32")
 
 
 def _layers(

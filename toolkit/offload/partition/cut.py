@@ -1,10 +1,11 @@
 """The cut noun: the layers the device computes and the tensors that cross."""
 
-import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from offload.errors import InputError
+from offload.graph.cut_names import unknown_tensor, why_not_cuttable
+from offload.graph.load import Model
 from offload.graph.model import Graph
 
 
@@ -69,15 +70,33 @@ def cut_after(graph: Graph, tensors: Iterable[str]) -> Cut:
         if name in graph.producer:
             wanted.append(graph.producer[name])
         elif name not in graph.inputs:
-            raise InputError(unknown_tensor(graph, name))
+            raise InputError(unknown_tensor(name, (*graph.inputs, *graph.producer)))
     return cut_at(graph, graph.ancestors(wanted))
 
 
-def unknown_tensor(graph: Graph, name: str) -> str:
-    """The sentence for a tensor that can't be cut at, with the nearest names."""
-    known = (*graph.inputs, *graph.producer)
-    near = difflib.get_close_matches(name, known, n=3) or list(known[-3:])
-    return (
-        f"model has no tensor {name!r} to cut at: did you mean {', '.join(map(repr, near))}?"
-        " (`offload inspect` lists them)"
-    )
+def cut_at_names(model: Model, graph: Graph, names: Iterable[str]) -> Cut:
+    """The cut at named tensors of a model: the device computes exactly what they need.
+
+    Unlike `cut_after`, it takes tensors that no other layer reads, and says why a tensor cannot
+    be cut at.
+
+    Args:
+        model: the loaded model.
+        graph: its layers, read so that the names survive (`read_graph`).
+        names: the model's inputs, and tensors that its main graph computes from them.
+
+    Raises:
+        InputError: the model has no such tensor, or cannot be cut there.
+    """
+    layer_of = {node: index for index, layer in enumerate(graph.layers) for node in layer.nodes}
+    wanted = []
+    for name in names:
+        if name in graph.inputs:
+            continue
+        layer = layer_of.get(model.wiring.producer.get(name, -1))
+        if layer is None or any(
+            name in model.wiring.reads[node] for node in graph.layers[layer].nodes
+        ):
+            raise InputError(why_not_cuttable(model, name))
+        wanted.append(layer)
+    return cut_at(graph, graph.ancestors(wanted))
