@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 from offload.cost.profile import LayerCost, Profile, load_profile
 from offload.errors import InputError
+from offload.graph.infer import Types, infer_types
 from offload.graph.kernels import Kernel, kernel_layers, name_kernels
 from offload.graph.load import Model
-from offload.graph.model import Graph
-from offload.graph.read import read_graph
+from offload.graph.model import Graph, Tensor
+from offload.graph.open_sizes import open_sizes
+from offload.graph.read import infer_with, read_graph
 
 from offload_runtimes.cache import cache_folder, kept
 from offload_runtimes.engine import EngineOptions, load
@@ -29,7 +31,7 @@ from offload_runtimes.planning.calibrate import (
     time_in_turns,
 )
 from offload_runtimes.planning.footprint import client_bytes
-from offload_runtimes.planning.sizes import measured_sizes
+from offload_runtimes.planning.sizes import measured_sizes, shapes_by_running
 from offload_runtimes.wire.codecs import reference_s
 
 WARM_RUNS = 3
@@ -91,8 +93,28 @@ def subject_of(
     optimized = folder / "optimized.onnx"
     optimize_to(model.path, optimized)
     kernels = name_kernels(optimized)
-    surviving = frozenset(name for kernel in kernels for name in kernel.outputs)
-    return Subject(model, read_graph(model, shapes, surviving | keep), kernels, optimized)
+    surviving = frozenset(name for kernel in kernels for name in kernel.outputs) | keep
+    types = infer_with(model, shapes)
+    graph = read_graph(model, shapes, surviving, types)
+    found = _found_by_running(model, graph, types)
+    if found:
+        types = infer_types(model.proto, model.wiring, model.directory, shapes, found)
+        graph = read_graph(model, shapes, surviving, types)
+    return Subject(model, graph, kernels, optimized)
+
+
+def _found_by_running(model: Model, graph: Graph, types: Types) -> dict[str, Tensor]:
+    """Types that follow from the inputs' sizes where inference can't follow; {}: none.
+
+    Two random inputs are run: what differs between them depends on data.
+    """
+    names = types.unresolved()
+    if not names:
+        return {}
+    try:
+        return shapes_by_running(model, names, [sample_feeds(graph, seed) for seed in range(2)])
+    except InputError:
+        return {}  # no random input fits: the sizes stay unknown, and the work uncounted
 
 
 def measure(
@@ -121,6 +143,9 @@ def measure(
     Raises:
         InputError: an input has a dynamic size that no shape was given for.
     """
+    unknown = open_sizes(subject.model, subject.graph)
+    if unknown and not feeds and not samples:
+        raise InputError(unknown)
     given = dict(feeds or (samples[0] if samples else sample_feeds(subject.graph)))
     sizes = measured_sizes(subject.model, subject.graph, options, samples or [given])
     guessed = bool(sizes) and not samples and not feeds

@@ -6,19 +6,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from offload.cost.link import Link
-from offload.cost.profile import Profile, estimate_profile, load_profile
+from offload.cost.profile import Profile, estimate_profile, load_profile, uncounted
 from offload.encoding.allowance import Allowance
 from offload.encoding.catalogue import Catalogue
 from offload.errors import InputError
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph
-from offload.plan.candidate import Situation
+from offload.graph.open_sizes import open_sizes
+from offload.plan.candidate import Scheme, Situation
 from offload.plan.wish import Wish, demand_of
 
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.planning.measure import Subject, cached_profile, subject_of
 
 Progress = Callable[[str], None]
+
+# The largest share of uncounted work that an estimate is made with.
+MOST_UNCOUNTED = 0.05
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,11 @@ class SplitRequest:
     worth: float = 0.05
     again: bool = False
 
+    @property
+    def is_given(self) -> bool:
+        """Whether the request itself says what runs where: nothing needs to be compared."""
+        return bool(self.cut) or self.scheme == Scheme.LOCAL
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -72,6 +81,8 @@ class Prepared:
         device: the device's profile, slowed down as asked.
         server: the server's profile.
         request: what was asked.
+        open_sizes: which input sizes are open and how to give them; empty: all are known. A plan
+            is then not predicted.
     """
 
     model: Model
@@ -79,6 +90,7 @@ class Prepared:
     device: Profile
     server: Profile
     request: SplitRequest
+    open_sizes: str = ""
 
     def situation(
         self,
@@ -102,19 +114,39 @@ class Prepared:
 def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> Prepared:
     """Read the model and its profiles; what isn't in a file is measured here.
 
+    Nothing can be compared while sizes of inputs are open, or where more than 5 % of the work
+    that an estimate rests on could not be counted; a cut or a local plan that was asked for is
+    made all the same.
+
     Raises:
-        InputError: a file, tensor or shape of the request can't be used.
+        InputError: a file, tensor or shape of the request can't be used, sizes are open, or too
+            much of the work is unknown for an estimate.
     """
     progress(f"reading {request.model}")
     model = load_model(request.model)
     with tempfile.TemporaryDirectory(prefix="offload-") as folder:
         subject = subject_of(model, Path(folder), request.shapes, frozenset(request.cut))
+        unknown = open_sizes(model, subject.graph)
+        if not request.is_given:
+            _check_known(subject.graph, request, unknown)
         device = _profile(request.device, subject, request, progress)
         same = request.server == request.device
         server = device if same else _profile(request.server, subject, request, progress)
     slower = device.scaled(request.slowdown) if request.slowdown != 1 else device
     sizes = {name: size.mean_bytes for name, size in {**server.sizes, **device.sizes}.items()}
-    return Prepared(model, subject.graph.sized(sizes), slower, server, request)
+    return Prepared(model, subject.graph.sized(sizes), slower, server, request, unknown)
+
+
+def _check_known(graph: Graph, request: SplitRequest, unknown: str) -> None:
+    """Refuse to compare plans of which too little is known."""
+    if unknown:
+        raise InputError(unknown)
+    estimated = isinstance(request.device, float) or isinstance(request.server, float)
+    if estimated and graph.uncounted_share > MOST_UNCOUNTED:
+        raise InputError(
+            f"{uncounted(graph)}, too much for an estimate: measure it with `offload profile` and"
+            " give the files to --device and --server"
+        )
 
 
 def _profile(
