@@ -37,6 +37,9 @@ from offload.graph.scope import FunctionKey, bodies, function_key
 _MOST_ELEMENTS = 1024
 # Nodes in bodies and functions that are visited at most, each time they are called.
 _MOST_INNER_NODES = 200_000
+# Steps of a loop that are followed at most to find how many there are.
+_MOST_STEPS = 4096
+_NUMBER = helper.make_tensor_type_proto(TensorProto.INT64, [])
 # Inputs whose numbers decide the sizes of an operator's outputs, by place.
 _SHAPING: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("Reshape", "Expand", "ConstantOfShape", "TopK", "OneHot"), (0, 1)),
@@ -145,41 +148,62 @@ def stored_value(tensor: TensorProto) -> Value:
 
 # Numbers
 
+Memo: TypeAlias = dict[int, Array | None]
 
-def numbers_of(value: Value) -> Array | None:
+
+def numbers_of(value: Value, memo: Memo | None = None) -> Array | None:
     """Numbers of a small constant value; None where they can't be known.
 
     Each value is evaluated once, what it needs before it, without recursion.
+
+    Args:
+        value: what is asked for.
+        memo: numbers by the id of a value, to evaluate for one step of a loop; what is found goes
+            there. None: what is found stays with the values.
     """
     pending = [value]
     while pending:
         top = pending[-1]
-        needed = [] if top.settled else _needed(top)
+        needed = [] if _is_settled(top, memo) else _needed(top, memo)
         if needed:
             pending.extend(needed)
             continue
-        if not top.settled:
-            top.numbers, top.settled = _evaluated(top), True
         pending.pop()
-    return value.numbers
+        if not _is_settled(top, memo):
+            found = None if needed is None else _evaluated(top, memo)
+            if memo is not None:
+                memo[id(top)] = found
+            else:
+                top.numbers, top.settled = found, True
+    return _settled(value, memo)
 
 
-def _needed(value: Value) -> list[Value]:
-    """Inputs to evaluate first; settles a value that can't be evaluated."""
+def _is_settled(value: Value, memo: Memo | None) -> bool:
+    if memo is None:
+        return value.settled
+    return id(value) in memo or value.numbers is not None
+
+
+def _settled(value: Value, memo: Memo | None) -> Array | None:
+    return value.numbers if memo is None else memo.get(id(value), value.numbers)
+
+
+def _needed(value: Value, memo: Memo | None) -> list[Value] | None:
+    """Inputs to evaluate first; None where the value can't be evaluated."""
     node = value.maker
     if not value.constant or node is None:
-        value.settled = True
-    if value.settled or not isinstance(node, NodeProto) or _measures(node):
+        return None
+    if not isinstance(node, NodeProto) or _measures(node):
         return []
     given = [each for each in value.inputs if each is not None]
-    known = all(each.is_small or each.shape is None for each in given)
-    if not known or any(each.settled and each.numbers is None for each in given):
-        value.settled = True
-        return []
-    return [each for each in given if not each.settled]
+    if not all(each.is_small or each.shape is None for each in given):
+        return None
+    if any(_is_settled(each, memo) and _settled(each, memo) is None for each in given):
+        return None
+    return [each for each in given if not _is_settled(each, memo)]
 
 
-def _evaluated(value: Value) -> Array | None:
+def _evaluated(value: Value, memo: Memo | None) -> Array | None:
     """Numbers of a value whose inputs are settled."""
     node = value.maker
     if isinstance(node, TensorProto):
@@ -194,10 +218,11 @@ def _evaluated(value: Value) -> Array | None:
         return None
     arrays = {}
     for name, each in zip(node.input, value.inputs, strict=True):
-        if each is not None and each.numbers is None:
-            return None
-        if each is not None and each.numbers is not None:
-            arrays[name] = each.numbers
+        if each is not None:
+            numbers = _settled(each, memo)
+            if numbers is None:
+                return None
+            arrays[name] = numbers
     return _run(node, arrays, value.opset, value.place)
 
 
@@ -453,14 +478,22 @@ class Scope:
         state = [self.value(name) for name in node.input[2:]]
         if len(body.input) < 2 + len(state) or len(body.output) < 1 + len(state):
             return [], Work(uncounted_heavy=Counter(("Loop",)))  # not valid
-        outputs, work = self._step(body, state)
+        names = zip(body.input[2:], body.output[1:], strict=False)
+        kept = [formal.name == output.name for formal, output in names]
+        entering = [
+            value if same else Value(value.type, value.sized)
+            for value, same in zip(state, kept, strict=False)
+        ]
+        outputs, work = self._step(body, entering)
         goes_on, after = outputs[0], outputs[1 : 1 + len(state)]
         steps = _steps(limit, first, goes_on)
+        counted = self._counted(body, state, limit, first) if steps is None else None
+        steps = counted if steps is None else steps
         general = [common([a.type, b.type]) for a, b in zip(state, after, strict=False)]
         if steps == 1:
             general = [value.type for value in after]
         elif any(value.type != typed for value, typed in zip(state, general, strict=True)):
-            again = [replace(v, type=t) for v, t in zip(state, general, strict=True)]
+            again = [replace(v, type=t) for v, t in zip(entering, general, strict=True)]
             outputs, work = self._step(body, again)
             after = outputs[1 : 1 + len(state)]
             general = [common([t, v.type]) for t, v in zip(general, after, strict=True)]
@@ -469,7 +502,7 @@ class Scope:
             sizes = [_first_size(typed) for typed in known[len(state) :]]
             steps = next((size for size in sizes if size is not None), None)
         deciding = [value for value in (limit, first, goes_on) if value is not None]
-        settled = all(value.constant for value in deciding)
+        settled = counted is not None or all(value.constant for value in deciding)
         if steps == 0:
             general = [value.type for value in state]
         found = [
@@ -479,16 +512,46 @@ class Scope:
         found += [Value(_stacked(v.type, steps, 0), settled and v.sized) for v in scans]
         return found, work.repeated(steps, "Loop")
 
-    def _step(self, body: GraphProto, state: Sequence[Value]) -> Visited:
-        """One step of a loop. State that the body hands on unchanged keeps its numbers."""
-        number = helper.make_tensor_type_proto(TensorProto.INT64, [])
+    def _step(
+        self, body: GraphProto, state: Sequence[Value], number: Value | None = None
+    ) -> Visited:
+        """One step of a loop, of a number that may be known to follow from sizes."""
         flag = helper.make_tensor_type_proto(TensorProto.BOOL, [])
-        names = [value.name for value in body.input]
         goes_on = Value(flag, constant=True, numbers=np.array(True), settled=True)
-        values = dict(zip(names, (Value(number), goes_on), strict=False))
-        for name, output, value in zip(names[2:], body.output[1:], state, strict=False):
-            values[name] = value if output.name == name else Value(value.type, value.sized)
-        return self._body(body, values)
+        values = (number or Value(_NUMBER), goes_on, *state)
+        names = (value.name for value in body.input)
+        return self._body(body, dict(zip(names, values, strict=False)))
+
+    def _counted(
+        self, body: GraphProto, state: Sequence[Value], limit: Value | None, first: Value | None
+    ) -> int | None:
+        """Steps of a loop that goes on while a counter in its state says so; None: unknown.
+
+        What the condition needs is evaluated step by step.
+        """
+        most = _MOST_STEPS if limit is None else numbers_of(limit)
+        if most is None or (first is not None and numbers_of(first) is None):
+            return None
+        current = [numbers_of(value) for value in state]
+        counters = [
+            value if numbers is None else Value(value.type, constant=True)
+            for value, numbers in zip(state, current, strict=True)
+        ]
+        number = Value(_NUMBER, constant=True)
+        outputs, _ = self._step(body, counters, number)
+        for step in range(min(int(most), _MOST_STEPS)):
+            memo: Memo = {id(v): n for v, n in zip(counters, current, strict=True)}
+            memo[id(number)] = np.array(step)
+            goes_on = numbers_of(outputs[0], memo)
+            if goes_on is None:
+                return None
+            if not goes_on.any():
+                return step + 1
+            current = [
+                None if numbers is None else numbers_of(after, memo)
+                for numbers, after in zip(current, outputs[1:], strict=False)
+            ]
+        return int(most) if int(most) <= _MOST_STEPS and limit is not None else None
 
     def _scan(
         self, node: NodeProto, body: GraphProto, types: Sequence[TypeProto | None]
