@@ -1,7 +1,7 @@
 """Say which sizes of a model's inputs are open, and how to give them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from onnx import ValueInfoProto
 
@@ -27,26 +27,41 @@ def open_sizes(model: Model, graph: Graph) -> str:
     left = [name for name in graph.inputs if name in inputs and _is_open(graph, name)]
     if not left:
         return ""
-    sizes: dict[str, int] = {}
-    examples = []
-    for name in left:
-        labels, missing = _labels(inputs[name]), False
-        for axis, label in enumerate(labels):
-            if isinstance(label, int):
-                continue
-            missing = missing or not label or label not in sizes
-            if label and label not in sizes:
-                sizes[label] = _example(label, axis, len(labels), sizes)
-        if missing or not labels:
-            shape = [
-                label if isinstance(label, int)
-                else sizes.get(label) or _example(label, axis, len(labels), sizes)
-                for axis, label in enumerate(labels)
-            ] or [1]  # fmt: skip
-            examples.append(f"--shape {_quoted(name)}={'x'.join(map(str, shape))}")
+    axes = [(name, _labels(inputs[name])) for name in left]
+    examples = _examples(axes)
     shown = ", ".join(_described(inputs[name]) for name in left[:_SHOWN])
     more = f" and of {len(left) - _SHOWN} more inputs" if len(left) > _SHOWN else ""
     return f"the sizes of {shown}{more} are open: give them, like {' '.join(examples)}"
+
+
+def _examples(inputs: Sequence[tuple[str, Sequence[int | str]]]) -> list[str]:
+    """`--shape` for the inputs that need one: axes of one name are bound together."""
+    named = [
+        (label, axis, len(labels))
+        for _, labels in inputs
+        for axis, label in enumerate(labels)
+        if isinstance(label, str)
+    ]
+    sizes: dict[str, int] = {}
+    for label, axis, rank in sorted(named, key=lambda each: "+" in each[0]):
+        sizes.setdefault(label, _example(label, axis, rank, sizes))
+    bound: set[str] = set()
+    examples = []
+    for name, labels in inputs:
+        open_labels = {label for label in labels if isinstance(label, str)}
+        if open_labels and open_labels <= bound:
+            continue
+        bound |= open_labels - {""}
+        shape = [
+            label if isinstance(label, int) else sizes[label] if label else None
+            for label in labels
+        ]
+        shown = [
+            _example("", axis, len(labels), sizes) if size is None else size
+            for axis, size in enumerate(shape)
+        ] or [1]
+        examples.append(f"--shape {_quoted(name)}={'x'.join(map(str, shown))}")
+    return examples
 
 
 def _is_open(graph: Graph, name: str) -> bool:
