@@ -53,8 +53,7 @@ def _examples(inputs: Sequence[tuple[str, Sequence[int | str]]]) -> list[str]:
             continue
         bound |= open_labels - {""}
         shape = [
-            label if isinstance(label, int) else sizes[label] if label else None
-            for label in labels
+            label if isinstance(label, int) else sizes[label] if label else None for label in labels
         ]
         shown = [
             _example("", axis, len(labels), sizes) if size is None else size

@@ -37,6 +37,8 @@ from offload.graph.scope import FunctionKey, bodies, function_key
 _MOST_ELEMENTS = 1024
 # Nodes in bodies and functions that are visited at most, each time they are called.
 _MOST_INNER_NODES = 200_000
+# Functions that call each other, one in the other.
+_MOST_CALLS = 50
 # Steps of a loop that are followed at most to find how many there are.
 _MOST_STEPS = 4096
 _NUMBER = helper.make_tensor_type_proto(TensorProto.INT64, [])
@@ -427,7 +429,7 @@ class Scope:
     def _call(self, node: NodeProto, function: FunctionProto) -> Visited:
         """A call of a model-local function, which sees nothing but its inputs."""
         key, calls = function_key(function), self.shared.calls
-        if key in calls:  # not valid: it has no end
+        if key in calls or len(calls) >= _MOST_CALLS:  # a function that calls itself has no end
             return [], Work(uncounted_heavy=Counter((node.op_type,)))
         attributes = {each.name: each for each in (*function.attribute_proto, *node.attribute)}
         opsets = _plain((each.domain, each.version) for each in function.opset_import)
@@ -529,8 +531,8 @@ class Scope:
 
         What the condition needs is evaluated step by step.
         """
-        most = _MOST_STEPS if limit is None else numbers_of(limit)
-        if most is None or (first is not None and numbers_of(first) is None):
+        most = _MOST_STEPS if limit is None else _number(limit)
+        if most is None or (first is not None and _number(first) is None):
             return None
         current = [numbers_of(value) for value in state]
         counters = [
@@ -539,7 +541,7 @@ class Scope:
         ]
         number = Value(_NUMBER, constant=True)
         outputs, _ = self._step(body, counters, number)
-        for step in range(min(int(most), _MOST_STEPS)):
+        for step in range(min(most, _MOST_STEPS)):
             memo: Memo = {id(v): n for v, n in zip(counters, current, strict=True)}
             memo[id(number)] = np.array(step)
             goes_on = numbers_of(outputs[0], memo)
@@ -551,7 +553,7 @@ class Scope:
                 None if numbers is None else numbers_of(after, memo)
                 for numbers, after in zip(current, outputs[1:], strict=False)
             ]
-        return int(most) if int(most) <= _MOST_STEPS and limit is not None else None
+        return max(most, 0) if most <= _MOST_STEPS and limit is not None else None
 
     def _scan(
         self, node: NodeProto, body: GraphProto, types: Sequence[TypeProto | None]
@@ -589,16 +591,22 @@ def _steps(limit: Value | None, first: Value | None, goes_on: Value) -> int | No
         first: the condition before the first step; None: it holds.
         goes_on: the condition after a step.
     """
-    most = None if limit is None else numbers_of(limit)
-    starts = None if first is None else numbers_of(first)
-    lasts = numbers_of(goes_on)
-    if starts is not None and not starts.any():
+    most = None if limit is None else _number(limit)
+    starts = 1 if first is None else _number(first)
+    lasts = _number(goes_on)
+    if starts == 0:
         return 0
-    if (first is not None and starts is None) or lasts is None:
+    if starts is None or lasts is None or (limit is not None and most is None):
         return None
-    if not lasts.any():
-        return 1 if most is None else min(max(int(most.item()), 0), 1)
-    return None if most is None else max(int(most.item()), 0)
+    if lasts == 0:
+        return 1 if most is None else min(max(most, 0), 1)
+    return None if most is None else max(most, 0)
+
+
+def _number(value: Value) -> int | None:
+    """The one whole number, or truth as 0 or 1, that a value is; None where it isn't known."""
+    numbers = numbers_of(value)
+    return int(numbers.item()) if numbers is not None and numbers.size == 1 else None
 
 
 # Types
