@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 from offload.bundle.bundle import Bundle, open_bundle
+from offload.bundle.model_inputs import inputs_of
+from offload.bundle.sample_inputs import open_sizes_sentence
+from offload.cost.profile import uncounted
 from offload.graph.load import load_model
 from offload.graph.model import Graph, Layer
 from offload.units import format_bytes
@@ -40,8 +43,10 @@ def inspect(
     if path.is_dir():
         _show_bundle(output, open_bundle(path))
         return
-    graph = read_fused(load_model(path), parse_shapes(shape))
-    output.result(_json(graph), _summary(graph))
+    model = load_model(path)
+    graph = read_fused(model, parse_shapes(shape))
+    unknown = open_sizes_sentence(inputs_of(model, graph).values)
+    output.result(_json(graph, unknown), _summary(graph, unknown))
     shown = graph.layers if every or len(graph.layers) <= 60 else graph.layers[:50]
     output.table(
         ("layer", "operators", "makes", ">bytes", ">MFLOP", ">weights"),
@@ -49,6 +54,10 @@ def inspect(
     )
     if len(shown) < len(graph.layers):
         output.remark(f"{len(graph.layers) - len(shown)} more layers: list them with --all")
+    if unknown:
+        output.warning(f"bytes and work are not known: {unknown}")
+    elif graph.uncounted:
+        output.warning(uncounted(graph))
 
 
 def _show_bundle(output: Output, bundle: Bundle) -> None:
@@ -61,8 +70,10 @@ def _show_bundle(output: Output, bundle: Bundle) -> None:
         show_plan(output, plan)
 
 
-def _summary(graph: Graph) -> str:
-    flops = sum(layer.flops or 0 for layer in graph.layers)
+def _summary(graph: Graph, unknown: str) -> str:
+    flops = _flops(graph)
+    counted = f"{flops / 1e9:.2f} GFLOP" if flops >= 1e8 else f"{flops / 1e6:.2f} MFLOP"
+    work = "work unknown" if unknown else counted
     weights = sum(layer.weight_bytes for layer in graph.layers)
     signature = "\n".join(
         f"  {side} {name}: {_tensor(graph, name)}"
@@ -71,8 +82,14 @@ def _summary(graph: Graph) -> str:
     )
     return (
         f"{graph.name}: {len(graph.layers)} layers, {format_bytes(weights)} of weights,"
-        f" {flops / 1e9:.2f} GFLOP\n{signature}"
+        f" {work}\n{signature}"
     )
+
+
+def _flops(graph: Graph) -> float:
+    """What was counted, and what is assumed for the rest."""
+    layers = graph.layers
+    return sum(layer.assumed_flops if layer.flops is None else layer.flops for layer in layers)
 
 
 def _tensor(graph: Graph, name: str) -> str:
@@ -95,12 +112,16 @@ def _row(graph: Graph, layer: Layer) -> tuple[str, ...]:
     )
 
 
-def _json(graph: Graph) -> dict[str, object]:
+def _json(graph: Graph, unknown: str) -> dict[str, object]:
     return {
         "name": graph.name,
         "sha256": graph.digest,
         "inputs": list(graph.inputs),
         "outputs": list(graph.outputs),
+        "flops": None if unknown else _flops(graph),
+        "uncounted_share": graph.uncounted_share,
+        "uncounted": list(graph.uncounted),
+        "open_sizes": unknown,
         "layers": [
             {
                 "name": layer.name,

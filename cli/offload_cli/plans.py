@@ -97,20 +97,21 @@ def _predicted(where: Range, plan: Plan) -> Iterator[str]:
 
 def show_plan(output: Output, plan: Plan) -> None:
     """The comparison, and what runs where."""
-    output.table(
-        ("scheme", ">predicted", ">sent", ">layers on device", ">memory", ""),
-        (
+    if plan.alternatives:  # else sizes were open, and nothing was predicted
+        output.table(
+            ("scheme", ">predicted", ">sent", ">layers on device", ">memory", ""),
             (
-                a.scheme,
-                format_s(a.latency_s),
-                format_bytes(a.upload_bytes),
-                a.device_layers,
-                format_bytes(a.memory_bytes),
-                "chosen" if a.scheme == plan.scheme else "",
-            )
-            for a in plan.alternatives
-        ),
-    )
+                (
+                    a.scheme,
+                    format_s(a.latency_s),
+                    format_bytes(a.upload_bytes),
+                    a.device_layers,
+                    format_bytes(a.memory_bytes),
+                    "chosen" if a.scheme == plan.scheme else "",
+                )
+                for a in plan.alternatives
+            ),
+        )
     for side in Side:
         for segment in plan.on(side):
             made = ", ".join(segment.outputs)

@@ -70,9 +70,20 @@ def schedule(
 
 
 def _instance(source: Path, plan: int) -> Instance:
+    if source.suffix == ".onnx":
+        raise InputError(
+            f"{source} is a model: split it with `offload split` and give the bundle, or give a"
+            " graph of layers as JSON"
+        )
     if not source.is_dir():
         return read_instance(source)
-    stored = open_bundle(source).only(plan).plan.instance
+    chosen = open_bundle(source).only(plan).plan
+    stored = chosen.instance
+    if not stored and not chosen.alternatives:
+        raise InputError(
+            f"{source} has no seconds to schedule by: it was split while sizes of the model's"
+            " inputs were open; split it again with --shape"
+        )
     if not stored:
         raise InputError(f"{source} has nothing to schedule: its plan stays on one side")
     return Instance.from_json(dict(stored))

@@ -13,7 +13,7 @@ from offload.encoding.allowance import Allowance
 from offload.encoding.encoding import parse_allowed
 from offload.errors import InputError
 from offload.files import write_text
-from offload.plan.sweep import Cell, parse_links, reigns, sweep
+from offload.plan.sweep import Cell, is_range, parse_links, reigns, sweep
 from offload.report.what_if import what_if_html, what_if_svg
 from offload.units import format_bps, format_s
 from offload_runtimes.engine import EngineOptions
@@ -43,7 +43,10 @@ def simulate(
     device: DeviceOption = None,
     server: ServerOption = None,
     link: Annotated[
-        str, typer.Option(help="The range of bandwidths up, like '1..100 Mbit/s'.")
+        str,
+        typer.Option(
+            help="The range of bandwidths up, like '1..100 Mbit/s'; or one link, as for `split`."
+        ),
     ] = "1..100 Mbit/s",
     like: LikeOption = "wifi",
     slowdown: Annotated[
@@ -76,7 +79,7 @@ def simulate(
     Example: `offload simulate net.onnx --device pi.json --link '1..100 Mbit/s' --svg what-if.svg`
     """
     output = Output(form)
-    links = parse_links(link, parse_link(like), points)
+    links = parse_links(link, parse_link(like), points) if is_range(link) else [parse_link(link)]
     factors = parse_factors(slowdown)
     request = SplitRequest(
         model=model,
@@ -97,7 +100,7 @@ def simulate(
     sent = "raw tensors" if catalogue is None else "lossless encodings where they pay"
     title, under = f"{model.stem}: latency over bandwidth", f"{machines}, {sent}"
     rows = table_of(cells)
-    chart = what_if_svg(cells, title, under)
+    chart = what_if_svg(cells, title, under) if svg or html else ""
     if svg:
         write_text(svg, chart)
         output.remark(f"wrote {svg}")

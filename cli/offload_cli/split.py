@@ -164,7 +164,9 @@ def split(
         plans = _front(prepared, progress) if front else ()
     shown = bundle_json(bundle) | ({"pareto": _front_json(plans)} if front else {})
     output.result(shown, f"{path}: {plans_sentence(bundle)}")
-    for profile in (prepared.device, prepared.server):
+    if prepared.open_sizes:
+        output.warning(f"times are not predicted: {prepared.open_sizes}")
+    for profile in () if prepared.open_sizes else (prepared.device, prepared.server):
         if profile.estimated:
             output.warning(f"{profile.machine} is an estimate from FLOPs, not a measurement")
         for remark in profile.remarks:

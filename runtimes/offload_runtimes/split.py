@@ -1,6 +1,7 @@
 """From a model file to a bundle: read, profile, plan, write."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -52,7 +53,11 @@ def write_split(prepared: Prepared, target: Path, progress: Progress = lambda _:
             situation = prepared.situation(link, catalogue=catalogue)
             return make_plan(situation, request.scheme, cut, request.solver)
 
-        return chooser.plan(on)
+        plan = chooser.plan(on)
+        if prepared.open_sizes:
+            reason = f"As asked; nothing is predicted: {prepared.open_sizes}."
+            return replace(plan, reason=reason, alternatives=(), instance={})
+        return plan
 
     ranged = _ranged(request, planned)
     progress(f"writing {target}")

@@ -152,7 +152,7 @@ def test_simulate_plans_each_link_and_draws(home: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--link", "5 Mbit/s"), "range '5 Mbit/s' is not understood: write it like"),
+        (("--link", "warp"), "link 'warp' is not understood: use one of 3g, 4g, wifi"),
         (("--link", "100..1 Mbit/s"), "range '100..1 Mbit/s' must go from the slower link"),
         (("--slowdown", "fast"), "--slowdown 'fast' is not understood: write factors like 1,5,20"),
         (("--encoding", "fp16"), "--encoding fp16 loses precision, which only `split` can judge"),

@@ -149,7 +149,10 @@ def free_port() -> int:
         (["inspect", "{}/none.onnx"], ["none.onnx", "does not exist"]),
         (["inspect", "{}/junk.onnx"], ["junk.onnx", "not an ONNX model"]),
         (["split", "{}/net.onnx", "-o", "{}/a", *SHAPE, "--cut", "lefft"], ["lefft", "'left'"]),
-        (["split", "{}/net.onnx", "-o", "{}/a"], ["dynamic", "--shape x="]),
+        (
+            ["split", "{}/net.onnx", "-o", "{}/a"],
+            ["input 'x' (nx8: axis 0) are open", "--shape x=1x8"],
+        ),
         (["split", "{}/net.onnx", "-o", "{}/a", *SHAPE, "--link", "warp"], ["warp", "wifi"]),
         (["split", "{}/net.onnx", "-o", "{}/a", *SHAPE, "--scheme", "x"], ["scheme 'x'", "auto"]),
         (["split", "{}/net.onnx", "-o", "{}/a", "--shape", "x"], ["--shape 'x'"]),

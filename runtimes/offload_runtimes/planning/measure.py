@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +15,11 @@ from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import ModelInputs, draw
 from offload.cost.profile import RANDOM_SIZES, LayerCost, Profile, load_profile
 from offload.errors import InputError
+from offload.graph.infer import Types, infer_types
 from offload.graph.kernels import Kernel, kernel_layers, name_kernels, surviving_tensors
 from offload.graph.load import Model
-from offload.graph.model import Graph
-from offload.graph.read import read_graph
+from offload.graph.model import Graph, Tensor
+from offload.graph.read import infer_with, read_graph
 
 from offload_runtimes.cache import cache_folder, feeds_digest, kept
 from offload_runtimes.engine import EngineOptions, load
@@ -32,7 +33,7 @@ from offload_runtimes.planning.calibrate import (
     time_in_turns,
 )
 from offload_runtimes.planning.footprint import client_bytes
-from offload_runtimes.planning.sizes import measured_sizes
+from offload_runtimes.planning.sizes import measured_sizes, shapes_by_running
 from offload_runtimes.wire.codecs import reference_s
 
 WARM_RUNS = 3
@@ -52,12 +53,19 @@ class Subject:
         graph: its layers.
         kernels: the nodes of the optimised graph.
         optimized: the optimised model file, in a folder that the caller owns.
+        types: of the model's values, with the sizes that its layers were read with.
     """
 
     model: Model
     graph: Graph
     kernels: tuple[Kernel, ...]
     optimized: Path
+    types: Types
+
+    def broken_at(self, tensors: Iterable[str]) -> Graph:
+        """The layers with those broken up that the engine fuses across given tensors."""
+        kept = surviving_tensors(self.model, self.kernels) | frozenset(tensors)
+        return read_graph(self.model, surviving=kept, types=self.types)
 
     @cached_property
     def inputs(self) -> ModelInputs:
@@ -95,8 +103,29 @@ def subject_of(
     optimized = folder / "optimized.onnx"
     optimize_to(model.path, optimized)
     kernels = name_kernels(optimized)
-    surviving = surviving_tensors(model, kernels)
-    return Subject(model, read_graph(model, shapes, surviving | keep), kernels, optimized)
+    surviving = surviving_tensors(model, kernels) | keep
+    types = infer_with(model, shapes)
+    graph = read_graph(model, shapes, surviving, types)
+    found = _found_by_running(model, graph, types)
+    if found:
+        types = infer_types(model.proto, model.wiring, model.directory, shapes, found)
+        graph = read_graph(model, shapes, surviving, types)
+    return Subject(model, graph, kernels, optimized, types)
+
+
+def _found_by_running(model: Model, graph: Graph, types: Types) -> dict[str, Tensor]:
+    """Types that follow from the inputs' sizes where inference can't follow; {}: none.
+
+    Two random inputs are run: what differs between them depends on data.
+    """
+    names = types.unresolved()
+    if not names:
+        return {}
+    inputs = inputs_of(model, graph)
+    try:
+        return shapes_by_running(model, names, [draw(inputs, seed) for seed in range(2)])
+    except InputError:
+        return {}  # no random input fits: the sizes stay unknown, and the work uncounted
 
 
 def measure(

@@ -5,18 +5,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from offload.bundle.sample_inputs import open_sizes_sentence
 from offload.cost.link import Link
-from offload.cost.profile import Profile, estimate_profile, load_profile
+from offload.cost.profile import Profile, estimate_profile, load_profile, uncounted
 from offload.encoding.allowance import Allowance
 from offload.encoding.catalogue import Catalogue
 from offload.errors import InputError
 from offload.graph.cut_names import cut_names
-from offload.graph.kernels import surviving_tensors
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph
-from offload.graph.read import read_graph
 from offload.partition.cut import cut_at_names
-from offload.plan.candidate import Situation
+from offload.plan.candidate import Scheme, Situation
 from offload.plan.wish import Wish, demand_of
 
 from offload_runtimes.encode.calibration import Calibration, read_calibration
@@ -25,6 +24,9 @@ from offload_runtimes.planning.measure import Subject, cached_profile, subject_o
 from offload_runtimes.planning.sizes import measured_sizes
 
 Progress = Callable[[str], None]
+
+# The largest share of uncounted work that an estimate is made with.
+MOST_UNCOUNTED = 0.05
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class SplitRequest:
     worth: float = 0.05
     again: bool = False
 
+    @property
+    def is_given(self) -> bool:
+        """Whether the request itself says what runs where: nothing needs to be compared."""
+        return bool(self.cut) or self.scheme == Scheme.LOCAL
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -80,6 +87,8 @@ class Prepared:
         server: the server's profile.
         request: what was asked.
         calibration: the inputs of the request's allowance; None: none were given.
+        open_sizes: which input sizes are open and how to give them; empty: all are known. A plan
+            is then not predicted.
     """
 
     model: Model
@@ -88,6 +97,7 @@ class Prepared:
     server: Profile
     request: SplitRequest
     calibration: Calibration | None = None
+    open_sizes: str = ""
 
     def situation(
         self,
@@ -114,19 +124,26 @@ def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> Prepa
     Sizes that depend on data are measured on the calibration inputs where there are any, whatever
     the profiles say of them.
 
+    Nothing can be compared while sizes of inputs are open, or where more than 5 % of the work
+    that an estimate rests on could not be counted; a cut or a local plan that was asked for is
+    made all the same.
+
     Raises:
-        InputError: a file, tensor or shape of the request can't be used.
+        InputError: a file, tensor or shape of the request can't be used, sizes are open, or too
+            much of the work is unknown for an estimate.
     """
     progress(f"reading {request.model}")
     model = load_model(request.model)
     with tempfile.TemporaryDirectory(prefix="offload-") as folder:
         subject = subject_of(model, Path(folder), request.shapes)
+        unknown = open_sizes_sentence(subject.inputs.values)
+        if not request.is_given:
+            _check_known(subject.graph, request, unknown)
         graph = subject.graph
         if request.cut:
             names = tuple(name for text in request.cut for name in cut_names(model, text))
             request = replace(request, cut=names)
-            kept = surviving_tensors(model, subject.kernels) | frozenset(names)
-            graph = read_graph(model, request.shapes, kept)
+            graph = subject.broken_at(names)
             cut_at_names(model, graph, names)  # refused before anything is measured
         given = request.allowance.calibration
         calibration = None if given is None else read_calibration(given, subject.inputs.values)
@@ -146,7 +163,19 @@ def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> Prepa
     device, server = (each.refined(subject.graph, graph) for each in (device, server))
     slower = device.scaled(request.slowdown) if request.slowdown != 1 else device
     known = {name: size.mean_bytes for name, size in {**server.sizes, **device.sizes}.items()}
-    return Prepared(model, graph.sized(known), slower, server, request, calibration)
+    return Prepared(model, graph.sized(known), slower, server, request, calibration, unknown)
+
+
+def _check_known(graph: Graph, request: SplitRequest, unknown: str) -> None:
+    """Refuse to compare plans of which too little is known."""
+    if unknown:
+        raise InputError(unknown)
+    estimated = isinstance(request.device, float) or isinstance(request.server, float)
+    if estimated and graph.uncounted_share > MOST_UNCOUNTED:
+        raise InputError(
+            f"{uncounted(graph)}, too much for an estimate: measure it with `offload profile` and"
+            " give the files to --device and --server"
+        )
 
 
 def _profile(

@@ -1,4 +1,4 @@
-"""Measure the tensors whose size depends on data: what they took on sample inputs."""
+"""Find sizes by running the model: those that inference can't follow, and those of data."""
 
 import statistics
 import tempfile
@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 from offload.bundle.extract import Part
+from offload.bundle.shape_outputs import write_with_shapes
 from offload.bundle.weights import write_part
 from offload.cost.profile import Size
+from offload.graph.elements import size_bytes
 from offload.graph.load import Model
-from offload.graph.model import Graph
+from offload.graph.model import Graph, Tensor
 
 from offload_runtimes.engine import Array, EngineOptions, load
 
@@ -64,3 +66,34 @@ def _bytes_of(
         engine = load(path, options)
     rows = [[array.nbytes for array in engine.run(names, feeds)] for feeds in samples]
     return zip(*rows, strict=True)
+
+
+def shapes_by_running(
+    model: Model, names: Sequence[str], samples: Sequence[Mapping[str, Array]]
+) -> dict[str, Tensor]:
+    """Types of inner tensors over a run for each sample; those that vary are left out.
+
+    Only shapes leave the engine, so that no more is in memory than in any run.
+
+    Args:
+        model: the model.
+        names: tensors that it makes.
+        samples: inputs of the same sizes and of different numbers.
+
+    Raises:
+        InputError: the model refuses a sample.
+    """
+    with tempfile.TemporaryDirectory(prefix="offload-") as folder:
+        path = Path(folder) / "shapes.onnx"
+        outputs = write_with_shapes(model, names, path)
+        engine = load(path, EngineOptions(optimize=False))
+        asked = list(outputs.values())
+        runs = [engine.run(asked, feeds) for feeds in samples]
+    kinds = {value.name: value.type for value in engine.outputs}
+    found = {}
+    for name, shapes in zip(outputs, zip(*runs, strict=True), strict=True):
+        kind = kinds[name]
+        if kind.startswith("tensor(") and all(np.array_equal(s, shapes[0]) for s in shapes):
+            dtype, shape = kind[len("tensor(") : -1], tuple(map(int, shapes[0]))
+            found[name] = Tensor(name, dtype, shape, size_bytes(dtype, shape))
+    return found

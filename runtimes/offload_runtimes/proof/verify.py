@@ -50,8 +50,9 @@ def missing_types(model: Model, graph: Graph) -> dict[str, Tensor]:
     Raises:
         InputError: onnxruntime refuses the model.
     """
-    unknown = [name for name, tensor in graph.tensors.items() if tensor.dtype is None]
-    unknown = [name for name in unknown if name in graph.producer and model.types.can_cross(name)]
+    types = model.types
+    unknown = [name for name in graph.producer if types.tensor(name).dtype is None]
+    unknown = [name for name in unknown if types.can_cross(name)]
     if not unknown:
         return {}
     whole = part_of(graph, range(len(graph.layers)), unknown)

@@ -54,7 +54,7 @@ def test_a_profile_keeps_them_and_says_when_they_are_a_guess(tmp_path: Path) -> 
 
 def test_plans_count_them_and_may_cut_there(tmp_path: Path) -> None:
     path, link = saved(tmp_path), Link(8e6, 8e6)
-    free = prepare(SplitRequest(path, link, device=1e9, server=1e9)).situation()
+    free = prepare(SplitRequest(path, link, "local", device=1e9, server=1e9)).situation()
     assert "z" in free.costs.unsized
     subject = subject_of(load_model(path), tmp_path)
     samples = [positive(count) for count in (0, 10, 20)]

@@ -50,10 +50,16 @@ def test_profile_of_other_layers_is_refused() -> None:
         replace(PROFILE, layers=PROFILE.layers[:1]).costs_of(GRAPH)
 
 
-def test_estimate_charges_bytes_where_flops_are_unknown() -> None:
-    profile = estimate_profile(GRAPH, 64.0)
+def test_estimate_charges_an_average_where_flops_are_unknown_and_says_so() -> None:
+    first, second = GRAPH.layers
+    layers = (replace(first, flops=32.0), replace(second, assumed_flops=32.0))
+    graph = replace(GRAPH, layers=layers, uncounted_share=0.5, uncounted=("Loop", "Scan"))
+    profile = estimate_profile(graph, 64.0)
     assert profile.estimated
-    assert profile.costs_of(GRAPH) == (0.5, 0.5)
+    assert profile.costs_of(graph) == (0.5, 0.5)
+    assert profile.remarks == (
+        "50.0% of the work could not be counted (Loop, Scan): an average is assumed for it",
+    )
     with pytest.raises(InputError, match="positive"):
         estimate_profile(GRAPH, 0)
 

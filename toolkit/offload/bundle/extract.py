@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from onnx import GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto
 
 from offload.errors import InputError
-from offload.graph.elements import element_type
+from offload.graph.infer import tensor_type
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.graph.scope import function_key, functions_used
@@ -206,22 +206,10 @@ def _crossing(model: Model, name: str, types: Mapping[str, Tensor]) -> ValueInfo
     if inferred is not None:
         value.type.CopyFrom(inferred)
     elif name in types and types[name].dtype is not None:
-        value.type.CopyFrom(_typed(types[name]))
+        value.type.CopyFrom(tensor_type(types[name]))
     elif declared is not None:
         value.type.CopyFrom(_shapeless(declared))
     return value
-
-
-def _typed(tensor: Tensor) -> TypeProto:
-    typed = TypeProto()
-    typed.tensor_type.elem_type = element_type(tensor.dtype or "undefined")
-    if tensor.shape is not None:
-        typed.tensor_type.shape.SetInParent()
-        for size in tensor.shape:
-            dim = typed.tensor_type.shape.dim.add()
-            if size is not None:
-                dim.dim_value = size
-    return typed
 
 
 def _shapeless(declared: TypeProto) -> TypeProto:

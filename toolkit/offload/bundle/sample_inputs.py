@@ -195,14 +195,13 @@ def _example(value: Value, symbols: Symbols) -> tuple[int, ...]:
 
 
 def open_sizes_sentence(values: Sequence[Value]) -> str:
-    """Which input leaves which axes open, and the options that give them sizes.
+    """Which input leaves which axes open, and the options that give sizes to all inputs.
 
-    Raises:
-        ValueError: no size is open.
+    Empty where no size is open.
     """
     value = next(iter(open_inputs(values)), None)
     if value is None:
-        raise ValueError("no size is open")
+        return ""
     if value.shape is None:
         what = f"input {value.name!r} may have any shape"
     else:
@@ -223,8 +222,8 @@ def draw(inputs: ModelInputs, seed: int = 0) -> dict[str, Array]:
     Raises:
         InputError: a size is open, or no random value fits an input's type.
     """
-    if open_inputs(inputs.values):
-        raise InputError(open_sizes_sentence(inputs.values))
+    if unknown := open_sizes_sentence(inputs.values):
+        raise InputError(unknown)
     shapes = {value.name: _fixed(value) for value in inputs.values}
     return _drawn(inputs, shapes, inputs.ranges, seed)
 

@@ -17,6 +17,7 @@ RANDOM_SIZES = (
     "the size of some tensors depends on data and was measured on a random input: give real ones"
     " with --calibration"
 )
+_SHOWN_OPERATORS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,25 +199,32 @@ class Profile:
 def estimate_profile(graph: Graph, flops_per_s: float, machine: str = "estimate") -> Profile:
     """A profile from FLOPs when no device is at hand, marked as estimated.
 
-    Layers without a known count are charged their output bytes at 1 FLOP a byte.
+    A node whose work is not known is charged as much as the average node of its kind; a remark
+    says which share of the work that is.
 
     Raises:
         InputError: the rate is not positive.
     """
     if flops_per_s <= 0:
         raise InputError("the estimated speed must be positive, like --device 5e9")
-    seconds = [_work(graph, index) / flops_per_s for index in range(len(graph.layers))]
+    work = [layer.assumed_flops if layer.flops is None else layer.flops for layer in graph.layers]
     layers = tuple(
-        LayerCost(layer.name, s, s, s) for layer, s in zip(graph.layers, seconds, strict=True)
+        LayerCost(layer.name, s, s, s)
+        for layer, s in zip(graph.layers, (flops / flops_per_s for flops in work), strict=True)
     )
-    return Profile(graph.digest, machine, "estimate", 0, layers, sum(seconds), 0, estimated=True)
+    whole_s = sum(layer.seconds_s for layer in layers)
+    remarks = (f"{uncounted(graph)}: an average is assumed for it",) if graph.uncounted else ()
+    return Profile(
+        graph.digest, machine, "estimate", 0, layers, whole_s, 0, estimated=True, remarks=remarks
+    )
 
 
-def _work(graph: Graph, index: int) -> float:
-    layer = graph.layers[index]
-    if layer.flops is not None:
-        return layer.flops
-    return float(sum(graph.tensors[name].size_bytes or 0 for name in layer.outputs))
+def uncounted(graph: Graph) -> str:
+    """Which share of a model's work could not be counted, and of which operators, in words."""
+    shown = ", ".join(graph.uncounted[:_SHOWN_OPERATORS])
+    more = len(graph.uncounted) - _SHOWN_OPERATORS
+    others = f" and {more} more operators" if more > 0 else ""
+    return f"{graph.uncounted_share:.1%} of the work could not be counted ({shown}{others})"
 
 
 def load_profile(path: Path) -> Profile:

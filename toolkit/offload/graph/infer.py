@@ -11,9 +11,11 @@ from onnx import ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
 from offload.errors import InputError
 from offload.graph.dimensions import Symbols
-from offload.graph.elements import dense_bytes, dtype_name, size_bytes
+from offload.graph.elements import dense_bytes, dtype_name, element_type, size_bytes
 from offload.graph.external import is_external
+from offload.graph.flops import Work
 from offload.graph.model import Tensor
+from offload.graph.propagate import Scope, Value, completed, is_known, stored_value
 from offload.graph.scope import bodies, function_key
 from offload.graph.wiring import Wiring
 
@@ -25,15 +27,19 @@ _MADE_UP = "unk__"
 
 @dataclass(frozen=True, eq=False)
 class Types:
-    """Types by value name, worked out as they are asked for.
+    """Types by value name and work by node, worked out as they are asked for.
 
     Attributes:
         source: the model.
-        outline: its main graph after shape inference.
+        outline: its main graph after shape inference, nodes in topological order.
+        wiring: its resolved names.
+        found: tensors whose types were found by running the model.
     """
 
     source: ModelProto = field(repr=False)
     outline: ModelProto = field(repr=False)
+    wiring: Wiring = field(repr=False)
+    found: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
     def _values(self) -> Mapping[str, ValueInfoProto]:
@@ -55,11 +61,72 @@ class Types:
 
     def inferred(self, name: str) -> TypeProto | None:
         """The type that follows from the graph's inputs; made-up names of sizes are removed."""
-        value = self._values.get(name)
-        if value is None or not _is_complete(value.type):
+        typed = self._first(name)
+        if not is_known(typed) and not self.is_open and name in self.wiring.producer:
+            typed = self._visited[0].type(name)
+        if typed is None or not _is_complete(typed):
             return self._stored.get(name)
-        _drop_made_up(value.type)
-        return value.type
+        _drop_made_up(typed)
+        return typed
+
+    @cached_property
+    def is_open(self) -> bool:
+        """Whether an input that a caller must give has a size that isn't fixed.
+
+        Numbers of shape computations can't be carried on then: they aren't known.
+        """
+        inputs = (self._values[name].type for name in self.wiring.inputs if name in self._values)
+        return any(typed.HasField("tensor_type") and not is_known(typed) for typed in inputs)
+
+    def is_sized(self, name: str) -> bool:
+        """Whether the value's sizes follow from the inputs' sizes, known here or not.
+
+        False where they depend on data, or on what inference can't follow.
+        """
+        return self._visited[0].value(name).sized
+
+    def unresolved(self) -> list[str]:
+        """Tensors of numbers whose sizes follow from the inputs' sizes, but aren't known here.
+
+        Running the model with inputs of these sizes tells them. Empty while inputs are open.
+        """
+        if self.is_open:
+            return []
+        return [
+            name
+            for node in self.wiring.order
+            if node not in self.wiring.constant
+            for name in filter(None, self.wiring.makes[node])
+            if not is_known(self.inferred(name)) and self.can_cross(name) and self.is_sized(name)
+        ]
+
+    def work(self, node: int) -> Work:
+        """The work of a node of the main graph, its bodies and functions included."""
+        return self._visited[1].get(node, Work())
+
+    def _first(self, name: str) -> TypeProto | None:
+        """What ONNX's inference of the whole model knows, and what running it told."""
+        value = self._values.get(name)
+        typed = None if value is None else value.type
+        told = self.found.get(name)
+        if told is None or told.dtype is None:
+            return typed
+        return completed(tensor_type(told), typed)
+
+    @cached_property
+    def _visited(self) -> tuple[Scope, Mapping[int, Work]]:
+        """Every value of the main graph, and the work by node."""
+        proto, graph = self.source, self.outline.graph
+        opsets = {each.domain: each.version for each in proto.opset_import}
+        scope = Scope.main(proto.functions, opsets, proto.ir_version)
+        for tensor in graph.initializer:
+            scope.values[tensor.name] = stored_value(tensor)
+        for name in self._stored.keys() - scope.values.keys():  # a default, or sparse
+            scope.values[name] = Value(self._stored[name])
+        for name in self.wiring.inputs:
+            scope.values[name] = Value(self._first(name))
+        works = scope.visit(graph.node, self._first)
+        return scope, dict(zip(self.wiring.order, works, strict=True))
 
     def declared(self, name: str) -> TypeProto | None:
         """What the file says. Exporters are often wrong: only the element type is reliable."""
@@ -86,6 +153,19 @@ class Types:
         return as_tensor(name, found) if found else Tensor(name, None, None, None)
 
 
+def tensor_type(tensor: Tensor) -> TypeProto:
+    """The ONNX type of a tensor of known element type; the inverse of `as_tensor`."""
+    typed = TypeProto()
+    typed.tensor_type.elem_type = element_type(tensor.dtype or "undefined")
+    if tensor.shape is not None:
+        typed.tensor_type.shape.SetInParent()
+        for size in tensor.shape:
+            dim = typed.tensor_type.shape.dim.add()
+            if size is not None:
+                dim.dim_value = size
+    return typed
+
+
 def as_tensor(name: str, typed: TypeProto) -> Tensor:
     """A value of an ONNX type as a tensor; dtype None when it is none (sequence, optional)."""
     if not typed.HasField("tensor_type"):
@@ -108,6 +188,7 @@ def infer_types(
     wiring: Wiring,
     directory: Path | None = None,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
+    found: Mapping[str, Tensor] | None = None,
 ) -> Types:
     """Infer the type of every value of the main graph.
 
@@ -120,6 +201,7 @@ def infer_types(
         wiring: its resolved names.
         directory: where external data is.
         shapes: sizes for graph inputs with dynamic dimensions.
+        found: tensors whose types were found by running the model with inputs of these sizes.
 
     Raises:
         InputError: `shapes` names no input, or contradicts the file.
@@ -130,7 +212,7 @@ def infer_types(
         outline = onnx.shape_inference.infer_shapes(outline, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
         outline.graph.ClearField("value_info")  # a graph that inference can't follow at all
-    return Types(proto, outline)
+    return Types(proto, outline, wiring, found or {})
 
 
 def _outline(proto: ModelProto, wiring: Wiring, directory: Path | None) -> ModelProto:

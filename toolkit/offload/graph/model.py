@@ -42,8 +42,10 @@ class Layer:
         inputs: tensors it needs from other layers or from the graph's inputs (captures of
             If/Loop/Scan bodies included; weights and constants not), in order of first use.
         outputs: tensors it makes that another layer needs or that the graph returns.
-        flops: multiply-adds times two where known, else None.
+        flops: multiply-adds times two where the work of all its nodes is known, else None.
         weight_bytes: bytes of the initializers it uses.
+        assumed_flops: where `flops` is None, what could be counted, and for each node that could
+            not as much as for the average node of its kind in the model.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Layer:
     outputs: tuple[str, ...]
     flops: float | None = None
     weight_bytes: int = 0
+    assumed_flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ class Graph:
         outputs: tensors the model returns, in file order.
         layers: topologically ordered.
         tensors: every tensor named in inputs, outputs and layers.
+        uncounted_share: the share of the work that could not be counted, from 0 to 1: what is
+            assumed for the nodes of unknown work, over all work.
+        uncounted: operators of those nodes, the most frequent first.
     """
 
     name: str
@@ -75,6 +81,8 @@ class Graph:
     outputs: tuple[str, ...]
     layers: tuple[Layer, ...]
     tensors: Mapping[str, Tensor]
+    uncounted_share: float = 0.0
+    uncounted: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))

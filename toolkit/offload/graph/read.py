@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from onnx import NodeProto
 
-from offload.graph.flops import node_flops
+from offload.graph.flops import Work, uncounted_share
 from offload.graph.group import grouped
 from offload.graph.infer import Types, infer_types
 from offload.graph.load import Model
@@ -20,6 +20,7 @@ def read_graph(
     model: Model,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     surviving: frozenset[str] | None = None,
+    types: Types | None = None,
 ) -> Graph:
     """Read a model into layers in topological order; O((V + E) log V).
 
@@ -40,13 +41,12 @@ def read_graph(
             share a named dimension are bound together.
         surviving: names of the tensors that exist after the engine's own fusions, and of those
             to cut at all the same. None: every node is a layer.
+        types: what is known of its values with these shapes, where that was inferred already.
 
     Raises:
         InputError: `shapes` names no input of the model, or contradicts it.
     """
-    types = model.types
-    if shapes:
-        types = infer_types(model.proto, model.wiring, model.directory, shapes)
+    types = types or infer_with(model, shapes)
     live = _Live.of(model)
     pairs = [
         (node, reader)
@@ -62,7 +62,8 @@ def read_graph(
     }
     groups = grouped(live.order, live.edges, pairs, fused)
     tensors: dict[str, Tensor] = {}
-    layers = tuple(_layers(model, types, live, groups, tensors))
+    total = sum((types.work(node) for node in live.order), Work())
+    layers = tuple(_layers(model, types, live, groups, tensors, total))
     for name in (*model.wiring.inputs, *model.wiring.outputs):
         tensors.setdefault(name, types.tensor(name))
     return Graph(
@@ -72,7 +73,20 @@ def read_graph(
         outputs=tuple(model.wiring.outputs),
         layers=layers,
         tensors=tensors,
+        uncounted_share=uncounted_share(total),
+        uncounted=tuple(op for op, _ in total.uncounted.most_common()),
     )
+
+
+def infer_with(model: Model, shapes: Mapping[str, tuple[int, ...]] | None) -> Types:
+    """Types of a model's values with sizes for inputs.
+
+    Raises:
+        InputError: as `read_graph`.
+    """
+    if not shapes:
+        return model.types
+    return infer_types(model.proto, model.wiring, model.directory, shapes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +146,7 @@ def _layers(
     live: _Live,
     groups: list[tuple[int, ...]],
     tensors: dict[str, Tensor],
+    total: Work,
 ) -> Iterator[Layer]:
     nodes, wiring = model.proto.graph.node, model.wiring
     group_of = {node: number for number, group in enumerate(groups) for node in group}
@@ -149,17 +164,16 @@ def _layers(
             or any(group_of[reader] != number for reader in live.readers.get(name, ()))
         ]
         tensors.update((name, types.tensor(name)) for name in (*inputs, *outputs))
-        local = {name: types.tensor(name) for name in (*read, *made)}
-        flops = [node_flops(nodes[node], local) for node in group]
-        known = [count for count in flops if count is not None]
+        work = sum((types.work(node) for node in group), Work())
         yield Layer(
             name=_name(nodes[group[0]], group[0], taken),
             op=_op([nodes[node].op_type for node in group]),
             nodes=tuple(sorted(group)),
             inputs=tuple(inputs),
             outputs=tuple(outputs),
-            flops=sum(known) if len(known) == len(flops) else None,
-            weight_bytes=sum(local[name].size_bytes or 0 for name in stored),
+            flops=None if work.uncounted else work.flops,
+            weight_bytes=sum(types.tensor(name).size_bytes or 0 for name in stored),
+            assumed_flops=work.flops + work.assumed(total) if work.uncounted else 0.0,
         )
 
 

@@ -13,6 +13,7 @@ from offload.units import format_bps, format_s
 _WIDTH, _LEFT, _RIGHT = 860, 78, 24
 _TITLE, _LEGEND, _PLOT, _STRIP, _FOOT = 58, 68, 300, 26, 52
 _SAME = 1.005
+_NOTHING_S = 1e-9  # what a model without arithmetic is drawn at
 _NOTE = (
     "Where a scheme has no line it takes as long as a simpler one; dashed: the plan changes"
     " (faint: only its cut)."
@@ -78,13 +79,14 @@ class _Panel:
     @property
     def x(self) -> LogAxis:
         rates = [cell.rate_bps for cell in self.cells]
-        return LogAxis(min(rates), max(rates), _LEFT, _WIDTH - _RIGHT)
+        around = 2.0 if len(rates) == 1 else 1.0  # one link has no range of its own
+        return LogAxis(min(rates) / around, max(rates) * around, _LEFT, _WIDTH - _RIGHT)
 
     @property
     def y(self) -> LogAxis:
         seconds = [a.latency_s for cell in self.cells for a in cell.alternatives]
-        low = min(s for s in seconds if s > 0)
-        return LogAxis(low / 1.15, max(seconds) * 1.15, self.bottom, self.top + 34)
+        known = [s for s in seconds if s > 0] or [_NOTHING_S]
+        return LogAxis(min(known) / 1.15, max(known) * 1.15, self.bottom, self.top + 34)
 
     def draw(self) -> Iterator[str]:
         if self.heading:
@@ -134,9 +136,12 @@ class _Panel:
         near = [any(differs[max(i - 1, 0) : i + 2]) for i in range(len(differs))]
         for shown, group in groupby(zip(near, self.cells, strict=True), lambda pair: pair[0]):
             known = [(cell.rate_bps, cell.latency_s(scheme)) for _, cell in group]
-            points = " ".join(
-                f"{self.x.at(rate):.1f},{self.y.at(s):.1f}" for rate, s in known if s is not None
-            )
+            places = [
+                f"{self.x.at(rate):.1f},{self.y.at(max(s, _NOTHING_S)):.1f}"
+                for rate, s in known
+                if s is not None
+            ]
+            points = " ".join(places * 2 if len(places) == 1 else places)  # a dot for one link
             if shown:
                 yield (
                     f'<polyline points="{points}" fill="none" stroke="{COLOURS[scheme]}"'
@@ -147,7 +152,9 @@ class _Panel:
     def _borders(self, found: Sequence[Reign]) -> Iterator[str]:
         yield f'<text x="{_LEFT - 8}" y="{self.bottom + 18}" text-anchor="end">wins</text>'
         for index, reign in enumerate(found):
-            start, end = self.x.at(reign.from_bps), self.x.at(reign.to_bps)
+            alone = len(self.cells) == 1
+            start = self.x.start if alone else self.x.at(reign.from_bps)
+            end = self.x.end if alone else self.x.at(reign.to_bps)
             first, last = reign.cells[0], reign.cells[-1]
             note = (
                 f"{first.winner}: {format_bps(reign.from_bps)} to {format_bps(reign.to_bps)},"
@@ -177,7 +184,9 @@ class _Panel:
 def _differs(cell: Cell, scheme: str, simpler: Sequence[str]) -> bool:
     seconds = cell.latency_s(scheme)
     others = [s for name in simpler if (s := cell.latency_s(name)) is not None]
-    return seconds is not None and all(max(s / seconds, seconds / s) > _SAME for s in others)
+    if seconds is None:
+        return False
+    return all(max(s, seconds) > _SAME * min(s, seconds) for s in others)
 
 
 def _short(seconds: float) -> str:
