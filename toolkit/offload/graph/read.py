@@ -39,7 +39,7 @@ def read_graph(
     """
     types = model.types
     if shapes:
-        types = infer_types(model.proto, model.wiring, model.directory, shapes)
+        types = infer_types(model.proto, model.wiring, model.weights, shapes)
     live = _Live.of(model)
     pairs = [
         (node, reader)
