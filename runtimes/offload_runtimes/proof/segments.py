@@ -20,7 +20,7 @@ from offload.errors import BundleError, InputError
 from offload.files import write_bytes
 from offload.plan.plan import Segment, Side
 
-from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions, dtype_of, load
+from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions, dtype_of, load_once
 
 ARRAYS = "proof.npz"  # in a bundle
 TOLERANCE = 1e-3
@@ -165,7 +165,8 @@ def each_once(proofs: Iterable[SegmentProof]) -> tuple[SegmentProof, ...]:
 
 
 def _run(bundle: Bundle, segment: Segment, inputs: Tensors, options: EngineOptions) -> Tensors:
-    arrays = load(bundle.segment_path(segment.part), options).run(segment.outputs, inputs)
+    engine = load_once(bundle.segment_path(segment.part), options)
+    arrays = engine.run(segment.outputs, inputs)
     return dict(zip(segment.outputs, arrays, strict=True))
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from offload.bundle.cuts import distinct_cuts
+from offload.bundle.engine_input import EngineInput, part_input, whole_input
 from offload.bundle.extract import part_of
 from offload.bundle.sample import Feeds, Wish, samples
 from offload.bundle.verify import Check, Opener, Runner
-from offload.bundle.weights import write_part
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.graph.read import read_graph
 
-from offload_runtimes.engine import EngineOptions, load
+from offload_runtimes.engine import EngineOptions, load_once
 from offload_runtimes.engine.inspect import tensor_types
 
 _SETS_OF_INPUTS = 2
@@ -24,8 +24,8 @@ _SETS_OF_INPUTS = 2
 def opener(options: EngineOptions) -> Opener:
     """An engine for `Check`: files are run as `options` say, optimisation aside."""
 
-    def open_model(path: Path, optimize: bool) -> Runner:
-        engine = load(path, replace(options, optimize=optimize))
+    def open_model(source: EngineInput, optimize: bool) -> Runner:
+        engine = load_once(source, replace(options, optimize=optimize))
         required = [value.name for value in engine.inputs]
         open_names = [value.name for value in engine.defaults]
         names = [value.name for value in engine.outputs]
@@ -55,9 +55,7 @@ def missing_types(model: Model, graph: Graph) -> dict[str, Tensor]:
         return {}
     whole = part_of(graph, range(len(graph.layers)), unknown)
     with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-        path = Path(folder) / "whole.onnx"
-        write_part(model, whole, path)
-        found = tensor_types(path)
+        found = tensor_types(part_input(model, whole, Path(folder) / "whole.onnx"))
     return {name: _tensor(name, found[name].type, found[name].shape) for name in unknown}
 
 
@@ -75,7 +73,7 @@ def check_of(model: Model, options: EngineOptions, wish: Wish | None = None) -> 
     """
     engine = opener(options)
     graph = read_graph(model)
-    whole = engine(model.path, False) if model.path else None
+    whole = engine(whole_input(model), False) if model.path else None
     inputs = samples(model, whole or (lambda _: None), wish or Wish(), _SETS_OF_INPUTS)
     return Check(model, graph, engine, inputs, missing_types(model, graph))
 
