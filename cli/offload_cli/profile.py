@@ -1,14 +1,13 @@
 """`offload profile`: measure what each layer costs on this machine."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from offload.bundle.write import signature
 from offload.cost.profile import Profile
-from offload.files import write_text
+from offload.files import temporary_folder, write_text
 from offload.graph.load import load_model
 from offload.graph.model import Graph
 from offload.units import format_bytes, format_s
@@ -65,12 +64,12 @@ def profile(
     output = Output(form)
     options = EngineOptions(tuple(provider), threads)
     with (
-        tempfile.TemporaryDirectory(prefix="offload-") as folder,
+        temporary_folder() as folder,
         taking_pictures(model, image) as source,
         output.steps() as progress,
     ):
         progress(f"reading {model}")
-        subject = subject_of(load_model(source), Path(folder), parse_shapes(shape))
+        subject = subject_of(load_model(source), folder, parse_shapes(shape))
         inputs = signature(subject.model, subject.graph)[0]
         samples = read_calibration(calibration, inputs).feeds if calibration else ()
         found = cached_profile(

@@ -1,11 +1,9 @@
 """Choose encodings that keep the outputs within what is allowed, measured on calibration inputs."""
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 
 from offload.bundle.expose import write_bare
 from offload.bundle.write import signature
@@ -13,6 +11,7 @@ from offload.encoding.allowance import LOSSLESS, Allowance
 from offload.encoding.catalogue import Catalogue
 from offload.encoding.encoding import ENCODINGS, Encoding, Form, encoding
 from offload.errors import InputError
+from offload.files import temporary_folder
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.plan.plan import Plan, Side
@@ -144,11 +143,11 @@ class Chooser:
     def _rehearse(
         self, plan: Plan, lossy: Mapping[str, Lossy], calibration: Calibration
     ) -> Effect | Refusal:
-        with tempfile.TemporaryDirectory(prefix="offload-") as name:
+        with temporary_folder() as name:
             shown = judged_by(self.graph, plan)
-            write_bare(self.model, plan, Path(name), self.types, shown)
+            write_bare(self.model, plan, name, self.types, shown)
             names = chain.from_iterable(shown.values())
-            rehearsal = Rehearsal(plan, Path(name), calibration, self.options, names)
+            rehearsal = Rehearsal(plan, name, calibration, self.options, names)
             effect = rehearsal.effect(lossy)
             if self.accepts(effect):
                 return effect

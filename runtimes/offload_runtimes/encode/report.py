@@ -1,15 +1,14 @@
 """What every tensor at a bundle's cut takes under every encoding, and what that does."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from offload.bundle.bundle import Bundle
 from offload.bundle.expose import write_exposed
 from offload.encoding.catalogue import Encoded
 from offload.encoding.encoding import ENCODINGS, RAW, Encoding
+from offload.files import temporary_folder
 from offload.plan.plan import Send
 
 from offload_runtimes.encode.calibration import Calibration
@@ -92,9 +91,9 @@ def encode_report(
         InputError: the model refuses an input.
     """
     progress("running the device's part")
-    with tempfile.TemporaryDirectory(prefix="offload-") as name:
-        write_exposed(bundle, Path(name))
-        rehearsal = Rehearsal(bundle.plan, Path(name), calibration, options)
+    with temporary_folder() as folder:
+        write_exposed(bundle, folder)
+        rehearsal = Rehearsal(bundle.plan, folder, calibration, options)
     found = []
     for send in bundle.plan.uploads:
         progress(f"encoding {send.tensor}")

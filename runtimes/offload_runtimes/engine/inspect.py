@@ -3,7 +3,6 @@
 import json
 import os
 import statistics
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +13,7 @@ from typing import Any
 import onnxruntime as ort
 from offload.bundle.bundle import Value
 from offload.errors import InputError
+from offload.files import temporary_folder
 
 from offload_runtimes.engine.engine import Engine, load_once, open_session
 from offload_runtimes.engine.options import EngineOptions, session_options
@@ -68,7 +68,7 @@ def profile_nodes(
     options = options or EngineOptions()
     settings = session_options(options)
     settings.enable_profiling = True
-    with tempfile.TemporaryDirectory(prefix="offload-profile-") as folder:
+    with temporary_folder() as folder:
         settings.profile_file_prefix = os.path.join(folder, "ort")  # noqa: PTH118  ORT wants str
         session = open_session(model, settings, options)
         engine = Engine(session, "model" if isinstance(model, bytes) else Path(model).name)
@@ -89,8 +89,10 @@ def _events(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(errors="replace") as lines:
         for line in lines:
             if _KERNEL in line or _RUN in line:
-                event = json.loads(line.strip().rstrip(","))
-                yield event
+                try:
+                    yield json.loads(line.strip().rstrip(","))
+                except ValueError:
+                    raise InputError(f"onnxruntime's profile {path} is cut short") from None
 
 
 def _node_times(events: Iterable[Mapping[str, Any]], warm_runs: int) -> tuple[NodeTime, ...]:

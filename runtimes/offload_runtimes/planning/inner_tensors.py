@@ -5,12 +5,11 @@ for as outputs, and is released before the next: memory holds the weights of one
 tensors of one range, and what later ranges still need. Each layer runs once for each input.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from offload.bundle.engine_input import part_input
 from offload.bundle.extract import part_of
+from offload.files import temporary_folder
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 
@@ -56,8 +55,8 @@ def inner_tensors(
         for layers in ranges:
             shown = [n for layer in layers for n in graph.layers[layer].outputs if n in wanted]
             part = part_of(graph, layers, shown)
-            with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-                source = part_input(model, part, Path(folder) / "part.onnx", types or {})
+            with temporary_folder() as folder:
+                source = part_input(model, part, folder / "part.onnx", types or {})
                 engine = load_once(source, options)
             for values in waiting:
                 given = {name: values[name] for name in part.inputs}

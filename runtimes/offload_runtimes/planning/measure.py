@@ -4,7 +4,6 @@ import hashlib
 import os
 import platform
 import statistics
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -15,6 +14,7 @@ from offload.bundle.engine_input import EngineInput, part_input, whole_input
 from offload.bundle.extract import part_of
 from offload.cost.profile import LayerCost, Profile, load_profile
 from offload.errors import InputError
+from offload.files import temporary_folder
 from offload.graph.kernels import Kernel, kernel_layers, name_kernels
 from offload.graph.load import Model
 from offload.graph.model import Graph, Layer, Tensor
@@ -84,8 +84,8 @@ def read_fused(
     Raises:
         InputError: the engine refuses the model, or `shapes` does not fit it.
     """
-    with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-        return subject_of(model, Path(folder), shapes, keep).graph
+    with temporary_folder() as folder:
+        return subject_of(model, folder, shapes, keep).graph
 
 
 def subject_of(
@@ -188,9 +188,9 @@ def _time_parts(
     They take their memory from one arena: of all that are loaded, only one runs at a time.
     """
     model = subject.model
-    with tempfile.TemporaryDirectory(prefix="offload-") as folder, shared_arena() as arena:
+    with temporary_folder() as folder, shared_arena() as arena:
         engine = load(whole_input(model), options, arena)
-        parts = pieces(model, subject.graph, ranges, Path(folder), options, feeds, types, arena)
+        parts = pieces(model, subject.graph, ranges, folder, options, feeds, types, arena)
         work = {_WHOLE: lambda: engine.run(None, feeds), **parts}
         return time_in_turns(work, runs, MAX_SECONDS_S)
 
@@ -219,14 +219,14 @@ def _share(
     for layers in (range(start, end) for start, end in pairwise(edges)):
         part = part_of(graph, layers)
         needed = {name: values[name] for name in part.inputs}
-        with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-            source = part_input(model, part, Path(folder) / "part.onnx", types)
+        with temporary_folder() as folder:
+            source = part_input(model, part, folder / "part.onnx", types)
             engine = (load if layers.start in loops else load_once)(source, options)
             made = engine.run(part.outputs, needed)
             if layers.start in loops:
                 seconds[layers.start] = _clocked(engine, needed, runs)
             else:
-                optimized, kernels = _optimized(model, source, Path(folder) / "optimized.onnx")
+                optimized, kernels = _optimized(model, source, folder / "optimized.onnx")
                 _add_kernels(seconds, subject, optimized, kernels, needed, options, runs)
         values.update(zip(part.outputs, made, strict=True))
     return seconds

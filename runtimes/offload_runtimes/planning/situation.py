@@ -1,6 +1,5 @@
 """From files to a situation: the model read as the engine runs it, profiles, link, demand."""
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from offload.cost.profile import Profile, estimate_profile, load_profile
 from offload.encoding.allowance import Allowance
 from offload.encoding.catalogue import Catalogue
 from offload.errors import InputError
+from offload.files import temporary_folder
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph
 from offload.plan.candidate import Situation
@@ -107,8 +107,8 @@ def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> Prepa
     """
     progress(f"reading {request.model}")
     model = load_model(request.model)
-    with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-        subject = subject_of(model, Path(folder), request.shapes, frozenset(request.cut))
+    with temporary_folder() as folder:
+        subject = subject_of(model, folder, request.shapes, frozenset(request.cut))
         device = _profile(request.device, subject, request, progress)
         same = request.server == request.device
         server = device if same else _profile(request.server, subject, request, progress)

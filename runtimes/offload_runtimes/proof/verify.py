@@ -1,9 +1,7 @@
 """Give the toolkit's check of splits its engine: onnxruntime."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from offload.bundle.cuts import distinct_cuts
@@ -11,6 +9,7 @@ from offload.bundle.engine_input import EngineInput, part_input, whole_input
 from offload.bundle.extract import part_of
 from offload.bundle.sample import Feeds, Wish, samples
 from offload.bundle.verify import Check, Opener, Runner
+from offload.files import temporary_folder
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.graph.read import read_graph
@@ -54,8 +53,8 @@ def missing_types(model: Model, graph: Graph) -> dict[str, Tensor]:
     if not unknown:
         return {}
     whole = part_of(graph, range(len(graph.layers)), unknown)
-    with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-        found = tensor_types(part_input(model, whole, Path(folder) / "whole.onnx"))
+    with temporary_folder() as folder:
+        found = tensor_types(part_input(model, whole, folder / "whole.onnx"))
     return {name: _tensor(name, found[name].type, found[name].shape) for name in unknown}
 
 

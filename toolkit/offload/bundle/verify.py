@@ -3,7 +3,6 @@
 The engine is given from outside, so that the same check serves any.
 """
 
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +18,7 @@ from offload.bundle.engine_input import EngineInput, part_input, whole_input
 from offload.bundle.extract import Part
 from offload.bundle.sample import Feeds
 from offload.errors import InputError, OffloadError
+from offload.files import temporary_folder
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 
@@ -116,8 +116,7 @@ class Check:
         Raises:
             InputError: the model must be a file, or gives another answer each time it is asked.
         """
-        with tempfile.TemporaryDirectory(prefix="offload-verify-") as name:
-            folder = Path(name)
+        with temporary_folder() as folder:
             expected = {mode: self._expected(mode) for mode in (False, True)}
             found = []
             for device in devices:
