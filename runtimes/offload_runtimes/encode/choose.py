@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
-from offload.bundle.expose import write_bare
+from offload.bundle.expose import bare_inputs
 from offload.bundle.write import signature
 from offload.encoding.allowance import LOSSLESS, Allowance
 from offload.encoding.catalogue import Catalogue
@@ -143,11 +143,11 @@ class Chooser:
     def _rehearse(
         self, plan: Plan, lossy: Mapping[str, Lossy], calibration: Calibration
     ) -> Effect | Refusal:
-        with temporary_folder() as name:
+        with temporary_folder() as folder:
             shown = judged_by(self.graph, plan)
-            write_bare(self.model, plan, name, self.types, shown)
+            sources = bare_inputs(self.model, plan, folder, self.types, shown)
             names = chain.from_iterable(shown.values())
-            rehearsal = Rehearsal(plan, name, calibration, self.options, names)
+            rehearsal = Rehearsal(plan, sources, calibration, self.options, names)
             effect = rehearsal.effect(lossy)
             if self.accepts(effect):
                 return effect

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from offload.bundle.bundle import Bundle
-from offload.bundle.expose import write_exposed
+from offload.bundle.expose import exposed_inputs
 from offload.encoding.catalogue import Encoded
 from offload.encoding.encoding import ENCODINGS, RAW, Encoding
-from offload.files import temporary_folder
 from offload.plan.plan import Send
 
 from offload_runtimes.encode.calibration import Calibration
@@ -91,9 +90,7 @@ def encode_report(
         InputError: the model refuses an input.
     """
     progress("running the device's part")
-    with temporary_folder() as folder:
-        write_exposed(bundle, folder)
-        rehearsal = Rehearsal(bundle.plan, folder, calibration, options)
+    rehearsal = Rehearsal(bundle.plan, exposed_inputs(bundle), calibration, options)
     found = []
     for send in bundle.plan.uploads:
         progress(f"encoding {send.tensor}")

@@ -28,8 +28,8 @@ _NO_TYPES: Mapping[str, Tensor] = {}
 
 def whole_input(model: Model) -> EngineInput:
     """The whole model: its file, or bytes where it keeps weights outside."""
-    if model.path is not None and not model.extents:
-        return model.path
+    if not model.extents:
+        return model.path or model.proto.SerializeToString()
     proto = ModelProto()
     proto.CopyFrom(model.proto)
     return _rooted(model, proto)

@@ -152,23 +152,49 @@ class Check:
         try:
             for name, part in parts.items():
                 sources[name] = part_input(self.model, part, folder / name, self.types)
-            for mode in (False, True):
-                pair = _Pair.open(parts, sources, self.open, mode)
-                for number, feeds in enumerate(self.inputs):
-                    outputs = expected[mode][number]
-                    own = _own_gaps(expected[False][number], outputs)
-                    got = pair.run(feeds)
-                    gaps = self._gaps(outputs, got, mode, own)
-                    for inside in self._inside(tensors, feeds, got, folder) if not mode else ():
-                        gaps += self._gaps(inside, got, mode, {})
-                    worst[mode] = max(worst[mode], *(item.gap for item in gaps), 0.0)
-                    wrong.extend(item for item in gaps if item.gap > item.limit)
-                if not mode and not wrong:
-                    idle = self._idle(pair, tensors, expected[mode][0])
+            plain, idle = self._without_optimisations(parts, sources, tensors, expected, folder)
+            fast = self._with_optimisations(parts, sources, expected)
+            for mode, gaps in ((False, plain), (True, fast)):
+                worst[mode] = max((item.gap for item in gaps), default=0.0)
+                wrong.extend(item for item in gaps if item.gap > item.limit)
         except OffloadError as error:
             worst = {False: np.inf, True: np.inf}
             wrong.extend(_lost(sources, error))
         return CutCheck(device, tensors, worst[False], worst[True], tuple(wrong), idle)
+
+    def _without_optimisations(
+        self,
+        parts: Mapping[str, Part],
+        sources: Mapping[str, EngineInput],
+        tensors: tuple[str, ...],
+        expected: Mapping[bool, list[Mapping[str, Any]]],
+        folder: Path,
+    ) -> tuple[list[Mismatch], tuple[str, ...]]:
+        """Gaps of outputs and of values that cross, and the idle values if there are no gaps."""
+        pair = _Pair.open(parts, sources, self.open, False)
+        gaps: list[Mismatch] = []
+        for feeds, outputs in zip(self.inputs, expected[False], strict=True):
+            got = pair.run(feeds)
+            gaps += self._gaps(outputs, got, False, {})
+            for inside in self._inside(tensors, feeds, got, folder):
+                gaps += self._gaps(inside, got, False, {})
+        if any(item.gap > item.limit for item in gaps):
+            return gaps, ()
+        return gaps, self._idle(pair, tensors, expected[False][0])
+
+    def _with_optimisations(
+        self,
+        parts: Mapping[str, Part],
+        sources: Mapping[str, EngineInput],
+        expected: Mapping[bool, list[Mapping[str, Any]]],
+    ) -> list[Mismatch]:
+        """Gaps of outputs."""
+        pair = _Pair.open(parts, sources, self.open, True)
+        gaps: list[Mismatch] = []
+        for feeds, plain, outputs in zip(self.inputs, expected[False], expected[True], strict=True):
+            own = _own_gaps(plain, outputs)
+            gaps += self._gaps(outputs, pair.run(feeds), True, own)
+        return gaps
 
     def _inside(
         self, tensors: tuple[str, ...], feeds: Feeds, made: Mapping[str, Any], folder: Path
