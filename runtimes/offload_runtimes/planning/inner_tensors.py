@@ -48,8 +48,8 @@ def inner_tensors(
     wanted = frozenset(names)
     last = {name: readers[-1] for name, readers in graph.consumers.items()}
     together = max(1, _WAITING_BYTES // max(1, _most_waiting_bytes(graph, last)))
-    ends = [layer for name in wanted if (layer := graph.producer.get(name)) is not None]
-    ranges = list(_ranges(graph, max(ends, default=-1) + 1))
+    count = max((graph.producer[name] + 1 for name in wanted), default=0)
+    ranges = list(_ranges(graph, count, last, types or {}))
     for start in range(0, len(feeds), together):
         waiting = [dict(each) for each in feeds[start : start + together]]
         for layers in ranges:
@@ -68,15 +68,28 @@ def inner_tensors(
                     del values[name]
 
 
-def _ranges(graph: Graph, count: int) -> Iterator[range]:
-    """The first `count` layers in ranges that make at most `RANGE_BYTES` each."""
+def _ranges(
+    graph: Graph, count: int, last: Mapping[str, int], types: Mapping[str, Tensor]
+) -> Iterator[range]:
+    """The first `count` layers in ranges that make about `RANGE_BYTES` each.
+
+    A range ends only where the types of all values that later layers read are known.
+    """
     start, held_bytes = 0, 0
+    untyped: set[str] = set()
     for index in range(count):
-        made_bytes = sum(_bytes(graph, name) for name in graph.layers[index].outputs)
-        if index > start and held_bytes + made_bytes > RANGE_BYTES:
+        layer = graph.layers[index]
+        made_bytes = sum(_bytes(graph, name) for name in layer.outputs)
+        if index > start and not untyped and held_bytes + made_bytes > RANGE_BYTES:
             yield range(start, index)
             start, held_bytes = index, 0
         held_bytes += made_bytes
+        untyped |= {
+            name
+            for name in layer.outputs
+            if name in last and (types.get(name) or graph.tensors[name]).dtype is None
+        }
+        untyped -= {name for name in layer.inputs if last[name] == index}
     if count > start:
         yield range(start, count)
 
