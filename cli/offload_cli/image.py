@@ -1,6 +1,5 @@
 """`--image`: the picture's bytes as the model's input, so that they can be what is sent."""
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -9,6 +8,7 @@ from typing import Annotated
 
 import typer
 from offload.errors import InputError
+from offload.files import temporary_folder
 from offload_models.image import Rgb, save_with_image_input
 from offload_runtimes.planning.situation import SplitRequest
 
@@ -47,8 +47,8 @@ def taking_pictures(model: Path, image: str, shapes: Shapes) -> Iterator[tuple[P
     if image not in NORMALISATION:
         known = ", ".join(NORMALISATION)
         raise InputError(f"--image {image!r} is not known: use one of {known}")
-    with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-        path = Path(folder) / model.name
+    with temporary_folder() as folder:
+        path = folder / model.name
         yield path, save_with_image_input(model, path, *NORMALISATION[image], shapes)
 
 

@@ -1,13 +1,12 @@
 """`offload profile`: measure what each layer costs on this machine."""
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from offload.cost.profile import Profile
-from offload.files import write_text
+from offload.files import temporary_folder, write_text
 from offload.graph.load import load_model
 from offload.graph.model import Graph
 from offload.units import format_bytes, format_s
@@ -73,7 +72,7 @@ def profile(
     output = Output(form)
     options = EngineOptions(tuple(provider), threads)
     with (
-        tempfile.TemporaryDirectory(prefix="offload-") as folder,
+        temporary_folder() as folder,
         taking_pictures(model, image, parse_shapes(shape)) as (source, shapes),
         output.steps() as progress,
     ):
@@ -82,7 +81,7 @@ def profile(
         feeds = read_arrays(given) if given else None
         sizes = {name: array.shape for name, array in (feeds or {}).items()}
         named = {name: sizes[name] for name in loaded.wiring.inputs if name in sizes}
-        subject = subject_of(loaded, Path(folder), {**named, **shapes})
+        subject = subject_of(loaded, folder, {**named, **shapes})
         values = subject.inputs.values
         samples = read_calibration(calibration, values).feeds if calibration else ()
         found = cached_profile(

@@ -10,6 +10,7 @@ from offload.bundle.write import write_plans
 from offload.cost.link import Link
 from offload.encoding.catalogue import Catalogue
 from offload.errors import InputError
+from offload.graph.load import Model
 from offload.graph.model import Tensor
 from offload.partition.cut import Cut, cut_at_names
 from offload.partition.demand import Objective
@@ -21,6 +22,9 @@ from offload_runtimes.encode.choose import Chooser
 from offload_runtimes.planning.situation import Prepared, Progress, SplitRequest, prepare
 from offload_runtimes.proof.evidence import prove
 from offload_runtimes.proof.verify import missing_types
+
+# A model that planning did not run is run to prove its bundle only up to this size.
+_PROVED_BYTES = 1 << 26
 
 __all__ = ["SplitRequest", "chooser_of", "split", "write_split"]
 
@@ -60,15 +64,24 @@ def write_split(prepared: Prepared, target: Path, progress: Progress = lambda _:
         return plan
 
     ranged = _ranged(request, planned)
-    progress(f"writing {target}")
-    return write_plans(
-        prepared.model,
-        graph,
-        ranged,
-        target,
-        types,
-        partial(prove, prepared.model, shapes=request.shapes or {}),
-    )
+    if _is_run_here(request) or _weight_bytes(prepared.model) <= _PROVED_BYTES:
+        progress(f"writing {target}")
+        proof = partial(prove, prepared.model, shapes=request.shapes or {})
+        return write_plans(prepared.model, graph, ranged, target, types, proof)
+    progress(f"writing {target} without a proof, for which the whole model would have to run")
+    return write_plans(prepared.model, graph, ranged, target, types)
+
+
+def _is_run_here(request: SplitRequest) -> bool:
+    """Whether planning runs the model, to measure seconds or the sizes of encoded tensors."""
+    raw = [each.name for each in request.allowance.encodings] == ["raw"]
+    return not raw or request.device is None or request.server is None
+
+
+def _weight_bytes(model: Model) -> int:
+    """Bytes of the model's file and of the weights outside it."""
+    assert model.path is not None
+    return model.path.stat().st_size + sum(extent.length_bytes for extent in model.extents)
 
 
 def _ranged(request: SplitRequest, planned: Callable[[Link], Plan]) -> Ranged:

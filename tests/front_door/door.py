@@ -43,6 +43,25 @@ class Door:
             check=False,
         )
 
+    def measured(self, *words: str | Path) -> tuple[subprocess.CompletedProcess[str], int]:
+        """Run the command and return how it ended, with its peak resident memory in bytes."""
+        report = self.folder / "peak"
+        code = (
+            "import atexit, pathlib, resource, sys; peak = sys.argv.pop(1); atexit.register(lambda:"
+            " pathlib.Path(peak).write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
+            "))); from offload_cli.main import main; main()"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(report), *map(str, words)],
+            capture_output=True,
+            text=True,
+            timeout=280,
+            cwd=self.folder,
+            env=self.environment(),
+            check=False,
+        )
+        return done, int(report.read_text()) * 1024
+
     def ok(self, *words: str | Path, **options: Any) -> str:
         """Run the command, check that it succeeds, and return what it wrote to stdout."""
         done = self.offload(*words, **options)

@@ -1,5 +1,6 @@
 """Write files whole or not at all: beside the target first, then renamed into place."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -8,6 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from offload.errors import InputError
+
+# A file system with no more than this left counts as full when something fails on it.
+_FULL_BYTES = 1 << 18
 
 
 def write_text(path: Path, text: str) -> None:
@@ -46,6 +50,9 @@ def staged_file(path: Path) -> Iterator[Path]:
         yield staged
         staged.chmod(0o666 & ~_umask())
         staged.replace(path)
+    except OSError as error:
+        name_folder(error, path.parent)
+        raise
     finally:
         staged.unlink(missing_ok=True)
 
@@ -67,6 +74,38 @@ def staged_folder(path: Path) -> Iterator[Path]:
         _swap(staged, path)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """An empty folder for files of this process; removed at the end.
+
+    Raises:
+        InputError: the block failed and the file system of the folder is full.
+    """
+    with tempfile.TemporaryDirectory(prefix="offload-") as name:
+        try:
+            yield Path(name)
+        except (OSError, InputError) as error:
+            if not _is_full(Path(name), error):
+                raise
+            raise InputError(
+                f"the folder for temporary files, {Path(name).parent}, is full: free some space"
+                " there, or set TMPDIR to a folder with more"
+            ) from error
+
+
+def _is_full(folder: Path, error: Exception) -> bool:
+    """Whether something failed because a folder has no room left, as far as can be told."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return str(error.filename or "").startswith(str(folder))
+    return shutil.disk_usage(folder).free < _FULL_BYTES
+
+
+def name_folder(error: BaseException | None, folder: Path) -> None:
+    """Say in an error of the operating system, which may name no file, where it happened."""
+    if isinstance(error, OSError) and error.filename is None:
+        error.filename = str(folder)
 
 
 def _swap(staged: Path, path: Path) -> None:

@@ -1,18 +1,17 @@
 """Choose encodings that keep the outputs within what is allowed, measured on calibration inputs."""
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 
-from offload.bundle.expose import write_bare
+from offload.bundle.expose import bare_inputs
 from offload.bundle.model_inputs import inputs_of
 from offload.encoding.allowance import LOSSLESS, Allowance
 from offload.encoding.catalogue import Catalogue
 from offload.encoding.encoding import ENCODINGS, Encoding, Form, encoding
 from offload.errors import InputError
+from offload.files import temporary_folder
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.graph.scope import nested_nodes
@@ -156,12 +155,12 @@ class Chooser:
     def _rehearse(
         self, plan: Plan, lossy: Mapping[str, Lossy], calibration: Calibration
     ) -> Effect | Refusal | Unproven:
-        with tempfile.TemporaryDirectory(prefix="offload-") as name:
+        with temporary_folder() as folder:
             shown = judged_by(self.graph, plan)
-            write_bare(self.model, plan, Path(name), self.types, shown)
+            sources = bare_inputs(self.model, plan, folder, self.types, shown)
             names = tuple(chain.from_iterable(shown.values()))
             axes = varying_axes(self.model, self.graph, (*self.graph.outputs, *names))
-            rehearsal = Rehearsal(plan, Path(name), calibration, self.options, names, axes)
+            rehearsal = Rehearsal(plan, sources, calibration, self.options, names, axes)
             effect = rehearsal.effect(lossy)
             if self.accepts(effect):
                 reason = rehearsal.unproven(lossy, _computed_from(self.graph, lossy))

@@ -3,10 +3,10 @@
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+from offload.bundle.engine_input import EngineInput
 from offload.bundle.expose import bare_segments
 from offload.encoding.affine import Affine
 from offload.encoding.encoding import Encoding, Form, encoding
@@ -14,7 +14,7 @@ from offload.plan.plan import Plan, Side
 
 from offload_runtimes.encode.calibration import Calibration
 from offload_runtimes.encode.matching import matched_change, varying_axis
-from offload_runtimes.engine import Array, Engine, EngineOptions, load
+from offload_runtimes.engine import Array, Engine, EngineOptions, load_once
 from offload_runtimes.wire.codecs import codec
 
 Tensors = Mapping[str, Array]
@@ -79,17 +79,17 @@ class Rehearsal:
     def __init__(
         self,
         plan: Plan,
-        folder: Path,
+        sources: Mapping[str, EngineInput],
         calibration: Calibration,
         options: EngineOptions,
         shown: Iterable[str] = (),
         varying: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
-        """Load the bare segments of a folder and run the device's.
+        """Load the bare segments of a plan and run the device's.
 
         Args:
             plan: whose segments they are.
-            folder: where their files are.
+            sources: the segments by file name.
             calibration: the inputs.
             options: how onnxruntime runs.
             shown: tensors of the server's that are compared besides the outputs.
@@ -103,10 +103,15 @@ class Rehearsal:
         self._names = (*(send.tensor for send in plan.downloads), *shown)
         self._varying = varying
         segments = bare_segments(plan)
-        engines = {s.id: load(folder / s.file, options) for s in segments}
+        engines = {s.id: load_once(sources[s.file], options) for s in segments}
         self._server = [engines[s.id] for s in segments if s.side is Side.SERVER]
         device = [engines[s.id] for s in segments if s.side is Side.DEVICE]
-        self._made = [_run(device, feeds) for feeds in calibration.feeds]
+        needed = {*self._names, *(v.name for engine in self._server for v in engine.inputs)}
+        needed.update(send.tensor for send in plan.uploads)
+        self._made = [
+            {name: array for name, array in _run(device, feeds).items() if name in needed}
+            for feeds in calibration.feeds
+        ]
 
     @cached_property
     def expected(self) -> list[Tensors]:

@@ -1,13 +1,11 @@
 """What every tensor at a bundle's cut takes under every encoding, and what that does."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from offload.bundle.bundle import Bundle
-from offload.bundle.expose import write_exposed
+from offload.bundle.expose import exposed_inputs
 from offload.encoding.catalogue import Encoded
 from offload.encoding.encoding import ENCODINGS, RAW, Encoding
 from offload.plan.plan import Send
@@ -99,9 +97,7 @@ def encode_report(
         InputError: the model refuses an input.
     """
     progress("running the device's part")
-    with tempfile.TemporaryDirectory(prefix="offload-") as name:
-        write_exposed(bundle, Path(name))
-        rehearsal = Rehearsal(bundle.plan, Path(name), calibration, options)
+    rehearsal = Rehearsal(bundle.plan, exposed_inputs(bundle), calibration, options)
     found = []
     for send in bundle.plan.uploads:
         progress(f"encoding {send.tensor}")

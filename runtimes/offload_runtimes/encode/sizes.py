@@ -1,16 +1,13 @@
 """Measure the catalogue: what each tensor takes under each encoding, over calibration inputs."""
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from offload.bundle.dress import passage
-from offload.bundle.extract import Part
-from offload.bundle.weights import write_part
+from offload.bundle.engine_input import whole_input
 from offload.encoding.affine import Affine, Bounds
 from offload.encoding.catalogue import HALF_LIMIT, Catalogue, Encoded
 from offload.encoding.encoding import ENCODINGS, RAW, Encoding, Form
@@ -21,13 +18,12 @@ from offload.plan.plan import Send
 
 from offload_runtimes.encode.calibration import Calibration
 from offload_runtimes.engine import Array, EngineOptions, load
+from offload_runtimes.planning.inner_tensors import inner_tensors
 from offload_runtimes.wire.codecs import codec, has_pictures, reference_s, suits
 
 Progress = Callable[[str], None]
 # What is smaller costs the link next to nothing, encoded or not.
 LEAST_BYTES = 256
-# Tensors that are looked at in one run of the model; they are in memory together.
-_TOGETHER_BYTES = 1 << 29
 _WHOLE_RUNS = 3
 _REFERENCE_SHAPE = (1, 16, 128, 128)  # 1 MiB of float
 
@@ -81,8 +77,7 @@ def _may_change(tensor: Tensor) -> bool:
 
 
 def _whole_s(model: Model, calibration: Calibration, options: EngineOptions) -> float:
-    assert model.path is not None
-    engine, seconds = load(model.path, options), []
+    engine, seconds = load(whole_input(model), options), []
     for _ in range(_WHOLE_RUNS):
         start_s = time.perf_counter()
         engine.run(None, calibration.feeds[0])
@@ -102,27 +97,8 @@ def _values(
     given = [name for name in names if name in graph.inputs]
     for feeds in calibration.feeds:
         yield {name: feeds[name] for name in given}
-    nodes = tuple(sorted(node for layer in graph.layers for node in layer.nodes))
-    for number, group in enumerate(_groups(graph, [n for n in names if n in graph.producer])):
-        with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-            path = Path(folder) / f"seen-{number}.onnx"
-            write_part(model, Part(nodes, graph.inputs, tuple(group)), path, types)
-            engine = load(path, options)
-        for feeds in calibration.feeds:
-            yield dict(zip(group, engine.run(group, feeds), strict=True))
-
-
-def _groups(graph: Graph, names: Sequence[str]) -> Iterator[list[str]]:
-    group: list[str] = []
-    held_bytes = 0
-    for name in names:
-        held_bytes += graph.tensors[name].size_bytes or 0
-        if group and held_bytes > _TOGETHER_BYTES:
-            yield group
-            group, held_bytes = [], graph.tensors[name].size_bytes or 0
-        group.append(name)
-    if group:
-        yield group
+    made = [name for name in names if name in graph.producer]
+    yield from inner_tensors(model, graph, made, calibration.feeds, options, types)
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 from onnxruntime import __version__ as ORT_VERSION  # noqa: N812  (a constant of the library)
 
-from offload_runtimes.engine.arena import Arena, arena_of
-from offload_runtimes.engine.engine import Call, Engine, load
+from offload_runtimes.engine.arena import Arena, arena_of, shared_arena
+from offload_runtimes.engine.engine import Call, Engine, load, load_once
 from offload_runtimes.engine.options import EngineOptions
 from offload_runtimes.engine.values import Array, check_feed, dtype_of, shape_fits, show_shape
 
@@ -18,6 +18,8 @@ __all__ = [
     "check_feed",
     "dtype_of",
     "load",
+    "load_once",
     "shape_fits",
+    "shared_arena",
     "show_shape",
 ]

@@ -30,6 +30,7 @@ PROBE = (
 )
 _AS_REQUESTED = 1
 _TOO_MANY = 1 << 58  # floats: nobody has so many, and the bytes still fit 64 bits
+_NO_LIMIT_BYTES = 1 << 50
 _LEFT = re.compile(r"Available memory of (\d+) is smaller than requested bytes of \d+")
 _REFUSED = re.compile(r"Failed to allocate memory for requested buffer of size (\d+)|bad_alloc")
 _one_at_a_time = threading.Lock()
@@ -107,6 +108,29 @@ def arena_of(limit_bytes: int, rule: str) -> Iterator[Arena]:
             yield arena
         finally:
             arena.is_open = False
+
+
+@contextmanager
+def shared_arena() -> Iterator[Arena | None]:
+    """An arena without a limit, for models of which only one runs at a time.
+
+    None where this version of onnxruntime has none, or another thread uses it: then each model
+    takes memory of its own.
+    """
+    if not _one_at_a_time.acquire(blocking=False):
+        yield None
+        return
+    try:
+        arena = Arena(_NO_LIMIT_BYTES, "this machine")
+    except Exception:  # noqa: BLE001  an older onnxruntime
+        arena = None
+    try:
+        yield arena
+    finally:
+        if arena is not None:
+            arena.sweep()
+            arena.is_open = False
+        _one_at_a_time.release()
 
 
 def _cannot(rule: str) -> InputError:

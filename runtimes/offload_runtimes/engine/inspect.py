@@ -3,9 +3,9 @@
 import json
 import os
 import statistics
-import tempfile
+import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,15 @@ from typing import Any
 import onnxruntime as ort
 from offload.bundle.bundle import Value
 from offload.errors import InputError
+from offload.files import temporary_folder
 
-from offload_runtimes.engine.engine import Engine, load, open_session
+from offload_runtimes.engine.engine import Engine, load_once, open_session
 from offload_runtimes.engine.options import EngineOptions, session_options
 from offload_runtimes.engine.values import Array
 
 _KERNEL = "_kernel_time"
+_RUN = "model_run"
+_FOLDED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +46,21 @@ def profile_nodes(
     *,
     runs: int = 10,
     warm_runs: int = 3,
+    limit_s: float = 15.0,
 ) -> tuple[NodeTime, ...]:
     """Seconds of every kernel, by ORT's own profiler, in order of first execution.
 
     The profiler itself costs time (small kernels look slower than they are), so the sum is
-    more than an undisturbed run takes: calibrate against one.
+    more than an undisturbed run takes: calibrate against one. It writes an event for each kernel
+    of each step of a loop and stops at a million events: do not give it long loops.
+
+    Args:
+        model: the model.
+        feeds: an array for every input.
+        options: how onnxruntime runs it.
+        runs: repeats behind each median.
+        warm_runs: runs before those.
+        limit_s: no run is begun after so many seconds, but for the first two.
 
     Raises:
         InputError: the model is refused or the feeds do not fit.
@@ -55,14 +68,31 @@ def profile_nodes(
     options = options or EngineOptions()
     settings = session_options(options)
     settings.enable_profiling = True
-    with tempfile.TemporaryDirectory(prefix="offload-profile-") as folder:
+    with temporary_folder() as folder:
         settings.profile_file_prefix = os.path.join(folder, "ort")  # noqa: PTH118  ORT wants str
         session = open_session(model, settings, options)
         engine = Engine(session, "model" if isinstance(model, bytes) else Path(model).name)
-        for _ in range(warm_runs + runs):
+        until_s = time.monotonic() + limit_s
+        done = 0
+        while done < warm_runs + runs and (done < 2 or time.monotonic() < until_s):
             engine.run(None, feeds)
-        events = json.loads(Path(session.end_profiling()).read_text())
-    return _node_times(events, warm_runs)
+            done += 1
+        events = _events(Path(session.end_profiling()))
+        return _node_times(events, min(warm_runs, done // 2))
+
+
+def _events(path: Path) -> Iterator[dict[str, Any]]:
+    """The kernels and runs of ORT's profile, which has one event in each line.
+
+    The file is read line by line: it may be larger than memory.
+    """
+    with path.open(errors="replace") as lines:
+        for line in lines:
+            if _KERNEL in line or _RUN in line:
+                try:
+                    yield json.loads(line.strip().rstrip(","))
+                except ValueError:
+                    raise InputError(f"onnxruntime's profile {path} is cut short") from None
 
 
 def _node_times(events: Iterable[Mapping[str, Any]], warm_runs: int) -> tuple[NodeTime, ...]:
@@ -74,7 +104,7 @@ def _node_times(events: Iterable[Mapping[str, Any]], warm_runs: int) -> tuple[No
         if name.endswith(_KERNEL):
             key = (name.removesuffix(_KERNEL), event["args"]["op_name"])
             run[key] += event["dur"] * 1e-6
-        elif name == "model_run":
+        elif name == _RUN:
             runs.append(run)
             run = defaultdict(float)
     kept = runs[warm_runs:]
@@ -84,11 +114,19 @@ def _node_times(events: Iterable[Mapping[str, Any]], warm_runs: int) -> tuple[No
     )
 
 
-def optimize_to(model: str | Path, target: str | Path) -> None:
-    """Write the graph as ORT has it after its EXTENDED optimisations, weights in one file.
+def optimize_to(model: str | Path | bytes, target: str | Path, *, fold_large: bool = True) -> None:
+    """Write the graph as ORT has it after its EXTENDED optimisations.
 
     Tensors that still exist there are the places where a model may be cut without breaking a
-    fused kernel.
+    fused kernel. Weights of a file go to a file of their own beside the target. Weights that
+    bytes refer to stay where they are and are not read, but for those that ORT changes; such a
+    target must be loaded as bytes, too.
+
+    Args:
+        model: the model.
+        target: the file to write; a `.weights` file may come beside it.
+        fold_large: whether nodes that make more than 1 MB of nothing but weights are computed,
+            which takes memory for what they make.
 
     Raises:
         InputError: onnxruntime refuses the model.
@@ -97,6 +135,16 @@ def optimize_to(model: str | Path, target: str | Path) -> None:
     settings = session_options(options)
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     settings.optimized_model_filepath = os.fspath(target)
+    settings.add_session_config_entry("session.disable_prepacking", "1")
+    if not fold_large:
+        settings.add_session_config_entry(
+            "optimization.constant_folding_max_output_size_in_bytes", str(_FOLDED_BYTES)
+        )
+    if not isinstance(model, bytes):
+        settings.add_session_config_entry(
+            "session.optimized_model_external_initializers_file_name",
+            Path(target).with_suffix(".weights").name,
+        )
     open_session(model, settings, options)
     if not Path(target).is_file():
         raise InputError(f"onnxruntime could not write {target}: choose another place")
@@ -111,5 +159,5 @@ def tensor_types(model: str | Path | bytes) -> dict[str, Value]:
     Raises:
         InputError: onnxruntime refuses the model.
     """
-    engine = load(model, EngineOptions(optimize=False))
+    engine = load_once(model, EngineOptions(optimize=False))
     return {value.name: value for value in (*engine.inputs, *engine.outputs)}

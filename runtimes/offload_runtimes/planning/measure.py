@@ -4,25 +4,29 @@ import hashlib
 import os
 import platform
 import statistics
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from offload.bundle.engine_input import EngineInput, part_input, whole_input
+from offload.bundle.extract import part_of
 from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import ModelInputs, draw
 from offload.cost.profile import RANDOM_SIZES, LayerCost, Profile, load_profile
 from offload.errors import InputError
+from offload.files import temporary_folder
 from offload.graph.infer import Types, infer_types
 from offload.graph.kernels import Kernel, kernel_layers, name_kernels, surviving_tensors
 from offload.graph.load import Model
-from offload.graph.model import Graph, Tensor
+from offload.graph.model import Graph, Layer, Tensor
 from offload.graph.read import infer_with, read_graph
+from offload.graph.scope import function_key, functions_used, nested_nodes
 
 from offload_runtimes.cache import cache_folder, feeds_digest, kept
-from offload_runtimes.engine import EngineOptions, load
+from offload_runtimes.engine import Engine, EngineOptions, load, load_once, shared_arena
 from offload_runtimes.engine.inspect import optimize_to, profile_nodes
 from offload_runtimes.engine.values import Array
 from offload_runtimes.planning.calibrate import (
@@ -34,11 +38,19 @@ from offload_runtimes.planning.calibrate import (
 )
 from offload_runtimes.planning.footprint import client_bytes
 from offload_runtimes.planning.sizes import measured_sizes, shapes_by_running
+from offload_runtimes.proof.verify import missing_types
 from offload_runtimes.wire.codecs import reference_s
 
 WARM_RUNS = 3
 KERNEL_RUNS = 10
+# The engine's profiler keeps a million events, of kernels and of other things.
+_MOST_EVENTS = 400_000
+_LOOPS = frozenset(("Loop", "Scan", "SequenceMap"))
+_LOOP_SECONDS_S = 5.0
 MAX_SECONDS_S = 15.0
+# Of a model that keeps more outside, the engine computes no large weights from others just to
+# show its graph.
+_FOLDED_BYTES = 1 << 26
 _WHOLE = "whole"
 
 Progress = Callable[[str], None]
@@ -52,14 +64,15 @@ class Subject:
         model: the loaded model; it must come from a file.
         graph: its layers.
         kernels: the nodes of the optimised graph.
-        optimized: the optimised model file, in a folder that the caller owns.
+        optimized: the optimised model, as an engine loads it; a file is in a folder that the
+            caller owns.
         types: of the model's values, with the sizes that its layers were read with.
     """
 
     model: Model
     graph: Graph
     kernels: tuple[Kernel, ...]
-    optimized: Path
+    optimized: EngineInput
     types: Types
 
     def broken_at(self, tensors: Iterable[str]) -> Graph:
@@ -83,8 +96,8 @@ def read_fused(
     Raises:
         InputError: the engine refuses the model, or `shapes` does not fit it.
     """
-    with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-        return subject_of(model, Path(folder), shapes, keep).graph
+    with temporary_folder() as folder:
+        return subject_of(model, folder, shapes, keep).graph
 
 
 def subject_of(
@@ -100,15 +113,13 @@ def subject_of(
     """
     if model.path is None:
         raise InputError("the model must come from a file to be measured: save it first")
-    optimized = folder / "optimized.onnx"
-    optimize_to(model.path, optimized)
-    kernels = name_kernels(optimized)
+    optimized, kernels = _optimized(model, whole_input(model), folder / "optimized.onnx")
     surviving = surviving_tensors(model, kernels) | keep
     types = infer_with(model, shapes)
     graph = read_graph(model, shapes, surviving, types)
     found = _found_by_running(model, graph, types)
     if found:
-        types = infer_types(model.proto, model.wiring, model.directory, shapes, found)
+        types = infer_types(model.proto, model.wiring, model.weights, shapes, found)
         graph = read_graph(model, shapes, surviving, types)
     return Subject(model, graph, kernels, optimized, types)
 
@@ -126,6 +137,16 @@ def _found_by_running(model: Model, graph: Graph, types: Types) -> dict[str, Ten
         return shapes_by_running(model, names, [draw(inputs, seed) for seed in range(2)])
     except InputError:
         return {}  # no random input fits: the sizes stay unknown, and the work uncounted
+
+
+def _optimized(
+    model: Model, source: EngineInput, target: Path
+) -> tuple[EngineInput, tuple[Kernel, ...]]:
+    """A model, or a part of it, as the engine optimises it, and its kernels by unique names."""
+    outside_bytes = sum(extent.length_bytes for extent in model.extents)
+    optimize_to(source, target, fold_large=outside_bytes <= _FOLDED_BYTES)
+    kernels = name_kernels(target)
+    return (target.read_bytes() if isinstance(source, bytes) else target), kernels
 
 
 def measure(
@@ -156,13 +177,14 @@ def measure(
             which no value can be drawn.
     """
     given = dict(feeds or (samples[0] if samples else draw(subject.inputs)))
-    sizes = measured_sizes(subject.model, subject.graph, options, samples or [given])
+    types = missing_types(subject.model, subject.graph)
+    sizes = measured_sizes(subject.model, subject.graph, options, samples or [given], types)
     guessed = bool(sizes) and not samples and not feeds
     progress("timing its kernels")
-    shares = _share(subject, options, given, min(runs, KERNEL_RUNS))
+    shares = _share(subject, options, given, min(runs, KERNEL_RUNS), types)
     progress("timing the whole model and parts of it")
     ranges = divided(subject.graph, shares)
-    timed = _time_parts(subject, options, given, ranges, runs)
+    timed = _time_parts(subject, options, given, ranges, runs, types)
     whole = timed.pop(_WHOLE)
     whole_s = statistics.median(whole)
     pieces_s = [statistics.median(times) for times in timed.values()] or [whole_s]
@@ -193,26 +215,86 @@ def _time_parts(
     feeds: Mapping[str, Array],
     ranges: Sequence[range],
     runs: int,
+    types: Mapping[str, Tensor],
 ) -> dict[str, list[float]]:
-    """Seconds of the whole model and of each of its pieces, in their order."""
-    assert subject.model.path is not None
-    engine = load(subject.model.path, options)
-    with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-        parts = pieces(subject.model, subject.graph, ranges, Path(folder), options, feeds)
+    """Seconds of the whole model and of each of its pieces, in their order.
+
+    They take their memory from one arena: of all that are loaded, only one runs at a time.
+    """
+    model = subject.model
+    with temporary_folder() as folder, shared_arena() as arena:
+        engine = load(whole_input(model), options, arena)
+        parts = pieces(model, subject.graph, ranges, folder, options, feeds, types, arena)
         work = {_WHOLE: lambda: engine.run(None, feeds), **parts}
         return time_in_turns(work, runs, MAX_SECONDS_S)
 
 
 def _share(
-    subject: Subject, options: EngineOptions, feeds: Mapping[str, Array], runs: int
+    subject: Subject,
+    options: EngineOptions,
+    feeds: Mapping[str, Array],
+    runs: int,
+    types: Mapping[str, Tensor],
 ) -> list[float]:
-    """Kernel seconds summed by layer; a layer the engine folded away costs nothing."""
-    shares = kernel_layers(subject.model, subject.graph, subject.kernels)
-    seconds = [0.0] * len(subject.graph.layers)
-    for kernel in profile_nodes(subject.optimized, feeds, options, runs=runs, warm_runs=WARM_RUNS):
+    """Kernel seconds summed by layer; a layer the engine folded away costs nothing.
+
+    Layers with loops are timed by the clock, each on its own: the profiler would write an event
+    for each kernel of each step, and its own cost would be counted as the loop's. The layers
+    between them are profiled as parts.
+    """
+    model, graph = subject.model, subject.graph
+    seconds = [0.0] * len(graph.layers)
+    loops = [index for index, layer in enumerate(graph.layers) if _loops(model, layer)]
+    if not loops:
+        _add_kernels(seconds, subject, subject.optimized, subject.kernels, feeds, options, runs)
+        return seconds
+    edges = sorted({0, len(graph.layers), *loops, *(index + 1 for index in loops)})
+    values = dict(feeds)
+    for layers in (range(start, end) for start, end in pairwise(edges)):
+        part = part_of(graph, layers)
+        needed = {name: values[name] for name in part.inputs}
+        with temporary_folder() as folder:
+            source = part_input(model, part, folder / "part.onnx", types)
+            engine = (load if layers.start in loops else load_once)(source, options)
+            made = engine.run(part.outputs, needed)
+            if layers.start in loops:
+                seconds[layers.start] = _clocked(engine, needed, runs)
+            else:
+                optimized, kernels = _optimized(model, source, folder / "optimized.onnx")
+                _add_kernels(seconds, subject, optimized, kernels, needed, options, runs)
+        values.update(zip(part.outputs, made, strict=True))
+    return seconds
+
+
+def _add_kernels(
+    seconds: list[float],
+    subject: Subject,
+    optimized: EngineInput,
+    kernels: tuple[Kernel, ...],
+    feeds: Mapping[str, Array],
+    options: EngineOptions,
+    runs: int,
+) -> None:
+    """Profile an optimised model and add its kernels' seconds to their layers."""
+    shares = kernel_layers(subject.model, subject.graph, kernels)
+    runs = max(1, min(runs, _MOST_EVENTS // max(1, len(kernels)) - WARM_RUNS))
+    for kernel in profile_nodes(optimized, feeds, options, runs=runs, warm_runs=WARM_RUNS):
         for layer, share in shares.get(kernel.name, {}).items():
             seconds[layer] += share * kernel.seconds
-    return seconds
+
+
+def _clocked(engine: Engine, feeds: Mapping[str, Array], runs: int) -> float:
+    """Median seconds of a run that is not the first; fewer runs where they are slow."""
+    times = time_in_turns({"": lambda: engine.run(None, feeds)}, runs, _LOOP_SECONDS_S)[""]
+    return statistics.median(times)
+
+
+def _loops(model: Model, layer: Layer) -> bool:
+    """Whether a layer has a node that runs others again and again, at any depth."""
+    nodes = [model.proto.graph.node[index] for index in layer.nodes]
+    called = functions_used(model.proto, iter(nodes))
+    nodes += [n for f in model.proto.functions if function_key(f) in called for n in f.node]
+    return any(inner.op_type in _LOOPS for node in nodes for inner in nested_nodes(node))
 
 
 def machine_name() -> str:

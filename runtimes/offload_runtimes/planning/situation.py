@@ -1,6 +1,5 @@
 """From files to a situation: the model read as the engine runs it, profiles, link, demand."""
 
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from offload.cost.profile import Profile, estimate_profile, load_profile, uncoun
 from offload.encoding.allowance import Allowance
 from offload.encoding.catalogue import Catalogue
 from offload.errors import InputError
+from offload.files import temporary_folder
 from offload.graph.cut_names import cut_names
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph
@@ -134,8 +134,8 @@ def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> Prepa
     """
     progress(f"reading {request.model}")
     model = load_model(request.model)
-    with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-        subject = subject_of(model, Path(folder), request.shapes)
+    with temporary_folder() as folder:
+        subject = subject_of(model, folder, request.shapes)
         unknown = open_sizes_sentence(subject.inputs.values)
         if not request.is_given:
             _check_known(subject.graph, request, unknown)

@@ -1,23 +1,18 @@
 """Find sizes by running the model: those that inference can't follow, and those of data."""
 
 import statistics
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from offload.bundle.extract import Part
-from offload.bundle.shape_outputs import write_with_shapes
-from offload.bundle.weights import write_part
+from offload.bundle.shape_outputs import with_shapes
 from offload.cost.profile import Size
+from offload.files import temporary_folder
 from offload.graph.elements import size_bytes
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 
-from offload_runtimes.engine import Array, EngineOptions, load
-
-# Tensors that are looked at in one run of the model; they are in memory together.
-_TOGETHER = 50
+from offload_runtimes.engine import Array, EngineOptions, load_once
+from offload_runtimes.planning.inner_tensors import inner_tensors
 
 
 def unsized(model: Model, graph: Graph) -> list[str]:
@@ -30,42 +25,28 @@ def unsized(model: Model, graph: Graph) -> list[str]:
 
 
 def measured_sizes(
-    model: Model, graph: Graph, options: EngineOptions, samples: Sequence[Mapping[str, Array]]
+    model: Model,
+    graph: Graph,
+    options: EngineOptions,
+    samples: Sequence[Mapping[str, Array]],
+    types: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Size]:
     """Bytes of every unsized tensor over sample inputs; {} for models without any.
-
-    One run of the model for each sample and 50 tensors.
 
     Raises:
         InputError: the model refuses a sample.
     """
-    found: dict[str, Size] = {}
+    found: dict[str, list[int]] = {}
     names = unsized(model, graph)
-    for start in range(0, len(names), _TOGETHER):
-        group = names[start : start + _TOGETHER]
-        for name, sizes in zip(
-            group, _bytes_of(model, graph, group, options, samples), strict=True
-        ):
-            p95 = round(float(np.quantile(sizes, 0.95)))
-            found[name] = Size(round(statistics.fmean(sizes)), p95)
-    return found
+    if names:
+        for values in inner_tensors(model, graph, names, samples, options, types):
+            for name, array in values.items():
+                found.setdefault(name, []).append(array.nbytes)
+    return {name: _size(found[name]) for name in names}
 
 
-def _bytes_of(
-    model: Model,
-    graph: Graph,
-    names: Sequence[str],
-    options: EngineOptions,
-    samples: Sequence[Mapping[str, Array]],
-) -> Iterator[tuple[int, ...]]:
-    """By tensor, its bytes on each sample."""
-    nodes = tuple(sorted(node for layer in graph.layers for node in layer.nodes))
-    with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-        path = Path(folder) / "exposed.onnx"
-        write_part(model, Part(nodes, graph.inputs, tuple(names)), path)
-        engine = load(path, options)
-    rows = [[array.nbytes for array in engine.run(names, feeds)] for feeds in samples]
-    return zip(*rows, strict=True)
+def _size(sizes: Sequence[int]) -> Size:
+    return Size(round(statistics.fmean(sizes)), round(float(np.quantile(sizes, 0.95))))
 
 
 def shapes_by_running(
@@ -83,10 +64,9 @@ def shapes_by_running(
     Raises:
         InputError: the model refuses a sample.
     """
-    with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-        path = Path(folder) / "shapes.onnx"
-        outputs = write_with_shapes(model, names, path)
-        engine = load(path, EngineOptions(optimize=False))
+    with temporary_folder() as folder:
+        source, outputs = with_shapes(model, names, folder / "shapes.onnx")
+        engine = load_once(source, EngineOptions(optimize=False))
         asked = list(outputs.values())
         runs = [engine.run(asked, feeds) for feeds in samples]
     kinds = {value.name: value.type for value in engine.outputs}

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from offload.bundle.engine_input import whole_input
 from offload.bundle.write import write_bundle
 from offload.cost.link import Link
 from offload.graph.load import Model
@@ -13,7 +14,7 @@ from offload.plan.plan import Plan
 from offload.schedule.timeline import Timeline
 
 from offload_runtimes.encode.effect import change
-from offload_runtimes.engine import EngineOptions, load
+from offload_runtimes.engine import EngineOptions, load_once
 from offload_runtimes.engine.values import Array
 from offload_runtimes.local import open_session
 
@@ -121,8 +122,7 @@ def try_plans(
 
 
 def _whole(bench: Bench) -> dict[str, Array]:
-    assert bench.model.path is not None
-    engine = load(bench.model.path, bench.options)
+    engine = load_once(whole_input(bench.model), bench.options)
     outputs = engine.run(None, bench.feeds)
     return {value.name: output for value, output in zip(engine.outputs, outputs, strict=True)}
 

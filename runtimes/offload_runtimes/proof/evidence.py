@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from offload.bundle.bundle import Bundle
 from offload.bundle.compare import Freedom, gap
+from offload.bundle.engine_input import whole_input
 from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import GivenInputs, sample
 from offload.bundle.verify import Runner
@@ -106,13 +107,15 @@ def prove(
     if model.path is None:
         return ()
     engine = opener(EngineOptions(optimize=False))
-    whole_model = engine(model.path, False)
+    whole_model = engine(whole_input(model), False)
     feeds = _sample(model, whole_model, shapes)
     if feeds is None:
         return ()
-    whole = [whole_model(feeds), engine(model.path, True)(feeds)]
-    if any(gap(want, again) for want, again in _pairs(whole[0], whole_model(feeds))):
+    plain = whole_model(feeds)
+    if any(gap(want, again) for want, again in _pairs(plain, whole_model(feeds))):
         return ()  # it answers at random: there is nothing to repeat
+    del whole_model  # one copy of the weights at a time
+    whole = [plain, engine(whole_input(model), True)(feeds)]
     plans = [bundle.only(number) for number in range(len(bundle.plans))]
     tried = [_try(model, plan, feeds, whole) for plan in plans]
     proofs = each_once(proof for found in tried for proof in found.proofs)

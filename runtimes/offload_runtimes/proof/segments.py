@@ -20,7 +20,7 @@ from offload.errors import BundleError
 from offload.files import write_bytes
 from offload.plan.plan import Segment, Side
 
-from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions, load
+from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions, load_once
 from offload_runtimes.input_files import read_arrays
 
 ARRAYS = "proof.npz"  # in a bundle
@@ -164,7 +164,8 @@ def each_once(proofs: Iterable[SegmentProof]) -> tuple[SegmentProof, ...]:
 
 
 def _run(bundle: Bundle, segment: Segment, inputs: Tensors, options: EngineOptions) -> Tensors:
-    arrays = load(bundle.segment_path(segment.part), options).run(segment.outputs, inputs)
+    engine = load_once(bundle.segment_path(segment.part), options)
+    arrays = engine.run(segment.outputs, inputs)
     return dict(zip(segment.outputs, arrays, strict=True))
 
 

@@ -1,22 +1,21 @@
 """Give the toolkit's check of splits its engine: onnxruntime."""
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from offload.bundle.cuts import distinct_cuts
+from offload.bundle.engine_input import EngineInput, part_input, whole_input
 from offload.bundle.extract import part_of
 from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import Feeds, GivenInputs, sample
 from offload.bundle.verify import Check, Opener, Runner
-from offload.bundle.weights import write_part
+from offload.files import temporary_folder
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.graph.read import read_graph
 
-from offload_runtimes.engine import EngineOptions, load
+from offload_runtimes.engine import EngineOptions, load_once
 from offload_runtimes.engine.inspect import tensor_types
 
 _SETS_OF_INPUTS = 2
@@ -25,8 +24,8 @@ _SETS_OF_INPUTS = 2
 def opener(options: EngineOptions) -> Opener:
     """An engine for `Check`: files are run as `options` say, optimisation aside."""
 
-    def open_model(path: Path, optimize: bool) -> Runner:
-        engine = load(path, replace(options, optimize=optimize))
+    def open_model(source: EngineInput, optimize: bool) -> Runner:
+        engine = load_once(source, replace(options, optimize=optimize))
         required = [value.name for value in engine.inputs]
         open_names = [value.name for value in engine.defaults]
         names = [value.name for value in engine.outputs]
@@ -56,10 +55,8 @@ def missing_types(model: Model, graph: Graph) -> dict[str, Tensor]:
     if not unknown:
         return {}
     whole = part_of(graph, range(len(graph.layers)), unknown)
-    with tempfile.TemporaryDirectory(prefix="offload-") as folder:
-        path = Path(folder) / "whole.onnx"
-        write_part(model, whole, path)
-        found = tensor_types(path)
+    with temporary_folder() as folder:
+        found = tensor_types(part_input(model, whole, folder / "whole.onnx"))
     return {name: _tensor(name, found[name].type, found[name].shape) for name in unknown}
 
 
@@ -77,7 +74,7 @@ def check_of(model: Model, options: EngineOptions, given: GivenInputs | None = N
     """
     engine = opener(options)
     graph = read_graph(model)
-    whole = engine(model.path, False) if model.path else None
+    whole = engine(whole_input(model), False) if model.path else None
     accepts: Runner = whole or (lambda _: {})
     inputs = sample(inputs_of(model), accepts, given or GivenInputs(), _SETS_OF_INPUTS)
     return Check(model, graph, engine, inputs, missing_types(model, graph))

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from offload.bundle.bundle import Bundle
-from offload.bundle.expose import write_exposed
+from offload.bundle.expose import exposed_inputs
 from offload.bundle.write import write_bundle
 from offload.encoding.encoding import ENCODINGS, parse_allowed
 from offload.errors import InputError
@@ -18,7 +18,7 @@ from offload_runtimes.encode.report import encode_report
 from offload_runtimes.encode.sizes import catalogue_of
 from offload_runtimes.engine import load
 from offload_runtimes.local import open_session
-from onnx import TensorProto, helper
+from onnx import ModelProto, TensorProto, helper
 
 from tests.runtimes.encode.convnet import PLAIN, Net, inputs, net
 
@@ -141,13 +141,14 @@ def test_the_report_measures_every_encoding(convnet: Net, tmp_path: Path) -> Non
 
 def test_a_bundle_undone_gives_what_the_model_gives(convnet: Net, tmp_path: Path) -> None:
     bundle = bundle_of(convnet, "uint8", tmp_path)
-    (tmp_path / "bare").mkdir()
-    write_exposed(bundle, tmp_path / "bare")
-    rehearsal = Rehearsal(bundle.plan, tmp_path / "bare", convnet.calibration, PLAIN)
+    sources = exposed_inputs(bundle)
+    rehearsal = Rehearsal(bundle.plan, sources, convnet.calibration, PLAIN)
     whole = load(tmp_path_model(convnet), PLAIN)
     for feeds, outputs in zip(convnet.calibration.feeds, rehearsal.expected, strict=True):
         assert np.array_equal(outputs["y"], whole.run(None, feeds)[0])
-    assert load_model(tmp_path / "bare/device-0.onnx").wiring.outputs.keys() == {"t"}
+    assert load_model(
+        ModelProto.FromString(bytes(sources["device-0.onnx"]))
+    ).wiring.outputs.keys() == {"t"}
 
 
 def camera(folder: Path) -> Path:

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from offload.bundle.model_inputs import inputs_of
-from offload.bundle.sample_inputs import GivenInputs, samples
+from offload.bundle.sample_inputs import GivenInputs, sample
 from offload.graph.infer import infer_types
 from offload.graph.load import Model, load_model
 from offload_runtimes.engine import EngineOptions, load
@@ -22,9 +22,9 @@ def compare(model: Model, path: Path, arrays: Arrays | None = None) -> set[str]:
     """Check that inferred sizes are right where known; gives the fixed ones that are not known."""
     engine = load(path, EngineOptions(optimize=False))
     caller = GivenInputs(arrays or {})
-    feeds = samples(inputs_of(model), lambda feeds: engine.run(None, feeds), caller, 1)[0]
+    feeds = sample(inputs_of(model), lambda feeds: engine.run(None, feeds), caller, 1)[0]
     given = {name: np.shape(feeds[name]) for name in model.wiring.inputs}
-    types = infer_types(model.proto, model.wiring, model.directory, given)
+    types = infer_types(model.proto, model.wiring, model.weights, given)
     names = [
         name
         for node in model.wiring.order

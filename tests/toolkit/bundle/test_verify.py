@@ -1,7 +1,6 @@
 """The check finds planted bugs and names the tensor; it also says where it proves nothing."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,9 @@ import onnx
 import pytest
 from offload.bundle import verify
 from offload.bundle.cuts import distinct_cuts, halves
+from offload.bundle.engine_input import EngineInput, part_input
 from offload.bundle.extract import Part
 from offload.bundle.verify import CutCheck, noise
-from offload.bundle.weights import write_parts
 from offload.errors import InputError
 from offload.graph import wiring
 from offload.graph.load import Model, load_model
@@ -62,16 +61,17 @@ def test_a_dropped_capture_is_named(
 def test_swapped_cut_tensors_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The device names two tensors the wrong way round: shapes and dtypes fit, numbers don't."""
 
-    def swapped(model: Model, parts: Mapping[str, Part], folder: Path, types: Any) -> Any:
-        files = write_parts(model, parts, folder, types)
-        device = onnx.load(folder / "device-0.onnx")
-        for node in device.graph.node:
-            node.output[0] = {"a": "b", "b": "a"}.get(node.output[0], node.output[0])
-            node.input[0] = {"a": "b", "b": "a"}.get(node.input[0], node.input[0])
-        onnx.save(device, folder / "device-0.onnx")
-        return files
+    def swapped(model: Model, part: Part, path: Path, types: Any) -> EngineInput:
+        source = part_input(model, part, path, types)
+        if path.name == "device-0.onnx":
+            device = onnx.load(path)
+            for node in device.graph.node:
+                node.output[0] = {"a": "b", "b": "a"}.get(node.output[0], node.output[0])
+                node.input[0] = {"a": "b", "b": "a"}.get(node.input[0], node.input[0])
+            onnx.save(device, path)
+        return source
 
-    monkeypatch.setattr(verify, "write_parts", swapped)
+    monkeypatch.setattr(verify, "part_input", swapped)
     found = {item.tensors: item for item in checked(CROSSED, tmp_path)}
     assert {m.tensor for m in found["a", "b"].mismatches} == {"a", "b", "y"}
     assert "is off by" in str(found["a", "b"].mismatches[0])

@@ -91,10 +91,27 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a file"):
         load_model(tmp_path)
     path = tmp_path / "text.onnx"
-    for content in (b"", b"hello, this is no model at all", bytes(range(256))):
+    for content in (b"hello, this is no model at all", bytes(range(256))):
         path.write_bytes(content)
         with pytest.raises(InputError, match="is not an ONNX model"):
             load_model(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "advice"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "is an HTML page"),
+    ],
+)
+def test_what_downloads_leave_in_place_of_a_model(
+    tmp_path: Path, content: bytes, advice: str
+) -> None:
+    path = tmp_path / "net.onnx"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=advice):
+        load_model(path)
 
 
 def test_damaged_file(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
 
+from offload.files import name_folder
+
 
 class Beside:
     """New files of one folder. Leaving the block renames them all, or on an error removes all."""
@@ -35,6 +37,7 @@ class Beside:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        name_folder(error, self._folder)
         try:
             for file in self._open.values():
                 file.close()  # may find the disk full

@@ -1,19 +1,19 @@
 """Names that a part reads and nothing in it makes: what a wrong split forgot."""
 
-from pathlib import Path
+from onnx import GraphProto, ModelProto
 
-import onnx
-from onnx import GraphProto
+from offload.bundle.engine_input import EngineInput
 
 
-def dangling(path: Path) -> tuple[str, ...]:
-    """Names read somewhere in a model file and defined nowhere in it, sorted.
+def dangling(source: EngineInput) -> tuple[str, ...]:
+    """Names read somewhere in a model and defined nowhere in it, sorted.
 
     Deliberately simple, and apart from how parts are made: it only has to explain a failure.
     """
     read: set[str] = set()
     made: set[str] = set()
-    pending: list[GraphProto] = [onnx.load(path, load_external_data=False).graph]
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    pending: list[GraphProto] = [ModelProto.FromString(content).graph]
     while pending:
         graph = pending.pop()
         made.update(value.name for value in graph.input)

@@ -6,31 +6,37 @@ from pathlib import Path
 import onnx
 from onnx import OperatorSetIdProto, TensorProto, helper
 
+from offload.bundle.engine_input import EngineInput, part_input
 from offload.bundle.extract import Part
-from offload.bundle.weights import write_part
 from offload.files import write_bytes
 from offload.graph.load import Model
 
 _OPSET = 13  # for a model that imports no version of ONNX's own operators
 
 
-def write_with_shapes(model: Model, names: Sequence[str], path: Path) -> Mapping[str, str]:
-    """Write the model so that it returns inner tensors and, for each, its shape.
+def with_shapes(
+    model: Model, names: Sequence[str], path: Path
+) -> tuple[EngineInput, Mapping[str, str]]:
+    """The model, returning inner tensors and, for each, its shape.
 
     An engine that is asked for the shapes only need not keep the tensors.
 
     Args:
         model: the source.
         names: tensors of numbers that nodes of its main graph make.
-        path: where the model goes, its weights beside it.
+        path: the file to write where one is needed; its folder must exist.
 
     Returns:
-        The output with a tensor's shape, by the tensor's name.
+        What an engine loads, and the output with a tensor's shape, by the tensor's name.
     """
     wiring = model.wiring
     nodes = tuple(index for index in wiring.order if index not in wiring.constant)
-    write_part(model, Part(tuple(sorted(nodes)), tuple(wiring.inputs), tuple(names)), path)
-    proto = onnx.load(path, load_external_data=False)
+    part = Part(tuple(sorted(nodes)), tuple(wiring.inputs), tuple(names))
+    source = part_input(model, part, path)
+    if isinstance(source, bytes):
+        proto = onnx.ModelProto.FromString(source)
+    else:
+        proto = onnx.load(source, load_external_data=False)
     taken = {name for node in proto.graph.node for name in (*node.input, *node.output)}
     shapes = {}
     for number, name in enumerate(names):
@@ -42,5 +48,8 @@ def write_with_shapes(model: Model, names: Sequence[str], path: Path) -> Mapping
         shapes[name] = output
     if not any(each.domain in ("", "ai.onnx") for each in proto.opset_import):
         proto.opset_import.append(OperatorSetIdProto(domain="", version=_OPSET))
-    write_bytes(path, proto.SerializeToString())
-    return shapes
+    data = proto.SerializeToString()
+    if isinstance(source, bytes):
+        return data, shapes
+    write_bytes(source, data)
+    return source, shapes

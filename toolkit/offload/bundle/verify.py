@@ -3,8 +3,7 @@
 The engine is given from outside, so that the same check serves any.
 """
 
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,24 +14,27 @@ import numpy as np
 from offload.bundle.compare import Array, Freedom, gap
 from offload.bundle.cuts import DEVICE_FILE, SERVER_FILE, crossing, halves
 from offload.bundle.dangling import dangling
+from offload.bundle.engine_input import EngineInput, part_input, whole_input
 from offload.bundle.extract import Part
 from offload.bundle.sample_inputs import Feeds
-from offload.bundle.weights import write_part, write_parts
 from offload.errors import InputError, OffloadError
+from offload.files import temporary_folder
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 
+# Bytes of values that are computed again by the uncut model at one time.
+_TOGETHER_BYTES = 1 << 26
 Runner = Callable[[Feeds], Mapping[str, Any]]
 
 
 class Opener(Protocol):
-    """Loads an ONNX file; the result computes all outputs from a superset of the inputs."""
+    """Loads a model; the result computes all outputs from a superset of the inputs."""
 
-    def __call__(self, path: Path, optimize: bool) -> Runner:
+    def __call__(self, source: EngineInput, optimize: bool) -> Runner:
         """Load with the engine's optimisations on or off.
 
         Raises:
-            OffloadError: the engine refuses the file.
+            OffloadError: the engine refuses the model.
         """
 
 
@@ -114,8 +116,7 @@ class Check:
         Raises:
             InputError: the model must be a file, or gives another answer each time it is asked.
         """
-        with tempfile.TemporaryDirectory(prefix="offload-verify-") as name:
-            folder = Path(name)
+        with temporary_folder() as folder:
             expected = {mode: self._expected(mode) for mode in (False, True)}
             found = []
             for device in devices:
@@ -130,7 +131,7 @@ class Check:
     def _expected(self, optimize: bool) -> list[Mapping[str, Any]]:
         if self.model.path is None:
             raise InputError("the model must come from a file to be verified: save it first")
-        whole = self.open(self.model.path, optimize)
+        whole = self.open(whole_input(self.model), optimize)
         expected = [whole(feeds) for feeds in self.inputs]
         if not optimize:
             _check_repeatable(expected[-1], whole(self.inputs[-1]))
@@ -147,35 +148,67 @@ class Check:
         wrong: list[Mismatch] = []
         worst = {False: 0.0, True: 0.0}
         idle: tuple[str, ...] = ()
+        sources: dict[str, EngineInput] = {}
         try:
-            write_parts(self.model, parts, folder, self.types)
-            inside = self._inside(tensors, folder)
-            for mode in (False, True):
-                pair = _Pair.open(parts, folder, self.open, mode)
-                for number, feeds in enumerate(self.inputs):
-                    outputs = expected[mode][number]
-                    own = _own_gaps(expected[False][number], outputs)
-                    wanted = outputs if mode else {**inside[number], **outputs}
-                    gaps = self._gaps(wanted, pair.run(feeds), mode, own)
-                    worst[mode] = max(worst[mode], *(item.gap for item in gaps), 0.0)
-                    wrong.extend(item for item in gaps if item.gap > item.limit)
-                if not mode and not wrong:
-                    idle = self._idle(pair, tensors, expected[mode][0])
+            for name, part in parts.items():
+                sources[name] = part_input(self.model, part, folder / name, self.types)
+            plain, idle = self._without_optimisations(parts, sources, tensors, expected, folder)
+            fast = self._with_optimisations(parts, sources, expected)
+            for mode, gaps in ((False, plain), (True, fast)):
+                worst[mode] = max((item.gap for item in gaps), default=0.0)
+                wrong.extend(item for item in gaps if item.gap > item.limit)
         except OffloadError as error:
             worst = {False: np.inf, True: np.inf}
-            wrong.extend(_lost(folder, parts, error))
+            wrong.extend(_lost(sources, error))
         return CutCheck(device, tensors, worst[False], worst[True], tuple(wrong), idle)
 
-    def _inside(self, tensors: tuple[str, ...], folder: Path) -> list[Mapping[str, Any]]:
-        """The values that cross, as the uncut model computes them without optimisations."""
-        if not tensors:
-            return [{} for _ in self.inputs]
+    def _without_optimisations(
+        self,
+        parts: Mapping[str, Part],
+        sources: Mapping[str, EngineInput],
+        tensors: tuple[str, ...],
+        expected: Mapping[bool, list[Mapping[str, Any]]],
+        folder: Path,
+    ) -> tuple[list[Mismatch], tuple[str, ...]]:
+        """Gaps of outputs and of values that cross, and the idle values if there are no gaps."""
+        pair = _Pair.open(parts, sources, self.open, False)
+        gaps: list[Mismatch] = []
+        for feeds, outputs in zip(self.inputs, expected[False], strict=True):
+            got = pair.run(feeds)
+            gaps += self._gaps(outputs, got, False, {})
+            for inside in self._inside(tensors, feeds, got, folder):
+                gaps += self._gaps(inside, got, False, {})
+        if any(item.gap > item.limit for item in gaps):
+            return gaps, ()
+        return gaps, self._idle(pair, tensors, expected[False][0])
+
+    def _with_optimisations(
+        self,
+        parts: Mapping[str, Part],
+        sources: Mapping[str, EngineInput],
+        expected: Mapping[bool, list[Mapping[str, Any]]],
+    ) -> list[Mismatch]:
+        """Gaps of outputs."""
+        pair = _Pair.open(parts, sources, self.open, True)
+        gaps: list[Mismatch] = []
+        for feeds, plain, outputs in zip(self.inputs, expected[False], expected[True], strict=True):
+            own = _own_gaps(plain, outputs)
+            gaps += self._gaps(outputs, pair.run(feeds), True, own)
+        return gaps
+
+    def _inside(
+        self, tensors: tuple[str, ...], feeds: Feeds, made: Mapping[str, Any], folder: Path
+    ) -> Iterator[Mapping[str, Any]]:
+        """The values that cross, as the uncut model computes them without optimisations.
+
+        The model runs once for each group of values, so that few of them are in memory twice;
+        `made` says how large they are.
+        """
         nodes = tuple(sorted(node for layer in self.graph.layers for node in layer.nodes))
-        whole = Part(nodes, self.graph.inputs, tensors)
-        path = folder / "reference.onnx"
-        write_part(self.model, whole, path, self.types)
-        run = self.open(path, False)
-        return [run(feeds) for feeds in self.inputs]
+        for names in _grouped(tensors, made):
+            whole = Part(nodes, self.graph.inputs, names)
+            source = part_input(self.model, whole, folder / "reference.onnx", self.types)
+            yield self.open(source, False)(feeds)
 
     def _gaps(
         self, want: Mapping[str, Any], got: Mapping[str, Any], mode: bool, own: Mapping[str, float]
@@ -211,9 +244,15 @@ class _Pair:
     server: Runner
 
     @classmethod
-    def open(cls, parts: Mapping[str, Part], folder: Path, engine: Opener, mode: bool) -> "_Pair":
+    def open(
+        cls,
+        parts: Mapping[str, Part],
+        sources: Mapping[str, EngineInput],
+        engine: Opener,
+        mode: bool,
+    ) -> "_Pair":
         runners = [
-            engine(folder / name, mode) if parts[name].outputs else _nothing
+            engine(sources[name], mode) if parts[name].outputs else _nothing
             for name in (DEVICE_FILE, SERVER_FILE)
         ]
         return cls(*runners)
@@ -236,13 +275,28 @@ def _check_repeatable(first: Mapping[str, Any], again: Mapping[str, Any]) -> Non
             )
 
 
-def _lost(folder: Path, parts: Mapping[str, Part], error: OffloadError) -> list[Mismatch]:
+def _grouped(names: Sequence[str], values: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Names in groups whose values take at most `_TOGETHER_BYTES`, or one by one."""
+    group: list[str] = []
+    group_bytes = 0
+    for name in names:
+        value = values.get(name)
+        size_bytes = value.nbytes if isinstance(value, np.ndarray) else 0
+        if group and group_bytes + size_bytes > _TOGETHER_BYTES:
+            yield tuple(group)
+            group, group_bytes = [], 0
+        group.append(name)
+        group_bytes += size_bytes
+    if group:
+        yield tuple(group)
+
+
+def _lost(sources: Mapping[str, EngineInput], error: OffloadError) -> list[Mismatch]:
     """Why a part can't be made or run: the tensors it lacks, or else what the engine says."""
-    files = [folder / name for name in parts if (folder / name).is_file()]
     found = [
-        Mismatch(name, np.inf, 0.0, False, f"{path.name} lacks tensor {name!r}: {error}")
-        for path in files
-        for name in dangling(path)
+        Mismatch(name, np.inf, 0.0, False, f"{file} lacks tensor {name!r}: {error}")
+        for file, source in sources.items()
+        for name in dangling(source)
     ]
     return found or [Mismatch("", np.inf, 0.0, False, str(error))]
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from onnx import GraphProto, ModelProto, StringStringEntryProto, TensorProto, numpy_helper
+from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from offload.bundle.beside import Beside
 from offload.bundle.extract import Excerpt, Part, excerpt
 from offload.graph.elements import dense_bytes
-from offload.graph.external import Extent, extent, external_tensors, is_external
+from offload.graph.external import Extent, extent, external_tensors, is_external, point_to
 from offload.graph.load import Model
 from offload.graph.model import Tensor
 
@@ -109,10 +109,10 @@ def _write(
     outside = _outside(model, pieces, once)
     homes = {key: _home({sides[name] for name in names}) for key, names in outside.items()}
     with Beside(folder) as files:
-        store = _Store(files, model.directory or Path(), homes)
+        store = _Store(files, model.weights.paths, homes)
         for name, piece in pieces.items():
             for tensor in _inner(model, piece):
-                _point(tensor, store.place(tensor))
+                point_to(tensor, store.place(tensor))
             stored = (
                 store.stub(tensor) if name in outside.get(_key(tensor), ()) else tensor
                 for tensor in piece.initializers
@@ -190,13 +190,13 @@ class _Store:
 
     Attributes:
         files: where they are opened.
-        source: the directory of the model's external data.
+        sources: the real file of each location of the model's external data.
         homes: the weight file of each tensor that goes out.
         placed: where those already stored are.
     """
 
     files: Beside
-    source: Path
+    sources: Mapping[str, Path]
     homes: Mapping[_Key, str]
     placed: dict[_Key, Extent] = field(default_factory=dict)
 
@@ -210,7 +210,7 @@ class _Store:
             file.truncate(start)
             file.seek(start)
             if isinstance(key, Extent):
-                _copy(self.source / key.location, key, file)
+                _copy(self.sources[key.location], key, file)
             else:
                 file.write(_raw(tensor))
             length = file.seek(0, os.SEEK_END) - start
@@ -225,19 +225,8 @@ class _Store:
             dims=tensor.dims,
             doc_string=tensor.doc_string,
         )
-        _point(entry, self.place(tensor))
+        point_to(entry, self.place(tensor))
         return entry
-
-
-def _point(tensor: TensorProto, where: Extent) -> None:
-    tensor.data_location = TensorProto.EXTERNAL
-    tensor.ClearField("external_data")
-    for key, value in (
-        ("location", where.location),
-        ("offset", str(where.offset_bytes)),
-        ("length", str(where.length_bytes)),
-    ):
-        tensor.external_data.append(StringStringEntryProto(key=key, value=value))
 
 
 def _copy(source: Path, what: Extent, target: BinaryIO) -> None:

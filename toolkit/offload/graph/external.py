@@ -1,10 +1,10 @@
 """Weights kept outside the ONNX file: where each tensor's bytes are."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from onnx import FunctionProto, GraphProto, ModelProto, TensorProto
+from onnx import FunctionProto, GraphProto, ModelProto, StringStringEntryProto, TensorProto
 
 from offload.errors import InputError
 from offload.graph.elements import dense_bytes
@@ -42,6 +42,18 @@ def extent(tensor: TensorProto) -> Extent:
         ) from None
 
 
+def point_to(tensor: TensorProto, where: Extent) -> None:
+    """Make a tensor's bytes be those of a file."""
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.ClearField("external_data")
+    for key, value in (
+        ("location", where.location),
+        ("offset", str(where.offset_bytes)),
+        ("length", str(where.length_bytes)),
+    ):
+        tensor.external_data.append(StringStringEntryProto(key=key, value=value))
+
+
 def external_tensors(
     graph: GraphProto, functions: Iterable[FunctionProto]
 ) -> Iterator[TensorProto]:
@@ -52,39 +64,131 @@ def external_tensors(
             yield from filter(is_external, node_tensors(node))
 
 
-def checked_extents(proto: ModelProto, directory: Path | None) -> tuple[Extent, ...]:
-    """Extents of all external tensors, each found to lie in a file inside `directory`.
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """The files in which a model keeps weights, and what it keeps in them.
 
-    Raises:
-        InputError: a file is missing, too short, or outside the directory.
+    Attributes:
+        extents: where the bytes of external tensors are, each once.
+        paths: the real file of each location, all links followed.
     """
-    found = tuple(
-        dict.fromkeys(extent(tensor) for tensor in external_tensors(proto.graph, proto.functions))
-    )
-    ends: dict[str, int] = {}
-    for item in found:
-        end = item.offset_bytes + item.length_bytes
-        ends[item.location] = max(ends.get(item.location, 0), end)
-        if item.offset_bytes < 0 or item.length_bytes < 0:
-            raise InputError(f"external data {item.location!r} has a negative offset or length")
-    for location, end_bytes in ends.items():
-        _check_file(location, end_bytes, directory)
-    return found
+
+    extents: tuple[Extent, ...] = ()
+    paths: Mapping[str, Path] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, proto: ModelProto, directory: Path | None, path: Path | None) -> "WeightFiles":
+        """Find the weight files of a model.
+
+        A location is looked up in the model's directory. Where the model itself is a link (as in
+        Hugging Face's cache), a file that is not there is looked up beside the file that the
+        model is a link to. Links are followed as long as they end in one of these two
+        directories or below: a link out of them could lead to any file of this machine.
+
+        Args:
+            proto: the model.
+            directory: where it is.
+            path: its file; None when it was given in memory.
+
+        Raises:
+            InputError: a file is missing, too short, no file of weights or outside the model's
+                directories.
+        """
+        extents = tuple(
+            dict.fromkeys(
+                extent(tensor) for tensor in external_tensors(proto.graph, proto.functions)
+            )
+        )
+        ends: dict[str, int] = {}
+        for item in extents:
+            if item.offset_bytes < 0 or item.length_bytes < 0:
+                raise InputError(f"external data {item.location!r} has a negative offset or length")
+            end_bytes = item.offset_bytes + item.length_bytes
+            ends[item.location] = max(ends.get(item.location, 0), end_bytes)
+        roots = _roots(directory, path)
+        paths = {location: _find(location, roots) for location in ends}
+        for location, end_bytes in ends.items():
+            _check_size(paths[location], end_bytes)
+        return cls(extents, paths)
+
+    def loaded(self, tensor: TensorProto) -> TensorProto:
+        """An external tensor with its bytes inside.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        where = extent(tensor)
+        whole = TensorProto()
+        whole.CopyFrom(tensor)
+        whole.ClearField("external_data")
+        whole.ClearField("data_location")
+        with self.paths[where.location].open("rb") as file:
+            file.seek(where.offset_bytes)
+            whole.raw_data = file.read(where.length_bytes)
+        return whole
 
 
-def _check_file(location: str, end_bytes: int, directory: Path | None) -> None:
+def _roots(directory: Path | None, path: Path | None) -> tuple[Path, ...]:
+    """The directories that weight files may be in: the model's, then that of its real file."""
     if directory is None:
+        return ()
+    real = [path.resolve().parent] if path else []
+    return tuple(dict.fromkeys((directory.resolve(), *real)))
+
+
+def _find(location: str, roots: tuple[Path, ...]) -> Path:
+    if not roots:
         raise InputError(
             f"the model keeps weights in {location!r} and no directory was given to find it in"
         )
     parts = PurePosixPath(location.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts:
         raise InputError(f"external data {location!r} is outside the model's directory")
-    path = directory / location
-    if not path.is_file():
-        raise InputError(f"external data file {path} is missing: copy it beside the model")
-    size_bytes = path.stat().st_size
-    if size_bytes < end_bytes:
+    places = [root / location for root in roots]
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
+        raise InputError(f"external data file {places[0]} is missing: copy it beside the model")
+    real = path.resolve()
+    if not any(real.is_relative_to(root) for root in roots):
         raise InputError(
-            f"external data file {path} is cut short: {size_bytes} bytes, needs {end_bytes}"
+            f"external data file {path} is a link to {real}, which is outside the model's"
+            " directory: copy that file in its place"
         )
+    return real
+
+
+def _check_size(path: Path, end_bytes: int) -> None:
+    size_bytes = path.stat().st_size
+    if size_bytes >= end_bytes:
+        return
+    with path.open("rb") as file:
+        foreign = foreign_content(file.read(FOREIGN_BYTES))
+    if foreign:
+        raise InputError(f"external data file {path} {foreign}")
+    raise InputError(
+        f"external data file {path} is cut short: {size_bytes} bytes, needs {end_bytes}"
+    )
+
+
+FOREIGN_BYTES = 512
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
+
+def foreign_content(start: bytes) -> str | None:
+    """What a file holds in place of a model or weights, and what to do, as the end of a sentence.
+
+    Downloads often leave something else under the name of the file. None: nothing known.
+
+    Args:
+        start: the first `FOREIGN_BYTES` of the file, or all of it.
+    """
+    if not start:
+        return "is empty: download or export it again"
+    if start.startswith(_LFS_POINTER):
+        return "is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return (
+            "is an HTML page, not the file itself (the download was answered by a web page):"
+            " download it again, signed in if need be"
+        )
+    return None

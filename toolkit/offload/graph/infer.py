@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import NoReturn
 
 import onnx
@@ -12,7 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 from offload.errors import InputError
 from offload.graph.dimensions import Symbols
 from offload.graph.elements import dense_bytes, dtype_name, element_type, size_bytes
-from offload.graph.external import is_external
+from offload.graph.external import WeightFiles, is_external
 from offload.graph.flops import Work
 from offload.graph.model import Tensor
 from offload.graph.propagate import Scope, Value, completed, is_known, stored_value
@@ -186,7 +185,7 @@ def known_size(dim: onnx.TensorShapeProto.Dimension) -> int | None:
 def infer_types(
     proto: ModelProto,
     wiring: Wiring,
-    directory: Path | None = None,
+    weights: WeightFiles,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     found: Mapping[str, Tensor] | None = None,
 ) -> Types:
@@ -199,14 +198,14 @@ def infer_types(
     Args:
         proto: the model.
         wiring: its resolved names.
-        directory: where external data is.
+        weights: where external data is.
         shapes: sizes for graph inputs with dynamic dimensions.
         found: tensors whose types were found by running the model with inputs of these sizes.
 
     Raises:
         InputError: `shapes` names no input, or contradicts the file.
     """
-    outline = _outline(proto, wiring, directory)
+    outline = _outline(proto, wiring, weights)
     _bind(outline, shapes or {})
     try:
         outline = onnx.shape_inference.infer_shapes(outline, data_prop=True)
@@ -215,7 +214,7 @@ def infer_types(
     return Types(proto, outline, wiring, found or {})
 
 
-def _outline(proto: ModelProto, wiring: Wiring, directory: Path | None) -> ModelProto:
+def _outline(proto: ModelProto, wiring: Wiring, weights: WeightFiles) -> ModelProto:
     """The model with large stored numbers left out."""
     outline = ModelProto(ir_version=proto.ir_version, functions=proto.functions)
     outline.opset_import.extend(proto.opset_import)
@@ -228,11 +227,11 @@ def _outline(proto: ModelProto, wiring: Wiring, directory: Path | None) -> Model
                 dim.ClearField("dim_value")
     nodes = list(proto.graph.node)
     for index in wiring.holders:
-        nodes[index] = _light(nodes[index], directory)
+        nodes[index] = _light(nodes[index], weights)
     graph.node.extend(nodes if wiring.is_sorted else [nodes[index] for index in wiring.order])
     listed = {value.name for value in proto.graph.input} if proto.ir_version >= 4 else set()
     graph.initializer.extend(
-        _light_tensor(tensor, directory)
+        _light_tensor(tensor, weights)
         for tensor in proto.graph.initializer
         if tensor.name not in listed  # a default may be overridden: its numbers prove nothing
     )
@@ -253,17 +252,17 @@ def _unknown_operators(proto: ModelProto, wiring: Wiring) -> Iterable[ValueInfoP
     return (value for value in proto.graph.value_info if value.name in foreign) if foreign else ()
 
 
-def _light(node: NodeProto, directory: Path | None) -> NodeProto:
+def _light(node: NodeProto, weights: WeightFiles) -> NodeProto:
     if node.ByteSize() <= _SMALL_BYTES:
         return node
     light = NodeProto()
     light.CopyFrom(node)
     for attribute in light.attribute:
         if attribute.HasField("t"):
-            attribute.t.CopyFrom(_light_tensor(attribute.t, directory))
+            attribute.t.CopyFrom(_light_tensor(attribute.t, weights))
     for body in bodies(light):
-        tensors = [_light_tensor(tensor, directory) for tensor in body.initializer]
-        nodes = [_light(inner, directory) for inner in body.node]
+        tensors = [_light_tensor(tensor, weights) for tensor in body.initializer]
+        nodes = [_light(inner, weights) for inner in body.node]
         body.ClearField("initializer")
         body.ClearField("node")
         body.initializer.extend(tensors)
@@ -271,16 +270,10 @@ def _light(node: NodeProto, directory: Path | None) -> NodeProto:
     return light
 
 
-def _light_tensor(tensor: TensorProto, directory: Path | None) -> TensorProto:
+def _light_tensor(tensor: TensorProto, weights: WeightFiles) -> TensorProto:
     known = dense_bytes(tensor.data_type, tensor.dims)
     if is_external(tensor):
-        if directory is None or known is None or known > _SMALL_BYTES:
-            return tensor
-        whole = TensorProto()
-        whole.CopyFrom(tensor)
-        onnx.external_data_helper.load_external_data_for_tensor(whole, str(directory))
-        whole.ClearField("data_location")
-        return whole
+        return weights.loaded(tensor) if known is not None and known <= _SMALL_BYTES else tensor
     if known is not None and known <= _SMALL_BYTES:
         return tensor
     # Marked external, its missing numbers are known to be missing and never read as zeros.

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from offload.errors import InputError
-from offload.graph.external import Extent, checked_extents
+from offload.graph.external import FOREIGN_BYTES, Extent, WeightFiles, foreign_content
 from offload.graph.infer import Types, infer_types
 from offload.graph.wiring import Wiring, wire
 
@@ -24,13 +24,18 @@ class Model:
         proto: the model as the file has it. Nobody may change it.
         path: the file, None when the model was given in memory.
         directory: where its external data is, None when there is none to be found.
-        extents: where the bytes of external tensors are, each checked to exist.
+        weights: the files of its external data, each checked to exist.
     """
 
     proto: ModelProto = field(repr=False)
     path: Path | None
     directory: Path | None
-    extents: tuple[Extent, ...] = field(repr=False)
+    weights: WeightFiles = field(repr=False)
+
+    @property
+    def extents(self) -> tuple[Extent, ...]:
+        """Where the bytes of external tensors are."""
+        return self.weights.extents
 
     @property
     def name(self) -> str:
@@ -48,9 +53,9 @@ class Model:
             _add_file(digest, self.path)
         else:
             digest.update(self.proto.SerializeToString(deterministic=True))
-        for location in sorted({extent.location for extent in self.extents}):
+        for location in sorted(self.weights.paths):
             digest.update(location.encode())
-            _add_file(digest, (self.directory or Path()) / location)
+            _add_file(digest, self.weights.paths[location])
         return digest.hexdigest()
 
     @cached_property
@@ -61,7 +66,7 @@ class Model:
     @cached_property
     def types(self) -> Types:
         """Types of the values of the main graph, dynamic dimensions left dynamic."""
-        return infer_types(self.proto, self.wiring, self.directory)
+        return infer_types(self.proto, self.wiring, self.weights)
 
 
 def load_model(source: str | Path | ModelProto, directory: Path | None = None) -> Model:
@@ -87,7 +92,8 @@ def load_model(source: str | Path | ModelProto, directory: Path | None = None) -
     if not proto.graph.output or not (proto.opset_import or proto.ir_version < 3):
         raise InputError(f"{where} is not an ONNX model: it has no graph with outputs")
     try:
-        model = Model(proto, path, directory, checked_extents(proto, directory) if outside else ())
+        weights = WeightFiles.of(proto, directory, path) if outside else WeightFiles()
+        model = Model(proto, path, directory, weights)
         if not model.wiring.order and not model.wiring.outputs:
             raise InputError("the graph is empty")
     except InputError as error:
@@ -100,7 +106,10 @@ def _read(path: Path) -> bytes:
         raise InputError(f"model {path} does not exist: check the path")
     if not path.is_file():
         raise InputError(f"model {path} is not a file: give the path of an .onnx file")
-    return path.read_bytes()
+    data = path.read_bytes()
+    if foreign := foreign_content(data[:FOREIGN_BYTES]):
+        raise InputError(f"{path} {foreign}")
+    return data
 
 
 def _parse(data: bytes, path: Path) -> ModelProto:

@@ -86,7 +86,7 @@ def infer_with(model: Model, shapes: Mapping[str, tuple[int, ...]] | None) -> Ty
     """
     if not shapes:
         return model.types
-    return infer_types(model.proto, model.wiring, model.directory, shapes)
+    return infer_types(model.proto, model.wiring, model.weights, shapes)
 
 
 @dataclass(frozen=True, slots=True)
