@@ -46,10 +46,11 @@ class Door:
     def measured(self, *words: str | Path) -> tuple[subprocess.CompletedProcess[str], int]:
         """Run the command and return how it ended, with its peak resident memory in bytes."""
         report = self.folder / "peak"
+        # Not ru_maxrss: it begins with the resident memory of the process that forked this one.
         code = (
-            "import atexit, pathlib, resource, sys; peak = sys.argv.pop(1); atexit.register(lambda:"
-            " pathlib.Path(peak).write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss"
-            "))); from offload_cli.main import main; main()"
+            "import atexit, pathlib, sys; peak = pathlib.Path(sys.argv.pop(1)); atexit.register("
+            "lambda: peak.write_text(pathlib.Path('/proc/self/status').read_text()));"
+            " from offload_cli.main import main; main()"
         )
         done = subprocess.run(
             [sys.executable, "-c", code, str(report), *map(str, words)],
@@ -60,7 +61,9 @@ class Door:
             env=self.environment(),
             check=False,
         )
-        return done, int(report.read_text()) * 1024
+        found = re.search(r"VmHWM:\s+(\d+) kB", report.read_text())
+        assert found
+        return done, int(found[1]) * 1024
 
     def ok(self, *words: str | Path, **options: Any) -> str:
         """Run the command, check that it succeeds, and return what it wrote to stdout."""

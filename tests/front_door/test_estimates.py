@@ -284,8 +284,8 @@ def open_sized(path: Path) -> None:
 
 
 OPEN = (
-    "the sizes of input 'images' (batchx3xheightxwidth: axes 0, 2 and 3) are open:"
-    " give them, like --shape images=1x3x640x640"
+    "input 'images' has the dynamic axes 0 (batch), 2 (height) and 3 (width): give sizes, like"
+    " --shape images=1x3x640x640"
 )
 
 
