@@ -123,7 +123,7 @@ NETWORKS: dict[str, Callable[[Path], None]] = {
     "resnet18-float16": partial(half, name="resnet18"),
     "vit_tiny-float16": partial(half, name="vit_tiny"),
     "bert-fused": partial(fused, name="bert-legacy", kind="bert", heads=4, width=192),
-    "resnet18-optimised": partial(saved_optimised, name="resnet18"),
+    "googlenet-optimised": partial(saved_optimised, name="googlenet-legacy"),
     "swin_t-slim": partial(slimmed, name="swin_t"),
 }
 

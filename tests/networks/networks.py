@@ -114,7 +114,7 @@ _CONVERTED = (
     Network("resnet18-qlinear", "onnxruntime, static QOperator", start="resnet18"),
     Network("llama-int4", "onnxruntime, 4-bit weights", start="llama"),
     Network("bert-fused", "onnxruntime, transformer optimiser", start="bert-legacy"),
-    Network("resnet18-optimised", "onnxruntime, saved optimised", start="resnet18"),
+    Network("googlenet-optimised", "onnxruntime, saved optimised", start="googlenet-legacy"),
     Network("resnet18-float16", "onnxruntime, float16", start="resnet18", quick=True),
     Network("vit_tiny-float16", "onnxruntime, float16", start="vit_tiny"),
     Network("swin_t-slim", "onnxslim", start="swin_t"),
