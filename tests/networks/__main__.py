@@ -1,7 +1,8 @@
 """Take networks through `offload`: `python -m tests.networks [--full] [NAME...]`.
 
-`make test-models` tries eight networks, with FULL=1 all of them, and writes `docs/models.md`. What
-each came to is kept under `build/networks`; a run that was stopped goes on with the next network.
+`make test-models` tries eight networks; with FULL=1 all of them, and writes `docs/models.md`. The
+result of each is kept in `build/networks/results`: a run that was stopped goes on with the next
+network, and results of the same source of the product are not measured again.
 """
 
 import argparse
@@ -30,14 +31,19 @@ def product_version() -> str:
     return found.hexdigest()[:12]
 
 
+def result_path(network: Network) -> Path:
+    """Where the network's result is kept."""
+    return WORK / "networks/results" / f"{network.name}.json"
+
+
 def kept(path: Path) -> Result | None:
     """A result of an earlier run."""
     return Result(**json.loads(path.read_text())) if path.exists() else None
 
 
 def result_of(network: Network, version: str, keep_right: bool) -> Result:
-    """What the network came to: tried now, or in an earlier run of the same source."""
-    path = WORK / "networks/results" / f"{network.name}.json"
+    """The network's result: of now, or of an earlier run with the same source."""
+    path = result_path(network)
     found = kept(path)
     if found and (found.version == version or (keep_right and found.right)):
         print(f"{network.name}: kept from an earlier run", flush=True)
@@ -55,9 +61,12 @@ def result_of(network: Network, version: str, keep_right: bool) -> Result:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.networks", description=__doc__)
     parser.add_argument("names", nargs="*", help="networks to try; default: the quick ones")
-    parser.add_argument("--full", action="store_true", help="try all, write docs/models.md")
+    parser.add_argument("--full", action="store_true", help="try all and write docs/models.md")
     parser.add_argument(
-        "--keep-right", action="store_true", help="keep right results of another source"
+        "--keep-right", action="store_true", help="keep right results of another source, too"
+    )
+    parser.add_argument(
+        "--page", action="store_true", help="try none: write docs/models.md from kept results"
     )
     given = parser.parse_args()
     unknown = set(given.names) - {network.name for network in NETWORKS}
@@ -69,10 +78,14 @@ def main() -> int:
         if given.full or (network.name in given.names if given.names else network.quick)
     ]
     version = product_version()
-    results = [result_of(network, version, given.keep_right) for network in chosen]
-    found = goals(results, FULL_NETWORKS if given.full else len(chosen))
+    if given.page:
+        earlier = [kept(result_path(network)) for network in NETWORKS]
+        results = [result for result in earlier if result]
+    else:
+        results = [result_of(network, version, given.keep_right) for network in chosen]
+    found = goals(results, FULL_NETWORKS if given.full or given.page else len(chosen))
     print("\n".join(["", *table(results), ""]))
-    if given.full:
+    if given.full or given.page:
         PAGE.write_text(page(results, found, versions(export_python(WORK))))
         print(f"wrote {PAGE.relative_to(ROOT)}")
     return report(found)

@@ -140,6 +140,8 @@ def page(results: Sequence[Result], found: Sequence[Goal], libraries: str) -> st
         *(f"| {' | '.join(goal.row)} |" for goal in found),
         "",
     ]
+    if len({result.version for result in results}) > 1:
+        lines += ["The rows were not all measured with the same source of the product.", ""]
     if wrong:
         lines += ["## What failed", "", *wrong, ""]
     return "\n".join(lines)

@@ -27,6 +27,8 @@ ESTIMATED = ("--device", "5e9", "--server", "1e11", "--link", "wifi")
 # Longer than the goals of the table, so that a slow step still says how slow.
 LIMITS_S = {"verify": 600.0, "profile": 300.0, "measured": 300.0}
 LIMIT_S = 150.0
+# A model of so many nodes has a tensor to cut at.
+NODES_TO_CUT = 10
 ROOT = Path(__file__).parents[2]
 OFFLOAD = (sys.executable, "-c", "from offload_cli.main import main; main()")
 
@@ -69,7 +71,7 @@ class Result:
         counted_flops: operations of one real run.
         planned_flops: what the plan from estimates reckons with; None without a plan.
         cut: the tensor of the forced cut; empty where the model has no inner tensor.
-        version: of the product's source and of the export.
+        version: a digest of the product's source.
     """
 
     name: str
@@ -174,7 +176,8 @@ class Trial:
             self.expected = found["others"] | {name: arrays[name] for name in arrays.files}
         self.result.counted_flops = found["flops"]
         self.model, self.inputs = self.files / "model.onnx", self.files / "in.npz"
-        self.freedom = Freedom.of(load_model(self.model))
+        loaded = load_model(self.model)
+        self.freedom, self.nodes = Freedom.of(loaded), len(loaded.proto.graph.node)
         feeds = read_inputs(self.files)
         self.sizes: list[str | Path] = []
         for name, is_open in found["open_inputs"].items():
@@ -221,6 +224,8 @@ class Trial:
         self.offload("split local", *split, "local", "--scheme", "local")
         self.offload("split cloud", *split, "cloud", "--scheme", "cloud")
         self.result.cut = self.middle()
+        if not self.result.cut and self.nodes >= NODES_TO_CUT:
+            self.result.faults["cut"] = f"no inner tensor to cut at, in {self.nodes} nodes"
         if self.result.cut:
             self.offload("split cut", *split, "cut", "--cut", self.result.cut)
         for name in ("estimated", "measured", "local"):
