@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import hashlib
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -77,6 +78,7 @@ def main() -> int:
         for network in NETWORKS
         if given.full or (network.name in given.names if given.names else network.quick)
     ]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what was started, too
     version = product_version()
     if given.page:
         earlier = [kept(result_path(network)) for network in NETWORKS]

@@ -4,6 +4,7 @@ This is the figure that `offload`'s own estimate is compared with, so nothing of
 The run is without optimisations: each node of the file is called as it stands, those in If, Loop
 and Scan bodies as often as they really run. A multiply and an add count two. What only moves data
 counts nothing; anything else one for each element of its first input or output, the larger one.
+Tree ensembles compare and hardly compute: no such count is made of them.
 """
 
 import json
@@ -21,7 +22,6 @@ Sizes = tuple[int, ...]
 Attributes = Mapping[str, Any]
 
 CONVOLUTIONS = frozenset(("Conv", "ConvInteger", "FusedConv", "NhwcFusedConv", "QLinearConv"))
-TREES = ("TreeEnsembleClassifier", "TreeEnsembleRegressor")
 LINEAR = ("LinearClassifier", "LinearRegressor")
 PRODUCTS = frozenset(
     (
@@ -108,7 +108,6 @@ def operations(
     if op in PRODUCTS:
         return out * _inner(inputs, how)
     other = {
-        **dict.fromkeys(TREES, lambda: float(inputs[0][0] * tree_depths(how))),
         **dict.fromkeys(LINEAR, lambda: 2.0 * inputs[0][0] * len(how["coefficients"])),
         "Einsum": lambda: 2.0 * math.prod(einsum_sizes(how["equation"].decode(), inputs).values()),
         **dict.fromkeys(("LSTM", "GRU", "RNN"), lambda: _recurrent(inputs)),
@@ -133,37 +132,6 @@ def einsum_sizes(equation: str, inputs: Sequence[Sizes]) -> dict[str, int]:
         more = [f"...{place}" for place in range(len(sizes) - len(before) - len(after))]
         found.update(zip([*before, *(more if dots else []), *after], sizes, strict=True))
     return found
-
-
-def tree_depths(how: Attributes) -> int:
-    """Comparisons on the longest way through each tree, added up over the trees."""
-    places = list(zip(how["nodes_treeids"], how["nodes_nodeids"], strict=True))
-    below = dict(
-        zip(
-            places,
-            zip(
-                how["nodes_modes"], how["nodes_truenodeids"], how["nodes_falsenodeids"], strict=True
-            ),
-            strict=True,
-        )
-    )
-    depth: dict[tuple[int, int], int] = {}
-    pending = [(tree, 0) for tree in dict.fromkeys(how["nodes_treeids"])]
-    total = 0
-    for root in pending:
-        stack = [root]
-        while stack:
-            place = stack[-1]
-            mode, left, right = below[place]
-            under = [] if mode == b"LEAF" else [(place[0], left), (place[0], right)]
-            missing = [one for one in under if one not in depth]
-            if missing:
-                stack.extend(missing)
-                continue
-            depth[place] = 1 + max(depth[one] for one in under) if under else 0
-            stack.pop()
-        total += depth[root]
-    return total
 
 
 def count(model: Path, feeds: Mapping[str, Any]) -> float:

@@ -22,6 +22,7 @@ class Network:
         member: the end of the file's path in the wheel.
         draw: inputs for a file in a wheel; the scripts write inputs themselves.
         calibrated: sizes or valid values depend on the inputs: commands that measure get them.
+        trees: whether it is an ensemble of trees: those compare, their FLOPs say nothing.
         quick: whether it is tried by default.
     """
 
@@ -33,6 +34,7 @@ class Network:
     member: str = ""
     draw: Callable[[np.random.Generator], Mapping[str, Array]] | None = None
     calibrated: bool = False
+    trees: bool = False
     quick: bool = False
 
 
@@ -120,12 +122,12 @@ _CONVERTED = (
     Network("swin_t-slim", "onnxslim", start="swin_t"),
 )
 _TABULAR = (
-    Network("sklearn-forest", "scikit-learn, skl2onnx"),
+    Network("sklearn-forest", "scikit-learn, skl2onnx", trees=True),
     Network("sklearn-text", "scikit-learn, skl2onnx", calibrated=True, quick=True),
     Network("sklearn-perceptron", "scikit-learn, skl2onnx"),
-    Network("catboost", "CatBoost"),
-    Network("xgboost", "XGBoost, onnxmltools"),
-    Network("lightgbm", "LightGBM, onnxmltools", quick=True),
+    Network("catboost", "CatBoost", trees=True),
+    Network("xgboost", "XGBoost, onnxmltools", trees=True),
+    Network("lightgbm", "LightGBM, onnxmltools", trees=True, quick=True),
 )
 _WHEELS = (
     Network(
