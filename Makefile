@@ -58,6 +58,14 @@ bench-split-big: install
 test-frameworks: install
 	$(BIN)/python tests/frameworks/remake.py build/frameworks
 
+# Opt-in: current networks through every command, against plain onnxruntime. Eight by default; FULL=1:
+# all, going on where it was stopped, then docs/models.md is written. NETWORKS="yolo11n bert": these.
+# KEEP=1 keeps right results of an earlier source, too. PyTorch and the other exporters are installed
+# beside, in build/models-venv (3 GB); exports are kept in build/networks.
+.PHONY: test-models
+test-models: install
+	$(BIN)/python -m tests.networks $(if $(filter-out 0,$(FULL)),--full) $(if $(KEEP),--keep-right) $(NETWORKS)
+
 # What these need of Debian is installed where that is allowed; else tests skip and say why.
 APT := $(if $(filter 0,$(shell id -u)),apt-get update -qq; apt-get install -qq --no-install-recommends,@echo not root, not installed:)
 
