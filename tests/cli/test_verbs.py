@@ -151,7 +151,7 @@ def free_port() -> int:
         (["split", "{}/net.onnx", "-o", "{}/a", *SHAPE, "--cut", "lefft"], ["lefft", "'left'"]),
         (
             ["split", "{}/net.onnx", "-o", "{}/a"],
-            ["input 'x' (nx8: axis 0) are open", "--shape x=1x8"],
+            ["input 'x' has the dynamic axis 0 (n)", "--shape x=1x8"],
         ),
         (["split", "{}/net.onnx", "-o", "{}/a", *SHAPE, "--link", "warp"], ["warp", "wifi"]),
         (["split", "{}/net.onnx", "-o", "{}/a", *SHAPE, "--scheme", "x"], ["scheme 'x'", "auto"]),
