@@ -26,7 +26,7 @@ from offload.graph.read import infer_with, read_graph
 from offload.graph.scope import function_key, functions_used, nested_nodes
 
 from offload_runtimes.cache import cache_folder, feeds_digest, kept
-from offload_runtimes.engine import Engine, EngineOptions, load, load_once, shared_arena
+from offload_runtimes.engine import Arena, Engine, EngineOptions, load, load_once, shared_arena
 from offload_runtimes.engine.inspect import optimize_to, profile_nodes
 from offload_runtimes.engine.values import Array
 from offload_runtimes.planning.calibrate import (
@@ -221,12 +221,16 @@ def _time_parts(
 
     They take their memory from one arena: of all that are loaded, only one runs at a time.
     """
-    model = subject.model
-    with temporary_folder() as folder, shared_arena() as arena:
+    model, graph = subject.model, subject.graph
+
+    def timed(folder: Path, arena: Arena | None) -> dict[str, list[float]]:
         engine = load(whole_input(model), options, arena)
-        parts = pieces(model, subject.graph, ranges, folder, options, feeds, types, arena)
+        parts = pieces(model, graph, ranges, folder, options, feeds, types, arena)
         work = {_WHOLE: lambda: engine.run(None, feeds), **parts}
         return time_in_turns(work, runs, MAX_SECONDS_S)
+
+    with temporary_folder() as folder, shared_arena() as arena:
+        return timed(folder, arena)  # what it loaded is gone before the arena is swept
 
 
 def _share(

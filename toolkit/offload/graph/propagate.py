@@ -35,17 +35,17 @@ from offload.graph.scope import FunctionKey, bodies, function_key
 
 # Larger values aren't evaluated: shapes, pads and lengths are small.
 _MOST_ELEMENTS = 1024
-# Nodes in bodies and functions that are visited at most, each time they are called.
+# Nodes in bodies and functions that are visited at most, counted each time they are called.
 _MOST_INNER_NODES = 200_000
-# Functions that call each other, one in the other.
+# Calls of functions in functions that are followed at most.
 _MOST_CALLS = 50
 # Steps of a loop that are followed at most to find how many there are.
 _MOST_STEPS = 4096
 _NUMBER = helper.make_tensor_type_proto(TensorProto.INT64, [])
 # Inputs whose numbers decide the sizes of an operator's outputs, by place.
 _SHAPING: Mapping[str, tuple[int, ...]] = {
-    **dict.fromkeys(("Reshape", "Expand", "ConstantOfShape", "TopK", "OneHot"), (0, 1)),
-    **dict.fromkeys(("Unsqueeze", "Squeeze", "Split", "SplitToSequence", "SequenceAt"), (1,)),
+    **dict.fromkeys(("Reshape", "Expand", "TopK", "OneHot", "Unsqueeze", "Squeeze"), (1,)),
+    **dict.fromkeys(("Split", "SplitToSequence", "SequenceAt"), (1,)),
     **dict.fromkeys(("CenterCropPad", "AffineGrid", "Upsample", "ExpandDims"), (1,)),
     **dict.fromkeys(
         (
@@ -55,10 +55,6 @@ _SHAPING: Mapping[str, tuple[int, ...]] = {
         (1,),
     ),
     **dict.fromkeys(("HannWindow", "HammingWindow", "BlackmanWindow"), (0,)),
-    "Reshape": (1,),
-    "Expand": (1,),
-    "TopK": (1,),
-    "OneHot": (1,),
     "ConstantOfShape": (0,),
     "Slice": (1, 2, 3, 4),
     "Pad": (1, 3),
