@@ -11,7 +11,7 @@ from offload.bundle.bundle import Value
 from offload.errors import InputError
 from offload.graph.model import Graph
 
-from offload_runtimes.engine import Array, check_feed, dtype_of, shape_fits, show_shape
+from offload_runtimes.engine import Array, as_feed, dtype_of, shape_fits, show_shape
 from offload_runtimes.planning.measure import sample_feeds
 
 LABELS = "labels"
@@ -134,7 +134,7 @@ def _samples(path: Path, value: Value, arrays: Mapping[str, Array]) -> list[Arra
         raise InputError(f"{path} lacks input {value.name!r}: give an array for each input")
     array = arrays[value.name]
     if array.dtype != dtype_of(value.type):
-        check_feed(str(path), value, array)
+        as_feed(str(path), value, array)
     if shape_fits(value.shape, array.shape):
         return [array]
     if shape_fits(value.shape, array.shape[1:]):
