@@ -16,6 +16,7 @@ from offload.units import format_s
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.execution import OnServerLoss
 from offload_runtimes.local import open_session
+from offload_runtimes.value_files import typed
 
 from offload_cli.arrays import read_arrays, write_arrays
 from offload_cli.options import (
@@ -38,10 +39,20 @@ from offload_cli.security import (
 def run(
     bundle: BundleArgument,
     inputs: Annotated[
-        Path, typer.Option("--input", help=".npz with an array for each input, by its name.")
+        Path,
+        typer.Option(
+            "--input",
+            help=".npz with an array for each input, by its name; .json where sequences or maps are"
+            " among them.",
+        ),
     ],
     outputs: Annotated[
-        Path | None, typer.Option("--output", help=".npz to write the outputs to, by their names.")
+        Path | None,
+        typer.Option(
+            "--output",
+            help=".npz to write the outputs to, by their names; sequences and maps go to a .json of"
+            " the same name beside it.",
+        ),
     ] = None,
     server: Annotated[
         str,
@@ -103,6 +114,7 @@ def run(
         security=client_security(ca, cert, key, token_file),
         plan=plan,
     ) as session:
+        feeds = typed(feeds, (*session.get_inputs(), *session.get_overridable_initializers()))
         for _ in range(repeat):
             answers, timeline = session.run_timed(None, feeds)
             timelines.append(timeline)
@@ -110,8 +122,8 @@ def run(
         predicted = session.predicted()
         followed = _followed(session)
     if outputs:
-        write_arrays(outputs, dict(zip(names, answers, strict=True)))
-        output.remark(f"wrote {outputs}")
+        written = write_arrays(outputs, dict(zip(names, answers, strict=True)))
+        output.remark(f"wrote {' and '.join(map(str, written))}")
     shown = {"predicted": predicted, "measured": timelines[-1]}
     if svg:
         write_text(svg, gantt_svg(shown, bundle.name))
