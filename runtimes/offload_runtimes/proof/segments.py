@@ -128,9 +128,12 @@ def make_proof(bundle: Bundle) -> Proof:
             feeds = {value.name: sample(value, size, rng) for value in bundle.inputs}
             plans = [bundle.only(number) for number in range(len(bundle.plans))]
             proofs = [p for plan in plans for p in run_segments(plan, feeds, EngineOptions())]
-            return Proof(each_once(proofs))
         except InputError as error:
             refusal = refusal or error
+            continue
+        if kept := of_numbers(each_once(proofs)):
+            return Proof(kept)
+        raise InputError(f"{bundle.path.name} has no part that takes numbers alone")
     raise InputError(f"no sample of its inputs fits {bundle.path.name} ({refusal})")
 
 
@@ -162,6 +165,27 @@ def each_once(proofs: Iterable[SegmentProof]) -> tuple[SegmentProof, ...]:
     for proof in proofs:
         found.setdefault(proof.segment, proof)
     return tuple(found.values())
+
+
+def of_numbers(proofs: Iterable[SegmentProof]) -> tuple[SegmentProof, ...]:
+    """The proofs without what an `.npz` holds only pickled: text, sequences and maps.
+
+    Segments that need such as inputs are left out; of the others, outputs that are such.
+    """
+    return tuple(
+        SegmentProof(
+            proof.segment,
+            proof.inputs,
+            {name: value for name, value in proof.outputs.items() if is_numbers(value)},
+        )
+        for proof in proofs
+        if all(map(is_numbers, proof.inputs.values()))
+    )
+
+
+def is_numbers(value: object) -> bool:
+    """Whether a value is an array of numbers."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
 
 
 def _run(bundle: Bundle, segment: Segment, inputs: Tensors, options: EngineOptions) -> Tensors:
