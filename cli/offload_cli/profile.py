@@ -12,8 +12,8 @@ from offload.graph.model import Graph
 from offload.units import format_bytes, format_s
 from offload_runtimes.encode.calibration import read_calibration
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.input_files import read_arrays
 from offload_runtimes.planning.measure import cached_profile, subject_of
+from offload_runtimes.value_files import read_arrays
 
 from offload_cli.image import ImageOption, taking_pictures
 from offload_cli.options import (

@@ -21,8 +21,8 @@ from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.execution import OnServerLoss
 from offload_runtimes.input_files import Frame, read_frames
 from offload_runtimes.local import open_session
+from offload_runtimes.value_files import typed, write_values
 
-from offload_cli.arrays import write_arrays
 from offload_cli.options import (
     BundleArgument,
     FormatOption,
@@ -48,17 +48,17 @@ def run(
         Path,
         typer.Option(
             "--input",
-            help=".npz with an array for each input, by its name; or a folder of pictures, each"
-            " of them a run: resized, as bytes for a uint8 input (1xHxWx3), as 0 to 1 for a float"
-            " input (1x3xHxW).",
+            help=".npz with an array for each input, by its name; .json where sequences or maps are"
+            " among them; or a folder of pictures, each of them a run: resized, as bytes for a"
+            " uint8 input (1xHxWx3), as 0 to 1 for a float input (1x3xHxW).",
         ),
     ],
     outputs: Annotated[
         Path | None,
         typer.Option(
             "--output",
-            help=".npz to write the outputs to, by their names; with a folder of pictures, a folder"
-            " for an .npz a picture.",
+            help=".npz to write the outputs to, by their names; sequences and maps go to a .json of"
+            " the same name beside it. With a folder of pictures, a folder for an .npz a picture.",
         ),
     ] = None,
     shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
@@ -132,19 +132,22 @@ def run(
         security=client_security(ca, cert, key, token_file),
         plan=plan,
     ) as session:
+        declared = (*session.get_inputs(), *session.get_overridable_initializers())
         names = [value.name for value in session.get_outputs()]
         ran: list[str] = []
+        written: tuple[Path, ...] = ()
         for frame in chain((first,), frames):
+            feeds = typed(frame.feeds, declared)
             for _ in range(repeat):
-                answers, timeline = session.run_timed(None, frame.feeds)
+                answers, timeline = session.run_timed(None, feeds)
                 timelines.append(timeline)
             ran.append(frame.name)
             if outputs:
-                _write(outputs, frame, dict(zip(names, answers, strict=True)))
+                written = _write(outputs, frame, dict(zip(names, answers, strict=True)))
         predicted = session.predicted()
         followed = _followed(session)
     if outputs:
-        output.remark(f"wrote {outputs}")
+        output.remark(f"wrote {outputs if inputs.is_dir() else ' and '.join(map(str, written))}")
     shown = {"predicted": predicted, "measured": timelines[-1]}
     if svg:
         write_text(svg, gantt_svg(shown, bundle.name))
@@ -154,12 +157,12 @@ def run(
     _report(output, names, pictures, timelines, predicted, followed)
 
 
-def _write(target: Path, frame: Frame, answers: Mapping[str, Any]) -> None:
+def _write(target: Path, frame: Frame, answers: Mapping[str, Any]) -> tuple[Path, ...]:
     """Write a run's outputs: to the file, or for a picture into the folder, under its name."""
     if frame.name:
         target = target / f"{frame.name}.npz"
         target.parent.mkdir(parents=True, exist_ok=True)
-    write_arrays(target, answers)
+    return write_values(target, answers)
 
 
 def _followed(session: OffloadSession) -> dict[str, object]:

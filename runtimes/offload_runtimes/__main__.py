@@ -28,8 +28,12 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(required=True)
     run = verbs.add_parser("run", help="run a bundle on inputs from an .npz")
     run.add_argument("bundle", type=Path)
-    run.add_argument("--input", type=Path, required=True, help=".npz with the inputs")
-    run.add_argument("--output", type=Path, help=".npz to write the outputs to")
+    run.add_argument("--input", type=Path, required=True, help=".npz (or .json) with the inputs")
+    run.add_argument(
+        "--output",
+        type=Path,
+        help=".npz to write the outputs to; sequences and maps: .json beside it",
+    )
     run.add_argument("--server", help="HOST:PORT; default: a server within this process")
     run.add_argument("--plan", type=int, help="of a bundle of several: this one, by its number")
     run.add_argument("--ca", type=Path, help="authority of the server's certificate: use TLS")
@@ -60,25 +64,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(asked: argparse.Namespace) -> None:
-    import io
-
-    import numpy as np
-    from offload.files import write_bytes
-
-    from offload_runtimes.input_files import read_arrays
     from offload_runtimes.local import open_session
     from offload_runtimes.security.credentials import ClientSecurity
+    from offload_runtimes.value_files import read_values, typed, write_values
 
-    feeds = read_arrays(asked.input)
+    feeds = read_values(asked.input)
     security = ClientSecurity(asked.ca, asked.cert, asked.key, _token(asked.token_file))
     options = {"providers": tuple(asked.provider), "threads": asked.threads, "plan": asked.plan}
     with open_session(asked.bundle, asked.server, security=security, **options) as session:
+        feeds = typed(feeds, (*session.get_inputs(), *session.get_overridable_initializers()))
         answers, timeline = session.run_timed(None, feeds)
         names = [value.name for value in session.get_outputs()]
     if asked.output:
-        stream = io.BytesIO()
-        np.savez(stream, **dict(zip(names, answers, strict=True)))  # type: ignore[arg-type]
-        write_bytes(asked.output, stream.getvalue())
+        write_values(asked.output, dict(zip(names, answers, strict=True)))
     print(json.dumps({"outputs": names, "latency_s": timeline.makespan_s}))
 
 

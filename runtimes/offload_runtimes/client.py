@@ -11,7 +11,7 @@ from collections.abc import (
 )
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from offload.bundle.bundle import Bundle, Value, open_bundle
 from offload.cost.link import Link
@@ -29,10 +29,10 @@ from offload_runtimes.device.pilot import Pilot, Switch
 from offload_runtimes.device.remote import Remote
 from offload_runtimes.device.stream import Latest, answers, answers_async
 from offload_runtimes.device.tally import Counts, Tally
-from offload_runtimes.engine import Array, EngineOptions, check_feed
+from offload_runtimes.engine import Array, EngineOptions, as_feed
 from offload_runtimes.grpc.channel import GrpcConnector
 from offload_runtimes.security.credentials import ClientSecurity
-from offload_runtimes.wire.contract import Contract, contracts, message_limit_bytes
+from offload_runtimes.wire.contract import MESSAGE_LIMIT_BYTES, contracts
 from offload_runtimes.wire.transport import Connector
 
 
@@ -110,6 +110,7 @@ class OffloadSession:
             bundle = open_bundle(bundle, (Side.DEVICE,))
         self.bundle = bundle
         self._inputs = {value.name: value for value in bundle.inputs}
+        self._defaults = {default.value.name: default.value for default in bundle.defaults}
         self._outputs = tuple(value.name for value in bundle.outputs)
         self._deadline_s = deadline_s
         tally = self._tally = Tally()
@@ -130,7 +131,7 @@ class OffloadSession:
         keeper: Keeper | None = None
         if not all(followed.is_local for followed in pilot.open_plans):
             agreed = contracts(bundle, _values(bundle, device))
-            connector = _connector(server, agreed, security)
+            connector = _connector(server, security)
 
             def connect(timeout_s: float) -> Remote:
                 pilot.gauge.forget()
@@ -200,28 +201,37 @@ class OffloadSession:
         """What `run` needs: name, type and shape of each input."""
         return list(self.bundle.inputs)
 
+    def get_overridable_initializers(self) -> list[Value]:
+        """What `run` may be given besides: the inputs that have a default in the model."""
+        return list(self._defaults.values())
+
     def get_outputs(self) -> list[Value]:
         """What `run` gives: name, type and shape of each output."""
         return list(self.bundle.outputs)
 
-    def rehearse(self, input_feed: Mapping[str, Array]) -> float:
+    def rehearse(self, input_feed: Mapping[str, Any]) -> float:
         """Run the device's part alone on an array for each input, so that its pace is known.
 
         Gives the seconds it took this machine.
         """
-        return self._device.rehearse(self.bundle.plans[self.plan].on(Side.DEVICE), input_feed)
+        _, feeds = self._checked(None, input_feed)
+        return self._device.rehearse(self.bundle.plans[self.plan].on(Side.DEVICE), feeds)
 
     def run(
         self,
         output_names: Sequence[str] | None,
-        input_feed: Mapping[str, Array],
+        input_feed: Mapping[str, Any],
         deadline_s: float | None = None,
-    ) -> list[Array]:
-        """Compute outputs (None: all) from an array for each input.
+    ) -> list[Any]:
+        """Compute outputs (None: all) from a value for each input.
+
+        Values are what onnxruntime takes and gives: arrays, lists for sequences, dicts for maps.
+        Text may also come as numpy's `<U` arrays, a scalar as a number, and bfloat16, float8 and
+        int4 as arrays of ml_dtypes or of their bits.
 
         Args:
             output_names: outputs wanted, in that order.
-            input_feed: an array for every input.
+            input_feed: a value for every input; those with a default may be left out.
             deadline_s: seconds allowed; None: the session's.
 
         Raises:
@@ -234,9 +244,9 @@ class OffloadSession:
     def run_timed(
         self,
         output_names: Sequence[str] | None,
-        input_feed: Mapping[str, Array],
+        input_feed: Mapping[str, Any],
         deadline_s: float | None = None,
-    ) -> tuple[list[Array], Timeline]:
+    ) -> tuple[list[Any], Timeline]:
         """As `run`, and the measured timeline: who did what from when to when."""
         running = self.begin(output_names, input_feed, deadline_s)
         return running.finish(), running.timeline
@@ -244,16 +254,16 @@ class OffloadSession:
     def begin(
         self,
         output_names: Sequence[str] | None,
-        input_feed: Mapping[str, Array],
+        input_feed: Mapping[str, Any],
         deadline_s: float | None = None,
     ) -> Running:
         """Do the device's part and return; `Running.finish` waits for the answer.
 
         The arrays given must not change until then. Raises as `run`.
         """
-        names = self._checked(output_names, input_feed)
+        names, feeds = self._checked(output_names, input_feed)
         allowed_s = self._deadline_s if deadline_s is None else deadline_s
-        return self._execution.begin(input_feed, names, allowed_s)
+        return self._execution.begin(feeds, names, allowed_s)
 
     def stream(
         self,
@@ -318,23 +328,30 @@ class OffloadSession:
         return Latest(frames, lambda: self._tally.add("dropped")) if latest else frames
 
     def _checked(
-        self, output_names: Sequence[str] | None, feeds: Mapping[str, Array]
-    ) -> tuple[str, ...]:
-        """The outputs wanted; InputError unless inputs and outputs are the model's."""
+        self, output_names: Sequence[str] | None, feeds: Mapping[str, Any]
+    ) -> tuple[tuple[str, ...], dict[str, Any]]:
+        """The outputs wanted and the values to compute them from.
+
+        Raises:
+            InputError: inputs or outputs are not the model's.
+        """
         where = self.bundle.path.name
-        for name in feeds:
-            if name not in self._inputs:
-                raise InputError(f"{where} has no input {name!r}: it takes {list(self._inputs)}")
-        for name, value in self._inputs.items():
+        checked: dict[str, Any] = {}
+        for name, given in feeds.items():
+            value = self._inputs.get(name) or self._defaults.get(name)
+            if value is None:
+                known = [*self._inputs, *self._defaults]
+                raise InputError(f"{where} has no input {name!r}: it takes {known}")
+            checked[name] = as_feed(where, value, given)
+        for name in self._inputs:
             if name not in feeds:
                 raise InputError(
                     f"{where}: input {name!r} is missing: give all of {list(self._inputs)}"
                 )
-            check_feed(where, value, feeds[name])
         for name in output_names or ():
             if name not in self._outputs:
                 raise InputError(f"{where} has no output {name!r}: it gives {list(self._outputs)}")
-        return self._outputs if output_names is None else tuple(output_names)
+        return self._outputs if output_names is None else tuple(output_names), checked
 
 
 def _alive(keeper: Keeper | None) -> Remote | None:
@@ -370,14 +387,12 @@ def _first(connect: Callable[[float], Remote], timeout_s: float, required: bool)
         return None
 
 
-def _connector(
-    server: str | Connector | None, agreed: Sequence[Contract], security: ClientSecurity | None
-) -> Connector:
+def _connector(server: str | Connector | None, security: ClientSecurity | None) -> Connector:
     if server is None:
         raise InputError(
             "this bundle's plan needs a server: give its HOST:PORT, or use"
             " offload_runtimes.local.open_session, which starts one within this process"
         )
     if isinstance(server, str):
-        return GrpcConnector(server, message_limit_bytes(agreed), security)
+        return GrpcConnector(server, MESSAGE_LIMIT_BYTES, security)
     return server

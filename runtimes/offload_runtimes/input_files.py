@@ -1,7 +1,5 @@
 """Read a model's inputs from files: arrays from an .npz, pictures from a folder."""
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +10,11 @@ from offload.bundle.bundle import Value
 from offload.bundle.sample_inputs import open_inputs, open_sizes_sentence
 from offload.errors import InputError
 
+from offload_runtimes.value_files import read_values
+
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
-_NOT_NPZ = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, SyntaxError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +23,11 @@ class Frame:
 
     Attributes:
         name: the picture's path within its folder, with `/`; empty for an .npz.
-        feeds: an array for each input.
+        feeds: a value for each input.
     """
 
     name: str
-    feeds: Mapping[str, Array]
+    feeds: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,52 +43,18 @@ def read_frames(path: Path, values: Sequence[Value]) -> Iterator[Frame]:
     """The runs that a file or folder of inputs stands for: one for an .npz, one for each picture.
 
     Args:
-        path: an .npz file, or a folder of pictures for a model with one picture as input.
+        path: an .npz or .json file, or a folder of pictures for a model with one picture as input.
         values: the model's inputs, all sizes but the first bound where pictures are read.
 
     Raises:
         InputError: nothing there, not of that form, or the model takes no picture.
     """
     if not path.is_dir():
-        yield Frame("", read_arrays(path))
+        yield Frame("", read_values(path))
         return
     value = picture_input(path, values)
     for picture in find_pictures(path):
         yield Frame(picture.name, {value.name: read_picture(picture.path, value)})
-
-
-def read_arrays(path: Path) -> dict[str, Array]:
-    """The arrays of an .npz by name; nothing is unpickled, text becomes Python's strings.
-
-    Raises:
-        InputError: no such file, or not an .npz of plain arrays.
-    """
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: give an .npz file")
-    try:
-        with path.open("rb") as stream:
-            found = np.load(stream, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                raise InputError(
-                    f"{path} holds one array without a name: write it with"
-                    " np.savez(path, NAME=array), NAME being the input's"
-                )
-            with found:
-                arrays = {name: found[name] for name in found.files}
-    except FileNotFoundError:
-        raise InputError(f"input {path} does not exist: check the path") from None
-    except InputError:
-        raise
-    except _NOT_NPZ as error:
-        raise InputError(
-            f"{path} is not an .npz file of plain arrays: write it with np.savez(path, NAME=array)"
-        ) from error
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray):
-            raise InputError(
-                f"{path} holds {name!r}, which is not an array: write it with np.savez"
-            )
-    return {name: a.astype(object) if a.dtype.kind == "U" else a for name, a in arrays.items()}
 
 
 def find_pictures(folder: Path) -> list[Picture]:

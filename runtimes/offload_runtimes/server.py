@@ -27,12 +27,17 @@ from offload_runtimes.serving.observe import Observer
 from offload_runtimes.serving.task import Served
 from offload_runtimes.session.memory import Memory
 from offload_runtimes.session.server import Limits, ServerSession
-from offload_runtimes.wire.contract import message_limit_bytes
+from offload_runtimes.wire.contract import (
+    MESSAGE_LIMIT_BYTES,
+    TENSOR_LIMIT_BYTES,
+    upload_limit_bytes,
+)
 from offload_runtimes.wire.transport import Connection
 
 _POLL_S = 0.02
 _LINK_SHARE = 4  # one in so many bytes is for what crosses the link, the rest for models
 _LEAST_BYTES = 1 << 20
+_BACKLOG_BYTES = 1 << 26  # of answers that one device has not read
 
 
 class Server:
@@ -61,7 +66,8 @@ class Server:
             listen: `HOST:PORT`; port 0 takes a free one.
             options: how onnxruntime runs the segments.
             workers: segments that run at the same time; sessions take turns.
-            limits: what one session may hold.
+            limits: what one session may hold; also the most that a tensor without a fixed shape
+                may take, where `max_memory_bytes` does not allow less.
             max_sessions: sessions at the same time; more are refused.
             max_run_s: seconds after which a segment's run is stopped.
             max_memory_bytes: what models and tensors may take beyond the bare process: three
@@ -82,7 +88,12 @@ class Server:
         options = options or EngineOptions()
         with _memory(max_memory_bytes) as (self._memory, arena):
             batching = batching or Batching()
-            hosted = [host(bundle, options, max_run_s, arena, batching) for bundle in bundles]
+            limit_bytes = int(
+                min(TENSOR_LIMIT_BYTES, self._limits.max_bytes, self._memory.limit_bytes)
+            )
+            hosted = [
+                host(bundle, options, max_run_s, arena, batching, limit_bytes) for bundle in bundles
+            ]
         self._hosted = {h.bundle.digest: h for h in hosted}
         self._contracts = {digest: h.contracts for digest, h in self._hosted.items()}
         self._sessions: set[Served] = set()
@@ -98,14 +109,16 @@ class Server:
         )
         batches = Batches(batching, self._hosted, self._observer, self._memory, self._crowd)
         self._dispatcher = Dispatcher(self._hosted, workers, max_run_s, self._observer, batches)
-        limit = max(map(message_limit_bytes, self._contracts.values()), default=0)
+        agreed = [contract for each in self._contracts.values() for contract in each]
+        self._max_message_bytes = upload_limit_bytes(agreed)
         self._host = GrpcHost(
             listen,
             self.serve,
             echo,
-            message_limit_bytes=limit,
+            receive_limit_bytes=self._max_message_bytes,
+            send_limit_bytes=MESSAGE_LIMIT_BYTES,
             max_sessions=max_sessions,
-            backlog_bytes=max(4 * limit, 1 << 26),
+            backlog_bytes=_BACKLOG_BYTES,
             memory=self._memory,
             is_serving=lambda: self._serving,
             security=security or ServerSecurity(insecure=insecure),
@@ -190,7 +203,7 @@ class Server:
         number = next(self._numbers)
         # By its number: an account that held on to its session would outlive it with all tensors.
         account = self._memory.account(partial(self._evict, number))
-        session = ServerSession(self._contracts, self._limits, account)
+        session = ServerSession(self._contracts, self._limits, account, self._max_message_bytes)
         served = Served(number, connection, session)
         with self._lock:
             self._sessions.add(served)

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from offload.bundle.bundle import Bundle
-from offload.bundle.write import write_plans
+from offload.bundle.write import check_types, signature, write_plans
 from offload.cost.link import Link
 from offload.encoding.catalogue import Catalogue
 from offload.errors import InputError
@@ -46,6 +46,7 @@ def split(request: SplitRequest, target: Path, progress: Progress = lambda _: No
 def write_split(prepared: Prepared, target: Path, progress: Progress = lambda _: None) -> Bundle:
     """Plan what was prepared and write the bundle; as `split`."""
     request, graph = prepared.request, prepared.graph
+    check_types(value for values in signature(prepared.model, graph) for value in values)
     cut = _forced(prepared) if request.cut else None
     types = missing_types(prepared.model, graph)
 

@@ -1,5 +1,7 @@
 """The contracts that fuzzed messages are held against: every codec, fixed and free shapes."""
 
+from typing import Any
+
 import numpy as np
 import offload_runtimes.wire.offload_pb2 as pb
 from offload.bundle.bundle import Value
@@ -15,14 +17,25 @@ from tests.fuzz.draw import Draw
 DIGEST = "d" * 64
 LIMIT_BYTES = 4096
 ROOM = Limits(max_frames=4, max_bytes=3 * LIMIT_BYTES)
-_TYPES = {"a": "float", "b": "int64", "c": "uint8", "d": "bfloat16", "e": "int4", "f": "bool"}
-_CODECS = {"a": "planes", "b": "raw", "c": "png", "d": "zstd", "e": "raw", "f": "jpeg"}
+_TYPES = {
+    "a": "tensor(float)",
+    "b": "tensor(int64)",
+    "c": "tensor(uint8)",
+    "d": "tensor(bfloat16)",
+    "e": "tensor(int4)",
+    "f": "tensor(uint8)",
+    "g": "tensor(string)",
+    "m": "map(int64,tensor(float))",
+    "q": "seq(tensor(float))",
+    "u": "unknown",
+}
+_CODECS = {"a": "planes", "c": "png", "d": "zstd", "f": "jpeg", "m": "zstd"}
 _SHAPES: dict[str, tuple[int | str, ...]] = {"b": (2, 3), "c": ("h", "w", 3), "f": ("h", 4, 3)}
 
 
 def _port(name: str) -> Port:
-    kind = f"tensor({_TYPES[name]})" if name != "f" else "tensor(uint8)"
-    return Port(Value(name, kind, _SHAPES.get(name, ("n",))), _CODECS[name], LIMIT_BYTES)
+    shape = _SHAPES.get(name, ("n",)) if name in "abcdefg" else None
+    return Port(Value(name, _TYPES[name], shape), _CODECS.get(name, "raw"), LIMIT_BYTES)
 
 
 def _segment(name: str, inputs: str, outputs: str) -> Segment:
@@ -35,18 +48,21 @@ def _ports(names: str) -> Ports:
 
 def agreed() -> tuple[Contract, Contract]:
     """Two plans of one bundle: a chain that forks and joins, and a short one."""
-    long = (_segment("1", "a", "x"), _segment("2", "bc", "yd"), _segment("3", "xy", "ae"))
-    short = (_segment("4", "abc", "a"),)
+    long = (_segment("1", "a", "x"), _segment("2", "bc", "yd"), _segment("3", "xy", "aeu"))
+    short = (_segment("4", "abcgm", "a"), _segment("5", "", "g"))
     return (
-        Contract(DIGEST, long, _ports("abcdef"), _ports("de")),
-        Contract(DIGEST, short, _ports("abc"), _ports("a")),
+        Contract(DIGEST, long, _ports("abcdefqu"), _ports("deu"), {"2": ("f", "q")}),
+        Contract(DIGEST, short, _ports("abcgm"), _ports("ag")),
     )
 
 
-def outputs(segment: Segment, draw: Draw) -> dict[str, Array]:
+def outputs(segment: Segment, draw: Draw) -> dict[str, Any]:
     """What a segment might have made."""
-    made: dict[str, Array] = {}
+    made: dict[str, Any] = {}
     for name in segment.outputs:
+        if name in "gu":
+            made[name] = _structure(draw) if draw.byte() < 240 else None
+            continue
         dtype = {"d": np.uint16, "e": np.int8}.get(name, np.float32)
         made[name] = np.zeros(draw.number() % (2 * LIMIT_BYTES), dtype)
     return made
@@ -54,13 +70,13 @@ def outputs(segment: Segment, draw: Draw) -> dict[str, Array]:
 
 def tensor(draw: Draw) -> bytes:
     """A tensor message, right or nearly, with the right checksum: what is behind it is met."""
-    name = draw.one_of("abcdefx") if draw.byte() < 250 else draw.blob().decode("latin-1")
+    name = draw.one_of("abcdefgmqux") if draw.byte() < 250 else draw.blob().decode("latin-1")
     known = _port(name) if name in _TYPES else None
-    dtype = draw.one_of(("<f4", "<i8", "|u1", "<u2", "|i1", "|b1", ">f4", "O", ""))
+    dtype = draw.one_of(("<f4", "<i8", "|u1", "<u2", "|i1", "|b1", ">f4", "O", "", "value"))
     shape = tuple(draw.number() for _ in range(draw.byte() % 4))
     codec = draw.one_of(NAMES) if draw.byte() < 250 else draw.blob().decode("latin-1")
     if known is not None and draw.byte() < 200:
-        dtype, codec = _DTYPES[name], known.encoding
+        dtype, codec = _DTYPES.get(name, "value"), known.encoding
     if draw.byte() < 128 and codec in NAMES and 0 < np.prod(shape, dtype=object) < LIMIT_BYTES:
         return _right(name, dtype, shape, codec, draw)
     packed = wire.Packed(dtype, shape, codec, memoryview(draw.blob()))
@@ -72,6 +88,9 @@ _DTYPES = {"a": "<f4", "b": "<i8", "c": "|u1", "d": "<u2", "e": "|i1", "f": "|u1
 
 def _right(name: str, dtype: str, shape: tuple[int, ...], codec: str, draw: Draw) -> bytes:
     """A tensor as a right device encodes it, if it can be encoded so."""
+    if dtype == "value" and codec not in ("png", "jpeg"):
+        value = _structure(draw)
+        return wire.encode_tensor(draw.number(), name, value, codec, plan=draw.byte() % 3)
     array: Array = np.zeros(shape, _DTYPES.get(name, "<f4"))
     if codec in ("png", "jpeg") and (dtype != "|u1" or len(shape) < 3 or shape[-1] != 3):
         codec = "raw"
@@ -79,9 +98,22 @@ def _right(name: str, dtype: str, shape: tuple[int, ...], codec: str, draw: Draw
     return wire.encode_tensor(draw.number(), name, array, codec, plan=draw.byte() % 3)
 
 
+def _structure(draw: Draw, depth: int = 0) -> Any:
+    """Text, a map, an array of numbers or a sequence of such."""
+    match draw.byte() % (4 if depth < 2 else 3):
+        case 0:
+            return np.array([draw.blob().decode("latin-1")] * (draw.byte() % 4), object)
+        case 1:
+            return {key: draw.byte() / 2 for key in range(draw.byte() % 4)}
+        case 2:
+            return np.zeros(draw.byte() % 4, draw.one_of(("<f4", "<i8")))
+        case _:
+            return [_structure(draw, depth + 1) for _ in range(draw.byte() % 3)]
+
+
 def message(draw: Draw, count: int = 0) -> bytes:
     """Any message of the protocol, right or nearly; it is the receiver's `count`-th."""
-    match draw.byte() % 10:
+    match draw.byte() % 11:
         case 0:
             protocol = wire.PROTOCOL if draw.byte() < 240 else draw.number() % 2**32
             bundle = DIGEST if draw.byte() < 240 else draw.blob().decode("latin-1")
@@ -104,6 +136,10 @@ def message(draw: Draw, count: int = 0) -> bytes:
             return wire.message(failure=failure)
         case 6:
             return wire.message(goodbye=pb.Goodbye())
+        case 7:
+            names = [draw.one_of("fqx") for _ in range(draw.byte() % 3)]
+            begin = pb.Begin(frame=draw.number(), plan=draw.byte() % 3, defaults=names)
+            return wire.message(begin=begin)
         case _:
             return tensor(draw)
 

@@ -100,6 +100,8 @@ class Device:
         """
         engine = self._engines[segment.part]
         feeds = inference.take(segment.inputs, until_s)
+        given = filter(inference.is_here, self._bundle.defaults_of(segment.part))
+        feeds.update(inference.take(given))
         content = self._content(segment)
         if self._pacer.slowdown > 1 and self._pacer.warm_s(content) is None:
             self._learn(segment, feeds)
@@ -152,8 +154,9 @@ class Device:
         """
         tensors, took_s = dict(feeds), 0.0
         for segment in segments:
-            needed = {name: tensors[name] for name in segment.inputs if name in tensors}
-            if len(needed) < len(segment.inputs):
+            names = (*segment.inputs, *self._bundle.defaults_of(segment.part))
+            needed = {name: tensors[name] for name in names if name in tensors}
+            if not needed.keys() >= set(segment.inputs):
                 continue
             start_s = time.monotonic()
             arrays = self._engines[segment.part].run(segment.outputs, needed)

@@ -4,8 +4,11 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from typing import Any
 
+import numpy as np
 from offload.bundle.bundle import Bundle
+from offload.encoding.encoding import RAW
 from offload.errors import DeadlineError, InputError, OffloadError
 from offload.plan.plan import Action, Plan, Segment, Side
 from offload.schedule.timeline import Lane, Timeline
@@ -17,6 +20,7 @@ from offload_runtimes.device.keeper import Keeper
 from offload_runtimes.device.remote import Remote
 from offload_runtimes.device.tally import Outcome, Tally
 from offload_runtimes.engine import Array
+from offload_runtimes.wire.messages import pack
 
 _MARGIN = 1.5  # how much longer than usual the rest may take here
 _MARGIN_OF_DEADLINE = 0.05
@@ -54,6 +58,7 @@ class Execution:
         self._plans = bundle.plans
         self._local = [plan.is_local for plan in bundle.plans]
         self._steps = [_resolved(plan) for plan in bundle.plans]
+        self._defaults = [_server_defaults(bundle, plan) for plan in bundle.plans]
         self._device = device
         self._keeper = keeper
         self._tally = tally
@@ -117,6 +122,7 @@ class Execution:
         if remote:
             remote.begin(inference, self._patience(running))
             running.remote = remote
+            self._announce(running, remote)
         for step in self._steps[inference.plan]:
             if isinstance(step, Segment):
                 if not inference.has(step.inputs):
@@ -124,6 +130,15 @@ class Execution:
                 self._device.run(step, inference, running.until_s)
             elif remote:
                 remote.send(inference, step.wire, self._device.pack(step, inference))
+
+    def _announce(self, running: "Running", remote: Remote) -> None:
+        """Tell the server of a frame what no upload of its plan would."""
+        inference, number = running.inference, running.inference.plan
+        given = [name for name in self._defaults[number] if inference.is_here(name)]
+        if given or not running.plan.uploads:
+            remote.announce(inference, given)
+        for name, value in inference.take(given).items():
+            remote.send(inference, name, pack(value, RAW.codec))
 
     def _finish_here(self, running: "Running") -> None:
         """Compute what is missing; stops as soon as a late answer of the server is there."""
@@ -151,6 +166,12 @@ class Execution:
         allowed_s = until_s - running.inference.started_s
         spare_s = max(_MARGIN_S, _MARGIN_OF_DEADLINE * allowed_s)
         return until_s - _MARGIN * needed_s - spare_s
+
+
+def _server_defaults(bundle: Bundle, plan: Plan) -> tuple[str, ...]:
+    """The inputs with a default that the server's segments of a plan use."""
+    names = (name for s in plan.on(Side.SERVER) for name in bundle.defaults_of(s.part))
+    return tuple(dict.fromkeys(names))
 
 
 def _resolved(plan: Plan) -> list[Segment | Outgoing]:
@@ -192,7 +213,7 @@ class Running:
         self.error: OffloadError | None = None
         self.outcome = Outcome.SPLIT
 
-    def finish(self) -> list[Array]:
+    def finish(self) -> list[Any]:
         """The outputs wanted, in order; errors as `run`."""
         try:
             found = self._execution.finish(self)
@@ -219,6 +240,10 @@ class Running:
             self.remote.end(self.inference)
 
 
-def _own(array: Array) -> Array:
-    """An array the caller may write to; what came over the wire is a view of its message."""
-    return array if array.flags.writeable else array.copy()
+def _own(value: Any) -> Any:
+    """A value the caller may write to: an array from the wire is a view of its message."""
+    if isinstance(value, list):
+        return [_own(element) for element in value]
+    if isinstance(value, np.ndarray) and not value.flags.writeable:
+        return value.copy()
+    return value

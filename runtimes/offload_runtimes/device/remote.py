@@ -4,11 +4,12 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from offload.encoding.encoding import RAW
 from offload.errors import DeadlineError, OffloadError, ServerError
 from offload.schedule.timeline import Lane
+from offload.units import format_bytes
 
 from offload_runtimes.device.emulate import LinkCost, OwnThread, Pacer, Pipe
 from offload_runtimes.device.inference import Inference
@@ -22,11 +23,12 @@ from offload_runtimes.session.device import (
     Opened,
     Ponged,
 )
-from offload_runtimes.wire.contract import Contract
+from offload_runtimes.wire.contract import MESSAGE_LIMIT_BYTES, Contract
 from offload_runtimes.wire.messages import Packed
 from offload_runtimes.wire.transport import Connector
 
 _PINGS = 5
+_HEAD_BYTES = 1024  # of a message with a tensor, but for the tensor and its name
 
 
 class Remote:
@@ -73,6 +75,7 @@ class Remote:
         self.error: OffloadError | None = None
         self.leaving = False
         self._free = 0  # frames that may still be begun
+        self._max_message_bytes = MESSAGE_LIMIT_BYTES
         self._freed = threading.Condition(self._lock)
         self._stream = connector.connect(self._outgoing(), timeout_s)
         self._stream.deliver(OwnThread(self) if link or slowdown > 1 else self)
@@ -98,8 +101,28 @@ class Remote:
             self._frames[number] = inference
             self._begun[number] = {}
 
+    def announce(self, inference: Inference, defaults: Sequence[str]) -> None:
+        """Queue the message that begins a frame before its tensors; see `DeviceSession.begin`."""
+        number, plan = inference.number, inference.plan
+        self._outbox.put(
+            lambda: self._machine.begin(number, plan, defaults) if number in self._frames else None
+        )
+
     def send(self, inference: Inference, name: str, packed: Packed) -> None:
-        """Queue a tensor for sending and return at once."""
+        """Queue a tensor for sending and return at once.
+
+        Raises:
+            ServerError: the server does not take messages as long as this.
+        """
+        taken_bytes = self._max_message_bytes - len(name.encode()) - _HEAD_BYTES
+        if packed.data.nbytes > taken_bytes:
+            error = ServerError(
+                f"tensor {name!r} takes {format_bytes(packed.data.nbytes)}, server"
+                f" {self._machine.server} takes {format_bytes(taken_bytes)} at once: start it with"
+                " a larger --max-memory, or send smaller inputs"
+            )
+            error.retry = False
+            raise error
 
         def message() -> bytes | None:
             number = inference.number
@@ -201,6 +224,9 @@ class Remote:
                 self._handle(event, len(message))
         except OffloadError as error:
             self._lose(error)
+        except Exception as error:  # noqa: BLE001  else the thread would end and nobody know
+            server = self._machine.server
+            self._lose(ServerError(f"an answer of server {server} cannot be read ({error!r})"))
 
     def ended(self, error: OffloadError | None) -> None:
         """No more will come."""
@@ -234,9 +260,10 @@ class Remote:
 
     def _handle(self, event: Event, size_bytes: int) -> None:
         match event:
-            case Opened(max_frames):
+            case Opened(max_frames, max_message_bytes):
                 with self._lock:
                     self._free = max_frames
+                    self._max_message_bytes = max_message_bytes
                     self._freed.notify_all()
                 self._opened.set()
             case Arrived():
@@ -299,9 +326,9 @@ class Remote:
                 inference.note(Lane.SERVER, span.name, start_s, end_s)
         sent_s = self.clock.here_s(event.sent_s)
         took_s = self._transit(inference, Lane.DOWNLINK, event.name, sent_s, now_s)
-        self._pulse.passed(Lane.DOWNLINK, event.array.nbytes, took_s)
+        self._pulse.passed(Lane.DOWNLINK, event.size_bytes, took_s)
         self._passed(Lane.DOWNLINK, arrived_bytes, took_s)
-        inference.put({event.name: event.array})
+        inference.put({event.name: event.value})
 
     def _transit(
         self, inference: Inference, lane: Lane, name: str, ready_s: float, end_s: float

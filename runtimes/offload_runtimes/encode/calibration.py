@@ -9,8 +9,9 @@ from offload.bundle.bundle import Value
 from offload.bundle.sample_inputs import ModelInputs, draw
 from offload.errors import InputError
 
-from offload_runtimes.engine import Array, check_feed, shape_fits, show_shape
-from offload_runtimes.input_files import find_pictures, picture_input, read_arrays, read_picture
+from offload_runtimes.engine import Array, as_feed, shape_fits, show_shape
+from offload_runtimes.input_files import find_pictures, picture_input, read_picture
+from offload_runtimes.value_files import read_arrays
 
 LABELS = "labels"
 _RANDOM_INPUTS = 2
@@ -96,8 +97,7 @@ def _samples(path: Path, value: Value, arrays: Mapping[str, Array]) -> list[Arra
     """The samples of one input."""
     if value.name not in arrays:
         raise InputError(f"{path} lacks input {value.name!r}: give an array for each input")
-    array = arrays[value.name]
-    check_feed(str(path), Value(value.name, value.type, None), array)
+    array = as_feed(str(path), Value(value.name, value.type, None), arrays[value.name])
     shape = value.shape
     if shape is None:
         return [array]

@@ -5,21 +5,33 @@ from onnxruntime import __version__ as ORT_VERSION  # noqa: N812  (a constant of
 from offload_runtimes.engine.arena import Arena, arena_of, shared_arena
 from offload_runtimes.engine.engine import Call, Engine, load, load_once
 from offload_runtimes.engine.options import EngineOptions
-from offload_runtimes.engine.values import Array, check_feed, dtype_of, shape_fits, show_shape
+from offload_runtimes.engine.values import (
+    DTYPES,
+    UNKNOWN,
+    Array,
+    as_feed,
+    dtype_of,
+    shape_fits,
+    show_shape,
+    size_bytes,
+)
 
 __all__ = [
+    "DTYPES",
     "ORT_VERSION",
+    "UNKNOWN",
     "Arena",
     "Array",
     "Call",
     "Engine",
     "EngineOptions",
     "arena_of",
-    "check_feed",
+    "as_feed",
     "dtype_of",
     "load",
     "load_once",
     "shape_fits",
     "shared_arena",
     "show_shape",
+    "size_bytes",
 ]

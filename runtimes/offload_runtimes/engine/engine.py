@@ -51,8 +51,9 @@ class Engine:
         self.defaults = tuple(_value(node) for node in optional)
         self._optional = {value.name: value for value in self.defaults}
         self._output_names = [value.name for value in self.outputs]
-        everything = (*self.inputs, *self.outputs)
-        self._carried = any(values.is_carried(value.type) for value in everything)
+        given = (*self.inputs, *self.defaults)
+        self._carried = any(values.is_carried(value.type) for value in given)
+        self._carried_outputs = {v.name for v in self.outputs if values.is_carried(v.type)}
 
     def run(
         self,
@@ -64,7 +65,7 @@ class Engine:
 
         Args:
             outputs: names of the outputs wanted, in that order; None: all.
-            feeds: an array for every input.
+            feeds: a value for every input: an array, a list for a sequence, a dict for a map.
             deadline_s: stop after so many seconds, between two kernels.
 
         Raises:
@@ -88,8 +89,8 @@ class Engine:
             with contextlib.suppress(InputError, DeadlineError):
                 self.run(None, feeds, limit_s)
 
-    def check(self, outputs: Sequence[str], feeds: Mapping[str, Array]) -> None:
-        """Refuse names, dtypes and shapes that do not fit, before anything is computed.
+    def checked(self, outputs: Sequence[str], feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """The feeds as ORT takes them (`values.as_feed`), before anything is computed.
 
         Raises:
             InputError: saying which, what was expected and what came.
@@ -97,14 +98,16 @@ class Engine:
         for name in outputs:
             if name not in self._output_names:
                 raise InputError(f"{self.name} has no output {name!r}: {self._output_names}")
-        for name, array in feeds.items():
+        checked: dict[str, Any] = {}
+        for name, value in feeds.items():
             expected = self._by_name.get(name) or self._optional.get(name)
             if expected is None:
                 raise InputError(f"{self.name} has no input {name!r}: {list(self._by_name)}")
-            values.check_feed(self.name, expected, array)
+            checked[name] = values.as_feed(self.name, expected, value)
         for name in self._by_name:
             if name not in feeds:
                 raise InputError(f"{self.name}: input {name!r} is missing: give all of its inputs")
+        return checked
 
     def zeros(self) -> dict[str, Array] | None:
         """Inputs of zeros to warm up with; None when a size is dynamic."""
@@ -121,9 +124,11 @@ class Engine:
     ) -> list[Array]:
         """Check the feeds and run with ORT's own options for one run."""
         names = self._output_names if outputs is None else list(outputs)
-        self.check(names, feeds)
+        feeds = self.checked(names, feeds)
         try:
             return self._computed(names, feeds, options)
+        except InputError:
+            raise
         except Exception as error:
             if self._arena is None or lack_of_memory(error) is None:
                 raise self._refusal(error) from error
@@ -134,15 +139,40 @@ class Engine:
             raise self._refusal(error) from error
 
     def _computed(
-        self, names: list[str], feeds: Mapping[str, Array], options: ort.RunOptions
-    ) -> list[Array]:
-        if not self._carried:
-            found: list[Array] = self._session.run(names, dict(feeds), options)
+        self, names: list[str], feeds: Mapping[str, Any], options: ort.RunOptions
+    ) -> list[Any]:
+        """Run it; ORT's Python interface takes and gives types that numpy lacks as OrtValues."""
+        if not self._carried and not self._carried_outputs:
+            found: list[Any] = self._session.run(names, dict(feeds), options)
             return found
         known = {**self._optional, **self._by_name}
+        if self._carried_outputs.isdisjoint(names):
+            given = {
+                name: values.to_ort(value, known[name].type)
+                if values.is_carried(known[name].type)
+                else value
+                for name, value in feeds.items()
+            }
+            mixed: list[Any] = self._session.run(names, given, options)
+            return mixed
+        # Now all inputs must be OrtValues and all outputs come as such.
+        for name in feeds:
+            if known[name].type not in values.DTYPES:
+                raise self._beside_carried(known[name])
+        for output in self.outputs:
+            if output.name in names and not output.type.startswith("tensor("):
+                raise self._beside_carried(output)
         held = {name: values.to_ort(array, known[name].type) for name, array in feeds.items()}
         made = self._session.run_with_ort_values(names, held, options)
         return [values.from_ort(value) for value in made]
+
+    def _beside_carried(self, value: Value) -> InputError:
+        carried = next(v for v in self.outputs if v.name in self._carried_outputs)
+        return InputError(
+            f"{self.name} has {value.name!r} ({value.type}) beside {carried.name!r}"
+            f" ({carried.type}), which onnxruntime's Python interface cannot compute together:"
+            " cast the latter to float in the model"
+        )
 
     def _refusal(self, error: Exception) -> InputError:
         """One sentence of what ORT says."""

@@ -1,11 +1,13 @@
-"""ORT's tensor types as numpy arrays, also those numpy has no dtype for.
+"""ORT's values in Python: tensors as numpy arrays, sequences as lists, maps as dicts.
 
-bfloat16 travels as uint16 and float8 as uint8 (bit patterns); int4 and uint4 as int8 and uint8,
-one value in each.
+Types that numpy lacks have a carrier: bfloat16 is carried as uint16 and float8 as uint8 (bit
+patterns); int4 and uint4 as int8 and uint8, one value in each. Text is an object array of `str`.
 """
 
 import ctypes
+import re
 from collections.abc import Mapping
+from numbers import Number
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -36,19 +38,32 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
     f"tensor({name})": np.dtype(dtype)
     for name, dtype in {**_PLAIN, **{n: c for n, (c, _) in _CARRIED.items()}}.items()
 }
-_FED = {**DTYPES, "tensor(string)": np.dtype(object)}
+TEXT = "tensor(string)"
+UNKNOWN = "unknown"  # the type of an output that the model does not declare
+_SEQUENCE = re.compile(r"seq\((.*)\)")
+_MAP = re.compile(r"map\((string|u?int\d+),tensor\((\w+)\)\)")
+# What ml_dtypes calls the types that numpy lacks; its int4 and uint4 have ORT's names.
+_ML_DTYPES = {
+    "float8e4m3fn": "float8_e4m3fn",
+    "float8e4m3fnuz": "float8_e4m3fnuz",
+    "float8e5m2": "float8_e5m2",
+    "float8e5m2fnuz": "float8_e5m2fnuz",
+}
+# Python's numbers, and the kinds of dtypes that they become.
+_NUMBERS: Mapping[type, str] = {bool: "b", int: "iufc", float: "fc"}
+_OBJECT_BYTES = 64  # of a Python object, on average
 
 
 def dtype_of(ort_type: str) -> np.dtype[Any]:
     """The numpy dtype that holds or carries an ORT type.
 
     Raises:
-        InputError: no array can hold it (sequence, string, optional).
+        InputError: not a tensor of numbers (text, sequence, map, optional).
     """
     try:
         return DTYPES[ort_type]
     except KeyError:
-        raise InputError(f"values of type {ort_type} cannot cross the link") from None
+        raise InputError(f"a value of type {ort_type} is not an array of numbers") from None
 
 
 def is_carried(ort_type: str) -> bool:
@@ -56,20 +71,122 @@ def is_carried(ort_type: str) -> bool:
     return ort_type[7:-1] in _CARRIED
 
 
-def check_feed(where: str, expected: Value, array: Array) -> None:
-    """Refuse an array that does not fit an input.
+def as_feed(where: str, expected: Value, value: Any) -> Any:
+    """The value as ORT takes it for an input: an array, a list or a dict.
+
+    An array of the right dtype is returned as it is. Numpy scalars and Python numbers become
+    arrays without dimensions, text becomes an object array, and arrays of ml_dtypes become their
+    carriers. Nothing is copied otherwise.
+
+    Args:
+        where: what has the input, for messages.
+        expected: the input.
+        value: what the caller gives.
 
     Raises:
-        InputError: wrong dtype or shape, or a type that no array can hold (sequence, optional).
+        InputError: the value has another type or shape, or the type is not supported.
     """
-    dtype = _FED.get(expected.type)
+    kind = expected.type
+    if kind == UNKNOWN:
+        return value
+    if kind.startswith("tensor("):
+        array = _as_array(where, expected, value)
+        if not shape_fits(expected.shape, array.shape):
+            raise _unfit(where, expected, array)
+        return array
+    if (found := _SEQUENCE.fullmatch(kind)) and not found[1].startswith("seq("):
+        if not isinstance(value, list | tuple):
+            raise _unfit(where, expected, value)
+        element = Value(expected.name, found[1], None)
+        return [as_feed(where, element, one) for one in value]
+    if found := _MAP.fullmatch(kind):
+        key, entry = (str if of == "string" else Number for of in found.groups())
+        if not isinstance(value, Mapping) or not all(
+            isinstance(k, key) and isinstance(v, entry) for k, v in value.items()
+        ):
+            raise _unfit(where, expected, value)
+        return dict(value)
+    raise InputError(f"{where}: input {expected.name!r} is a {kind}: not supported")
+
+
+def _as_array(where: str, expected: Value, value: Any) -> Array:
+    dtype = DTYPES.get(expected.type)
+    if isinstance(value, np.ndarray) and value.dtype == dtype:
+        return value
+    if expected.type == TEXT:
+        return _as_text(where, expected, value)
     if dtype is None:
         raise InputError(f"{where}: input {expected.name!r} is a {expected.type}: not supported")
-    if array.dtype != dtype or not shape_fits(expected.shape, array.shape):
-        raise InputError(
-            f"{where}: input {expected.name!r} must be {dtype}{show_shape(expected.shape)},"
-            f" not {array.dtype}{show_shape(array.shape)}"
-        )
+    if dtype.kind in _NUMBERS.get(type(value), "") and not is_carried(expected.type):
+        try:
+            return np.array(value, dtype)
+        except OverflowError as error:
+            raise InputError(
+                f"{where}: input {expected.name!r} is {dtype}, {value} does not fit it"
+            ) from error
+    if isinstance(value, np.ndarray | np.generic):
+        array = np.asarray(value)
+        carried = array if array.dtype == dtype else _carrier(array, expected.type[7:-1])
+        if carried is not None:
+            return carried
+    raise _unfit(where, expected, value)
+
+
+def _as_text(where: str, expected: Value, value: Any) -> Array:
+    array = np.asarray(value) if isinstance(value, str | np.ndarray) else None
+    if array is None or array.dtype.kind not in "UO":
+        raise _unfit(where, expected, value)
+    words: Array = array.astype(object, copy=False)
+    if not all(isinstance(word, str) for word in words.flat):
+        raise InputError(f"{where}: input {expected.name!r} holds something that is not text")
+    return words
+
+
+def _carrier(array: Array, name: str) -> Array | None:
+    """An array of ml_dtypes, or of its bytes as `np.load` gives them, as its carrier."""
+    if name not in _CARRIED or array.dtype.kind != "V" or array.dtype.names is not None:
+        return None
+    dtype = np.dtype(_CARRIED[name][0])
+    own = array.dtype.name
+    if array.dtype.itemsize != dtype.itemsize:
+        return None
+    if own == name and name.endswith("int4"):
+        return array.astype(dtype)
+    if own == _ML_DTYPES.get(name, name):
+        return array.view(dtype)
+    if not own.startswith("void"):
+        return None
+    # In a file only the bytes are left; those of a 4-bit type have its value in the low half.
+    bits = array.view(np.uint8 if name.endswith("int4") else dtype)
+    return _signed(bits, dtype) if name.endswith("int4") else bits
+
+
+def _unfit(where: str, expected: Value, value: Any) -> InputError:
+    wanted = expected.type
+    if wanted.startswith("tensor("):
+        word = "text" if wanted == TEXT else str(DTYPES.get(wanted, wanted))
+        wanted = f"{word}{show_shape(expected.shape)}"
+    elif wanted.startswith("seq("):
+        wanted = f"a list for {wanted}"
+    elif wanted.startswith("map("):
+        wanted = f"a dict for {wanted}"
+    got = type(value).__name__
+    if isinstance(value, np.ndarray | np.generic):
+        got = f"{value.dtype}{show_shape(value.shape)}"
+    return InputError(f"{where}: input {expected.name!r} must be {wanted}, not {got}")
+
+
+def size_bytes(value: Any) -> int:
+    """Bytes that a value takes in memory; an estimate for text, sequences and maps."""
+    if isinstance(value, np.ndarray):
+        if value.dtype != object:
+            return value.nbytes
+        return sum(_OBJECT_BYTES + len(word) for word in value.flat)
+    if isinstance(value, Mapping):
+        return 2 * _OBJECT_BYTES * (1 + len(value))
+    if isinstance(value, list):
+        return sum(map(size_bytes, value))
+    return _OBJECT_BYTES
 
 
 def shape_fits(declared: tuple[int | str | None, ...] | None, shape: tuple[int, ...]) -> bool:
@@ -93,9 +210,11 @@ def show_shape(shape: tuple[int | str | None, ...] | None) -> str:
 def to_ort(array: Array, ort_type: str) -> ort.OrtValue:
     """An OrtValue of a type from the array that holds or carries it (one copy if carried)."""
     name = ort_type[7:-1]
+    # `np.ascontiguousarray` would give an array without dimensions one dimension.
+    array = np.asarray(array, order="C")
     if name not in _CARRIED:
-        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-    packed = _pack(array) if name.endswith("int4") else np.ascontiguousarray(array)
+        return ort.OrtValue.ortvalue_from_numpy(array)
+    packed = _pack(array) if name.endswith("int4") else array
     value = ort.OrtValue.ortvalue_from_shape_and_type(list(array.shape), _CARRIED[name][1])
     ctypes.memmove(value.data_ptr(), packed.ctypes.data, packed.nbytes)
     return value
@@ -125,5 +244,10 @@ def _pack(array: Array) -> Array:
 
 def _unpack(raw: bytes, count: int, dtype: np.dtype[Any]) -> Array:
     packed = np.frombuffer(raw, np.uint8)
-    halves = np.stack((packed & 0xF, packed >> 4), axis=-1).ravel()[:count].astype(dtype)
+    return _signed(np.stack((packed & 0xF, packed >> 4), axis=-1).ravel()[:count], dtype)
+
+
+def _signed(halves: Array, dtype: np.dtype[Any]) -> Array:
+    """Values from their four bits."""
+    halves = (halves & 0xF).astype(dtype)
     return np.where(halves > 7, halves - 16, halves).astype(dtype) if dtype == np.int8 else halves

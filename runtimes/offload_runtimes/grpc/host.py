@@ -21,6 +21,7 @@ T = TypeVar("T")
 _SPARE = 4  # streams beyond the sessions: health checks and probes
 _SMALL_BYTES = 16 * 1024  # passes at once, unless the device reads nothing at all
 _FREE_BYTES = 4 * _SMALL_BYTES  # of each stream, whatever the others hold
+_ANSWERS = 4  # as large as the largest one so far, that a stream may leave unread
 _PATIENCE_S = 5.0  # for a device to read its last answers
 
 
@@ -54,6 +55,7 @@ class ServerStream:
         self._reader = threading.get_ident()
         self._outbox: deque[bytes] = deque()
         self._pending_bytes = 0
+        self._largest_bytes = 0
         self._busy = False  # a message is being sent
         self._closed = False
         self._over = False  # nothing is held for it any more
@@ -64,7 +66,8 @@ class ServerStream:
     def send(self, message: bytes) -> None:
         """Queue a message; ServerError when the device does not read its answers."""
         with self._lock:
-            if self._pending_bytes > self._limit_bytes:
+            self._largest_bytes = max(self._largest_bytes, len(message))
+            if self._pending_bytes > max(self._limit_bytes, _ANSWERS * self._largest_bytes):
                 self._cancel()
                 raise ServerError("the device does not read its answers")
             if not self._hold(len(message)):
@@ -196,7 +199,8 @@ class GrpcHost:
         serve: Callable[[Connection], None],
         echo: Callable[[Connection], None],
         *,
-        message_limit_bytes: int,
+        receive_limit_bytes: int,
+        send_limit_bytes: int,
         max_sessions: int,
         backlog_bytes: int,
         memory: Memory,
@@ -210,13 +214,12 @@ class GrpcHost:
         self._methods = {"Session": serve, "Probe": echo}
         self._backlog_bytes = backlog_bytes
         self._memory = memory
-        limit = max(message_limit_bytes, PROBE_LIMIT_BYTES)
         self._server = grpc.server(
             DaemonPool(1),
             handlers=[self._handler(), Health((SERVICE,), is_serving).handler()],
             options=[
-                ("grpc.max_receive_message_length", limit),
-                ("grpc.max_send_message_length", limit),
+                ("grpc.max_receive_message_length", max(receive_limit_bytes, PROBE_LIMIT_BYTES)),
+                ("grpc.max_send_message_length", max(send_limit_bytes, PROBE_LIMIT_BYTES)),
                 ("grpc.http2.max_frame_size", FRAME_BYTES),
                 ("grpc.so_reuseport", 0),  # else a second server takes the same port in silence
                 *_reading(memory),

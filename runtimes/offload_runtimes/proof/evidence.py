@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 from offload.bundle.bundle import Bundle
 from offload.bundle.compare import Freedom, gap
 from offload.bundle.engine_input import whole_input
@@ -32,6 +31,8 @@ from offload_runtimes.proof.segments import (
     Repeated,
     SegmentProof,
     each_once,
+    is_numbers,
+    of_numbers,
     read_proof,
     repeat_proof,
     run_segments,
@@ -98,8 +99,8 @@ def prove(
 
     Returns:
         Names of the files written; none when no random input was found that the model takes
-        (`offload verify MODEL --input` can be told one), when it answers at random, or when its
-        values are text or sequences.
+        (`offload verify MODEL --input` can be told one), when it answers at random, or when no
+        part of it takes numbers alone.
 
     Raises:
         InputError: the parts do not give what the whole gives: the bundle must not be used.
@@ -118,17 +119,15 @@ def prove(
     whole = [plain, engine(whole_input(model), True)(feeds)]
     plans = [bundle.only(number) for number in range(len(bundle.plans))]
     tried = [_try(model, plan, feeds, whole) for plan in plans]
-    proofs = each_once(proof for found in tried for proof in found.proofs)
-    if not all(
-        _is_numbers(array) for p in proofs for array in (*p.inputs.values(), *p.outputs.values())
-    ):
-        return ()  # text and sequences have no place in an .npz
+    proofs = of_numbers(each_once(proof for found in tried for proof in found.proofs))
+    if not proofs:
+        return ()  # text, sequences and maps have no place in an .npz
     evidence = Evidence(
         model=model.digest,
         cut=tuple(dict.fromkeys(send.tensor for plan in bundle.plans for send in plan.uploads)),
         opset={entry.domain or "ai.onnx": entry.version for entry in model.proto.opset_import},
         onnxruntime=ORT_VERSION,
-        inputs={name: digest_of(array) for name, array in feeds.items()},
+        inputs={name: digest_of(array) for name, array in feeds.items() if is_numbers(array)},
         outputs=digests_of(proofs),
         exact=max(found.exact for found in tried),
         optimized=max(found.optimized for found in tried),
@@ -234,10 +233,6 @@ def digests_of(proofs: tuple[SegmentProof, ...]) -> dict[str, str]:
 def made_by(proofs: tuple[SegmentProof, ...]) -> dict[str, Array]:
     """All that the segments made, by name."""
     return {name: array for proof in proofs for name, array in proof.outputs.items()}
-
-
-def _is_numbers(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
 
 
 def _pairs(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[tuple[Any, Any]]:

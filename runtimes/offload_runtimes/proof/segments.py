@@ -16,12 +16,12 @@ import numpy as np
 from offload.bundle.bundle import Bundle
 from offload.bundle.difference import difference
 from offload.bundle.sample_inputs import GivenInputs, ModelInputs, sample
-from offload.errors import BundleError
+from offload.errors import BundleError, InputError
 from offload.files import write_bytes
 from offload.plan.plan import Segment, Side
 
 from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions, load_once
-from offload_runtimes.input_files import read_arrays
+from offload_runtimes.value_files import read_arrays
 
 ARRAYS = "proof.npz"  # in a bundle
 TOLERANCE = 1e-3
@@ -130,7 +130,10 @@ def make_proof(bundle: Bundle) -> Proof:
 
     advice = "split the model again with sizes for its inputs, --shape NAME=SIZES"
     sample(ModelInputs(bundle.inputs), run, GivenInputs(seed=_SEED), 1, advice)
-    return Proof(each_once(proofs))
+    kept = of_numbers(each_once(proofs))
+    if not kept:
+        raise InputError(f"{bundle.path.name} has no part that takes numbers alone")
+    return Proof(kept)
 
 
 def run_segments(bundle: Bundle, feeds: Tensors, options: EngineOptions) -> list[SegmentProof]:
@@ -161,6 +164,27 @@ def each_once(proofs: Iterable[SegmentProof]) -> tuple[SegmentProof, ...]:
     for proof in proofs:
         found.setdefault(proof.segment, proof)
     return tuple(found.values())
+
+
+def of_numbers(proofs: Iterable[SegmentProof]) -> tuple[SegmentProof, ...]:
+    """The proofs without what an `.npz` holds only pickled: text, sequences and maps.
+
+    Segments that need such as inputs are left out; of the others, outputs that are such.
+    """
+    return tuple(
+        SegmentProof(
+            proof.segment,
+            proof.inputs,
+            {name: value for name, value in proof.outputs.items() if is_numbers(value)},
+        )
+        for proof in proofs
+        if all(map(is_numbers, proof.inputs.values()))
+    )
+
+
+def is_numbers(value: object) -> bool:
+    """Whether a value is an array of numbers."""
+    return isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
 
 
 def _run(bundle: Bundle, segment: Segment, inputs: Tensors, options: EngineOptions) -> Tensors:

@@ -6,7 +6,7 @@ from functools import partial
 
 from offload.errors import OffloadError
 
-from offload_runtimes.engine import Array
+from offload_runtimes.engine import Array, size_bytes
 from offload_runtimes.serving.batching import Batching, Shapes, rows_of, shapes_of
 from offload_runtimes.serving.gathered import Gathered
 from offload_runtimes.serving.hosted import Hosted
@@ -122,4 +122,4 @@ class Batches:
 
 
 def _joined_bytes(members: Sequence[Member]) -> int:
-    return sum(array.nbytes for member in members for array in member.task.run.feeds.values())
+    return sum(size_bytes(value) for member in members for value in member.task.run.feeds.values())

@@ -41,8 +41,14 @@ class Batching:
 
 
 def rows_of(feeds: Feeds) -> int | None:
-    """The size of axis 0 that all inputs share; None where they do not, or it is 0."""
-    sizes = {array.shape[0] if array.ndim else 0 for array in feeds.values()}
+    """The size of axis 0 that all inputs share; None where they do not, it is 0, or one has none.
+
+    Sequences and maps have none.
+    """
+    sizes = {
+        value.shape[0] if isinstance(value, np.ndarray) and value.ndim else 0
+        for value in feeds.values()
+    }
     return sizes.pop() or None if len(sizes) == 1 else None
 
 
@@ -63,9 +69,10 @@ def parted(outputs: Sequence[Array], rows: Sequence[int]) -> list[list[Array]]:
         InputError: an output has not as many rows as went in.
     """
     ends = np.cumsum(rows).tolist()
-    for array in outputs:
-        if not array.ndim or array.shape[0] != ends[-1]:
-            raise InputError(f"{ends[-1]} rows went in, but an output of {array.shape} came out")
+    for value in outputs:
+        if not isinstance(value, np.ndarray) or not value.ndim or value.shape[0] != ends[-1]:
+            came = value.shape if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+            raise InputError(f"{ends[-1]} rows went in, but an output of {came} came out")
     starts = [0, *ends[:-1]]
     return [
         [array[start:end] for array in outputs] for start, end in zip(starts, ends, strict=True)

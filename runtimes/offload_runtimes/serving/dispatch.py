@@ -3,10 +3,10 @@
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from offload.errors import OffloadError, ServerError
 
-from offload_runtimes.engine import Array
 from offload_runtimes.serving.batches import Batches, Kind, Member
 from offload_runtimes.serving.fair import FairWorkers, Job
 from offload_runtimes.serving.hosted import Hosted
@@ -17,7 +17,11 @@ from offload_runtimes.session.server import Close, Event, Over, Reply, Run, Swit
 
 
 class Dispatcher:
-    """Runs what sessions ask for on workers that they share, and sends what comes of it."""
+    """Runs what sessions ask for on workers that they share, and sends what comes of it.
+
+    Whatever a segment raises fails its frame alone; whatever else goes wrong ends its session
+    alone. No exception reaches a worker.
+    """
 
     def __init__(
         self,
@@ -101,9 +105,20 @@ class Dispatcher:
             job: Job = partial(self._run, served, task)
             if kind is not None:
                 job, here = partial(self._turn, served, kind), here and not self._batches.waits
+            job = partial(self._supervised, served, job)
             here = here and len(tasks) == 1 and task.is_short
             if not (here and self._workers.run_here(job)):
                 self._workers.submit(served, job)
+
+    def _supervised(self, served: Served, job: Job) -> None:
+        """Do a job; when it raises, end the session, which may have lost a message by now."""
+        try:
+            job()
+        except BaseException as error:  # noqa: BLE001  the worker serves other sessions, too
+            self._observer.broke(served.number, error)
+            with served.lock:
+                self.apply(served, served.session.close(_unexpected("the session", error)))
+            self.drop(served)
 
     def _turn(self, served: Served, kind: Kind) -> None:
         """Run a session's task with those of others; where that fails, each alone."""
@@ -127,8 +142,8 @@ class Dispatcher:
         start_s = time.monotonic()
         try:
             made = self._batches.run(kind, members, self._max_run_s)
-        except OffloadError as error:
-            return error
+        except BaseException as error:  # noqa: BLE001  each of them is run alone then
+            return _said(kind.part, error)
         end_s = time.monotonic()
         self._batches.ran(sum(member.rows for member in members))
         for member, arrays in zip(members, made, strict=True):
@@ -140,7 +155,7 @@ class Dispatcher:
         run, start_s = task.run, time.monotonic()
         try:
             arrays = task.call.run(run.segment.outputs, run.feeds)
-        except OffloadError as error:
+        except BaseException as error:  # noqa: BLE001  it fails the frame, not the worker
             served.spoils = served.spoils or (blamed and not task.call.stopped)
             self._failed(served, task, error)
             return False
@@ -150,21 +165,39 @@ class Dispatcher:
         return True
 
     def _finished(
-        self, served: Served, task: Task, arrays: Sequence[Array], start_s: float, end_s: float
+        self, served: Served, task: Task, values: Sequence[Any], start_s: float, end_s: float
     ) -> None:
         self._observer.computed(start_s - task.asked_s, end_s - start_s)
-        outputs = dict(zip(task.run.segment.outputs, arrays, strict=True))
+        outputs = dict(zip(task.run.segment.outputs, values, strict=True))
         with served.lock:
-            events = served.session.finished(task.run, outputs, start_s, end_s)
+            try:
+                events = served.session.finished(task.run, outputs, start_s, end_s)
+            except BaseException as error:  # noqa: BLE001  it fails the frame, not the worker
+                self._failed(served, task, error)
+                return
             more = self.apply(served, events)
             served.forget(task.run.frame, task.call)
         self.start(served, more)
 
-    def _failed(self, served: Served, task: Task, error: OffloadError) -> None:
+    def _failed(self, served: Served, task: Task, error: BaseException) -> None:
+        if not isinstance(error, OffloadError):
+            self._observer.broke(served.number, error)
+        said = _said(task.run.segment.part, error)
         with served.lock:
-            events = served.session.failed(task.run, error)
+            events = served.session.failed(task.run, said)
             if events:
-                self._observer.failed(served.number, error)
+                self._observer.failed(served.number, said)
             more = self.apply(served, events)
             served.forget(task.run.frame, task.call)
         self.start(served, more)
+
+
+def _said(part: str, error: BaseException) -> OffloadError:
+    """What the device is told of an error of a segment."""
+    return error if isinstance(error, OffloadError) else _unexpected(part, error)
+
+
+def _unexpected(what: str, error: BaseException) -> ServerError:
+    text = " ".join(str(error).split())[:200]
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return ServerError(f"{what} failed on the server ({said}): see the server's log")

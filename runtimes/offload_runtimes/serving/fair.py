@@ -1,16 +1,18 @@
 """Worker threads that serve sessions in turn, so that a busy one can't starve the others."""
 
+import logging
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 
 Job = Callable[[], object]
+LOG = logging.getLogger("offload.server")
 
 
 class FairWorkers:
     """Runs jobs on a few threads; every key with work gets one turn per round.
 
-    Jobs of one key start in the order given. A job must not raise.
+    Jobs of one key start in the order given. What a job raises is logged and ends that job only.
     """
 
     def __init__(self, workers: int) -> None:
@@ -47,7 +49,7 @@ class FairWorkers:
                 return False
             self._free -= 1
         try:
-            job()
+            _do(job)
         finally:
             with self._lock:
                 self._free += 1
@@ -78,7 +80,7 @@ class FairWorkers:
 
     def _work(self) -> None:
         while (job := self._next()) is not None:
-            job()
+            _do(job)
             del job  # with a session and its tensors: the next may be long in coming
             with self._lock:
                 self._free += 1
@@ -95,3 +97,10 @@ class FairWorkers:
                 self._queues[key] = jobs
             self._free -= 1
             return job
+
+
+def _do(job: Job) -> None:
+    try:
+        job()
+    except BaseException:
+        LOG.exception("a job raised")

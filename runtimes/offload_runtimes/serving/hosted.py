@@ -13,7 +13,7 @@ from offload.units import format_bytes
 from offload_runtimes.engine import Arena, Engine, EngineOptions, load
 from offload_runtimes.serving.batching import Batching, disagreement
 from offload_runtimes.serving.lately import Lately
-from offload_runtimes.wire.contract import Contract, contracts
+from offload_runtimes.wire.contract import TENSOR_LIMIT_BYTES, Contract, contracts
 
 _WARM_LIMIT_S = 5.0
 NO_BATCHING = Batching()
@@ -44,8 +44,11 @@ def host(
     max_run_s: float,
     arena: Arena | None = None,
     batching: Batching = NO_BATCHING,
+    limit_bytes: int = TENSOR_LIMIT_BYTES,
 ) -> Hosted:
     """Open a bundle's server part, load and warm its engines, whose memory comes from an arena.
+
+    A tensor of no fixed shape may take `limit_bytes`.
 
     Which parts run rows of several sessions together as alone is tried; warns (RuntimeWarning)
     where they should and do not.
@@ -60,12 +63,13 @@ def host(
         _check_weights(bundle, arena)
     segments = bundle.parts(Side.SERVER)
     engines = {s.part: load(bundle.segment_path(s.part), options, arena) for s in segments}
-    values = {v.name: v for e in engines.values() for v in (*e.outputs, *e.inputs)}
+    loaded = engines.values()
+    values = {v.name: v for e in loaded for v in (*e.outputs, *e.inputs, *e.defaults)}
     limit_s = min(max_run_s, _WARM_LIMIT_S)
     for engine in engines.values():
         engine.warm(limit_s)
     alone = _alone(bundle, engines, limit_s, batching)
-    return Hosted(bundle, contracts(bundle, values), engines, alone)
+    return Hosted(bundle, contracts(bundle, values, limit_bytes), engines, alone)
 
 
 def _check_weights(bundle: Bundle, arena: Arena) -> None:

@@ -73,6 +73,10 @@ class Observer:
         fields = {"session": session, "kind": kind, "error": str(error)}
         LOG.warning("refused", extra={"fields": fields})
 
+    def broke(self, session: int, error: BaseException) -> None:
+        """Something that nobody expected was raised: the log gets its traceback."""
+        LOG.error("unexpected error", exc_info=error, extra={"fields": {"session": session}})
+
     def frame(self, bundle: str, outcome: str) -> None:
         """A frame is over."""
         self._frames.add(bundle[:12], outcome)
@@ -113,4 +117,6 @@ class JsonLines(logging.Formatter):
             "level": record.levelname.lower(),
             "event": record.getMessage(),
         }
+        if record.exc_info:
+            head["traceback"] = self.formatException(record.exc_info)
         return json.dumps({**head, **fields})

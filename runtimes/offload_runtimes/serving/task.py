@@ -3,6 +3,7 @@
 import threading
 from dataclasses import dataclass
 
+from offload_runtimes.engine import size_bytes
 from offload_runtimes.serving.lately import Lately
 from offload_runtimes.serving.together import Share
 from offload_runtimes.session.server import Run, ServerSession
@@ -60,4 +61,4 @@ class Task:
 
     @property
     def _size_bytes(self) -> int:
-        return sum(array.nbytes for array in self.run.feeds.values())
+        return sum(map(size_bytes, self.run.feeds.values()))

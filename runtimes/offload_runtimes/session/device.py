@@ -1,12 +1,12 @@
 """The device's end of a session: what it may send, what it makes of what comes back."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from offload.errors import OffloadError
 
 import offload_runtimes.wire.offload_pb2 as pb
-from offload_runtimes.engine import Array
 from offload_runtimes.wire import messages as wire
 from offload_runtimes.wire.contract import Contract
 from offload_runtimes.wire.messages import Packed, ProtocolError
@@ -14,9 +14,15 @@ from offload_runtimes.wire.messages import Packed, ProtocolError
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The server took the session; so many frames may be in flight."""
+    """The server took the session.
+
+    Attributes:
+        max_frames: frames that may be in flight.
+        max_message_bytes: the largest message that the server takes.
+    """
 
     max_frames: int
+    max_message_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +40,15 @@ class ServerSpan:
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A download of a frame came as `codec`; the server queued it at `sent_s` of its clock."""
+    """A download of a frame came as `codec`; the server queued it at `sent_s` of its clock.
+
+    `value` is an array, a list or a dict; its bytes were `size_bytes` long, decoded.
+    """
 
     frame: int
     name: str
-    array: Array
+    value: Any
+    size_bytes: int
     sent_s: float
     spans: tuple[ServerSpan, ...]
     codec: str
@@ -104,6 +114,14 @@ class DeviceSession:
         self._frames[self._last_frame] = _Frame(agreed, set(agreed.downloads))
         return self._last_frame
 
+    def begin(self, frame: int, plan: int, defaults: Iterable[str]) -> bytes:
+        """The message that begins a frame before its tensors.
+
+        Needed where the plan has nothing to upload, and before `defaults`: the inputs with a
+        default that the caller gave, whose tensors follow.
+        """
+        return wire.message(begin=pb.Begin(frame=frame, plan=plan, defaults=defaults))
+
     def upload(self, frame: int, name: str, packed: Packed, now_s: float, plan: int = 0) -> bytes:
         """The message that sends a tensor of a frame, which follows that plan."""
         return wire.tensor_message(frame, name, packed, now_s, plan=plan)
@@ -152,7 +170,7 @@ class DeviceSession:
                 f" {wire.PROTOCOL}: install the same version of onnx-offload on both"
             )
         self._opened = True
-        return Opened(welcome.max_frames)
+        return Opened(welcome.max_frames, welcome.max_message_bytes)
 
     def _tensor(self, tensor: pb.Tensor, payload: memoryview) -> Arrived | None:
         if tensor.frame not in self._frames:
@@ -160,14 +178,17 @@ class DeviceSession:
                 return None  # the frame was given up while this was on its way
             raise ProtocolError(f"server {self.server} sent a frame that was never asked for")
         frame = self._frames[tensor.frame]
-        layout, array = wire.decode_tensor(tensor, payload, frame.contract.downloads)
+        layout, value = wire.decode_tensor(tensor, payload, frame.contract.downloads)
         if layout.name not in frame.missing:
             raise ProtocolError(f"server {self.server} sent {layout.name!r} twice")
         frame.missing.remove(layout.name)
         if not frame.missing:
             del self._frames[tensor.frame]
         spans = _spans(tensor)
-        return Arrived(tensor.frame, layout.name, array, tensor.sent_s, spans, layout.codec)
+        size_bytes = layout.size_bytes
+        return Arrived(
+            tensor.frame, layout.name, value, size_bytes, tensor.sent_s, spans, layout.codec
+        )
 
     def _failed(self, failure: pb.Failure) -> Failed | None:
         error = wire.decode_failure(failure, self.server)

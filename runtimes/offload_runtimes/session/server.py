@@ -2,17 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from offload.errors import BundleError, InputError, OffloadError, ServerError
 from offload.plan.plan import Segment
 from offload.units import format_bytes
 
 import offload_runtimes.wire.offload_pb2 as pb
-from offload_runtimes.engine import Array
+from offload_runtimes.engine import size_bytes
 from offload_runtimes.session.memory import Account, Memory
 from offload_runtimes.wire import messages as wire
-from offload_runtimes.wire.contract import Contract
+from offload_runtimes.wire.contract import MESSAGE_LIMIT_BYTES, Contract
 from offload_runtimes.wire.messages import ProtocolError
 
 _FULL = (
@@ -42,11 +42,14 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Run a segment, then call `finished` or `failed`."""
+    """Run a segment, then call `finished` or `failed`.
+
+    `feeds` are arrays, lists (sequences) and dicts (maps).
+    """
 
     frame: int
     segment: Segment
-    feeds: Mapping[str, Array]
+    feeds: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,28 +84,45 @@ Event: TypeAlias = Reply | Run | Over | Close | Switched
 
 @dataclass
 class _Frame:
-    """One inference in flight: its plan, the tensors at hand, segments that haven't started."""
+    """One inference in flight: its plan, the tensors at hand, segments that haven't started.
+
+    Attributes:
+        awaited: inputs with a default that the device announced and that have not come.
+        running: ids of the segments that have started and are not over.
+        uploaded_bytes: memory of the tensors at hand that came from the device.
+        made_bytes: memory of those that segments made.
+    """
 
     plan: int
     contract: Contract
     waiting: list[Segment]
-    tensors: dict[str, Array] = field(default_factory=dict)
+    awaited: set[str] = field(default_factory=set)
+    tensors: dict[str, Any] = field(default_factory=dict)
     spans: list[wire.Happening] = field(default_factory=list)
-    running: int = 0
-    uploaded_bytes: int = 0  # of the tensors at hand, those that came from the device
-
-    @property
-    def held_bytes(self) -> int:
-        return sum(array.nbytes for array in self.tensors.values())
+    running: set[str] = field(default_factory=set)
+    uploaded_bytes: int = 0
+    made_bytes: int = 0
 
     def startable(self) -> list[Segment]:
         """Segments whose inputs are all here, taken off the waiting list."""
-        is_here = self.tensors.__contains__
-        ready = [segment for segment in self.waiting if all(map(is_here, segment.inputs))]
+        ready = [segment for segment in self.waiting if self._can_start(segment)]
         if ready:
             self.waiting = [segment for segment in self.waiting if segment not in ready]
-            self.running += len(ready)
+            self.running.update(segment.id for segment in ready)
         return ready
+
+    def _can_start(self, segment: Segment) -> bool:
+        is_here = self.tensors.__contains__
+        return all(map(is_here, segment.inputs)) and (
+            not self.awaited
+            or self.awaited.isdisjoint(self.contract.defaults.get(segment.part, ()))
+        )
+
+    def feeds(self, segment: Segment) -> dict[str, Any]:
+        """What a segment is given: its inputs, and the inputs with a default that came."""
+        given = self.contract.defaults.get(segment.part, ())
+        names = (*segment.inputs, *(name for name in given if name in self.tensors))
+        return {name: self.tensors[name] for name in names}
 
 
 class ServerSession:
@@ -116,11 +136,14 @@ class ServerSession:
         contracts: Mapping[str, Sequence[Contract]],
         limits: Limits,
         account: Account | None = None,
+        max_message_bytes: int = MESSAGE_LIMIT_BYTES,
     ) -> None:
         """`contracts` holds those of each bundle by its digest, in the order of its plans.
 
-        What was uploaded is held on `account`; what segments made is the engines' to count.
+        What was uploaded is held on `account`; what segments made is the engines' to count. The
+        device is told that messages may be as long as `max_message_bytes`.
         """
+        self._max_message_bytes = max_message_bytes
         self._contracts = contracts
         self._limits = limits
         self._account = account or Memory().account(lambda: None)
@@ -166,26 +189,27 @@ class ServerSession:
             return self.close(error)
 
     def finished(
-        self, run: Run, outputs: Mapping[str, Array], start_s: float, end_s: float
+        self, run: Run, outputs: Mapping[str, Any], start_s: float, end_s: float
     ) -> list[Event]:
         """A segment made its outputs: send the downloads, run what they allow."""
         frame = self._reported(run)
         if frame is None:
             return []
-        refused = _too_large(outputs, frame.contract)
-        if refused:
-            return self._fail(run.frame, refused)
-        frame.tensors.update(outputs)
         frame.spans.append((pb.Span.COMPUTE, run.segment.id, start_s, end_s))
-        events = self._started(run.frame, frame)
-        for name, array in outputs.items():
-            if name in frame.contract.downloads:
-                events.append(self._download(run.frame, frame, name, array, end_s))
+        try:
+            downloads = _downloads(run.frame, frame, outputs, end_s)
+        except InputError as error:
+            return self._fail(run.frame, error)
+        frame.tensors.update(outputs)
+        frame.made_bytes += sum(map(size_bytes, outputs.values()))
+        events: list[Event] = self._started(run.frame, frame)
+        events.extend(map(self._reply, downloads))
         return [*events, *self._forget_if_done(run.frame, frame)]
 
     def failed(self, run: Run, error: OffloadError) -> list[Event]:
-        """A segment could not be run: that frame fails, the session goes on."""
-        return [] if self._reported(run) is None else self._fail(run.frame, error)
+        """A segment could not be run, or its outputs not be sent: that frame fails alone."""
+        self._reported(run)
+        return self._fail(run.frame, error)
 
     def close(self, error: OffloadError | None = None) -> list[Event]:
         """End the session and free what it held."""
@@ -218,6 +242,8 @@ class ServerSession:
             raise ProtocolError("a session must begin with a hello")
         if body == "tensor":
             return self._upload(message.tensor, payload, now_s)
+        if body == "begin":
+            return self._begin(message.begin)
         if body == "cancel":
             number = message.cancel.frame
             return [] if self._end(number) is None else [Over(number, "cancelled")]
@@ -246,30 +272,61 @@ class ServerSession:
             raise BundleError(
                 f"bundle {hello.bundle[:12]} is not served here: start the server with it"
             )
-        welcome = pb.Welcome(protocol=wire.PROTOCOL, max_frames=self._limits.max_frames)
+        welcome = pb.Welcome(
+            protocol=wire.PROTOCOL,
+            max_frames=self._limits.max_frames,
+            max_message_bytes=self._max_message_bytes,
+        )
         return wire.message(welcome=welcome)
 
+    def _begin(self, begin: pb.Begin) -> list[Event]:
+        """A frame that has nothing to upload, or whose inputs with a default come first."""
+        if refused := self._refused(begin.frame):
+            return refused
+        if begin.frame in self._frames:
+            raise ProtocolError(f"frame {begin.frame} has begun already")
+        frame = self._frame(begin.frame, begin.plan)
+        known = {name for names in frame.contract.defaults.values() for name in names}
+        frame.awaited = set(begin.defaults)
+        if not known.issuperset(frame.awaited):
+            raise ProtocolError("an input with a default was announced that the bundle lacks")
+        return [
+            *self._switched(begin.frame, frame.plan),
+            *self._started(begin.frame, frame),
+            *self._forget_if_done(begin.frame, frame),
+        ]
+
     def _upload(self, tensor: pb.Tensor, payload: memoryview, now_s: float) -> list[Event]:
-        if self._draining and tensor.frame > self._last_frame:
-            self._failed.add(tensor.frame)
-            self._last_frame = tensor.frame
-            error = ServerError("the server is shutting down: try again")
-            return [self._reply(wire.encode_failure(error, tensor.frame))]
+        if refused := self._refused(tensor.frame):
+            return refused
         if tensor.frame in self._failed:
             return []
         frame = self._frame(tensor.frame, tensor.plan)
-        layout, array = wire.decode_tensor(tensor, payload, frame.contract.uploads)
+        ports = frame.contract.uploads
+        layout = wire.read_layout(tensor, payload, ports)
         if layout.name in frame.tensors:
             raise ProtocolError(f"tensor {layout.name!r} came twice for one frame")
-        frame.tensors[layout.name] = array
-        frame.uploaded_bytes += array.nbytes
-        if sum(held.held_bytes for held in self._held()) > self._limits.max_bytes:
+        # Memory is taken before anything is decoded: a few bytes may stand for many.
+        frame.uploaded_bytes += layout.memory_bytes
+        held_bytes = sum(held.uploaded_bytes + held.made_bytes for held in self._held())
+        if held_bytes > self._limits.max_bytes:
             raise ProtocolError("too many bytes in flight: wait for answers before sending more")
         if not self._hold():
-            frame.uploaded_bytes -= frame.tensors.pop(layout.name).nbytes
+            frame.uploaded_bytes -= layout.memory_bytes
             return self._fail(tensor.frame, ServerError(_FULL))
+        frame.tensors[layout.name] = wire.decode(layout, payload, ports)
+        frame.awaited.discard(layout.name)
         frame.spans.append((pb.Span.ARRIVAL, layout.name, 0.0, now_s))
         return [*self._switched(tensor.frame, frame.plan), *self._started(tensor.frame, frame)]
+
+    def _refused(self, number: int) -> list[Event]:
+        """What a new frame is told while the server shuts down; nothing: it may begin."""
+        if not self._draining or number <= self._last_frame:
+            return []
+        self._failed.add(number)
+        self._last_frame = number
+        error = ServerError("the server is shutting down: try again")
+        return [self._reply(wire.encode_failure(error, number))]
 
     def _switched(self, number: int, plan: int) -> list[Event]:
         """What the newest frame tells: older ones may still be under way by another plan."""
@@ -302,15 +359,7 @@ class ServerSession:
         started = frame.startable()
         if started:
             self._hold()
-        return [
-            Run(number, segment, {name: frame.tensors[name] for name in segment.inputs})
-            for segment in started
-        ]
-
-    def _download(self, number: int, frame: _Frame, name: str, array: Array, now_s: float) -> Reply:
-        encoding = frame.contract.downloads[name].encoding
-        spans, frame.spans = frame.spans, []
-        return self._reply(wire.encode_tensor(number, name, array, encoding, now_s, spans))
+        return [Run(number, segment, frame.feeds(segment)) for segment in started]
 
     def _forget_if_done(self, number: int, frame: _Frame) -> list[Event]:
         if not frame.waiting and not frame.running and self._end(number) is not None:
@@ -319,16 +368,20 @@ class ServerSession:
         return []
 
     def _reported(self, run: Run) -> _Frame | None:
-        """Note that a run is over; its frame, None when that is over, too."""
-        frame, ending = self._frames.get(run.frame), self._ending.get(run.frame)
+        """Note that a run is over; its frame, None when that is over, or was told before."""
+        frame = self._frames.get(run.frame)
         if frame is not None:
-            frame.running -= 1
-        elif ending is not None:
-            ending.running -= 1
+            if run.segment.id not in frame.running:
+                return None
+            frame.running.remove(run.segment.id)
+            return frame
+        ending = self._ending.get(run.frame)
+        if ending is not None:
+            ending.running.discard(run.segment.id)
             if not ending.running:
                 del self._ending[run.frame]
                 self._hold()
-        return frame
+        return None
 
     def _fail(self, number: int, error: OffloadError) -> list[Event]:
         if self._end(number) is None:
@@ -349,20 +402,33 @@ class ServerSession:
 
     def _hold(self) -> bool:
         """Tell the account what this session holds; whether that is allowed."""
-        size_bytes = running = 0
+        uploaded_bytes, runs = 0, False
         for frame in self._held():
-            size_bytes += frame.uploaded_bytes
-            running += frame.running
-        return self._account.hold(size_bytes, still=not running)
+            uploaded_bytes += frame.uploaded_bytes
+            runs = runs or bool(frame.running)
+        return self._account.hold(uploaded_bytes, still=not runs)
 
 
-def _too_large(outputs: Mapping[str, Array], contract: Contract) -> InputError | None:
-    """What is wrong with outputs to be sent: a message that is too long breaks its stream."""
-    for name, array in outputs.items():
-        port = contract.downloads.get(name)
-        if port is not None and array.nbytes > port.limit_bytes:
-            return InputError(
-                f"the answer {name!r} takes {format_bytes(array.nbytes)}, this bundle allows"
-                f" {format_bytes(port.limit_bytes)}: give it smaller inputs"
+def _downloads(number: int, frame: _Frame, outputs: Mapping[str, Any], now_s: float) -> list[bytes]:
+    """The messages that send back what a segment made, all of them or none.
+
+    Raises:
+        InputError: a value cannot be sent: a message that is too long breaks its stream.
+    """
+    messages = []
+    for name, value in outputs.items():
+        port = frame.contract.downloads.get(name)
+        if port is None:
+            continue
+        try:
+            packed = wire.pack(value, port.encoding)
+        except ValueError as error:
+            raise InputError(f"the answer {name!r} cannot be sent: {error}") from error
+        if packed.data.nbytes > port.limit_bytes:
+            raise InputError(
+                f"the answer {name!r} takes {format_bytes(packed.data.nbytes)}, the server sends"
+                f" {format_bytes(port.limit_bytes)} at most: give it smaller inputs"
             )
-    return None
+        spans, frame.spans = frame.spans, []
+        messages.append(wire.tensor_message(number, name, packed, now_s, spans))
+    return messages

@@ -20,8 +20,8 @@ from offload.schedule.timeline import Timeline
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.emulate import Pacer
 from offload_runtimes.engine import Array
-from offload_runtimes.input_files import read_arrays
 from offload_runtimes.testbed.job import Entry, Job, Run
+from offload_runtimes.value_files import read_arrays
 
 _LEAST_ROUNDS = 3
 # Signs of life would share the link with what is measured; a dead server's connection breaks.

@@ -1,7 +1,8 @@
 """Messages to bytes and back; everything that comes in is checked against a contract.
 
 The format is `offload.proto`. Tensors are raw little-endian bytes in C order or what a codec
-makes of them; nothing is ever unpickled or executed.
+makes of them; text, sequences and maps are `wire.structured`. Nothing is ever unpickled or
+executed.
 """
 
 import functools
@@ -18,17 +19,20 @@ from offload.encoding.encoding import RAW
 from offload.errors import BundleError, DeadlineError, InputError, OffloadError, ServerError
 
 import offload_runtimes.wire.offload_pb2 as pb
-from offload_runtimes.engine import Array, dtype_of, shape_fits, show_shape
+from offload_runtimes.engine import DTYPES, UNKNOWN, as_feed, shape_fits, show_shape
+from offload_runtimes.wire import structured
 from offload_runtimes.wire.codecs import Buffer, codec
-from offload_runtimes.wire.contract import Layout, Ports
+from offload_runtimes.wire.contract import Layout, Port, Ports
 
-PROTOCOL = 3
+PROTOCOL = 4
 MAX_PING_BYTES = 48 * 1024  # below what any bundle lets a message take
 _LENGTH = struct.Struct("<I")
 _ALIGNMENT = 16  # as numpy's own arrays: a bytes object's memory begins at a multiple, too
 _SMALL_BYTES = 16 * 1024
 _KEPT = 256  # layouts; those of one plan, unless shapes are dynamic
 _MAX_RANK = 16
+_VALUE = "value"  # the dtype that a layout names where the bytes are a `Value`
+_DTYPES = {dtype.newbyteorder("<").str: dtype.newbyteorder("<") for dtype in DTYPES.values()}
 _KINDS: Mapping[type[OffloadError], "pb.Failure.Kind"] = {
     ServerError: pb.Failure.SERVER,
     InputError: pb.Failure.INPUT,
@@ -94,8 +98,18 @@ class Packed:
     data: memoryview
 
 
-def pack(array: Array, codec_name: str) -> Packed:
-    """Encode a tensor's bytes; an array that is as it crosses is not copied."""
+def pack(value: Any, codec_name: str) -> Packed:
+    """Encode the bytes of a value; an array of numbers that is as it crosses is not copied.
+
+    Raises:
+        ValueError: it is neither a tensor nor a sequence nor a map.
+    """
+    if structured.is_structured(value):
+        data = structured.encode(value)
+        shape: tuple[int, ...] = (len(data),)
+        whole = codec(codec_name).encode(data, shape)
+        return Packed(_VALUE, shape, codec_name, memoryview(whole))
+    array = value
     if array.dtype.str[0] == ">" or not array.flags.c_contiguous:
         array = array.astype(array.dtype.newbyteorder("<"), order="C")
     if codec_name == RAW.codec:
@@ -138,31 +152,50 @@ def tensor_message(
 def encode_tensor(
     frame: int,
     name: str,
-    array: Array,
+    value: Any,
     codec_name: str,
     sent_s: float = 0.0,
     spans: Iterable[Happening] = (),
     plan: int = 0,
 ) -> bytes:
     """Pack a tensor and put it into a message."""
-    return tensor_message(frame, name, pack(array, codec_name), sent_s, spans, plan)
+    return tensor_message(frame, name, pack(value, codec_name), sent_s, spans, plan)
 
 
-def decode_tensor(tensor: pb.Tensor, data: memoryview, ports: Ports) -> tuple[Layout, Array]:
-    """The array of a tensor message and the bytes behind it, without a copy and read-only.
+def decode_tensor(tensor: pb.Tensor, data: memoryview, ports: Ports) -> tuple[Layout, Any]:
+    """The layout and the value of a tensor message; errors as `read_layout` and `decode`."""
+    layout = read_layout(tensor, data, ports)
+    return layout, decode(layout, data, ports)
+
+
+def read_layout(tensor: pb.Tensor, data: memoryview, ports: Ports) -> Layout:
+    """What a tensor message and the bytes behind it hold, before they are decoded.
 
     Raises:
-        ProtocolError: not a tensor of the contract, or other dtype, shape, encoding or size.
+        ProtocolError: damaged, not a tensor of the contract, or other dtype, shape, encoding or
+            size.
     """
     if tensor.checksum != _checksum(tensor.frame, tensor.plan, tensor.layout, data):
         raise ProtocolError("a tensor was damaged on its way", retry=True)
-    layout = ports.seen.get(tensor.layout) or _learn(tensor.layout, ports)
+    return ports.seen.get(tensor.layout) or _learn(tensor.layout, ports)
+
+
+def decode(layout: Layout, data: memoryview, ports: Ports) -> Any:
+    """The value of a layout's bytes; an array of numbers is read-only and not a copy.
+
+    Raises:
+        ProtocolError: the bytes are not those of such a value.
+    """
+    port = ports[layout.name]
     try:
         whole = codec(layout.codec).decode(data, layout.size_bytes, layout.shape)
-    except ValueError as error:
+        if layout.dtype is None:
+            assert port.value is not None  # or the layout had been refused
+            return as_feed("a message", port.value, structured.decode(whole))
+        array = np.ndarray(layout.shape, layout.dtype, whole)
+    except (ValueError, OverflowError) as error:  # an InputError is a ValueError, too
         raise ProtocolError(f"tensor {layout.name!r} is damaged: {error}") from error
-    array: Array = np.ndarray(layout.shape, layout.dtype, whole)
-    return layout, array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 @functools.lru_cache(_KEPT)
@@ -186,13 +219,16 @@ def _checked(layout: pb.Layout, ports: Ports) -> Layout:
     port = ports.get(layout.name)
     if port is None or port.value is None:
         raise ProtocolError(f"tensor {layout.name[:80]!r} is not one this bundle sends this way")
-    dtype, shape = dtype_of(port.value.type).newbyteorder("<"), tuple(layout.shape)
-    if layout.dtype != dtype.str or not shape_fits(port.value.shape, shape):
+    shape = tuple(layout.shape)
+    is_value = layout.dtype == _VALUE
+    dtype = None if is_value else _DTYPES.get(layout.dtype)
+    if not _is_agreed(port, is_value, dtype, shape):
+        wanted = DTYPES.get(port.value.type, port.value.type)
         raise ProtocolError(
-            f"tensor {layout.name!r} must be {dtype}{show_shape(port.value.shape)},"
+            f"tensor {layout.name!r} must be {wanted}{show_shape(port.value.shape)},"
             f" not {layout.dtype[:20]}{show_shape(shape[:_MAX_RANK])}"
         )
-    size_bytes = math.prod(shape) * dtype.itemsize
+    size_bytes = math.prod(shape) * (1 if dtype is None else dtype.itemsize)
     if len(shape) > _MAX_RANK or size_bytes > port.limit_bytes:
         raise ProtocolError(
             f"tensor {layout.name!r} takes {size_bytes} bytes, allowed are {port.limit_bytes}"
@@ -202,6 +238,19 @@ def _checked(layout: pb.Layout, ports: Ports) -> Layout:
             f"tensor {layout.name!r} came as {layout.encoding[:20]!r}, not as {port.encoding!r}"
         )
     return Layout(layout.name, dtype, shape, port.encoding, size_bytes)
+
+
+def _is_agreed(
+    port: Port, is_value: bool, dtype: np.dtype[Any] | None, shape: tuple[int, ...]
+) -> bool:
+    """Whether a layout's dtype and shape are those of a port, as far as these are known."""
+    assert port.value is not None
+    declared = DTYPES.get(port.value.type)
+    if is_value:
+        return declared is None and len(shape) == 1
+    if declared is None:
+        return port.value.type == UNKNOWN and dtype is not None
+    return dtype == declared.newbyteorder("<") and shape_fits(port.value.shape, shape)
 
 
 def _checksum(frame: int, plan: int, layout: bytes, data: memoryview) -> int:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\roffload.proto\x12\x0fonnx_offload.v1\"\xe5\x02\n\x07Message\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.onnx_offload.v1.HelloH\x00\x12+\n\x07welcome\x18\x02 \x01(\x0b\x32\x18.onnx_offload.v1.WelcomeH\x00\x12)\n\x06tensor\x18\x03 \x01(\x0b\x32\x17.onnx_offload.v1.TensorH\x00\x12+\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x18.onnx_offload.v1.FailureH\x00\x12%\n\x04ping\x18\x05 \x01(\x0b\x32\x15.onnx_offload.v1.PingH\x00\x12%\n\x04pong\x18\x06 \x01(\x0b\x32\x15.onnx_offload.v1.PongH\x00\x12)\n\x06\x63\x61ncel\x18\x07 \x01(\x0b\x32\x17.onnx_offload.v1.CancelH\x00\x12+\n\x07goodbye\x18\x08 \x01(\x0b\x32\x18.onnx_offload.v1.GoodbyeH\x00\x42\x06\n\x04\x62ody\")\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\"/\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x12\n\nmax_frames\x18\x02 \x01(\r\"}\n\x06Tensor\x12\r\n\x05\x66rame\x18\x01 \x01(\x04\x12\x0e\n\x06layout\x18\x02 \x01(\x0c\x12\x0c\n\x04plan\x18\x03 \x01(\r\x12\x0e\n\x06sent_s\x18\x04 \x01(\x01\x12$\n\x05spans\x18\x05 \x03(\x0b\x32\x15.onnx_offload.v1.Span\x12\x10\n\x08\x63hecksum\x18\x06 \x01(\x06\"F\n\x06Layout\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x10\n\x08\x65ncoding\x18\x04 \x01(\t\"\x80\x01\n\x04Span\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.onnx_offload.v1.Span.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07start_s\x18\x03 \x01(\x01\x12\r\n\x05\x65nd_s\x18\x04 \x01(\x01\" \n\x04Kind\x12\x0b\n\x07\x41RRIVAL\x10\x00\x12\x0b\n\x07\x43OMPUTE\x10\x01\"\x90\x01\n\x07\x46\x61ilure\x12\r\n\x05\x66rame\x18\x01 \x01(\x04\x12+\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.onnx_offload.v1.Failure.Kind\x12\x10\n\x08sentence\x18\x03 \x01(\t\"7\n\x04Kind\x12\n\n\x06SERVER\x10\x00\x12\t\n\x05INPUT\x10\x01\x12\n\n\x06\x42UNDLE\x10\x02\x12\x0c\n\x08\x44\x45\x41\x44LINE\x10\x03\"2\n\x04Ping\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04sent\x18\x03 \x01(\x04\"D\n\x04Pong\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x10\n\x08server_s\x18\x02 \x01(\x01\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04sent\x18\x04 \x01(\x04\"\x17\n\x06\x43\x61ncel\x12\r\n\x05\x66rame\x18\x01 \x01(\x04\"\t\n\x07Goodbye\"1\n\x0cProbeRequest\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x0breply_bytes\x18\x02 \x01(\r\"\x1a\n\nProbeReply\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\x95\x01\n\x07Runtime\x12\x41\n\x07Session\x12\x18.onnx_offload.v1.Message\x1a\x18.onnx_offload.v1.Message(\x01\x30\x01\x12G\n\x05Probe\x12\x1d.onnx_offload.v1.ProbeRequest\x1a\x1b.onnx_offload.v1.ProbeReply(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\roffload.proto\x12\x0fonnx_offload.v1\"\x8e\x03\n\x07Message\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.onnx_offload.v1.HelloH\x00\x12+\n\x07welcome\x18\x02 \x01(\x0b\x32\x18.onnx_offload.v1.WelcomeH\x00\x12)\n\x06tensor\x18\x03 \x01(\x0b\x32\x17.onnx_offload.v1.TensorH\x00\x12+\n\x07\x66\x61ilure\x18\x04 \x01(\x0b\x32\x18.onnx_offload.v1.FailureH\x00\x12%\n\x04ping\x18\x05 \x01(\x0b\x32\x15.onnx_offload.v1.PingH\x00\x12%\n\x04pong\x18\x06 \x01(\x0b\x32\x15.onnx_offload.v1.PongH\x00\x12)\n\x06\x63\x61ncel\x18\x07 \x01(\x0b\x32\x17.onnx_offload.v1.CancelH\x00\x12+\n\x07goodbye\x18\x08 \x01(\x0b\x32\x18.onnx_offload.v1.GoodbyeH\x00\x12\'\n\x05\x62\x65gin\x18\t \x01(\x0b\x32\x16.onnx_offload.v1.BeginH\x00\x42\x06\n\x04\x62ody\")\n\x05Hello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06\x62undle\x18\x02 \x01(\t\"J\n\x07Welcome\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x12\n\nmax_frames\x18\x02 \x01(\r\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\x04\"6\n\x05\x42\x65gin\x12\r\n\x05\x66rame\x18\x01 \x01(\x04\x12\x0c\n\x04plan\x18\x02 \x01(\r\x12\x10\n\x08\x64\x65\x66\x61ults\x18\x03 \x03(\t\"}\n\x06Tensor\x12\r\n\x05\x66rame\x18\x01 \x01(\x04\x12\x0e\n\x06layout\x18\x02 \x01(\x0c\x12\x0c\n\x04plan\x18\x03 \x01(\r\x12\x0e\n\x06sent_s\x18\x04 \x01(\x01\x12$\n\x05spans\x18\x05 \x03(\x0b\x32\x15.onnx_offload.v1.Span\x12\x10\n\x08\x63hecksum\x18\x06 \x01(\x06\"F\n\x06Layout\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x10\n\x08\x65ncoding\x18\x04 \x01(\t\"\xb7\x01\n\x05Value\x12+\n\x07numbers\x18\x01 \x01(\x0b\x32\x18.onnx_offload.v1.NumbersH\x00\x12%\n\x04text\x18\x02 \x01(\x0b\x32\x15.onnx_offload.v1.TextH\x00\x12-\n\x08sequence\x18\x03 \x01(\x0b\x32\x19.onnx_offload.v1.SequenceH\x00\x12#\n\x03map\x18\x04 \x01(\x0b\x32\x14.onnx_offload.v1.MapH\x00\x42\x06\n\x04kind\"5\n\x07Numbers\x12\r\n\x05\x64type\x18\x01 \x01(\t\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"\'\n\x04Text\x12\r\n\x05shape\x18\x01 \x03(\x04\x12\x10\n\x08\x65lements\x18\x02 \x03(\t\"4\n\x08Sequence\x12(\n\x08\x65lements\x18\x01 \x03(\x0b\x32\x16.onnx_offload.v1.Value\"S\n\x03Map\x12$\n\x04keys\x18\x01 \x01(\x0b\x32\x16.onnx_offload.v1.Value\x12&\n\x06values\x18\x02 \x01(\x0b\x32\x16.onnx_offload.v1.Value\"\x80\x01\n\x04Span\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.onnx_offload.v1.Span.Kind\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0f\n\x07start_s\x18\x03 \x01(\x01\x12\r\n\x05\x65nd_s\x18\x04 \x01(\x01\" \n\x04Kind\x12\x0b\n\x07\x41RRIVAL\x10\x00\x12\x0b\n\x07\x43OMPUTE\x10\x01\"\x90\x01\n\x07\x46\x61ilure\x12\r\n\x05\x66rame\x18\x01 \x01(\x04\x12+\n\x04kind\x18\x02 \x01(\x0e\x32\x1d.onnx_offload.v1.Failure.Kind\x12\x10\n\x08sentence\x18\x03 \x01(\t\"7\n\x04Kind\x12\n\n\x06SERVER\x10\x00\x12\t\n\x05INPUT\x10\x01\x12\n\n\x06\x42UNDLE\x10\x02\x12\x0c\n\x08\x44\x45\x41\x44LINE\x10\x03\"2\n\x04Ping\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0c\n\x04sent\x18\x03 \x01(\x04\"D\n\x04Pong\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x10\n\x08server_s\x18\x02 \x01(\x01\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04sent\x18\x04 \x01(\x04\"\x17\n\x06\x43\x61ncel\x12\r\n\x05\x66rame\x18\x01 \x01(\x04\"\t\n\x07Goodbye\"1\n\x0cProbeRequest\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x13\n\x0breply_bytes\x18\x02 \x01(\r\"\x1a\n\nProbeReply\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\x95\x01\n\x07Runtime\x12\x41\n\x07Session\x12\x18.onnx_offload.v1.Message\x1a\x18.onnx_offload.v1.Message(\x01\x30\x01\x12G\n\x05Probe\x12\x1d.onnx_offload.v1.ProbeRequest\x1a\x1b.onnx_offload.v1.ProbeReply(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,35 +32,47 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'offload_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MESSAGE']._serialized_start=35
-  _globals['_MESSAGE']._serialized_end=392
-  _globals['_HELLO']._serialized_start=394
-  _globals['_HELLO']._serialized_end=435
-  _globals['_WELCOME']._serialized_start=437
-  _globals['_WELCOME']._serialized_end=484
-  _globals['_TENSOR']._serialized_start=486
-  _globals['_TENSOR']._serialized_end=611
-  _globals['_LAYOUT']._serialized_start=613
-  _globals['_LAYOUT']._serialized_end=683
-  _globals['_SPAN']._serialized_start=686
-  _globals['_SPAN']._serialized_end=814
-  _globals['_SPAN_KIND']._serialized_start=782
-  _globals['_SPAN_KIND']._serialized_end=814
-  _globals['_FAILURE']._serialized_start=817
-  _globals['_FAILURE']._serialized_end=961
-  _globals['_FAILURE_KIND']._serialized_start=906
-  _globals['_FAILURE_KIND']._serialized_end=961
-  _globals['_PING']._serialized_start=963
-  _globals['_PING']._serialized_end=1013
-  _globals['_PONG']._serialized_start=1015
-  _globals['_PONG']._serialized_end=1083
-  _globals['_CANCEL']._serialized_start=1085
-  _globals['_CANCEL']._serialized_end=1108
-  _globals['_GOODBYE']._serialized_start=1110
-  _globals['_GOODBYE']._serialized_end=1119
-  _globals['_PROBEREQUEST']._serialized_start=1121
-  _globals['_PROBEREQUEST']._serialized_end=1170
-  _globals['_PROBEREPLY']._serialized_start=1172
-  _globals['_PROBEREPLY']._serialized_end=1198
-  _globals['_RUNTIME']._serialized_start=1201
-  _globals['_RUNTIME']._serialized_end=1350
+  _globals['_MESSAGE']._serialized_end=433
+  _globals['_HELLO']._serialized_start=435
+  _globals['_HELLO']._serialized_end=476
+  _globals['_WELCOME']._serialized_start=478
+  _globals['_WELCOME']._serialized_end=552
+  _globals['_BEGIN']._serialized_start=554
+  _globals['_BEGIN']._serialized_end=608
+  _globals['_TENSOR']._serialized_start=610
+  _globals['_TENSOR']._serialized_end=735
+  _globals['_LAYOUT']._serialized_start=737
+  _globals['_LAYOUT']._serialized_end=807
+  _globals['_VALUE']._serialized_start=810
+  _globals['_VALUE']._serialized_end=993
+  _globals['_NUMBERS']._serialized_start=995
+  _globals['_NUMBERS']._serialized_end=1048
+  _globals['_TEXT']._serialized_start=1050
+  _globals['_TEXT']._serialized_end=1089
+  _globals['_SEQUENCE']._serialized_start=1091
+  _globals['_SEQUENCE']._serialized_end=1143
+  _globals['_MAP']._serialized_start=1145
+  _globals['_MAP']._serialized_end=1228
+  _globals['_SPAN']._serialized_start=1231
+  _globals['_SPAN']._serialized_end=1359
+  _globals['_SPAN_KIND']._serialized_start=1327
+  _globals['_SPAN_KIND']._serialized_end=1359
+  _globals['_FAILURE']._serialized_start=1362
+  _globals['_FAILURE']._serialized_end=1506
+  _globals['_FAILURE_KIND']._serialized_start=1451
+  _globals['_FAILURE_KIND']._serialized_end=1506
+  _globals['_PING']._serialized_start=1508
+  _globals['_PING']._serialized_end=1558
+  _globals['_PONG']._serialized_start=1560
+  _globals['_PONG']._serialized_end=1628
+  _globals['_CANCEL']._serialized_start=1630
+  _globals['_CANCEL']._serialized_end=1653
+  _globals['_GOODBYE']._serialized_start=1655
+  _globals['_GOODBYE']._serialized_end=1664
+  _globals['_PROBEREQUEST']._serialized_start=1666
+  _globals['_PROBEREQUEST']._serialized_end=1715
+  _globals['_PROBEREPLY']._serialized_start=1717
+  _globals['_PROBEREPLY']._serialized_end=1743
+  _globals['_RUNTIME']._serialized_start=1746
+  _globals['_RUNTIME']._serialized_end=1895
 # @@protoc_insertion_point(module_scope)

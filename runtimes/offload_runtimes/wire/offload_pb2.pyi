@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Message(_message.Message):
-    __slots__ = ("hello", "welcome", "tensor", "failure", "ping", "pong", "cancel", "goodbye")
+    __slots__ = ("hello", "welcome", "tensor", "failure", "ping", "pong", "cancel", "goodbye", "begin")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     TENSOR_FIELD_NUMBER: _ClassVar[int]
@@ -17,6 +17,7 @@ class Message(_message.Message):
     PONG_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     GOODBYE_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     welcome: Welcome
     tensor: Tensor
@@ -25,7 +26,8 @@ class Message(_message.Message):
     pong: Pong
     cancel: Cancel
     goodbye: Goodbye
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., tensor: _Optional[_Union[Tensor, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ...) -> None: ...
+    begin: Begin
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., tensor: _Optional[_Union[Tensor, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ..., pong: _Optional[_Union[Pong, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., goodbye: _Optional[_Union[Goodbye, _Mapping]] = ..., begin: _Optional[_Union[Begin, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("protocol", "bundle")
@@ -36,12 +38,24 @@ class Hello(_message.Message):
     def __init__(self, protocol: _Optional[int] = ..., bundle: _Optional[str] = ...) -> None: ...
 
 class Welcome(_message.Message):
-    __slots__ = ("protocol", "max_frames")
+    __slots__ = ("protocol", "max_frames", "max_message_bytes")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     MAX_FRAMES_FIELD_NUMBER: _ClassVar[int]
+    MAX_MESSAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     max_frames: int
-    def __init__(self, protocol: _Optional[int] = ..., max_frames: _Optional[int] = ...) -> None: ...
+    max_message_bytes: int
+    def __init__(self, protocol: _Optional[int] = ..., max_frames: _Optional[int] = ..., max_message_bytes: _Optional[int] = ...) -> None: ...
+
+class Begin(_message.Message):
+    __slots__ = ("frame", "plan", "defaults")
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    DEFAULTS_FIELD_NUMBER: _ClassVar[int]
+    frame: int
+    plan: int
+    defaults: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, frame: _Optional[int] = ..., plan: _Optional[int] = ..., defaults: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("frame", "layout", "plan", "sent_s", "spans", "checksum")
@@ -70,6 +84,50 @@ class Layout(_message.Message):
     shape: _containers.RepeatedScalarFieldContainer[int]
     encoding: str
     def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., encoding: _Optional[str] = ...) -> None: ...
+
+class Value(_message.Message):
+    __slots__ = ("numbers", "text", "sequence", "map")
+    NUMBERS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    MAP_FIELD_NUMBER: _ClassVar[int]
+    numbers: Numbers
+    text: Text
+    sequence: Sequence
+    map: Map
+    def __init__(self, numbers: _Optional[_Union[Numbers, _Mapping]] = ..., text: _Optional[_Union[Text, _Mapping]] = ..., sequence: _Optional[_Union[Sequence, _Mapping]] = ..., map: _Optional[_Union[Map, _Mapping]] = ...) -> None: ...
+
+class Numbers(_message.Message):
+    __slots__ = ("dtype", "shape", "data")
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Text(_message.Message):
+    __slots__ = ("shape", "elements")
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    ELEMENTS_FIELD_NUMBER: _ClassVar[int]
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    elements: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., elements: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Sequence(_message.Message):
+    __slots__ = ("elements",)
+    ELEMENTS_FIELD_NUMBER: _ClassVar[int]
+    elements: _containers.RepeatedCompositeFieldContainer[Value]
+    def __init__(self, elements: _Optional[_Iterable[_Union[Value, _Mapping]]] = ...) -> None: ...
+
+class Map(_message.Message):
+    __slots__ = ("keys", "values")
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    keys: Value
+    values: Value
+    def __init__(self, keys: _Optional[_Union[Value, _Mapping]] = ..., values: _Optional[_Union[Value, _Mapping]] = ...) -> None: ...
 
 class Span(_message.Message):
     __slots__ = ("kind", "name", "start_s", "end_s")

@@ -224,8 +224,8 @@ TestServerMachine.settings = settings(max_examples=150, stateful_step_count=25, 
 
 def opened() -> DeviceSession:
     session = DeviceSession(AGREED, "here")
-    welcome = pb.Welcome(protocol=wire.PROTOCOL, max_frames=3)
-    assert session.receive(wire.message(welcome=welcome)) == Opened(3)
+    welcome = pb.Welcome(protocol=wire.PROTOCOL, max_frames=3, max_message_bytes=2**20)
+    assert session.receive(wire.message(welcome=welcome)) == Opened(3, 2**20)
     return session
 
 
@@ -341,7 +341,7 @@ def test_an_answer_too_large_to_be_sent_fails_its_frame() -> None:
     assert isinstance(reply, Reply)
     failure = wire.parse(reply.data)[0].failure
     assert failure.kind == pb.Failure.INPUT
-    assert "'b' takes 808 B, this bundle allows 800 B" in failure.sentence
+    assert "'b' takes 808 B, the server sends 800 B at most" in failure.sentence
 
 
 def test_a_plan_that_the_bundle_lacks_is_refused() -> None:
@@ -389,3 +389,84 @@ def test_server_says_goodbye_and_answers_what_it_has() -> None:
     assert session.receive(wire.encode_tensor(2, "c", np.arange(2), "raw"), 0.0) == []
     (reply,) = session.finished(run, compute(run), 0.0, 1.0)
     assert isinstance(reply, Reply)
+
+
+WITH_DEFAULT = Contract(
+    "digest",
+    (segment("ab", "a", "b"), segment("e", "", "e")),
+    ports("ag"),
+    ports("be"),
+    {"ab": ("g",)},
+)
+
+
+def begin(frame: int, *names: str) -> bytes:
+    return DeviceSession((WITH_DEFAULT,), "here").begin(frame, 0, names)
+
+
+def with_default() -> ServerSession:
+    session = ServerSession({"digest": (WITH_DEFAULT,)}, ROOM)
+    session.receive(DeviceSession((WITH_DEFAULT,), "here").hello(), 0.0)
+    return session
+
+
+def test_a_segment_waits_for_the_defaults_that_were_announced() -> None:
+    session, a = with_default(), np.arange(2)
+    (other,) = session.receive(begin(1, "g"), 0.0)
+    assert isinstance(other, Run)
+    assert other.segment.id == "e"
+    assert session.receive(wire.encode_tensor(1, "a", a, "raw"), 0.0) == []
+    (run,) = session.receive(wire.encode_tensor(1, "g", a + 1, "raw"), 0.0)
+    assert isinstance(run, Run)
+    assert {name: array.tolist() for name, array in run.feeds.items()} == {"a": [0, 1], "g": [1, 2]}
+
+
+def test_without_an_announcement_nothing_is_waited_for() -> None:
+    runs = with_default().receive(wire.encode_tensor(1, "a", np.arange(2), "raw"), 0.0)
+    assert [run.segment.id for run in runs if isinstance(run, Run)] == ["ab", "e"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ((begin(1, "x"),), "announced that the bundle lacks"),
+        ((begin(1), begin(1)), "has begun already"),
+        ((begin(2), begin(1)), "is over: frames must be numbered upwards"),
+    ],
+)
+def test_a_wrong_beginning_ends_the_session(messages: tuple[bytes, ...], said: str) -> None:
+    session = with_default()
+    for message in messages:
+        events = session.receive(message, 0.0)
+    assert said in refusal(events)
+
+
+def test_a_frame_that_begins_while_the_server_drains_is_refused() -> None:
+    session = with_default()
+    session.drain()
+    (reply,) = session.receive(begin(1), 0.0)
+    assert isinstance(reply, Reply)
+    assert "shutting down" in wire.parse(reply.data)[0].failure.sentence
+    assert session.frames_in_flight == 0
+
+
+def test_memory_is_taken_before_anything_is_decoded() -> None:
+    """A few bytes that stand for many are refused, never unpacked."""
+    uploads = Ports({"a": Port(Value("a", "tensor(int64)", ("n",)), "zstd", 10**9)})
+    contract = Contract("digest", (segment("ab", "a", "b"),), uploads, ports("b"))
+    memory = Memory(1000)
+    account = memory.account(lambda: None)
+    session = ServerSession({"digest": (contract,)}, Limits(3, 10**9), account)
+    session.receive(DeviceSession((contract,), "here").hello(), 0.0)
+    huge = pack_zeros(10**8)
+    over, reply = session.receive(huge, 0.0)
+    assert over == Over(1, "failed")
+    assert isinstance(reply, Reply)
+    assert "--max-memory" in wire.parse(reply.data)[0].failure.sentence
+    assert memory.held_bytes == 0
+
+
+def pack_zeros(count: int) -> bytes:
+    """A tensor message of a few bytes that says it holds many; they are not even zstd."""
+    packed = wire.Packed("<i8", (count,), "zstd", memoryview(b"few bytes"))
+    return wire.tensor_message(1, "a", packed)

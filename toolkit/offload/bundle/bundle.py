@@ -63,6 +63,28 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
+class Default:
+    """An input with a default: the caller may give it or leave it out.
+
+    Attributes:
+        value: name, type and shape.
+        parts: the parts of the bundle that use it.
+    """
+
+    value: Value
+    parts: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; `from_json` reads it."""
+        return {**self.value.to_json(), "parts": list(self.parts)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Default":
+        """Read what `to_json` wrote."""
+        return cls(Value.from_json(value), tuple(value["parts"]))
+
+
+@dataclass(frozen=True, slots=True)
 class File:
     """One file of a bundle: its name, what it must hash to, and who needs it."""
 
@@ -83,6 +105,7 @@ class Bundle:
         inputs: what the caller gives, in the model's order.
         outputs: what the caller gets, in the model's order.
         files: everything it is made of, manifest excluded.
+        defaults: what the caller may give besides. Bundles of older versions do not say.
         batch: for each of the server's parts why it can't take rows of several sessions at once;
             empty: it can. Bundles of older versions do not say.
     """
@@ -94,6 +117,7 @@ class Bundle:
     outputs: tuple[Value, ...]
     files: tuple[File, ...]
     batch: Mapping[str, str] = field(default_factory=dict)
+    defaults: tuple[Default, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -130,6 +154,10 @@ class Bundle:
         """Why a part of the server's can't take rows of several sessions at once; empty: it can."""
         return self.batch.get(part, "the bundle is of an older version: make it again")
 
+    def defaults_of(self, part: str) -> tuple[str, ...]:
+        """Names of the inputs with a default that a part uses."""
+        return tuple(default.value.name for default in self.defaults if part in default.parts)
+
     def segment_path(self, part: str) -> Path:
         """Path of the ONNX file of a part."""
         return self.path / f"{part}.onnx"
@@ -163,8 +191,10 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
         inputs = tuple(Value.from_json(value) for value in manifest["inputs"])
         outputs = tuple(Value.from_json(value) for value in manifest["outputs"])
         batch = {str(part): str(why) for part, why in manifest.get("batch", {}).items()}
+        defaults = tuple(map(Default.from_json, manifest.get("defaults", [])))
         names, ranges = _plans(manifest)
         check_kinds((*inputs, *outputs), tuple[Value, ...])
+        check_kinds(defaults, tuple[Default, ...])
     except (
         KeyError,
         TypeError,
@@ -180,7 +210,8 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
         _verify(folder, file, required, names)
     plans = tuple(_read_plan(folder / name) for name in names)
     _check_parts(folder, plans, {file.name for file in files})
-    return Bundle(folder, digest, Ranged(plans, ranges), inputs, outputs, files, batch)
+    ranged = Ranged(plans, ranges)
+    return Bundle(folder, digest, ranged, inputs, outputs, files, batch, defaults)
 
 
 def plan_names(count: int) -> list[str]:

@@ -138,6 +138,11 @@ def excerpt(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYPES) -
     return Excerpt(head, graph, tuple(dense))
 
 
+def open_defaults(model: Model, part: Part) -> tuple[str, ...]:
+    """Names of the inputs with a default that a part uses: inputs of its own."""
+    return tuple(_closure(model, part)[2])
+
+
 def _closure(model: Model, part: Part) -> tuple[list[int], list[str], list[str]]:
     """Nodes in the source's order, stored values and open defaults that a part consists of."""
     wiring, given = model.wiring, set(part.inputs)

@@ -13,6 +13,7 @@ from offload.bundle.bundle import (
     MANIFEST,
     PLANS_FORMAT,
     Bundle,
+    Default,
     Value,
     file_digest,
     manifest_digest,
@@ -21,7 +22,7 @@ from offload.bundle.bundle import (
 )
 from offload.bundle.common import in_common
 from offload.bundle.dress import clothes
-from offload.bundle.extract import Part
+from offload.bundle.extract import Part, open_defaults
 from offload.bundle.rows.verdict import why_alone
 from offload.bundle.weights import write_parts
 from offload.errors import InputError
@@ -64,29 +65,31 @@ def write_plans(
     which it names.
 
     Raises:
-        InputError: something that is no bundle is in the way, or a tensor at the cut can't cross.
+        InputError: something that is no bundle is in the way, a tensor at the cut can't cross,
+            or an input or output of the model is an optional or a sequence of sequences.
         OSError: the disk refuses (full, read-only).
     """
     if path.exists() and not (path / MANIFEST).is_file():
         raise InputError(f"{path} exists and is not a bundle: choose another name or remove it")
+    ends = signature(model, graph)
+    check_types((*ends[0], *ends[1]))
     ranged = in_common(ranged)
     with staged_folder(path) as staged:
-        written, batch = _write_segments(model, ranged.plans, staged, types or {})
+        written, batch, defaults = _write_segments(model, ranged.plans, staged, types or {})
         plans = plan_names(len(ranged.plans))
         for name, plan in zip(plans, ranged.plans, strict=True):
             (staged / name).write_text(json.dumps(plan.to_json(), indent=1))
         sides = {**dict.fromkeys(plans, BOTH), **{file.name: _sides(file.name) for file in written}}
-        inputs, outputs = signature(model, graph)
-        proofs = prove(Bundle(staged, "", ranged, inputs, outputs, ()))
+        proofs = prove(Bundle(staged, "", ranged, *ends, ()))
         sides.update(dict.fromkeys(proofs, BOTH))
-        seal(staged, _source(model, graph), (inputs, outputs), sides, ranged.ranges, batch)
+        seal(staged, _source(model, graph), ends, sides, ranged.ranges, batch, defaults)
     return open_bundle(path, BOTH)
 
 
 def _write_segments(
     model: Model, plans: Sequence[Plan], folder: Path, types: Mapping[str, Tensor]
-) -> tuple[tuple[Path, ...], dict[str, str]]:
-    """The files, and for each of the server's parts why its rows must stay alone."""
+) -> tuple[tuple[Path, ...], dict[str, str], tuple[Default, ...]]:
+    """The files, for each of the server's parts why its rows must stay alone, and the defaults."""
     segments = {s.file: (plan, s) for plan in plans for s in plan.segments}
     wearing = {file: clothes(plan, segment) for file, (plan, segment) in segments.items()}
     parts = {
@@ -96,7 +99,13 @@ def _write_segments(
     once = len(plans) > 1
     files = write_parts(model, parts, folder, types, lambda name: wearing[name].put_on, once)
     served = {s.part: s.file for _, s in segments.values() if s.side is Side.SERVER}
-    return files, {part: why_alone(model, parts[file]) for part, file in served.items()}
+    batch = {part: why_alone(model, parts[file]) for part, file in served.items()}
+    users = {Path(file).stem: open_defaults(model, part) for file, part in parts.items()}
+    defaults = tuple(
+        Default(value_of(value), tuple(part for part, names in users.items() if name in names))
+        for name, value in model.wiring.defaults.items()
+    )
+    return files, batch, defaults
 
 
 def signature(model: Model, graph: Graph) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
@@ -104,8 +113,30 @@ def signature(model: Model, graph: Graph) -> tuple[tuple[Value, ...], tuple[Valu
     inputs = {value.name: value for value in model.proto.graph.input}
     return (
         tuple(value_of(inputs[name]) for name in graph.inputs),
-        tuple(value_of(value) for value in model.proto.graph.output),
+        tuple(value_of(_typed(model, value)) for value in model.proto.graph.output),
     )
+
+
+def check_types(values: Iterable[Value]) -> None:
+    """Refuse inputs and outputs of types that a session cannot take or give.
+
+    Raises:
+        InputError: an optional, or a sequence of sequences.
+    """
+    for value in values:
+        if "optional(" in value.type or "seq(seq(" in value.type:
+            raise InputError(
+                f"{value.name!r} is of type {value.type}, which a session can neither take nor"
+                " give: make it a tensor or a sequence of tensors in the model, or leave it out"
+            )
+
+
+def _typed(model: Model, output: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
+    """An output with its type; tools append outputs by name alone."""
+    inferred = model.types.inferred(output.name)
+    if output.type.WhichOneof("value") or inferred is None:
+        return output
+    return onnx.ValueInfoProto(name=output.name, type=inferred)
 
 
 def seal(
@@ -115,10 +146,12 @@ def seal(
     sides: Mapping[str, tuple[Side, ...]],
     ranges: Sequence[Range] = EVERYWHERE,
     batch: Mapping[str, str] = MappingProxyType({}),
+    defaults: Sequence[Default] = (),
 ) -> None:
     """Write the manifest of a folder's files: digests, sizes, and which side needs each.
 
-    `batch` says for each of the server's parts why its rows must stay alone (`Bundle.batch`).
+    `batch` says for each of the server's parts why its rows must stay alone (`Bundle.batch`);
+    `defaults` are the inputs with a default.
     """
     inputs, outputs = signature
     count = len({r.plan for r in ranges})
@@ -130,6 +163,7 @@ def seal(
         "inputs": [value.to_json() for value in inputs],
         "outputs": [value.to_json() for value in outputs],
         **({"batch": dict(batch)} if batch else {}),
+        **({"defaults": [default.to_json() for default in defaults]} if defaults else {}),
         "files": {
             name: {
                 "sha256": file_digest(folder / name),

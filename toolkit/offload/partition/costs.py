@@ -1,5 +1,6 @@
 """Seconds of everything a partition weighs, in one value."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -7,9 +8,12 @@ from offload.cost.link import Link
 from offload.cost.profile import Profile
 from offload.encoding.catalogue import Catalogue
 from offload.encoding.encoding import ENCODINGS, RAW, Encoding
-from offload.graph.model import Graph
+from offload.graph.model import Graph, Tensor
 from offload.partition.crossing import Crossing, crossings
 from offload.partition.cut import Cut
+
+_WORD_BYTES = 32  # assumed of each text of an input
+_STRUCTURE_BYTES = 4096  # assumed of an input that is a sequence or a map
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,9 @@ def costs_of(
         InputError: a profile is not of this graph.
     """
     sizes = {name: t.size_bytes for name, t in graph.tensors.items() if t.size_bytes is not None}
+    for name in graph.inputs:
+        if name not in sizes and (assumed := _assumed_bytes(graph.tensors[name])) is not None:
+            sizes[name] = assumed
     movable = (*graph.inputs, *graph.producer)
     plain = Costs(
         device.costs_of(graph),
@@ -184,3 +191,12 @@ def costs_of(
     ways = crossings(tensors, known, device, server, link.upload_s)
     back = crossings(answers, plainly, server, device, link.download_s)
     return plain.encoded(ways).answering(back)
+
+
+def _assumed_bytes(tensor: Tensor) -> int | None:
+    """Bytes assumed of an input of the model that is not an array of numbers."""
+    if tensor.dtype is None:
+        return _STRUCTURE_BYTES
+    if tensor.dtype != "string" or tensor.shape is None or None in tensor.shape:
+        return None
+    return _WORD_BYTES * math.prod(size or 0 for size in tensor.shape)
