@@ -74,8 +74,9 @@ def root() -> None:
 def sentence(error: BaseException) -> str | None:
     """One sentence for an error a user can meet; None for a bug, which keeps its traceback."""
     if isinstance(error, OffloadError):
-        hint = " (this may pass: try again)" if error.retry else ""
-        return f"{error}{hint}"
+        flag = f" (--{error.option})" if error.option else ""
+        hint = " (this may pass: try again)" if error.retry and not flag else ""
+        return f"{error}{flag}{hint}"
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         advice = {

@@ -65,6 +65,11 @@ def check_feed(where: str, expected: Value, array: Array) -> None:
     dtype = _FED.get(expected.type)
     if dtype is None:
         raise InputError(f"{where}: input {expected.name!r} is a {expected.type}: not supported")
+    if not isinstance(array, np.ndarray | np.generic):
+        raise InputError(
+            f"{where}: input {expected.name!r} must be an array, not a {type(array).__name__}: use"
+            f" np.asarray(..., dtype=np.{dtype})"
+        )
     if array.dtype != dtype or not shape_fits(expected.shape, array.shape):
         raise InputError(
             f"{where}: input {expected.name!r} must be {dtype}{show_shape(expected.shape)},"
