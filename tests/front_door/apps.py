@@ -14,12 +14,13 @@ WIDTH = 16
 
 
 def split_chain(door: Door) -> str:
-    """Split x -> MatMul h -> Relu r -> MatMul m -> Tanh y at r; the bundle's path."""
+    """Split Tanh(Relu(x W1) W2 + x) after the Relu; the bundle's path. The input x is sent, too."""
     nodes = [
         helper.make_node("MatMul", ["x", "W1"], ["h"]),
         helper.make_node("Relu", ["h"], ["r"]),
         helper.make_node("MatMul", ["r", "W2"], ["m"]),
-        helper.make_node("Tanh", ["m"], ["y"]),
+        helper.make_node("Add", ["m", "x"], ["s"]),
+        helper.make_node("Tanh", ["s"], ["y"]),
     ]
     stored = {"W1": weight(WIDTH, WIDTH), "W2": weight(WIDTH, WIDTH, seed=1)}
     ends = [value("x", "n", WIDTH)], [value("y", "n", WIDTH)]
