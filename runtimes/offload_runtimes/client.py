@@ -86,7 +86,7 @@ class OffloadSession:
                 or a connector to it; None for a bundle whose plan stays on the device.
             providers: onnxruntime's execution providers in order of preference (also `cuda`,
                 `tensorrt`, `openvino`); the CPU is the fallback.
-            threads: threads of one kernel; None: one per physical core.
+            threads: threads of one kernel; None: one per physical core that the process may use.
             optimize: let onnxruntime fuse and fold; without it, results are bit-equal to the
                 whole model's.
             link: emulate a link of this cost, each way.
