@@ -30,7 +30,7 @@ from offload_cli import (
 )
 from offload_cli.bench.verb import bench
 from offload_cli.demo.verb import demo
-from offload_cli.output import Output
+from offload_cli.output import Output, write_any_encoding
 
 app = typer.Typer(
     name="offload",
@@ -93,6 +93,7 @@ def sentence(error: BaseException) -> str | None:
 
 def main() -> None:
     """Entry point of the `offload` command: exit 0 on success, 1 on failure, 2 on bad usage."""
+    write_any_encoding()
     try:
         app()
     except KeyboardInterrupt:
