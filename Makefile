@@ -34,6 +34,11 @@ pytest: install
 test-door: install
 	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m door tests/front_door
 
+# 300 clients that never close their session, 50 at once: each process must end (5 min).
+.PHONY: test-exit
+test-exit: install
+	$(BIN)/python -m tests.benchmarks.bench_exit
+
 # Real weights, a real input, every scheme predicted and measured; writes out/demo/index.html.
 demo: install
 	$(BIN)/offload demo

@@ -30,7 +30,7 @@ from offload_cli import (
 )
 from offload_cli.bench.verb import bench
 from offload_cli.demo.verb import demo
-from offload_cli.output import Output
+from offload_cli.output import Output, write_any_encoding
 
 app = typer.Typer(
     name="offload",
@@ -74,8 +74,9 @@ def root() -> None:
 def sentence(error: BaseException) -> str | None:
     """One sentence for an error a user can meet; None for a bug, which keeps its traceback."""
     if isinstance(error, OffloadError):
-        hint = " (this may pass: try again)" if error.retry else ""
-        return f"{error}{hint}"
+        flag = f" (--{error.option})" if error.option else ""
+        hint = " (this may pass: try again)" if error.retry and not flag else ""
+        return f"{error}{flag}{hint}"
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
         advice = {
@@ -92,6 +93,7 @@ def sentence(error: BaseException) -> str | None:
 
 def main() -> None:
     """Entry point of the `offload` command: exit 0 on success, 1 on failure, 2 on bad usage."""
+    write_any_encoding()
     try:
         app()
     except KeyboardInterrupt:

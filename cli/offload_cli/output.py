@@ -1,5 +1,7 @@
 """The one output object: results on stdout, remarks on stderr, `--format json` for nothing."""
 
+import codecs
+import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +16,26 @@ from rich.text import Text
 
 # Wide enough that a table in a file or a pipe never breaks a tensor's name.
 PIPE_COLUMNS = 240
+
+_ASCII = {"█": "#", "▓": "=", "…": "...", "×": "x", "µ": "u", "→": "->", "–": "-", "—": "-"}
+
+
+def write_any_encoding() -> None:
+    """Let stdout and stderr take any character, whatever their encoding.
+
+    What the encoding lacks is written as its usual ASCII stand-in, else as `\\uXXXX`.
+    """
+
+    def stand_in(error: UnicodeError) -> tuple[str, int]:
+        assert isinstance(error, UnicodeEncodeError)
+        missing = error.object[error.start : error.end]
+        shown = (_ASCII.get(c) or c.encode("ascii", "backslashreplace").decode() for c in missing)
+        return "".join(shown), error.end
+
+    codecs.register_error("stand-in", stand_in)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="stand-in")
 
 
 class Format(StrEnum):

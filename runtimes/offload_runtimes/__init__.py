@@ -1,1 +1,47 @@
-"""Run bundles: the engine, the wire, the client on the device and the server."""
+"""Run bundles: the engine, the wire, the client on the device and the server.
+
+What an application needs is importable from here; each name is loaded when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from offload.cost.link import parse_link
+    from offload.errors import BundleError, DeadlineError, InputError, OffloadError, ServerError
+
+    from offload_runtimes.client import OffloadSession
+    from offload_runtimes.local import open_session
+    from offload_runtimes.planning.probe import probe
+
+__all__ = [
+    "BundleError",
+    "DeadlineError",
+    "InputError",
+    "OffloadError",
+    "OffloadSession",
+    "ServerError",
+    "open_session",
+    "parse_link",
+    "probe",
+]
+
+_HOMES = {
+    **dict.fromkeys(__all__, "offload.errors"),
+    "OffloadSession": "offload_runtimes.client",
+    "open_session": "offload_runtimes.local",
+    "parse_link": "offload.cost.link",
+    "probe": "offload_runtimes.planning.probe",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found: object = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

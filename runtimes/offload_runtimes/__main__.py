@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         asked.command(asked)
     except (OffloadError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        option = getattr(error, "option", None)
+        print(f"error: {error}" + (f" (--{option})" if option else ""), file=sys.stderr)
         return 1
     return 0
 

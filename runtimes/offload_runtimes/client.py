@@ -1,5 +1,6 @@
 """The device's side: run a bundle as if it were one onnxruntime session."""
 
+import os
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
@@ -11,8 +12,9 @@ from collections.abc import (
 )
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar, overload
 
+import numpy as np
 from offload.bundle.bundle import Bundle, Value, open_bundle
 from offload.cost.link import Link
 from offload.errors import InputError, OffloadError, ServerError
@@ -20,6 +22,7 @@ from offload.plan.plan import Plan, Side
 from offload.plan.switching import Switching
 from offload.schedule.timeline import Timeline
 
+from offload_runtimes.address import parse_address
 from offload_runtimes.device.closing import close_at_exit
 from offload_runtimes.device.emulate import LinkCost, Pacer
 from offload_runtimes.device.engines import Device
@@ -27,13 +30,17 @@ from offload_runtimes.device.execution import Execution, OnServerLoss, Running
 from offload_runtimes.device.keeper import Keeper
 from offload_runtimes.device.pilot import Pilot, Switch
 from offload_runtimes.device.remote import Remote
-from offload_runtimes.device.stream import Latest, answers, answers_async
+from offload_runtimes.device.stream import Frame, Latest, answers, answers_async, finish_async
 from offload_runtimes.device.tally import Counts, Tally
 from offload_runtimes.engine import Array, EngineOptions, as_feed
 from offload_runtimes.grpc.channel import GrpcConnector
 from offload_runtimes.security.credentials import ClientSecurity
 from offload_runtimes.wire.contract import MESSAGE_LIMIT_BYTES, contracts
 from offload_runtimes.wire.transport import Connector
+
+Tag = TypeVar("Tag")
+_CLOSED = "the session is closed: open a new one"
+_CLOSE_S = 5.0  # for what is computed when it is closed
 
 
 class OffloadSession:
@@ -75,11 +82,11 @@ class OffloadSession:
 
         Args:
             bundle: a bundle or its directory; the device's files suffice.
-            server: `HOST:PORT` of a server that serves this bundle, or a connector to it; None
-                for a bundle whose plan stays on the device.
+            server: `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH` of a server that serves this bundle,
+                or a connector to it; None for a bundle whose plan stays on the device.
             providers: onnxruntime's execution providers in order of preference (also `cuda`,
                 `tensorrt`, `openvino`); the CPU is the fallback.
-            threads: threads of one kernel; None: one per physical core.
+            threads: threads of one kernel; None: one per physical core that the process may use.
             optimize: let onnxruntime fuse and fold; without it, results are bit-equal to the
                 whole model's.
             link: emulate a link of this cost, each way.
@@ -106,13 +113,17 @@ class OffloadSession:
             InputError: an option cannot be used, or the plan needs a server and none is given.
             ServerError: the server cannot be reached.
         """
+        if isinstance(providers, str):
+            raise InputError(f"providers are a tuple of names, like ({providers!r},)")
+        if isinstance(link, str):
+            raise InputError(f"link {link!r} is a string: give parse_link({link!r})")
         if not isinstance(bundle, Bundle):
             bundle = open_bundle(bundle, (Side.DEVICE,))
         self.bundle = bundle
         self._inputs = {value.name: value for value in bundle.inputs}
         self._defaults = {default.value.name: default.value for default in bundle.defaults}
         self._outputs = tuple(value.name for value in bundle.outputs)
-        self._deadline_s = deadline_s
+        self._deadline_s = None if deadline_s is None else checked_s("deadline_s", deadline_s)
         tally = self._tally = Tally()
         policy = _policy(on_server_loss)
         pacer = slowdown if isinstance(slowdown, Pacer) else Pacer(slowdown)
@@ -133,29 +144,31 @@ class OffloadSession:
             agreed = contracts(bundle, _values(bundle, device))
             connector = _connector(server, security)
 
-            def connect(timeout_s: float) -> Remote:
+            def make() -> Remote:
                 pilot.gauge.forget()
                 return Remote(
                     connector,
                     agreed,
                     link=link,
                     slowdown=pacer.slowdown,
-                    timeout_s=timeout_s,
                     patience_s=patience_s,
                     passed=pilot.gauge.passed,
                 )
 
             keeper = Keeper(
-                connect,
-                _first(connect, connect_timeout_s, require_server),
+                make,
+                _first(make, connect_timeout_s, require_server),
                 heartbeat_s=heartbeat_s,
                 timeout_s=connect_timeout_s,
                 reconnect=policy is not OnServerLoss.LOCAL,
                 tally=tally,
             )
         self._pilot, self._keeper = pilot, keeper
-        self._execution = Execution(bundle, device, policy, keeper, tally, pilot.take)
-        close_at_exit(self)
+        execution = self._execution = Execution(bundle, device, policy, keeper, tally, pilot.take)
+        self._process = os.getpid()
+        self._is_closed = False
+        self._closers: list[Callable[[], None]] = [partial(_end, execution, keeper, pilot)]
+        self._forget = close_at_exit(partial(_call_all, self._closers), self)
         self._remote = partial(_alive, keeper)
         try:
             pilot.settle(self._remote())
@@ -214,7 +227,8 @@ class OffloadSession:
 
         Gives the seconds it took this machine.
         """
-        _, feeds = self._checked(None, input_feed)
+        self._check_usable()
+        feeds = self._checked_feeds(input_feed)
         return self._device.rehearse(self.bundle.plans[self.plan].on(Side.DEVICE), feeds)
 
     def run(
@@ -235,11 +249,13 @@ class OffloadSession:
             deadline_s: seconds allowed; None: the session's.
 
         Raises:
-            InputError: a name, dtype or shape is wrong.
+            InputError: a name, dtype or shape is wrong, or the session was closed.
             ServerError: the server is lost and the device may not or cannot go on alone.
             DeadlineError: the time is over.
         """
-        return self.begin(output_names, input_feed, deadline_s).finish()
+        running = self._prepared(output_names, input_feed, deadline_s, copy=False)
+        running.start()
+        return running.finish()
 
     def run_timed(
         self,
@@ -248,23 +264,49 @@ class OffloadSession:
         deadline_s: float | None = None,
     ) -> tuple[list[Any], Timeline]:
         """As `run`, and the measured timeline: who did what from when to when."""
-        running = self.begin(output_names, input_feed, deadline_s)
+        running = self._prepared(output_names, input_feed, deadline_s, copy=False)
+        running.start()
         return running.finish(), running.timeline
+
+    async def arun(
+        self,
+        output_names: Sequence[str] | None,
+        input_feed: Mapping[str, Array],
+        deadline_s: float | None = None,
+    ) -> list[Array]:
+        """As `run`, for `await`; it computes and waits on another thread, not the event loop's.
+
+        When its task is cancelled, the work is stopped, here and on the server, before the
+        cancellation comes through.
+        """
+        running = self._prepared(output_names, input_feed, deadline_s, copy=False)
+        return await finish_async(running)
 
     def begin(
         self,
         output_names: Sequence[str] | None,
         input_feed: Mapping[str, Any],
         deadline_s: float | None = None,
+        *,
+        copy: bool = True,
     ) -> Running:
         """Do the device's part and return; `Running.finish` waits for the answer.
 
-        The arrays given must not change until then. Raises as `run`.
-        """
-        names, feeds = self._checked(output_names, input_feed)
-        allowed_s = self._deadline_s if deadline_s is None else deadline_s
-        return self._execution.begin(feeds, names, allowed_s)
+        Args:
+            output_names: outputs wanted, in that order; None: all.
+            input_feed: an array for every input.
+            deadline_s: seconds allowed; None: the session's.
+            copy: copy inputs that are still needed when this returns; without it, the arrays must
+                not be written to before `finish` has returned.
 
+        Raises:
+            OffloadError: as `run`.
+        """
+        running = self._prepared(output_names, input_feed, deadline_s, copy=copy)
+        running.start()
+        return running
+
+    @overload
     def stream(
         self,
         frames: Iterable[Mapping[str, Array]],
@@ -272,26 +314,48 @@ class OffloadSession:
         *,
         window: int = 4,
         latest: bool = False,
-    ) -> Iterator[list[Array]]:
+        copy: bool = True,
+    ) -> Iterator[list[Array]]: ...
+
+    @overload
+    def stream(
+        self,
+        frames: Iterable[tuple[Tag, Mapping[str, Array]]],
+        output_names: Sequence[str] | None = None,
+        *,
+        window: int = 4,
+        latest: bool = False,
+        copy: bool = True,
+    ) -> Iterator[tuple[Tag, list[Array]]]: ...
+
+    def stream(
+        self,
+        frames: Iterable[Frame],
+        output_names: Sequence[str] | None = None,
+        *,
+        window: int = 4,
+        latest: bool = False,
+        copy: bool = True,
+    ) -> Iterator[Any]:
         """Run many frames with device, link and server busy at once; answers in order.
 
         Args:
-            frames: an array for every input, per frame; read on another thread. Arrays must not
-                be written to before their answer has come.
+            frames: an array for every input, per frame; read on another thread. A frame may also
+                be `(tag, arrays)`: its answer is `(tag, outputs)` then.
             output_names: outputs wanted; None: all.
             window: frames under way or waiting to be taken; a slow caller holds up the source.
             latest: for live cameras: read the source at its own pace and drop frames that are
                 stale by the time the device is free (counted in `counts.dropped`).
+            copy: copy what waits in a queue, so that the source may reuse its arrays for the
+                next frame; without it, arrays must not be written to before their answer has come.
 
         Raises:
             OffloadError: as `run`, in the turn of the frame that failed.
         """
+        window, prepare = _window(window), self._frame_preparer(output_names, copy and not latest)
+        return answers(prepare, self._paced(frames, latest, copy), window)
 
-        def begin(feeds: Mapping[str, Array]) -> Running:
-            return self.begin(output_names, feeds)
-
-        return answers(begin, self._paced(frames, latest), _window(window))
-
+    @overload
     def astream(
         self,
         frames: Iterable[Mapping[str, Array]] | AsyncIterable[Mapping[str, Array]],
@@ -299,22 +363,54 @@ class OffloadSession:
         *,
         window: int = 4,
         latest: bool = False,
-    ) -> AsyncIterator[list[Array]]:
-        """As `stream`, for `async for`; frames may come from an asynchronous iterator too."""
+        copy: bool = True,
+    ) -> AsyncIterator[list[Array]]: ...
 
-        def begin(feeds: Mapping[str, Array]) -> Running:
-            return self.begin(output_names, feeds)
+    @overload
+    def astream(
+        self,
+        frames: (
+            Iterable[tuple[Tag, Mapping[str, Array]]]
+            | AsyncIterable[tuple[Tag, Mapping[str, Array]]]
+        ),
+        output_names: Sequence[str] | None = None,
+        *,
+        window: int = 4,
+        latest: bool = False,
+        copy: bool = True,
+    ) -> AsyncIterator[tuple[Tag, list[Array]]]: ...
 
-        def wrap(source: Iterable[Mapping[str, Array]]) -> Iterable[Mapping[str, Array]]:
-            return self._paced(source, latest)
+    def astream(
+        self,
+        frames: Iterable[Frame] | AsyncIterable[Frame],
+        output_names: Sequence[str] | None = None,
+        *,
+        window: int = 4,
+        latest: bool = False,
+        copy: bool = True,
+    ) -> AsyncIterator[Any]:
+        """As `stream`, for `async for`; frames may come from an asynchronous iterator too.
 
-        return answers_async(begin, frames, _window(window), wrap)
+        When the task is cancelled, what was begun is stopped and a generator of frames is closed
+        before the cancellation comes through.
+        """
+        window, prepare = _window(window), self._frame_preparer(output_names, copy and not latest)
+
+        def wrap(source: Iterable[Frame]) -> Iterable[Frame]:
+            return self._paced(source, latest, copy)
+
+        return answers_async(prepare, frames, window, wrap)
 
     def close(self) -> None:
-        """End the session with the server; may be called twice."""
-        self._pilot.close()
-        if self._keeper:
-            self._keeper.close()
+        """End the session with the server; may be called twice.
+
+        What is under way in other threads is stopped and raises InputError, as `run` does then.
+        """
+        if os.getpid() != self._process:
+            return  # the session is the parent's, which goes on
+        self._is_closed = True
+        _call_all(self._closers)
+        self._forget()
 
     def __enter__(self) -> Self:
         return self
@@ -322,20 +418,51 @@ class OffloadSession:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _paced(
-        self, frames: Iterable[Mapping[str, Array]], latest: bool
-    ) -> Iterable[Mapping[str, Array]]:
-        return Latest(frames, lambda: self._tally.add("dropped")) if latest else frames
+    def _paced(self, frames: Iterable[Frame], latest: bool, copy: bool) -> Iterable[Frame]:
+        if not latest:
+            return frames
+        return Latest(frames, lambda: self._tally.add("dropped"), copy=copy)
 
-    def _checked(
-        self, output_names: Sequence[str] | None, feeds: Mapping[str, Any]
-    ) -> tuple[tuple[str, ...], dict[str, Any]]:
-        """The outputs wanted and the values to compute them from.
+    def _frame_preparer(
+        self, output_names: Sequence[str] | None, copy: bool
+    ) -> Callable[[Mapping[str, Any]], Running]:
+        self._check_usable()
+        self._checked_names(output_names)
+        return lambda feeds: self._prepared(output_names, feeds, None, copy=copy)
 
-        Raises:
-            InputError: inputs or outputs are not the model's.
-        """
+    def _prepared(
+        self,
+        output_names: Sequence[str] | None,
+        feeds: Mapping[str, Any],
+        deadline_s: float | None,
+        *,
+        copy: bool,
+    ) -> Running:
+        """An inference that has not begun yet, its arguments checked."""
+        self._check_usable()
+        names, checked = self._checked_names(output_names), self._checked_feeds(feeds)
+        allowed_s = self._deadline_s if deadline_s is None else checked_s("deadline_s", deadline_s)
+        running = self._execution.prepare(checked, names, allowed_s, copy=copy)
+        running.session = self  # it must not be closed while an inference is under way
+        return running
+
+    def _check_usable(self) -> None:
+        if os.getpid() != self._process:
+            raise InputError(
+                "the session was opened before this process was forked, and works in its parent"
+                " only: open a new one here"
+            )
+        if self._is_closed:
+            raise InputError(_CLOSED)
+
+    def _checked_feeds(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
+        """The values to compute from; InputError unless they are the model's inputs."""
         where = self.bundle.path.name
+        if not isinstance(feeds, Mapping):
+            raise InputError(
+                f"{where}: inputs are a dict from names to arrays, not a {type(feeds).__name__}:"
+                f" give all of {list(self._inputs)}"
+            )
         checked: dict[str, Any] = {}
         for name, given in feeds.items():
             value = self._inputs.get(name) or self._defaults.get(name)
@@ -348,10 +475,41 @@ class OffloadSession:
                 raise InputError(
                     f"{where}: input {name!r} is missing: give all of {list(self._inputs)}"
                 )
-        for name in output_names or ():
+        return checked
+
+    def _checked_names(self, output_names: Sequence[str] | None) -> tuple[str, ...]:
+        """The outputs wanted; InputError unless they are the model's."""
+        if output_names is None:
+            return self._outputs
+        where = self.bundle.path.name
+        if isinstance(output_names, str) or not isinstance(output_names, Iterable):
+            raise InputError(
+                f"{where}: outputs are a list of names, not {output_names!r}: give some of"
+                f" {list(self._outputs)}, or None for all"
+            )
+        names = tuple(output_names)
+        if not names:
+            raise InputError(
+                f"{where}: the list of outputs is empty: give some of {list(self._outputs)}, or"
+                " None for all"
+            )
+        for name in names:
             if name not in self._outputs:
                 raise InputError(f"{where} has no output {name!r}: it gives {list(self._outputs)}")
-        return self._outputs if output_names is None else tuple(output_names), checked
+        return names
+
+
+def _call_all(functions: Iterable[Callable[[], None]]) -> None:
+    for function in functions:
+        function()
+
+
+def _end(execution: Execution, keeper: Keeper | None, pilot: Pilot) -> None:
+    """Stop what is under way, then the threads and the connection."""
+    execution.close(_CLOSED, _CLOSE_S)
+    pilot.close()
+    if keeper:
+        keeper.close()
 
 
 def _alive(keeper: Keeper | None) -> Remote | None:
@@ -360,9 +518,16 @@ def _alive(keeper: Keeper | None) -> Remote | None:
 
 
 def _window(frames: int) -> int:
-    if frames < 1:
-        raise InputError(f"window must be at least 1 frame, not {frames}")
+    if not isinstance(frames, int) or frames < 1:
+        raise InputError(f"window must be at least 1 frame, not {frames!r}")
     return frames
+
+
+def checked_s(name: str, seconds: float) -> float:
+    """A number of seconds that a caller gave; InputError unless it is finite and above 0."""
+    if not isinstance(seconds, int | float | np.number) or not 0 < seconds < float("inf"):
+        raise InputError(f"{name} must be a number of seconds above 0, not {seconds!r}")
+    return float(seconds)
 
 
 def _policy(text: str) -> OnServerLoss:
@@ -378,21 +543,23 @@ def _values(bundle: Bundle, device: Device) -> dict[str, Value]:
     return {**ends, **device.values()}
 
 
-def _first(connect: Callable[[float], Remote], timeout_s: float, required: bool) -> Remote | None:
+def _first(make: Callable[[], Remote], timeout_s: float, required: bool) -> Remote | None:
+    remote = make()
     try:
-        return connect(timeout_s)
+        remote.open(timeout_s)
     except ServerError:
         if required:
             raise
         return None
+    return remote
 
 
 def _connector(server: str | Connector | None, security: ClientSecurity | None) -> Connector:
     if server is None:
         raise InputError(
             "this bundle's plan needs a server: give its HOST:PORT, or use"
-            " offload_runtimes.local.open_session, which starts one within this process"
+            " offload_runtimes.open_session, which starts one within this process"
         )
-    if isinstance(server, str):
-        return GrpcConnector(server, MESSAGE_LIMIT_BYTES, security)
-    return server
+    if not isinstance(server, str) and hasattr(server, "connect"):
+        return server
+    return GrpcConnector(parse_address(server), MESSAGE_LIMIT_BYTES, security)

@@ -15,17 +15,13 @@ class LocalSession(OffloadSession):
 
     def __init__(self, bundle: Bundle, server: Server, **options: Any) -> None:
         """Start the server and connect to it; options as for OffloadSession."""
-        self._server = server.start()
+        server.start()
         try:
             super().__init__(bundle, server.address, **options)
         except BaseException:
             server.stop()
             raise
-
-    def close(self) -> None:
-        """End the session, then its server; may be called twice."""
-        super().close()
-        self._server.stop()
+        self._closers.append(server.stop)
 
 
 def open_session(

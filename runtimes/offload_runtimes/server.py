@@ -13,9 +13,10 @@ from offload.bundle.bundle import Bundle
 from offload.errors import InputError, OffloadError, ServerError
 from offload.units import format_bytes
 
+from offload_runtimes.address import parse_address
 from offload_runtimes.device.closing import close_at_exit
 from offload_runtimes.engine import Arena, EngineOptions, arena_of
-from offload_runtimes.grpc.host import GrpcHost, split_address
+from offload_runtimes.grpc.host import GrpcHost
 from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.serving.batches import Batches
 from offload_runtimes.serving.batching import Batching
@@ -63,7 +64,7 @@ class Server:
 
         Args:
             bundles: bundles or their directories; the server's files suffice.
-            listen: `HOST:PORT`; port 0 takes a free one.
+            listen: `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`; port 0 takes a free one.
             options: how onnxruntime runs the segments.
             workers: segments that run at the same time; sessions take turns.
             limits: what one session may hold; also the most that a tensor without a fixed shape
@@ -100,7 +101,8 @@ class Server:
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._serving = False
-        self._metrics = split_address(metrics) if metrics else None
+        self._forget: Callable[[], None] = lambda: None
+        self._metrics = _metrics_address(metrics) if metrics else None
         self._metrics_port: MetricsPort | None = None
         self._observer = Observer(
             lambda: len(self._sessions),
@@ -160,7 +162,7 @@ class Server:
                 self._metrics_port = _metrics_port(*self._metrics, self.metrics_text)
             self._serving = True
             self._host.start()
-            close_at_exit(self)
+            self._forget = close_at_exit(self.stop)
         except OffloadError:
             self.stop()
             raise
@@ -187,6 +189,7 @@ class Server:
         if self._metrics_port:
             self._metrics_port.close()
             self._metrics_port = None
+        self._forget()
 
     def close(self) -> None:
         """As `stop`."""
@@ -261,6 +264,13 @@ def _memory(limit_bytes: int | None) -> Iterator[tuple[Memory, Arena | None]]:
     rule = f"--max-memory {format_bytes(limit_bytes)}"
     with arena_of(limit_bytes - link_bytes, rule) as arena:
         yield Memory(link_bytes), arena
+
+
+def _metrics_address(text: str) -> tuple[str, int]:
+    address = parse_address(text)
+    if address.path:
+        raise InputError(f"metrics cannot be read from {text}: give HOST:PORT")
+    return address.host, address.port
 
 
 def _metrics_port(host: str, port: int, text: Callable[[], str]) -> MetricsPort:

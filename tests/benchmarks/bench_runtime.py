@@ -160,11 +160,11 @@ def streamed(session: OffloadSession, made: Made, frames: int) -> tuple[float, L
     """Frames a second, the busiest lane, and the seconds a frame occupies it."""
     running: list[Running] = []
 
-    def begin(feeds: Mapping[str, np.ndarray]) -> Running:
-        running.append(session.begin(None, feeds))
+    def prepare(feeds: Mapping[str, np.ndarray]) -> Running:
+        running.append(session._prepared(None, feeds, None, copy=True))
         return running[-1]
 
-    stream = answers(begin, itertools.repeat(made.feeds(), frames + 20), 6)
+    stream = answers(prepare, itertools.repeat(made.feeds(), frames + 20), 6)
     for _ in range(10):
         next(stream)
     start_s = time.perf_counter()

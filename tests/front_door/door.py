@@ -92,12 +92,11 @@ class Door:
         return {**os.environ, **own, **(more or {})}
 
     @contextmanager
-    def serving(self, *words: str | Path) -> Iterator[str]:
-        """`offload serve` on a free loopback port; gives its address."""
+    def serving(self, *words: str | Path, listen: str = "127.0.0.1:0") -> Iterator[str]:
+        """`offload serve` on a free loopback port or another address; gives its address."""
         command = "from offload_cli.main import main; main()"
-        listen = ("--listen", "127.0.0.1:0")
         process = subprocess.Popen(
-            [sys.executable, "-c", command, "serve", *map(str, words), *listen],
+            [sys.executable, "-c", command, "serve", *map(str, words), "--listen", listen],
             stdout=subprocess.PIPE,
             text=True,
             cwd=self.folder,
@@ -106,7 +105,7 @@ class Door:
         assert process.stdout is not None
         try:
             line = process.stdout.readline()
-            found = re.search(r"(127\.0\.0\.1:\d+)", line)
+            found = re.search(r"(127\.0\.0\.1:\d+|unix:\S+)", line)
             assert found, f"the server did not start: {line}"
             yield found[1]
         finally:

@@ -15,6 +15,7 @@ from offload.cost.link import Link
 from offload.errors import BundleError, InputError, OffloadError, ServerError
 from offload.plan.plan import Side
 from offload.schedule.timeline import Lane
+from offload_runtimes.address import parse_address
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.emulate import Pacer
 from offload_runtimes.grpc import PROBE, PROBE_LIMIT_BYTES
@@ -233,7 +234,7 @@ def test_port_in_use(server: Server, pair: Made) -> None:
 
 @pytest.mark.parametrize("listen", ["nonsense", "127.0.0.1:99999", ":5"])
 def test_wrong_address(pair: Made, listen: str) -> None:
-    with pytest.raises(InputError, match="not understood"):
+    with pytest.raises(InputError, match="write it like"):
         Server([pair.bundle], listen)
 
 
@@ -281,7 +282,9 @@ def test_a_probe_passes_an_emulated_link(server: Server) -> None:
 
 def test_what_is_no_probe_ends_the_stream(server: Server) -> None:
     outgoing = iter([b"\xff" * 9])
-    stream = GrpcConnector(server.address, PROBE_LIMIT_BYTES).open(PROBE, outgoing, 5.0)
+    stream = GrpcConnector(parse_address(server.address), PROBE_LIMIT_BYTES).open(
+        PROBE, outgoing, 5.0
+    )
     ends: queue.SimpleQueue[OffloadError | None] = queue.SimpleQueue()
 
     class Ends:

@@ -8,6 +8,7 @@
 
 Every message is one sentence: what is wrong, where, and what to do about it.
 `retry` says whether the same call may succeed later with nothing changed by the caller.
+`option` names the option that mends it, where there is one; commands show it as their flag.
 """
 
 
@@ -15,6 +16,7 @@ class OffloadError(Exception):
     """Base of all errors raised on purpose by this project."""
 
     retry: bool = False
+    option: str | None = None
 
 
 class InputError(OffloadError, ValueError):

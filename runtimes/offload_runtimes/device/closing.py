@@ -1,32 +1,62 @@
-"""Close at the end of the process what its user forgot to close."""
+"""Close what its user did not: when it is collected, and when the process ends.
+
+Threads of gRPC and onnxruntime that outlive the interpreter abort the process or keep it from
+ending.
+"""
 
 import atexit
+import itertools
+import os
+import threading
 import weakref
-from typing import Protocol
+from collections.abc import Callable
+from typing import TypeAlias
+
+Close: TypeAlias = Callable[[], None]
+_open: dict[int, Close] = {}
+_inherited: list[Close] = []  # by fork; their threads are the parent's
+_numbers = itertools.count()
 
 
-class Closable(Protocol):
-    """Something with threads and connections of its own."""
+def close_at_exit(close: Close, owner: object = None) -> Close:
+    """Call `close` when the process ends, the last one opened first; it may be called twice.
 
-    def close(self) -> None:
-        """End them; may be called twice."""
+    With an owner, `close` is also called once the owner is collected, on a thread of its own:
+    the owner may be collected on a thread that `close` waits for. `close` must not refer to it.
 
-
-_open: "list[weakref.ref[Closable]]" = []
-
-
-def close_at_exit(one: Closable) -> None:
-    """Close it when the process ends, last opened first; it may be collected before.
-
-    Threads of gRPC and onnxruntime that outlive the interpreter abort the process.
+    Returns:
+        A function that forgets `close`, for when it was called before.
     """
-    _open[:] = [held for held in _open if held() is not None]
-    _open.append(weakref.ref(one))
+    number = next(_numbers)
+    _open[number] = close
+
+    def forget() -> None:
+        _open.pop(number, None)
+
+    def close_now() -> None:
+        close()
+        forget()
+
+    def collected() -> None:
+        if number in _open:
+            threading.Thread(target=close_now, name="closing", daemon=True).start()
+
+    if owner is not None:
+        weakref.finalize(owner, collected).atexit = False
+    return forget
 
 
 @atexit.register
 def _close_all() -> None:
     while _open:
-        one = _open.pop()()
-        if one is not None:
-            one.close()
+        _, close = _open.popitem()
+        close()
+
+
+def _forget_all() -> None:
+    """In a child of fork: what the parent opened is not the child's to close."""
+    _inherited.extend(_open.values())
+    _open.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)

@@ -3,8 +3,10 @@
 import contextlib
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from offload.bundle.bundle import Bundle, Value
@@ -57,6 +59,9 @@ class Device:
         self._contents = {file.name: file.sha256 for file in bundle.files}
         self._loading = threading.Lock()
         self._engines: dict[str, Engine] = {}
+        self._loads: dict[tuple[Segment, ...], Future[None]] = {}
+        self._busy = 0  # runs and loads under way
+        self._idle = threading.Condition()
 
     def load(self, segments: Iterable[Segment]) -> None:
         """Load and warm the engines of segments; those already loaded stay.
@@ -64,7 +69,7 @@ class Device:
         Raises:
             InputError: onnxruntime refuses one.
         """
-        with self._loading:
+        with self._working(), self._loading:
             for segment in segments:
                 if segment.part not in self._engines:
                     engine = load(self._bundle.segment_path(segment.part), self._options)
@@ -73,6 +78,48 @@ class Device:
                     if feeds is not None:
                         with contextlib.suppress(InputError, DeadlineError):
                             self._learn(segment, feeds)
+
+    def load_in_background(self, segments: Iterable[Segment]) -> "Future[None] | None":
+        """Load engines on a thread of its own; None when all are loaded.
+
+        The future raises InputError when onnxruntime refuses one.
+        """
+        missing = tuple(s for s in segments if s.part not in self._engines)
+        if not missing:
+            return None
+        with self._idle:
+            loading = self._loads.get(missing)
+            if loading is None:
+                loading = self._loads[missing] = Future()
+                work = partial(self._load_then, missing, loading)
+                threading.Thread(target=work, name="loading", daemon=True).start()
+        return loading
+
+    def _load_then(self, segments: tuple[Segment, ...], loading: "Future[None]") -> None:
+        try:
+            self.load(segments)
+        except BaseException as error:  # noqa: BLE001  raised where the future is asked
+            loading.set_exception(error)
+        else:
+            loading.set_result(None)
+        with self._idle:
+            del self._loads[segments]
+
+    def wait_idle(self, timeout_s: float) -> None:
+        """Wait until nothing is loaded or computed."""
+        with self._idle:
+            self._idle.wait_for(lambda: self._busy == 0, timeout_s)
+
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
+        with self._idle:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._busy -= 1
+                self._idle.notify_all()
 
     def values(self) -> dict[str, Value]:
         """Type and shape of every tensor that the loaded segments take or make."""
@@ -96,7 +143,8 @@ class Device:
 
         Raises:
             DeadlineError: it was stopped.
-            OffloadError: its inputs will not come, or it cannot be computed.
+            OffloadError: its inputs will not come, it cannot be computed, or the inference was
+                cancelled.
         """
         engine = self._engines[segment.part]
         feeds = inference.take(segment.inputs, until_s)
@@ -110,7 +158,8 @@ class Device:
         if unless:
             inference.watch(unless, call.stop)
         start_s = time.monotonic()
-        arrays = call.run(segment.outputs, feeds)
+        with self._working(), inference.computing(call.stop):
+            arrays = call.run(segment.outputs, feeds)
         self._pacer.learn(content, time.monotonic() - start_s)
         self._pacer.pace(content, start_s)
         inference.note(Lane.DEVICE, segment.id, start_s, time.monotonic())

@@ -1,8 +1,11 @@
 """Follow a plan: with the server while it answers, from the tensors at hand when it does not."""
 
+import threading
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from enum import StrEnum
 from typing import Any
 
@@ -12,6 +15,7 @@ from offload.encoding.encoding import RAW
 from offload.errors import DeadlineError, InputError, OffloadError
 from offload.plan.plan import Action, Plan, Segment, Side
 from offload.schedule.timeline import Lane, Timeline
+from offload.units import format_s
 
 from offload_runtimes.device.engines import Device, Outgoing
 from offload_runtimes.device.fallback import rest
@@ -63,35 +67,67 @@ class Execution:
         self._keeper = keeper
         self._tally = tally
         self._can_finish_here = policy is not OnServerLoss.RAISE and bundle.holds(Side.SERVER)
+        self._under_way: weakref.WeakSet[Running] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._closed = ""
 
-    def begin(
-        self, feeds: Mapping[str, Array], names: Sequence[str], allowed_s: float | None
+    def prepare(
+        self,
+        feeds: Mapping[str, Array],
+        names: Sequence[str],
+        allowed_s: float | None,
+        *,
+        copy: bool,
     ) -> "Running":
-        """Do the device's part of the plan; what the server is to do is then under way.
+        """An inference whose time begins now; nothing is computed yet.
+
+        Args:
+            feeds: an array for every input.
+            names: the outputs wanted.
+            allowed_s: seconds for the answer; None: any time.
+            copy: copy the inputs where some of the work waits in a queue, so that the caller may
+                write to them once `Running.start` has returned.
 
         Raises:
-            InputError: this input cannot be computed.
+            InputError: the session was closed.
         """
         number, change = self._choose()
+        if copy and not self._local[number]:
+            feeds = {name: deepcopy(array) for name, array in feeds.items()}
         inference = Inference(feeds, number)
         if change:
             inference.note(Lane.DEVICE, change, inference.started_s, inference.started_s)
-        until_s = None if allowed_s is None else inference.started_s + allowed_s
-        plan = self._plans[number]
-        running = Running(self, plan, inference, tuple(names), until_s)
+        running = Running(self, self._plans[number], inference, tuple(names), allowed_s)
+        with self._lock:
+            if self._closed:
+                raise InputError(self._closed)
+            self._under_way.add(running)
+        return running
+
+    def start(self, running: "Running") -> None:
+        """Do the device's part of the plan; what the server is to do is then under way.
+
+        Raises:
+            InputError: this input cannot be computed, or the inference was cancelled.
+        """
+        number = running.inference.plan
         keeper = None if self._local[number] else self._keeper
         remote = keeper.remote if keeper else None
         if keeper and remote is None:
             running.error, running.outcome = keeper.why, Outcome.LOCAL
-            return running
+            return
         try:
             self._start(running, remote)
-        except InputError:
-            running.end()
-            raise
+            if running.inference.cancelled:
+                raise InputError(running.inference.cancelled)
         except OffloadError as error:
+            if running.inference.cancelled:
+                running.end()
+                raise InputError(running.inference.cancelled) from None
+            if isinstance(error, InputError):
+                running.end()
+                raise
             running.lost(error)
-        return running
 
     def finish(self, running: "Running") -> dict[str, Array]:
         """Wait for outputs; compute them here when they will not come, or not in time.
@@ -99,8 +135,29 @@ class Execution:
         Raises:
             ServerError: the server is lost and the policy or the bundle forbids going on here.
             DeadlineError: the time is over.
-            InputError: this input cannot be computed.
+            InputError: this input cannot be computed, or the inference was cancelled.
         """
+        try:
+            return self._finish(running)
+        except OffloadError as error:
+            if running.inference.cancelled:
+                raise InputError(running.inference.cancelled) from None
+            if isinstance(error, DeadlineError) and running.allowed_s is not None:
+                raise DeadlineError(
+                    f"no answer within the {format_s(running.allowed_s)} allowed: allow more time"
+                ) from error
+            raise
+
+    def close(self, why: str, timeout_s: float) -> None:
+        """Cancel what is under way, refuse what comes, wait until nothing is computed any more."""
+        with self._lock:
+            self._closed = self._closed or why
+            under_way = list(self._under_way)
+        for running in under_way:
+            running.cancel(why)
+        self._device.wait_idle(timeout_s)
+
+    def _finish(self, running: "Running") -> dict[str, Array]:
         inference, names = running.inference, running.names
         if running.error is None:
             try:
@@ -143,15 +200,30 @@ class Execution:
     def _finish_here(self, running: "Running") -> None:
         """Compute what is missing; stops as soon as a late answer of the server is there."""
         inference, names = running.inference, running.names
-        for segment in rest(running.plan, inference.is_here, names):
+        left = rest(running.plan, inference.is_here, names)
+        self._load(running, left)
+        for segment in left:
             if inference.has(names):
                 return
-            self._device.load((segment,))
             try:
                 self._device.run(segment, inference, running.until_s, unless=names)
             except DeadlineError:
                 if not inference.has(names):
                     raise
+
+    def _load(self, running: "Running", segments: Sequence[Segment]) -> None:
+        """Load segments; in the background while there is a deadline, or the answer comes."""
+        if running.until_s is None:
+            self._device.load(segments)
+            return
+        loading = self._device.load_in_background(segments)
+        if loading is None:
+            return
+        inference = running.inference
+        loading.add_done_callback(lambda _: inference.wake())
+        inference.wait_for(lambda: loading.done() or inference.has(running.names), running.until_s)
+        if loading.done():
+            loading.result()
 
     def _patience(self, running: "Running") -> float | None:
         """Until when the server may be waited for, so that the device alone still makes it."""
@@ -190,10 +262,12 @@ class Running:
         plan: the plan it follows from its beginning to its end.
         inference: its tensors.
         names: the outputs wanted.
+        allowed_s: seconds from its beginning to the answer; None: any time.
         until_s: when its time is over, by `time.monotonic`; None: never.
         remote: the session that computes the server's part.
         error: why the server's part will not come, or not in time.
         outcome: how it was computed, so far as is known.
+        session: who must not be closed as forgotten before it is over.
     """
 
     def __init__(
@@ -202,16 +276,22 @@ class Running:
         plan: Plan,
         inference: Inference,
         names: tuple[str, ...],
-        until_s: float | None,
+        allowed_s: float | None,
     ) -> None:
         self._execution = execution
         self.plan = plan
         self.inference = inference
         self.names = names
-        self.until_s = until_s
+        self.allowed_s = allowed_s
+        self.until_s = None if allowed_s is None else inference.started_s + allowed_s
         self.remote: Remote | None = None
         self.error: OffloadError | None = None
         self.outcome = Outcome.SPLIT
+        self.session: object = None
+
+    def start(self) -> None:
+        """Do the device's part; errors as `run`."""
+        self._execution.start(self)
 
     def finish(self) -> list[Any]:
         """The outputs wanted, in order; errors as `run`."""
@@ -233,6 +313,11 @@ class Running:
         self.error = error
         hedged = isinstance(error, DeadlineError)
         self.outcome = Outcome.HEDGED if hedged else Outcome.RESUMED
+
+    def cancel(self, why: str) -> None:
+        """Stop it, here and on the server; `start` and `finish` raise InputError then."""
+        self.inference.cancel(why)
+        self.end()
 
     def end(self) -> None:
         """Let the server forget it."""

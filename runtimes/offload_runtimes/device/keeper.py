@@ -16,8 +16,8 @@ class Keeper:
     """Owns the Remote of a session and replaces it after a loss.
 
     Args:
-        connect: opens a Remote within so many seconds, or raises an OffloadError.
-        first: the first Remote; None when the server could not be reached at the start.
+        make: makes a Remote that is not connected yet.
+        first: the first Remote, open; None when the server could not be reached at the start.
         heartbeat_s: seconds between pings, and between attempts to reconnect.
         timeout_s: the longest a single attempt may take; attempts begin with 1 s.
         reconnect: whether to try again after a loss.
@@ -26,7 +26,7 @@ class Keeper:
 
     def __init__(
         self,
-        connect: Callable[[float], Remote],
+        make: Callable[[], Remote],
         first: Remote | None,
         *,
         heartbeat_s: float,
@@ -34,8 +34,10 @@ class Keeper:
         reconnect: bool,
         tally: Tally,
     ) -> None:
-        self._connect = connect
+        self._make = make
         self._remote = first
+        self._opening: Remote | None = None
+        self._lock = threading.Lock()
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
         self._reconnect = reconnect
@@ -63,12 +65,13 @@ class Keeper:
 
     def close(self) -> None:
         """End the session and stop watching; may be called twice."""
-        self._stopped.set()
-        if self._remote is not None:
-            self._remote.close()
-        self._thread.join(self._timeout_s + 1)
-        if self._remote is not None:
-            self._remote.close()
+        with self._lock:
+            self._stopped.set()
+            remotes = [r for r in (self._opening, self._remote) if r is not None]
+        for remote in remotes:
+            remote.close()
+        if self._thread is not threading.current_thread():
+            self._thread.join(self._timeout_s + 1)
 
     def _watch(self) -> None:
         patience_s = min(_FIRST_TRY_S, self._timeout_s)
@@ -87,7 +90,17 @@ class Keeper:
             self._tally.add("losses")
             lost.close()
             self._remote = None
+        with self._lock:
+            if self._stopped.is_set():
+                return
+            self._opening = opening = self._make()
         try:
-            self._remote = self._connect(patience_s)
+            opening.open(patience_s)
         except OffloadError as error:
             self._why = error
+        with self._lock:
+            self._opening = None
+            if opening.error is None:
+                self._remote = opening
+        if self._stopped.is_set():
+            opening.close()

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from offload.encoding.encoding import RAW
 from offload.errors import DeadlineError, OffloadError, ServerError
 from offload.schedule.timeline import Lane
-from offload.units import format_bytes
+from offload.units import format_bytes, format_s
 
 from offload_runtimes.device.emulate import LinkCost, OwnThread, Pacer, Pipe
 from offload_runtimes.device.inference import Inference
@@ -25,10 +25,11 @@ from offload_runtimes.session.device import (
 )
 from offload_runtimes.wire.contract import MESSAGE_LIMIT_BYTES, Contract
 from offload_runtimes.wire.messages import Packed
-from offload_runtimes.wire.transport import Connector
+from offload_runtimes.wire.transport import Connector, Stream
 
 _PINGS = 5
 _HEAD_BYTES = 1024  # of a message with a tensor, but for the tensor and its name
+_CLOSE_S = 5.0
 
 
 class Remote:
@@ -41,19 +42,15 @@ class Remote:
         *,
         link: LinkCost | None = None,
         slowdown: float = 1.0,
-        timeout_s: float = 5.0,
         patience_s: float = 1.0,
         passed: Callable[[Lane, int, float], None] = lambda *_: None,
     ) -> None:
-        """Connect, say hello and set the clocks.
+        """Nothing is connected before `open`.
 
         `slowdown` makes decoding take so much longer; `passed` is told of every passage: which
         way, how many bytes, in how many seconds.
-
-        Raises:
-            ServerError: the server cannot be reached, is full, or does not answer in time.
-            BundleError: the server does not hold the bundle.
         """
+        self._connector = connector
         self._machine = DeviceSession(contracts, connector.address)
         self._up = Pipe(link.upload_s) if link else None
         self._down = Pipe(link.download_s) if link else None
@@ -70,16 +67,35 @@ class Remote:
         self._outbox: queue.SimpleQueue[Callable[[], bytes | None] | None] = queue.SimpleQueue()
         self._opened = threading.Event()
         self._ponged = threading.Semaphore(0)
-        self._closed = False
         self.clock = Clock()
         self.error: OffloadError | None = None
         self.leaving = False
         self._free = 0  # frames that may still be begun
         self._max_message_bytes = MESSAGE_LIMIT_BYTES
         self._freed = threading.Condition(self._lock)
-        self._stream = connector.connect(self._outgoing(), timeout_s)
-        self._stream.deliver(OwnThread(self) if link or slowdown > 1 else self)
-        self._open(connector.address, timeout_s)
+        self._stream: Stream | None = None
+        self._is_emulated = link is not None or slowdown > 1
+
+    def open(self, timeout_s: float) -> None:
+        """Connect, say hello and set the clocks; `close` on another thread ends the attempt.
+
+        Raises:
+            ServerError: the server cannot be reached, is full, or does not answer in time.
+            BundleError: the server does not hold the bundle.
+        """
+        self._outbox.put(self._machine.hello)
+        stream = self._connector.connect(self._outgoing(), timeout_s)
+        stream.deliver(OwnThread(self) if self._is_emulated else self)
+        with self._lock:
+            self._stream = stream
+            is_closed = self.error is not None
+        if is_closed:
+            stream.close()
+        try:
+            self._greet(timeout_s)
+        except OffloadError:
+            self.close()
+            raise
 
     def begin(self, inference: Inference, until_s: float | None = None) -> None:
         """Give an inference a frame number; waits while the server's allowance is used up.
@@ -140,15 +156,16 @@ class Remote:
         self._outbox.put(message)
 
     def end(self, inference: Inference) -> None:
-        """Forget an inference; the server is told if it is still at it."""
+        """Forget an inference; the server is told if it is still at it. May be called twice."""
         with self._lock:
-            if not inference.number:
+            number, inference.number = inference.number, 0
+            if not number:
                 return
-            self._frames.pop(inference.number, None)
-            self._begun.pop(inference.number, None)
+            self._frames.pop(number, None)
+            self._begun.pop(number, None)
             self._free += 1
             self._freed.notify()
-            cancel = self._machine.cancel(inference.number)
+            cancel = self._machine.cancel(number)
         if cancel is not None:
             self._outbox.put(lambda: cancel)
 
@@ -205,11 +222,10 @@ class Remote:
             self.ping()
 
     def close(self) -> None:
-        """End the session and its threads; inferences still waiting fail."""
-        if not self._closed:
-            self._closed = True
-            self._lose(ServerError("the session was closed"))
-            self._stream.wait(5)
+        """End the session and wait for its threads; inferences still waiting fail."""
+        self._lose(ServerError("the session was closed"))
+        if self._stream is not None:
+            self._stream.wait(_CLOSE_S)
 
     def received(self, message: bytes) -> None:
         """A message came from the server."""
@@ -232,22 +248,22 @@ class Remote:
         """No more will come."""
         self._lose(error or ServerError("the server ended the session: is it shutting down?"))
 
-    def _open(self, address: str, timeout_s: float) -> None:
-        self._outbox.put(self._machine.hello)
-        try:
-            if not self._opened.wait(timeout_s):
-                raise ServerError(f"server {address} does not answer: is it overloaded?")
+    def _greet(self, timeout_s: float) -> None:
+        """Wait for the server's consent, then for its clock."""
+        silent = ServerError(
+            f"server {self._machine.server} did not answer within {format_s(timeout_s)}: check the"
+            " address, and that the server is running and not overloaded"
+        )
+        if not self._opened.wait(timeout_s):
+            raise silent
+        for _ in range(_PINGS):
             if self.error is not None:
                 raise self.error
-            for _ in range(_PINGS):
-                self.ping()
-                if not self._ponged.acquire(timeout=timeout_s):
-                    raise ServerError(f"server {address} stopped answering: is it overloaded?")
-                if self.error is not None:
-                    raise self.error
-        except OffloadError:
-            self.close()
-            raise
+            self.ping()
+            if not self._ponged.acquire(timeout=timeout_s):
+                raise silent
+        if self.error is not None:
+            raise self.error
 
     def _outgoing(self) -> Iterator[bytes]:
         """Messages made when their turn on the link has come; the transport pulls them."""
@@ -351,9 +367,11 @@ class Remote:
             waiting = list(self._frames.values())
             self._frames.clear()
             self._freed.notify_all()
+            stream = self._stream
         self._opened.set()
         self._ponged.release()
         self._outbox.put(None)
-        self._stream.close()
+        if stream is not None:
+            stream.close()
         for inference in waiting:
             inference.fail(self.error)

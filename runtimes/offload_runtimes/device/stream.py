@@ -4,14 +4,30 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping
-from typing import TypeAlias
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Hashable,
+    Iterable,
+    Iterator,
+    Mapping,
+)
+from copy import deepcopy
+from typing import Any, TypeAlias, TypeVar
+
+from offload.errors import InputError, OffloadError
 
 from offload_runtimes.device.execution import Running
 from offload_runtimes.engine import Array
 
 Feeds: TypeAlias = Mapping[str, Array]
-Begin: TypeAlias = Callable[[Feeds], Running]
+Tag = TypeVar("Tag")
+Frame: TypeAlias = Feeds | tuple[Any, Feeds]
+Answer: TypeAlias = list[Array] | tuple[Any, list[Array]]
+Prepare: TypeAlias = Callable[[Feeds], Running]
 _JOIN_S = 5.0
 
 
@@ -20,155 +36,335 @@ class _End:
 
 
 _END = _End()
+_NO_TAG: Hashable = object()
 
 
-def answers(begin: Begin, frames: Iterable[Feeds], window: int) -> Iterator[list[Array]]:
-    """Begin frames on a thread of its own, finish them in order on the caller's.
+def split_frame(frame: Frame) -> tuple[Any, Feeds]:
+    """The tag of a frame, `_NO_TAG` without one, and its inputs.
 
-    At most `window` frames are under way or wait to be taken, so a slow caller holds up the
-    source. An error of the source or of a frame is raised in that frame's turn and ends it all.
+    Raises:
+        InputError: a tuple that is not a tag and its inputs.
     """
-    room = threading.Semaphore(window)
-    begun: queue.SimpleQueue[Running | BaseException | _End] = queue.SimpleQueue()
-    stopped = threading.Event()
-
-    def feed() -> None:
-        source = iter(frames)
-        try:
-            while room.acquire() and not stopped.is_set():
-                begun.put(begin(next(source)))
-        except StopIteration:
-            begun.put(_END)
-        except BaseException as error:  # noqa: BLE001  raised again where the caller sees it
-            begun.put(error)
-
-    thread = threading.Thread(target=feed, name="stream", daemon=True)
-    thread.start()
-    try:
-        while not isinstance(item := begun.get(), _End):
-            if isinstance(item, BaseException):
-                raise item
-            outputs = item.finish()
-            room.release()
-            yield outputs
-    finally:
-        stopped.set()
-        room.release()
-        thread.join(_JOIN_S)
-        _give_up(begun)
-
-
-def _give_up(begun: "queue.SimpleQueue[Running | BaseException | _End]") -> None:
-    """Let the server forget what nobody waits for any more."""
-    with contextlib.suppress(queue.Empty):
-        while True:
-            item = begun.get_nowait()
-            if isinstance(item, Running):
-                item.end()
+    if not isinstance(frame, tuple):
+        return _NO_TAG, frame
+    if len(frame) != 2:
+        raise InputError(
+            f"a frame is a dict of arrays or (tag, dict), not a tuple of {len(frame)} items"
+        )
+    return frame
 
 
 class Latest:
-    """An iterator over the newest item of a source; items nobody came for are dropped.
+    """An iterator over the newest frame of a source; frames nobody came for are dropped.
 
     Args:
-        source: read on a thread of its own, as fast as it gives items.
-        dropped: called for every item dropped.
+        source: read on a thread of its own, as fast as it gives frames.
+        dropped: called for every frame dropped.
+        copy: copy each frame while it waits, so that the source may reuse its arrays.
     """
 
-    def __init__(self, source: Iterable[Feeds], dropped: Callable[[], None]) -> None:
+    def __init__(
+        self, source: Iterable[Frame], dropped: Callable[[], None], *, copy: bool = True
+    ) -> None:
         self._source = source
         self._dropped = dropped
-        self._item: Feeds | BaseException | _End | None = None
+        self._copy = copy
+        self._item: Frame | BaseException | _End | None = None
+        self._is_closed = False
         self._changed = threading.Condition()
-        threading.Thread(target=self._read, name="latest", daemon=True).start()
+        self._thread = threading.Thread(target=self._read, name="latest", daemon=True)
+        self._thread.start()
 
-    def __iter__(self) -> Iterator[Feeds]:
+    def __iter__(self) -> Iterator[Frame]:
         return self
 
-    def __next__(self) -> Feeds:
+    def __next__(self) -> Frame:
         with self._changed:
-            while self._item is None:
+            while self._item is None and not self._is_closed:
                 self._changed.wait()
             item = self._item
             if isinstance(item, BaseException):
                 raise item
-            if isinstance(item, _End):
+            if item is None or isinstance(item, _End):
                 raise StopIteration
             self._item = None
+            self._changed.notify_all()
             return item
 
+    def close(self) -> None:
+        """Stop reading; the source is closed once it has given what it is asked for."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def join(self, timeout_s: float) -> None:
+        """After `close`: wait until nothing is read any more."""
+        self._thread.join(timeout_s)
+
     def _read(self) -> None:
+        source = iter(self._source)
+        last: BaseException | _End = _END
         try:
-            for item in self._source:
-                self._offer(item)
-            last: BaseException | _End = _END
+            for item in source:
+                if not self._offer(item):
+                    break
         except BaseException as error:  # noqa: BLE001  raised again where the caller sees it
             last = error
+        _close(source)
         with self._changed:
-            while self._item is not None:  # the last frame is not stale: let it be taken
-                self._changed.wait(0.01)
+            # The last frame is not stale: let it be taken.
+            self._changed.wait_for(lambda: self._item is None or self._is_closed)
             self._item = last
-            self._changed.notify()
+            self._changed.notify_all()
 
-    def _offer(self, item: Feeds) -> None:
+    def _offer(self, frame: Frame) -> bool:
+        """Show a frame; whether another one is wanted."""
+        kept = deepcopy(frame) if self._copy else frame
         with self._changed:
+            if self._is_closed:
+                return False
             if self._item is not None:
                 self._dropped()
-            self._item = item
-            self._changed.notify()
+            self._item = kept
+            self._changed.notify_all()
+            return True
+
+
+class Pipeline:
+    """Begins frames on a thread of its own and finishes them in order, where `take` is called.
+
+    At most `window` frames are under way or wait to be taken, so a slow caller holds up the
+    source. An error of the source or of a frame is raised in that frame's turn and ends it all.
+    """
+
+    def __init__(self, prepare: Prepare, frames: Iterable[Frame], window: int) -> None:
+        self._prepare = prepare
+        self._frames = frames
+        self._room = threading.Semaphore(window)
+        self._begun: queue.SimpleQueue[tuple[Any, Running] | BaseException | _End]
+        self._begun = queue.SimpleQueue()
+        self._under_way: set[Running] = set()
+        self._closed = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._feed, name="stream", daemon=True)
+        self._thread.start()
+
+    def take(self) -> Answer | _End:
+        """Wait for the next answer; `_END` after the last one, and when closed."""
+        item = self._begun.get()
+        if isinstance(item, _End):
+            return item
+        if isinstance(item, BaseException):
+            raise item
+        tag, running = item
+        try:
+            outputs = running.finish()
+        except OffloadError:
+            if self._closed:
+                return _END
+            raise
+        finally:
+            with self._lock:
+                self._under_way.discard(running)
+        self._room.release()
+        return outputs if tag is _NO_TAG else (tag, outputs)
+
+    def stop(self) -> None:
+        """Cancel all that was begun and begin nothing more; returns at once, `take` does too."""
+        with self._lock:
+            self._closed = True
+            under_way = list(self._under_way)
+        if isinstance(self._frames, Latest | _Bridge):
+            self._frames.close()
+        for running in under_way:
+            running.cancel("the stream was closed")
+        self._room.release()
+        self._begun.put(_END)
+
+    def join(self) -> None:
+        """After `stop`: wait until nothing of it runs any more, while the source allows that."""
+        self._thread.join(_JOIN_S)
+        if isinstance(self._frames, Latest):
+            self._frames.join(_JOIN_S)
+
+    def _feed(self) -> None:
+        source = iter(self._frames)
+        try:
+            while self._room.acquire() and not self._closed:
+                try:
+                    frame = next(source)
+                except StopIteration:
+                    self._begun.put(_END)
+                    return
+                tag, feeds = split_frame(frame)
+                running = self._prepare(feeds)
+                with self._lock:
+                    if self._closed:
+                        return
+                    self._under_way.add(running)
+                running.start()
+                self._begun.put((tag, running))
+        except BaseException as error:  # noqa: BLE001  raised again where the caller sees it
+            self._begun.put(error)
+        finally:
+            _close(source)
+
+
+def answers(prepare: Prepare, frames: Iterable[Frame], window: int) -> Iterator[Answer]:
+    """Run frames through a session; answers in order, with the tags of frames that have one."""
+    pipeline = Pipeline(prepare, frames, window)
+    try:
+        while not isinstance(answer := pipeline.take(), _End):
+            yield answer
+    finally:
+        pipeline.stop()
+        pipeline.join()
 
 
 async def answers_async(
-    begin: Begin,
-    frames: Iterable[Feeds] | AsyncIterable[Feeds],
+    prepare: Prepare,
+    frames: Iterable[Frame] | AsyncIterable[Frame],
     window: int,
-    wrap: Callable[[Iterable[Feeds]], Iterable[Feeds]],
-) -> AsyncIterator[list[Array]]:
-    """As `answers`, for an event loop: it waits on other threads, never on the loop's."""
+    wrap: Callable[[Iterable[Frame]], Iterable[Frame]],
+) -> AsyncIterator[Answer]:
+    """As `answers`, for an event loop, which never waits for another thread.
+
+    When its task is cancelled, what was begun is cancelled, too, and the source is closed.
+    """
     async with contextlib.AsyncExitStack() as stack:
         if isinstance(frames, AsyncIterable):
-            bridge = _Bridge()
-            task = asyncio.create_task(bridge.carry(frames))
-            stack.callback(task.cancel)
-            stack.callback(bridge.close)
-            source: Iterable[Feeds] = bridge
+            bridge = _Bridge(frames)
+            stack.push_async_callback(bridge.finish)
+            source: Iterable[Frame] = bridge
         else:
             source = frames
-        found = answers(begin, wrap(source), window)
+        pipeline = Pipeline(prepare, wrap(source), window)
+        worker = _Worker()
         try:
-            while not isinstance(item := await asyncio.to_thread(next, found, _END), _End):
-                yield item
+            while not isinstance(answer := await worker.call(pipeline.take), _End):
+                yield answer
         finally:
+            pipeline.stop()
             if isinstance(frames, AsyncIterable):
                 bridge.close()
-            await asyncio.to_thread(found.close)  # type: ignore[attr-defined]
+            joined = worker.call(pipeline.join)
+            worker.end()
+            await joined
+
+
+async def finish_async(running: Running) -> list[Array]:
+    """Start and finish an inference without blocking the event loop; stop it when cancelled."""
+    worker = _Worker()
+
+    def work() -> list[Array]:
+        running.start()
+        return running.finish()
+
+    outputs = worker.call(work)
+    done = worker.call(lambda: None)
+    worker.end()
+    try:
+        found: list[Array] = await outputs
+        return found
+    except asyncio.CancelledError:
+        running.cancel("the task was cancelled")
+        await done
+        raise
+
+
+class _Worker:
+    """One thread that calls functions for an event loop.
+
+    Unlike the loop's own pool it has a place for every stream, and does not keep the process from
+    ending.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]
+        self._calls = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="stream answers", daemon=True).start()
+
+    def call(self, function: Callable[[], Any]) -> "asyncio.Future[Any]":
+        """What the function returns or raises; when this is cancelled, the function goes on."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self._calls.put((function, future))
+        return future
+
+    def end(self) -> None:
+        """End the thread after the calls so far."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, future = call
+            result, error = None, None
+            try:
+                result = function()
+            except BaseException as caught:  # noqa: BLE001  raised again where it is awaited
+                error = caught
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                self._loop.call_soon_threadsafe(_settle, future, result, error)
+            del call, function, future, result, error
+
+
+def _settle(future: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
 
 
 class _Bridge:
-    """Carries the items of an asynchronous source to threads, one at a time."""
+    """Gives the frames of an asynchronous source to a thread, each when it asks for it."""
 
-    def __init__(self) -> None:
-        self._items: queue.SimpleQueue[Feeds | BaseException | _End] = queue.SimpleQueue()
-        self._taken = threading.Semaphore(1)
+    def __init__(self, source: AsyncIterable[Frame]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._asked = asyncio.Event()
+        self._items: queue.SimpleQueue[Frame | BaseException | _End] = queue.SimpleQueue()
+        self._task = asyncio.create_task(self._carry(source))
 
-    def __iter__(self) -> Iterator[Feeds]:
-        while not isinstance(item := self._items.get(), _End):
-            if isinstance(item, BaseException):
-                raise item
-            self._taken.release()
-            yield item
+    def __iter__(self) -> Iterator[Frame]:
+        return self
 
-    async def carry(self, source: AsyncIterable[Feeds]) -> None:
-        """Read the source to its end."""
-        try:
-            async for item in source:
-                await asyncio.to_thread(self._taken.acquire)
-                self._items.put(item)
-            self.close()
-        except Exception as error:  # noqa: BLE001  raised again where the caller sees it
-            self._items.put(error)
+    def __next__(self) -> Frame:
+        self._loop.call_soon_threadsafe(self._asked.set)
+        item = self._items.get()
+        if isinstance(item, _End):
+            raise StopIteration
+        if isinstance(item, BaseException):
+            raise item
+        return item
 
     def close(self) -> None:
-        """End what threads read from it."""
+        """End what a thread reads from it."""
         self._items.put(_END)
-        self._taken.release()
+
+    async def finish(self) -> None:
+        """Stop reading and close the source."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _carry(self, source: AsyncIterable[Frame]) -> None:
+        try:
+            await self._wanted()
+            async for item in source:
+                self._items.put(item)
+                await self._wanted()
+        except Exception as error:  # noqa: BLE001  raised again where the caller sees it
+            self._items.put(error)
+        finally:
+            self._items.put(_END)
+            if isinstance(source, AsyncGenerator):
+                await source.aclose()
+
+    async def _wanted(self) -> None:
+        await self._asked.wait()
+        self._asked.clear()
+
+
+def _close(source: Iterator[Frame]) -> None:
+    if isinstance(source, Generator):
+        source.close()

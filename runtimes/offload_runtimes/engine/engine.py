@@ -10,6 +10,7 @@ import numpy as np
 import onnxruntime as ort
 from offload.bundle.bundle import Value
 from offload.errors import DeadlineError, InputError
+from offload.units import format_s
 
 from offload_runtimes.device.alarm import ALARM
 from offload_runtimes.engine import values
@@ -204,7 +205,8 @@ class Call:
         except InputError as error:
             if not self._options.terminate:
                 raise
-            allowed = "" if self._deadline_s is None else f" (allowed are {self._deadline_s:g} s)"
+            limit_s = self._deadline_s
+            allowed = "" if limit_s is None else f" (allowed are {format_s(limit_s)})"
             raise DeadlineError(
                 f"{self._engine.name} was stopped before it finished{allowed}: allow more time"
             ) from error

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import onnxruntime as ort
 from offload.errors import InputError
 
+from offload_runtimes.engine.cpus import allowed_cores
+
 CPU = "CPUExecutionProvider"
 SHORT_NAMES = {
     "cpu": CPU,
@@ -23,7 +25,7 @@ class EngineOptions:
     Attributes:
         providers: execution providers in order of preference, by ORT's name or `cpu`, `cuda`,
             `tensorrt`, `openvino`; the CPU always stands behind them as the fallback.
-        threads: threads of one kernel; None: one per physical core.
+        threads: threads of one kernel; None: one per physical core that the process may use.
         optimize: let ORT fuse and fold; without it, parts and whole are bit-equal.
         verbose: let ORT print its warnings on stderr.
     """
@@ -75,7 +77,9 @@ def session_options(options: EngineOptions) -> ort.SessionOptions:
     """ORT's own options object for these options."""
     made = ort.SessionOptions()
     made.log_severity_level = _TALKATIVE if options.verbose else _QUIET
-    made.intra_op_num_threads = options.threads or 0
+    # Left to itself, ORT would count the machine's cores and pin a thread to each, which the
+    # kernel may refuse; a number of ours it takes without pinning.
+    made.intra_op_num_threads = options.threads or allowed_cores()
     level = ort.GraphOptimizationLevel
     made.graph_optimization_level = (
         level.ORT_ENABLE_ALL if options.optimize else level.ORT_DISABLE_ALL

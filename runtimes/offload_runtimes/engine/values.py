@@ -171,6 +171,8 @@ def _unfit(where: str, expected: Value, value: Any) -> InputError:
     elif wanted.startswith("map("):
         wanted = f"a dict for {wanted}"
     got = type(value).__name__
+    if isinstance(value, list | tuple) and expected.type in DTYPES:
+        got += f": use np.asarray(..., dtype=np.{DTYPES[expected.type]})"
     if isinstance(value, np.ndarray | np.generic):
         got = f"{value.dtype}{show_shape(value.shape)}"
     return InputError(f"{where}: input {expected.name!r} must be {wanted}, not {got}")

@@ -1,16 +1,21 @@
 """The device's side of gRPC: connect with a time limit, send and receive whole messages."""
 
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
-from offload.errors import OffloadError, ServerError
+from offload.errors import InputError, OffloadError, ServerError
 
+from offload_runtimes.address import Address, proxy_of
 from offload_runtimes.grpc import FRAME_BYTES, SESSION
 from offload_runtimes.security.credentials import ClientSecurity, read_pem
 from offload_runtimes.wire.transport import Receiver
 
-_State = grpc.ChannelConnectivity
+_CONNECT_SHARE = 0.6  # of the time to open a session, for connecting
+_DIAGNOSIS_SHARE = 0.3  # and for finding out why that failed
+_STARTING = threading.Lock()  # one call at a time, so that the threads it starts are known
 
 
 class _Inbox:
@@ -21,13 +26,16 @@ class _Inbox:
 
     Attributes:
         receiver: who gets them; None: nobody, not yet or not any more.
+        heard: whether a message has come.
     """
 
     def __init__(self) -> None:
         self.receiver: Receiver | None = None
+        self.heard = False
 
     def take(self, message: bytes) -> object:
         """Hand a message over."""
+        self.heard = True
         if self.receiver is not None:
             self.receiver.received(message)
         return True
@@ -44,19 +52,23 @@ class GrpcStream:
         self,
         channel: grpc.Channel,
         method: str,
-        address: str,
         outgoing: Iterator[bytes],
-        token: str | None = None,
+        token: str | None,
+        explain: Callable[[object, bool], ServerError],
     ) -> None:
-        self._channel = channel
-        self._address = address
+        """`explain` makes the error from gRPC's and from whether the server ever answered."""
+        self._channel: grpc.Channel | None = channel
+        self._explain = explain
         self._closed = threading.Event()
         self._inbox = _Inbox()
         self._asking = threading.Thread(target=self._ask, name="receiver", daemon=True)
         start: grpc.StreamStreamMultiCallable[bytes, object]
         start = channel.stream_stream(method, response_deserializer=self._inbox.take)
         metadata = (("authorization", f"Bearer {token}"),) if token else None
-        self._call = start(outgoing, metadata=metadata)
+        with _STARTING:
+            before = set(threading.enumerate())
+            self._call: Any = start(outgoing, metadata=metadata)
+            self._threads = set(threading.enumerate()) - before
 
     def deliver(self, receiver: Receiver) -> None:
         """Begin to hand over what comes."""
@@ -66,21 +78,34 @@ class GrpcStream:
     def close(self) -> None:
         """End the stream; the channel follows on the stream's own thread."""
         self._closed.set()
-        self._call.cancel()
+        call = self._call
+        if call is not None:
+            call.cancel()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until the channel is closed and the receiver knows."""
-        self._asking.join(timeout_s)
+        """Wait until the channel is closed, the receiver knows, and gRPC's threads have ended.
+
+        A thread that the end of the interpreter stops inside gRPC would hold a lock for ever that
+        gRPC's own destructors wait for.
+        """
+        until_s = time.monotonic() + timeout_s
+        for thread in (self._asking, *self._threads):
+            if thread is not threading.current_thread():
+                thread.join(max(until_s - time.monotonic(), 0.0))
 
     def _ask(self) -> None:
         error: OffloadError | None = None
         try:
+            assert self._call is not None  # until this thread is done with it
             for _ in self._call:
                 pass
         except grpc.RpcError as caught:
-            error = None if self._closed.is_set() else _server_error(caught, self._address)
             caught.__traceback__ = None  # it is the call itself, which would keep these frames
-        self._channel.close()
+            if not self._closed.is_set():
+                error = self._explain(caught, self._inbox.heard)
+        channel, self._channel, self._call = self._channel, None, None
+        assert channel is not None
+        channel.close()
         receiver, self._inbox.receiver = self._inbox.receiver, None  # they know each other
         assert receiver is not None  # since `deliver`
         receiver.ended(error)
@@ -91,34 +116,62 @@ class GrpcConnector:
 
     def __init__(
         self,
-        address: str,
+        address: Address,
         message_limit_bytes: int,
         security: ClientSecurity | None = None,
     ) -> None:
-        self.address = address
+        """Check the address and read the certificates.
+
+        Raises:
+            InputError: a port is missing, or a token would be sent in the clear.
+        """
+        if not address.path and not address.port:
+            raise InputError(f"address {address} has no port: write it like {address.host}:50051")
+        self._address = address
+        self.address = str(address)
         self._security = security or ClientSecurity()
-        self._security.check(address)
+        self._security.check(self._address)
         self._credentials = _credentials(self._security)
-        self._options = _options(message_limit_bytes)
+        self._message_limit_bytes = message_limit_bytes
 
     def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> GrpcStream:
-        """A new session's stream; ServerError when the server can't be reached in time."""
+        """A new session's stream; why it cannot be opened within the time, its receiver learns."""
         return self.open(SESSION, outgoing, timeout_s)
 
     def open(self, method: str, outgoing: Iterator[bytes], timeout_s: float) -> GrpcStream:
         """A stream of some method, on a channel of its own."""
-        channel = self._channel()
+        proxy = proxy_of(self._address)
+
+        def explain(error: object, heard: bool) -> ServerError:
+            code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+            if heard or code is not grpc.StatusCode.UNAVAILABLE:
+                return _server_error(code, self.address)
+            from offload_runtimes.grpc.diagnosis import unreachable  # ssl takes time to import
+
+            return unreachable(self._address, self._security, proxy, _DIAGNOSIS_SHARE * timeout_s)
+
+        channel = self._channel(proxy, timeout_s)
         try:
-            _wait_ready(channel, self.address, timeout_s, secure=self._credentials is not None)
+            return GrpcStream(channel, method, outgoing, self._security.token, explain)
         except BaseException:
             channel.close()
             raise
-        return GrpcStream(channel, method, self.address, outgoing, self._security.token)
 
-    def _channel(self) -> grpc.Channel:
+    def _channel(self, proxy: str | None, timeout_s: float) -> grpc.Channel:
+        limit_bytes = self._message_limit_bytes
+        options: list[tuple[str, int | str]] = [
+            ("grpc.max_send_message_length", limit_bytes),
+            ("grpc.max_receive_message_length", limit_bytes),
+            ("grpc.http2.max_frame_size", FRAME_BYTES),
+            # A channel of one's own must not inherit the back-off of an earlier, failed one.
+            ("grpc.use_local_subchannel_pool", 1),
+            # This long a single attempt to connect may take.
+            ("grpc.min_reconnect_backoff_ms", max(1, int(1000 * _CONNECT_SHARE * timeout_s))),
+            ("grpc.http_proxy", proxy) if proxy else ("grpc.enable_http_proxy", 0),
+        ]
         if self._credentials is None:
-            return grpc.insecure_channel(self.address, self._options)
-        return grpc.secure_channel(self.address, self._credentials, self._options)
+            return grpc.insecure_channel(self._address.target, options)
+        return grpc.secure_channel(self._address.target, self._credentials, options)
 
 
 def _credentials(security: ClientSecurity) -> grpc.ChannelCredentials | None:
@@ -131,45 +184,7 @@ def _credentials(security: ClientSecurity) -> grpc.ChannelCredentials | None:
     )
 
 
-def _options(message_limit_bytes: int) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_send_message_length", message_limit_bytes),
-        ("grpc.max_receive_message_length", message_limit_bytes),
-        ("grpc.http2.max_frame_size", FRAME_BYTES),
-        # A channel of one's own must not inherit the back-off of an earlier, failed one.
-        ("grpc.use_local_subchannel_pool", 1),
-    ]
-
-
-def _wait_ready(channel: grpc.Channel, address: str, timeout_s: float, *, secure: bool) -> None:
-    """Return when connected; fail at once when refused, not only when the time is over."""
-    settled = threading.Event()
-    states: list[grpc.ChannelConnectivity] = []
-
-    def watch(state: grpc.ChannelConnectivity) -> None:
-        if state in (_State.READY, _State.TRANSIENT_FAILURE, _State.SHUTDOWN):
-            states.append(state)
-            settled.set()
-
-    channel.subscribe(watch, try_to_connect=True)
-    try:
-        settled.wait(timeout_s)
-    finally:
-        channel.unsubscribe(watch)
-    if not states:
-        raise ServerError(f"server {address} did not answer within {timeout_s:g} s: is it running?")
-    if states[0] is not _State.READY:
-        advice = (
-            "is it running with TLS, and do both sides' certificates come from authorities the"
-            " other trusts and last until today?"
-            if secure
-            else "start it with `offload serve`, or give --ca if it speaks TLS"
-        )
-        raise ServerError(f"server {address} cannot be reached: {advice}")
-
-
-def _server_error(error: object, address: str) -> ServerError:
-    code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+def _server_error(code: grpc.StatusCode, address: str) -> ServerError:
     if code is grpc.StatusCode.OK:
         return ServerError(f"server {address} ended the session: is it shutting down?")
     if code is grpc.StatusCode.UNIMPLEMENTED:

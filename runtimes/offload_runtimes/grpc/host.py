@@ -2,15 +2,18 @@
 
 import math
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
 import grpc
 from offload.errors import InputError, ServerError
 
+from offload_runtimes.address import parse_address
 from offload_runtimes.grpc import FRAME_BYTES, PROBE_LIMIT_BYTES, SERVICE
 from offload_runtimes.grpc.health import Health
 from offload_runtimes.security.credentials import ServerSecurity, read_pem
@@ -163,6 +166,10 @@ class DaemonPool(ThreadPoolExecutor):
     would keep it from ending.
     """
 
+    def __init__(self) -> None:
+        super().__init__(1)
+        self._started: set[threading.Thread] = set()
+
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
         """Start a call."""
         future: Future[T] = Future()
@@ -172,9 +179,19 @@ class DaemonPool(ThreadPoolExecutor):
                 future.set_result(fn(*args, **kwargs))
             except BaseException as error:  # noqa: BLE001  whoever asks for the result sees it
                 future.set_exception(error)
+            self._started.discard(threading.current_thread())
 
-        threading.Thread(target=work, name="grpc", daemon=True).start()
+        thread = threading.Thread(target=work, name="grpc", daemon=True)
+        self._started.add(thread)
+        thread.start()
         return future
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the calls under way."""
+        until_s = time.monotonic() + timeout_s
+        for thread in tuple(self._started):
+            if thread is not threading.current_thread():
+                thread.join(max(until_s - time.monotonic(), 0.0))
 
 
 def _sending_itself(behavior: T) -> T:
@@ -190,7 +207,7 @@ class GrpcHost:
     """Listens on an address and serves sessions and probes.
 
     Attributes:
-        address: where it really listens (`host:port`), after `start`.
+        address: where it listens; after `start` with the port really taken.
     """
 
     def __init__(
@@ -207,15 +224,16 @@ class GrpcHost:
         is_serving: Callable[[], bool],
         security: ServerSecurity,
     ) -> None:
-        self._host, self._port = split_address(listen)
-        security.check(listen)
+        self._listen = parse_address(listen)
+        security.check(self._listen)
         self._security = security
         self._credentials = _credentials(security)
         self._methods = {"Session": serve, "Probe": echo}
         self._backlog_bytes = backlog_bytes
         self._memory = memory
+        self._pool = DaemonPool()
         self._server = grpc.server(
-            DaemonPool(1),
+            self._pool,
             handlers=[self._handler(), Health((SERVICE,), is_serving).handler()],
             options=[
                 ("grpc.max_receive_message_length", max(receive_limit_bytes, PROBE_LIMIT_BYTES)),
@@ -226,23 +244,27 @@ class GrpcHost:
             ],
             maximum_concurrent_rpcs=max_sessions + _SPARE,
         )
-        self.address = listen
+        self.address = str(self._listen)
 
     def start(self) -> None:
         """Bind and serve; InputError when the port is in use."""
         try:
-            port = self._bind(f"{self._host}:{self._port}")
+            port = self._bind(self._listen.target)
         except RuntimeError as error:
-            raise InputError(
-                f"cannot listen on {self._host}:{self._port}: the port is in use or the address"
-                " is not this machine's, choose another"
-            ) from error
-        self.address = f"{self._host}:{port}"
+            what = (
+                "the socket is in use or cannot be made there, choose another path"
+                if self._listen.path
+                else "the port is in use or the address is not this machine's, choose another"
+            )
+            raise InputError(f"cannot listen on {self._listen}: {what}") from error
+        if not self._listen.path:
+            self.address = str(replace(self._listen, port=port))
         self._server.start()
 
     def stop(self, grace_s: float | None) -> None:
         """Refuse new streams, let the others end within the grace, then break them."""
         self._server.stop(grace_s).wait()
+        self._pool.join(_PATIENCE_S)
 
     def _bind(self, address: str) -> int:
         if self._credentials is None:
@@ -293,15 +315,3 @@ def _credentials(security: ServerSecurity) -> grpc.ServerCredentials | None:
     pair = (read_pem(security.key), read_pem(security.certificate))
     authority = read_pem(security.client_ca) if security.client_ca else None
     return grpc.ssl_server_credentials([pair], authority, authority is not None)
-
-
-def split_address(text: str) -> tuple[str, int]:
-    """Host and port of `HOST:PORT` (`[::1]:50051` for IPv6).
-
-    Raises:
-        InputError: not of that form.
-    """
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        raise InputError(f"address {text!r} is not understood: write it like 127.0.0.1:50051")
-    return host, int(port)

@@ -18,6 +18,7 @@ from offload.cost.regression import MIN_SIZES, Sample
 from offload.errors import InputError, OffloadError, ServerError
 
 import offload_runtimes.wire.offload_pb2 as pb
+from offload_runtimes.address import parse_address
 from offload_runtimes.device.emulate import LinkCost, OwnThread, Pipe
 from offload_runtimes.grpc import PROBE, PROBE_LIMIT_BYTES
 from offload_runtimes.grpc.channel import GrpcConnector
@@ -47,7 +48,7 @@ def probe(
     the time budget does not allow for them, so slow links are measured too.
 
     Args:
-        server: `HOST:PORT`.
+        server: `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`.
         sizes_bytes: payloads.
         repeats: messages of each size, each way.
         budget_s: seconds after which no more are sent.
@@ -59,13 +60,16 @@ def probe(
         Samples in the order taken, smaller sizes first, at least `repeats` of the smallest.
 
     Raises:
-        InputError: a size is negative or larger than servers answer.
+        InputError: a size is negative or larger than servers answer, or the address is not
+            understood.
         ServerError: the server can't be reached or went away.
     """
     if not sizes_bytes or min(sizes_bytes) < 0 or max(sizes_bytes) > PROBE_LIMIT_BYTES - 4096:
         raise InputError(f"probe sizes must be 0 to {PROBE_LIMIT_BYTES - 4096} bytes")
     samples: list[Sample] = []
-    with _asking(GrpcConnector(server, PROBE_LIMIT_BYTES, security), timeout_s, link) as ask:
+    with _asking(
+        GrpcConnector(parse_address(server), PROBE_LIMIT_BYTES, security), timeout_s, link
+    ) as ask:
         _round_trip_s(ask, 64_000, 64_000)  # lets the connection's windows grow
         half_s = statistics.median(_round_trip_s(ask, 0, 0) for _ in range(2 * repeats)) / 2
         end_s = time.monotonic() + budget_s

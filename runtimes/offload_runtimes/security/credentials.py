@@ -1,12 +1,13 @@
 """Who may talk to whom: certificates and tokens, as files and texts; no library of them."""
 
 import hmac
-import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from offload.errors import InputError
+
+from offload_runtimes.address import Address
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,17 @@ class ClientSecurity:
         if (self.certificate is None) != (self.key is None):
             raise InputError("a device's certificate and its key must be given together")
         if self.certificate and not self.ca:
-            raise InputError("a device's certificate needs the authority's too: give --ca")
+            raise _wanted(
+                "ca", "a device's certificate needs the authority of the server's, too: give it"
+            )
 
-    def check(self, address: str) -> None:
+    def check(self, address: Address) -> None:
         """InputError when a token would cross a network in the clear."""
-        if self.token and not self.ca and not is_loopback(address.rpartition(":")[0]):
-            raise InputError(
-                f"a token would be sent to {address} in the clear: use TLS (give --ca)"
+        if self.token and not self.ca and not address.is_this_machine:
+            raise _wanted(
+                "ca",
+                f"a token would be sent to {address} in the clear: use TLS, give the authority of"
+                " the server's certificate",
             )
 
 
@@ -64,13 +69,14 @@ class ServerSecurity:
         if self.client_ca and not self.certificate:
             raise InputError("mutual TLS needs the server's certificate and key too")
 
-    def check(self, listen: str) -> None:
+    def check(self, listen: Address) -> None:
         """InputError when plaintext could be read from elsewhere."""
-        if self.certificate or self.insecure or is_loopback(listen.rpartition(":")[0]):
+        if self.certificate or self.insecure or listen.is_this_machine:
             return
-        raise InputError(
+        raise _wanted(
+            "insecure",
             f"{listen} is reachable from elsewhere and the connection is not encrypted: listen on"
-            " 127.0.0.1, give a certificate (`offload certs init`), or allow it with --insecure"
+            " 127.0.0.1, give a certificate (`offload certs init`), or allow plaintext",
         )
 
     def admits(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
@@ -94,11 +100,7 @@ def read_pem(path: Path) -> bytes:
     return data
 
 
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach an address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
+def _wanted(option: str, sentence: str) -> InputError:
+    error = InputError(sentence)
+    error.option = option
+    return error

@@ -1,8 +1,10 @@
 """Serve until asked to stop; under systemd, say when ready and give signs of life."""
 
-import socket
 from collections.abc import Callable
+from dataclasses import replace
 
+from offload_runtimes.address import parse_address
+from offload_runtimes.grpc.diagnosis import connect
 from offload_runtimes.server import Server
 from offload_runtimes.serving.notify import notify, watchdog_s
 from offload_runtimes.serving.stopping import StopSignal
@@ -39,10 +41,10 @@ def serve_until_asked(
 
 def answers(address: str) -> bool:
     """Whether a server accepts connections; one with TLS is not asked for more."""
-    host, _, port = address.rpartition(":")
-    here = {"0.0.0.0": "127.0.0.1", "[::]": "::1"}.get(host, host.strip("[]"))
+    listens = parse_address(address)
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listens.host, listens.host)
     try:
-        socket.create_connection((here, int(port)), _ANSWER_S).close()
+        connect(replace(listens, host=here), _ANSWER_S).close()
     except OSError:
         return False
     return True

@@ -46,7 +46,7 @@ class Stream(Protocol):
         """End the stream and return at once; may be called twice, on any thread."""
 
     def wait(self, timeout_s: float) -> None:
-        """After `close`: wait until the receiver's `ended` has returned."""
+        """After `close`: wait until `ended` has returned and the transport's threads are over."""
 
 
 class Connector(Protocol):
@@ -59,10 +59,8 @@ class Connector(Protocol):
     def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> Stream:
         """A new stream that sends what `outgoing` gives, on a thread of the transport's.
 
-        Pulling messages and calling back saves a thread's wake-up per message each way.
-
-        Raises:
-            ServerError: the server can't be reached in time.
+        Pulling messages and calling back saves a thread's wake-up per message each way. A stream
+        that cannot be opened within `timeout_s` seconds ends with a ServerError that says why.
         """
 
 

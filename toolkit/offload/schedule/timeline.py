@@ -1,5 +1,6 @@
 """A timeline: who did what from when to when; one type for predicted and measured."""
 
+import importlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -62,6 +63,13 @@ class Timeline:
     def busy_s(self, lane: Lane) -> float:
         """Seconds that a lane is occupied (spans of one lane do not overlap)."""
         return sum(span.duration_s for span in self.lane(lane))
+
+    def _repr_svg_(self) -> str:
+        """The chart that notebooks show."""
+        # Charts stand above timelines and are loaded for them only when a notebook asks.
+        gantt = importlib.import_module("offload.report.gantt")
+        chart: str = gantt.gantt_svg({"timeline": self}, "Timeline")
+        return chart
 
     def to_json(self) -> list[dict[str, Any]]:
         """Rows `{"lane", "name", "start_s", "end_s"}`."""

@@ -1,0 +1,91 @@
+"""Processes that never close their session: each must end by itself.
+
+300 clients of one server, 50 at once, each runs inferences for 30 s and returns from main with its
+session open. None may outlive its last line by 5 s. Run by `make test-exit`, which takes 5 minutes.
+"""
+
+import argparse
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.front_door.apps import split_chain
+from tests.front_door.door import Door
+
+LIMIT_S = 5.0
+CLIENT = """
+import sys, time
+import numpy as np
+from offload_runtimes import OffloadSession
+def main():
+    session = OffloadSession("b", sys.argv[1], threads=1, connect_timeout_s=60)
+    x = {"x": np.ones((1, 16), np.float32)}
+    until_s = time.monotonic() + float(sys.argv[2])
+    while time.monotonic() < until_s:
+        session.run(None, x)
+        time.sleep(0.02)
+    print("done", flush=True)
+main()
+"""
+
+
+def client(folder: Path, address: str, seconds: float) -> str:
+    """Run one client: empty when it ended well, else what it did."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLIENT, address, str(seconds)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    complaint: queue.SimpleQueue[str] = queue.SimpleQueue()
+    stderr = process.stderr
+    threading.Thread(target=lambda: complaint.put(stderr.read()), daemon=True).start()
+    line = process.stdout.readline()
+    done_s = time.monotonic()
+    try:
+        process.wait(LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        return f"outlived its last line by {time.monotonic() - done_s:.0f} s"
+    finally:
+        process.stdout.close()
+    said = complaint.get()
+    stderr.close()
+    if line == "done\n" and process.returncode == 0 and not said:
+        return ""
+    return f"exit {process.returncode}, said {line!r}, {said!r}"
+
+
+def main() -> None:
+    """Run them all; exit 1 when one hung, failed or complained."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, default=300)
+    parser.add_argument("--at-once", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        door = Door(Path(folder))
+        split_chain(door)
+        sessions = ("--max-sessions", str(2 * asked.at_once))
+        with door.serving("b", *sessions) as address, ThreadPoolExecutor(asked.at_once) as pool:
+            ends = pool.map(
+                lambda _: client(door.folder, address, asked.seconds), range(asked.clients)
+            )
+            wrong = [end for end in ends if end]
+    for end in wrong:
+        print(end)
+    print(f"{asked.clients} unclosed clients, {asked.at_once} at once: {len(wrong)} ended wrongly")
+    sys.exit(1 if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
