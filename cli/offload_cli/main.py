@@ -1,12 +1,13 @@
 """Wire the verbs together and turn every expected error into one sentence."""
 
-import errno
 import os
 import sys
 import traceback
+import warnings
+from typing import TextIO
 
 import typer
-from offload.errors import OffloadError
+from offload.errors import exit_code, sentence, wants_traceback
 
 from offload_cli import (
     certs,
@@ -71,27 +72,13 @@ def root() -> None:
     """Hold the group open, so that a single verb stays a verb."""
 
 
-def sentence(error: BaseException) -> str | None:
-    """One sentence for an error a user can meet; None for a bug, which keeps its traceback."""
-    if isinstance(error, OffloadError):
-        hint = " (this may pass: try again)" if error.retry else ""
-        return f"{error}{hint}"
-    if isinstance(error, OSError):
-        where = f" ({error.filename})" if error.filename else ""
-        advice = {
-            errno.ENOSPC: "the disk is full: free some space; nothing half-written was left",
-            errno.EACCES: "permission denied: choose a place you may use",
-            errno.ENOENT: "no such file or folder: check the path",
-            errno.ENOTDIR: "a file stands where a folder is needed: choose another place",
-            errno.EISDIR: "a folder stands where a file is needed: choose another place",
-            errno.EADDRINUSE: "the port is in use: choose another with --listen",
-        }.get(error.errno or 0, error.strerror or str(error))
-        return f"{advice}{where}"
-    return None
-
-
 def main() -> None:
-    """Entry point of the `offload` command: exit 0 on success, 1 on failure, 2 on bad usage."""
+    """Entry point of the `offload` command.
+
+    Exit code 0: success; 1: failure, one sentence on stderr; 2: wrong usage; 70: a bug, one
+    sentence too.
+    """
+    warnings.showwarning = _show_warning
     try:
         app()
     except KeyboardInterrupt:
@@ -100,8 +87,21 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (OffloadError, OSError) as error:
-        if os.environ.get("OFFLOAD_DEBUG"):
+    except Exception as error:  # noqa: BLE001  the last resort: a sentence, not a traceback
+        if wants_traceback():
             traceback.print_exc()
-        Output().error(sentence(error) or str(error))
-        sys.exit(1)
+        Output().error(sentence(error))
+        sys.exit(exit_code(error))
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Print a Python warning as one line for people, without the place in our sources."""
+    del category, filename, lineno, file, line
+    Output().warning(str(message))

@@ -5,21 +5,34 @@ python -m offload_runtimes run | serve | prove | preflight
 
 import argparse
 import json
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from offload.errors import BundleError, OffloadError
+from offload.errors import BundleError, exit_code, sentence, wants_traceback
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it went well, 1 with one sentence on stderr when not."""
+    """Run one command; its exit code.
+
+    0: success; 1: failure, one sentence on stderr; 2: wrong usage; 70: a bug, one sentence too.
+    """
     asked = _parser().parse_args(arguments)
     try:
         asked.command(asked)
-    except (OffloadError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except Exception as error:  # noqa: BLE001  the last resort: a sentence, not a traceback
+        if wants_traceback():
+            traceback.print_exc()
+        print(f"error: {sentence(error)}", file=sys.stderr)
+        return exit_code(error)
     return 0
 
 

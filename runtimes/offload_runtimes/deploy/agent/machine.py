@@ -32,7 +32,6 @@ def facts(root: Path) -> dict[str, Any]:
         "disk_free_bytes": shutil.disk_usage(there).free,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "time_s": time.time(),
-        "home": str(Path.home()),
     }
 
 
