@@ -25,7 +25,7 @@ from offload.graph.model import Graph, Layer, Tensor
 from offload.graph.read import infer_with, read_graph
 from offload.graph.scope import function_key, functions_used, nested_nodes
 
-from offload_runtimes.cache import cache_folder, feeds_digest, kept
+from offload_runtimes.cache import feeds_digest, kept
 from offload_runtimes.engine import Engine, EngineOptions, load, load_once, shared_arena
 from offload_runtimes.engine.inspect import optimize_to, profile_nodes
 from offload_runtimes.engine.values import Array
@@ -344,8 +344,8 @@ def cached_profile(
 def cache_path(
     graph: Graph, options: EngineOptions, inputs: Sequence[Mapping[str, Array]] = ()
 ) -> Path:
-    """Where a profile is kept: one file for a model, machine, setting and inputs."""
+    """The cache's file of a profile: one for a model, machine, setting and inputs."""
     shapes = [(name, graph.tensors[name].shape) for name in graph.inputs]
     setting = repr((machine_name(), options, shapes)) + (feeds_digest(inputs) if inputs else "")
     name = f"{graph.digest[:16]}-{hashlib.sha256(setting.encode()).hexdigest()[:16]}.json"
-    return cache_folder() / "profiles" / name
+    return Path("profiles") / name
