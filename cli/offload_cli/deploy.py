@@ -119,7 +119,7 @@ def proved(outcome: Outcome) -> str:
     if outcome.verdict is None:
         return f"not probed ({outcome.unproved})"
     worst = f"off by {outcome.verdict.worst:.2g} at most" if outcome.verdict.worst else "bit-equal"
-    return f"probe passed ({worst}, onnxruntime {outcome.verdict.ort})"
+    return f"probe passed ({worst}, {outcome.verdict.ran_on})"
 
 
 def report_failures(output: Output, outcomes: list[Outcome]) -> None:

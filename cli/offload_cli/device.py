@@ -8,7 +8,7 @@ from offload.units import format_bytes
 from offload_runtimes.deploy.device import Installed, init_device
 from offload_runtimes.deploy.wheels import fill_wheelhouse
 
-from offload_cli.options import FormatOption
+from offload_cli.options import FormatOption, ProviderOption
 from offload_cli.output import Format, Output
 from offload_cli.targets import DEFAULT_DEVICES, DevicesOption, TargetArgument, find_places
 
@@ -16,6 +16,14 @@ app = typer.Typer(help="Prepare devices and servers to run bundles.", no_args_is
 
 OrtOption = Annotated[
     str, typer.Option("--ort", help="A version of onnxruntime; default: the newest.")
+]
+
+SystemCudaOption = Annotated[
+    bool,
+    typer.Option(
+        "--system-cuda",
+        help="Leave out NVIDIA's wheels (2 GB): the target has CUDA and cuDNN installed.",
+    ),
 ]
 
 
@@ -32,10 +40,14 @@ def init(
         typer.Option(help="A folder made by `offload wheelhouse`, for targets without internet."),
     ] = None,
     ort: OrtOption = "",
+    system_cuda: SystemCudaOption = False,
     devices: DevicesOption = DEFAULT_DEVICES,
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Install the light runtime on a target, and find out whether it works there.
+
+    The `providers` of devices.toml choose the wheel of onnxruntime: `cuda` takes
+    onnxruntime-gpu and NVIDIA's wheels of CUDA and cuDNN. A provider that does not work fails.
 
     The machine is checked (64-bit, glibc, Python, disk, memory, clock); the runtime goes into a
     virtual environment of its own beside the one in use, runs a tiny model, and takes its place.
@@ -45,13 +57,20 @@ def init(
     output = Output(form)
     (place,) = find_places([target], devices)
     with output.steps() as step:
-        done = init_device(place, wheelhouse, ort or None, lambda text: step(f"{target}: {text}"))
+        done = init_device(
+            place,
+            wheelhouse,
+            ort or None,
+            lambda text: step(f"{target}: {text}"),
+            system_cuda=system_cuda,
+        )
     total_bytes = sum(package.size_bytes for package in done.packages)
     output.result(
         {
             "target": target,
             "python": done.python,
             "machine": done.machine,
+            "provider": done.provider,
             "packages": [
                 {"name": p.name, "version": p.version, "size_bytes": p.size_bytes}
                 for p in done.packages
@@ -59,7 +78,7 @@ def init(
             "size_bytes": total_bytes,
             "preflight_s": done.preflight_s,
         },
-        f"{target}: ready ({done.machine}), {format_bytes(total_bytes)} installed",
+        f"{target}: ready ({done.machine}, {done.provider}), {format_bytes(total_bytes)} installed",
     )
     _table(output, done)
 
@@ -74,6 +93,8 @@ def wheelhouse(
     platform: Annotated[str, typer.Option(help="`aarch64` or `x86_64`.")] = "aarch64",
     python: Annotated[str, typer.Option(help="The target's Python.")] = "3.11",
     ort: OrtOption = "",
+    provider: ProviderOption = [],  # noqa: B006  typer wants a list and copies it
+    system_cuda: SystemCudaOption = False,
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Download what a device without internet installs; `device init --wheelhouse` brings it.
@@ -81,7 +102,9 @@ def wheelhouse(
     Example: `offload wheelhouse wheels --platform aarch64 --python 3.13`
     """
     output = Output(form)
-    wheels = fill_wheelhouse(folder, platform, python, ort or None)
+    wheels = fill_wheelhouse(
+        folder, platform, python, ort or None, provider, system_cuda=system_cuda
+    )
     total_bytes = sum(path.stat().st_size for path in wheels)
     output.result(
         {

@@ -4,7 +4,6 @@ import os
 import sys
 import traceback
 import warnings
-from typing import TextIO
 
 import typer
 from offload.errors import exit_code, sentence, wants_traceback
@@ -94,14 +93,6 @@ def main() -> None:
         sys.exit(exit_code(error))
 
 
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Print a Python warning as one line for people, without the place in our sources."""
-    del category, filename, lineno, file, line
     Output().warning(str(message))

@@ -13,7 +13,7 @@ from offload_runtimes.serving.batching import Batching
 from offload_runtimes.serving.daemon import serve_until_asked
 from offload_runtimes.serving.observe import LOG, JsonLines
 
-from offload_cli.options import FormatOption, ProviderOption, ThreadsOption
+from offload_cli.options import AllowCpuOption, FormatOption, ProviderOption, ThreadsOption
 from offload_cli.output import Format, Output
 from offload_cli.security import TokenOption, read_token
 
@@ -72,6 +72,7 @@ def serve(
     ] = 30.0,
     threads: ThreadsOption = None,
     provider: ProviderOption = [],  # noqa: B006  typer wants a list and copies it
+    allow_cpu: AllowCpuOption = False,
     optimize: Annotated[
         bool,
         typer.Option(help="Without it, outputs are bit-equal to the whole model's, but slower."),
@@ -89,7 +90,7 @@ def serve(
     Example: `offload serve net.bundle --listen 0.0.0.0:50051 --insecure`
     """
     output = Output(form)
-    options = EngineOptions(tuple(provider), threads, optimize)
+    options = EngineOptions(tuple(provider), threads, optimize, allow_cpu=allow_cpu)
     if log:
         _log_to_stderr()
     server = Server(
@@ -110,9 +111,11 @@ def serve(
         told = {
             "listening": address,
             "bundles": list(server.bundles),
+            "providers": list(server.providers),
             "metrics": server.metrics_address,
         }
-        output.result(told, f"serving {digests} on {address}")
+        using = ", ".join(name for name in server.providers if name != "cpu")
+        output.result(told, f"serving {digests}{using and f' with {using}'} on {address}")
         for part, why in server.alone.items() if batch > 1 else ():
             output.remark(f"{part} runs each frame alone: {why}")
 

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: success; 1: failure, one sentence on stderr; 2: wrong usage; 70: a bug, one sentence too.
     """
     asked = _parser().parse_args(arguments)
+    warnings.showwarning = _show_warning
     try:
         asked.command(asked)
     except KeyboardInterrupt:
@@ -34,6 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {sentence(error)}", file=sys.stderr)
         return exit_code(error)
     return 0
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a Python warning as one line for people, without the place in our sources."""
+    print(f"warning: {message}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,8 +74,14 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument("--key", type=Path, help="private key of --cert")
         verb.add_argument("--token-file", type=Path, help="file with the bearer token")
     for verb in (run, serve, prove):
-        verb.add_argument("--provider", action="append", default=[])
         verb.add_argument("--threads", type=int)
+    for verb in (run, serve, prove, preflight):
+        verb.add_argument("--provider", action="append", default=[])
+        verb.add_argument(
+            "--allow-cpu",
+            action="store_true",
+            help="run on the CPU, with a warning, where a provider is missing",
+        )
     return parser
 
 
@@ -84,7 +97,12 @@ def _run(asked: argparse.Namespace) -> None:
 
     feeds = read_arrays(asked.input)
     security = ClientSecurity(asked.ca, asked.cert, asked.key, _token(asked.token_file))
-    options = {"providers": tuple(asked.provider), "threads": asked.threads, "plan": asked.plan}
+    options = {
+        "providers": tuple(asked.provider),
+        "threads": asked.threads,
+        "allow_cpu": asked.allow_cpu,
+        "plan": asked.plan,
+    }
     with open_session(asked.bundle, asked.server, security=security, **options) as session:
         answers, timeline = session.run_timed(None, feeds)
         names = [value.name for value in session.get_outputs()]
@@ -108,7 +126,7 @@ def _serve(asked: argparse.Namespace) -> None:
     from offload_runtimes.serving.batching import Batching
     from offload_runtimes.serving.daemon import serve_until_asked
 
-    options = EngineOptions(tuple(asked.provider), asked.threads)
+    options = EngineOptions(tuple(asked.provider), asked.threads, allow_cpu=asked.allow_cpu)
     security = ServerSecurity(
         asked.cert, asked.key, asked.client_ca, _token(asked.token_file), asked.insecure
     )
@@ -122,7 +140,12 @@ def _serve(asked: argparse.Namespace) -> None:
     )
 
     def ready(address: str) -> None:
-        print(json.dumps({"listening": address, "bundles": list(server.bundles)}), flush=True)
+        told = {
+            "listening": address,
+            "bundles": list(server.bundles),
+            "providers": list(server.providers),
+        }
+        print(json.dumps(told), flush=True)
 
     serve_until_asked(server, ready)
 
@@ -133,7 +156,7 @@ def _prove(asked: argparse.Namespace) -> None:
     from offload_runtimes.engine import EngineOptions
     from offload_runtimes.proof.segments import read_proof, repeat_proof
 
-    options = EngineOptions(tuple(asked.provider), asked.threads)
+    options = EngineOptions(tuple(asked.provider), asked.threads, allow_cpu=asked.allow_cpu)
     proofs = read_proof(asked.proof)
     found = repeat_proof(open_bundle(asked.bundle), proofs, options)
     print(json.dumps(found.to_json()))
@@ -144,10 +167,10 @@ def _prove(asked: argparse.Namespace) -> None:
         )
 
 
-def _preflight(_: argparse.Namespace) -> None:
+def _preflight(asked: argparse.Namespace) -> None:
     from offload_runtimes.preflight import preflight
 
-    print(json.dumps(preflight()))
+    print(json.dumps(preflight(asked.provider, allow_cpu=asked.allow_cpu)))
 
 
 if __name__ == "__main__":

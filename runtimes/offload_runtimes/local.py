@@ -55,6 +55,7 @@ def open_session(
         tuple(options.get("providers", ())),
         options.get("threads"),
         bool(options.get("optimize", True)),
+        allow_cpu=bool(options.get("allow_cpu", False)),
     )
     options.pop("security", None)  # within one process there is nobody to hide from
     return LocalSession(opened, Server([opened], options=chosen), **options)

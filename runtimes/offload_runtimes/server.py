@@ -14,7 +14,7 @@ from offload.errors import InputError, OffloadError, ServerError
 from offload.units import format_bytes
 
 from offload_runtimes.device.closing import close_at_exit
-from offload_runtimes.engine import Arena, EngineOptions, arena_of
+from offload_runtimes.engine import Arena, EngineOptions, arena_of, short_name
 from offload_runtimes.grpc.host import GrpcHost, split_address
 from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.serving.batches import Batches
@@ -125,6 +125,12 @@ class Server:
     def bundles(self) -> tuple[str, ...]:
         """Digests of the bundles served."""
         return tuple(self._hosted)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Short names of the execution providers really in use, without repeats."""
+        engines = (engine for h in self._hosted.values() for engine in h.engines.values())
+        return tuple(dict.fromkeys(short_name(engine.providers[0]) for engine in engines))
 
     @property
     def alone(self) -> dict[str, str]:

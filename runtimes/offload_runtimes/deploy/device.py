@@ -18,10 +18,11 @@ from offload_runtimes.deploy.place import Place
 from offload_runtimes.deploy.transaction import content_of
 from offload_runtimes.deploy.trial import ending
 from offload_runtimes.deploy.wheels import requirements, write_runtime_wheel
-from offload_runtimes.light import MINIMUM_PYTHON
+from offload_runtimes.light import CUDA_WHEELS, MINIMUM_PYTHON
 
 _MINIMUM_GLIBC = (2, 28)  # onnxruntime's wheels are manylinux_2_28
 _MINIMUM_DISK_BYTES = 400_000_000
+_CUDA_DISK_BYTES = 5_000_000_000  # 2.6 GB installed, and the wheels while pip unpacks them
 _MINIMUM_MEMORY_BYTES = 256_000_000
 _CLOCK_OFF_S = 300.0
 _VENV_S = 300.0
@@ -46,6 +47,7 @@ class Installed:
         place: the target.
         python: its interpreter there.
         machine: the target's processor.
+        provider: the execution provider that ran the preflight's model.
         packages: what was installed, without pip.
         preflight_s: seconds that importing and running a tiny model took.
     """
@@ -53,16 +55,20 @@ class Installed:
     place: Place
     python: str
     machine: str
+    provider: str
     packages: tuple[Package, ...]
     preflight_s: float
 
 
-def objections(facts: Mapping[str, Any], now_s: float) -> tuple[str, ...]:
+def objections(
+    facts: Mapping[str, Any], now_s: float, disk_bytes: int = _MINIMUM_DISK_BYTES
+) -> tuple[str, ...]:
     """Why a machine cannot run the light runtime, one sentence each; none if it can.
 
     Args:
         facts: as the agent tells them.
         now_s: the time here.
+        disk_bytes: free disk that the runtime needs.
     """
     found = []
     python = ".".join(str(number) for number in facts["python"])
@@ -77,9 +83,9 @@ def objections(facts: Mapping[str, Any], now_s: float) -> tuple[str, ...]:
         found.append(f"its C library is {libc or 'not glibc'} {version}: glibc 2.28 is needed")
     if tuple(facts["python"][:2]) < MINIMUM_PYTHON:
         found.append(f"its Python is {python}: 3.11 is needed, name a newer one as `python`")
-    if facts["disk_free_bytes"] < _MINIMUM_DISK_BYTES:
+    if facts["disk_free_bytes"] < disk_bytes:
         free_mb = facts["disk_free_bytes"] / 1e6
-        found.append(f"its disk has {free_mb:.0f} MB free: 400 MB are needed")
+        found.append(f"its disk has {free_mb:.0f} MB free: {disk_bytes / 1e6:.0f} MB are needed")
     if facts["memory_bytes"] < _MINIMUM_MEMORY_BYTES:
         found.append(f"it has {facts['memory_bytes'] / 1e6:.0f} MB of memory: 256 MB are needed")
     off_s = facts["time_s"] - now_s
@@ -93,24 +99,30 @@ def init_device(
     wheelhouse: Path | None = None,
     ort: str | None = None,
     report: Callable[[str], None] = lambda _: None,
+    *,
+    system_cuda: bool = False,
 ) -> Installed:
     """Install the light runtime on a target, beside the one that is there, and switch to it.
+
+    The wheel of onnxruntime is the one that the target's providers need, and the preflight runs
+    on these providers.
 
     Args:
         place: the target.
         wheelhouse: a folder of wheels to install from; None: the target's package index.
         ort: a version of onnxruntime; None: the newest.
         report: told of each step.
+        system_cuda: install no CUDA libraries: the target has them.
 
     Raises:
-        InputError: the machine is not fit, a package can't be had, or onnxruntime crashes there;
-            the runtime that was there stays.
+        InputError: the machine is not fit, a package can't be had, onnxruntime crashes there, or
+            a provider is missing there; the runtime that was there stays.
         ServerError: the target can't be reached.
     """
 
     async def do() -> Installed:
         async with connect(place) as target:
-            return await Init(target, wheelhouse, ort, report).run()
+            return await Init(target, wheelhouse, ort, report, system_cuda).run()
 
     return asyncio.run(do())
 
@@ -124,11 +136,12 @@ class Init:
         wheelhouse: Path | None,
         ort: str | None,
         report: Callable[[str], None],
+        system_cuda: bool,
     ) -> None:
         self._target = target
         self._name = target.place.name
         self._wheelhouse = wheelhouse
-        self._ort = ort
+        self._requirements = requirements(ort, target.place.providers, system_cuda=system_cuda)
         self._report = report
         self._folder = f"runtime/venvs/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
 
@@ -136,7 +149,9 @@ class Init:
         """Do them; a failure leaves what was there."""
         self._report("checking the machine")
         facts = await self._target.call("facts")
-        reasons = objections(facts, time.time())
+        has_cuda = set(CUDA_WHEELS) <= set(self._requirements)
+        needed = _CUDA_DISK_BYTES if has_cuda else _MINIMUM_DISK_BYTES
+        reasons = objections(facts, time.time(), needed)
         if reasons:
             raise InputError(f"{self._name} cannot run models: {'; '.join(reasons)}")
         await self._target.call("lock")
@@ -154,6 +169,7 @@ class Init:
             self._target.place,
             f"{facts['root']}/runtime/current/bin/python",
             facts["machine"],
+            found["provider"],
             packages,
             found["seconds"],
         )
@@ -172,7 +188,7 @@ class Init:
         source = ("--no-index", "--find-links", "wheels") if self._wheelhouse else ()
         wheel = next(f"wheels/{name}" for name in names if name.startswith("onnx_offload_runtime"))
         pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-        words = (*pip, "--no-deps", *source, *requirements(self._ort), wheel)
+        words = (*pip, "--no-deps", *source, *self._requirements, wheel)
         done = await self._run(*words, timeout_s=_PIP_S)
         if done["code"]:
             raise InputError(f"pip on {self._name} {ending(done)}")
@@ -190,7 +206,8 @@ class Init:
             return list(wheels)
 
     async def _preflight(self, python: str) -> dict[str, Any]:
-        words = (python, "-m", "offload_runtimes", "preflight")
+        options = self._target.place.provider_options
+        words = (python, "-m", "offload_runtimes", "preflight", *options)
         done = await self._run(*words, timeout_s=_PREFLIGHT_S)
         try:
             found: dict[str, Any] = json.loads(done["out"].strip().splitlines()[-1])

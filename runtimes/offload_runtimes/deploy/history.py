@@ -187,7 +187,7 @@ def _releases(journal: Mapping[str, Any]) -> tuple[Release, ...]:
             entry["digest"],
             tuple(entry["sides"]),
             entry["time_s"],
-            Verdict(**entry["probe"]) if entry["probe"] else None,
+            Verdict.from_json(entry["probe"]) if entry["probe"] else None,
             entry["id"] == journal["current"],
         )
         for entry in journal["releases"]

@@ -44,6 +44,7 @@ class Place:
         role: the side it plays; None: not said, it gets both sides' files.
         python: a Python there, to run the agent and to make environments with.
         providers: onnxruntime's execution providers to use there.
+        allow_cpu: use the CPU there, with a warning, where a provider is missing.
         threads: threads of one kernel there.
         listen: where its server listens.
         serving: options of its server: how it is secured and bounded, what it batches; paths are
@@ -56,6 +57,7 @@ class Place:
     role: Side | None = None
     python: str = "python3"
     providers: tuple[str, ...] = ()
+    allow_cpu: bool = False
     threads: int | None = None
     listen: str = _LISTEN
     serving: tuple[str, ...] = ()
@@ -64,7 +66,13 @@ class Place:
     def options(self) -> tuple[str, ...]:
         """How its runtime runs models, as command-line options."""
         threads = () if self.threads is None else ("--threads", str(self.threads))
-        return (*(word for name in self.providers for word in ("--provider", name)), *threads)
+        return (*self.provider_options, *threads)
+
+    @property
+    def provider_options(self) -> tuple[str, ...]:
+        """Its execution providers, as command-line options."""
+        words = (word for name in self.providers for word in ("--provider", name))
+        return (*words, "--allow-cpu") if self.allow_cpu else tuple(words)
 
 
 def find_place(text: str, devices: Mapping[str, Place]) -> Place:
@@ -137,7 +145,8 @@ _KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "key": (_is_text, "the path of a private key"),
     "root": (_is_text, "a directory on the target"),
     "python": (_is_text, "a Python on the target"),
-    "providers": (_is_texts, 'a list like ["cuda", "cpu"]'),
+    "providers": (_is_texts, 'a list like ["cuda"]'),
+    "allow_cpu": (lambda value: isinstance(value, bool), "true or false"),
     "threads": (_is_count, "a number of threads"),
     "listen": (_is_text, "HOST:PORT"),
     "batch": (_is_count, "a number of rows"),
@@ -187,6 +196,7 @@ def _place(name: str, entry: Mapping[str, Any]) -> Place:
         role=Side(entry["role"]) if "role" in entry else None,
         python=entry.get("python", "python3"),
         providers=tuple(entry.get("providers", ())),
+        allow_cpu=entry.get("allow_cpu", False),
         threads=entry.get("threads"),
         listen=entry.get("listen", _LISTEN),
         serving=_serving(entry),

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from offload.errors import InputError
 from offload.files import temporary_folder
 
 from offload_runtimes.engine.engine import Engine, load_once, open_session
-from offload_runtimes.engine.options import EngineOptions, session_options
+from offload_runtimes.engine.options import EngineOptions, session_options, short_name
 from offload_runtimes.engine.values import Array
 
 _KERNEL = "_kernel_time"
@@ -66,6 +67,34 @@ def profile_nodes(
         InputError: the model is refused or the feeds do not fit.
     """
     options = options or EngineOptions()
+    with _profiled(model, feeds, options, warm_runs + runs, limit_s) as (events, done):
+        return _node_times(events, min(warm_runs, done // 2))
+
+
+def kernel_providers(
+    model: str | Path | bytes, feeds: Mapping[str, Array], options: EngineOptions
+) -> frozenset[str]:
+    """Short names of the providers that ran at least one kernel, by ORT's own profiler.
+
+    A session lists the providers that it may use; only a run shows which it does use.
+
+    Raises:
+        InputError: the model is refused or the feeds do not fit.
+    """
+    with _profiled(model, feeds, options, runs=1, limit_s=0.0) as (events, _):
+        found = {event.get("args", {}).get("provider", "") for event in events}
+    return frozenset(short_name(name) for name in found if name)
+
+
+@contextmanager
+def _profiled(
+    model: str | Path | bytes,
+    feeds: Mapping[str, Array],
+    options: EngineOptions,
+    runs: int,
+    limit_s: float,
+) -> Iterator[tuple[Iterator[dict[str, Any]], int]]:
+    """The events that ORT's profiler records in some runs, and how many there were in the time."""
     settings = session_options(options)
     settings.enable_profiling = True
     with temporary_folder() as folder:
@@ -74,11 +103,10 @@ def profile_nodes(
         engine = Engine(session, "model" if isinstance(model, bytes) else Path(model).name)
         until_s = time.monotonic() + limit_s
         done = 0
-        while done < warm_runs + runs and (done < 2 or time.monotonic() < until_s):
+        while done < runs and (done < 2 or time.monotonic() < until_s):
             engine.run(None, feeds)
             done += 1
-        events = _events(Path(session.end_profiling()))
-        return _node_times(events, min(warm_runs, done // 2))
+        yield _events(Path(session.end_profiling())), done
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:

@@ -26,7 +26,14 @@ from offload.graph.read import infer_with, read_graph
 from offload.graph.scope import function_key, functions_used, nested_nodes
 
 from offload_runtimes.cache import feeds_digest, kept
-from offload_runtimes.engine import Engine, EngineOptions, load, load_once, shared_arena
+from offload_runtimes.engine import (
+    Engine,
+    EngineOptions,
+    load,
+    load_once,
+    shared_arena,
+    short_name,
+)
 from offload_runtimes.engine.inspect import optimize_to, profile_nodes
 from offload_runtimes.engine.values import Array
 from offload_runtimes.planning.calibrate import (
@@ -184,7 +191,7 @@ def measure(
     shares = _share(subject, options, given, min(runs, KERNEL_RUNS), types)
     progress("timing the whole model and parts of it")
     ranges = divided(subject.graph, shares)
-    timed = _time_parts(subject, options, given, ranges, runs, types)
+    timed, provider = _time_parts(subject, options, given, ranges, runs, types)
     whole = timed.pop(_WHOLE)
     whole_s = statistics.median(whole)
     pieces_s = [statistics.median(times) for times in timed.values()] or [whole_s]
@@ -193,7 +200,7 @@ def measure(
     return Profile(
         model=subject.graph.digest,
         machine=machine_name(),
-        provider=options.providers[0] if options.providers else "cpu",
+        provider=provider,
         threads=options.threads or 0,
         layers=tuple(
             LayerCost(layer.name, s, s * low, s * high)
@@ -216,8 +223,8 @@ def _time_parts(
     ranges: Sequence[range],
     runs: int,
     types: Mapping[str, Tensor],
-) -> dict[str, list[float]]:
-    """Seconds of the whole model and of each of its pieces, in their order.
+) -> tuple[dict[str, list[float]], str]:
+    """Seconds of the whole model and of each of its pieces, in their order; the provider used.
 
     They take their memory from one arena: of all that are loaded, only one runs at a time.
     """
@@ -226,7 +233,7 @@ def _time_parts(
         engine = load(whole_input(model), options, arena)
         parts = pieces(model, subject.graph, ranges, folder, options, feeds, types, arena)
         work = {_WHOLE: lambda: engine.run(None, feeds), **parts}
-        return time_in_turns(work, runs, MAX_SECONDS_S)
+        return time_in_turns(work, runs, MAX_SECONDS_S), short_name(engine.providers[0])
 
 
 def _share(

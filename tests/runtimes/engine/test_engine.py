@@ -76,9 +76,11 @@ def test_missing_file() -> None:
         load("nowhere.onnx")
 
 
-def test_missing_provider_falls_back_with_a_warning() -> None:
-    with pytest.warns(RuntimeWarning, match="CUDAExecutionProvider is not available"):
-        engine = load(relu(), EngineOptions(providers=("cuda", "cpu")))
+def test_a_missing_provider_is_an_error_unless_the_cpu_is_allowed() -> None:
+    with pytest.raises(InputError, match="install onnxruntime-gpu in place of onnxruntime"):
+        load(relu(), EngineOptions(providers=("cuda", "cpu")))
+    with pytest.warns(RuntimeWarning, match="CUDAExecutionProvider is not in this onnxruntime"):
+        engine = load(relu(), EngineOptions(providers=("cuda", "cpu"), allow_cpu=True))
     assert engine.providers == ("CPUExecutionProvider",)
 
 
