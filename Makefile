@@ -27,12 +27,20 @@ types: install
 	$(BIN)/mypy --python-version 3.12
 
 pytest: install
-	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not door'
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not door and not gpu'
 
 # The front-door tests that take longer than 3 s each.
 .PHONY: test-door
 test-door: install
 	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 -m door tests/front_door
+
+# On a machine with a GPU: providers, outputs, profiles, one split inference (6 min at most). Without
+# one, all but the hardware is checked. WHEELS=FOLDER installs from there, without an index.
+.PHONY: test-gpu
+test-gpu:
+	test -d build/gpu || $(PYTHON) -m venv build/gpu
+	build/gpu/bin/python tests/gpu/install.py $(WHEELS)
+	build/gpu/bin/python -m pytest -q -s -m gpu tests/gpu
 
 # Real weights, a real input, every scheme predicted and measured; writes out/demo/index.html.
 demo: install
