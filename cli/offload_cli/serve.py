@@ -1,6 +1,5 @@
 """`offload serve`: serve bundles to devices."""
 
-import logging
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +10,11 @@ from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.server import Server
 from offload_runtimes.serving.batching import Batching
 from offload_runtimes.serving.daemon import serve_until_asked
-from offload_runtimes.serving.observe import LOG, JsonLines
+from offload_runtimes.serving.observe import log_to_stderr
 
 from offload_cli.options import AllowCpuOption, FormatOption, ProviderOption, ThreadsOption
 from offload_cli.output import Format, Output
-from offload_cli.security import TokenOption, read_token
+from offload_cli.security import TOKEN_VARIABLE, read_token
 
 
 def serve(
@@ -34,7 +33,14 @@ def serve(
         Path | None,
         typer.Option(help="Admit only devices with a certificate of this authority (.pem)."),
     ] = None,
-    token_file: TokenOption = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            help="File of tokens, one a line; a session must bring one of them. Default:"
+            f" ${TOKEN_VARIABLE}.",
+        ),
+    ] = None,
     metrics: Annotated[
         str, typer.Option(help="HOST:PORT where Prometheus reads /metrics; default: nowhere.")
     ] = "",
@@ -81,6 +87,8 @@ def serve(
 ) -> None:
     """Serve the server's part of bundles until SIGTERM, which lets running work finish.
 
+    SIGHUP reads certificates and tokens again, as does a change of their files; sessions go on.
+
     Prints one line when ready. Devices are served by a bundle's digest, so a device and a server
     with different bundles never mix.
 
@@ -92,7 +100,7 @@ def serve(
     output = Output(form)
     options = EngineOptions(tuple(provider), threads, optimize, allow_cpu=allow_cpu)
     if log:
-        _log_to_stderr()
+        log_to_stderr()
     server = Server(
         list(bundles),
         listen,
@@ -103,7 +111,14 @@ def serve(
         max_memory_bytes=int(parse_bytes(max_memory)) if max_memory else None,
         batching=Batching(batch, batch_wait),
         metrics=metrics or None,
-        security=ServerSecurity(cert, key, client_ca, read_token(token_file), insecure),
+        security=ServerSecurity(
+            cert,
+            key,
+            client_ca,
+            None if token_file else read_token(None),
+            insecure,
+            token_file,
+        ),
     )
 
     def ready(address: str) -> None:
@@ -123,10 +138,3 @@ def serve(
         output.remark("draining: finishing what was asked for")
 
     serve_until_asked(server, ready, draining, drain)
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    LOG.addHandler(handler)
-    LOG.setLevel(logging.INFO)

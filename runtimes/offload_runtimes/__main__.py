@@ -62,6 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--max-memory", help="for models and tensors, like '2 GB'; default: any")
     serve.add_argument("--batch", type=int, default=1, help="rows of several sessions at once")
     serve.add_argument("--batch-wait", type=float, default=0.0, help="seconds to wait for them")
+    serve.add_argument("--max-sessions", type=int, default=64, help="sessions at the same time")
+    serve.add_argument("--metrics", help="HOST:PORT where Prometheus reads /metrics")
+    serve.add_argument("--log", action="store_true", help="write JSON lines to stderr")
     serve.set_defaults(command=_serve)
     prove = verbs.add_parser("prove", help="repeat a bundle's proof on this machine")
     prove.add_argument("bundle", type=Path)
@@ -72,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     for verb in (run, serve):
         verb.add_argument("--cert", type=Path, help="own certificate (.pem)")
         verb.add_argument("--key", type=Path, help="private key of --cert")
-        verb.add_argument("--token-file", type=Path, help="file with the bearer token")
+        verb.add_argument(
+            "--token-file", type=Path, help="file with the bearer token; a server takes one a line"
+        )
     for verb in (run, serve, prove):
         verb.add_argument("--threads", type=int)
     for verb in (run, serve, prove, preflight):
@@ -93,10 +98,11 @@ def _run(asked: argparse.Namespace) -> None:
 
     from offload_runtimes.input_files import read_arrays
     from offload_runtimes.local import open_session
-    from offload_runtimes.security.credentials import ClientSecurity
+    from offload_runtimes.security.credentials import ClientSecurity, read_tokens
 
     feeds = read_arrays(asked.input)
-    security = ClientSecurity(asked.ca, asked.cert, asked.key, _token(asked.token_file))
+    token = read_tokens(asked.token_file)[0] if asked.token_file else None
+    security = ClientSecurity(asked.ca, asked.cert, asked.key, token)
     options = {
         "providers": tuple(asked.provider),
         "threads": asked.threads,
@@ -113,10 +119,6 @@ def _run(asked: argparse.Namespace) -> None:
     print(json.dumps({"outputs": names, "latency_s": timeline.makespan_s}))
 
 
-def _token(path: Path | None) -> str | None:
-    return None if path is None else path.read_text(encoding="utf-8").strip()
-
-
 def _serve(asked: argparse.Namespace) -> None:
     from offload.units import parse_bytes
 
@@ -125,15 +127,24 @@ def _serve(asked: argparse.Namespace) -> None:
     from offload_runtimes.server import Server
     from offload_runtimes.serving.batching import Batching
     from offload_runtimes.serving.daemon import serve_until_asked
+    from offload_runtimes.serving.observe import log_to_stderr
 
     options = EngineOptions(tuple(asked.provider), asked.threads, allow_cpu=asked.allow_cpu)
     security = ServerSecurity(
-        asked.cert, asked.key, asked.client_ca, _token(asked.token_file), asked.insecure
+        asked.cert,
+        asked.key,
+        asked.client_ca,
+        insecure=asked.insecure,
+        token_file=asked.token_file,
     )
+    if asked.log:
+        log_to_stderr()
     server = Server(
         asked.bundles,
         asked.listen,
         options=options,
+        max_sessions=asked.max_sessions,
+        metrics=asked.metrics,
         max_memory_bytes=int(parse_bytes(asked.max_memory)) if asked.max_memory else None,
         batching=Batching(asked.batch, asked.batch_wait),
         security=security,

@@ -6,6 +6,7 @@ its tools, not its inference.
 
 from collections.abc import Sequence
 
+PRODUCT = "onnx-offload"
 RUNTIME = "onnx-offload-runtime"
 ORT = "1.20"  # the oldest onnxruntime
 CUDA_ORT = "1.31"  # the oldest onnxruntime-gpu that takes CUDA 13 from CUDA_WHEELS
@@ -15,6 +16,7 @@ REQUIREMENTS = (
     "grpcio>=1.70",
     "protobuf>=7.35.1",
     "zstandard>=0.23",
+    "prometheus-client>=0.22",  # the server's metrics
     "typing-extensions>=4.12",  # grpcio imports it
 )
 # The wheels of onnxruntime: all own the same module, so only one may be installed.

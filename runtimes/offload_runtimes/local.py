@@ -1,19 +1,21 @@
 """A session with a server of its own within this process, over real gRPC on loopback."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from offload.bundle.bundle import Bundle, open_bundle
 
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.server import Server
+
+if TYPE_CHECKING:
+    from offload_runtimes.server import Server
 
 
 class LocalSession(OffloadSession):
     """An OffloadSession that owns the server it talks to."""
 
-    def __init__(self, bundle: Bundle, server: Server, **options: Any) -> None:
+    def __init__(self, bundle: Bundle, server: "Server", **options: Any) -> None:
         """Start the server and connect to it; options as for OffloadSession."""
         self._server = server.start()
         try:
@@ -51,6 +53,8 @@ def open_session(
     followed = opened if fixed is None else opened.only(fixed)
     if server is not None or not followed.needs_server:
         return OffloadSession(opened, server, **options)
+    from offload_runtimes.server import Server  # a device with a server elsewhere does without
+
     chosen = server_options or EngineOptions(
         tuple(options.get("providers", ())),
         options.get("threads"),

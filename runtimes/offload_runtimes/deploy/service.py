@@ -40,7 +40,7 @@ class Unit:
         """
         words = (
             *(self.python, "-m", "offload_runtimes", "serve", f"{self.root}/current"),
-            *("--listen", self.listen, *self.options),
+            *("--listen", self.listen, "--log", *self.options),
         )
         return _TEMPLATE.format(
             root=_escaped(self.root),
@@ -60,6 +60,7 @@ StartLimitBurst=5
 Type=notify
 NotifyAccess=main
 ExecStart={command}
+ExecReload=/bin/kill -HUP $MAINPID
 Restart=on-failure
 RestartSec=1
 TimeoutStartSec=120

@@ -98,7 +98,7 @@ class GrpcConnector:
         self.address = address
         self._security = security or ClientSecurity()
         self._security.check(address)
-        self._credentials = _credentials(self._security)
+        self._secure = _credentials(self._security) is not None
         self._options = _options(message_limit_bytes)
 
     def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> GrpcStream:
@@ -109,16 +109,18 @@ class GrpcConnector:
         """A stream of some method, on a channel of its own."""
         channel = self._channel()
         try:
-            _wait_ready(channel, self.address, timeout_s, secure=self._credentials is not None)
+            _wait_ready(channel, self.address, timeout_s, secure=self._secure)
         except BaseException:
             channel.close()
             raise
         return GrpcStream(channel, method, self.address, outgoing, self._security.token)
 
     def _channel(self) -> grpc.Channel:
-        if self._credentials is None:
+        # Read anew for each connection: certificates are renewed while a device runs.
+        credentials = _credentials(self._security)
+        if credentials is None:
             return grpc.insecure_channel(self.address, self._options)
-        return grpc.secure_channel(self.address, self._credentials, self._options)
+        return grpc.secure_channel(self.address, credentials, self._options)
 
 
 def _credentials(security: ClientSecurity) -> grpc.ChannelCredentials | None:
