@@ -15,7 +15,7 @@ DEVICES = "devices.toml"
 _ROOT = "offload"  # in the account's home
 _LISTEN = "127.0.0.1:50051"
 _ADDRESS = re.compile(
-    r"(?P<user>[^@/\s:]+)@(?P<host>\[[0-9A-Fa-f:]+\]|[^@/\s:\[\]]+)(:(?P<port>\d+))?(?P<root>/.*)?"
+    r"(?P<user>[^@/\s:]+)@(?P<host>\[[0-9A-Fa-f:.]+(?:%[^]\s]+)?\]|[^@/\s:\[\]]+)(:(?P<port>\d+))?(?P<root>/.*)?"
 )
 
 
@@ -29,7 +29,8 @@ class Ssh:
     key: str | None = None
 
     def __str__(self) -> str:
-        account = f"{self.user}@{self.host}" if self.user else self.host
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        account = f"{self.user}@{host}" if self.user else host
         return account if self.port is None else f"{account}:{self.port}"
 
 
