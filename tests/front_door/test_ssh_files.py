@@ -82,6 +82,12 @@ def test_aliases_includes_and_jumps_are_followed(door: Door, server: SshServer) 
 
 
 @pytest.mark.door
+def test_a_jump_that_leads_to_itself_is_named(door: Door, server: SshServer) -> None:
+    server.config(f"Host *\n  ProxyJump me@127.0.0.1:{server.port}\n")
+    assert "ProxyJump" in refused(door, server)
+
+
+@pytest.mark.door
 def test_no_file_of_known_hosts_admits_nobody(door: Door, server: SshServer) -> None:
     for files in ("none", "/no/such/file"):
         server.config(f"UserKnownHostsFile {files}\n")

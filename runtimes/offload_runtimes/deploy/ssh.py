@@ -72,7 +72,7 @@ async def over_ssh(place: Place) -> AsyncIterator[Channel]:
             connection = await asyncssh.connect(**_options(place.ssh), config=[str(files.config)])
         except asyncssh.ConfigParseError as error:
             raise _config_failure(error, files) from error
-        except (OSError, KeyError, ValueError, asyncssh.Error) as error:
+        except (OSError, KeyError, ValueError, RecursionError, asyncssh.Error) as error:
             raise _failure(place.ssh, error) from error
     async with connection:
         try:
@@ -134,6 +134,11 @@ def _failure(ssh: Ssh, error: Exception) -> OffloadError:
             return InputError(
                 f"{ssh} accepts none of our keys: add one there with ssh-copy-id, or name it as"
                 " `key` in devices.toml"
+            )
+        case RecursionError():  # asyncssh follows a jump host's own ProxyJump without end
+            return InputError(
+                f"~/.ssh/config: the ProxyJump of {ssh} applies to the jump host too: exclude it"
+                " there, like `Host * !gate`"
             )
         case KeyError():
             return InputError("this account has no name to log in with: write USER@HOST, set USER")
