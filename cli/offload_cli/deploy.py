@@ -12,6 +12,7 @@ from offload_runtimes.deploy.deployment import deploy_to
 from offload_runtimes.deploy.outcome import Outcome, Progress
 from offload_runtimes.deploy.place import Place
 from offload_runtimes.deploy.transaction import Stage
+from offload_runtimes.versions import product_version
 
 from offload_cli.options import BundleArgument, FormatOption
 from offload_cli.output import Format, Output
@@ -61,6 +62,7 @@ def deploy(
     with output.steps() as step:
         outcomes = deploy_to(source, places, _teller(step), keep)
     output.result([outcome_json(outcome) for outcome in outcomes], _lines(outcomes))
+    warn_versions(output, outcomes)
     report_failures(output, outcomes)
 
 
@@ -100,6 +102,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "sent": list(outcome.sent),
         "sent_bytes": outcome.sent_bytes,
         "probe": outcome.verdict.to_json() if outcome.verdict else None,
+        "runtime": outcome.runtime,
         "error": str(outcome.why) if outcome.why else None,
     }
 
@@ -120,6 +123,22 @@ def proved(outcome: Outcome) -> str:
         return f"not probed ({outcome.unproved})"
     worst = f"off by {outcome.verdict.worst:.2g} at most" if outcome.verdict.worst else "bit-equal"
     return f"probe passed ({worst}, {outcome.verdict.ran_on})"
+
+
+def other_version(target: str, version: str) -> str:
+    """Say that a target's runtime is of another version than this one."""
+    return (
+        f"{target}: its runtime is onnx-offload {version}, this is {product_version()}:"
+        f" `offload device init {target}` brings it to this version"
+    )
+
+
+def warn_versions(output: Output, outcomes: list[Outcome]) -> None:
+    """Warn of targets whose runtime is of another version."""
+    for outcome in outcomes:
+        version = (outcome.runtime or {}).get("version", product_version())
+        if version != product_version():
+            output.warning(other_version(outcome.target, version))
 
 
 def report_failures(output: Output, outcomes: list[Outcome]) -> None:

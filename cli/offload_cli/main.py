@@ -4,9 +4,12 @@ import os
 import sys
 import traceback
 import warnings
+from importlib import metadata
+from typing import Annotated
 
 import typer
 from offload.errors import exit_code, sentence, wants_traceback
+from offload_runtimes.versions import versions
 
 from offload_cli import (
     certs,
@@ -66,9 +69,40 @@ for verb in (
     app.command()(verb)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        Output().text(show_version())
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
-    """Hold the group open, so that a single verb stays a verb."""
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the versions of offload, onnxruntime, onnx and Python, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Run one ONNX model across a small device and a big server, faster than either alone."""
+    del version  # printed by its callback
+
+
+def show_version() -> str:
+    """The versions of what runs here, one a line."""
+    found = versions()
+    return "\n".join(
+        [
+            f"offload {found.version}",
+            f"onnxruntime {found.onnxruntime} ({', '.join(found.providers)})",
+            f"onnx {metadata.version('onnx')}",
+            f"Python {found.python}",
+            found.platform,
+        ]
+    )
 
 
 def main() -> None:

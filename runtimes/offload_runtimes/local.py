@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offload.bundle.bundle import Bundle, open_bundle
+from offload.errors import InputError
+from offload.plan.plan import Side
 
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
@@ -53,6 +55,12 @@ def open_session(
     followed = opened if fixed is None else opened.only(fixed)
     if server is not None or not followed.needs_server:
         return OffloadSession(opened, server, **options)
+    for side, advice in (
+        (Side.DEVICE, "give it the whole bundle or the device's half"),
+        (Side.SERVER, "give the address of a server that has it (server=, --server HOST:PORT)"),
+    ):
+        if not opened.holds(side):
+            raise InputError(f"{opened.path} does not have the {side.value}'s half: {advice}")
     from offload_runtimes.server import Server  # a device with a server elsewhere does without
 
     chosen = server_options or EngineOptions(

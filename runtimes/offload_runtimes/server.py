@@ -269,7 +269,8 @@ class Server:
         served = Served(number, connection, session)
         with self._lock:
             self._sessions.add(served)
-        self._observer.opened(served.number, getattr(connection, "peer", "memory"))
+        peer, version = getattr(connection, "peer", "memory"), getattr(connection, "version", None)
+        self._observer.opened(served.number, peer, version)
         try:
             if not self._serving:
                 self._close(served, ServerError("the server is shutting down: try again"))

@@ -68,6 +68,17 @@ async def find_runtime(target: Target, root: str) -> str | None:
     return None
 
 
+async def runtime_versions(target: Target, python: str) -> dict[str, Any] | None:
+    """What `python -m offload_runtimes version` says there; None: an older one can't say."""
+    command = [python, "-m", "offload_runtimes", "version"]
+    done = await target.call("run", command=command, timeout_s=_LOOK_S)
+    try:
+        found: dict[str, Any] = json.loads(done["out"].strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        return None
+    return found if done["code"] == 0 else None
+
+
 async def try_release(target: Target, root: str, python: str, release: str) -> Verdict:
     """Run a release's proof on its target.
 

@@ -1,13 +1,16 @@
 """The device's side of gRPC: connect with a time limit, send and receive whole messages."""
 
+import re
 import threading
 from collections.abc import Iterator
 
 import grpc
 from offload.errors import OffloadError, ServerError
+from offload.units import format_bytes
 
-from offload_runtimes.grpc import FRAME_BYTES, SESSION
+from offload_runtimes.grpc import FRAME_BYTES, SESSION, VERSION_KEY
 from offload_runtimes.security.credentials import ClientSecurity, read_pem
+from offload_runtimes.versions import product_version
 from offload_runtimes.wire.transport import Receiver
 
 _State = grpc.ChannelConnectivity
@@ -55,7 +58,9 @@ class GrpcStream:
         self._asking = threading.Thread(target=self._ask, name="receiver", daemon=True)
         start: grpc.StreamStreamMultiCallable[bytes, object]
         start = channel.stream_stream(method, response_deserializer=self._inbox.take)
-        metadata = (("authorization", f"Bearer {token}"),) if token else None
+        metadata: tuple[tuple[str, str], ...] = ((VERSION_KEY, product_version()),)
+        if token:
+            metadata += (("authorization", f"Bearer {token}"),)
         self._call = start(outgoing, metadata=metadata)
 
     def deliver(self, receiver: Receiver) -> None:
@@ -181,5 +186,17 @@ def _server_error(error: object, address: str) -> ServerError:
         refused.retry = False
         return refused
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return ServerError(f"server {address} is full or a message was too large: try again later")
+        details = (error.details() if isinstance(error, grpc.Call) else "") or ""
+        sizes = re.search(r"larger than max \((\d+) vs\. (\d+)\)", details)
+        if sizes is None:
+            return ServerError(
+                f"server {address} is full, it has as many sessions as it may: try again later"
+            )
+        sent, allowed = (format_bytes(int(size)) for size in sizes.groups())
+        too_large = ServerError(
+            f"a message of {sent} is larger than the {allowed} that go to or from server"
+            f" {address}: give it a smaller batch"
+        )
+        too_large.retry = False
+        return too_large
     return ServerError(f"server {address} went away ({code.name.lower()}): is it still running?")

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import grpc
 from offload.errors import InputError, ServerError
 
-from offload_runtimes.grpc import FRAME_BYTES, PROBE_LIMIT_BYTES, SERVICE
+from offload_runtimes.grpc import FRAME_BYTES, PROBE_LIMIT_BYTES, SERVICE, VERSION_KEY
 from offload_runtimes.grpc.health import Health
 from offload_runtimes.security.server_credentials import Certificates, ServerCredentials
 from offload_runtimes.session.memory import Account, Memory
@@ -47,6 +47,8 @@ class ServerStream:
         error can always be told.
         """
         self.peer = context.peer()
+        metadata = dict(context.invocation_metadata())
+        self.version = str(metadata.get(VERSION_KEY, "")) or None
         self._requests = requests
         self._transmit = transmit
         self._cancel = context.cancel

@@ -16,7 +16,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily
 
-from offload_runtimes.versions import Versions
+from offload_runtimes.versions import Versions, product_version
 
 _LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -143,10 +143,14 @@ class Observer:
         fields = {"what": what, **({"error": error} if error else {})}
         LOG.log(logging.ERROR if error else logging.INFO, "reloaded", extra={"fields": fields})
 
-    def opened(self, session: int, peer: str) -> None:
-        """A session began."""
+    def opened(self, session: int, peer: str, version: str | None) -> None:
+        """A session began, with a device of this version."""
         self._sessions.inc()
-        LOG.info("session opened", extra={"fields": {"session": session, "peer": peer}})
+        fields = {"session": session, "peer": peer, "version": version}
+        LOG.info("session opened", extra={"fields": fields})
+        if version is not None and version != product_version():
+            fields["server_version"] = product_version()
+            LOG.warning("version differs", extra={"fields": fields})
 
     def closed(self, session: int, frames: int) -> None:
         """A session ended after so many frames."""

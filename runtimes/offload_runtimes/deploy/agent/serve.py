@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from offload_runtimes.deploy.agent.disk import PIECE_BYTES, RefusalError, link_whole, write_whole
-from offload_runtimes.deploy.agent.machine import facts, run
+from offload_runtimes.deploy.agent.machine import facts, run, servers
 from offload_runtimes.deploy.agent.store import Store
 
 _IDLE_S = 120.0
@@ -78,6 +78,8 @@ class Agent:
             "remove": self._remove,
             "listing": self._listing,
             "link": self._link,
+            "target": self._target,
+            "servers": lambda: {"servers": servers(store.root)},
         }
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +104,11 @@ class Agent:
 
     def _listing(self, folder: str) -> dict[str, Any]:
         return {"names": sorted(path.name for path in (self.store.root / folder).glob("*"))}
+
+    def _target(self, name: str) -> dict[str, Any]:
+        path = self.store.root / name
+        to = os.readlink(path) if path.is_symlink() else None  # noqa: PTH115  for Python 3.8
+        return {"to": to}
 
     def _remove(self, name: str) -> dict[str, Any]:
         path = self.store.root / in_home(name)
