@@ -78,8 +78,9 @@ test-models: install
 APT := $(if $(filter 0,$(shell id -u)),apt-get update -qq; apt-get install -qq --no-install-recommends,@echo not root, not installed:)
 
 test-deploy: install
-	-$(APT) openssh-server openssh-client systemd dbus
+	-$(APT) openssh-server openssh-client systemd dbus tcsh fish
 	$(BIN)/pytest -q -s -m slow tests/runtimes/deploy --ignore=tests/runtimes/deploy/test_arm64.py
+	$(BIN)/pytest -q tests/front_door/test_ssh_files.py
 
 # The report of the experiments in a headless browser.
 .PHONY: test-report
