@@ -3,6 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Any
 
+import offload
 import typer
 from offload.bundle.bundle import open_bundle
 from offload.plan.plan import Side
@@ -12,7 +13,6 @@ from offload_runtimes.deploy.deployment import deploy_to
 from offload_runtimes.deploy.outcome import Outcome, Progress
 from offload_runtimes.deploy.place import Place
 from offload_runtimes.deploy.transaction import Stage
-from offload_runtimes.versions import product_version
 
 from offload_cli.options import BundleArgument, FormatOption
 from offload_cli.output import Format, Output
@@ -128,7 +128,7 @@ def proved(outcome: Outcome) -> str:
 def other_version(target: str, version: str) -> str:
     """Say that a target's runtime is of another version than this one."""
     return (
-        f"{target}: its runtime is onnx-offload {version}, this is {product_version()}:"
+        f"{target}: its runtime is onnx-offload {version}, this is {offload.__version__}:"
         f" `offload device init {target}` brings it to this version"
     )
 
@@ -136,8 +136,8 @@ def other_version(target: str, version: str) -> str:
 def warn_versions(output: Output, outcomes: list[Outcome]) -> None:
     """Warn of targets whose runtime is of another version."""
     for outcome in outcomes:
-        version = (outcome.runtime or {}).get("version", product_version())
-        if version != product_version():
+        version = (outcome.runtime or {}).get("version", offload.__version__)
+        if version != offload.__version__:
             output.warning(other_version(outcome.target, version))
 
 

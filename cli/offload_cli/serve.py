@@ -1,5 +1,6 @@
 """`offload serve`: serve bundles to devices."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,8 @@ from offload_runtimes.serving.observe import log_to_stderr
 from offload_cli.options import AllowCpuOption, FormatOption, ProviderOption, ThreadsOption
 from offload_cli.output import Format, Output
 from offload_cli.security import TOKEN_VARIABLE, read_token
+
+_SOON_DAYS = 14.0
 
 
 def serve(
@@ -131,6 +134,11 @@ def serve(
         }
         using = ", ".join(name for name in server.providers if name != "cpu")
         output.result(told, f"serving {digests}{using and f' with {using}'} on {address}")
+        for path, expiry_s in server.certificate_expiries_s.items():
+            left_days = (expiry_s - time.time()) / 86400
+            if left_days < _SOON_DAYS:
+                when = f"ends in {left_days:.1f} days" if left_days > 0 else "has ended"
+                output.warning(f"certificate {path} {when}: `offload certs renew`")
         for part, why in server.alone.items() if batch > 1 else ():
             output.remark(f"{part} runs each frame alone: {why}")
 

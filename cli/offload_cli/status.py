@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any
 
+import offload
 from offload.errors import InputError
 from offload_runtimes.deploy.history import Status, statuses
 from offload_runtimes.deploy.place import read_devices
-from offload_runtimes.versions import product_version
 
 from offload_cli.deploy import other_version
 from offload_cli.options import FormatOption
@@ -41,8 +41,8 @@ def status(
             output.warning(one.error)
         if one.damaged:
             output.warning(f"{one.place.name}: changed since deployed: {', '.join(one.damaged)}")
-        version = (one.runtime or {}).get("version", product_version())
-        if version != product_version():
+        version = (one.runtime or {}).get("version", offload.__version__)
+        if version != offload.__version__:
             output.warning(other_version(one.place.name, version))
 
 

@@ -6,7 +6,6 @@ its tools, not its inference.
 
 from collections.abc import Sequence
 
-PRODUCT = "onnx-offload"
 RUNTIME = "onnx-offload-runtime"
 ORT = "1.20"  # the oldest onnxruntime
 CUDA_ORT = "1.31"  # the oldest onnxruntime-gpu that takes CUDA 13 from CUDA_WHEELS

@@ -2,11 +2,9 @@
 
 import platform
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib import metadata
 from typing import Any
 
-from offload_runtimes.light import PRODUCT, RUNTIME
+import offload
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +35,9 @@ def versions() -> Versions:
     from offload_runtimes.engine import ORT_VERSION, available_providers
 
     return Versions(
-        product_version(),
+        offload.__version__,
         ORT_VERSION,
         platform.python_version(),
         platform.platform(),
         available_providers(),
     )
-
-
-@cache
-def product_version() -> str:
-    """The version of this product, or of its light runtime; `unknown` when it is not installed."""
-    for name in (PRODUCT, RUNTIME):
-        for found in metadata.distributions(name=name):
-            return found.version
-    return "unknown"

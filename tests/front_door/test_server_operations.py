@@ -185,6 +185,15 @@ def test_a_hangup_does_not_end_the_server(door: Door, bundle: str) -> None:
 
 
 @pytest.mark.door
+def test_a_certificate_that_ends_soon_is_told_of(door: Door, bundle: str) -> None:
+    door.ok("certs", "init", "certs", "--server", HOST, "--days", "3")
+    tls = ("--cert", f"certs/{HOST}.pem", "--key", f"certs/{HOST}.key")
+    with running(door, bundle, *tls) as server:
+        said = f"warning: certificate certs/{HOST}.pem ends in 3.0 days"
+        eventually(lambda: said in server.stderr.read_text())
+
+
+@pytest.mark.door
 def test_an_authority_outlives_what_it_signs(door: Door) -> None:
     from cryptography import x509
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import offload
 import offload_runtimes.wire.offload_pb2 as pb
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -19,7 +20,7 @@ from offload.errors import DeadlineError, InputError, ServerError
 from offload.plan.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.grpc import SESSION
+from offload_runtimes.grpc import SESSION, VERSION_KEY
 from offload_runtimes.server import Server
 from offload_runtimes.serving.observe import JsonLines
 from offload_runtimes.session.server import Limits
@@ -276,6 +277,24 @@ def test_logs_are_json_lines(server: Server, made: Made, caplog: pytest.LogCaptu
     refused = next(row for row in rows if row["event"] == "refused")
     assert refused["kind"] == "ProtocolError"
     assert refused["session"] > 0
+
+
+def test_a_device_of_another_version_is_told_of(
+    server: Server, made: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = wire.message(hello=pb.Hello(protocol=9, bundle=made.bundle.digest))
+    with (
+        caplog.at_level(logging.WARNING, "offload.server"),
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        method: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(SESSION)
+        call = method(iter([first]), metadata=((VERSION_KEY, "0.0.9"),))
+        (reply,) = list(call)
+    sentence = wire.parse(reply)[0].failure.sentence
+    assert f"the server is onnx-offload {offload.__version__}" in sentence
+    rows = {record.getMessage(): vars(record)["fields"] for record in caplog.records}
+    assert rows["version differs"]["version"] == "0.0.9"
+    assert rows["version differs"]["server_version"] == offload.__version__
 
 
 def test_drain_moves_devices_away(server: Server, made: Made) -> None:

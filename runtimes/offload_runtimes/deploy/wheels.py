@@ -6,7 +6,6 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import offload
@@ -34,7 +33,7 @@ def write_runtime_wheel(folder: Path) -> Path:
     So a target runs exactly the code that deploys to it, whether or not there is an index. It
     holds the packages `offload` and `offload_runtimes`, not the models and the command line.
     """
-    version = metadata.version("onnx-offload")
+    version = offload.__version__
     stem = f"{RUNTIME.replace('-', '_')}-{version}"
     path = folder / f"{stem}-py3-none-any.whl"
     info = f"{stem}.dist-info"

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import onnxruntime as ort
@@ -126,6 +125,8 @@ def _wheel_advice(provider: str) -> str:
 
 
 def _is_installed(wheel: str) -> bool:
+    from importlib import metadata  # 20 ms that only an error is worth
+
     return bool(list(metadata.distributions(name=wheel)))
 
 

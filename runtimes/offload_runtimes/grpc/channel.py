@@ -5,12 +5,12 @@ import threading
 from collections.abc import Iterator
 
 import grpc
+import offload
 from offload.errors import OffloadError, ServerError
 from offload.units import format_bytes
 
 from offload_runtimes.grpc import FRAME_BYTES, SESSION, VERSION_KEY
 from offload_runtimes.security.credentials import ClientSecurity, read_pem
-from offload_runtimes.versions import product_version
 from offload_runtimes.wire.transport import Receiver
 
 _State = grpc.ChannelConnectivity
@@ -58,7 +58,7 @@ class GrpcStream:
         self._asking = threading.Thread(target=self._ask, name="receiver", daemon=True)
         start: grpc.StreamStreamMultiCallable[bytes, object]
         start = channel.stream_stream(method, response_deserializer=self._inbox.take)
-        metadata: tuple[tuple[str, str], ...] = ((VERSION_KEY, product_version()),)
+        metadata: tuple[tuple[str, str], ...] = ((VERSION_KEY, offload.__version__),)
         if token:
             metadata += (("authorization", f"Bearer {token}"),)
         self._call = start(outgoing, metadata=metadata)

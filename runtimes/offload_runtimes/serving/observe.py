@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import offload
 from offload.errors import BundleError, OffloadError
 from prometheus_client import (
     CollectorRegistry,
@@ -16,7 +17,7 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily
 
-from offload_runtimes.versions import Versions, product_version
+from offload_runtimes.versions import Versions
 
 _LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -148,8 +149,8 @@ class Observer:
         self._sessions.inc()
         fields = {"session": session, "peer": peer, "version": version}
         LOG.info("session opened", extra={"fields": fields})
-        if version is not None and version != product_version():
-            fields["server_version"] = product_version()
+        if version is not None and version != offload.__version__:
+            fields["server_version"] = offload.__version__
             LOG.warning("version differs", extra={"fields": fields})
 
     def closed(self, session: int, frames: int) -> None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import offload
 from offload.errors import BundleError, InputError, OffloadError, ServerError
 from offload.plan.plan import Segment
 from offload.units import format_bytes
@@ -11,7 +12,6 @@ from offload.units import format_bytes
 import offload_runtimes.wire.offload_pb2 as pb
 from offload_runtimes.engine import Array
 from offload_runtimes.session.memory import Account, Memory
-from offload_runtimes.versions import product_version
 from offload_runtimes.wire import messages as wire
 from offload_runtimes.wire.contract import Contract
 from offload_runtimes.wire.messages import ProtocolError
@@ -251,7 +251,7 @@ class ServerSession:
         if hello.protocol != wire.PROTOCOL:
             raise ProtocolError(
                 f"protocol {hello.protocol} is not spoken here, only {wire.PROTOCOL} (the server is"
-                f" onnx-offload {product_version()}): install the same version on both sides"
+                f" onnx-offload {offload.__version__}): install the same version on both sides"
             )
         self._agreed = self._contracts.get(hello.bundle, ())
         if not self._agreed:
