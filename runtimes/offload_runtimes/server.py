@@ -105,6 +105,7 @@ class Server:
         self._metrics_server: WSGIServer | None = None
         self._observer = Observer()
         security = security or ServerSecurity(insecure=insecure)
+        split_address(listen)  # refused as an address before as one that others can reach
         security.check(listen)
         self._credentials = ServerCredentials(security, self._observer.reloaded)
         batches = Batches(batching, self._hosted, self._observer, self._memory, self._crowd)
