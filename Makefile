@@ -27,7 +27,7 @@ types: install
 	$(BIN)/mypy --python-version 3.12
 
 pytest: install
-	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not door'
+	OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadfile -m 'not slow and not door and not gpu'
 
 # The front-door tests that take longer than 3 s each.
 .PHONY: test-door
@@ -38,6 +38,14 @@ test-door: install
 .PHONY: test-exit
 test-exit: install
 	$(BIN)/python -m tests.benchmarks.bench_exit
+
+# On a machine with a GPU: providers, outputs, profiles, one split inference (6 min at most). Without
+# one, all but the hardware is checked. WHEELS=FOLDER installs from there, without an index.
+.PHONY: test-gpu
+test-gpu:
+	test -d build/gpu || $(PYTHON) -m venv build/gpu
+	build/gpu/bin/python tests/gpu/install.py $(WHEELS)
+	build/gpu/bin/python -m pytest -q -s -m gpu tests/gpu
 
 # Real weights, a real input, every scheme predicted and measured; writes out/demo/index.html.
 demo: install
@@ -75,8 +83,9 @@ test-models: install
 APT := $(if $(filter 0,$(shell id -u)),apt-get update -qq; apt-get install -qq --no-install-recommends,@echo not root, not installed:)
 
 test-deploy: install
-	-$(APT) openssh-server openssh-client systemd dbus
+	-$(APT) openssh-server openssh-client systemd dbus tcsh fish
 	$(BIN)/pytest -q -s -m slow tests/runtimes/deploy --ignore=tests/runtimes/deploy/test_arm64.py
+	$(BIN)/pytest -q tests/front_door/test_ssh_files.py
 
 # The report of the experiments in a headless browser.
 .PHONY: test-report

@@ -3,6 +3,7 @@
 from enum import StrEnum
 from typing import Annotated, Any
 
+import offload
 import typer
 from offload.bundle.bundle import open_bundle
 from offload.plan.plan import Side
@@ -61,6 +62,7 @@ def deploy(
     with output.steps() as step:
         outcomes = deploy_to(source, places, _teller(step), keep)
     output.result([outcome_json(outcome) for outcome in outcomes], _lines(outcomes))
+    warn_versions(output, outcomes)
     report_failures(output, outcomes)
 
 
@@ -100,6 +102,7 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "sent": list(outcome.sent),
         "sent_bytes": outcome.sent_bytes,
         "probe": outcome.verdict.to_json() if outcome.verdict else None,
+        "runtime": outcome.runtime,
         "error": str(outcome.why) if outcome.why else None,
     }
 
@@ -119,7 +122,23 @@ def proved(outcome: Outcome) -> str:
     if outcome.verdict is None:
         return f"not probed ({outcome.unproved})"
     worst = f"off by {outcome.verdict.worst:.2g} at most" if outcome.verdict.worst else "bit-equal"
-    return f"probe passed ({worst}, onnxruntime {outcome.verdict.ort})"
+    return f"probe passed ({worst}, {outcome.verdict.ran_on})"
+
+
+def other_version(target: str, version: str) -> str:
+    """Say that a target's runtime is of another version than this one."""
+    return (
+        f"{target}: its runtime is onnx-offload {version}, this is {offload.__version__}:"
+        f" `offload device init {target}` brings it to this version"
+    )
+
+
+def warn_versions(output: Output, outcomes: list[Outcome]) -> None:
+    """Warn of targets whose runtime is of another version."""
+    for outcome in outcomes:
+        version = (outcome.runtime or {}).get("version", offload.__version__)
+        if version != offload.__version__:
+            output.warning(other_version(outcome.target, version))
 
 
 def report_failures(output: Output, outcomes: list[Outcome]) -> None:

@@ -1,21 +1,42 @@
 """`offload device` and `offload wheelhouse`: put the light runtime on targets."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from offload.errors import OffloadError
 from offload.units import format_bytes
-from offload_runtimes.deploy.device import Installed, init_device
+from offload_runtimes.deploy.device import (
+    Installed,
+    RolledBack,
+    init_devices,
+    rollback_device,
+)
 from offload_runtimes.deploy.wheels import fill_wheelhouse
 
-from offload_cli.options import FormatOption
+from offload_cli.options import FormatOption, ProviderOption
 from offload_cli.output import Format, Output
-from offload_cli.targets import DEFAULT_DEVICES, DevicesOption, TargetArgument, find_places
+from offload_cli.targets import (
+    DEFAULT_DEVICES,
+    DevicesOption,
+    TargetsArgument,
+    find_places,
+    on_each,
+    report_errors,
+)
 
 app = typer.Typer(help="Prepare devices and servers to run bundles.", no_args_is_help=True)
 
 OrtOption = Annotated[
     str, typer.Option("--ort", help="A version of onnxruntime; default: the newest.")
+]
+
+SystemCudaOption = Annotated[
+    bool,
+    typer.Option(
+        "--system-cuda",
+        help="Leave out NVIDIA's wheels (2 GB): the target has CUDA and cuDNN installed.",
+    ),
 ]
 
 
@@ -26,42 +47,103 @@ def root() -> None:
 
 @app.command()
 def init(
-    target: TargetArgument,
+    targets: TargetsArgument,
     wheelhouse: Annotated[
         Path | None,
         typer.Option(help="A folder made by `offload wheelhouse`, for targets without internet."),
     ] = None,
     ort: OrtOption = "",
+    system_cuda: SystemCudaOption = False,
     devices: DevicesOption = DEFAULT_DEVICES,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Install the light runtime on a target, and find out whether it works there.
+    """Install the light runtime on targets, and find out whether it works there.
+
+    The `providers` of devices.toml choose the wheel of onnxruntime: `cuda` takes
+    onnxruntime-gpu and NVIDIA's wheels of CUDA and cuDNN. A provider that does not work fails.
 
     The machine is checked (64-bit, glibc, Python, disk, memory, clock); the runtime goes into a
     virtual environment of its own beside the one in use, runs a tiny model, and takes its place.
+    The one before is kept (`device rollback`); a service that runs is restarted.
 
     Example: `offload device init pi`
     """
     output = Output(form)
-    (place,) = find_places([target], devices)
+    places = find_places(targets, devices)
     with output.steps() as step:
-        done = init_device(place, wheelhouse, ort or None, lambda text: step(f"{target}: {text}"))
-    total_bytes = sum(package.size_bytes for package in done.packages)
-    output.result(
-        {
-            "target": target,
-            "python": done.python,
-            "machine": done.machine,
-            "packages": [
-                {"name": p.name, "version": p.version, "size_bytes": p.size_bytes}
-                for p in done.packages
-            ],
-            "size_bytes": total_bytes,
-            "preflight_s": done.preflight_s,
-        },
-        f"{target}: ready ({done.machine}), {format_bytes(total_bytes)} installed",
+        found = init_devices(
+            places,
+            wheelhouse,
+            ort or None,
+            lambda place, text: step(f"{place.name}: {text}"),
+            system_cuda,
+        )
+    done = [one for one in found if isinstance(one, Installed)]
+    values = [_json(one) for one in done]
+    text = "\n".join(
+        f"{one.place.name}: ready ({one.machine}, {one.provider}),"
+        f" {format_bytes(_size_bytes(one))} installed"
+        for one in done
     )
-    _table(output, done)
+    if done:
+        output.result(values[0] if len(targets) == 1 else values, text)
+    for one in done:
+        _table(output, one)
+    report_errors(output, [one for one in found if isinstance(one, OffloadError)])
+
+
+@app.command()
+def rollback(
+    targets: TargetsArgument,
+    devices: DevicesOption = DEFAULT_DEVICES,
+    form: FormatOption = Format.TEXT,
+) -> None:
+    """Switch back to the runtime that targets had before the last `device init`.
+
+    It is tried first; a service that runs is restarted on it. Once more switches forth again.
+
+    Example: `offload device rollback pi`
+    """
+    output = Output(form)
+    found = on_each(find_places(targets, devices), rollback_device)
+    done = [one for one in found if isinstance(one, RolledBack)]
+    values = [
+        {
+            "target": one.place.name,
+            "runtime": one.runtime,
+            "previous": one.previous,
+            "version": one.version,
+            "onnxruntime": one.onnxruntime,
+        }
+        for one in done
+    ]
+    text = "\n".join(
+        f"{one.place.name}: runtime {one.runtime} is in use again (version {one.version},"
+        f" onnxruntime {one.onnxruntime})"
+        for one in done
+    )
+    if done:
+        output.result(values[0] if len(targets) == 1 else values, text)
+    report_errors(output, [one for one in found if isinstance(one, OffloadError)])
+
+
+def _json(done: Installed) -> dict[str, Any]:
+    return {
+        "target": done.place.name,
+        "python": done.python,
+        "machine": done.machine,
+        "provider": done.provider,
+        "packages": [
+            {"name": p.name, "version": p.version, "size_bytes": p.size_bytes}
+            for p in done.packages
+        ],
+        "size_bytes": _size_bytes(done),
+        "preflight_s": done.preflight_s,
+    }
+
+
+def _size_bytes(done: Installed) -> int:
+    return sum(package.size_bytes for package in done.packages)
 
 
 def _table(output: Output, done: Installed) -> None:
@@ -74,6 +156,8 @@ def wheelhouse(
     platform: Annotated[str, typer.Option(help="`aarch64` or `x86_64`.")] = "aarch64",
     python: Annotated[str, typer.Option(help="The target's Python.")] = "3.11",
     ort: OrtOption = "",
+    provider: ProviderOption = [],  # noqa: B006  typer wants a list and copies it
+    system_cuda: SystemCudaOption = False,
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Download what a device without internet installs; `device init --wheelhouse` brings it.
@@ -81,7 +165,9 @@ def wheelhouse(
     Example: `offload wheelhouse wheels --platform aarch64 --python 3.13`
     """
     output = Output(form)
-    wheels = fill_wheelhouse(folder, platform, python, ort or None)
+    wheels = fill_wheelhouse(
+        folder, platform, python, ort or None, provider, system_cuda=system_cuda
+    )
     total_bytes = sum(path.stat().st_size for path in wheels)
     output.result(
         {

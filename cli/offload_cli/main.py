@@ -1,12 +1,15 @@
 """Wire the verbs together and turn every expected error into one sentence."""
 
-import errno
 import os
 import sys
 import traceback
+import warnings
+from importlib import metadata
+from typing import Annotated
 
 import typer
-from offload.errors import OffloadError
+from offload.errors import exit_code, sentence, wants_traceback
+from offload_runtimes.versions import versions
 
 from offload_cli import (
     certs,
@@ -66,34 +69,50 @@ for verb in (
     app.command()(verb)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        Output().text(show_version())
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
-    """Hold the group open, so that a single verb stays a verb."""
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the versions of offload, onnxruntime, onnx and Python, and exit.",
+        ),
+    ] = False,
+) -> None:
+    """Run one ONNX model across a small device and a big server, faster than either alone."""
+    del version  # printed by its callback
 
 
-def sentence(error: BaseException) -> str | None:
-    """One sentence for an error a user can meet; None for a bug, which keeps its traceback."""
-    if isinstance(error, OffloadError):
-        flag = f" (--{error.option})" if error.option else ""
-        hint = " (this may pass: try again)" if error.retry and not flag else ""
-        return f"{error}{flag}{hint}"
-    if isinstance(error, OSError):
-        where = f" ({error.filename})" if error.filename else ""
-        advice = {
-            errno.ENOSPC: "the disk is full: free some space; nothing half-written was left",
-            errno.EACCES: "permission denied: choose a place you may use",
-            errno.ENOENT: "no such file or folder: check the path",
-            errno.ENOTDIR: "a file stands where a folder is needed: choose another place",
-            errno.EISDIR: "a folder stands where a file is needed: choose another place",
-            errno.EADDRINUSE: "the port is in use: choose another with --listen",
-        }.get(error.errno or 0, error.strerror or str(error))
-        return f"{advice}{where}"
-    return None
+def show_version() -> str:
+    """The versions of what runs here, one a line."""
+    found = versions()
+    return "\n".join(
+        [
+            f"offload {found.version}",
+            f"onnxruntime {found.onnxruntime} ({', '.join(found.providers)})",
+            f"onnx {metadata.version('onnx')}",
+            f"Python {found.python}",
+            found.platform,
+        ]
+    )
 
 
 def main() -> None:
-    """Entry point of the `offload` command: exit 0 on success, 1 on failure, 2 on bad usage."""
+    """Entry point of the `offload` command.
+
+    Exit code 0: success; 1: failure, one sentence on stderr; 2: wrong usage; 70: a bug, one
+    sentence too.
+    """
     write_any_encoding()
+    warnings.showwarning = _show_warning
     try:
         app()
     except KeyboardInterrupt:
@@ -102,8 +121,13 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except (OffloadError, OSError) as error:
-        if os.environ.get("OFFLOAD_DEBUG"):
+    except Exception as error:  # noqa: BLE001  the last resort: a sentence, not a traceback
+        if wants_traceback():
             traceback.print_exc()
-        Output().error(sentence(error) or str(error))
-        sys.exit(1)
+        Output().error(sentence(error))
+        sys.exit(exit_code(error))
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Print a Python warning as one line for people, without the place in our sources."""
+    Output().warning(str(message))

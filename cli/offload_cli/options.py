@@ -37,7 +37,13 @@ ProviderOption = Annotated[
     typer.Option(
         "--provider",
         help="Execution provider: `cpu`, `cuda`, `tensorrt`, `openvino`; repeatable, in order of"
-        " preference. The CPU is the fallback.",
+        " preference. A provider that is missing is an error.",
+    ),
+]
+AllowCpuOption = Annotated[
+    bool,
+    typer.Option(
+        "--allow-cpu", help="Run on the CPU, with a warning, where a provider is missing."
     ),
 ]
 LikeOption = Annotated[

@@ -17,6 +17,7 @@ from offload_runtimes.value_files import read_arrays
 
 from offload_cli.image import ImageOption, taking_pictures
 from offload_cli.options import (
+    AllowCpuOption,
     FormatOption,
     ModelArgument,
     ProviderOption,
@@ -52,6 +53,7 @@ def profile(
     ] = None,
     threads: ThreadsOption = None,
     provider: ProviderOption = [],  # noqa: B006
+    allow_cpu: AllowCpuOption = False,
     runs: Annotated[int, typer.Option(min=3, help="Repeats behind each median.")] = 20,
     again: Annotated[
         bool, typer.Option("--again", help="Measure even when this machine has a table already.")
@@ -70,7 +72,7 @@ def profile(
     `offload split net.onnx --device pi.json -o net.bundle`
     """
     output = Output(form)
-    options = EngineOptions(tuple(provider), threads)
+    options = EngineOptions(tuple(provider), threads, allow_cpu=allow_cpu)
     with (
         temporary_folder() as folder,
         taking_pictures(model, image, parse_shapes(shape)) as (source, shapes),

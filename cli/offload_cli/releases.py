@@ -8,7 +8,7 @@ from offload_runtimes.deploy.history import Release
 from offload_runtimes.deploy.history import releases as read_releases
 from offload_runtimes.deploy.history import rollback as roll_back
 
-from offload_cli.deploy import outcome_json, proved, report_failures
+from offload_cli.deploy import outcome_json, proved, report_failures, warn_versions
 from offload_cli.options import FormatOption
 from offload_cli.output import Format, Output
 from offload_cli.targets import DEFAULT_DEVICES, DevicesOption, TargetArgument, find_places
@@ -61,6 +61,7 @@ def rollback(
     outcome = roll_back(place, release or None)
     done = f"{target}: {outcome.release} is current again; {proved(outcome)}" if outcome.ok else ""
     output.result(outcome_json(outcome), done)
+    warn_versions(output, [outcome])
     report_failures(output, [outcome])
 
 
@@ -80,7 +81,7 @@ def probe_text(release: Release) -> str:
     """What a release's last probe said, in a few words."""
     if release.probe is None:
         return "not run"
-    return f"off by {release.probe.worst:.1g}, ORT {release.probe.ort}"
+    return f"off by {release.probe.worst:.1g}, {release.probe.ran_on}"
 
 
 def when(time_s: float) -> str:

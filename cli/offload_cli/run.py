@@ -24,6 +24,7 @@ from offload_runtimes.local import open_session
 from offload_runtimes.value_files import typed, write_values
 
 from offload_cli.options import (
+    AllowCpuOption,
     BundleArgument,
     FormatOption,
     PlanOption,
@@ -96,6 +97,7 @@ def run(
     ] = None,
     threads: ThreadsOption = None,
     provider: ProviderOption = [],  # noqa: B006
+    allow_cpu: AllowCpuOption = False,
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Run a bundle: the device's part here, the server's part on the server.
@@ -123,6 +125,7 @@ def run(
         opened,
         server or None,
         providers=tuple(provider),
+        allow_cpu=allow_cpu,
         threads=threads,
         optimize=optimize,
         link=emulated,

@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from offload.errors import InputError
-from offload_runtimes.security.credentials import ClientSecurity
+from offload_runtimes.security.credentials import ClientSecurity, read_tokens
 
 TOKEN_VARIABLE = "OFFLOAD_TOKEN"
 
@@ -32,13 +31,8 @@ def client_security(
 
 
 def read_token(path: Path | None) -> str | None:
-    """The token of a file or of the environment; never of the command line, which others see."""
-    if path is None:
-        return os.environ.get(TOKEN_VARIABLE) or None
-    try:
-        token = path.read_text().strip()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): give a text file") from error
-    if not token:
-        raise InputError(f"{path} is empty: write the token into it")
-    return token
+    """The first token of a file, or that of the environment.
+
+    Never of the command line, which others see.
+    """
+    return read_tokens(path)[0] if path else os.environ.get(TOKEN_VARIABLE) or None

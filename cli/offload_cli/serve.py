@@ -1,6 +1,6 @@
 """`offload serve`: serve bundles to devices."""
 
-import logging
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +11,13 @@ from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.server import Server
 from offload_runtimes.serving.batching import Batching
 from offload_runtimes.serving.daemon import serve_until_asked
-from offload_runtimes.serving.observe import LOG, JsonLines
+from offload_runtimes.serving.observe import log_to_stderr
 
-from offload_cli.options import FormatOption, ProviderOption, ThreadsOption
+from offload_cli.options import AllowCpuOption, FormatOption, ProviderOption, ThreadsOption
 from offload_cli.output import Format, Output
-from offload_cli.security import TokenOption, read_token
+from offload_cli.security import TOKEN_VARIABLE, read_token
+
+_SOON_DAYS = 14.0
 
 
 def serve(
@@ -34,7 +36,14 @@ def serve(
         Path | None,
         typer.Option(help="Admit only devices with a certificate of this authority (.pem)."),
     ] = None,
-    token_file: TokenOption = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--token-file",
+            help="File of tokens, one a line; a session must bring one of them. Default:"
+            f" ${TOKEN_VARIABLE}.",
+        ),
+    ] = None,
     metrics: Annotated[
         str, typer.Option(help="HOST:PORT where Prometheus reads /metrics; default: nowhere.")
     ] = "",
@@ -72,6 +81,7 @@ def serve(
     ] = 30.0,
     threads: ThreadsOption = None,
     provider: ProviderOption = [],  # noqa: B006  typer wants a list and copies it
+    allow_cpu: AllowCpuOption = False,
     optimize: Annotated[
         bool,
         typer.Option(help="Without it, outputs are bit-equal to the whole model's, but slower."),
@@ -79,6 +89,8 @@ def serve(
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Serve the server's part of bundles until SIGTERM, which lets running work finish.
+
+    SIGHUP reads certificates and tokens again, as does a change of their files; sessions go on.
 
     Prints one line when ready. Devices are served by a bundle's digest, so a device and a server
     with different bundles never mix.
@@ -89,9 +101,9 @@ def serve(
     Example: `offload serve net.bundle --listen 0.0.0.0:50051 --insecure`
     """
     output = Output(form)
-    options = EngineOptions(tuple(provider), threads, optimize)
+    options = EngineOptions(tuple(provider), threads, optimize, allow_cpu=allow_cpu)
     if log:
-        _log_to_stderr()
+        log_to_stderr()
     server = Server(
         list(bundles),
         listen,
@@ -102,7 +114,14 @@ def serve(
         max_memory_bytes=int(parse_bytes(max_memory)) if max_memory else None,
         batching=Batching(batch, batch_wait),
         metrics=metrics or None,
-        security=ServerSecurity(cert, key, client_ca, read_token(token_file), insecure),
+        security=ServerSecurity(
+            cert,
+            key,
+            client_ca,
+            None if token_file else read_token(None),
+            insecure,
+            token_file,
+        ),
     )
 
     def ready(address: str) -> None:
@@ -110,9 +129,16 @@ def serve(
         told = {
             "listening": address,
             "bundles": list(server.bundles),
+            "providers": list(server.providers),
             "metrics": server.metrics_address,
         }
-        output.result(told, f"serving {digests} on {address}")
+        using = ", ".join(name for name in server.providers if name != "cpu")
+        output.result(told, f"serving {digests}{using and f' with {using}'} on {address}")
+        for path, expiry_s in server.certificate_expiries_s.items():
+            left_days = (expiry_s - time.time()) / 86400
+            if left_days < _SOON_DAYS:
+                when = f"ends in {left_days:.1f} days" if left_days > 0 else "has ended"
+                output.warning(f"certificate {path} {when}: `offload certs renew`")
         for part, why in server.alone.items() if batch > 1 else ():
             output.remark(f"{part} runs each frame alone: {why}")
 
@@ -120,10 +146,3 @@ def serve(
         output.remark("draining: finishing what was asked for")
 
     serve_until_asked(server, ready, draining, drain)
-
-
-def _log_to_stderr() -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonLines())
-    LOG.addHandler(handler)
-    LOG.setLevel(logging.INFO)

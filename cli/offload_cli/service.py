@@ -1,20 +1,28 @@
-"""`offload service`: the server as a systemd user unit on a target."""
+"""`offload service`: the server as a systemd user unit on targets."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
-from offload.errors import InputError
+from offload.errors import InputError, OffloadError
 from offload_runtimes.deploy import service
 from offload_runtimes.deploy.channel import Target
 from offload_runtimes.deploy.connect import connect
+from offload_runtimes.deploy.place import Place
 from offload_runtimes.deploy.trial import find_runtime
 
 from offload_cli.options import FormatOption
 from offload_cli.output import Format, Output
-from offload_cli.targets import DEFAULT_DEVICES, DevicesOption, TargetArgument, find_places
+from offload_cli.targets import (
+    DEFAULT_DEVICES,
+    DevicesOption,
+    TargetsArgument,
+    find_places,
+    on_each,
+    report_errors,
+)
 
 app = typer.Typer(help="Run the server as a systemd user service.", no_args_is_help=True)
 
@@ -24,7 +32,7 @@ _MB = 1_000_000
 
 @app.command()
 def install(
-    target: TargetArgument,
+    targets: TargetsArgument,
     memory_limit_mb: Annotated[
         int, typer.Option(min=64, help="The service is stopped when it takes more.")
     ] = 2000,
@@ -34,7 +42,7 @@ def install(
     """Install a unit that serves whatever release is current, and start it.
 
     It is restarted on failure, when it hangs (watchdog), and by each `offload deploy`. Where it
-    listens and with how many threads is said in devices.toml.
+    listens and with how many threads is said in devices.toml. It writes its log as JSON lines.
 
     Example: `offload service install server`
     """
@@ -45,7 +53,8 @@ def install(
         python = await find_runtime(channel, root)
         if python is None:
             raise InputError(
-                f"{target} has no runtime to serve with: `offload device init {target}` first"
+                f"{place.name} has no runtime to serve with:"
+                f" `offload device init {place.name}` first"
             )
         limit_bytes = memory_limit_mb * _MB
         unit = service.Unit(
@@ -54,44 +63,48 @@ def install(
         await service.install(channel, unit)
         return unit.name
 
-    unit = _at(target, devices, do)
-    value = {"target": target, "unit": unit}
-    Output(form).result(value, f"{target}: {unit} is installed")
+    found = _each(targets, devices, do)
+    _report(
+        Output(form),
+        found,
+        lambda name, unit: {"target": name, "unit": unit},
+        lambda name, unit: f"{name}: {unit} is installed",
+    )
 
 
 @app.command()
-def uninstall(target: TargetArgument, devices: DevicesOption = DEFAULT_DEVICES) -> None:
+def uninstall(targets: TargetsArgument, devices: DevicesOption = DEFAULT_DEVICES) -> None:
     """Stop the service and remove its unit; releases stay.
 
     Example: `offload service uninstall server`
     """
-    _with_unit(target, devices, service.uninstall)
-    Output().text(f"{target}: the service is removed")
+    found = _each(targets, devices, _with_unit(service.uninstall))
+    _report(Output(), found, _nothing, lambda name, _: f"{name}: the service is removed")
 
 
 @app.command()
-def start(target: TargetArgument, devices: DevicesOption = DEFAULT_DEVICES) -> None:
+def start(targets: TargetsArgument, devices: DevicesOption = DEFAULT_DEVICES) -> None:
     """Start the service (or restart it) and wait until it serves.
 
     Example: `offload service start server`
     """
-    _with_unit(target, devices, service.restart)
-    Output().text(f"{target}: serving")
+    found = _each(targets, devices, _with_unit(service.restart))
+    _report(Output(), found, _nothing, lambda name, _: f"{name}: serving")
 
 
 @app.command()
-def stop(target: TargetArgument, devices: DevicesOption = DEFAULT_DEVICES) -> None:
+def stop(targets: TargetsArgument, devices: DevicesOption = DEFAULT_DEVICES) -> None:
     """Stop the service; running work is finished first.
 
     Example: `offload service stop server`
     """
-    _with_unit(target, devices, service.stop)
-    Output().text(f"{target}: stopped")
+    found = _each(targets, devices, _with_unit(service.stop))
+    _report(Output(), found, _nothing, lambda name, _: f"{name}: stopped")
 
 
 @app.command()
 def status(
-    target: TargetArgument,
+    targets: TargetsArgument,
     devices: DevicesOption = DEFAULT_DEVICES,
     form: FormatOption = Format.TEXT,
 ) -> None:
@@ -99,16 +112,20 @@ def status(
 
     Example: `offload service status server`
     """
-    running = _with_unit(target, devices, service.is_running)
-    value = {"target": target, "running": running}
-    Output(form).result(value, f"{target}: {'running' if running else 'stopped'}")
-    if not running:
+    found = _each(targets, devices, _with_unit(service.is_running))
+    _report(
+        Output(form),
+        found,
+        lambda name, running: {"target": name, "running": running},
+        lambda name, running: f"{name}: {'running' if running else 'stopped'}",
+    )
+    if not all(found.values()):
         raise typer.Exit(1)
 
 
 @app.command()
 def logs(
-    target: TargetArgument,
+    targets: TargetsArgument,
     lines: Annotated[int, typer.Option(min=1, help="How many.")] = 50,
     devices: DevicesOption = DEFAULT_DEVICES,
 ) -> None:
@@ -120,25 +137,62 @@ def logs(
     async def read(channel: Target, unit: str) -> str:
         return await service.logs(channel, unit, lines)
 
-    Output().text(_with_unit(target, devices, read).rstrip())
+    found = _each(targets, devices, _with_unit(read))
+    many = len(found) > 1
+
+    def text(name: str, said: str) -> str:
+        kept = said.rstrip()
+        return "\n".join(f"{name}: {line}" for line in kept.splitlines()) if many else kept
+
+    _report(Output(), found, _nothing, text)
 
 
-def _with_unit(target: str, devices: Path, do: Callable[[Target, str], Awaitable[Found]]) -> Found:
+def _with_unit(
+    do: Callable[[Target, str], Awaitable[Found]],
+) -> Callable[[Target], Awaitable[Found]]:
+    """Do something with the unit that was installed on a target."""
+
     async def with_unit(channel: Target) -> Found:
         unit = await service.installed_unit(channel)
         if unit is None:
-            raise InputError(f"{target} has no service: `offload service install {target}` first")
+            name = channel.place.name
+            raise InputError(f"{name} has no service: `offload service install {name}` first")
         return await do(channel, unit)
 
-    return _at(target, devices, with_unit)
+    return with_unit
 
 
-def _at(target: str, devices: Path, do: Callable[[Target], Awaitable[Found]]) -> Found:
-    """Do something with the agent on a target."""
-    (place,) = find_places([target], devices)
+def _each(
+    targets: Sequence[str], devices: Path, do: Callable[[Target], Awaitable[Found]]
+) -> dict[str, Found | OffloadError]:
+    """Do something with the agent on each target; results or errors by the targets' names."""
 
-    async def run() -> Found:
-        async with connect(place) as channel:
-            return await do(channel)
+    def one(place: Place) -> Found:
+        async def run() -> Found:
+            async with connect(place) as channel:
+                return await do(channel)
 
-    return asyncio.run(run())
+        return asyncio.run(run())
+
+    places = find_places(targets, devices)
+    names = [place.name for place in places]
+    return dict(zip(names, on_each(places, one), strict=True))
+
+
+def _report(
+    output: Output,
+    found: Mapping[str, Found | OffloadError],
+    value: Callable[[str, Found], Any],
+    text: Callable[[str, Found], str],
+) -> None:
+    """Print what was done: one object for one target, a list for several; exit 1 on errors."""
+    done = {name: one for name, one in found.items() if not isinstance(one, OffloadError)}
+    if done:
+        values = [value(name, one) for name, one in done.items()]
+        lines = "\n".join(text(name, one) for name, one in done.items())
+        output.result(values[0] if len(found) == 1 else values, lines)
+    report_errors(output, [one for one in found.values() if isinstance(one, OffloadError)])
+
+
+def _nothing(_name: str, _found: object) -> None:
+    return None

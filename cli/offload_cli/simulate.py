@@ -23,6 +23,7 @@ from offload_runtimes.split import chooser_of
 from offload_cli.encodings import CalibrationOption
 from offload_cli.image import ImageOption, pictured
 from offload_cli.options import (
+    AllowCpuOption,
     FormatOption,
     LikeOption,
     ModelArgument,
@@ -69,6 +70,7 @@ def simulate(
     calibration: CalibrationOption = None,
     threads: ThreadsOption = None,
     provider: ProviderOption = [],  # noqa: B006
+    allow_cpu: AllowCpuOption = False,
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Plan a model for every link of a range and show where each plan wins.
@@ -88,7 +90,7 @@ def simulate(
         server=parse_machine(server),
         shapes=parse_shapes(shape),
         wish=wish("latency", pin_device, keep_input, "", "", "", ""),
-        options=EngineOptions(tuple(provider), threads),
+        options=EngineOptions(tuple(provider), threads, allow_cpu=allow_cpu),
         allowance=lossless(encoding, calibration),
     )
     with output.steps() as progress, pictured(request, image) as request:

@@ -31,6 +31,7 @@ from offload_cli.encodings import (
 )
 from offload_cli.image import ImageOption, pictured
 from offload_cli.options import (
+    AllowCpuOption,
     FormatOption,
     LikeOption,
     ModelArgument,
@@ -127,6 +128,7 @@ def split(
     image: ImageOption = "",
     threads: ThreadsOption = None,
     provider: ProviderOption = [],  # noqa: B006
+    allow_cpu: AllowCpuOption = False,
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Choose where to cut a model, order the device's work, and write both halves as a bundle.
@@ -154,7 +156,7 @@ def split(
         shapes=parse_shapes(shape),
         solver=solver,
         wish=wish(objective, pin_device, keep_input, memory, deadline, energy, power),
-        options=EngineOptions(tuple(provider), threads),
+        options=EngineOptions(tuple(provider), threads, allow_cpu=allow_cpu),
         allowance=Allowance.parse(encoding, tolerance, accuracy_floor, calibration),
         again=again,
     )

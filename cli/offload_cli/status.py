@@ -1,11 +1,14 @@
 """`offload status`: how the devices and servers are."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import offload
 from offload.errors import InputError
 from offload_runtimes.deploy.history import Status, statuses
 from offload_runtimes.deploy.place import read_devices
 
+from offload_cli.deploy import other_version
 from offload_cli.options import FormatOption
 from offload_cli.output import Format, Output
 from offload_cli.releases import probe_text, release_json, when
@@ -16,7 +19,10 @@ def status(
     devices: DevicesOption = DEFAULT_DEVICES,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Show every target of devices.toml: its release, service, last probe, onnxruntime.
+    """Show every target of devices.toml: its release, runtime, service, servers, last probe.
+
+    A server is shown whether systemd runs it or not: any of the account's that serves a release of
+    the target.
 
     Example: `offload status`
     """
@@ -28,31 +34,44 @@ def status(
     if output.is_json:
         output.result([_json(one) for one in found])
         return
-    columns = ["target", "role", "release", "deployed", "service", "probe"]
+    columns = ["target", "role", "release", "deployed", "runtime", "service", "servers", "probe"]
     output.table(columns, [_row(one) for one in found])
     for one in found:
         if one.error:
             output.warning(one.error)
         if one.damaged:
             output.warning(f"{one.place.name}: changed since deployed: {', '.join(one.damaged)}")
+        version = (one.runtime or {}).get("version", offload.__version__)
+        if version != offload.__version__:
+            output.warning(other_version(one.place.name, version))
 
 
 def _row(one: Status) -> tuple[str, ...]:
     role = one.place.role.value if one.place.role else "both"
     if one.error:
-        return one.place.name, role, "?", "?", "?", "?"
+        return (one.place.name, role, *["?"] * 6)
     service = "none" if one.unit is None else "running" if one.running else "stopped"
-    if one.current is None:
-        return one.place.name, role, "none", "", service, ""
+    runtime = "none"
+    if one.runtime:
+        runtime = f"{one.runtime['version']}, onnxruntime {one.runtime['onnxruntime']}"
     current = one.current
     return (
         one.place.name,
         role,
-        current.id,
-        when(current.time_s),
+        current.id if current else "none",
+        when(current.time_s) if current else "",
+        runtime,
         service,
-        probe_text(current),
+        "\n".join(_server(server) for server in one.servers) or "none",
+        probe_text(current) if current else "",
     )
+
+
+def _server(server: Mapping[str, Any]) -> str:
+    sessions = server["sessions"]
+    providers = ", ".join(server["providers"])
+    plural = "" if sessions == 1 else "s"
+    return f"{server['listening']} on {providers}, {sessions} session{plural}"
 
 
 def _json(one: Status) -> dict[str, Any]:
@@ -63,5 +82,7 @@ def _json(one: Status) -> dict[str, Any]:
         "damaged": list(one.damaged),
         "service": one.unit,
         "running": one.running,
+        "runtime": one.runtime,
+        "servers": list(one.servers),
         "error": one.error or None,
     }

@@ -18,6 +18,7 @@ from offload_runtimes.proof.verify import check_of, cuts_of
 from offload_runtimes.value_files import read_arrays
 
 from offload_cli.options import (
+    AllowCpuOption,
     FormatOption,
     ProviderOption,
     ShapeOption,
@@ -50,6 +51,7 @@ def verify(
     seed: Annotated[int, typer.Option(min=0, help="Of the random inputs.")] = 0,
     threads: ThreadsOption = None,
     provider: ProviderOption = [],  # noqa: B006
+    allow_cpu: AllowCpuOption = False,
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Cut a model in many places, run the parts against the whole, and compare.
@@ -65,7 +67,7 @@ def verify(
     Example: `offload verify net.onnx --shape x=1x3x224x224 --cuts 50`, `offload verify net.bundle`
     """
     output = Output(form)
-    options = EngineOptions(tuple(provider), threads)
+    options = EngineOptions(tuple(provider), threads, allow_cpu=allow_cpu)
     if path.is_dir():
         _verify_bundle(output, path, options)
         return

@@ -1,8 +1,10 @@
 """What was measured on this machine, kept in the user's cache: nothing is measured twice."""
 
+import functools
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -23,10 +25,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 T = TypeVar("T", bound=Measured)
 
 
-def cache_folder() -> Path:
-    """Where what was measured on this machine is kept for the user."""
-    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
-    return Path(home) / "onnx-offload"
+def cache_folder() -> Path | None:
+    """Where what was measured on this machine is kept for the user; None: there is no home."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "onnx-offload"
+    home = os.path.expanduser("~")  # noqa: PTH111  Path's raises where there is none
+    return None if home == "~" else Path(home) / ".cache/onnx-offload"
 
 
 def feeds_digest(inputs: Iterable[Mapping[str, Array]]) -> str:
@@ -41,17 +45,20 @@ def feeds_digest(inputs: Iterable[Mapping[str, Array]]) -> str:
 
 
 def kept(
-    path: Path,
+    name: Path,
     read: Callable[[Path], T],
     measure: Callable[[], T],
     *,
     again: bool,
     progress: Callable[[str], None],
 ) -> T:
-    """What lies at a path, else what is measured now and left there.
+    """What lies in the cache by a name, else what is measured now and left there.
+
+    Where there is no cache, or it can't be read or written, it is measured every time, with one
+    warning (RuntimeWarning) a process.
 
     Args:
-        path: in the `cache_folder`; its name must tell all that the measurement depends on.
+        name: relative to the `cache_folder`; it must tell all that the measurement depends on.
         read: reads the file; InputError where it is another version's or doesn't fit.
         measure: takes the time.
         again: measure even when a file is there.
@@ -60,12 +67,36 @@ def kept(
     Raises:
         InputError: as `measure`.
     """
-    if path.is_file() and not again:
+    folder = cache_folder()
+    path = None if folder is None else folder / name
+    if path is not None and not again and _is_file(path):
         try:
             return read(path)
-        except InputError:
+        except (InputError, OSError):
             progress("what was measured before doesn't fit: measuring again")
     found = measure()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(found.to_json()))
+    if path is None:
+        _warn("this account has no home")
+        return found
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(found.to_json()))
+    except OSError as error:
+        _warn(f"{folder} can't be written ({error.strerror})")
     return found
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a folder above may not be searched
+        return False
+
+
+@functools.cache
+def _warn(why: str) -> None:
+    warnings.warn(
+        f"measurements are not kept: {why}; set XDG_CACHE_HOME to a folder of yours",
+        RuntimeWarning,
+        stacklevel=3,
+    )

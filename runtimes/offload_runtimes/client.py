@@ -65,6 +65,7 @@ class OffloadSession:
         providers: tuple[str, ...] = (),
         threads: int | None = None,
         optimize: bool = True,
+        allow_cpu: bool = False,
         link: LinkCost | None = None,
         slowdown: float | Pacer = 1.0,
         on_server_loss: OnServerLoss | str = OnServerLoss.RESUME,
@@ -85,10 +86,11 @@ class OffloadSession:
             server: `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH` of a server that serves this bundle,
                 or a connector to it; None for a bundle whose plan stays on the device.
             providers: onnxruntime's execution providers in order of preference (also `cuda`,
-                `tensorrt`, `openvino`); the CPU is the fallback.
+                `tensorrt`, `openvino`); one that is missing is an error.
             threads: threads of one kernel; None: one per physical core that the process may use.
             optimize: let onnxruntime fuse and fold; without it, results are bit-equal to the
                 whole model's.
+            allow_cpu: run on the CPU, with a warning, where a provider is missing.
             link: emulate a link of this cost, each way.
             slowdown: emulate a device so many times slower; sessions that share a Pacer share
                 what it has learnt.
@@ -127,7 +129,8 @@ class OffloadSession:
         tally = self._tally = Tally()
         policy = _policy(on_server_loss)
         pacer = slowdown if isinstance(slowdown, Pacer) else Pacer(slowdown)
-        device = self._device = Device(bundle, EngineOptions(providers, threads, optimize), pacer)
+        options = EngineOptions(providers, threads, optimize, allow_cpu=allow_cpu)
+        device = self._device = Device(bundle, options, pacer)
         resumes = policy is not OnServerLoss.RAISE and bundle.holds(Side.SERVER)
         eagerly = resumes and (deadline_s is not None if eager is None else eager)
 

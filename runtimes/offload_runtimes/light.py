@@ -4,14 +4,42 @@ Installed with pip's `--no-deps`: onnxruntime's other requirements (flatbuffers,
 its tools, not its inference.
 """
 
+from collections.abc import Sequence
+
 RUNTIME = "onnx-offload-runtime"
+ORT = "1.20"  # the oldest onnxruntime
+CUDA_ORT = "1.31"  # the oldest onnxruntime-gpu that takes CUDA 13 from CUDA_WHEELS
 REQUIREMENTS = (
     "numpy>=1.26",
-    "onnxruntime>=1.20",
+    f"onnxruntime>={ORT}",
     "grpcio>=1.70",
     "protobuf>=7.35.1",
     "zstandard>=0.23",
+    "prometheus-client>=0.22",  # the server's metrics
     "typing-extensions>=4.12",  # grpcio imports it
 )
-MODULES = ("numpy", "onnxruntime", "grpc", "google.protobuf", "zstandard")
+# The wheels of onnxruntime: all own the same module, so only one may be installed.
+ORT_WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
+# What PyPI's onnxruntime-gpu loads of CUDA 13; the driver comes from the system.
+CUDA_WHEELS = (
+    "nvidia-cublas~=13.0",
+    "nvidia-cuda-nvrtc~=13.0",
+    "nvidia-cuda-runtime~=13.0",
+    "nvidia-cudnn-cu13~=9.0",
+    "nvidia-cufft~=12.0",
+    "nvidia-curand~=10.0",
+    "nvidia-nvjitlink~=13.0",
+)
+MODULES = ("numpy", "onnxruntime", "grpc", "google.protobuf", "zstandard", "prometheus_client")
 MINIMUM_PYTHON = (3, 11)
+
+
+def wheel_of(providers: Sequence[str]) -> str:
+    """The wheel of onnxruntime that has the first of these providers that is not the CPU."""
+    for name in providers:
+        stem = name.lower().removesuffix("executionprovider")
+        if stem in ("cuda", "tensorrt"):
+            return "onnxruntime-gpu"
+        if stem == "openvino":
+            return "onnxruntime-openvino"
+    return "onnxruntime"

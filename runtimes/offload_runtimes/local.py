@@ -1,19 +1,23 @@
 """A session with a server of its own within this process, over real gRPC on loopback."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from offload.bundle.bundle import Bundle, open_bundle
+from offload.errors import InputError
+from offload.plan.plan import Side
 
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.server import Server
+
+if TYPE_CHECKING:
+    from offload_runtimes.server import Server
 
 
 class LocalSession(OffloadSession):
     """An OffloadSession that owns the server it talks to."""
 
-    def __init__(self, bundle: Bundle, server: Server, **options: Any) -> None:
+    def __init__(self, bundle: Bundle, server: "Server", **options: Any) -> None:
         """Start the server and connect to it; options as for OffloadSession."""
         server.start()
         try:
@@ -47,10 +51,19 @@ def open_session(
     followed = opened if fixed is None else opened.only(fixed)
     if server is not None or not followed.needs_server:
         return OffloadSession(opened, server, **options)
+    for side, advice in (
+        (Side.DEVICE, "give it the whole bundle or the device's half"),
+        (Side.SERVER, "give the address of a server that has it (server=, --server HOST:PORT)"),
+    ):
+        if not opened.holds(side):
+            raise InputError(f"{opened.path} does not have the {side.value}'s half: {advice}")
+    from offload_runtimes.server import Server  # a device with a server elsewhere does without
+
     chosen = server_options or EngineOptions(
         tuple(options.get("providers", ())),
         options.get("threads"),
         bool(options.get("optimize", True)),
+        allow_cpu=bool(options.get("allow_cpu", False)),
     )
     options.pop("security", None)  # within one process there is nobody to hide from
     return LocalSession(opened, Server([opened], options=chosen), **options)

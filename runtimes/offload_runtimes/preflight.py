@@ -6,6 +6,7 @@ this runs in a process of its own, and computes a convolution and a matrix produ
 
 import base64
 import time
+from collections.abc import Sequence
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from offload.errors import InputError
 
 from offload_runtimes.light import MODULES
 
+CPU = "CPUExecutionProvider"
 # The model `y = M @ M.T, M = reshape(relu(conv(x, w)))`: x 1x1x8x8, w 16x1x3x3 of 1/8, padding 1.
 # A device has no onnx package to build it with; a test builds it again.
 MODEL = (
@@ -25,28 +27,50 @@ MODEL = (
 )
 
 
-def preflight() -> dict[str, Any]:
-    """Import what the runtime needs, compute a small model, compare.
+def preflight(providers: Sequence[str] = (), *, allow_cpu: bool = False) -> dict[str, Any]:
+    """Import what the runtime needs, compute a small model on the providers asked for, compare.
+
+    Args:
+        providers: execution providers that must do the work; none: the CPU.
+        allow_cpu: let the CPU do it, with a warning, where a provider is missing.
 
     Returns:
-        Versions of what was imported, the packages installed, and the seconds it took.
+        Versions of what was imported, the packages installed, the providers that computed, and
+        the seconds it took.
 
     Raises:
-        InputError: a package is missing or broken, or the numbers are wrong.
+        InputError: a package is missing or broken, a provider is missing or computes nothing, or
+            the numbers are wrong.
     """
     start_s = time.monotonic()
     versions = {name: _version(name) for name in MODULES}
     import numpy as np  # only now: it may be what is broken
 
-    from offload_runtimes.engine import load
+    from offload_runtimes.engine import EngineOptions, load, short_name
+    from offload_runtimes.engine.inspect import kernel_providers
 
-    x = np.linspace(-1, 1, 64, dtype=np.float32).reshape(1, 1, 8, 8)
-    (y,) = load(base64.b64decode(MODEL)).run(None, {"x": x})
-    off = float(np.abs(y - _expected(x)).max())
-    if not off < 1e-4:
+    options = EngineOptions(tuple(providers), allow_cpu=allow_cpu)
+    model, x = base64.b64decode(MODEL), np.linspace(-1, 1, 64, dtype=np.float32)
+    feeds = {"x": x.reshape(1, 1, 8, 8)}
+    engine = load(model, options)
+    (y,) = engine.run(None, feeds)
+    off = float(np.abs(y - _expected(feeds["x"])).max() / np.abs(y).max())
+    if not off < (1e-4 if engine.providers[0] == CPU else 1e-2):  # GPUs round to TF32
         raise InputError(f"onnxruntime computes wrong numbers here (off by {off:.2g})")
-    seconds = time.monotonic() - start_s
-    return {"ok": True, "versions": versions, "packages": packages(), "seconds": seconds}
+    used = kernel_providers(model, feeds, options)
+    wanted = short_name(engine.providers[0])
+    if wanted not in used:
+        raise InputError(
+            f"{wanted} computes nothing here, onnxruntime runs a convolution on"
+            f" {', '.join(sorted(used))} instead: install the libraries of {wanted}"
+        )
+    return {
+        "ok": True,
+        "versions": versions,
+        "packages": packages(),
+        "provider": wanted,
+        "seconds": time.monotonic() - start_s,
+    }
 
 
 def packages() -> list[dict[str, Any]]:

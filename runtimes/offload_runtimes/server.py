@@ -3,31 +3,35 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Self
+from wsgiref.simple_server import WSGIServer
 
 from offload.bundle.bundle import Bundle
 from offload.errors import InputError, OffloadError, ServerError
 from offload.units import format_bytes
+from prometheus_client import start_http_server
 
-from offload_runtimes.address import parse_address
+from offload_runtimes.address import Address, parse_address
 from offload_runtimes.device.closing import close_at_exit
-from offload_runtimes.engine import Arena, EngineOptions, arena_of
+from offload_runtimes.engine import Arena, EngineOptions, arena_of, short_name
 from offload_runtimes.grpc.host import GrpcHost
 from offload_runtimes.security.credentials import ServerSecurity
+from offload_runtimes.security.server_credentials import ServerCredentials
 from offload_runtimes.serving.batches import Batches
 from offload_runtimes.serving.batching import Batching
 from offload_runtimes.serving.dispatch import Dispatcher
 from offload_runtimes.serving.echo import echo
-from offload_runtimes.serving.hosted import host
-from offload_runtimes.serving.metrics import MetricsPort
+from offload_runtimes.serving.hosted import Hosted, host
 from offload_runtimes.serving.observe import Observer
 from offload_runtimes.serving.task import Served
 from offload_runtimes.session.memory import Memory
 from offload_runtimes.session.server import Limits, ServerSession
+from offload_runtimes.versions import versions
 from offload_runtimes.wire.contract import (
     MESSAGE_LIMIT_BYTES,
     TENSOR_LIMIT_BYTES,
@@ -42,7 +46,11 @@ _BACKLOG_BYTES = 1 << 26  # of answers that one device has not read
 
 
 class Server:
-    """Serves bundles, known by their digests, on one address."""
+    """Serves bundles, known by their digests, on one address.
+
+    Attributes:
+        paths: the bundles' directories, as they were given.
+    """
 
     def __init__(
         self,
@@ -87,15 +95,18 @@ class Server:
             raise InputError("workers and max_sessions must be at least 1")
         self._limits = limits or Limits()
         options = options or EngineOptions()
+        hosted: list[Hosted] = []
+        paths: list[Path] = []
         with _memory(max_memory_bytes) as (self._memory, arena):
             batching = batching or Batching()
             limit_bytes = int(
                 min(TENSOR_LIMIT_BYTES, self._limits.max_bytes, self._memory.limit_bytes)
             )
-            hosted = [
-                host(bundle, options, max_run_s, arena, batching, limit_bytes) for bundle in bundles
-            ]
+            for bundle in bundles:
+                paths.append(Path(bundle.path if isinstance(bundle, Bundle) else bundle))
+                hosted.append(host(bundle, options, max_run_s, arena, batching, limit_bytes))
         self._hosted = {h.bundle.digest: h for h in hosted}
+        self.paths = tuple(paths)
         self._contracts = {digest: h.contracts for digest, h in self._hosted.items()}
         self._sessions: set[Served] = set()
         self._numbers = itertools.count(1)
@@ -103,18 +114,18 @@ class Server:
         self._serving = False
         self._forget: Callable[[], None] = lambda: None
         self._metrics = _metrics_address(metrics) if metrics else None
-        self._metrics_port: MetricsPort | None = None
-        self._observer = Observer(
-            lambda: len(self._sessions),
-            lambda: self._dispatcher.waiting,
-            lambda: self._memory.held_bytes,
-        )
+        self._metrics_server: WSGIServer | None = None
+        self._observer = Observer()
+        address = parse_address(listen)
+        security = security or ServerSecurity(insecure=insecure)
+        security.check(address)
+        self._credentials = ServerCredentials(security, self._observer.reloaded)
         batches = Batches(batching, self._hosted, self._observer, self._memory, self._crowd)
         self._dispatcher = Dispatcher(self._hosted, workers, max_run_s, self._observer, batches)
         agreed = [contract for each in self._contracts.values() for contract in each]
         self._max_message_bytes = upload_limit_bytes(agreed)
         self._host = GrpcHost(
-            listen,
+            address,
             self.serve,
             echo,
             receive_limit_bytes=self._max_message_bytes,
@@ -123,8 +134,41 @@ class Server:
             backlog_bytes=_BACKLOG_BYTES,
             memory=self._memory,
             is_serving=lambda: self._serving,
-            security=security or ServerSecurity(insecure=insecure),
+            credentials=self._credentials,
+            refused=self._observer.refused,
         )
+        self._show(max_memory_bytes)
+
+    def _show(self, max_memory_bytes: int | None) -> None:
+        """Let Prometheus read what the server and its parts know."""
+        gauges = self._observer.gauges
+        gauges.add("offload_sessions", "Sessions open now.", lambda: len(self._sessions))
+        gauges.add(
+            "offload_queue_length",
+            "Segments waiting for a worker now.",
+            lambda: self._dispatcher.waiting,
+        )
+        gauges.add(
+            "offload_held_bytes",
+            "Bytes of uploads and unread answers now.",
+            lambda: self._memory.held_bytes,
+        )
+        if max_memory_bytes is not None:
+            link_bytes = self._memory.limit_bytes
+            limits = {"link": link_bytes, "models": max_memory_bytes - link_bytes}
+            gauges.add_labelled(
+                "offload_memory_limit_bytes",
+                "Bytes allowed for what crosses (link) and for onnxruntime (models).",
+                "part",
+                lambda: limits,
+            )
+        gauges.add_labelled(
+            "offload_certificate_expiry_timestamp_seconds",
+            "When each certificate ends, in seconds since 1970.",
+            "file",
+            self._credentials.expiries_s,
+        )
+        self._observer.describe(versions(), self.providers)
 
     @property
     def address(self) -> str:
@@ -134,12 +178,20 @@ class Server:
     @property
     def metrics_address(self) -> str | None:
         """Where metrics are read; None when nowhere."""
-        return self._metrics_port.address if self._metrics_port else None
+        if self._metrics is None or self._metrics_server is None:
+            return None
+        return str(replace(self._metrics, port=self._metrics_server.server_port))
 
     @property
     def bundles(self) -> tuple[str, ...]:
         """Digests of the bundles served."""
         return tuple(self._hosted)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Short names of the execution providers really in use, without repeats."""
+        engines = (engine for h in self._hosted.values() for engine in h.engines.values())
+        return tuple(dict.fromkeys(short_name(engine.providers[0]) for engine in engines))
 
     @property
     def alone(self) -> dict[str, str]:
@@ -150,6 +202,28 @@ class Server:
             for part, why in hosted.alone.items()
         }
 
+    @property
+    def sessions(self) -> int:
+        """Sessions open now."""
+        return len(self._sessions)
+
+    @property
+    def certificate_expiries_s(self) -> Mapping[str, float]:
+        """When each certificate ends, seconds since 1970, by its file; empty without TLS."""
+        return self._credentials.expiries_s()
+
+    def reload(self) -> None:
+        """Read certificates and tokens again; open sessions go on.
+
+        Files that cannot be used are logged, and what was read before stays. They are read again
+        without this, too, when they change.
+        """
+        self._credentials.reload()
+
+    def refused(self, reason: str, peer: str, detail: str) -> None:
+        """Count and log a session that did not begin, like one whose TLS handshake failed."""
+        self._observer.refused(reason, peer, detail)
+
     def metrics_text(self) -> str:
         """The metrics as Prometheus reads them."""
         return self._observer.text()
@@ -159,7 +233,7 @@ class Server:
         try:
             self._dispatcher.open()
             if self._metrics:
-                self._metrics_port = _metrics_port(*self._metrics, self.metrics_text)
+                self._metrics_server = _metrics_server(self._metrics, self._observer)
             self._serving = True
             self._host.start()
             self._forget = close_at_exit(self.stop)
@@ -186,9 +260,10 @@ class Server:
             self._close(served, ServerError("the server is shutting down: try again"))
         self._host.stop(grace_s)
         self._dispatcher.stop()
-        if self._metrics_port:
-            self._metrics_port.close()
-            self._metrics_port = None
+        if self._metrics_server:
+            self._metrics_server.shutdown()
+            self._metrics_server.server_close()
+            self._metrics_server = None
         self._forget()
 
     def close(self) -> None:
@@ -210,7 +285,8 @@ class Server:
         served = Served(number, connection, session)
         with self._lock:
             self._sessions.add(served)
-        self._observer.opened(served.number, getattr(connection, "peer", "memory"))
+        peer, version = getattr(connection, "peer", "memory"), getattr(connection, "version", None)
+        self._observer.opened(served.number, peer, version)
         try:
             if not self._serving:
                 self._close(served, ServerError("the server is shutting down: try again"))
@@ -266,17 +342,18 @@ def _memory(limit_bytes: int | None) -> Iterator[tuple[Memory, Arena | None]]:
         yield Memory(link_bytes), arena
 
 
-def _metrics_address(text: str) -> tuple[str, int]:
+def _metrics_address(text: str) -> Address:
     address = parse_address(text)
     if address.path:
         raise InputError(f"metrics cannot be read from {text}: give HOST:PORT")
-    return address.host, address.port
+    return address
 
 
-def _metrics_port(host: str, port: int, text: Callable[[], str]) -> MetricsPort:
+def _metrics_server(address: Address, observer: Observer) -> WSGIServer:
     try:
-        return MetricsPort(host, port, text)
+        server, _ = start_http_server(address.port, address.host, observer.registry)
     except OSError as error:
         raise InputError(
-            f"cannot show metrics on {host}:{port} ({error.strerror}): choose another address"
+            f"cannot show metrics on {address} ({error.strerror}): choose another address"
         ) from error
+    return server

@@ -1,7 +1,8 @@
 """What the runtime costs: overhead over bare parts, streams, many sessions, the device's start.
 
-Run as `make bench-runtime`. Everything is a ratio of medians taken in turns on this machine, so
-that a noisy moment hits both sides alike.
+Run as `make bench-runtime`; with BENCH_PROVIDERS=cuda, servers run on that execution provider, and
+`--only tails --only batches` takes the rows that a server decides. Everything is a ratio of medians
+taken in turns on this machine, so that a noisy moment hits both sides alike.
 """
 
 import argparse
@@ -35,6 +36,7 @@ from tests.runtimes.bundles import Made
 SIZES_BYTES = {"1 kB": 1_000, "150 kB": 150_000, "1 MB": 1_000_000, "5 MB": 5_000_000}
 GOAL_SIZE = "150 kB"
 ONE = EngineOptions(threads=1)
+SERVER = EngineOptions(tuple(os.environ.get("BENCH_PROVIDERS", "").split()), threads=1)
 
 
 def passing(folder: Path, size_bytes: int) -> Made:
@@ -106,7 +108,7 @@ def one_size(folder: Path, size_bytes: int, rounds: int) -> tuple[float, float]:
     made = passing(folder, size_bytes)
     feeds, message = made.feeds(), bytes(size_bytes)
     head = load(made.bundle.segment_path("device-0"), ONE)
-    tail = load(made.bundle.segment_path("server-0"), ONE)
+    tail = load(made.bundle.segment_path("server-0"), SERVER)
     server, echo = Served(made.bundle.path), Echo()
 
     def bare() -> None:
@@ -185,7 +187,7 @@ def tails(folder: Path, seconds: float) -> list[Goal]:
     """
     made = working(folder / "tails", 1, 12)
     head_path, tail_path = map(made.bundle.segment_path, ("device-0", "server-0"))
-    tail = load(tail_path, ONE)
+    tail = load(tail_path, SERVER)
     feeds = {value.name: np.ones((64, 384), np.float32) for value in tail.inputs}
     goals = []
     for count in (1, 4, 16):
@@ -323,16 +325,18 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--frames", type=int, default=150)
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--only", action="append", help="rows of this kind; repeatable")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="offload-bench-") as name:
         folder = Path(name)
-        goals = [
-            *overhead(folder, asked.rounds),
-            *streams(folder, asked.frames),
-            *tails(folder, asked.seconds),
-            *batches(folder, asked.seconds),
-            *start_up(),
-        ]
+        kinds: dict[str, Callable[[], list[Goal]]] = {
+            "overhead": lambda: overhead(folder, asked.rounds),
+            "streams": lambda: streams(folder, asked.frames),
+            "tails": lambda: tails(folder, asked.seconds),
+            "batches": lambda: batches(folder, asked.seconds),
+            "start": start_up,
+        }
+        goals = [goal for kind in asked.only or kinds for goal in kinds[kind]()]
     print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
     return report(goals)
 

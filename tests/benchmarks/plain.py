@@ -14,14 +14,15 @@ from offload_runtimes.engine import EngineOptions, load
 
 WINDOW = 4  # frames of a session under way at a time
 _CODE = """
-import sys, threading, grpc, concurrent.futures as f
+import os, sys, threading, grpc, concurrent.futures as f
 turn = threading.Lock()
 def reply(message):
     return bytes(1000)
 if len(sys.argv) > 1:
     import numpy as np
     from offload_runtimes.engine import EngineOptions, load
-    model = load(sys.argv[1], EngineOptions(threads=1))
+    providers = tuple(os.environ.get("BENCH_PROVIDERS", "").split())
+    model = load(sys.argv[1], EngineOptions(providers, threads=1))
     (value,) = model.inputs
     def reply(message):
         array = np.frombuffer(message, np.float32).reshape(value.shape)

@@ -33,6 +33,7 @@ def test_serve_with_mutual_tls_token_metrics_and_log(tmp_path: Path) -> None:
     again = offload("certs", "init", certs, "--device", "camera")
     assert again.returncode == 1
     assert again.stderr.count("\n") == 1
+    assert "offload certs renew" in again.stderr
     made = bundles.branches(tmp_path / "bundle")
     feeds = made.feeds()
     np.savez(tmp_path / "in.npz", **feeds)  # type: ignore[arg-type]

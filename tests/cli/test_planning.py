@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from offload_cli.main import app, sentence
+from offload.errors import sentence
+from offload_cli.main import app
 from typer.testing import CliRunner, Result
 
 from tests.cli.test_verbs import SHAPE

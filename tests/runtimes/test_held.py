@@ -80,7 +80,9 @@ class Raw:
 
 def held_bytes(server: Server) -> int:
     lines = server.metrics_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("offload_held_bytes "))
+    return next(
+        int(float(line.split()[1])) for line in lines if line.startswith("offload_held_bytes ")
+    )
 
 
 def test_the_frame_that_is_too_much_fails_alone(server: Server, made: Made) -> None:

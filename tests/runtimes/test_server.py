@@ -5,7 +5,6 @@ import json
 import logging
 import queue
 import threading
-import urllib.error
 import urllib.request
 import weakref
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import grpc
 import numpy as np
+import offload
 import offload_runtimes.wire.offload_pb2 as pb
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -20,7 +20,7 @@ from offload.errors import DeadlineError, InputError, ServerError
 from offload.plan.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.grpc import SESSION
+from offload_runtimes.grpc import SESSION, VERSION_KEY
 from offload_runtimes.server import Server
 from offload_runtimes.serving.observe import JsonLines
 from offload_runtimes.session.server import Limits
@@ -254,13 +254,11 @@ def test_metrics_over_http(server: Server, made: Made) -> None:
             assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     lines = text.splitlines()
     digest = made.bundle.digest[:12]
-    assert f'offload_frames_total{{bundle="{digest}",outcome="answered"}} 3' in lines
-    assert "offload_sessions 1" in lines
-    assert "offload_sessions_total 1" in lines
-    assert 'offload_stage_seconds_bucket{stage="compute",le="+Inf"} 3' in lines
+    assert f'offload_frames_total{{bundle="{digest}",outcome="answered"}} 3.0' in lines
+    assert "offload_sessions 1.0" in lines
+    assert "offload_sessions_total 1.0" in lines
+    assert 'offload_stage_seconds_bucket{le="+Inf",stage="compute"} 3.0' in lines
     assert any(line.startswith('offload_bytes_total{direction="in"}') for line in lines)
-    with pytest.raises(urllib.error.HTTPError):
-        urllib.request.urlopen(f"http://{server.metrics_address}/else")
     with pytest.raises(InputError, match="cannot show metrics"):
         Server([made.bundle], metrics=server.metrics_address).start()
 
@@ -279,6 +277,24 @@ def test_logs_are_json_lines(server: Server, made: Made, caplog: pytest.LogCaptu
     refused = next(row for row in rows if row["event"] == "refused")
     assert refused["kind"] == "ProtocolError"
     assert refused["session"] > 0
+
+
+def test_a_device_of_another_version_is_told_of(
+    server: Server, made: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = wire.message(hello=pb.Hello(protocol=9, bundle=made.bundle.digest))
+    with (
+        caplog.at_level(logging.WARNING, "offload.server"),
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        method: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(SESSION)
+        call = method(iter([first]), metadata=((VERSION_KEY, "0.0.9"),))
+        (reply,) = list(call)
+    sentence = wire.parse(reply)[0].failure.sentence
+    assert f"the server is onnx-offload {offload.__version__}" in sentence
+    rows = {record.getMessage(): vars(record)["fields"] for record in caplog.records}
+    assert rows["version differs"]["version"] == "0.0.9"
+    assert rows["version differs"]["server_version"] == offload.__version__
 
 
 def test_drain_moves_devices_away(server: Server, made: Made) -> None:

@@ -1,4 +1,4 @@
-"""The one tree of errors a user can meet.
+"""The one tree of errors a user can meet, and the sentence and exit code of any exception.
 
     OffloadError
     ├── InputError            what the caller gave is wrong: mend it first
@@ -10,6 +10,13 @@ Every message is one sentence: what is wrong, where, and what to do about it.
 `retry` says whether the same call may succeed later with nothing changed by the caller.
 `option` names the option that mends it, where there is one; commands show it as their flag.
 """
+
+import errno
+import os
+import traceback
+from pathlib import Path
+
+DEBUG_VARIABLE = "OFFLOAD_DEBUG"
 
 
 class OffloadError(Exception):
@@ -37,3 +44,43 @@ class DeadlineError(OffloadError, TimeoutError):
     """The answer did not come within the time allowed."""
 
     retry = True
+
+
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space; nothing half-written was left",
+    errno.EACCES: "permission denied: choose a place you may use",
+    errno.ENOENT: "no such file or folder: check the path",
+    errno.ENOTDIR: "a file stands where a folder is needed: choose another place",
+    errno.EISDIR: "a folder stands where a file is needed: choose another place",
+    errno.EADDRINUSE: "the port is in use: choose another with --listen",
+}
+
+
+def sentence(error: BaseException) -> str:
+    """One sentence for any exception that ends a command."""
+    if isinstance(error, OffloadError):
+        flag = f" (--{error.option})" if error.option else ""
+        hint = " (this may pass: try again)" if error.retry and not flag else ""
+        return f"{error}{flag}{hint}"
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{_ADVICE.get(error.errno or 0, error.strerror or str(error))}{where}"
+    if isinstance(error, MemoryError):
+        return "not enough memory: give it smaller inputs, or free some memory"
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    said = str(error).strip().splitlines()
+    what = f"{type(error).__name__}{where}{f': {said[0]}' if said else ''}"
+    hint = "" if wants_traceback() else f"; {DEBUG_VARIABLE}=1 shows where"
+    return f"this is a bug: {what}{hint}"
+
+
+def exit_code(error: BaseException) -> int:
+    """The exit code of a command that an exception ends: 1 (failed) or 70 (a bug)."""
+    expected = isinstance(error, OffloadError | OSError | MemoryError)
+    return 1 if expected else os.EX_SOFTWARE
+
+
+def wants_traceback() -> bool:
+    """Whether the user asked for tracebacks (OFFLOAD_DEBUG=1)."""
+    return bool(os.environ.get(DEBUG_VARIABLE))

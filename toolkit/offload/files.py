@@ -24,19 +24,21 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write a file atomically; an older one stays untouched when anything fails.
+
+    `mode` holds its permissions, of which the umask takes away some.
 
     Raises:
         InputError: the folder does not exist.
         OSError: the disk refuses (full, read-only).
     """
-    with staged_file(path) as staged:
+    with staged_file(path, mode) as staged:
         staged.write_bytes(content)
 
 
 @contextmanager
-def staged_file(path: Path) -> Iterator[Path]:
+def staged_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
     """A path beside the target to write to; renamed over the target when the block succeeds.
 
     Raises:
@@ -48,7 +50,7 @@ def staged_file(path: Path) -> Iterator[Path]:
     staged = Path(name)
     try:
         yield staged
-        staged.chmod(0o666 & ~_umask())
+        staged.chmod(mode & ~_umask())
         staged.replace(path)
     except OSError as error:
         name_folder(error, path.parent)

@@ -6,7 +6,7 @@ from typing import Any
 from offload_runtimes.deploy.channel import Target
 from offload_runtimes.deploy.service import installed_unit, restart, restart_command
 from offload_runtimes.deploy.transaction import Stage
-from offload_runtimes.deploy.trial import Verdict, find_runtime, try_release
+from offload_runtimes.deploy.trial import Verdict, find_runtime, runtime_versions, try_release
 
 KEEP = 3
 
@@ -20,6 +20,7 @@ class Activation:
         journal: what the target's journal said when it was locked.
         verdict: what the proof said; None: it has not run.
         unproved: why it could not run.
+        runtime: what runs there, as `Versions.to_json` says it; None: unknown.
     """
 
     def __init__(self, target: Target, release: str) -> None:
@@ -28,6 +29,7 @@ class Activation:
         self.journal: Mapping[str, Any] = {}
         self.verdict: Verdict | None = None
         self.unproved = ""
+        self.runtime: Mapping[str, Any] | None = None
         self._root = ""
         self._python: str | None = None
         self._unit: str | None = None
@@ -47,6 +49,8 @@ class Activation:
         self.journal = await self.target.call("lock")
         self._root = (await self.target.call("facts"))["root"]
         self._python = await find_runtime(self.target, self._root)
+        if self._python:
+            self.runtime = await runtime_versions(self.target, self._python)
         self._unit = await installed_unit(self.target)
 
     async def commit(self, entry: Mapping[str, Any], keep: int) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,8 +70,18 @@ class Target(Protocol):
 class Channel:
     """A target whose agent reads requests from one stream and answers on another."""
 
-    def __init__(self, place: Place, reader: Reader, writer: Writer, errors: Reader) -> None:
+    def __init__(
+        self,
+        place: Place,
+        reader: Reader,
+        writer: Writer,
+        errors: Reader,
+        ended: Callable[[], Awaitable[int | None]],
+    ) -> None:
+        """`ended` waits for the agent's end; its exit code, None when nobody knows it."""
         self.place = place
+        self._ended = ended
+        self._has_answered = False
         self._reader = reader
         self._writer = writer
         self._errors = errors
@@ -141,6 +151,7 @@ class Channel:
             ) from error
         if "error" in reply:
             raise InputError(f"{self.place.name}: {reply['error']}")
+        self._has_answered = True
         answer: dict[str, Any] = reply["ok"]
         return answer
 
@@ -150,12 +161,17 @@ class Channel:
         with contextlib.suppress(OSError, TimeoutError):
             said = await asyncio.wait_for(self._errors.read(), 2)
         lines = said.decode(errors="replace").strip().splitlines()
-        if lines and "not found" in lines[-1]:
-            return InputError(
-                f"{self.place.name} has no {self.place.python} ({lines[-1]}): install Python 3.11"
-                " or newer there"
-            )
         why = f" ({lines[-1]})" if lines else ""
+        code: int | None = None
+        with contextlib.suppress(TimeoutError):
+            code = await asyncio.wait_for(self._ended(), 2)
+        if (
+            code and code > 0 and not self._has_answered
+        ):  # not by words: shells speak many languages
+            return InputError(
+                f"{self.place.name} does not start {self.place.python}, exit code {code}{why}:"
+                " install Python 3.11 or newer there, or name it as `python` in devices.toml"
+            )
         return ServerError(
             f"the connection to {self.place.name} was cut{why}: what has arrived there is kept"
         )
@@ -175,4 +191,6 @@ def command(python: str, size_bytes: int) -> tuple[str, ...]:
         f"    p = os.read(0, {size_bytes} - len(b))\n"
         "    b += p or exit(1)\nexec(b)"
     )
-    return (python, "-c", code)
+    # One line without quotes, backslashes, dollar and exclamation marks: as the account's login
+    # shell may be csh or fish, which read them in their own ways.
+    return (python, "-c", f'exec(bytes.fromhex("{code.encode().hex()}"))')

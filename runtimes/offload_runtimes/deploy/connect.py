@@ -42,7 +42,7 @@ async def _here(place: Place) -> AsyncIterator[Channel]:
     assert requests is not None
     assert errors is not None
     try:
-        yield Channel(place, replies, requests, errors)
+        yield Channel(place, replies, requests, errors, process.wait)
     finally:
         requests.close()
         await process.wait()

@@ -81,6 +81,7 @@ class Deployment:
             self._sent_bytes,
             why,
             self._activation.unproved,
+            self._activation.runtime,
         )
 
     def _report(self, stage: Stage) -> None:

@@ -4,29 +4,32 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from offload.errors import InputError
+from offload.errors import InputError, OffloadError
 
 from offload_runtimes.deploy.channel import Target
 from offload_runtimes.deploy.connect import connect
 from offload_runtimes.deploy.deployment import send_whole
 from offload_runtimes.deploy.place import Place
+from offload_runtimes.deploy.service import installed_unit, is_running, restart
 from offload_runtimes.deploy.transaction import content_of
 from offload_runtimes.deploy.trial import ending
 from offload_runtimes.deploy.wheels import requirements, write_runtime_wheel
-from offload_runtimes.light import MINIMUM_PYTHON
+from offload_runtimes.light import CUDA_WHEELS, MINIMUM_PYTHON, RUNTIME
 
 _MINIMUM_GLIBC = (2, 28)  # onnxruntime's wheels are manylinux_2_28
 _MINIMUM_DISK_BYTES = 400_000_000
+_CUDA_DISK_BYTES = 5_000_000_000  # 2.6 GB installed, and the wheels while pip unpacks them
 _MINIMUM_MEMORY_BYTES = 256_000_000
 _CLOCK_OFF_S = 300.0
 _VENV_S = 300.0
 _PIP_S = 1800.0
 _PREFLIGHT_S = 300.0
+_VENVS = "runtime/venvs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,7 @@ class Installed:
         place: the target.
         python: its interpreter there.
         machine: the target's processor.
+        provider: the execution provider that ran the preflight's model.
         packages: what was installed, without pip.
         preflight_s: seconds that importing and running a tiny model took.
     """
@@ -53,16 +57,39 @@ class Installed:
     place: Place
     python: str
     machine: str
+    provider: str
     packages: tuple[Package, ...]
     preflight_s: float
 
 
-def objections(facts: Mapping[str, Any], now_s: float) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class RolledBack:
+    """A runtime that is in use again.
+
+    Attributes:
+        place: the target.
+        runtime: its folder's name.
+        previous: the folder's name of the one before.
+        version: of this product.
+        onnxruntime: its version.
+    """
+
+    place: Place
+    runtime: str
+    previous: str
+    version: str
+    onnxruntime: str
+
+
+def objections(
+    facts: Mapping[str, Any], now_s: float, disk_bytes: int = _MINIMUM_DISK_BYTES
+) -> tuple[str, ...]:
     """Why a machine cannot run the light runtime, one sentence each; none if it can.
 
     Args:
         facts: as the agent tells them.
         now_s: the time here.
+        disk_bytes: free disk that the runtime needs.
     """
     found = []
     python = ".".join(str(number) for number in facts["python"])
@@ -77,9 +104,9 @@ def objections(facts: Mapping[str, Any], now_s: float) -> tuple[str, ...]:
         found.append(f"its C library is {libc or 'not glibc'} {version}: glibc 2.28 is needed")
     if tuple(facts["python"][:2]) < MINIMUM_PYTHON:
         found.append(f"its Python is {python}: 3.11 is needed, name a newer one as `python`")
-    if facts["disk_free_bytes"] < _MINIMUM_DISK_BYTES:
+    if facts["disk_free_bytes"] < disk_bytes:
         free_mb = facts["disk_free_bytes"] / 1e6
-        found.append(f"its disk has {free_mb:.0f} MB free: 400 MB are needed")
+        found.append(f"its disk has {free_mb:.0f} MB free: {disk_bytes / 1e6:.0f} MB are needed")
     if facts["memory_bytes"] < _MINIMUM_MEMORY_BYTES:
         found.append(f"it has {facts['memory_bytes'] / 1e6:.0f} MB of memory: 256 MB are needed")
     off_s = facts["time_s"] - now_s
@@ -93,26 +120,58 @@ def init_device(
     wheelhouse: Path | None = None,
     ort: str | None = None,
     report: Callable[[str], None] = lambda _: None,
+    *,
+    system_cuda: bool = False,
 ) -> Installed:
     """Install the light runtime on a target, beside the one that is there, and switch to it.
+
+    The one that was there is kept, for `rollback_device`; a service that runs is restarted.
+
+    The wheel of onnxruntime is the one that the target's providers need, and the preflight runs
+    on these providers.
 
     Args:
         place: the target.
         wheelhouse: a folder of wheels to install from; None: the target's package index.
         ort: a version of onnxruntime; None: the newest.
         report: told of each step.
+        system_cuda: install no CUDA libraries: the target has them.
 
     Raises:
-        InputError: the machine is not fit, a package can't be had, or onnxruntime crashes there;
-            the runtime that was there stays.
+        InputError: the machine is not fit, a package can't be had, onnxruntime crashes there, or
+            a provider is missing there; the runtime that was there stays.
         ServerError: the target can't be reached.
     """
 
-    async def do() -> Installed:
-        async with connect(place) as target:
-            return await Init(target, wheelhouse, ort, report).run()
+    (found,) = init_devices([place], wheelhouse, ort, lambda _, text: report(text), system_cuda)
+    if isinstance(found, OffloadError):
+        raise found
+    return found
 
-    return asyncio.run(do())
+
+def init_devices(
+    places: Sequence[Place],
+    wheelhouse: Path | None,
+    ort: str | None,
+    report: Callable[[Place, str], None],
+    system_cuda: bool,
+) -> list[Installed | OffloadError]:
+    """As `init_device`, for several targets at once; why it failed stands in a target's place."""
+
+    async def one(place: Place) -> Installed | OffloadError:
+        def told(text: str) -> None:
+            report(place, text)
+
+        try:
+            async with connect(place) as target:
+                return await Init(target, wheelhouse, ort, told, system_cuda).run()
+        except OffloadError as error:
+            return error
+
+    async def all_at_once() -> list[Installed | OffloadError]:
+        return list(await asyncio.gather(*(one(place) for place in places)))
+
+    return asyncio.run(all_at_once())
 
 
 class Init:
@@ -124,19 +183,22 @@ class Init:
         wheelhouse: Path | None,
         ort: str | None,
         report: Callable[[str], None],
+        system_cuda: bool,
     ) -> None:
         self._target = target
         self._name = target.place.name
         self._wheelhouse = wheelhouse
-        self._ort = ort
+        self._requirements = requirements(ort, target.place.providers, system_cuda=system_cuda)
         self._report = report
-        self._folder = f"runtime/venvs/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
+        self._folder = f"{_VENVS}/{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}"
 
     async def run(self) -> Installed:
         """Do them; a failure leaves what was there."""
         self._report("checking the machine")
         facts = await self._target.call("facts")
-        reasons = objections(facts, time.time())
+        has_cuda = set(CUDA_WHEELS) <= set(self._requirements)
+        needed = _CUDA_DISK_BYTES if has_cuda else _MINIMUM_DISK_BYTES
+        reasons = objections(facts, time.time(), needed)
         if reasons:
             raise InputError(f"{self._name} cannot run models: {'; '.join(reasons)}")
         await self._target.call("lock")
@@ -144,16 +206,23 @@ class Init:
         try:
             await self._install(python)
             self._report("preflight: running a tiny model")
-            found = await self._preflight(python)
+            found = await _preflight(self._target, python)
         except BaseException:
             await self._run("rm", "-rf", self._folder)
             raise
-        await self._switch()
+        before = await _current(self._target)
+        await _switch(self._target, Path(self._folder).name)
+        there = await self._target.call("listing", folder=_VENVS)
+        kept = {Path(self._folder).name, before}
+        old = [f"{_VENVS}/{name}" for name in there["names"] if name not in kept]
+        if old:
+            await self._run("rm", "-rf", *old)
         packages = tuple(Package(**package) for package in found["packages"])
         return Installed(
             self._target.place,
             f"{facts['root']}/runtime/current/bin/python",
             facts["machine"],
+            found["provider"],
             packages,
             found["seconds"],
         )
@@ -172,7 +241,7 @@ class Init:
         source = ("--no-index", "--find-links", "wheels") if self._wheelhouse else ()
         wheel = next(f"wheels/{name}" for name in names if name.startswith("onnx_offload_runtime"))
         pip = (python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet")
-        words = (*pip, "--no-deps", *source, *requirements(self._ort), wheel)
+        words = (*pip, "--no-deps", *source, *self._requirements, wheel)
         done = await self._run(*words, timeout_s=_PIP_S)
         if done["code"]:
             raise InputError(f"pip on {self._name} {ending(done)}")
@@ -189,27 +258,83 @@ class Init:
                 await send_whole(self._target, f"wheels/{name}", wheels[name])
             return list(wheels)
 
-    async def _preflight(self, python: str) -> dict[str, Any]:
-        words = (python, "-m", "offload_runtimes", "preflight")
-        done = await self._run(*words, timeout_s=_PREFLIGHT_S)
-        try:
-            found: dict[str, Any] = json.loads(done["out"].strip().splitlines()[-1])
-        except (ValueError, IndexError) as error:
-            raise InputError(f"the preflight on {self._name} {ending(done)}") from error
-        return found
-
-    async def _switch(self) -> None:
-        await self._target.call(
-            "link", name="runtime/current", to=str(Path(self._folder).relative_to("runtime"))
-        )
-        kept = Path(self._folder).name
-        there = await self._target.call("listing", folder="runtime/venvs")
-        old = [f"runtime/venvs/{name}" for name in there["names"] if name != kept]
-        if old:
-            await self._run("rm", "-rf", *old)
-
     async def _run(self, *command: str, timeout_s: float = _VENV_S) -> dict[str, Any]:
         return await self._target.call("run", command=list(command), timeout_s=timeout_s)
+
+
+def rollback_device(place: Place) -> RolledBack:
+    """Switch back to the runtime that a target had before; again, and forth.
+
+    It is tried first, on the providers of the target. A service that runs is restarted on it.
+
+    Raises:
+        InputError: there is no earlier runtime, or it does not work; the current one stays.
+        ServerError: the target can't be reached.
+    """
+
+    async def do() -> RolledBack:
+        async with connect(place) as target:
+            return await _rollback(target)
+
+    return asyncio.run(do())
+
+
+async def _rollback(target: Target) -> RolledBack:
+    root = (await target.call("facts"))["root"]
+    await target.call("lock")
+    before = await _current(target)
+    names = (await target.call("listing", folder=_VENVS))["names"]
+    others = [name for name in names if name != before]
+    if before is None or not others:
+        raise InputError(
+            f"{target.place.name} has no earlier runtime: `offload device init` keeps one"
+        )
+    found = await _preflight(target, f"{root}/{_VENVS}/{others[-1]}/bin/python")
+    await _switch(target, others[-1])
+    packages = {package["name"]: package["version"] for package in found["packages"]}
+    return RolledBack(
+        target.place,
+        others[-1],
+        before,
+        packages.get(RUNTIME, ""),
+        found["versions"]["onnxruntime"],
+    )
+
+
+async def _current(target: Target) -> str | None:
+    """The name of the runtime in use; None: there is none."""
+    to = (await target.call("target", name="runtime/current"))["to"]
+    return None if to is None else Path(to).name
+
+
+async def _switch(target: Target, name: str) -> None:
+    """Use another runtime; where the service does not come up on it, the one before again.
+
+    Raises:
+        InputError: the service does not come up.
+    """
+    before = await _current(target)
+    await target.call("link", name="runtime/current", to=f"venvs/{name}")
+    unit = await installed_unit(target)
+    if unit is None or not await is_running(target, unit):
+        return
+    try:
+        await restart(target, unit)
+    except InputError:
+        if before is not None:
+            await target.call("link", name="runtime/current", to=f"venvs/{before}")
+            await restart(target, unit)
+        raise
+
+
+async def _preflight(target: Target, python: str) -> dict[str, Any]:
+    words = [python, "-m", "offload_runtimes", "preflight", *target.place.provider_options]
+    done = await target.call("run", command=words, timeout_s=_PREFLIGHT_S)
+    try:
+        found: dict[str, Any] = json.loads(done["out"].strip().splitlines()[-1])
+    except (ValueError, IndexError) as error:
+        raise InputError(f"the preflight on {target.place.name} {ending(done)}") from error
+    return found
 
 
 def wheels_of(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from offload_runtimes.deploy.outcome import Outcome, run_stages
 from offload_runtimes.deploy.place import Place
 from offload_runtimes.deploy.service import installed_unit, is_running
 from offload_runtimes.deploy.transaction import ROLLBACK, Stage
-from offload_runtimes.deploy.trial import Verdict
+from offload_runtimes.deploy.trial import Verdict, find_runtime, runtime_versions
 
 _KEEP_ALL = 1 << 30
 
@@ -51,6 +51,8 @@ class Status:
         damaged: names of its files that are missing or changed.
         unit: the service that serves it; None: none was installed.
         running: whether that runs.
+        runtime: what runs models there, as `Versions.to_json` says it; None: nothing, or too old.
+        servers: what each running server of the target says of itself, also without a service.
         error: why nothing is known, else empty.
     """
 
@@ -59,6 +61,8 @@ class Status:
     damaged: tuple[str, ...] = ()
     unit: str | None = None
     running: bool = False
+    runtime: Mapping[str, Any] | None = None
+    servers: tuple[Mapping[str, Any], ...] = ()
     error: str = ""
 
 
@@ -124,6 +128,7 @@ async def _rollback(target: Target, wanted: str | None) -> Outcome:
         activation.verdict,
         why=why,
         unproved=activation.unproved,
+        runtime=activation.runtime,
     )
 
 
@@ -175,7 +180,11 @@ async def _status(place: Place) -> Status:
             damaged = await _damaged(target, entries[0]) if entries else ()
             unit = await installed_unit(target)
             running = unit is not None and await is_running(target, unit)
-            return Status(place, current, damaged, unit, running)
+            root = (await target.call("facts"))["root"]
+            python = await find_runtime(target, root)
+            runtime = await runtime_versions(target, python) if python else None
+            servers = tuple((await target.call("servers"))["servers"])
+            return Status(place, current, damaged, unit, running, runtime, servers)
     except OffloadError as error:
         return Status(place, error=str(error))
 
@@ -187,7 +196,7 @@ def _releases(journal: Mapping[str, Any]) -> tuple[Release, ...]:
             entry["digest"],
             tuple(entry["sides"]),
             entry["time_s"],
-            Verdict(**entry["probe"]) if entry["probe"] else None,
+            Verdict.from_json(entry["probe"]) if entry["probe"] else None,
             entry["id"] == journal["current"],
         )
         for entry in journal["releases"]

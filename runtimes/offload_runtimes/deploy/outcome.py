@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from offload.errors import OffloadError
 
@@ -31,6 +32,7 @@ class Outcome:
         previous: the release that was current before; None: none.
         verdict: what the proof said; None: it was not run.
         unproved: why it was not run.
+        runtime: what runs there, as `Versions.to_json` says it; None: unknown.
         sent: names of the files that travelled.
         sent_bytes: their bytes that travelled.
         why: what failed; None: nothing.
@@ -45,6 +47,7 @@ class Outcome:
     sent_bytes: int = 0
     why: OffloadError | None = None
     unproved: str = ""
+    runtime: Mapping[str, Any] | None = None
 
     @property
     def ok(self) -> bool:

@@ -15,7 +15,7 @@ DEVICES = "devices.toml"
 _ROOT = "offload"  # in the account's home
 _LISTEN = "127.0.0.1:50051"
 _ADDRESS = re.compile(
-    r"(?P<user>[^@/\s:]+)@(?P<host>\[[0-9A-Fa-f:]+\]|[^@/\s:\[\]]+)(:(?P<port>\d+))?(?P<root>/.*)?"
+    r"(?P<user>[^@/\s:]+)@(?P<host>\[[0-9A-Fa-f:.]+(?:%[^]\s]+)?\]|[^@/\s:\[\]]+)(:(?P<port>\d+))?(?P<root>/.*)?"
 )
 
 
@@ -29,7 +29,8 @@ class Ssh:
     key: str | None = None
 
     def __str__(self) -> str:
-        account = f"{self.user}@{self.host}" if self.user else self.host
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        account = f"{self.user}@{host}" if self.user else host
         return account if self.port is None else f"{account}:{self.port}"
 
 
@@ -44,6 +45,7 @@ class Place:
         role: the side it plays; None: not said, it gets both sides' files.
         python: a Python there, to run the agent and to make environments with.
         providers: onnxruntime's execution providers to use there.
+        allow_cpu: use the CPU there, with a warning, where a provider is missing.
         threads: threads of one kernel there.
         listen: where its server listens.
         serving: options of its server: how it is secured and bounded, what it batches; paths are
@@ -56,6 +58,7 @@ class Place:
     role: Side | None = None
     python: str = "python3"
     providers: tuple[str, ...] = ()
+    allow_cpu: bool = False
     threads: int | None = None
     listen: str = _LISTEN
     serving: tuple[str, ...] = ()
@@ -64,7 +67,13 @@ class Place:
     def options(self) -> tuple[str, ...]:
         """How its runtime runs models, as command-line options."""
         threads = () if self.threads is None else ("--threads", str(self.threads))
-        return (*(word for name in self.providers for word in ("--provider", name)), *threads)
+        return (*self.provider_options, *threads)
+
+    @property
+    def provider_options(self) -> tuple[str, ...]:
+        """Its execution providers, as command-line options."""
+        words = (word for name in self.providers for word in ("--provider", name))
+        return (*words, "--allow-cpu") if self.allow_cpu else tuple(words)
 
 
 def find_place(text: str, devices: Mapping[str, Place]) -> Place:
@@ -137,13 +146,16 @@ _KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "key": (_is_text, "the path of a private key"),
     "root": (_is_text, "a directory on the target"),
     "python": (_is_text, "a Python on the target"),
-    "providers": (_is_texts, 'a list like ["cuda", "cpu"]'),
+    "providers": (_is_texts, 'a list like ["cuda"]'),
+    "allow_cpu": (lambda value: isinstance(value, bool), "true or false"),
     "threads": (_is_count, "a number of threads"),
     "listen": (_is_text, "HOST:PORT"),
     "batch": (_is_count, "a number of rows"),
     "batch_wait": (_is_wait, "0 to 60 seconds"),
     "insecure": (lambda value: isinstance(value, bool), "true or false"),
     "max_memory": (lambda value: _is_text(value) and _is_size(str(value)), 'a size like "2 GB"'),
+    "max_sessions": (_is_count, "a number of sessions"),
+    "metrics": (_is_text, "HOST:PORT"),
     "cert": (_is_text, "the path of a certificate on the target"),
     "cert_key": (_is_text, "the path of the certificate's key on the target"),
     "client_ca": (_is_text, "the path of an authority's certificate on the target"),
@@ -170,6 +182,7 @@ def _serving(entry: Mapping[str, Any]) -> tuple[str, ...]:
     options = {"cert": "cert", "cert_key": "key", "client_ca": "client-ca"}
     options |= {"token_file": "token-file", "max_memory": "max-memory"}
     options |= {"batch": "batch", "batch_wait": "batch-wait"}
+    options |= {"max_sessions": "max-sessions", "metrics": "metrics"}
     given = [(option, entry[key]) for key, option in options.items() if key in entry]
     words = tuple(word for option, value in given for word in (f"--{option}", str(value)))
     return (*words, "--insecure") if entry.get("insecure") else words
@@ -187,6 +200,7 @@ def _place(name: str, entry: Mapping[str, Any]) -> Place:
         role=Side(entry["role"]) if "role" in entry else None,
         python=entry.get("python", "python3"),
         providers=tuple(entry.get("providers", ())),
+        allow_cpu=entry.get("allow_cpu", False),
         threads=entry.get("threads"),
         listen=entry.get("listen", _LISTEN),
         serving=_serving(entry),

@@ -1,7 +1,9 @@
 """The server as a systemd user unit on a target."""
 
+import asyncio
 import re
 import shlex
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -13,6 +15,8 @@ from offload_runtimes.deploy.channel import Target
 
 _RECORD = "service"  # in the root: the name of the unit that serves it
 _COMMAND_S = 150.0
+_START_S = 5.0  # for the manager, after lingering was enabled
+_NOT_FOUND = 127
 _UNITS = ".config/systemd/user"
 
 
@@ -32,19 +36,23 @@ class Unit:
         folder = re.sub(r"[^A-Za-z0-9_.-]", "-", PurePosixPath(self.root).name)
         return f"onnx-offload-{folder}.service"
 
+    @property
+    def command(self) -> tuple[str, ...]:
+        """The command that serves whatever release is current when it starts."""
+        return (
+            *(self.python, "-m", "offload_runtimes", "serve", f"{self.root}/current"),
+            *("--listen", self.listen, "--log", *self.options),
+        )
+
     def text(self) -> str:
         """The unit: it serves whatever release is current when it starts.
 
         Its hardening needs no privileges: filters of system calls and address families, no new
         privileges. The server feeds the watchdog only while it answers itself.
         """
-        words = (
-            *(self.python, "-m", "offload_runtimes", "serve", f"{self.root}/current"),
-            *("--listen", self.listen, *self.options),
-        )
         return _TEMPLATE.format(
             root=_escaped(self.root),
-            command=" ".join(_quoted(word) for word in words),
+            command=" ".join(_quoted(word) for word in self.command),
             memory_max_bytes=self.memory_max_bytes,
         )
 
@@ -60,6 +68,7 @@ StartLimitBurst=5
 Type=notify
 NotifyAccess=main
 ExecStart={command}
+ExecReload=/bin/kill -HUP $MAINPID
 Restart=on-failure
 RestartSec=1
 TimeoutStartSec=120
@@ -127,9 +136,10 @@ async def install(target: Target, unit: Unit) -> None:
     """Install a unit, enable it, and start it if there is a release to serve.
 
     Raises:
-        InputError: the target has no systemd for users, or the service doesn't come up.
+        InputError: the target has no systemd for users (the text says why, and what serves without
+            it), or the service doesn't come up.
     """
-    await _systemctl(target, "show-environment")
+    await _find_manager(target, unit)
     await target.call("write", name=f"~/{_UNITS}/{unit.name}", text=unit.text())
     await _systemctl(target, "daemon-reload")
     await _systemctl(target, "enable", unit.name)
@@ -137,6 +147,34 @@ async def install(target: Target, unit: Unit) -> None:
     if (await target.call("state"))["current"]:
         await restart(target, unit.name)
     await _run(target, "loginctl", "enable-linger")  # else it ends with our login
+
+
+async def _find_manager(target: Target, unit: Unit) -> None:
+    """Reach the account's systemd; enabling lingering starts it where nobody is logged in.
+
+    Raises:
+        InputError: it can't be had.
+    """
+    name = target.place.name
+    asked = ("systemctl", "--user", "show-environment")
+    done = await _run(target, *asked)
+    if done["code"] == 0:
+        return
+    without = f"; without it, this serves: {shlex.join(unit.command)}"
+    if done["code"] == _NOT_FOUND:
+        raise InputError(f"{name} has no systemd to run a service{without}")
+    lingering = await _run(target, "loginctl", "enable-linger")
+    give_up_s = time.monotonic() + _START_S
+    while lingering["code"] == 0 and time.monotonic() < give_up_s:
+        if (await _run(target, *asked))["code"] == 0:
+            return
+        await asyncio.sleep(0.5)
+    said = (lingering["err"] or done["err"]).strip().splitlines()
+    account = f" ({said[-1]})" if said else ""
+    raise InputError(
+        f"{name} runs no systemd manager for this account{account}: an administrator can allow it"
+        f" there with `loginctl enable-linger ACCOUNT` (lingering){without}"
+    )
 
 
 async def uninstall(target: Target, unit: str) -> None:
@@ -158,8 +196,8 @@ async def stop(target: Target, unit: str) -> None:
 
 async def is_running(target: Target, unit: str) -> bool:
     """Whether a unit serves now."""
-    done = await _run(target, "systemctl", "--user", "is-active", unit)
-    return str(done["out"]).strip() == "active"
+    done = await _run(target, "systemctl", "--user", "is-active", "--quiet", unit)
+    return bool(done["code"] == 0)
 
 
 async def logs(target: Target, unit: str, lines: int) -> str:

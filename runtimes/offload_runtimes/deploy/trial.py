@@ -18,12 +18,21 @@ _RUNTIME = "runtime/current/bin/python"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a proof found on a target: how far its numbers are off, and the ORT that made them."""
+    """What a proof found on a target: how far its numbers are off, and what made them.
+
+    Attributes:
+        worst: the largest difference, relative to the largest value of its tensor.
+        allowed: how large it may be.
+        ort: version of the onnxruntime that ran there.
+        segments: how many segments were run.
+        providers: execution providers really used.
+    """
 
     worst: float
     allowed: float
     ort: str
     segments: int
+    providers: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As it is kept in the target's journal."""
@@ -32,7 +41,19 @@ class Verdict:
             "allowed": self.allowed,
             "ort": self.ort,
             "segments": self.segments,
+            "providers": list(self.providers),
         }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Verdict":
+        """What `to_json` made; an older journal knows no providers."""
+        return cls(**{**value, "providers": tuple(value.get("providers", ()))})
+
+    @property
+    def ran_on(self) -> str:
+        """The onnxruntime and, where it is not the CPU, the provider, for people."""
+        others = ", ".join(name for name in self.providers if name != "cpu")
+        return f"onnxruntime {self.ort}{others and f' with {others}'}"
 
 
 async def find_runtime(target: Target, root: str) -> str | None:
@@ -45,6 +66,17 @@ async def find_runtime(target: Target, root: str) -> str | None:
         if seen["code"] == 0:
             return python
     return None
+
+
+async def runtime_versions(target: Target, python: str) -> dict[str, Any] | None:
+    """What `python -m offload_runtimes version` says there; None: an older one can't say."""
+    command = [python, "-m", "offload_runtimes", "version"]
+    done = await target.call("run", command=command, timeout_s=_LOOK_S)
+    try:
+        found: dict[str, Any] = json.loads(done["out"].strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        return None
+    return found if done["code"] == 0 else None
 
 
 async def try_release(target: Target, root: str, python: str, release: str) -> Verdict:
@@ -70,14 +102,15 @@ def judge(name: str, done: Mapping[str, Any]) -> Verdict:
     try:
         found = json.loads(done["out"].strip().splitlines()[-1])
         worst = float("inf") if found["worst"] is None else float(found["worst"])
-        verdict = Verdict(worst, found["allowed"], found["ort"], found["segments"])
+        providers = tuple(found.get("providers", ()))
+        verdict = Verdict(worst, found["allowed"], found["ort"], found["segments"], providers)
     except (ValueError, IndexError, KeyError, TypeError) as error:
         raise InputError(f"the probe on {name} {ending(done)}") from error
     if not found["ok"]:
         raise InputError(
             f"the probe on {name} gives other numbers: {found['tensor']!r} is off by"
             f" {worst:.2g} of its largest value, {verdict.allowed:g} is allowed"
-            f" (onnxruntime {verdict.ort})"
+            f" ({verdict.ran_on})"
         )
     return verdict
 

@@ -5,15 +5,21 @@ import hashlib
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
-from importlib import metadata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import offload
 from offload.errors import InputError
 
 import offload_runtimes
-from offload_runtimes.light import REQUIREMENTS, RUNTIME
+from offload_runtimes.light import (
+    CUDA_ORT,
+    CUDA_WHEELS,
+    ORT,
+    REQUIREMENTS,
+    RUNTIME,
+    wheel_of,
+)
 
 # pip takes each tag literally: an older manylinux is not implied.
 _MANYLINUX = ("manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014")
@@ -27,7 +33,7 @@ def write_runtime_wheel(folder: Path) -> Path:
     So a target runs exactly the code that deploys to it, whether or not there is an index. It
     holds the packages `offload` and `offload_runtimes`, not the models and the command line.
     """
-    version = metadata.version("onnx-offload")
+    version = offload.__version__
     stem = f"{RUNTIME.replace('-', '_')}-{version}"
     path = folder / f"{stem}-py3-none-any.whl"
     info = f"{stem}.dist-info"
@@ -45,7 +51,13 @@ def write_runtime_wheel(folder: Path) -> Path:
 
 
 def fill_wheelhouse(
-    folder: Path, platform: str, python: str, ort: str | None = None
+    folder: Path,
+    platform: str,
+    python: str,
+    ort: str | None = None,
+    providers: Sequence[str] = (),
+    *,
+    system_cuda: bool = False,
 ) -> tuple[Path, ...]:
     """Download all that a target of another platform installs, for one without internet.
 
@@ -54,6 +66,8 @@ def fill_wheelhouse(
         platform: `aarch64` or `x86_64`.
         python: the target's Python, like `3.13`.
         ort: a version of onnxruntime; None: the newest.
+        providers: execution providers of the target, which choose the wheel of onnxruntime.
+        system_cuda: leave out NVIDIA's wheels: the target has CUDA's libraries.
 
     Raises:
         InputError: an unknown platform, or the index has no wheel for it; the text names it.
@@ -72,9 +86,8 @@ def fill_wheelhouse(
         command += ["--abi", abi]
     for manylinux in _MANYLINUX:
         command += ["--platform", f"{manylinux}_{platform}"]
-    done = subprocess.run(
-        [*command, *requirements(ort)], capture_output=True, text=True, check=False
-    )
+    command += requirements(ort, providers, system_cuda=system_cuda)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
         why = errors[-1].removeprefix("ERROR: ") if errors else done.stderr.strip()[-200:]
@@ -83,13 +96,22 @@ def fill_wheelhouse(
     return tuple(sorted(folder.glob("*.whl")))
 
 
-def requirements(ort: str | None) -> tuple[str, ...]:
-    """What a target installs, with onnxruntime pinned if asked."""
-    if ort is None:
-        return REQUIREMENTS
-    return tuple(
-        f"onnxruntime=={ort}" if text.startswith("onnxruntime") else text for text in REQUIREMENTS
-    )
+def requirements(
+    ort: str | None = None, providers: Sequence[str] = (), *, system_cuda: bool = False
+) -> tuple[str, ...]:
+    """What a target installs: the one wheel of onnxruntime that has its providers.
+
+    Args:
+        ort: a version of onnxruntime; None: the newest.
+        providers: the target's execution providers.
+        system_cuda: leave out NVIDIA's wheels: the target has CUDA's libraries.
+    """
+    wheel = wheel_of(providers)
+    oldest = CUDA_ORT if wheel == "onnxruntime-gpu" and not system_cuda else ORT
+    chosen = f"{wheel}=={ort}" if ort else f"{wheel}>={oldest}"
+    others = (text for text in REQUIREMENTS if not text.startswith("onnxruntime"))
+    cuda = CUDA_WHEELS if wheel == "onnxruntime-gpu" and not system_cuda else ()
+    return (chosen, *others, *cuda)
 
 
 def _sources() -> Iterator[tuple[str, bytes]]:

@@ -10,7 +10,7 @@ from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.saved import read_object
 
-from offload_runtimes.cache import cache_folder, feeds_digest, kept
+from offload_runtimes.cache import feeds_digest, kept
 from offload_runtimes.encode.calibration import Calibration
 from offload_runtimes.encode.sizes import catalogue_of
 from offload_runtimes.engine import EngineOptions
@@ -50,8 +50,8 @@ def _read(path: Path) -> Catalogue:
 def catalogue_path(
     graph: Graph, calibration: Calibration, allowed: Iterable[Encoding], options: EngineOptions
 ) -> Path:
-    """Where the catalogue is kept: one file a model, calibration, set of encodings and machine."""
+    """The cache's file for a catalogue: one a model, calibration, set of encodings and machine."""
     asked = (machine_name(), options, sorted(graph.producer), sorted(e.name for e in allowed))
     data = hashlib.sha256((repr(asked) + feeds_digest(calibration.feeds)).encode())
     name = f"{graph.digest[:16]}-{data.hexdigest()[:16]}.json"
-    return cache_folder() / "encodings" / name
+    return Path("encodings") / name

@@ -4,7 +4,7 @@ from onnxruntime import __version__ as ORT_VERSION  # noqa: N812  (a constant of
 
 from offload_runtimes.engine.arena import Arena, arena_of, shared_arena
 from offload_runtimes.engine.engine import Call, Engine, load, load_once
-from offload_runtimes.engine.options import EngineOptions
+from offload_runtimes.engine.options import EngineOptions, available_providers, short_name
 from offload_runtimes.engine.values import (
     DTYPES,
     UNKNOWN,
@@ -27,11 +27,13 @@ __all__ = [
     "EngineOptions",
     "arena_of",
     "as_feed",
+    "available_providers",
     "dtype_of",
     "load",
     "load_once",
     "shape_fits",
     "shared_arena",
+    "short_name",
     "show_shape",
     "size_bytes",
 ]

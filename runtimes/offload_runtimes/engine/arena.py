@@ -53,7 +53,9 @@ class Arena:
         settings.log_severity_level = 4
         settings.intra_op_num_threads = 1
         self.lend(settings)
-        self._probe = ort.InferenceSession(base64.b64decode(PROBE), settings)
+        self._probe = ort.InferenceSession(
+            base64.b64decode(PROBE), settings, providers=["CPUExecutionProvider"]
+        )
         self._returning = _quiet()
         self._returning.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
 

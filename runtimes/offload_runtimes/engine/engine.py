@@ -16,10 +16,13 @@ from offload_runtimes.device.alarm import ALARM
 from offload_runtimes.engine import values
 from offload_runtimes.engine.arena import Arena, lack_of_memory
 from offload_runtimes.engine.options import (
+    CPU,
     EngineOptions,
+    missing_library,
+    preload,
+    require,
     resolve_providers,
     session_options,
-    warn_missing,
 )
 from offload_runtimes.engine.values import DTYPES, Array
 
@@ -253,22 +256,37 @@ def load_once(model: str | Path | bytes, options: EngineOptions | None = None) -
 def open_session(
     model: str | Path | bytes, settings: ort.SessionOptions, options: EngineOptions
 ) -> ort.InferenceSession:
-    """An ORT session with settings of one's own; InputError when ORT refuses the model."""
-    providers = resolve_providers(options.providers)
+    """An ORT session with settings of one's own.
+
+    Raises:
+        InputError: ORT refuses the model, or a provider is missing and the CPU is not allowed.
+    """
+    allow_cpu = options.allow_cpu
+    providers = resolve_providers(options.providers, allow_cpu)
     source: Any = model if isinstance(model, bytes) else os.fspath(model)
     if isinstance(model, bytes):
         settings.add_session_config_entry(_EXTERNAL_DATA_FOLDER, "/")
     if not isinstance(model, bytes) and not Path(model).is_file():
         raise InputError(f"{model} does not exist: give an ONNX file")
+    preload(providers)
     try:
-        session = ort.InferenceSession(source, settings, providers=providers)
+        session = _session(source, settings, providers)
     except Exception as error:
-        where = "the model" if isinstance(model, bytes) else model
-        raise InputError(f"onnxruntime refuses {where}: {first_line(error)}") from error
-    for provider in providers:
-        if provider not in session.get_providers():
-            warn_missing(provider)
+        require(providers, [p for p in providers if not missing_library(p)], allow_cpu)
+        if not allow_cpu or providers == [CPU]:
+            where = "the model" if isinstance(model, bytes) else model
+            on = f" on {providers[0]}" if providers != [CPU] else ""
+            raise InputError(f"onnxruntime refuses {where}{on}: {first_line(error)}") from error
+        session = _session(source, settings, [CPU])
+    require(providers, session.get_providers(), allow_cpu)
     return session
+
+
+def _session(
+    source: Any, settings: ort.SessionOptions, providers: Sequence[str]
+) -> ort.InferenceSession:
+    """A session without ORT's own fallback, which prints to stdout and changes the provider."""
+    return ort.InferenceSession(source, settings, providers=list(providers), enable_fallback=0)
 
 
 def first_line(error: Exception) -> str:

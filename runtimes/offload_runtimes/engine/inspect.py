@@ -2,10 +2,14 @@
 
 import json
 import os
+import pickle
 import statistics
+import subprocess
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +20,24 @@ from offload.errors import InputError
 from offload.files import temporary_folder
 
 from offload_runtimes.engine.engine import Engine, load_once, open_session
-from offload_runtimes.engine.options import EngineOptions, session_options
+from offload_runtimes.engine.options import (
+    EngineOptions,
+    resolve_providers,
+    session_options,
+    short_name,
+)
 from offload_runtimes.engine.values import Array
 
 _KERNEL = "_kernel_time"
 _RUN = "model_run"
 _FOLDED_BYTES = 1 << 20
+_ASYNCHRONOUS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+_WAITING = """
+import dataclasses, json, pathlib, pickle, sys
+from offload_runtimes.engine import inspect
+nodes = inspect._timed_nodes(*pickle.load(sys.stdin.buffer))
+pathlib.Path(sys.argv[1]).write_text(json.dumps([dataclasses.asdict(node) for node in nodes]))
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +78,74 @@ def profile_nodes(
         warm_runs: runs before those.
         limit_s: no run is begun after so many seconds, but for the first two.
 
+    On a GPU, kernels are started one after the other without waiting; they are timed in a process
+    of its own that waits for each.
+
     Raises:
         InputError: the model is refused or the feeds do not fit.
     """
     options = options or EngineOptions()
+    providers = resolve_providers(options.providers, options.allow_cpu)
+    timed = _timed_nodes_waiting if providers[0] in _ASYNCHRONOUS else _timed_nodes
+    return timed(model, feeds, options, runs, warm_runs, limit_s)
+
+
+def _timed_nodes(
+    model: str | Path | bytes,
+    feeds: Mapping[str, Array],
+    options: EngineOptions,
+    runs: int,
+    warm_runs: int,
+    limit_s: float,
+) -> tuple[NodeTime, ...]:
+    with _profiled(model, feeds, options, warm_runs + runs, limit_s) as (events, done):
+        return _node_times(events, min(warm_runs, done // 2))
+
+
+def _timed_nodes_waiting(model: str | Path | bytes, *arguments: Any) -> tuple[NodeTime, ...]:
+    """As `_timed_nodes`, in a process where CUDA waits for every kernel that it starts.
+
+    CUDA reads that setting once, when a process first uses it.
+    """
+    with temporary_folder() as folder:
+        found = folder / "nodes"
+        done = subprocess.run(
+            [sys.executable, "-c", _WAITING, str(found)],
+            input=pickle.dumps((model, *arguments)),
+            env={**os.environ, "CUDA_LAUNCH_BLOCKING": "1"},
+            capture_output=True,
+            check=False,
+        )
+        if done.returncode or not found.is_file():
+            said = done.stderr.decode(errors="replace").strip().splitlines()
+            raise InputError(f"timing kernels failed: {said[-1] if said else done.returncode}")
+        return tuple(NodeTime(**node) for node in json.loads(found.read_text()))
+
+
+def kernel_providers(
+    model: str | Path | bytes, feeds: Mapping[str, Array], options: EngineOptions
+) -> frozenset[str]:
+    """Short names of the providers that ran at least one kernel, by ORT's own profiler.
+
+    A session lists the providers that it may use; only a run shows which it does use.
+
+    Raises:
+        InputError: the model is refused or the feeds do not fit.
+    """
+    with _profiled(model, feeds, options, runs=1, limit_s=0.0) as (events, _):
+        found = {event.get("args", {}).get("provider", "") for event in events}
+    return frozenset(short_name(name) for name in found if name)
+
+
+@contextmanager
+def _profiled(
+    model: str | Path | bytes,
+    feeds: Mapping[str, Array],
+    options: EngineOptions,
+    runs: int,
+    limit_s: float,
+) -> Iterator[tuple[Iterator[dict[str, Any]], int]]:
+    """The events that ORT's profiler records in some runs, and how many there were in the time."""
     settings = session_options(options)
     settings.enable_profiling = True
     with temporary_folder() as folder:
@@ -74,11 +154,10 @@ def profile_nodes(
         engine = Engine(session, "model" if isinstance(model, bytes) else Path(model).name)
         until_s = time.monotonic() + limit_s
         done = 0
-        while done < warm_runs + runs and (done < 2 or time.monotonic() < until_s):
+        while done < runs and (done < 2 or time.monotonic() < until_s):
             engine.run(None, feeds)
             done += 1
-        events = _events(Path(session.end_profiling()))
-        return _node_times(events, min(warm_runs, done // 2))
+        yield _events(Path(session.end_profiling())), done
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:

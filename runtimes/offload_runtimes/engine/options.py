@@ -1,12 +1,19 @@
 """How a model is run: execution providers, threads, optimisation."""
 
+import contextlib
+import ctypes
+import io
+import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import onnxruntime as ort
 from offload.errors import InputError
 
 from offload_runtimes.engine.cpus import allowed_cores
+from offload_runtimes.light import ORT_WHEELS, wheel_of
 
 CPU = "CPUExecutionProvider"
 SHORT_NAMES = {
@@ -20,33 +27,35 @@ _QUIET, _TALKATIVE = 4, 2  # ORT's severities: fatal only, and warnings
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """How onnxruntime shall run a model.
+    """How onnxruntime runs a model.
 
     Attributes:
         providers: execution providers in order of preference, by ORT's name or `cpu`, `cuda`,
-            `tensorrt`, `openvino`; the CPU always stands behind them as the fallback.
+            `tensorrt`, `openvino`; the CPU runs the operators that they do not support.
         threads: threads of one kernel; None: one per physical core that the process may use.
         optimize: let ORT fuse and fold; without it, parts and whole are bit-equal.
         verbose: let ORT print its warnings on stderr.
+        allow_cpu: run on the CPU, with a warning, where a provider is missing; else an error.
     """
 
     providers: tuple[str, ...] = ()
     threads: int | None = None
     optimize: bool = True
     verbose: bool = False
+    allow_cpu: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise InputError(f"threads must be at least 1, not {self.threads}")
 
 
-def resolve_providers(names: tuple[str, ...]) -> list[str]:
-    """Names of the providers this machine's onnxruntime has, in order, the CPU last.
+def resolve_providers(names: Sequence[str], allow_cpu: bool = False) -> list[str]:
+    """ORT's names of providers, in order, the CPU last: it runs what the others do not support.
 
-    A known provider that is not installed is left out with a RuntimeWarning.
+    With `allow_cpu`, a known provider that is not installed is left out with a RuntimeWarning.
 
     Raises:
-        InputError: a name onnxruntime has never heard of.
+        InputError: a name onnxruntime has never heard of, or a provider that is not installed.
     """
     known, here = set(ort.get_all_providers()), set(ort.get_available_providers())
     chosen: list[str] = []
@@ -58,19 +67,85 @@ def resolve_providers(names: tuple[str, ...]) -> list[str]:
                 " one of onnxruntime's full names"
             )
         if full not in here:
-            warn_missing(full)
+            _miss(f"{full} is not in this onnxruntime", _wheel_advice(name), allow_cpu)
         elif full not in chosen:
             chosen.append(full)
     return [*(name for name in chosen if name != CPU), CPU]
 
 
-def warn_missing(provider: str) -> None:
-    """Say that a provider is not available and that the CPU does the work."""
-    warnings.warn(
-        f"{provider} is not available in this onnxruntime: running on the CPU instead",
-        RuntimeWarning,
-        stacklevel=4,
-    )
+def short_name(provider: str) -> str:
+    """The name that a user gives a provider: `cuda` of `CUDAExecutionProvider`."""
+    return next((short for short, full in SHORT_NAMES.items() if full == provider), provider)
+
+
+def available_providers() -> tuple[str, ...]:
+    """Short names of the providers that the installed onnxruntime was built with."""
+    return tuple(short_name(name) for name in ort.get_available_providers())
+
+
+def require(providers: Sequence[str], used: Sequence[str], allow_cpu: bool) -> None:
+    """Check that a session really has the providers that it was made with.
+
+    onnxruntime leaves out, without an error, a provider whose libraries or driver are missing.
+
+    Raises:
+        InputError: it has not, and the CPU is not allowed to stand in.
+    """
+    for name in providers:
+        if name not in used:
+            why = missing_library(name) or "it finds no device that it supports"
+            _miss(f"{name} does not start here ({why})", _LIBRARIES, allow_cpu)
+
+
+def preload(providers: Sequence[str]) -> None:
+    """Load CUDA's libraries from NVIDIA's wheels, where a provider needs them and they are here."""
+    if {"CUDAExecutionProvider", "TensorrtExecutionProvider"} & set(providers):
+        ort.set_default_logger_severity(_QUIET)  # what fails is told by `require`
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+            ort.preload_dlls()
+
+
+_LIBRARIES = "install its libraries and driver (docs/deploy.md)"
+
+
+def _miss(what: str, advice: str, allow_cpu: bool) -> None:
+    if not allow_cpu:
+        raise InputError(f"{what}: {advice}, or allow the CPU in its place (--allow-cpu)")
+    warnings.warn(f"{what}: running on the CPU instead", RuntimeWarning, stacklevel=2)
+
+
+def _wheel_advice(provider: str) -> str:
+    wheel = wheel_of((provider,))
+    others = [name for name in ORT_WHEELS if name != wheel and _is_installed(name)]
+    if _is_installed(wheel) and others:
+        return (
+            f"{' and '.join([wheel, *others])} overwrite each other, uninstall them and install"
+            f" {wheel} alone"
+        )
+    return f"install {wheel} in place of {' and '.join(others) or 'onnxruntime'}"
+
+
+def _is_installed(wheel: str) -> bool:
+    from importlib import metadata  # 20 ms that only an error is worth
+
+    return bool(list(metadata.distributions(name=wheel)))
+
+
+def missing_library(provider: str) -> str:
+    """What the library of a provider lacks, by the system's loader; empty: nothing."""
+    stem = provider.removesuffix("ExecutionProvider").lower()
+    library = Path(ort.__file__).parent / f"capi/libonnxruntime_providers_{stem}.so"
+    if not library.is_file():
+        return ""  # it is part of onnxruntime itself, as the CPU's
+    try:
+        ctypes.CDLL(os.fspath(library))
+    except OSError as error:
+        said = str(error)
+        if "libcuda.so" in said:
+            return "NVIDIA's driver is not installed: libcuda.so.1 is missing"
+        if "cannot open shared object file" in said:
+            return f"{said.split(':')[0]} is missing"
+    return ""
 
 
 def session_options(options: EngineOptions) -> ort.SessionOptions:

@@ -7,6 +7,7 @@ PROBE = "/onnx_offload.v1.Runtime/Probe"
 SERVICE = "onnx_offload.v1.Runtime"
 PROBE_LIMIT_BYTES = 8 * 1024 * 1024
 FRAME_BYTES = 256 * 1024  # of HTTP/2; its default of 16 kB costs 5 % of a message of 1 MB
+VERSION_KEY = "onnx-offload-version"  # metadata of a stream: the version of the device
 
 # gRPC reads its settings while it is imported, and never again. What the user has set stands.
 _SETTINGS = {
@@ -14,7 +15,9 @@ _SETTINGS = {
     # aborted 1 child in 15.
     "GRPC_POLL_STRATEGY": "poll",
     "GRPC_DNS_RESOLVER": "native",  # the system's, which knows names of mDNS
-    "GRPC_VERBOSITY": "NONE",  # no lines about forks and failed handshakes: our errors say it
+    # No lines about forks and failed handshakes: our errors say it. A process that serves sets it
+    # to nothing before, and counts failed handshakes (`serving/handshakes.py`).
+    "GRPC_VERBOSITY": "NONE",
 }
 
 

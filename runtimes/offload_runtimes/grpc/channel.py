@@ -1,15 +1,18 @@
 """The device's side of gRPC: connect with a time limit, send and receive whole messages."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
+import offload
 from offload.errors import InputError, OffloadError, ServerError
+from offload.units import format_bytes
 
 from offload_runtimes.address import Address, proxy_of
-from offload_runtimes.grpc import FRAME_BYTES, SESSION
+from offload_runtimes.grpc import FRAME_BYTES, SESSION, VERSION_KEY
 from offload_runtimes.security.credentials import ClientSecurity, read_pem
 from offload_runtimes.wire.transport import Receiver
 
@@ -64,7 +67,9 @@ class GrpcStream:
         self._asking = threading.Thread(target=self._ask, name="receiver", daemon=True)
         start: grpc.StreamStreamMultiCallable[bytes, object]
         start = channel.stream_stream(method, response_deserializer=self._inbox.take)
-        metadata = (("authorization", f"Bearer {token}"),) if token else None
+        metadata: tuple[tuple[str, str], ...] = ((VERSION_KEY, offload.__version__),)
+        if token:
+            metadata += (("authorization", f"Bearer {token}"),)
         with _STARTING:
             before = set(threading.enumerate())
             self._call: Any = start(outgoing, metadata=metadata)
@@ -131,7 +136,7 @@ class GrpcConnector:
         self.address = str(address)
         self._security = security or ClientSecurity()
         self._security.check(self._address)
-        self._credentials = _credentials(self._security)
+        _credentials(self._security)  # certificates that are missing are an error now, not later
         self._message_limit_bytes = message_limit_bytes
 
     def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> GrpcStream:
@@ -145,7 +150,8 @@ class GrpcConnector:
         def explain(error: object, heard: bool) -> ServerError:
             code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
             if heard or code is not grpc.StatusCode.UNAVAILABLE:
-                return _server_error(code, self.address)
+                details = error.details() if isinstance(error, grpc.Call) else None
+                return _server_error(code, details or "", self.address)
             from offload_runtimes.grpc.diagnosis import unreachable  # ssl takes time to import
 
             return unreachable(self._address, self._security, proxy, _DIAGNOSIS_SHARE * timeout_s)
@@ -169,9 +175,11 @@ class GrpcConnector:
             ("grpc.min_reconnect_backoff_ms", max(1, int(1000 * _CONNECT_SHARE * timeout_s))),
             ("grpc.http_proxy", proxy) if proxy else ("grpc.enable_http_proxy", 0),
         ]
-        if self._credentials is None:
+        # Read anew for each connection: certificates are renewed while a device runs.
+        credentials = _credentials(self._security)
+        if credentials is None:
             return grpc.insecure_channel(self._address.target, options)
-        return grpc.secure_channel(self._address.target, self._credentials, options)
+        return grpc.secure_channel(self._address.target, credentials, options)
 
 
 def _credentials(security: ClientSecurity) -> grpc.ChannelCredentials | None:
@@ -184,7 +192,7 @@ def _credentials(security: ClientSecurity) -> grpc.ChannelCredentials | None:
     )
 
 
-def _server_error(code: grpc.StatusCode, address: str) -> ServerError:
+def _server_error(code: grpc.StatusCode, details: str, address: str) -> ServerError:
     if code is grpc.StatusCode.OK:
         return ServerError(f"server {address} ended the session: is it shutting down?")
     if code is grpc.StatusCode.UNIMPLEMENTED:
@@ -194,5 +202,16 @@ def _server_error(code: grpc.StatusCode, address: str) -> ServerError:
         refused.retry = False
         return refused
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
-        return ServerError(f"server {address} is full or a message was too large: try again later")
+        sizes = re.search(r"larger than max \((\d+) vs\. (\d+)\)", details)
+        if sizes is None:
+            return ServerError(
+                f"server {address} is full, it has as many sessions as it may: try again later"
+            )
+        sent, allowed = (format_bytes(int(size)) for size in sizes.groups())
+        too_large = ServerError(
+            f"a message of {sent} is larger than the {allowed} that go to or from server"
+            f" {address}: give it a smaller batch"
+        )
+        too_large.retry = False
+        return too_large
     return ServerError(f"server {address} went away ({code.name.lower()}): is it still running?")

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -13,15 +14,15 @@ from typing import Any, TypeVar
 import grpc
 from offload.errors import InputError, ServerError
 
-from offload_runtimes.address import parse_address
-from offload_runtimes.grpc import FRAME_BYTES, PROBE_LIMIT_BYTES, SERVICE
+from offload_runtimes.address import Address
+from offload_runtimes.grpc import FRAME_BYTES, PROBE_LIMIT_BYTES, SERVICE, VERSION_KEY
 from offload_runtimes.grpc.health import Health
-from offload_runtimes.security.credentials import ServerSecurity, read_pem
+from offload_runtimes.security.server_credentials import Certificates, ServerCredentials
 from offload_runtimes.session.memory import Account, Memory
 from offload_runtimes.wire.transport import Connection
 
 T = TypeVar("T")
-_SPARE = 4  # streams beyond the sessions: health checks and probes
+_SPARE = 32  # streams beyond the sessions: health checks, probes, sessions that are refused
 _SMALL_BYTES = 16 * 1024  # passes at once, unless the device reads nothing at all
 _FREE_BYTES = 4 * _SMALL_BYTES  # of each stream, whatever the others hold
 _ANSWERS = 4  # as large as the largest one so far, that a stream may leave unread
@@ -50,6 +51,8 @@ class ServerStream:
         error can always be told.
         """
         self.peer = context.peer()
+        metadata = dict(context.invocation_metadata())
+        self.version = str(metadata.get(VERSION_KEY, "")) or None
         self._requests = requests
         self._transmit = transmit
         self._cancel = context.cancel
@@ -212,7 +215,7 @@ class GrpcHost:
 
     def __init__(
         self,
-        listen: str,
+        listen: Address,
         serve: Callable[[Connection], None],
         echo: Callable[[Connection], None],
         *,
@@ -222,12 +225,17 @@ class GrpcHost:
         backlog_bytes: int,
         memory: Memory,
         is_serving: Callable[[], bool],
-        security: ServerSecurity,
+        credentials: ServerCredentials,
+        refused: Callable[[str, str], None],
     ) -> None:
-        self._listen = parse_address(listen)
-        security.check(self._listen)
-        self._security = security
-        self._credentials = _credentials(security)
+        """`refused` is told the reason and the peer of each session that does not begin."""
+        self._listen = listen
+        self._security = credentials
+        self._credentials = _credentials(credentials)
+        self._refused = refused
+        self._max_sessions = max_sessions
+        self._sessions = 0
+        self._lock = threading.Lock()
         self._methods = {"Session": serve, "Probe": echo}
         self._backlog_bytes = backlog_bytes
         self._memory = memory
@@ -274,30 +282,48 @@ class GrpcHost:
     def _handler(self) -> grpc.GenericRpcHandler:
         methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             name: grpc.stream_stream_rpc_method_handler(
-                _sending_itself(partial(self._stream, serve))
+                _sending_itself(partial(self._stream, name))
             )
-            for name, serve in self._methods.items()
+            for name in self._methods
         }
         return grpc.method_handlers_generic_handler(SERVICE, methods)
 
     def _stream(
         self,
-        serve: Callable[[Connection], None],
+        method: str,
         requests: Iterator[bytes],
         context: grpc.ServicerContext,
         transmit: Callable[[bytes | None], None],
     ) -> None:
-        self._admit(context)
-        account = self._memory.account(context.cancel)
-        stream = ServerStream(requests, transmit, context, self._backlog_bytes, account)
-        try:
-            serve(stream)
-        finally:
-            stream.finish(_PATIENCE_S)
-
-    def _admit(self, context: grpc.ServicerContext) -> None:
         if not self._security.admits(context.invocation_metadata()):
+            self._refused("token", context.peer())
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
+        with self._place(method == "Session") as has_place:
+            if not has_place:
+                self._refused("full", context.peer())
+                context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"{self._max_sessions} sessions are open, as many as allowed",
+                )
+            account = self._memory.account(context.cancel)
+            stream = ServerStream(requests, transmit, context, self._backlog_bytes, account)
+            try:
+                self._methods[method](stream)
+            finally:
+                stream.finish(_PATIENCE_S)
+
+    @contextmanager
+    def _place(self, is_session: bool) -> Iterator[bool]:
+        """Take one of the places for sessions, if there is one and the stream needs it."""
+        with self._lock:
+            has_place = not is_session or self._sessions < self._max_sessions
+            taken = int(is_session and has_place)
+            self._sessions += taken
+        try:
+            yield has_place
+        finally:
+            with self._lock:
+                self._sessions -= taken
 
 
 def _reading(memory: Memory) -> list[tuple[str, int]]:
@@ -309,9 +335,27 @@ def _reading(memory: Memory) -> list[tuple[str, int]]:
     return [] if math.isinf(memory.limit_bytes) else [("grpc.http2.bdp_probe", 0)]
 
 
-def _credentials(security: ServerSecurity) -> grpc.ServerCredentials | None:
-    if security.certificate is None or security.key is None:
+def _credentials(credentials: ServerCredentials) -> grpc.ServerCredentials | None:
+    """gRPC's credentials, which ask at each handshake whether the certificates have changed."""
+    first = used = credentials.certificates()
+    if first is None:
         return None
-    pair = (read_pem(security.key), read_pem(security.certificate))
-    authority = read_pem(security.client_ca) if security.client_ca else None
-    return grpc.ssl_server_credentials([pair], authority, authority is not None)
+
+    def configuration(found: Certificates) -> grpc.ServerCertificateConfiguration:
+        pair = (found.key, found.certificate)
+        return grpc.ssl_server_certificate_configuration([pair], found.client_ca)
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal used
+        now = credentials.certificates()
+        if now is None or now is used:
+            return None
+        used = now
+        return configuration(now)
+
+    # The stubs forget that None means no change.
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(first),
+        changed,  # type: ignore[arg-type]
+        first.client_ca is not None,
+    )

@@ -25,8 +25,16 @@ from offload.graph.model import Graph, Layer, Tensor
 from offload.graph.read import infer_with, read_graph
 from offload.graph.scope import function_key, functions_used, nested_nodes
 
-from offload_runtimes.cache import cache_folder, feeds_digest, kept
-from offload_runtimes.engine import Arena, Engine, EngineOptions, load, load_once, shared_arena
+from offload_runtimes.cache import feeds_digest, kept
+from offload_runtimes.engine import (
+    Arena,
+    Engine,
+    EngineOptions,
+    load,
+    load_once,
+    shared_arena,
+    short_name,
+)
 from offload_runtimes.engine.inspect import optimize_to, profile_nodes
 from offload_runtimes.engine.values import Array
 from offload_runtimes.planning.calibrate import (
@@ -184,7 +192,7 @@ def measure(
     shares = _share(subject, options, given, min(runs, KERNEL_RUNS), types)
     progress("timing the whole model and parts of it")
     ranges = divided(subject.graph, shares)
-    timed = _time_parts(subject, options, given, ranges, runs, types)
+    timed, provider = _time_parts(subject, options, given, ranges, runs, types)
     whole = timed.pop(_WHOLE)
     whole_s = statistics.median(whole)
     pieces_s = [statistics.median(times) for times in timed.values()] or [whole_s]
@@ -193,7 +201,7 @@ def measure(
     return Profile(
         model=subject.graph.digest,
         machine=machine_name(),
-        provider=options.providers[0] if options.providers else "cpu",
+        provider=provider,
         threads=options.threads or 0,
         layers=tuple(
             LayerCost(layer.name, s, s * low, s * high)
@@ -216,18 +224,18 @@ def _time_parts(
     ranges: Sequence[range],
     runs: int,
     types: Mapping[str, Tensor],
-) -> dict[str, list[float]]:
-    """Seconds of the whole model and of each of its pieces, in their order.
+) -> tuple[dict[str, list[float]], str]:
+    """Seconds of the whole model and of each of its pieces, in their order; the provider used.
 
     They take their memory from one arena: of all that are loaded, only one runs at a time.
     """
     model, graph = subject.model, subject.graph
 
-    def timed(folder: Path, arena: Arena | None) -> dict[str, list[float]]:
+    def timed(folder: Path, arena: Arena | None) -> tuple[dict[str, list[float]], str]:
         engine = load(whole_input(model), options, arena)
         parts = pieces(model, graph, ranges, folder, options, feeds, types, arena)
         work = {_WHOLE: lambda: engine.run(None, feeds), **parts}
-        return time_in_turns(work, runs, MAX_SECONDS_S)
+        return time_in_turns(work, runs, MAX_SECONDS_S), short_name(engine.providers[0])
 
     with temporary_folder() as folder, shared_arena() as arena:
         return timed(folder, arena)  # what it loaded is gone before the arena is swept
@@ -348,8 +356,8 @@ def cached_profile(
 def cache_path(
     graph: Graph, options: EngineOptions, inputs: Sequence[Mapping[str, Array]] = ()
 ) -> Path:
-    """Where a profile is kept: one file for a model, machine, setting and inputs."""
+    """The cache's file for a profile: one a model, machine, setting and inputs."""
     shapes = [(name, graph.tensors[name].shape) for name in graph.inputs]
     setting = repr((machine_name(), options, shapes)) + (feeds_digest(inputs) if inputs else "")
     name = f"{graph.digest[:16]}-{hashlib.sha256(setting.encode()).hexdigest()[:16]}.json"
-    return cache_folder() / "profiles" / name
+    return Path("profiles") / name

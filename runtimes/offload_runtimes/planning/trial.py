@@ -107,6 +107,7 @@ def try_plans(
                 slowdown=bench.slowdown,
                 threads=bench.options.threads,
                 providers=bench.options.providers,
+                allow_cpu=bench.options.allow_cpu,
                 optimize=bench.options.optimize,
                 on_server_loss="raise",  # a run finished locally would measure something else
             )

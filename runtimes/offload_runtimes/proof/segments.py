@@ -20,7 +20,7 @@ from offload.errors import BundleError, InputError
 from offload.files import write_bytes
 from offload.plan.plan import Segment, Side
 
-from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions, load_once
+from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions, load_once, short_name
 from offload_runtimes.value_files import read_arrays
 
 ARRAYS = "proof.npz"  # in a bundle
@@ -75,6 +75,7 @@ class Repeated:
         tensor: the tensor it is in; empty when there is none.
         allowed: how large it may be.
         ort: version of the onnxruntime that ran them.
+        providers: execution providers really in use, by their short names.
     """
 
     segments: int
@@ -84,6 +85,7 @@ class Repeated:
     tensor: str
     allowed: float
     ort: str = ORT_VERSION
+    providers: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -201,15 +203,28 @@ def repeat_proof(bundle: Bundle, proof: Proof, options: EngineOptions) -> Repeat
     """
     apart: list[tuple[float, float, str, float]] = []  # share of the limit, how far, where, limit
     equal = 0
+    providers: dict[str, None] = {}
     segments = {segment.part: segment for segment in bundle.parts()}
     for part in proof.segments:
-        found = _run(bundle, segments[part.segment], part.inputs, options)
+        segment = segments[part.segment]
+        engine = load_once(bundle.segment_path(segment.part), options)
+        providers[short_name(engine.providers[0])] = None
+        arrays = engine.run(segment.outputs, part.inputs)
+        found = dict(zip(segment.outputs, arrays, strict=True))
         for name, want in part.outputs.items():
             off, limit = difference(want, found[name]), proof.limit(want.dtype)
             apart.append((off / limit, off, name, limit))
             equal += want.tobytes() == found[name].tobytes()
     _, worst, tensor, allowed = max(apart, default=(0.0, 0.0, "", proof.allowed))
-    return Repeated(len(proof.segments), len(apart), equal, worst, tensor if worst else "", allowed)
+    return Repeated(
+        len(proof.segments),
+        len(apart),
+        equal,
+        worst,
+        tensor if worst else "",
+        allowed,
+        providers=tuple(providers),
+    )
 
 
 def write_proof(path: Path, proof: Proof) -> None:

@@ -2,18 +2,31 @@
 
 import datetime as dt
 import ipaddress
-import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from offload.errors import InputError
+from offload.files import write_bytes
 
+AUTHORITY_DAYS = 3650.0
+_AUTHORITY = ("ca.pem", "ca.key")
+_KEY_MODE = 0o600
 _BACKDATED = dt.timedelta(hours=1)  # clocks of devices are often a little behind
 _ALLOWED_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:")
+
+
+@dataclass(frozen=True, slots=True)
+class Authority:
+    """A certificate authority of one's own: its certificate and its key."""
+
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
 
 
 def make_certificates(
@@ -22,11 +35,20 @@ def make_certificates(
     servers: Sequence[str] = (),
     devices: Sequence[str] = (),
     days: float = 365.0,
+    authority_days: float = AUTHORITY_DAYS,
 ) -> tuple[Path, ...]:
     """Write an authority (`ca.pem`, `ca.key`), unless there is one, and certificates it signs.
 
     Each name gets `NAME.pem` and `NAME.key`; keys are readable by their owner only. A server's
-    name is the host name or address that devices connect to.
+    name is the host name or address that devices connect to. The authority lasts at least as long
+    as what it signs; one that is there and would end before is signed again with its key.
+
+    Args:
+        folder: where to write; devices and servers can be added to it later.
+        servers: names of servers.
+        devices: names of devices.
+        days: how long certificates last.
+        authority_days: how long the authority lasts.
 
     Returns:
         The files written.
@@ -39,65 +61,129 @@ def make_certificates(
         if not name or not set(name) <= _ALLOWED_NAME or name in ("ca", ".", ".."):
             raise InputError(f"{name!r} cannot name a certificate: use a host name or a word")
         if (folder / f"{name}.pem").exists():
-            raise InputError(f"{folder / name}.pem exists: remove it first to make a new one")
+            raise InputError(
+                f"{folder / name}.pem exists: renew it with `offload certs renew {folder} {name}`"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     lifetime = dt.timedelta(days=days)
-    authority, key, written = _authority(folder, lifetime)
-    for name in servers:
-        usage = ExtendedKeyUsageOID.SERVER_AUTH
-        written += _issue(folder, name, usage, authority, key, lifetime)
-    for name in devices:
-        usage = ExtendedKeyUsageOID.CLIENT_AUTH
-        written += _issue(folder, name, usage, authority, key, lifetime)
+    written: list[Path] = []
+    if not all((folder / name).exists() for name in _AUTHORITY):
+        written += _write_authority(folder, max(lifetime, dt.timedelta(days=authority_days)))
+    authority, renewed = _lasting(folder, lifetime)
+    written += renewed
+    usages = [(name, ExtendedKeyUsageOID.SERVER_AUTH) for name in servers]
+    usages += [(name, ExtendedKeyUsageOID.CLIENT_AUTH) for name in devices]
+    for name, usage in usages:
+        key = ec.generate_private_key(ec.SECP256R1())
+        write_bytes(folder / f"{name}.key", _private(key), _KEY_MODE)
+        written += [_issue(folder, name, usage, key, authority, lifetime), folder / f"{name}.key"]
     return tuple(written)
 
 
-def _authority(
-    folder: Path, lifetime: dt.timedelta
-) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey, list[Path]]:
-    paths = [folder / "ca.pem", folder / "ca.key"]
-    if paths[0].exists() and paths[1].exists():
-        try:
-            certificate = x509.load_pem_x509_certificate(paths[0].read_bytes())
-            key = serialization.load_pem_private_key(paths[1].read_bytes(), None)
-        except ValueError as error:
-            raise InputError(f"{paths[0]} or its key is damaged: choose a new folder") from error
-        if not isinstance(key, ec.EllipticCurvePrivateKey):
-            raise InputError(f"{paths[1]} is no key of ours: choose a new folder")
-        return certificate, key, []
+def renew_certificates(
+    folder: Path, names: Sequence[str] = (), *, days: float = 365.0
+) -> tuple[Path, ...]:
+    """Sign certificates again for their own keys, from now on; only `.pem` files change.
+
+    Where the authority would end before them it is signed again, too: then all machines need the
+    new `ca.pem`, and the one they have works until it ends.
+
+    Args:
+        folder: what `make_certificates` filled.
+        names: whose certificates; none: all.
+        days: how long they last from now on.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: no authority, no such certificate, or a file is damaged.
+    """
+    _read_authority(folder)
+    there = {path.stem: path for path in sorted(folder.glob("*.pem")) if path.name != _AUTHORITY[0]}
+    for name in names:
+        if name not in there:
+            raise InputError(
+                f"{folder} has no certificate of {name!r}: it has {', '.join(there) or 'none'}"
+            )
+    lifetime = dt.timedelta(days=days)
+    chosen = list(dict.fromkeys(names or there))
+    found = {name: _read_pair(there[name], folder / f"{name}.key") for name in chosen}
+    authority, written = _lasting(folder, lifetime)
+    for name, (certificate, key) in found.items():
+        usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        written.append(_issue(folder, name, next(iter(usages)), key, authority, lifetime))
+    return tuple(written)
+
+
+def _lasting(folder: Path, lifetime: dt.timedelta) -> tuple[Authority, list[Path]]:
+    """The authority, signed again if it ends before what it signs now; the files written."""
+    authority = _read_authority(folder)
+    if authority.certificate.not_valid_after_utc >= dt.datetime.now(dt.UTC) + lifetime:
+        return authority, []
+    longer = max(lifetime, dt.timedelta(days=AUTHORITY_DAYS))
+    path = _sign_authority(folder, authority.key, longer)
+    return _read_authority(folder), [path]
+
+
+def _read_authority(folder: Path) -> Authority:
+    certificate, key = (folder / name for name in _AUTHORITY)
+    if not certificate.exists() or not key.exists():
+        raise InputError(f"{folder} holds no authority: make one with `offload certs init`")
+    return Authority(*_read_pair(certificate, key))
+
+
+def _read_pair(
+    certificate_path: Path, key_path: Path
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    try:
+        certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
+        key = serialization.load_pem_private_key(key_path.read_bytes(), None)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise InputError(
+            f"{certificate_path} or {key_path} is damaged: choose a new folder"
+        ) from error
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise InputError(f"{key_path} is no key of ours: choose a new folder")
+    if key.public_key() != certificate.public_key():
+        raise InputError(f"{key_path} is not the key of {certificate_path}: choose a new folder")
+    return certificate, key
+
+
+def _write_authority(folder: Path, lifetime: dt.timedelta) -> list[Path]:
     key = ec.generate_private_key(ec.SECP256R1())
+    write_bytes(folder / _AUTHORITY[1], _private(key), _KEY_MODE)
+    return [_sign_authority(folder, key, lifetime), folder / _AUTHORITY[1]]
+
+
+def _sign_authority(folder: Path, key: ec.EllipticCurvePrivateKey, lifetime: dt.timedelta) -> Path:
     name = _name("onnx-offload authority")
     extensions: list[tuple[x509.ExtensionType, bool]] = [
         (x509.BasicConstraints(ca=True, path_length=0), True),
         (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
     ]
     certificate = _signed(name, name, key.public_key(), key, lifetime, extensions)
-    _write(paths[0], certificate, paths[1], key)
-    return certificate, key, paths
+    return _write_certificate(folder / _AUTHORITY[0], certificate)
 
 
 def _issue(
     folder: Path,
     name: str,
     usage: x509.ObjectIdentifier,
-    authority: x509.Certificate,
-    authority_key: ec.EllipticCurvePrivateKey,
+    key: ec.EllipticCurvePrivateKey,
+    authority: Authority,
     lifetime: dt.timedelta,
-) -> list[Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    issuer = authority_key.public_key()
+) -> Path:
+    issuer = authority.key.public_key()
     extensions: list[tuple[x509.ExtensionType, bool]] = [
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (x509.ExtendedKeyUsage([usage]), False),
         (x509.SubjectAlternativeName([_alternative(name)]), False),
         (x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), False),
     ]
-    certificate = _signed(
-        _name(name), authority.subject, key.public_key(), authority_key, lifetime, extensions
-    )
-    paths = [folder / f"{name}.pem", folder / f"{name}.key"]
-    _write(paths[0], certificate, paths[1], key)
-    return paths
+    subject, public = authority.certificate.subject, key.public_key()
+    certificate = _signed(_name(name), subject, public, authority.key, lifetime, extensions)
+    return _write_certificate(folder / f"{name}.pem", certificate)
 
 
 def _signed(
@@ -134,17 +220,14 @@ def _alternative(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def _write(
-    certificate_path: Path,
-    certificate: x509.Certificate,
-    key_path: Path,
-    key: ec.EllipticCurvePrivateKey,
-) -> None:
-    private = key.private_bytes(
+def _write_certificate(path: Path, certificate: x509.Certificate) -> Path:
+    write_bytes(path, certificate.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+def _private(key: ec.EllipticCurvePrivateKey) -> bytes:
+    return key.private_bytes(
         serialization.Encoding.PEM,
         serialization.PrivateFormat.PKCS8,
         serialization.NoEncryption(),
     )
-    with os.fdopen(os.open(key_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(private)
-    certificate_path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))

@@ -54,6 +54,7 @@ class ServerSecurity:
         client_ca: PEM file of the authority that devices' certificates must come from; None:
             devices need none.
         token: bearer token that every session must bring; None: none.
+        token_file: file of tokens, one a line; every session must bring one of them.
         insecure: allow plaintext beyond this machine.
     """
 
@@ -62,6 +63,7 @@ class ServerSecurity:
     client_ca: Path | None = None
     token: str | None = field(default=None, repr=False)
     insecure: bool = False
+    token_file: Path | None = None
 
     def __post_init__(self) -> None:
         if (self.certificate is None) != (self.key is None):
@@ -80,13 +82,33 @@ class ServerSecurity:
         )
 
     def admits(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
-        """Whether a call's metadata holds the token, compared in constant time."""
-        if self.token is None:
-            return True
-        expected = f"Bearer {self.token}".encode()
-        given = [value for key, value in metadata if key == "authorization"]
-        texts = [value.encode() if isinstance(value, str) else value for value in given]
-        return any(hmac.compare_digest(text, expected) for text in texts)
+        """Whether a call's metadata holds the token, or none is asked for."""
+        return self.token is None or holds_token(metadata, (self.token,))
+
+
+def holds_token(metadata: Iterable[tuple[str, str | bytes]], tokens: Iterable[str]) -> bool:
+    """Whether a call's metadata holds one of the tokens, compared in constant time."""
+    expected = [f"Bearer {token}".encode() for token in tokens]
+    given = [value for key, value in metadata if key == "authorization"]
+    texts = [value.encode() if isinstance(value, str) else value for value in given]
+    return any(hmac.compare_digest(text, each) for text in texts for each in expected)
+
+
+def read_tokens(path: Path) -> tuple[str, ...]:
+    """The tokens of a file, one a line; empty lines and those that begin with `#` are skipped.
+
+    Raises:
+        InputError: it can't be read, or holds none.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise InputError(f"{path} cannot be read ({why}): give a text file") from error
+    tokens = tuple(line for line in lines if line and not line.startswith("#"))
+    if not tokens:
+        raise InputError(f"{path} holds no token: write one into it")
+    return tokens
 
 
 def read_pem(path: Path) -> bytes:

@@ -1,13 +1,20 @@
 """Serve until asked to stop; under systemd, say when ready and give signs of life."""
 
+import os
+import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 from offload_runtimes.address import parse_address
 from offload_runtimes.grpc.diagnosis import connect
 from offload_runtimes.server import Server
+from offload_runtimes.serving.handshakes import failed_handshakes
 from offload_runtimes.serving.notify import notify, watchdog_s
-from offload_runtimes.serving.stopping import StopSignal
+from offload_runtimes.serving.status import status_socket
+from offload_runtimes.serving.stopping import Asked, StopSignal
+from offload_runtimes.versions import versions
 
 _ANSWER_S = 5.0
 
@@ -20,6 +27,8 @@ def serve_until_asked(
 ) -> None:
     """Start a server, tell its address, and serve until SIGTERM or SIGINT; then drain.
 
+    SIGHUP reads certificates and tokens again; open sessions go on.
+
     Signs of life are given by this process only while its port accepts connections, so a server
     that hangs or has lost its port is restarted. `draining` is called before work under way is
     waited for, `drain_s` at most.
@@ -27,11 +36,34 @@ def serve_until_asked(
     Raises:
         InputError: the port is in use.
     """
-    with StopSignal() as asked, server:
+    started_s = time.time()
+    about = versions().to_json()
+
+    def status() -> dict[str, Any]:
+        return {
+            **about,
+            "providers": list(server.providers),
+            "pid": os.getpid(),
+            "listening": server.address,
+            "bundles": list(server.bundles),
+            "paths": [os.path.abspath(path) for path in server.paths],  # noqa: PTH100  keeps links
+            "sessions": server.sessions,
+            "started_s": started_s,
+        }
+
+    with ExitStack() as stack:
+        asked = stack.enter_context(StopSignal())
+        if server.certificate_expiries_s:
+            failed = failed_handshakes(lambda reason: server.refused("tls", "", reason))
+            stack.enter_context(failed)
+        stack.enter_context(server)
+        stack.enter_context(status_socket(status))
         ready(server.address)
         notify(f"READY=1\nSTATUS=serving on {server.address}")
         limit_s = watchdog_s()
-        while not asked.wait(limit_s and limit_s / 3):
+        while (what := asked.wait(limit_s and limit_s / 3)) is not Asked.STOP:
+            if what is Asked.RELOAD:
+                server.reload()
             if answers(server.address):
                 notify("WATCHDOG=1")
         notify("STOPPING=1")

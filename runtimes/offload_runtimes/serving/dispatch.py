@@ -71,14 +71,17 @@ class Dispatcher:
                 case Run():
                     tasks.append(self._task(served, event))
                 case Over(frame, outcome):
-                    self._observer.frame(served.session.bundle or "", outcome)
+                    begun_s = served.begun_s.pop(frame, None)
+                    latency_s = None if begun_s is None else time.monotonic() - begun_s
+                    self._observer.frame(served.session.bundle or "", outcome, latency_s)
                     for call in served.calls.pop(frame, []):
                         call.stop()
                 case Switched(before, after):
                     bundle = served.session.bundle or ""
                     self._observer.switched(served.number, bundle, before, after)
                 case Close(data, error):
-                    self._observer.failed(served.number, error)
+                    begun = served.session.bundle is not None
+                    self._observer.failed(served.number, error, begun=begun)
                     self._send(served, data)
                     served.connection.close()
         return tasks
@@ -96,7 +99,9 @@ class Dispatcher:
         hosted = self._hosted[served.session.bundle]
         call = Share(hosted.engines[run.segment.part].prepare(self._max_run_s))
         served.calls.setdefault(run.frame, []).append(call)
-        return Task(run, call, hosted.lately, time.monotonic())
+        now_s = time.monotonic()
+        served.begun_s.setdefault(run.frame, now_s)
+        return Task(run, call, hosted.lately, now_s)
 
     def start(self, served: Served, tasks: list[Task], *, here: bool = False) -> None:
         """Give segments to the workers; a short one may run `here`, on the caller's thread."""

@@ -14,6 +14,7 @@ class Served:
     """One session being served: the state machine, its lock, and what runs for it.
 
     Attributes:
+        begun_s: when the first segment of each frame in flight could run, by `time.monotonic`.
         spoils: a frame of its own made a run for several fail: its frames run alone from then on.
     """
 
@@ -23,6 +24,7 @@ class Served:
         self.session = session
         self.lock = threading.RLock()
         self.calls: dict[int, list[Share]] = {}
+        self.begun_s: dict[int, float] = {}
         self.spoils = False
 
     def forget(self, frame: int, call: Share) -> None:

@@ -79,6 +79,11 @@ class Account:
         self.held_bytes = 0
         self.still_since_s = math.inf
 
+    @property
+    def limit_bytes(self) -> float:
+        """What all accounts together may hold."""
+        return self._memory.limit_bytes
+
     def hold(self, size_bytes: int, *, still: bool = True) -> bool:
         """Hold so much from now on; False, and nothing changes, where all hold too much then.
 

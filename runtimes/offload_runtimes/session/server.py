@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+import offload
 from offload.errors import BundleError, InputError, OffloadError, ServerError
 from offload.plan.plan import Segment
 from offload.units import format_bytes
@@ -18,6 +19,17 @@ from offload_runtimes.wire.messages import ProtocolError
 _FULL = (
     "the server holds as much for its devices as it may (--max-memory): try again, or allow more"
 )
+
+
+def _full(needed_bytes: int, limit_bytes: float) -> OffloadError:
+    """Why a frame is refused that needs so much: it never fits, or others hold too much now."""
+    if needed_bytes <= limit_bytes:
+        return ServerError(_FULL)
+    return InputError(
+        f"this inference sends {format_bytes(needed_bytes)} to the server, which allows"
+        f" {format_bytes(int(limit_bytes))} for what all devices send (--max-memory): give it a"
+        " smaller batch, or allow more"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,8 +276,8 @@ class ServerSession:
             raise ProtocolError("a second hello came: open a new session for another bundle")
         if hello.protocol != wire.PROTOCOL:
             raise ProtocolError(
-                f"protocol {hello.protocol} is not spoken here, only {wire.PROTOCOL}: install the"
-                " same version of onnx-offload on both sides"
+                f"protocol {hello.protocol} is not spoken here, only {wire.PROTOCOL} (the server is"
+                f" onnx-offload {offload.__version__}): install the same version on both sides"
             )
         self._agreed = self._contracts.get(hello.bundle, ())
         if not self._agreed:
@@ -312,8 +324,9 @@ class ServerSession:
         if held_bytes > self._limits.max_bytes:
             raise ProtocolError("too many bytes in flight: wait for answers before sending more")
         if not self._hold():
+            needed_bytes = frame.uploaded_bytes
             frame.uploaded_bytes -= layout.memory_bytes
-            return self._fail(tensor.frame, ServerError(_FULL))
+            return self._fail(tensor.frame, _full(needed_bytes, self._account.limit_bytes))
         frame.tensors[layout.name] = wire.decode(layout, payload, ports)
         frame.awaited.discard(layout.name)
         frame.spans.append((pb.Span.ARRIVAL, layout.name, 0.0, now_s))

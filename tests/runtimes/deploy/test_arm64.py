@@ -61,6 +61,7 @@ def test_the_runtime_works_and_is_light(pi: Pi) -> None:
         "grpcio",
         "protobuf",
         "zstandard",
+        "prometheus_client",
         "typing_extensions",
         "onnx-offload-runtime",
     }

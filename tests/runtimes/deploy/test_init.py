@@ -93,5 +93,6 @@ _DISTRIBUTIONS = (
     "grpcio",
     "protobuf",
     "zstandard",
+    "prometheus_client",
     "typing_extensions",
 )

@@ -302,7 +302,10 @@ def test_odd_pythons_are_told(tmp_path: Path, server: Sshd, bundle: Bundle) -> N
     )
     old.chmod(0o755)
     target = find_place(server.target(), {})
-    for python, words in ((str(old), "Python 3.7 is too old"), ("python9", "has no python9")):
+    for python, words in (
+        (str(old), "Python 3.7 is too old"),
+        ("python9", "does not start python9, exit code 127"),
+    ):
         (outcome,) = deploy_to(bundle, [(replace(target, python=python), BOTH)])
         assert words in told(outcome)
 

@@ -9,6 +9,7 @@ import pytest
 from offload.encoding.catalogue import Catalogue
 from offload.encoding.encoding import Encoding, parse_allowed
 from offload.errors import InputError
+from offload_runtimes.cache import cache_folder
 from offload_runtimes.encode import kept
 from offload_runtimes.encode.calibration import Calibration
 from offload_runtimes.encode.kept import catalogue_path, kept_catalogue
@@ -63,7 +64,9 @@ def test_other_inputs_or_encodings_are_measured(measured: tuple[Net, list[int]])
 def test_what_cannot_be_read_is_measured_again(measured: tuple[Net, list[int]], text: str) -> None:
     convnet, times = measured
     asked(convnet)
-    path = catalogue_path(convnet.graph, convnet.calibration, ANY, PLAIN)
+    folder = cache_folder()
+    assert folder is not None
+    path = folder / catalogue_path(convnet.graph, convnet.calibration, ANY, PLAIN)
     path.write_text(text)
     assert asked(convnet) == convnet.catalogue
     assert len(times) == 2

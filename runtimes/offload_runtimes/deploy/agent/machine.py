@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import select
 import shutil
 import signal
+import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 _TAIL_BYTES = 1 << 16
 _TICK_S = 0.2
+_ANSWER_S = 2.0
 
 
 def facts(root: Path) -> dict[str, Any]:
@@ -32,7 +36,6 @@ def facts(root: Path) -> dict[str, Any]:
         "disk_free_bytes": shutil.disk_usage(there).free,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "time_s": time.time(),
-        "home": str(Path.home()),
     }
 
 
@@ -55,6 +58,49 @@ def run(root: Path, command: list[str], timeout_s: float, alone: bool = False) -
         return {"code": 127, "out": "", "err": f"{command[0]}: {error.strerror}"}
     out, err = _wait(child, timeout_s, alone)
     return {"code": child.returncode, "out": out, "err": err}
+
+
+def servers(root: Path) -> list[dict[str, Any]]:
+    """What the servers of this account say that serve something inside the root.
+
+    Each has a socket (`serving/status.py`); one that is left from a killed server is removed.
+    """
+    found = []
+    for folder in status_folders():
+        for path in sorted(folder.glob("*.sock")):
+            status = _asked(path)
+            if status and any(inside.startswith(f"{root}/") for inside in status["paths"]):
+                found.append(status)
+    return found
+
+
+def status_folders() -> list[Path]:
+    """Where servers of this account may have their sockets."""
+    uid = os.getuid()
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
+    folders = [Path(runtime, "onnx-offload"), Path(tempfile.gettempdir(), f"onnx-offload-{uid}")]
+    return [folder for folder in folders if folder.is_dir() and folder.stat().st_uid == uid]
+
+
+def _asked(path: Path) -> dict[str, Any] | None:
+    """A server's answer; None when there is none."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(_ANSWER_S)
+        try:
+            asking.connect(str(path))
+            data = b""
+            while not data.endswith(b"\n"):
+                piece = asking.recv(1 << 16)
+                if not piece:
+                    return None
+                data += piece
+            status: dict[str, Any] = json.loads(data.decode("utf-8"))
+        except ConnectionRefusedError:
+            path.unlink(missing_ok=True)
+            return None
+        except (OSError, ValueError):
+            return None
+    return status
 
 
 def _user_manager() -> dict[str, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from offload_runtimes.deploy.agent.disk import PIECE_BYTES, RefusalError, link_whole, write_whole
-from offload_runtimes.deploy.agent.machine import facts, run
+from offload_runtimes.deploy.agent.machine import facts, run, servers
 from offload_runtimes.deploy.agent.store import Store
 
 _IDLE_S = 120.0
@@ -57,7 +57,7 @@ class Agent:
     """What a deployer can ask for, by name."""
 
     def __init__(self, root: str, requests: Requests) -> None:
-        self.store = Store(Path(os.path.abspath(Path(root).expanduser())))  # noqa: PTH100
+        self.store = Store(Path(os.path.abspath(in_home(root))))  # noqa: PTH100
         self._requests = requests
         store = self.store
         self.calls: dict[str, Callable[..., dict[str, Any]]] = {
@@ -78,6 +78,8 @@ class Agent:
             "remove": self._remove,
             "listing": self._listing,
             "link": self._link,
+            "target": self._target,
+            "servers": lambda: {"servers": servers(store.root)},
         }
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -92,25 +94,38 @@ class Agent:
         return self.store.receive(name, file, self._requests.pieces(file["size_bytes"]))
 
     def _read(self, name: str) -> dict[str, Any]:
-        path = self.store.root / Path(name).expanduser()
+        path = self.store.root / in_home(name)
         return {"text": path.read_text(encoding="utf-8") if path.is_file() else None}
 
     def _write(self, name: str, text: str) -> dict[str, Any]:
-        path = self.store.root / Path(name).expanduser()
+        path = self.store.root / in_home(name)
         write_whole(path, text)
         return {"path": str(path)}
 
     def _listing(self, folder: str) -> dict[str, Any]:
         return {"names": sorted(path.name for path in (self.store.root / folder).glob("*"))}
 
+    def _target(self, name: str) -> dict[str, Any]:
+        path = self.store.root / name
+        to = os.readlink(path) if path.is_symlink() else None  # noqa: PTH115  for Python 3.8
+        return {"to": to}
+
     def _remove(self, name: str) -> dict[str, Any]:
-        path = self.store.root / Path(name).expanduser()
+        path = self.store.root / in_home(name)
         path.unlink(missing_ok=True)
         return {"path": str(path)}
 
     def _link(self, name: str, to: str) -> dict[str, Any]:
         link_whole(self.store.root / name, to)
         return {}
+
+
+def in_home(name: str) -> Path:
+    """A path whose `~` is the account's home; RefusalError where it has none."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise RefusalError(f"the account has no home, so {name} is nowhere") from error
 
 
 def sentence(error: OSError, root: Path) -> str:
@@ -126,8 +141,9 @@ def sentence(error: OSError, root: Path) -> str:
 def serve(root: str) -> None:
     """Answer requests until the other end is gone or one can't be met."""
     requests = Requests()
-    agent = Agent(root, requests)
+    agent = None
     try:
+        agent = Agent(root, requests)
         for request in requests.lines():
             _reply({"ok": agent.answer(request)})
     except (BrokenPipeError, EOFError):
@@ -135,9 +151,11 @@ def serve(root: str) -> None:
     except RefusalError as error:
         _last_word(str(error))
     except OSError as error:
-        _last_word(sentence(error, agent.store.root))
+        _last_word(sentence(error, agent.store.root if agent else Path(root)))
+    except Exception as error:  # noqa: BLE001  the last resort: a sentence, not a traceback
+        _last_word(f"this is a bug of the agent: {type(error).__name__}: {error}")
     finally:
-        if agent.store.lock_handle >= 0:
+        if agent and agent.store.lock_handle >= 0:
             agent.store.journal.back()
 
 

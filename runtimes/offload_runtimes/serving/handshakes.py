@@ -1,0 +1,60 @@
+"""Failed TLS handshakes, read from what gRPC writes to stderr: it tells of them nowhere else."""
+
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_FAILED = re.compile(rb"ssl_transport_security.*Handshake failed with (?:fatal )?error (.*)")
+_JOIN_S = 1.0
+_REASON = re.compile(r"OPENSSL_internal:(\w+)")
+
+
+def report_handshakes() -> None:
+    """Let gRPC write failed handshakes to stderr, unless the user has set what it writes.
+
+    To be called before gRPC is imported: `offload_runtimes.grpc` silences it then.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "")
+
+
+@contextmanager
+def failed_handshakes(failed: Callable[[str], None]) -> Iterator[None]:
+    """Within the block, call `failed` with OpenSSL's reason of each failed handshake.
+
+    The process's stderr goes through a pipe meanwhile; all other lines are passed on.
+    """
+    sys.stderr.flush()
+    real = os.dup(2)
+    source, sink = os.pipe()
+    os.dup2(sink, 2)
+    os.close(sink)
+    reader = threading.Thread(target=_pass_on, args=(source, real, failed), daemon=True)
+    reader.start()
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(real, 2)  # the pipe's last end is closed: the reader sees the end
+        reader.join(_JOIN_S)  # a child that has our stderr would keep the pipe open
+        if not reader.is_alive():
+            os.close(source)
+            os.close(real)
+
+
+def _pass_on(source: int, real: int, failed: Callable[[str], None]) -> None:
+    rest = b""
+    while data := os.read(source, 1 << 16):
+        *lines, rest = (rest + data).split(b"\n")
+        for line in lines:
+            found = _FAILED.search(line)
+            if found is None:
+                os.write(real, line + b"\n")
+            else:
+                text = found[1].decode(errors="replace")
+                reason = _REASON.search(text)
+                failed(reason[1].lower() if reason else text)
+    if rest:
+        os.write(real, rest)
