@@ -82,16 +82,17 @@ class Remote:
         Raises:
             ServerError: the server cannot be reached, is full, or does not answer in time.
             BundleError: the server does not hold the bundle.
+            InputError: the certificates cannot be read any more.
         """
         self._outbox.put(self._machine.hello)
-        stream = self._connector.connect(self._outgoing(), timeout_s)
-        stream.deliver(OwnThread(self) if self._is_emulated else self)
-        with self._lock:
-            self._stream = stream
-            is_closed = self.error is not None
-        if is_closed:
-            stream.close()
         try:
+            stream = self._connector.connect(self._outgoing(), timeout_s)
+            stream.deliver(OwnThread(self) if self._is_emulated else self)
+            with self._lock:
+                self._stream = stream
+                is_closed = self.error is not None
+            if is_closed:
+                stream.close()
             self._greet(timeout_s)
         except OffloadError:
             self.close()

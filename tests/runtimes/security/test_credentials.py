@@ -2,6 +2,7 @@
 
 import datetime as dt
 import stat
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from offload_runtimes.server import Server
 
 from tests.runtimes import bundles
 from tests.runtimes.bundles import Made
+from tests.runtimes.waiting import eventually
 
 HOST = "127.0.0.1"
 TOKEN = "correct horse"
@@ -101,6 +103,27 @@ def test_an_expired_server_is_refused(pems: Path, made: Made) -> None:
             security=ClientSecurity(pems / "ca.pem"),
             connect_timeout_s=3,
         )
+
+
+def test_certificates_are_read_for_each_connection(pems: Path, made: Made, tmp_path: Path) -> None:
+    """Half a file ends no session: the next connection reads it again."""
+    own = ServerSecurity(pems / f"{HOST}.pem", pems / f"{HOST}.key")
+    ca = tmp_path / "ca.pem"
+    ca.write_bytes((pems / "ca.pem").read_bytes())
+    with Server([made.bundle], f"{HOST}:0", security=own) as server:
+        session = OffloadSession(
+            made.bundle, server.address, security=ClientSecurity(ca), heartbeat_s=0.05
+        )
+    with session:
+        ca.write_text("half")
+        with Server([made.bundle], server.address, security=own):
+            time.sleep(0.5)
+            session.run(None, made.feeds())
+            assert not session.is_split
+            ca.write_bytes((pems / "ca.pem").read_bytes())
+            eventually(lambda: session.is_split)
+            session.run(None, made.feeds())
+            assert session.counts.split == 1
 
 
 def test_a_token_never_crosses_a_network_in_the_clear(made: Made) -> None:
