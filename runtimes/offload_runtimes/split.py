@@ -82,7 +82,7 @@ def _is_run_here(request: SplitRequest) -> bool:
 def _weight_bytes(model: Model) -> int:
     """Bytes of the model's file and of the weights outside it."""
     assert model.path is not None
-    return model.path.stat().st_size + sum(extent.length_bytes for extent in model.extents)
+    return model.path.stat().st_size + model.outside_bytes
 
 
 def _ranged(request: SplitRequest, planned: Callable[[Link], Plan]) -> Ranged:

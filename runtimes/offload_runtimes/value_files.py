@@ -31,7 +31,7 @@ def read_values(path: Path) -> dict[str, Any]:
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
-    """The arrays of an .npz by name; nothing is unpickled, text becomes Python's strings.
+    """The arrays of an .npz by name; nothing is unpickled.
 
     Raises:
         InputError: no such file, or not an .npz of plain arrays.
@@ -61,7 +61,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
             raise InputError(
                 f"{path} holds {name!r}, which is not an array: write it with np.savez"
             )
-    return {name: a.astype(object) if a.dtype.kind == "U" else a for name, a in arrays.items()}
+    return arrays
 
 
 def _read_json(path: Path) -> dict[str, Any]:

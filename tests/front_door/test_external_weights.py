@@ -220,6 +220,16 @@ def test_an_estimated_split_does_not_load_the_weights(door: Door) -> None:
     assert large - small < 50e6
 
 
+def test_an_estimated_split_does_not_load_weights_inside_the_file(door: Door) -> None:
+    sparse_chain(door.folder / "net.onnx", 2048, 8)  # 134 MB
+    onnx.save(onnx.load(door.folder / "net.onnx"), door.folder / "whole.onnx")
+    words = (*ESTIMATED, "--cut", "v4", *RAW, "-o", "b")
+    outside = peak_bytes(door, ("split", "net.onnx", *words))
+    inside = peak_bytes(door, ("split", "whole.onnx", *words))
+    assert inside - outside < 50e6
+    assert not list((door.folder / "b").glob("*.weights"))
+
+
 @pytest.mark.door
 def test_more_than_2_gb_of_weights_are_split_in_300_mb(door: Door) -> None:
     sparse_chain(door.folder / "large.onnx", 8192, 10)  # 2.7 GB

@@ -66,7 +66,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     ("names", "feeds", "said"),
     [
         (None, [np.zeros((1, WIDTH), np.float32)], "inputs are a dict from names to arrays"),
-        (None, {"x": [[0.0] * WIDTH]}, "input 'x' must be an array, not a list"),
+        (None, {"x": [[0.0] * WIDTH]}, "not list: use np.asarray"),
         ("y", frame(0), "outputs are a list of names, not 'y'"),
         ([], frame(0), "the list of outputs is empty"),
         (7, frame(0), "outputs are a list of names, not 7"),

@@ -86,7 +86,7 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     (tmp_path / "cut.json").write_text("{")
     for name, said in (
-        ("one.npy", "unnamed"),
+        ("one.npy", "one array without a name"),
         ("pickled.npz", "plain arrays"),
         ("empty.npz", "plain arrays"),
         ("none.npz", "does not exist"),

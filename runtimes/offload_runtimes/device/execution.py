@@ -142,9 +142,10 @@ class Execution:
         except OffloadError as error:
             if running.inference.cancelled:
                 raise InputError(running.inference.cancelled) from None
-            if isinstance(error, DeadlineError) and running.allowed_s is not None:
+            if isinstance(error, DeadlineError) and running.is_overdue:
                 raise DeadlineError(
-                    f"no answer within the {format_s(running.allowed_s)} allowed: allow more time"
+                    f"no answer within the {format_s(running.allowed_s or 0)} allowed: allow more"
+                    " time"
                 ) from error
             raise
 
@@ -288,6 +289,11 @@ class Running:
         self.error: OffloadError | None = None
         self.outcome = Outcome.SPLIT
         self.session: object = None
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the time for the answer is over."""
+        return self.until_s is not None and time.monotonic() >= self.until_s
 
     def start(self) -> None:
         """Do the device's part; errors as `run`."""

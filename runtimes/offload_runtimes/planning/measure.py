@@ -56,7 +56,7 @@ _MOST_EVENTS = 400_000
 _LOOPS = frozenset(("Loop", "Scan", "SequenceMap"))
 _LOOP_SECONDS_S = 5.0
 MAX_SECONDS_S = 15.0
-# Of a model that keeps more outside, the engine computes no large weights from others just to
+# Of a model with more weights than this, the engine computes no large ones from others just to
 # show its graph.
 _FOLDED_BYTES = 1 << 26
 _WHOLE = "whole"
@@ -151,8 +151,8 @@ def _optimized(
     model: Model, source: EngineInput, target: Path
 ) -> tuple[EngineInput, tuple[Kernel, ...]]:
     """A model, or a part of it, as the engine optimises it, and its kernels by unique names."""
-    outside_bytes = sum(extent.length_bytes for extent in model.extents)
-    optimize_to(source, target, fold_large=outside_bytes <= _FOLDED_BYTES)
+    unread_bytes = sum(extent.length_bytes for extent in model.extents)
+    optimize_to(source, target, fold_large=unread_bytes <= _FOLDED_BYTES)
     kernels = name_kernels(target)
     return (target.read_bytes() if isinstance(source, bytes) else target), kernels
 

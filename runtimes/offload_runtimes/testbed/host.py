@@ -15,6 +15,15 @@ from offload_runtimes.testbed.layout import Argv
 from offload_runtimes.testbed.quota import Hierarchy, find_hierarchy
 
 _MOUNTS = Path("/proc/mounts")
+# What tc says, by version of it and of the kernel, when the kernel has no queue of a kind.
+_NO_QUEUE = (
+    "qdisc kind is unknown",
+    "RTNETLINK answers: No such file or directory",
+    "RTNETLINK answers: Operation not supported",
+    "Unknown qdisc",
+    "Qdisc not supported",
+    "Module sch_",
+)
 _WITHOUT = "or emulate the link instead, which needs none of this"
 
 
@@ -35,7 +44,8 @@ def run(command: Argv) -> str:
         InputError: it failed; the sentence says what of the kernel is missing, where known.
     """
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        env = {**os.environ, "LC_ALL": "C"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     except FileNotFoundError as error:
         raise InputError(obstacle() or f"the command {command[0]!r} is missing") from error
     if done.returncode:
@@ -44,12 +54,12 @@ def run(command: Argv) -> str:
 
 
 def _sentence(command: Argv, said: str) -> str:
-    if "qdisc kind is unknown" in said:
-        kind = next((word for word in ("netem", "tbf") if word in command), "this")
+    kind = next((word for word in ("netem", "tbf") if word in command), None)
+    if kind and any(word in said for word in _NO_QUEUE):
         use = {
             "tbf": _WITHOUT,
             "netem": "leave out the link's delay, or emulate the link instead",
-        }.get(kind, _WITHOUT)
+        }[kind]
         return (
             f"this kernel has no {kind} queue, so the link can't be shaped: load sch_{kind}, {use}"
         )

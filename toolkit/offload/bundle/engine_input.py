@@ -1,4 +1,4 @@
-"""Give a model, or a part of it, to an engine on this machine without copying outside weights.
+"""Give a model, or a part of it, to an engine on this machine without copying its weights.
 
 An engine is given a file, or a model's bytes. Bytes name their external data from the root
 directory (`data/net.onnx.data` for `/data/net.onnx.data`): each weight is read from where the
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from offload.bundle.extract import Part, extract_part
+from offload.bundle.extract import Part, excerpt
 from offload.bundle.weights import write_part
 from offload.graph.elements import dense_bytes
 from offload.graph.external import extent, external_tensors, point_to
@@ -27,7 +27,7 @@ _NO_TYPES: Mapping[str, Tensor] = {}
 
 
 def whole_input(model: Model) -> EngineInput:
-    """The whole model: its file, or bytes where it keeps weights outside."""
+    """The whole model: its file, or bytes where its weights were not read with it."""
     if not model.extents:
         return model.path or model.proto.SerializeToString()
     proto = ModelProto()
@@ -38,7 +38,7 @@ def whole_input(model: Model) -> EngineInput:
 def part_input(
     model: Model, part: Part, path: Path, types: Mapping[str, Tensor] = _NO_TYPES
 ) -> EngineInput:
-    """A part: bytes where the model keeps weights outside, else a file, weights copied.
+    """A part: bytes where weights were not read with the model, else a file, weights copied.
 
     Args:
         model: the source.
@@ -51,7 +51,7 @@ def part_input(
         OSError: the file cannot be written.
     """
     if model.extents:
-        return _rooted(model, extract_part(model, part, types))
+        return _rooted(model, excerpt(model, part, types).whole())
     write_part(model, part, path, types)
     return path
 

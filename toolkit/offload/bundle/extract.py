@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from onnx import GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto
 
 from offload.errors import InputError
+from offload.graph.external import is_external, is_outside
 from offload.graph.infer import tensor_type
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
@@ -112,7 +113,11 @@ def extract_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYP
         InputError: the part needs a value that it is not given, or a value between parts is no
             tensor of numbers (text, sequence, map, optional), or of unknown type.
     """
-    return excerpt(model, part, types).whole()
+    proto = excerpt(model, part, types).whole()
+    for tensor in proto.graph.initializer:
+        if is_external(tensor) and not is_outside(tensor):
+            tensor.CopyFrom(model.weights.loaded(tensor))
+    return proto
 
 
 def excerpt(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYPES) -> Excerpt:

@@ -19,7 +19,15 @@ from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 from offload.bundle.beside import Beside
 from offload.bundle.extract import Excerpt, Part, excerpt
 from offload.graph.elements import dense_bytes
-from offload.graph.external import Extent, extent, external_tensors, is_external, point_to
+from offload.graph.external import (
+    OWN_FILE,
+    Extent,
+    extent,
+    external_tensors,
+    is_external,
+    is_outside,
+    point_to,
+)
 from offload.graph.load import Model
 from offload.graph.model import Tensor
 
@@ -34,6 +42,7 @@ _PAGE_BYTES = 4096
 _CHUNK_BYTES = 1 << 20
 _GRAPH_FIELD = 7  # of ModelProto
 _INITIALIZER_FIELD = 5  # of GraphProto
+_RAW_DATA_FIELD = 9  # of TensorProto
 _LENGTH_BYTES = 5  # a length below 2**35, written in this many bytes whatever its value
 _NO_TYPES: Mapping[str, Tensor] = {}
 # Changes a part before it is written: its head (all but the graph) and its graph.
@@ -104,7 +113,7 @@ def _write(
     if not once and _stays_inline(model):
         with Beside(folder) as files:
             for name, piece in pieces.items():
-                _write_message(files.file(name), piece, piece.initializers)
+                _write_message(model, files.file(name), piece, piece.initializers)
         return files.paths()
     outside = _outside(model, pieces, once)
     homes = {key: _home({sides[name] for name in names}) for key, names in outside.items()}
@@ -117,13 +126,13 @@ def _write(
                 store.stub(tensor) if name in outside.get(_key(tensor), ()) else tensor
                 for tensor in piece.initializers
             )
-            _write_message(files.file(name), piece, stored)
+            _write_message(model, files.file(name), piece, stored)
     return files.paths()
 
 
 def _stays_inline(model: Model) -> bool:
     """Whether no part can need a weight file: the source has none and is small enough itself."""
-    if model.extents or model.path is None:
+    if model.has_outside or model.path is None:
         return False
     return model.path.is_file() and model.path.stat().st_size <= INLINE_LIMIT_BYTES
 
@@ -134,7 +143,7 @@ _Key = Extent | str
 
 def _inner(model: Model, piece: Excerpt) -> list[TensorProto]:
     """External tensors inside the part's nodes; most models have none anywhere."""
-    return list(external_tensors(piece.graph, piece.head.functions)) if model.extents else []
+    return list(external_tensors(piece.graph, piece.head.functions)) if model.has_outside else []
 
 
 def _key(tensor: TensorProto) -> _Key:
@@ -153,7 +162,8 @@ def _outside(model: Model, pieces: Mapping[str, Excerpt], once: bool) -> dict[_K
                 movable.add(_key(tensor))
     chosen = {}
     for key in movable:
-        everyone = isinstance(key, Extent) or (once and len(users[key]) > 1)
+        outside = isinstance(key, Extent) and key.location != OWN_FILE
+        everyone = outside or (once and len(users[key]) > 1)
         chosen[key] = users[key] if everyone else users[key] & spilled
     return {key: names for key, names in chosen.items() if names}
 
@@ -181,7 +191,7 @@ def _dense_bytes(tensor: TensorProto) -> int:
 
 
 def _inline_bytes(piece: Excerpt) -> int:
-    return sum(_dense_bytes(tensor) for tensor in piece.initializers if not is_external(tensor))
+    return sum(_dense_bytes(tensor) for tensor in piece.initializers if not is_outside(tensor))
 
 
 @dataclass
@@ -246,11 +256,13 @@ def _copy(source: Path, what: Extent, target: BinaryIO) -> None:
             start, left = start + done, left - done
 
 
-def _write_message(file: BinaryIO, piece: Excerpt, stored: Iterable[TensorProto]) -> None:
+def _write_message(
+    model: Model, file: BinaryIO, piece: Excerpt, stored: Iterable[TensorProto]
+) -> None:
     """Serialise a model whose initializers come one by one.
 
     The graph's length is not known before the last tensor: its five bytes are filled in then
-    (a protobuf length may have leading zeros).
+    (a protobuf length may have leading zeros). Weights of a large model file are copied from it.
     """
     file.write(piece.head.SerializeToString())
     file.write(_tag(_GRAPH_FIELD))
@@ -258,12 +270,29 @@ def _write_message(file: BinaryIO, piece: Excerpt, stored: Iterable[TensorProto]
     file.write(bytes(_LENGTH_BYTES))
     file.write(piece.graph.SerializeToString())
     for tensor in stored:
-        data = tensor.SerializeToString()
-        file.write(_tag(_INITIALIZER_FIELD) + _varint(len(data)))
+        if not is_external(tensor) or is_outside(tensor):
+            data = tensor.SerializeToString()
+            file.write(_tag(_INITIALIZER_FIELD) + _varint(len(data)))
+            file.write(data)
+            continue
+        where = extent(tensor)
+        data = _without_bytes(tensor) + _tag(_RAW_DATA_FIELD) + _varint(where.length_bytes)
+        file.write(_tag(_INITIALIZER_FIELD) + _varint(len(data) + where.length_bytes))
         file.write(data)
+        _copy(model.weights.paths[OWN_FILE], where, file)
+        file.seek(0, os.SEEK_END)
     length = file.tell() - start
     file.seek(start - _LENGTH_BYTES)
     file.write(_varint(length, _LENGTH_BYTES))
+
+
+def _without_bytes(tensor: TensorProto) -> bytes:
+    """An external tensor's message without the place of its bytes."""
+    light = TensorProto()
+    light.CopyFrom(tensor)
+    light.ClearField("data_location")
+    light.ClearField("external_data")
+    return light.SerializeToString()
 
 
 def _tag(field_number: int) -> bytes:

@@ -20,9 +20,18 @@ class Extent:
     length_bytes: int
 
 
+# The location of weights that a large model file itself holds; no file has this name.
+OWN_FILE = ""
+
+
 def is_external(tensor: TensorProto) -> bool:
-    """Whether the tensor's bytes are in another file."""
+    """Whether the tensor's bytes are in a file, another one or the model's own."""
     return tensor.data_location == TensorProto.EXTERNAL
+
+
+def is_outside(tensor: TensorProto) -> bool:
+    """Whether the tensor's bytes are in another file than the model's own."""
+    return is_external(tensor) and extent(tensor).location != OWN_FILE
 
 
 def extent(tensor: TensorProto) -> Extent:
@@ -57,7 +66,7 @@ def point_to(tensor: TensorProto, where: Extent) -> None:
 def external_tensors(
     graph: GraphProto, functions: Iterable[FunctionProto]
 ) -> Iterator[TensorProto]:
-    """Every tensor whose bytes are in another file, those in bodies and functions included."""
+    """Every external tensor, those in bodies and functions included."""
     yield from filter(is_external, graph_tensors(graph))
     for function in functions:
         for node in function.node:
@@ -66,7 +75,7 @@ def external_tensors(
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """The files in which a model keeps weights, and what it keeps in them.
+    """The files from which a model's weights are read, and what they hold.
 
     Attributes:
         extents: where the bytes of external tensors are, each once.
@@ -106,7 +115,10 @@ class WeightFiles:
             end_bytes = item.offset_bytes + item.length_bytes
             ends[item.location] = max(ends.get(item.location, 0), end_bytes)
         roots = _roots(directory, path)
-        paths = {location: _find(location, roots) for location in ends}
+        paths = {
+            location: path.resolve() if path and location == OWN_FILE else _find(location, roots)
+            for location in ends
+        }
         for location, end_bytes in ends.items():
             _check_size(paths[location], end_bytes)
         return cls(extents, paths)

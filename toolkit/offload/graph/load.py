@@ -9,8 +9,9 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from offload.errors import InputError
-from offload.graph.external import FOREIGN_BYTES, Extent, WeightFiles, foreign_content
+from offload.graph.external import FOREIGN_BYTES, OWN_FILE, Extent, WeightFiles, foreign_content
 from offload.graph.infer import Types, infer_types
+from offload.graph.large_file import LARGE_FILE_BYTES, read_large
 from offload.graph.wiring import Wiring, wire
 
 _CHUNK_BYTES = 1 << 20
@@ -21,7 +22,8 @@ class Model:
     """A loaded ONNX model; its external weights stay in their files.
 
     Attributes:
-        proto: the model as the file has it. Nobody may change it.
+        proto: the model as the file has it, but that large weights of a large file point to
+            their place in it (`OWN_FILE`). Nobody may change it.
         path: the file, None when the model was given in memory.
         directory: where its external data is, None when there is none to be found.
         weights: the files of its external data, each checked to exist.
@@ -36,6 +38,16 @@ class Model:
     def extents(self) -> tuple[Extent, ...]:
         """Where the bytes of external tensors are."""
         return self.weights.extents
+
+    @property
+    def outside_bytes(self) -> int:
+        """Bytes of weights in other files than the model's own."""
+        return sum(e.length_bytes for e in self.extents if e.location != OWN_FILE)
+
+    @property
+    def has_outside(self) -> bool:
+        """Whether weights are in other files than the model's own."""
+        return any(location != OWN_FILE for location in self.weights.paths)
 
     @property
     def name(self) -> str:
@@ -53,7 +65,7 @@ class Model:
             _add_file(digest, self.path)
         else:
             digest.update(self.proto.SerializeToString(deterministic=True))
-        for location in sorted(self.weights.paths):
+        for location in sorted(self.weights.paths.keys() - {OWN_FILE}):
             digest.update(location.encode())
             _add_file(digest, self.weights.paths[location])
         return digest.hexdigest()
@@ -84,10 +96,8 @@ def load_model(source: str | Path | ModelProto, directory: Path | None = None) -
         proto, path, outside = source, None, True
     else:
         path = Path(source)
-        data = _read(path)
-        # The word is in every external data entry: without it there is no need to look for any.
-        outside = b"location" in data
-        proto, directory = _parse(data, path), path.parent
+        directory = path.parent
+        proto, outside = _read(path)
     where = str(path) if path else "the model"
     if not proto.graph.output or not (proto.opset_import or proto.ir_version < 3):
         raise InputError(f"{where} is not an ONNX model: it has no graph with outputs")
@@ -101,20 +111,21 @@ def load_model(source: str | Path | ModelProto, directory: Path | None = None) -
     return model
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path) -> tuple[ModelProto, bool]:
+    """The model of a file, and whether it may have external tensors."""
     if not path.exists():
         raise InputError(f"model {path} does not exist: check the path")
     if not path.is_file():
         raise InputError(f"model {path} is not a file: give the path of an .onnx file")
-    data = path.read_bytes()
-    if foreign := foreign_content(data[:FOREIGN_BYTES]):
-        raise InputError(f"{path} {foreign}")
-    return data
-
-
-def _parse(data: bytes, path: Path) -> ModelProto:
+    with path.open("rb") as file:
+        if foreign := foreign_content(file.read(FOREIGN_BYTES)):
+            raise InputError(f"{path} {foreign}")
     try:
-        return ModelProto.FromString(data)
+        if path.stat().st_size > LARGE_FILE_BYTES:
+            return read_large(path), True
+        data = path.read_bytes()
+        # The word is in every external data entry: without it there is no need to look for any.
+        return ModelProto.FromString(data), b"location" in data
     except DecodeError:
         raise InputError(f"{path} is not an ONNX model, or is damaged: export it again") from None
 
