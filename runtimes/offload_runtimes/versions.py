@@ -1,5 +1,6 @@
 """Versions of what runs models on this machine: the product, onnxruntime, Python."""
 
+import os
 import platform
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -38,6 +39,13 @@ def versions() -> Versions:
         offload.__version__,
         ORT_VERSION,
         platform.python_version(),
-        platform.platform(),
+        _platform(),
         available_providers(),
     )
+
+
+def _platform() -> str:
+    """As `platform.platform()`, which would start a process (`uname -p`) in the application's."""
+    found = os.uname()
+    libc = "".join(platform.libc_ver())
+    return f"{found.sysname}-{found.release}-{found.machine}{libc and f'-with-{libc}'}"
