@@ -113,16 +113,27 @@ def test_several_targets_fail_alone(door: Door, bundle: str) -> None:
 
 @pytest.mark.door
 def test_a_batch_that_never_fits_says_so(door: Door) -> None:
-    model(door.folder / "net.onnx", "n")
-    shape = ("--shape", "x=4096x64")
-    words = ("split", "net.onnx", "-o", "b", *ESTIMATED, *shape, "--cut", "h")
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["h"]),
+        helper.make_node("Neg", ["x"], ["k"]),
+        helper.make_node("Add", ["h", "k"], ["y"]),
+    ]
+    ends = [value("x", "n", 64)], [value("y", "n", 64)]
+    save(door.folder / "net.onnx", nodes, *ends, {"W": weight(64, 64)})
+    words = ("split", "net.onnx", "-o", "b", *ESTIMATED, "--shape", "x=1600x64", "--cut", "h,k")
     door.ok(*words, "--encoding", "raw")
-    np.savez(door.folder / "in.npz", x=np.ones((4096, 64), np.float32))  # 1 MB
+    run = ("run", "b", "--input", "in.npz", "--on-server-loss", "raise")
     with door.serving("b", "--max-memory", "2 MB") as address:
-        run = ("run", "b", "--input", "in.npz", "--server", address, "--on-server-loss", "raise")
-        said = door.refused(*run)
-        assert "this inference sends 1.05 MB to the server, which allows" in said
-        assert "try again" not in said
+        # Each of the two tensors fits, but not both.
+        np.savez(door.folder / "in.npz", x=np.ones((1600, 64), np.float32))
+        both = door.refused(*run, "--server", address)
+        assert "this inference sends 819 kB to the server, which allows 500 kB" in both
+        # One alone is not sent.
+        np.savez(door.folder / "in.npz", x=np.ones((4096, 64), np.float32))
+        one = door.refused(*run, "--server", address)
+        assert "takes 1.05 MB, server" in one
+        assert "start it with a larger --max-memory, or send smaller inputs" in one
+        assert "try again" not in both + one
 
 
 @pytest.mark.door
