@@ -52,7 +52,8 @@ def test_a_server_without_the_provider_does_not_start(door: Door, bundle: str) -
 @pytest.mark.door
 def test_every_verb_refuses_a_missing_provider(door: Door, bundle: str) -> None:
     run = ("run", bundle, "--input", "in.npz")
-    for words in (run, ("profile", "net.onnx"), ("split", "net.onnx"), ("verify", "net.onnx")):
+    split = ("split", "net.onnx", "-o", "other")
+    for words in (run, ("profile", "net.onnx"), split, ("verify", "net.onnx")):
         assert "install onnxruntime-gpu" in door.refused(*words, "--provider", "cuda")
     done = door.offload(*run, "--provider", "cuda", "--allow-cpu")
     assert done.returncode == 0
