@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 import warnings
+from functools import cache
 from importlib import metadata
 from typing import Annotated
 
@@ -130,4 +131,9 @@ def main() -> None:
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Print a Python warning as one line for people, without the place in our sources."""
-    Output().warning(str(message))
+    _warn_once(str(message))
+
+
+@cache
+def _warn_once(text: str) -> None:
+    Output().warning(text)

@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from offload.errors import BundleError, InputError, exit_code, sentence, wants_traceback
@@ -40,7 +41,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     """Print a Python warning as one line for people, without the place in our sources."""
-    print(f"warning: {message}", file=sys.stderr)
+    _warn_once(str(message))
+
+
+@cache
+def _warn_once(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
