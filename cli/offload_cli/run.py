@@ -11,8 +11,10 @@ import typer
 from offload.bundle.bundle import open_bundle
 from offload.bundle.sample_inputs import bound
 from offload.cost.link import Link, parse_link
+from offload.cost.profile import slowed
 from offload.errors import InputError
 from offload.files import write_text
+from offload.plan.plan import Plan
 from offload.report.gantt import gantt_svg, gantt_text
 from offload.report.trace import chrome_trace
 from offload.schedule.timeline import Timeline
@@ -21,6 +23,7 @@ from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.execution import OnServerLoss
 from offload_runtimes.input_files import Frame, read_frames
 from offload_runtimes.local import open_session
+from offload_runtimes.planning.measure import machine_name
 from offload_runtimes.value_files import typed, write_values
 
 from offload_cli.options import (
@@ -147,17 +150,26 @@ def run(
             ran.append(frame.name)
             if outputs:
                 written = _write(outputs, frame, dict(zip(names, answers, strict=True)))
-        predicted = session.predicted()
+        followed_plan = session.bundle.plans[session.plan]
+        link_used = session.link or emulated
         followed = _followed(session)
     if outputs:
         output.remark(f"wrote {outputs if inputs.is_dir() else ' and '.join(map(str, written))}")
-    shown = {"predicted": predicted, "measured": timelines[-1]}
+    predicted = _prediction(followed_plan, link_used, slowdown)
+    shown = {**({"predicted": predicted} if predicted else {}), "measured": timelines[-1]}
     if svg:
         write_text(svg, gantt_svg(shown, bundle.name))
     if trace:
         write_text(trace, json.dumps(chrome_trace(shown)))
     pictures = ran if inputs.is_dir() else []
     _report(output, names, pictures, timelines, predicted, followed)
+
+
+def _prediction(plan: Plan, link: Link | None, slowdown: float) -> Timeline | None:
+    """What the plan should take here; None where it was made for another device or link."""
+    if plan.device != slowed(machine_name(), slowdown) or not plan.alternatives:
+        return None
+    return plan.predicted(link)
 
 
 def _write(target: Path, frame: Frame, answers: Mapping[str, Any]) -> tuple[Path, ...]:
@@ -192,7 +204,7 @@ def _report(
     names: list[str],
     pictures: list[str],
     timelines: list[Timeline],
-    predicted: Timeline,
+    predicted: Timeline | None,
     followed: Mapping[str, Any],
 ) -> None:
     seconds = [timeline.makespan_s for timeline in timelines]
@@ -203,12 +215,12 @@ def _report(
             **({"inputs": pictures} if pictures else {}),
             "latency_s": median_s,
             "latencies_s": seconds,
-            "predicted_s": predicted.makespan_s,
+            "predicted_s": predicted.makespan_s if predicted else None,
             "timeline": timelines[-1].to_json(),
             **followed,
         },
-        f"{format_s(median_s)} measured (median of {len(seconds)}),"
-        f" {format_s(predicted.makespan_s)} predicted",
+        f"{format_s(median_s)} measured (median of {len(seconds)})"
+        + (f", {format_s(predicted.makespan_s)} predicted" if predicted else ""),
     )
     if followed:
         link = Link.from_json(followed["link"]).describe() if followed["link"] else "not measured"

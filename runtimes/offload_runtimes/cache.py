@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -51,6 +52,7 @@ def kept(
     *,
     again: bool,
     progress: Callable[[str], None],
+    outdated: Callable[[T], str] = lambda _: "",
 ) -> T:
     """What lies in the cache by a name, else what is measured now and left there.
 
@@ -62,7 +64,8 @@ def kept(
         read: reads the file; InputError where it is another version's or doesn't fit.
         measure: takes the time.
         again: measure even when a file is there.
-        progress: called with a phrase when a file doesn't fit.
+        progress: called with a phrase about the file that is used, or that doesn't fit.
+        outdated: says why what lies there doesn't hold any more; empty where it does.
 
     Raises:
         InputError: as `measure`.
@@ -71,9 +74,17 @@ def kept(
     path = None if folder is None else folder / name
     if path is not None and not again and _is_file(path):
         try:
-            return read(path)
+            known = read(path)
+            when = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
         except (InputError, OSError):
             progress("what was measured before doesn't fit: measuring again")
+        else:
+            since = f"{name.parent}: measured at {when:%Y-%m-%d %H:%M}"
+            why = outdated(known)
+            if not why:
+                progress(f"{since}, --again measures anew")
+                return known
+            progress(f"{since}, but {why}: measuring again")
     found = measure()
     if path is None:
         _warn("this account has no home")

@@ -209,9 +209,7 @@ class OffloadSession:
     def predicted(self) -> Timeline:
         """What the plan that is followed now should take, on the link as measured if it was."""
         followed = self.bundle.plans[self.plan]
-        if self.link is None or followed.forecast is None:
-            return followed.timeline
-        return followed.forecast.timeline(self.link)
+        return followed.predicted(self.link) or followed.timeline
 
     def get_inputs(self) -> list[Value]:
         """What `run` needs: name, type and shape of each input."""

@@ -58,7 +58,7 @@ def write_split(prepared: Prepared, target: Path, progress: Progress = lambda _:
             situation = prepared.situation(link, catalogue=catalogue)
             return make_plan(situation, request.scheme, cut, request.solver)
 
-        plan = chooser.plan(on)
+        plan = replace(chooser.plan(on), device=prepared.device.machine)
         if prepared.open_sizes:
             reason = f"As asked; nothing is predicted: {prepared.open_sizes}."
             return replace(plan, reason=reason, alternatives=(), instance={})

@@ -57,7 +57,7 @@ def test_profile_is_measured_once_and_kept(home: Path) -> None:
             cache=home,
         )  # fmt: skip
         assert shown.returncode == 0, shown.stderr
-    assert "timing" not in shown.stderr
+    assert "profiles: measured at" in shown.stderr
     assert json.loads(shown.stdout) == json.loads((home / "me.json").read_text())
 
 

@@ -50,6 +50,9 @@ class Unproven:
     reason: str
 
 
+_RANDOM = (
+    "How far tensors compress was measured on random inputs: give real ones with --calibration."
+)
 # Operators whose answer is as long as what they find.
 _FINDING = frozenset(("NonMaxSuppression", "NonZero", "Unique", "Compress"))
 # Refused at so many tensors, a form is given up for all: no split waits for ever.
@@ -106,7 +109,8 @@ class Chooser:
             if self.calibration is not None:
                 raise
             return _saying(planner(None), f"All crosses raw, no sizes being known: {error}.")
-        return self.within(planner, calibration, catalogue)
+        plan = self.within(planner, calibration, catalogue)
+        return _saying(plan, _RANDOM) if calibration.is_random else plan
 
     def lossless(self) -> Catalogue | None:
         """Sizes under the lossless encodings allowed; None where raw is all there is, or is known.

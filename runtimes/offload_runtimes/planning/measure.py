@@ -24,6 +24,7 @@ from offload.graph.load import Model
 from offload.graph.model import Graph, Layer, Tensor
 from offload.graph.read import infer_with, read_graph
 from offload.graph.scope import function_key, functions_used, nested_nodes
+from offload.units import format_s
 
 from offload_runtimes.cache import feeds_digest, kept
 from offload_runtimes.engine import (
@@ -56,6 +57,9 @@ _MOST_EVENTS = 400_000
 _LOOPS = frozenset(("Loop", "Scan", "SequenceMap"))
 _LOOP_SECONDS_S = 5.0
 MAX_SECONDS_S = 15.0
+CHECK_RUNS = 5
+_DRIFT = 0.2
+_CALL_S = 1e-4
 # Of a model with more weights than this, the engine computes no large ones from others just to
 # show its graph.
 _FOLDED_BYTES = 1 << 26
@@ -349,8 +353,26 @@ def cached_profile(
     def measured() -> Profile:
         return measure(subject, options, feeds=feeds, samples=samples, runs=runs, progress=progress)
 
+    def outdated(known: Profile) -> str:
+        progress("checking the kept profile against the model's speed now")
+        given = dict(feeds or (samples[0] if samples else draw(subject.inputs)))
+        engine = load(whole_input(subject.model), options)
+        work = {_WHOLE: lambda: engine.run(None, given)}
+        times = time_in_turns(work, CHECK_RUNS, MAX_SECONDS_S)[_WHOLE]
+        return drift(known.whole_s, statistics.median(times))
+
     path = cache_path(subject.graph, options, [*([feeds] if feeds else []), *samples])
-    return kept(path, read, measured, again=again, progress=progress)
+    return kept(path, read, measured, again=again, progress=progress, outdated=outdated)
+
+
+def drift(kept_s: float, now_s: float) -> str:
+    """How the seconds of a kept profile differ from what a run takes now; empty: they agree.
+
+    They agree within 20 %, or within what a call of the engine varies by.
+    """
+    if abs(now_s - kept_s) <= max(_DRIFT * kept_s, _CALL_S):
+        return ""
+    return f"a run took {format_s(kept_s)} then and takes {format_s(now_s)} now"
 
 
 def cache_path(

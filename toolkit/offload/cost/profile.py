@@ -38,6 +38,11 @@ class Size:
     p95_bytes: int
 
 
+def slowed(machine: str, factor: float) -> str:
+    """The name of a machine that is slower than another by a factor; its own name for 1."""
+    return machine if factor == 1 else f"{machine} x{factor:g}"
+
+
 @dataclass(frozen=True)
 class Profile:
     """Measured (or estimated) seconds per layer.
@@ -82,7 +87,7 @@ class Profile:
         """The same model on a machine that is slower by a factor (faster below 1)."""
         return replace(
             self,
-            machine=machine or f"{self.machine} x{factor:g}",
+            machine=machine or slowed(self.machine, factor),
             layers=tuple(
                 LayerCost(c.name, c.seconds_s * factor, c.low_s * factor, c.high_s * factor)
                 for c in self.layers

@@ -186,6 +186,7 @@ class Plan:
             no size varies.
         link: the link it was made for; None where costs were given by hand.
         forecast: what it takes on other links; None in bundles of older versions.
+        device: the machine whose profile it rests on, as the profile names it; empty: not known.
     """
 
     model: str
@@ -205,6 +206,7 @@ class Plan:
     latency_p95_s: float | None = None
     link: Link | None = None
     forecast: Forecast | None = None
+    device: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "instance", MappingProxyType(dict(self.instance)))
@@ -235,6 +237,17 @@ class Plan:
     def is_local(self) -> bool:
         """Whether the device computes everything: no server is needed."""
         return not self.on(Side.SERVER)
+
+    def predicted(self, link: Link | None) -> Timeline | None:
+        """The timeline on a link; None where there is no prediction for it.
+
+        A plan that stays on the device needs no link.
+        """
+        if self.is_local or (link is not None and link == self.link):
+            return self.timeline
+        if link is None or self.forecast is None:
+            return None
+        return self.forecast.timeline(link)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with a format number; `from_json` reads it."""
@@ -280,6 +293,7 @@ class Plan:
             "reason": self.reason,
             "link": None if self.link is None else self.link.to_json(),
             "forecast": None if self.forecast is None else self.forecast.to_json(),
+            "device": self.device,
         }
 
     @classmethod
@@ -344,4 +358,5 @@ def _read_plan(value: Mapping[str, Any]) -> Plan:
         latency_p95_s=value.get("latency_p95_s"),
         link=None if value.get("link") is None else Link.from_json(value["link"]),
         forecast=None if value.get("forecast") is None else Forecast.from_json(value["forecast"]),
+        device=value.get("device", ""),
     )
