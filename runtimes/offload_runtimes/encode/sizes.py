@@ -147,7 +147,7 @@ class Survey:
                     self._compress(name, form, array.nbytes, np.ascontiguousarray(changed))
 
     def _compress(self, name: str, form: Form, raw_bytes: int, changed: Array) -> None:
-        data = changed.tobytes()
+        data = changed.reshape(-1).view(np.uint8).data
         costs = [seconds * raw_bytes for seconds in self.seconds[form]]
         for encoding in (e for e in self.wanted if e.form is form):
             if not suits(encoding.codec, changed.dtype.name, changed.shape):
@@ -160,6 +160,7 @@ class Survey:
             tool.decode(packed, len(data), changed.shape)
             end_s = time.thread_time()
             seen.sizes.append(len(packed))
+            del packed  # the next encoding needs room of the same size
             seen.encode_s.append(costs[0] + packed_s - start_s)
             seen.decode_s.append(costs[1] + end_s - packed_s)
 

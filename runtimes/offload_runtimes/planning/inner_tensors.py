@@ -34,6 +34,8 @@ def inner_tensors(
 ) -> Iterator[Mapping[str, Array]]:
     """Values of tensors that layers make, some of one input at a time; O(nodes) for each input.
 
+    Each mapping is emptied when the next one is asked for, so that its arrays are released.
+
     Args:
         model: the model.
         graph: its layers.
@@ -59,13 +61,16 @@ def inner_tensors(
                 source = part_input(model, part, folder / "part.onnx", types or {})
                 engine = load_once(source, options)
             for values in waiting:
-                given = {name: values[name] for name in part.inputs}
-                made = dict(zip(part.outputs, engine.run(part.outputs, given), strict=True))
-                if shown:
-                    yield {name: made[name] for name in shown}
-                values.update(made)
+                arrays = engine.run(part.outputs, {name: values[name] for name in part.inputs})
+                values.update(zip(part.outputs, arrays, strict=True))
+                del arrays
+                found = {name: values[name] for name in shown}
                 for name in [n for n in values if last.get(n, -1) < layers.stop]:
                     del values[name]
+                if found:  # what it was made from is gone by now
+                    yield found
+                found.clear()
+            del engine
 
 
 def _ranges(
