@@ -1,7 +1,8 @@
 """What plain onnxruntime answers, and how much one run computes, in a process of its own:
 `python -m tests.networks.reference FOLDER`.
 
-Writes `expected.json`, with arrays in `expected.npz`. A crash of onnxruntime ends only this.
+Writes `expected.json` (numbers, and answers that are not arrays) and `expected.npz` (arrays). The
+allowed differences are those of `offload verify`. A crash of onnxruntime ends only this process.
 """
 
 import json
@@ -11,6 +12,8 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from offload.bundle.compare import Freedom, gap
+from offload.graph.load import load_model
 
 from tests.networks.counting import count
 
@@ -40,22 +43,38 @@ def open_inputs(model: Path) -> dict[str, bool]:
     }
 
 
+def dtype_of(value: Any) -> str:
+    """ONNX's name of an element type, as the tolerances are listed."""
+    if not isinstance(value, np.ndarray):
+        return "float"  # the probabilities of a map
+    name = str(value.dtype.name)
+    return {"float32": "float", "float64": "double"}.get(name, name)
+
+
 def main(folder: Path) -> None:
     model, given = folder / "model.onnx", read_inputs(folder)
     feeds = {n: a.astype(object) if a.dtype.kind == "U" else a for n, a in given.items()}
+    plain, optimised = (answers(model, feeds, optimized) for optimized in (False, True))
+    loaded = load_model(model)
+    freedom = Freedom.of(loaded)
     arrays: dict[str, Any] = {}
-    others: dict[str, Any] = {}
-    for kind, optimized in (("plain", False), ("optimised", True)):
-        for name, value in answers(model, feeds, optimized).items():
-            if isinstance(value, np.ndarray):
-                arrays[f"{kind}/{name}"] = value.astype(str) if value.dtype == object else value
-            else:
-                others[f"{kind}/{name}"] = value
+    others, limits = {}, {}
+    for name, value in plain.items():
+        if isinstance(value, np.ndarray):
+            arrays[name] = value.astype(str) if value.dtype == object else value
+        else:
+            others[name] = value
+        own = gap(value, optimised[name])
+        own = own if np.isfinite(own) else 0.0
+        dtype = dtype_of(value)
+        limits[name] = [freedom.limit(dtype, False), freedom.limit(dtype, True, own)]
     np.savez(folder / "expected.npz", **arrays)
     found = {
         "open_inputs": open_inputs(model),
+        "nodes": len(loaded.proto.graph.node),
         "flops": count(model, feeds),
         "others": others,
+        "limits": limits,
     }
     (folder / "expected.json").write_text(json.dumps(found, default=float))
 
