@@ -356,3 +356,67 @@ def test_simulate_takes_one_link(door: Door) -> None:
 def test_a_model_is_not_a_graph_to_schedule(door: Door) -> None:
     padded(door.folder / "net.onnx")
     assert "is a model: split it" in door.refused("schedule", "net.onnx")
+
+
+def test_work_that_depends_on_an_input_is_counted_on_the_calibration(door: Door) -> None:
+    """A sample rate chooses the branch, as in silero-vad; the other branch has an open loop."""
+    heavy = helper.make_graph(
+        [node("MatMul", ["x", "W1"], ["m"]), node("MatMul", ["m", "W2"], ["heavy"])],
+        "then",
+        [],
+        [value("heavy", 8, 64)],
+    )
+    light = helper.make_graph(
+        [
+            node("NonZero", ["x"], ["where"]),
+            node("Cast", ["where"], ["places"], to=TensorProto.FLOAT),
+            node("MatMul", ["places", "W3"], ["found"]),
+            node("ReduceSum", ["found"], ["total"], keepdims=0),
+            node("Expand", ["total", "size"], ["light"]),
+        ],
+        "else",
+        [],
+        [value("light", 8, 64)],
+    )
+    nodes = [
+        node("Equal", ["rate", "high"], ["is_high"]),
+        node("If", ["is_high"], ["y"], then_branch=heavy, else_branch=light),
+    ]
+    stored = {
+        "W1": weight(64, 128),
+        "W2": weight(128, 64),
+        "W3": weight(512, 16),
+        "high": np.array(16000),
+        "size": np.array([8, 64]),
+    }
+    inputs = [value("x", 8, 64), value("rate", dtype=TensorProto.INT64)]
+    save(door.folder / "net.onnx", nodes, inputs, [value("y", 8, 64)], stored)
+    split = ("split", "net.onnx", "-o", "b", *ESTIMATED, "--encoding", "raw")
+    assert "could not be counted" in door.refused(*split)
+    x = np.ones((8, 64), np.float32)
+    np.savez(door.folder / "in.npz", x=x, rate=np.array(16000))
+    plan = door.json(*split, "--calibration", "in.npz")["plan"]
+    (local,) = [a for a in plan["alternatives"] if a["scheme"] == "local"]
+    assert local["latency_s"] * 1e9 == pytest.approx(2 * 2 * 8 * 64 * 128)
+    np.savez(door.folder / "in.npz", x=x, rate=np.array(8000))
+    assert "could not be counted (MatMul)" in door.refused(*split, "--calibration", "in.npz")
+    door.ok(*split, "--scheme", "cloud")
+
+
+def test_work_behind_data_dependent_sizes_is_counted_on_the_calibration(door: Door) -> None:
+    nodes = [
+        node("NonZero", ["x"], ["where"]),
+        node("Cast", ["where"], ["places"], to=TensorProto.FLOAT),
+        node("Transpose", ["places"], ["rows"], perm=[1, 0]),
+        node("MatMul", ["rows", "W"], ["y"]),
+    ]
+    inputs, outputs = [value("x", 8, 64)], [value("y", "found", 512)]
+    save(door.folder / "net.onnx", nodes, inputs, outputs, {"W": weight(2, 512)})
+    split = ("split", "net.onnx", "-o", "b", *ESTIMATED, "--encoding", "raw")
+    assert "could not be counted" in door.refused(*split)
+    x = np.zeros((8, 64), np.float32)
+    x[:, ::2] = 1
+    np.savez(door.folder / "in.npz", x=x)
+    plan = door.json(*split, "--calibration", "in.npz")["plan"]
+    (local,) = [a for a in plan["alternatives"] if a["scheme"] == "local"]
+    assert local["latency_s"] * 1e9 == pytest.approx(2 * 256 * 2 * 512, rel=0.01)

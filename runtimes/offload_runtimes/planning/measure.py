@@ -5,7 +5,7 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -64,6 +64,8 @@ _CALL_S = 1e-4
 # show its graph.
 _FOLDED_BYTES = 1 << 26
 _WHOLE = "whole"
+# Inputs of so few whole numbers may be flags, lengths or trip counts.
+_SMALL_SIZE = 64
 
 Progress = Callable[[str], None]
 
@@ -79,6 +81,7 @@ class Subject:
         optimized: the optimised model, as an engine loads it; a file is in a folder that the
             caller owns.
         types: of the model's values, with the sizes that its layers were read with.
+        counted: what the work of the layers is counted by; None: `types`.
     """
 
     model: Model
@@ -86,11 +89,43 @@ class Subject:
     kernels: tuple[Kernel, ...]
     optimized: EngineInput
     types: Types
+    counted: Types | None = None
 
     def broken_at(self, tensors: Iterable[str]) -> Graph:
         """The layers with those broken up that the engine fuses across given tensors."""
         kept = surviving_tensors(self.model, self.kernels) | frozenset(tensors)
-        return read_graph(self.model, surviving=kept, types=self.types)
+        return read_graph(self.model, surviving=kept, types=self.types, counted=self.counted)
+
+    def counted_on(self, feeds: Mapping[str, Array]) -> "Subject":
+        """The same layers, their work counted as one input makes it.
+
+        Sizes that depend on data, and the branches and steps that small inputs choose, are those
+        of this input. What follows from the inputs' sizes alone becomes known for all inputs.
+
+        Raises:
+            InputError: the model refuses the input.
+        """
+        model = self.model
+        given = {name: np.asarray(feeds[name]) for name in model.wiring.inputs if name in feeds}
+        shapes = {name: array.shape for name, array in given.items()}
+        numbers = {
+            name: array
+            for name, array in given.items()
+            if array.dtype.kind in "biu" and array.size <= _SMALL_SIZE
+        }
+        names = self.types.unknown()
+        found = shapes_by_running(model, names, [feeds]) if names else {}
+        fixed = {name: found[name] for name in self.types.unresolved() if name in found}
+
+        def inferred(
+            tensors: Mapping[str, Tensor], numbers: Mapping[str, Array] | None = None
+        ) -> Types:
+            known = {**self.types.found, **tensors}
+            return infer_types(model.proto, model.wiring, model.weights, shapes, known, numbers)
+
+        types = inferred(fixed) if fixed else self.types
+        subject = replace(self, types=types, counted=inferred(found, numbers))
+        return replace(subject, graph=subject.broken_at(()))
 
     @cached_property
     def inputs(self) -> ModelInputs:

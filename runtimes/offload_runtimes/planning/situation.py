@@ -137,17 +137,21 @@ def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> Prepa
     with temporary_folder() as folder:
         subject = subject_of(model, folder, request.shapes)
         unknown = open_sizes_sentence(subject.inputs.values)
-        if not request.is_given:
-            _check_known(subject.graph, request, unknown)
+        if unknown and not request.is_given:
+            raise InputError(unknown)
+        given = request.allowance.calibration
+        calibration = None if given is None else read_calibration(given, subject.inputs.values)
+        samples = calibration.feeds if calibration else ()
+        if samples and subject.graph.uncounted:
+            subject = subject.counted_on(samples[0])
+        if not (request.is_given or request.scheme == Scheme.CLOUD):
+            _check_counted(subject.graph, request)
         graph = subject.graph
         if request.cut:
             names = tuple(name for text in request.cut for name in cut_names(model, text))
             request = replace(request, cut=names)
             graph = subject.broken_at(names)
             cut_at_names(model, graph, names)  # refused before anything is measured
-        given = request.allowance.calibration
-        calibration = None if given is None else read_calibration(given, subject.inputs.values)
-        samples = calibration.feeds if calibration else ()
         device = _profile(request.device, subject, request, samples, progress)
         same = request.server == request.device
         server = device if same else _profile(request.server, subject, request, samples, progress)
@@ -166,15 +170,13 @@ def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> Prepa
     return Prepared(model, graph.sized(known), slower, server, request, calibration, unknown)
 
 
-def _check_known(graph: Graph, request: SplitRequest, unknown: str) -> None:
-    """Refuse to compare plans of which too little is known."""
-    if unknown:
-        raise InputError(unknown)
+def _check_counted(graph: Graph, request: SplitRequest) -> None:
+    """Refuse to compare plans by estimates where too little of the work was counted."""
     estimated = isinstance(request.device, float) or isinstance(request.server, float)
     if estimated and graph.uncounted_share > MOST_UNCOUNTED:
         raise InputError(
-            f"{uncounted(graph)}, too much for an estimate: measure it with `offload profile` and"
-            " give the files to --device and --server"
+            f"{uncounted(graph)}, too much for an estimate: give inputs with --calibration, or"
+            " measure with `offload profile` and give the files to --device and --server"
         )
 
 

@@ -12,7 +12,7 @@ from offload.errors import InputError
 from offload.graph.dimensions import Symbols
 from offload.graph.elements import dense_bytes, dtype_name, element_type, size_bytes
 from offload.graph.external import WeightFiles, is_external
-from offload.graph.flops import Work
+from offload.graph.flops import Array, Work
 from offload.graph.model import Tensor
 from offload.graph.propagate import Scope, Value, completed, is_known, stored_value
 from offload.graph.scope import bodies, function_key
@@ -33,12 +33,14 @@ class Types:
         outline: its main graph after shape inference, nodes in topological order.
         wiring: its resolved names.
         found: tensors whose types were found by running the model.
+        numbers: of small inputs, on which the work is counted.
     """
 
     source: ModelProto = field(repr=False)
     outline: ModelProto = field(repr=False)
     wiring: Wiring = field(repr=False)
     found: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    numbers: Mapping[str, Array] = field(default_factory=dict, repr=False)
 
     @cached_property
     def _values(self) -> Mapping[str, ValueInfoProto]:
@@ -89,14 +91,16 @@ class Types:
 
         Running the model with inputs of these sizes tells them. Empty while inputs are open.
         """
-        if self.is_open:
-            return []
+        return [] if self.is_open else [name for name in self.unknown() if self.is_sized(name)]
+
+    def unknown(self) -> list[str]:
+        """Tensors of numbers that nodes make, of sizes that aren't known here."""
         return [
             name
             for node in self.wiring.order
             if node not in self.wiring.constant
             for name in filter(None, self.wiring.makes[node])
-            if not is_known(self.inferred(name)) and self.can_cross(name) and self.is_sized(name)
+            if not is_known(self.inferred(name)) and self.can_cross(name)
         ]
 
     def work(self, node: int) -> Work:
@@ -123,7 +127,11 @@ class Types:
         for name in self._stored.keys() - scope.values.keys():  # a default, or sparse
             scope.values[name] = Value(self._stored[name])
         for name in self.wiring.inputs:
-            scope.values[name] = Value(self._first(name))
+            numbers = self.numbers.get(name)
+            given = numbers is not None
+            scope.values[name] = Value(
+                self._first(name), constant=given, numbers=numbers, settled=given
+            )
         works = scope.visit(graph.node, self._first)
         return scope, dict(zip(self.wiring.order, works, strict=True))
 
@@ -188,6 +196,7 @@ def infer_types(
     weights: WeightFiles,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     found: Mapping[str, Tensor] | None = None,
+    numbers: Mapping[str, Array] | None = None,
 ) -> Types:
     """Infer the type of every value of the main graph.
 
@@ -201,6 +210,7 @@ def infer_types(
         weights: where external data is.
         shapes: sizes for graph inputs with dynamic dimensions.
         found: tensors whose types were found by running the model with inputs of these sizes.
+        numbers: of small inputs: sizes and branches that depend on them are those of this input.
 
     Raises:
         InputError: `shapes` names no input, or contradicts the file.
@@ -211,7 +221,7 @@ def infer_types(
         outline = onnx.shape_inference.infer_shapes(outline, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
         outline.graph.ClearField("value_info")  # a graph that inference can't follow at all
-    return Types(proto, outline, wiring, found or {})
+    return Types(proto, outline, wiring, found or {}, numbers or {})
 
 
 def _outline(proto: ModelProto, wiring: Wiring, weights: WeightFiles) -> ModelProto:

@@ -21,6 +21,7 @@ def read_graph(
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     surviving: frozenset[str] | None = None,
     types: Types | None = None,
+    counted: Types | None = None,
 ) -> Graph:
     """Read a model into layers in topological order; O((V + E) log V).
 
@@ -42,11 +43,13 @@ def read_graph(
         surviving: names of the tensors that exist after the engine's own fusions, and of those
             to cut at all the same. None: every node is a layer.
         types: what is known of its values with these shapes, where that was inferred already.
+        counted: what the work is counted by; None: `types`.
 
     Raises:
         InputError: `shapes` names no input of the model, or contradicts it.
     """
     types = types or infer_with(model, shapes)
+    counted = counted or types
     live = _Live.of(model)
     pairs = [
         (node, reader)
@@ -62,8 +65,9 @@ def read_graph(
     }
     groups = grouped(live.order, live.edges, pairs, fused)
     tensors: dict[str, Tensor] = {}
-    total = sum((types.work(node) for node in live.order), Work())
-    layers = tuple(_layers(model, types, live, groups, tensors, total))
+    works = {node: counted.work(node) for node in live.order}
+    total = sum(works.values(), Work())
+    layers = tuple(_layers(model, types, live, groups, tensors, works, total))
     for name in (*model.wiring.inputs, *model.wiring.outputs):
         tensors.setdefault(name, types.tensor(name))
     return Graph(
@@ -146,6 +150,7 @@ def _layers(
     live: _Live,
     groups: list[tuple[int, ...]],
     tensors: dict[str, Tensor],
+    works: Mapping[int, Work],
     total: Work,
 ) -> Iterator[Layer]:
     nodes, wiring = model.proto.graph.node, model.wiring
@@ -164,7 +169,7 @@ def _layers(
             or any(group_of[reader] != number for reader in live.readers.get(name, ()))
         ]
         tensors.update((name, types.tensor(name)) for name in (*inputs, *outputs))
-        work = sum((types.work(node) for node in group), Work())
+        work = sum((works[node] for node in group), Work())
         yield Layer(
             name=_name(nodes[group[0]], group[0], taken),
             op=_op([nodes[node].op_type for node in group]),
