@@ -9,15 +9,22 @@ from contextlib import contextmanager
 
 _FAILED = re.compile(rb"ssl_transport_security.*Handshake failed with (?:fatal )?error (.*)")
 _JOIN_S = 1.0
+_VERBOSITY = "GRPC_VERBOSITY"
 _REASON = re.compile(r"OPENSSL_internal:(\w+)")
 
 
 def report_handshakes() -> None:
-    """Let gRPC write failed handshakes to stderr, unless the user has set what it writes.
+    """Import gRPC so that it writes failed handshakes to stderr, unless the user has set that.
 
-    To be called before gRPC is imported: `offload_runtimes.grpc` silences it then.
+    `offload_runtimes.grpc` silences it else. The environment is left as it was, for children.
     """
-    os.environ.setdefault("GRPC_VERBOSITY", "")
+    if _VERBOSITY in os.environ:
+        return
+    os.environ[_VERBOSITY] = ""
+    try:
+        import offload_runtimes.grpc  # noqa: F401
+    finally:
+        del os.environ[_VERBOSITY]
 
 
 @contextmanager
