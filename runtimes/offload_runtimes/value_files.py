@@ -54,7 +54,8 @@ def read_arrays(path: Path) -> dict[str, Array]:
         raise
     except _NOT_NPZ as error:
         raise InputError(
-            f"{path} is not an .npz file of plain arrays: write it with np.savez(path, NAME=array)"
+            f"{path} is not an .npz file of plain arrays: write it with np.savez(path, NAME=array),"
+            " text as array.astype(str)"
         ) from error
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
