@@ -89,7 +89,7 @@ def test_run_says_which_plan_was_followed(home: Path) -> None:
     assert ran["plan"] == 2, "within one process the link is fast"
     assert ran["link"]["up_bps"] > 1e6
     assert ran["switches"] == []
-    assert ran["predicted_s"] > 0
+    assert ran["predicted_s"] is None, "it was planned for a slower device"
     fixed = answer("run", home / "b", "--input", home / "in.npz", "--plan", "1")
     assert (fixed["plan"], fixed["link"]) == (1, None)
     assert "plan 2, link" in offload("run", home / "b", "--input", home / "in.npz").stdout

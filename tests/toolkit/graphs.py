@@ -28,6 +28,8 @@ def graph_of(
 
 
 times = st.integers(0, 20).map(float)
+# A tensor at a cut takes time to send: the scheduling problem is not defined without.
+upload_times = st.integers(1, 20).map(float)
 
 
 @st.composite
@@ -48,7 +50,7 @@ def situations(draw: st.DrawFn, max_layers: int = 8) -> tuple[Graph, Costs]:
     return graph, Costs(
         draw(seconds),
         draw(seconds),
-        {name: draw(times) for name in names},
+        {name: draw(upload_times) for name in names},
         {name: draw(times) for name in names},
         dict.fromkeys(names, 32),
     )
