@@ -115,6 +115,11 @@ class Execution:
         remote = keeper.remote if keeper else None
         if keeper and remote is None:
             running.error, running.outcome = keeper.why, Outcome.LOCAL
+            if self._can_finish_here:
+                for why in keeper.take_warnings():
+                    warnings.warn(
+                        f"going on without the server: {why}", RuntimeWarning, stacklevel=2
+                    )
             return
         try:
             self._start(running, remote)
