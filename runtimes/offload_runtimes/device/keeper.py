@@ -136,7 +136,7 @@ class Keeper:
 
     def _try(self, lost: Remote | None, patience_s: float) -> None:
         if lost is not None:
-            self._why = lost.error or self._why
+            self._why = (lost.error or self._why).with_traceback(None)
             self._tally.add("losses")
             lost.close()
             self._remote = None
@@ -211,7 +211,7 @@ class Keeper:
 
     def _failed(self, error: OffloadError, who: str = "server") -> None:
         """Note why the server, or a successor, cannot be used."""
-        self._why = error
+        self._why = error.with_traceback(None)  # its frames refer to the session's models
         if error.retry or who in self._warned:
             return
         self._warned.add(who)

@@ -97,7 +97,7 @@ def _following_releases(server: Server) -> Iterator[Callable[[], None]]:
                     return
             try:
                 server.reload_bundles(even_unchanged=asked)
-            except Exception:  # the next release may be taken up
+            except Exception:  # noqa: BLE001  logged; the next release may be taken up
                 LOG.exception("bundles not reloaded")
 
     thread = threading.Thread(target=follow, name="releases", daemon=True)
