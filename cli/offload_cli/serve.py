@@ -62,6 +62,16 @@ def serve(
             " one for what crosses. Default: no limit."
         ),
     ] = "",
+    releases: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Of ROOT/current, serve up to N releases, the current one included. Default: all"
+            " that the deployment keeps.",
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
     batch: Annotated[
         int,
         typer.Option(
@@ -90,7 +100,11 @@ def serve(
 ) -> None:
     """Serve the server's part of bundles until SIGTERM, which lets running work finish.
 
-    SIGHUP reads certificates and tokens again, as does a change of their files; sessions go on.
+    With ROOT/current of a deployment, the earlier releases that it keeps are served, too, so that
+    devices can change later or earlier than the server; a new release is taken up within 2 s.
+
+    SIGHUP reads certificates, tokens and bundles again, as does a change of certificates and
+    tokens; sessions go on.
 
     Prints one line when ready. Devices are served by a bundle's digest, so a device and a server
     with different bundles never mix.
@@ -112,6 +126,7 @@ def serve(
         max_sessions=max_sessions,
         max_run_s=max_run,
         max_memory_bytes=int(parse_bytes(max_memory)) if max_memory else None,
+        max_releases=releases,
         batching=Batching(batch, batch_wait),
         metrics=metrics or None,
         security=ServerSecurity(

@@ -73,6 +73,11 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--insecure", action="store_true", help="allow plaintext beyond loopback")
     serve.add_argument("--client-ca", type=Path, help="admit only this authority's devices")
     serve.add_argument("--max-memory", help="for models and tensors, like '2 GB'; default: any")
+    serve.add_argument(
+        "--releases",
+        type=int,
+        help="of ROOT/current, serve so many releases, the current one included; default: all kept",
+    )
     serve.add_argument("--batch", type=int, default=1, help="rows of several sessions at once")
     serve.add_argument("--batch-wait", type=float, default=0.0, help="seconds to wait for them")
     serve.add_argument("--max-sessions", type=int, default=64, help="sessions at the same time")
@@ -166,6 +171,7 @@ def _serve(asked: argparse.Namespace) -> None:
         max_sessions=asked.max_sessions,
         metrics=asked.metrics,
         max_memory_bytes=int(parse_bytes(asked.max_memory)) if asked.max_memory else None,
+        max_releases=asked.releases,
         batching=Batching(asked.batch, asked.batch_wait),
         security=security,
     )

@@ -17,30 +17,27 @@ from typing import Any, Self, TypeVar, overload
 import numpy as np
 from offload.bundle.bundle import Bundle, Value, open_bundle
 from offload.cost.link import Link
-from offload.errors import InputError, OffloadError, ServerError
-from offload.plan.plan import Plan, Side
+from offload.errors import InputError
+from offload.plan.plan import Side
 from offload.plan.switching import Switching
 from offload.schedule.timeline import Timeline
 
 from offload_runtimes.address import parse_address
+from offload_runtimes.device.active_bundle import ActiveBundle, SessionOptions
 from offload_runtimes.device.closing import close_at_exit
 from offload_runtimes.device.emulate import LinkCost, Pacer
-from offload_runtimes.device.engines import Device
-from offload_runtimes.device.execution import Execution, OnServerLoss, Running
-from offload_runtimes.device.keeper import Keeper
-from offload_runtimes.device.pilot import Pilot, Switch
-from offload_runtimes.device.remote import Remote
+from offload_runtimes.device.execution import OnServerLoss, Running
+from offload_runtimes.device.pilot import Switch
 from offload_runtimes.device.stream import Frame, Latest, answers, answers_async, finish_async
 from offload_runtimes.device.tally import Counts, Tally
 from offload_runtimes.engine import Array, EngineOptions, as_feed
 from offload_runtimes.grpc.channel import GrpcConnector
 from offload_runtimes.security.credentials import ClientSecurity
-from offload_runtimes.wire.contract import MESSAGE_LIMIT_BYTES, contracts
+from offload_runtimes.wire.contract import MESSAGE_LIMIT_BYTES
 from offload_runtimes.wire.transport import Connector
 
 Tag = TypeVar("Tag")
 _CLOSED = "the session is closed: open a new one"
-_CLOSE_S = 5.0  # for what is computed when it is closed
 
 
 class OffloadSession:
@@ -82,7 +79,10 @@ class OffloadSession:
         """Load the device's segments, warm them, connect.
 
         Args:
-            bundle: a bundle or its directory; the device's files suffice.
+            bundle: a bundle or its directory; the device's files suffice. A directory is opened
+                again when the server does not hold the bundle any more: where it, or the link
+                that it is, holds another one of the same inputs and outputs by then, the session
+                changes to that one between two frames.
             server: `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH` of a server that serves this bundle,
                 or a connector to it; None for a bundle whose plan stays on the device.
             providers: onnxruntime's execution providers in order of preference (also `cuda`,
@@ -99,8 +99,8 @@ class OffloadSession:
                 itself when the answer would come too late.
             eager: load the server's part here at once, not when first needed; None: when there
                 is a deadline.
-            require_server: raise ServerError when the server isn't there at the start; else
-                begin locally and use the server once it answers.
+            require_server: raise an error when the server isn't there at the start, or does not
+                hold the bundle; else begin locally and use the server once it answers.
             heartbeat_s: seconds between signs of life asked of the server.
             patience_s: silence after which the server counts as lost (time that tensors need on
                 the link is allowed on top).
@@ -119,87 +119,60 @@ class OffloadSession:
             raise InputError(f"providers are a tuple of names, like ({providers!r},)")
         if isinstance(link, str):
             raise InputError(f"link {link!r} is a string: give parse_link({link!r})")
-        if not isinstance(bundle, Bundle):
-            bundle = open_bundle(bundle, (Side.DEVICE,))
-        self.bundle = bundle
-        self._inputs = {value.name: value for value in bundle.inputs}
-        self._defaults = {default.value.name: default.value for default in bundle.defaults}
-        self._outputs = tuple(value.name for value in bundle.outputs)
+        path = None if isinstance(bundle, Bundle) else Path(bundle)
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, (Side.DEVICE,))
+        self._name = (path or opened.path).name
+        self._inputs = {value.name: value for value in opened.inputs}
+        self._defaults = {default.value.name: default.value for default in opened.defaults}
+        self._outputs = tuple(value.name for value in opened.outputs)
         self._deadline_s = None if deadline_s is None else checked_s("deadline_s", deadline_s)
         tally = self._tally = Tally()
-        policy = _policy(on_server_loss)
-        pacer = slowdown if isinstance(slowdown, Pacer) else Pacer(slowdown)
-        options = EngineOptions(providers, threads, optimize, allow_cpu=allow_cpu)
-        device = self._device = Device(bundle, options, pacer)
-        resumes = policy is not OnServerLoss.RAISE and bundle.holds(Side.SERVER)
-        eagerly = resumes and (deadline_s is not None if eager is None else eager)
-
-        def load(followed: Plan) -> None:
-            device.load(followed.segments if eagerly else followed.on(Side.DEVICE))
-
-        # Nothing below refers to this session itself: its models go with its last user, without
-        # the garbage collector, which does not know how large they are.
-        pilot = Pilot(bundle, load, plan, switching, partial(tally.add, "switches"))
-        for followed in pilot.loaded_first:
-            load(followed)
-        keeper: Keeper | None = None
-        if not all(followed.is_local for followed in pilot.open_plans):
-            agreed = contracts(bundle, _values(bundle, device))
-            connector = _connector(server, security)
-
-            def make() -> Remote:
-                pilot.gauge.forget()
-                return Remote(
-                    connector,
-                    agreed,
-                    link=link,
-                    slowdown=pacer.slowdown,
-                    patience_s=patience_s,
-                    passed=pilot.gauge.passed,
-                )
-
-            keeper = Keeper(
-                make,
-                _first(make, connect_timeout_s, require_server),
-                heartbeat_s=heartbeat_s,
-                timeout_s=connect_timeout_s,
-                reconnect=policy is not OnServerLoss.LOCAL,
-                tally=tally,
-            )
-        self._pilot, self._keeper = pilot, keeper
-        execution = self._execution = Execution(bundle, device, policy, keeper, tally, pilot.take)
+        options = SessionOptions(
+            engine=EngineOptions(providers, threads, optimize, allow_cpu=allow_cpu),
+            pacer=slowdown if isinstance(slowdown, Pacer) else Pacer(slowdown),
+            policy=_policy(on_server_loss),
+            connect=partial(_connector, server, security),
+            link=link,
+            eager=deadline_s is not None if eager is None else eager,
+            require_server=require_server,
+            heartbeat_s=heartbeat_s,
+            patience_s=patience_s,
+            connect_timeout_s=connect_timeout_s,
+            plan=plan,
+            switching=switching,
+        )
         self._process = os.getpid()
         self._is_closed = False
-        self._closers: list[Callable[[], None]] = [partial(_end, execution, keeper, pilot)]
+        active = self._active = ActiveBundle(opened, path, options, tally)
+        self._closers: list[Callable[[], None]] = [partial(active.close, _CLOSED)]
         self._forget = close_at_exit(partial(_call_all, self._closers), self)
-        self._remote = partial(_alive, keeper)
-        try:
-            pilot.settle(self._remote())
-        except OffloadError:
-            self.close()
-            raise
-        pilot.watch(self._remote, heartbeat_s)
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that the next inference runs."""
+        return self._active.opened.bundle
 
     @property
     def is_split(self) -> bool:
         """Whether the next inference will use the server."""
-        stays = self.bundle.plans[self.plan].is_local
-        return not stays and self._remote() is not None
+        opened = self._active.opened
+        stays = opened.bundle.plans[opened.pilot.plan].is_local
+        return not stays and opened.remote is not None
 
     @property
     def plan(self) -> int:
         """Which of the bundle's plans the next inference follows."""
-        return self._pilot.plan
+        return self._active.opened.pilot.plan
 
     @property
     def link(self) -> Link | None:
         """The link as measured while choosing among plans; None when it was not."""
-        return self._pilot.link
+        return self._active.opened.pilot.link
 
     @property
     def switches(self) -> tuple[Switch, ...]:
         """The last changes of plan, oldest first; `counts.switches` says how many there were."""
-        return self._pilot.switches
+        return self._active.opened.pilot.switches
 
     @property
     def counts(self) -> Counts:
@@ -208,12 +181,13 @@ class OffloadSession:
 
     def predicted(self) -> Timeline:
         """What the plan that is followed now should take, on the link as measured if it was."""
-        followed = self.bundle.plans[self.plan]
-        return followed.predicted(self.link) or followed.timeline
+        opened = self._active.opened
+        followed = opened.bundle.plans[opened.pilot.plan]
+        return followed.predicted(opened.pilot.link) or followed.timeline
 
     def get_inputs(self) -> list[Value]:
         """What `run` needs: name, type and shape of each input."""
-        return list(self.bundle.inputs)
+        return list(self._inputs.values())
 
     def get_overridable_initializers(self) -> list[Value]:
         """What `run` may be given besides: the inputs that have a default in the model."""
@@ -221,7 +195,7 @@ class OffloadSession:
 
     def get_outputs(self) -> list[Value]:
         """What `run` gives: name, type and shape of each output."""
-        return list(self.bundle.outputs)
+        return list(self._active.opened.bundle.outputs)
 
     def rehearse(self, input_feed: Mapping[str, Any]) -> float:
         """Run the device's part alone on an array for each input, so that its pace is known.
@@ -230,7 +204,9 @@ class OffloadSession:
         """
         self._check_usable()
         feeds = self._checked_feeds(input_feed)
-        return self._device.rehearse(self.bundle.plans[self.plan].on(Side.DEVICE), feeds)
+        opened = self._active.opened
+        followed = opened.bundle.plans[opened.pilot.plan]
+        return opened.device.rehearse(followed.on(Side.DEVICE), feeds)
 
     def run(
         self,
@@ -252,6 +228,7 @@ class OffloadSession:
         Raises:
             InputError: a name, dtype or shape is wrong, or the session was closed.
             ServerError: the server is lost and the device may not or cannot go on alone.
+            BundleError: the same, for the server does not hold the bundle any more.
             DeadlineError: the time is over.
         """
         running = self._prepared(output_names, input_feed, deadline_s, copy=False)
@@ -443,7 +420,7 @@ class OffloadSession:
         self._check_usable()
         names, checked = self._checked_names(output_names), self._checked_feeds(feeds)
         allowed_s = self._deadline_s if deadline_s is None else checked_s("deadline_s", deadline_s)
-        running = self._execution.prepare(checked, names, allowed_s, copy=copy)
+        running = self._active.opened.execution.prepare(checked, names, allowed_s, copy=copy)
         running.session = self  # it must not be closed while an inference is under way
         return running
 
@@ -458,7 +435,7 @@ class OffloadSession:
 
     def _checked_feeds(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
         """The values to compute from; InputError unless they are the model's inputs."""
-        where = self.bundle.path.name
+        where = self._name
         if not isinstance(feeds, Mapping):
             raise InputError(
                 f"{where}: inputs are a dict from names to arrays, not a {type(feeds).__name__}:"
@@ -482,7 +459,7 @@ class OffloadSession:
         """The outputs wanted; InputError unless they are the model's."""
         if output_names is None:
             return self._outputs
-        where = self.bundle.path.name
+        where = self._name
         if isinstance(output_names, str) or not isinstance(output_names, Iterable):
             raise InputError(
                 f"{where}: outputs are a list of names, not {output_names!r}: give some of"
@@ -505,19 +482,6 @@ def _call_all(functions: Iterable[Callable[[], None]]) -> None:
         function()
 
 
-def _end(execution: Execution, keeper: Keeper | None, pilot: Pilot) -> None:
-    """Stop what is under way, then the threads and the connection."""
-    execution.close(_CLOSED, _CLOSE_S)
-    pilot.close()
-    if keeper:
-        keeper.close()
-
-
-def _alive(keeper: Keeper | None) -> Remote | None:
-    """The session with the server while it is alive."""
-    return keeper.remote if keeper else None
-
-
 def _window(frames: int) -> int:
     if not isinstance(frames, int) or frames < 1:
         raise InputError(f"window must be at least 1 frame, not {frames!r}")
@@ -536,23 +500,6 @@ def _policy(text: str) -> OnServerLoss:
         return OnServerLoss(text)
     except ValueError:
         raise InputError(f"on_server_loss is resume, local or raise, not {text!r}") from None
-
-
-def _values(bundle: Bundle, device: Device) -> dict[str, Value]:
-    """Type and shape of every tensor this side knows."""
-    ends = {value.name: value for value in (*bundle.inputs, *bundle.outputs)}
-    return {**ends, **device.values()}
-
-
-def _first(make: Callable[[], Remote], timeout_s: float, required: bool) -> Remote | None:
-    remote = make()
-    try:
-        remote.open(timeout_s)
-    except ServerError:
-        if required:
-            raise
-        return None
-    return remote
 
 
 def _connector(server: str | Connector | None, security: ClientSecurity | None) -> Connector:

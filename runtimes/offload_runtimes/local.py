@@ -46,11 +46,13 @@ def open_session(
     Raises:
         BundleError, InputError, ServerError: as OffloadSession and Server.
     """
+    if server is not None:
+        return OffloadSession(bundle, server, **options)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
     fixed = options.get("plan")
     followed = opened if fixed is None else opened.only(fixed)
-    if server is not None or not followed.needs_server:
-        return OffloadSession(opened, server, **options)
+    if not followed.needs_server:
+        return OffloadSession(opened, None, **options)
     for side, advice in (
         (Side.DEVICE, "give it the whole bundle or the device's half"),
         (Side.SERVER, "give the address of a server that has it (server=, --server HOST:PORT)"),

@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -28,6 +29,7 @@ from offload_runtimes.serving.dispatch import Dispatcher
 from offload_runtimes.serving.echo import echo
 from offload_runtimes.serving.hosted import Hosted, host
 from offload_runtimes.serving.observe import Observer
+from offload_runtimes.serving.releases import Source, check_memory, mark_of, sources
 from offload_runtimes.serving.task import Served
 from offload_runtimes.session.memory import Memory
 from offload_runtimes.session.server import Limits, ServerSession
@@ -35,6 +37,7 @@ from offload_runtimes.versions import versions
 from offload_runtimes.wire.contract import (
     MESSAGE_LIMIT_BYTES,
     TENSOR_LIMIT_BYTES,
+    Contract,
     upload_limit_bytes,
 )
 from offload_runtimes.wire.transport import Connection
@@ -63,6 +66,7 @@ class Server:
         max_sessions: int = 64,
         max_run_s: float = 60.0,
         max_memory_bytes: int | None = None,
+        max_releases: int | None = None,
         batching: Batching | None = None,
         metrics: str | None = None,
         security: ServerSecurity | None = None,
@@ -71,7 +75,8 @@ class Server:
         """Load everything; nothing is listened to before `start`.
 
         Args:
-            bundles: bundles or their directories; the server's files suffice.
+            bundles: bundles or their directories; the server's files suffice. With `ROOT/current`
+                of a deployment, the earlier releases that it keeps are served, too.
             listen: `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`; port 0 takes a free one.
             options: how onnxruntime runs the segments.
             workers: segments that run at the same time; sessions take turns.
@@ -82,6 +87,8 @@ class Server:
             max_memory_bytes: what models and tensors may take beyond the bare process: three
                 quarters for onnxruntime (weights, what it computes, outputs), one for uploads and
                 unread answers of all sessions; None: no limit.
+            max_releases: releases of one deployment to serve, the current one included; None: all
+                that it keeps.
             batching: how many rows of several sessions may run at once; None: each frame alone.
             metrics: `HOST:PORT` for Prometheus to read `/metrics` from.
             security: certificates and token; None: plaintext, for this machine only.
@@ -95,19 +102,38 @@ class Server:
             raise InputError("workers and max_sessions must be at least 1")
         self._limits = limits or Limits()
         options = options or EngineOptions()
-        hosted: list[Hosted] = []
-        paths: list[Path] = []
+        if max_releases is not None and max_releases < 1:
+            raise InputError("max_releases must be at least 1: the current release is served")
+        self._given = tuple(bundles)
+        self._max_releases = max_releases
+        self._mark = mark_of(self._given)
+        self._reloading = threading.Lock()
+        self._hosted: dict[str, Hosted] = {}
+        self._names: dict[str, str] = {}
+        self._contracts: dict[str, tuple[Contract, ...]] = {}
         with _memory(max_memory_bytes) as (self._memory, arena):
             batching = batching or Batching()
             limit_bytes = int(
                 min(TENSOR_LIMIT_BYTES, self._limits.max_bytes, self._memory.limit_bytes)
             )
-            for bundle in bundles:
-                paths.append(Path(bundle.path if isinstance(bundle, Bundle) else bundle))
-                hosted.append(host(bundle, options, max_run_s, arena, batching, limit_bytes))
-        self._hosted = {h.bundle.digest: h for h in hosted}
-        self.paths = tuple(paths)
-        self._contracts = {digest: h.contracts for digest, h in self._hosted.items()}
+            self._host_bundle = partial(
+                host,
+                options=options,
+                max_run_s=max_run_s,
+                batching=batching,
+                limit_bytes=limit_bytes,
+            )
+            for source in sources(self._given, max_releases):
+                try:
+                    self._take(source, arena)
+                except OffloadError as error:
+                    if source.is_required:
+                        raise
+                    text = f"{source.path.name} is not served: {error}"
+                    warnings.warn(text, RuntimeWarning, stacklevel=2)
+        self._order = tuple(self._contracts)
+        self._is_bounded = max_memory_bytes is not None
+        self.paths = tuple(source.path for source in sources(self._given, 1))
         self._sessions: set[Served] = set()
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
@@ -121,6 +147,7 @@ class Server:
         security.check(address)
         self._credentials = ServerCredentials(security, self._observer.reloaded)
         batches = Batches(batching, self._hosted, self._observer, self._memory, self._crowd)
+        self._batches = batches
         self._dispatcher = Dispatcher(self._hosted, workers, max_run_s, self._observer, batches)
         agreed = [contract for each in self._contracts.values() for contract in each]
         self._max_message_bytes = upload_limit_bytes(agreed)
@@ -138,6 +165,21 @@ class Server:
             refused=self._observer.refused,
         )
         self._show(max_memory_bytes)
+
+    def _take(self, source: Source, arena: Arena | None = None) -> str:
+        """Load a bundle unless it is served already; its digest."""
+        bundle = source.open()
+        if bundle.digest not in self._hosted:
+            self._hosted[bundle.digest] = self._loaded(source, bundle, arena)
+        self._names[bundle.digest] = source.name
+        self._contracts[bundle.digest] = self._hosted[bundle.digest].contracts
+        return bundle.digest
+
+    def _loaded(self, source: Source, bundle: Bundle, arena: Arena | None = None) -> Hosted:
+        others = list(self._hosted.values())
+        if not source.is_required:
+            check_memory(bundle, others)
+        return self._host_bundle(bundle, arena=arena, others=others)
 
     def _show(self, max_memory_bytes: int | None) -> None:
         """Let Prometheus read what the server and its parts know."""
@@ -184,13 +226,13 @@ class Server:
 
     @property
     def bundles(self) -> tuple[str, ...]:
-        """Digests of the bundles served."""
-        return tuple(self._hosted)
+        """Digests of the bundles served, those it was given first."""
+        return self._order
 
     @property
     def providers(self) -> tuple[str, ...]:
         """Short names of the execution providers really in use, without repeats."""
-        engines = (engine for h in self._hosted.values() for engine in h.engines.values())
+        engines = (engine for h in list(self._hosted.values()) for engine in h.engines.values())
         return tuple(dict.fromkeys(short_name(engine.providers[0]) for engine in engines))
 
     @property
@@ -198,7 +240,7 @@ class Server:
         """Of each part that runs frames alone, why; parts as `BUNDLE/PART`, digests cut short."""
         return {
             f"{digest[:12]}/{part}": why
-            for digest, hosted in self._hosted.items()
+            for digest, hosted in list(self._hosted.items())
             for part, why in hosted.alone.items()
         }
 
@@ -219,6 +261,80 @@ class Server:
         without this, too, when they change.
         """
         self._credentials.reload()
+
+    def reload_bundles(self, *, even_unchanged: bool = True) -> None:
+        """Take up releases deployed since, and other bundles that their directories hold by now.
+
+        Open sessions go on with their bundle. One that is not to be served any more takes no new
+        sessions, and goes with its last session. A bundle that cannot be served is logged; all
+        that were served are then served on. With `max_memory_bytes` nothing can be loaded later:
+        that is logged, too.
+
+        Args:
+            even_unchanged: look at the directories even if no root has another release.
+        """
+        with self._reloading:
+            self._drop_unused()
+            mark = mark_of(self._given)
+            if not even_unchanged and mark == self._mark:
+                return
+            self._mark = mark
+            wanted: dict[str, str] = {}
+            complete = True
+            for source in sources(self._given, self._max_releases):
+                try:
+                    digest = self._taken_up(source)
+                except OffloadError as error:
+                    self._observer.bundle("bundle not taken up", source.path.name, str(error))
+                    complete = complete and not source.is_required
+                else:
+                    wanted.setdefault(digest, source.name)
+            if complete:
+                self._serve_only(wanted)
+
+    def _taken_up(self, source: Source) -> str:
+        """Serve a bundle from now on; its digest."""
+        bundle = source.open()
+        if bundle.digest in self._hosted:
+            return self._take(replace(source, bundle=bundle))
+        if self._is_bounded:
+            raise InputError(
+                f"release {bundle.digest[:12]} cannot be loaded while --max-memory holds: restart"
+                " the server"
+            )
+        hosted = self._loaded(source, bundle)
+        if upload_limit_bytes(hosted.contracts) > self._max_message_bytes:
+            raise InputError(
+                f"release {bundle.digest[:12]} takes longer messages than those before: restart"
+                " the server"
+            )
+        self._hosted[bundle.digest] = hosted
+        digest = self._take(replace(source, bundle=bundle))
+        self._batches.report(digest)
+        self._observer.bundle("bundle taken up", digest[:12])
+        return digest
+
+    def _serve_only(self, wanted: Mapping[str, str]) -> None:
+        """Take new sessions for these bundles alone."""
+        for digest in [digest for digest in self._contracts if digest not in wanted]:
+            del self._contracts[digest]
+            self._observer.bundle("bundle dropped", digest[:12])
+        self._order = tuple(wanted)
+        self._names.update(wanted)
+        self._drop_unused()
+
+    def _drop_unused(self) -> None:
+        """Let go of bundles that take no new sessions and have none."""
+        gone = [digest for digest in self._hosted if digest not in self._contracts]
+        if not gone:
+            return
+        for served in self._open_sessions():
+            with served.lock:  # a hello may be under way
+                if served.session.bundle in gone:
+                    gone.remove(served.session.bundle)
+        for digest in gone:
+            del self._hosted[digest]
+            self._names.pop(digest, None)
 
     def refused(self, reason: str, peer: str, detail: str) -> None:
         """Count and log a session that did not begin, like one whose TLS handshake failed."""
@@ -281,7 +397,9 @@ class Server:
         number = next(self._numbers)
         # By its number: an account that held on to its session would outlive it with all tensors.
         account = self._memory.account(partial(self._evict, number))
-        session = ServerSession(self._contracts, self._limits, account, self._max_message_bytes)
+        session = ServerSession(
+            self._contracts, self._limits, account, self._max_message_bytes, self._names
+        )
         served = Served(number, connection, session)
         with self._lock:
             self._sessions.add(served)

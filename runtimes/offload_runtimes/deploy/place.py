@@ -155,6 +155,7 @@ _KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "insecure": (lambda value: isinstance(value, bool), "true or false"),
     "max_memory": (lambda value: _is_text(value) and _is_size(str(value)), 'a size like "2 GB"'),
     "max_sessions": (_is_count, "a number of sessions"),
+    "releases": (_is_count, "a number of releases"),
     "metrics": (_is_text, "HOST:PORT"),
     "cert": (_is_text, "the path of a certificate on the target"),
     "cert_key": (_is_text, "the path of the certificate's key on the target"),
@@ -183,6 +184,7 @@ def _serving(entry: Mapping[str, Any]) -> tuple[str, ...]:
     options |= {"token_file": "token-file", "max_memory": "max-memory"}
     options |= {"batch": "batch", "batch_wait": "batch-wait"}
     options |= {"max_sessions": "max-sessions", "metrics": "metrics"}
+    options |= {"releases": "releases"}
     given = [(option, entry[key]) for key, option in options.items() if key in entry]
     words = tuple(word for option, value in given for word in (f"--{option}", str(value)))
     return (*words, "--insecure") if entry.get("insecure") else words

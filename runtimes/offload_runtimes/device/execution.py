@@ -5,7 +5,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
+from copy import copy, deepcopy
 from enum import StrEnum
 from typing import Any
 
@@ -115,6 +115,11 @@ class Execution:
         remote = keeper.remote if keeper else None
         if keeper and remote is None:
             running.error, running.outcome = keeper.why, Outcome.LOCAL
+            if self._can_finish_here:
+                for why in keeper.take_warnings():
+                    warnings.warn(
+                        f"going on without the server: {why}", RuntimeWarning, stacklevel=2
+                    )
             return
         try:
             self._start(running, remote)
@@ -169,7 +174,7 @@ class Execution:
                 running.lost(error)
         if running.error is not None:
             if not self._can_finish_here:
-                raise running.error
+                raise copy(running.error)  # the keeper's own must not refer to our frames
             self._finish_here(running)
         found = inference.take(names, running.until_s)
         self._tally.add(running.outcome)

@@ -52,14 +52,20 @@ class Batches:
         self._crowd = crowd
         self._gathered: Gathered[Served, Member] = Gathered(batching)
         self.waits = batching.wait_s > 0
-        for digest, host in hosted.items() if batching.rows > 1 else ():
-            for part in host.engines:
-                observer.batching(digest, part, host.alone.get(part, ""))
+        self._is_on = batching.rows > 1
+        for digest in hosted:
+            self.report(digest)
 
     @property
     def spent(self) -> int:
         """Turns still to come for tasks that others took along."""
         return self._gathered.spent
+
+    def report(self, digest: str) -> None:
+        """Log which parts of a bundle run rows of several sessions at once, where any may."""
+        host = self._hosted[digest]
+        for part in host.engines if self._is_on else ():
+            self._observer.batching(digest, part, host.alone.get(part, ""))
 
     def add(self, served: Served, task: Task) -> Kind | None:
         """Let a task wait for others of its kind; None: it must run alone."""

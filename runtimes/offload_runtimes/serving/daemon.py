@@ -1,9 +1,12 @@
 """Serve until asked to stop; under systemd, say when ready and give signs of life."""
 
+import contextlib
 import os
+import queue
+import threading
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -12,11 +15,14 @@ from offload_runtimes.grpc.diagnosis import connect
 from offload_runtimes.server import Server
 from offload_runtimes.serving.handshakes import failed_handshakes
 from offload_runtimes.serving.notify import notify, watchdog_s
+from offload_runtimes.serving.observe import LOG
 from offload_runtimes.serving.status import status_socket
 from offload_runtimes.serving.stopping import Asked, StopSignal
 from offload_runtimes.versions import versions
 
 _ANSWER_S = 5.0
+_RELEASES_S = 2.0  # between looks at the roots of deployments
+_JOIN_S = 5.0
 
 
 def serve_until_asked(
@@ -27,7 +33,8 @@ def serve_until_asked(
 ) -> None:
     """Start a server, tell its address, and serve until SIGTERM or SIGINT; then drain.
 
-    SIGHUP reads certificates and tokens again; open sessions go on.
+    SIGHUP reads certificates and tokens again, and takes up what the bundles' directories hold by
+    then; a new release of a deployment is taken up without it, too. Open sessions go on.
 
     Signs of life are given by this process only while its port accepts connections, so a server
     that hangs or has lost its port is restarted. `draining` is called before work under way is
@@ -58,17 +65,48 @@ def serve_until_asked(
             stack.enter_context(failed)
         stack.enter_context(server)
         stack.enter_context(status_socket(status))
+        reload_bundles = stack.enter_context(_following_releases(server))
         ready(server.address)
         notify(f"READY=1\nSTATUS=serving on {server.address}")
         limit_s = watchdog_s()
         while (what := asked.wait(limit_s and limit_s / 3)) is not Asked.STOP:
             if what is Asked.RELOAD:
                 server.reload()
+                reload_bundles()
             if answers(server.address):
                 notify("WATCHDOG=1")
         notify("STOPPING=1")
         draining()
         server.drain(drain_s)
+
+
+@contextmanager
+def _following_releases(server: Server) -> Iterator[Callable[[], None]]:
+    """Take up new releases on a thread of its own, for loading may outlast systemd's watchdog.
+
+    Gives a function that asks for it although no root has another release.
+    """
+    wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()
+
+    def follow() -> None:
+        while True:
+            asked = False
+            with contextlib.suppress(queue.Empty):
+                asked = wakes.get(timeout=_RELEASES_S)
+                if not asked:
+                    return
+            try:
+                server.reload_bundles(even_unchanged=asked)
+            except Exception:  # noqa: BLE001  logged; the next release may be taken up
+                LOG.exception("bundles not reloaded")
+
+    thread = threading.Thread(target=follow, name="releases", daemon=True)
+    thread.start()
+    try:
+        yield lambda: wakes.put(True)
+    finally:
+        wakes.put(False)
+        thread.join(_JOIN_S)
 
 
 def answers(address: str) -> bool:

@@ -1,13 +1,14 @@
 """A bundle that is served: its contracts, and an engine for each of the server's parts."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from offload.bundle.bundle import Bundle, open_bundle
 from offload.errors import InputError
-from offload.plan.plan import Side
+from offload.plan.plan import Segment, Side
 from offload.units import format_bytes
 
 from offload_runtimes.engine import Arena, Engine, EngineOptions, load
@@ -17,6 +18,7 @@ from offload_runtimes.wire.contract import TENSOR_LIMIT_BYTES, Contract, contrac
 
 _WARM_LIMIT_S = 5.0
 NO_BATCHING = Batching()
+Content: TypeAlias = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Hosted:
     Attributes:
         bundle: the bundle.
         contracts: what may cross, for each plan.
-        engines: an engine for each of the server's parts.
+        engines: an engine for each of the server's parts; bundles share those of equal parts.
+        contents: the files of each part, by their digests.
         alone: why parts do not run rows of several sessions at once; those that do are missing.
         lately: how long its parts took when they were last run.
     """
@@ -34,6 +37,7 @@ class Hosted:
     bundle: Bundle
     contracts: tuple[Contract, ...]
     engines: Mapping[str, Engine]
+    contents: Mapping[str, Content]
     alone: dict[str, str] = field(default_factory=dict)
     lately: Lately = field(default_factory=Lately)
 
@@ -45,10 +49,12 @@ def host(
     arena: Arena | None = None,
     batching: Batching = NO_BATCHING,
     limit_bytes: int = TENSOR_LIMIT_BYTES,
+    others: Iterable[Hosted] = (),
 ) -> Hosted:
     """Open a bundle's server part, load and warm its engines, whose memory comes from an arena.
 
-    A tensor of no fixed shape may take `limit_bytes`.
+    A tensor of no fixed shape may take `limit_bytes`. A part whose files are those of a part of
+    `others` shares its engine, weights included.
 
     Which parts run rows of several sessions together as alone is tried; warns (RuntimeWarning)
     where they should and do not.
@@ -59,17 +65,35 @@ def host(
     """
     if not isinstance(bundle, Bundle):
         bundle = open_bundle(bundle, (Side.SERVER,))
-    if arena is not None:
-        _check_weights(bundle, arena)
     segments = bundle.parts(Side.SERVER)
-    engines = {s.part: load(bundle.segment_path(s.part), options, arena) for s in segments}
+    known = {h.contents[part]: engine for h in others for part, engine in h.engines.items()}
+    contents = {segment.part: _content(bundle, segment) for segment in segments}
+    if arena is not None and not known.keys() >= set(contents.values()):
+        _check_weights(bundle, arena)
+    shared = {part: known[content] for part, content in contents.items() if content in known}
+    engines = {
+        s.part: shared.get(s.part) or load(bundle.segment_path(s.part), options, arena)
+        for s in segments
+    }
     loaded = engines.values()
     values = {v.name: v for e in loaded for v in (*e.outputs, *e.inputs, *e.defaults)}
     limit_s = min(max_run_s, _WARM_LIMIT_S)
-    for engine in engines.values():
-        engine.warm(limit_s)
+    for part, engine in engines.items():
+        if part not in shared:
+            engine.warm(limit_s)
     alone = _alone(bundle, engines, limit_s, batching)
-    return Hosted(bundle, contracts(bundle, values, limit_bytes), engines, alone)
+    return Hosted(bundle, contracts(bundle, values, limit_bytes), engines, contents, alone)
+
+
+def _content(bundle: Bundle, segment: Segment) -> Content:
+    """The files of a part of the server's, by their digests: equal ones compute the same."""
+    weights = [
+        (file.name, file.sha256)
+        for file in bundle.files
+        if Side.SERVER in file.sides and not file.name.endswith((".onnx", ".json"))
+    ]
+    own = [("", file.sha256) for file in bundle.files if file.name == segment.file]
+    return tuple(own + weights)
 
 
 def _check_weights(bundle: Bundle, arena: Arena) -> None:

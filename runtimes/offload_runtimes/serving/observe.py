@@ -186,6 +186,11 @@ class Observer:
         """A message went `in` or `out`."""
         self._passed[direction].inc(size_bytes)
 
+    def bundle(self, event: str, bundle: str, error: str = "") -> None:
+        """A bundle is served from now on, is not any more, or (with an error) cannot be."""
+        fields = {"bundle": bundle, **({"error": error} if error else {})}
+        LOG.log(logging.WARNING if error else logging.INFO, event, extra={"fields": fields})
+
     def computed(self, queue_s: float, compute_s: float) -> None:
         """A segment waited and ran."""
         self._queue.observe(queue_s)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import offload
@@ -16,6 +17,7 @@ from offload_runtimes.wire import messages as wire
 from offload_runtimes.wire.contract import MESSAGE_LIMIT_BYTES, Contract
 from offload_runtimes.wire.messages import ProtocolError
 
+_NAMED_BUNDLES = 8
 _FULL = (
     "the server holds as much for its devices as it may (--max-memory): try again, or allow more"
 )
@@ -149,14 +151,17 @@ class ServerSession:
         limits: Limits,
         account: Account | None = None,
         max_message_bytes: int = MESSAGE_LIMIT_BYTES,
+        names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`contracts` holds those of each bundle by its digest, in the order of its plans.
+        """`contracts` holds those of each bundle by its digest, in the order of its plans; `names`
+        is what a device that asks for another bundle is told of them.
 
         What was uploaded is held on `account`; what segments made is the engines' to count. The
         device is told that messages may be as long as `max_message_bytes`.
         """
         self._max_message_bytes = max_message_bytes
         self._contracts = contracts
+        self._names = names
         self._limits = limits
         self._account = account or Memory().account(lambda: None)
         self._agreed: Sequence[Contract] = ()
@@ -282,7 +287,8 @@ class ServerSession:
         self._agreed = self._contracts.get(hello.bundle, ())
         if not self._agreed:
             raise BundleError(
-                f"bundle {hello.bundle[:12]} is not served here: start the server with it"
+                f"bundle {hello.bundle[:12]} is not served here, {self._held_bundles()}: deploy one"
+                " bundle to the device and the server"
             )
         welcome = pb.Welcome(
             protocol=wire.PROTOCOL,
@@ -290,6 +296,16 @@ class ServerSession:
             max_message_bytes=self._max_message_bytes,
         )
         return wire.message(welcome=welcome)
+
+    def _held_bundles(self) -> str:
+        """The bundles that are served, as a part of a sentence."""
+        found = [
+            f"{digest[:12]} ({name})" if (name := self._names.get(digest)) else digest[:12]
+            for digest in list(self._contracts)
+        ]
+        more = len(found) - _NAMED_BUNDLES
+        names = ", ".join([*found[:_NAMED_BUNDLES], *([f"{more} more"] if more > 0 else [])])
+        return f"the server holds {names}" if found else "the server holds none"
 
     def _begin(self, begin: pb.Begin) -> list[Event]:
         """A frame that has nothing to upload, or whose inputs with a default come first."""

@@ -103,8 +103,8 @@ class Camera:
             yield self._next()
 
     def _next(self) -> dict[str, np.ndarray]:
-        pilot = self._session._pilot
-        pilot.attend(self._session._remote(), time.monotonic(), 0.02)
+        pilot = self._session._active.opened.pilot
+        pilot.attend(self._session._active.opened.remote, time.monotonic(), 0.02)
         self.plans.append(self._session.plan)
         return frame(len(self.plans) - 1)
 
@@ -155,7 +155,7 @@ def test_the_first_frame_of_a_plan_tells_of_the_change(bundle: Bundle, server: S
         assert session.plan == FAR
         assert session.link
         assert session.link.up_bps > 5e5
-        session._pilot._mark = "plan 0 -> plan 1"
+        session._active.opened.pilot._mark = "plan 0 -> plan 1"
         _, first = session.run_timed(None, frame(0))
         _, second = session.run_timed(None, frame(1))
     marks = [span for span in first.lane(Lane.DEVICE) if span.duration_s == 0]
@@ -182,8 +182,8 @@ class Gate:
 
     def __init__(self, session: OffloadSession) -> None:
         self.reached, self.open = threading.Event(), threading.Event()
-        self._load = session._pilot._load
-        session._pilot._load = self
+        self._load = session._active.opened.pilot._load
+        session._active.opened.pilot._load = self
 
     def __call__(self, plan: Plan) -> None:
         self.reached.set()

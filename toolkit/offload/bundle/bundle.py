@@ -99,7 +99,7 @@ class Bundle:
     """An opened and verified bundle.
 
     Attributes:
-        path: its directory.
+        path: its directory; links that led there, like `current`, may point elsewhere by now.
         digest: SHA-256 hex digest of its manifest's content: the name the server knows it by.
         ranged: how to run it: its plans, and when each is best.
         inputs: what the caller gives, in the model's order.
@@ -177,7 +177,7 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
     Raises:
         BundleError: no bundle there, another format, or a file is missing or changed.
     """
-    folder = Path(path)
+    folder = _without_links(Path(path))
     required = set(sides)
     try:
         manifest = json.loads(_read_manifest(folder))
@@ -229,6 +229,15 @@ def file_digest(path: Path) -> str:
     """SHA-256 hex digest of a file, read in pieces."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _without_links(folder: Path) -> Path:
+    """The folder that links lead to now, so that files read later are of the same bundle."""
+    try:
+        resolved = Path(os.path.realpath(folder))
+    except ValueError:  # a NUL byte: no such folder
+        return folder
+    return folder if resolved == folder.absolute() else resolved
 
 
 def _read_manifest(folder: Path) -> bytes:
