@@ -273,3 +273,17 @@ def test_what_is_no_input_is_one_sentence(door: Door) -> None:
         ((*estimated, "--calibration", "empty"), "holds no pictures"),
     ):
         assert sentence in door.refused(*words)
+
+
+def test_sizes_called_by_a_question_mark_need_not_be_equal(door: Door) -> None:
+    """As PP-OCR's files have them: the batch, the height and the width are all called `?`."""
+    nodes = [
+        helper.make_node("Conv", ["x", "K"], ["c"]),
+        helper.make_node("GlobalAveragePool", ["c"], ["y"]),
+    ]
+    inputs, outputs = [value("x", "?", 3, "?", "?")], [value("y", "?", 8, 1, 1)]
+    save(door.folder / "net.onnx", nodes, inputs, outputs, {"K": weight(8, 3, 3, 3)})
+    shown = door.json("inspect", "net.onnx", "--shape", "x=1x3x16x24")
+    assert shown["tensors"]["c"]["shape"] == [1, 8, 14, 22]
+    door.ok("split", "net.onnx", "-o", "b", *ESTIMATED, "--shape", "x=1x3x16x24")
+    door.ok("profile", "net.onnx", "--runs", "3", "--shape", "x=1x3x16x24")

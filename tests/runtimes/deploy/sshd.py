@@ -166,4 +166,8 @@ class Scissors:
                 end.transport.abort()
 
         both = (pass_on(reader, back), pass_on(there, writer))
-        await asyncio.gather(*both, return_exceptions=True)
+        try:
+            await asyncio.gather(*both, return_exceptions=True)
+        finally:  # also when both failed, or this was cancelled
+            for end in (writer, back):
+                end.transport.abort()

@@ -27,6 +27,7 @@ from offload.bundle.rows.verdict import why_alone
 from offload.bundle.weights import write_parts
 from offload.errors import InputError
 from offload.files import staged_folder
+from offload.graph.dimensions import dimension_name
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.plan.plan import Plan, Side
@@ -220,4 +221,4 @@ def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
     """Some exporters (Paddle) write -1 for a dynamic size."""
     if dim.HasField("dim_value"):
         return dim.dim_value if dim.dim_value >= 0 else None
-    return dim.dim_param or None
+    return dimension_name(dim.dim_param)

@@ -21,7 +21,14 @@ _FUNCTIONS: Mapping[str, Callable[..., Fraction]] = {
     "max": max,
     "min": min,
 }
+# What some exporters write where a size has no name: equal ones need not be equal sizes.
+_NAMELESS = frozenset(("", "?", "*", "-1", "None"))
 _LONGEST = 200  # characters of an expression; a longer name is a symbol
+
+
+def dimension_name(text: str) -> str | None:
+    """The name of a size, or None where what the file has in its place names nothing (`?`)."""
+    return None if text.strip() in _NAMELESS else text
 
 
 @dataclass

@@ -9,7 +9,7 @@ import onnx
 from onnx import ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
 from offload.errors import InputError
-from offload.graph.dimensions import Symbols
+from offload.graph.dimensions import Symbols, dimension_name
 from offload.graph.elements import dense_bytes, dtype_name, element_type, size_bytes
 from offload.graph.external import WeightFiles, is_external
 from offload.graph.flops import Array, Work
@@ -338,7 +338,8 @@ def _bind(outline: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
                 onnx.TensorShapeProto.Dimension(dim_value=size) for size in shapes[name]
             )
         for dim in shape.dim:
-            size = symbols.size(dim.dim_param) if dim.dim_param else None
+            name_of_size = dimension_name(dim.dim_param)
+            size = symbols.size(name_of_size) if name_of_size else None
             if size is not None:
                 dim.dim_value = size
 
@@ -346,7 +347,9 @@ def _bind(outline: ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
 def _declared(value: ValueInfoProto) -> tuple[int | str | None, ...]:
     """An input's sizes: a number, a name, or None."""
     dims = value.type.tensor_type.shape.dim
-    return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or None for d in dims)
+    return tuple(
+        d.dim_value if d.HasField("dim_value") else dimension_name(d.dim_param) for d in dims
+    )
 
 
 def _check_fit(
