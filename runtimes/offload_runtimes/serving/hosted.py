@@ -67,7 +67,7 @@ def host(
         bundle = open_bundle(bundle, (Side.SERVER,))
     segments = bundle.parts(Side.SERVER)
     known = {h.contents[part]: engine for h in others for part, engine in h.engines.items()}
-    contents = {segment.part: _content(bundle, segment) for segment in segments}
+    contents = {segment.part: content_of(bundle, segment) for segment in segments}
     if arena is not None and not known.keys() >= set(contents.values()):
         _check_weights(bundle, arena)
     shared = {part: known[content] for part, content in contents.items() if content in known}
@@ -85,7 +85,7 @@ def host(
     return Hosted(bundle, contracts(bundle, values, limit_bytes), engines, contents, alone)
 
 
-def _content(bundle: Bundle, segment: Segment) -> Content:
+def content_of(bundle: Bundle, segment: Segment) -> Content:
     """The files of a part of the server's, by their digests: equal ones compute the same."""
     weights = [
         (file.name, file.sha256)

@@ -17,7 +17,7 @@ from offload.units import format_bytes
 
 from offload_runtimes.deploy.agent.disk import RefusalError
 from offload_runtimes.deploy.agent.journal import Journal
-from offload_runtimes.serving.hosted import Hosted
+from offload_runtimes.serving.hosted import Hosted, content_of
 
 _BYTES_LOADED = 2  # in memory, for each byte of a part's files
 
@@ -68,12 +68,13 @@ def sources(given: Iterable[str | Path | Bundle], most: int | None = None) -> li
 def check_memory(bundle: Bundle, others: Sequence[Hosted]) -> None:
     """InputError where this machine lacks the memory to serve a kept release, too.
 
-    A loaded part takes its files' bytes, and as much again where kernels repack weights. Files
+    A loaded part takes its files' bytes, and as much again where kernels repack weights. Parts
     that `others` loaded already are shared.
     """
-    shared = {digest for h in others for content in h.contents.values() for _, digest in content}
-    files = [file for file in bundle.files if Side.SERVER in file.sides]
-    size_bytes = sum(file.size_bytes for file in files if file.sha256 not in shared)
+    loaded = {content for h in others for content in h.contents.values()}
+    contents = {content_of(bundle, segment) for segment in bundle.parts(Side.SERVER)} - loaded
+    lacking = {digest for content in contents for _, digest in content}
+    size_bytes = sum(file.size_bytes for file in bundle.files if file.sha256 in lacking)
     needed_bytes, free_bytes = _BYTES_LOADED * size_bytes, free_memory_bytes()
     if needed_bytes > free_bytes:
         raise InputError(
