@@ -1,4 +1,4 @@
-"""Wire the verbs together and turn every expected error into one sentence."""
+"""The `offload` command: its group of commands, and one sentence for every error."""
 
 import os
 import sys
@@ -12,62 +12,17 @@ import typer
 from offload.errors import exit_code, sentence, wants_traceback
 from offload_runtimes.versions import versions
 
-from offload_cli import (
-    certs,
-    deploy,
-    device,
-    encode_report,
-    inspect,
-    models,
-    probe,
-    profile,
-    releases,
-    run,
-    schedule,
-    serve,
-    service,
-    simulate,
-    split,
-    status,
-    testbed,
-    verify,
-)
-from offload_cli.bench.verb import bench
-from offload_cli.demo.verb import demo
+from offload_cli.commands import Commands
 from offload_cli.output import Output, write_any_encoding
 
 app = typer.Typer(
     name="offload",
+    cls=Commands,
     help="Run one ONNX model across a small device and a big server, faster than either alone.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-app.add_typer(models.app, name="models")
-app.add_typer(certs.app, name="certs")
-app.add_typer(testbed.app, name="testbed")
-app.add_typer(device.app, name="device")
-app.add_typer(service.app, name="service")
-for verb in (
-    inspect.inspect,
-    profile.profile,
-    split.split,
-    simulate.simulate,
-    schedule.schedule,
-    deploy.deploy,
-    device.wheelhouse,
-    releases.releases,
-    releases.rollback,
-    status.status,
-    serve.serve,
-    probe.probe,
-    run.run,
-    bench,
-    verify.verify,
-    encode_report.encode_report,
-    demo,
-):
-    app.command()(verb)
 
 
 def _print_version(asked: bool) -> None:

@@ -3,8 +3,11 @@
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 from offload_runtimes import InputError, OffloadSession, ServerError, probe
 from offload_runtimes.security.certs import make_certificates
@@ -182,3 +185,26 @@ def test_a_message_names_the_proxy(
     assert asked[0].startswith("CONNECT no-such-host.invalid:50051")
     monkeypatch.setenv("no_proxy", "elsewhere,.invalid")
     assert "no host named" in refused(bundle, "no-such-host.invalid:50051")
+
+
+def test_probe_of_a_server_that_never_answers(door: Door) -> None:
+    """A server that takes the connection and every message, and says nothing."""
+    done = threading.Event()
+
+    def silent(*_: object) -> Iterator[bytes]:
+        done.wait(30)
+        yield from ()
+
+    handler: Any = grpc.stream_stream_rpc_method_handler(silent)
+    server = grpc.server(ThreadPoolExecutor(2))
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler("onnx_offload.v1.Runtime", {"Probe": handler})]
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        said = door.refused("probe", f"127.0.0.1:{port}", timeout_s=30)
+        assert f"127.0.0.1:{port} is connected but did not answer a probe in 5.00 s" in said
+    finally:
+        done.set()
+        server.stop(0).wait()

@@ -9,8 +9,6 @@ from offload.encoding.encoding import Form
 from offload.errors import OffloadError
 from offload.plan.plan import Send
 
-from offload_runtimes.server import Server
-
 _TINY_SHAPE = (1, 8)
 _TIMEOUT_S = 60.0
 # A process of its own, with all that an inference touches: engine, connection, threads.
@@ -33,6 +31,8 @@ def client_bytes(threads: int | None = None) -> int | None:
 
     None where that cannot be measured (no Linux, no loopback, no second process).
     """
+    from offload_runtimes.server import Server  # here: planning starts without gRPC
+
     model = passage(Send("t", None, Form.HALF.value), _TINY_SHAPE).SerializeToString()
     try:
         with Server([]) as server:

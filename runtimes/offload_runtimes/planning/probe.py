@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from offload.cost.regression import MIN_SIZES, Sample
 from offload.errors import InputError, OffloadError, ServerError
+from offload.units import format_s
 
 import offload_runtimes.wire.offload_pb2 as pb
 from offload_runtimes.address import parse_address
@@ -25,10 +26,12 @@ from offload_runtimes.grpc.channel import GrpcConnector
 from offload_runtimes.security.credentials import ClientSecurity
 from offload_runtimes.wire.transport import Mailbox
 
-Ask: TypeAlias = Callable[[bytes], object]
+Ask: TypeAlias = Callable[[bytes, float], object]
 Answers: TypeAlias = "queue.SimpleQueue[bytes | OffloadError]"
 SIZES_BYTES = (1_000, 8_000, 32_000, 128_000, 512_000, 2_000_000, 8_000_000)
 PAUSE_S = 0.02
+SILENCE_S = 60.0
+"""How long one message may take on the slowest link that can be probed."""
 
 
 def probe(
@@ -62,7 +65,8 @@ def probe(
     Raises:
         InputError: a size is negative or larger than servers answer, or the address is not
             understood.
-        ServerError: the server can't be reached or went away.
+        ServerError: the server can't be reached, does not answer within `timeout_s`, or goes away
+            later: a minute without an answer counts as gone.
     """
     if not sizes_bytes or min(sizes_bytes) < 0 or max(sizes_bytes) > PROBE_LIMIT_BYTES - 4096:
         raise InputError(f"probe sizes must be 0 to {PROBE_LIMIT_BYTES - 4096} bytes")
@@ -70,6 +74,7 @@ def probe(
     with _asking(
         GrpcConnector(parse_address(server), PROBE_LIMIT_BYTES, security), timeout_s, link
     ) as ask:
+        _round_trip_s(ask, 0, 0, timeout_s)
         _round_trip_s(ask, 64_000, 64_000)  # lets the connection's windows grow
         half_s = statistics.median(_round_trip_s(ask, 0, 0) for _ in range(2 * repeats)) / 2
         end_s = time.monotonic() + budget_s
@@ -98,28 +103,34 @@ def _sample(ask: Ask, size_bytes: int, half_s: float) -> Sample:
     return Sample(size_bytes, max(up_s, 0.0), max(down_s, 0.0))
 
 
-def _round_trip_s(ask: Ask, up_bytes: int, down_bytes: int) -> float:
+def _round_trip_s(ask: Ask, up_bytes: int, down_bytes: int, timeout_s: float = SILENCE_S) -> float:
     # Random bytes: nothing on the way can make them fewer.
     request = pb.ProbeRequest(data=os.urandom(up_bytes), reply_bytes=down_bytes)
     message = request.SerializeToString()
     time.sleep(PAUSE_S)
     start_s = time.monotonic()
-    ask(message)
+    ask(message, timeout_s)
     return time.monotonic() - start_s
 
 
 @contextlib.contextmanager
 def _asking(connector: GrpcConnector, timeout_s: float, link: LinkCost | None) -> Iterator[Ask]:
-    """A function that sends a message to the server's echo service and waits for its answer."""
+    """A function that sends a message to the server's echo service and waits for the answer."""
     outbox: Mailbox = queue.SimpleQueue()
     inbox: Answers = queue.SimpleQueue()
     up, down = (Pipe(link.upload_s), Pipe(link.download_s)) if link else (None, None)
     stream = connector.open(PROBE, _outgoing(outbox, up), timeout_s)
     stream.deliver(OwnThread(_Inbox(inbox, down)) if link else _Inbox(inbox, None))
 
-    def ask(message: bytes) -> None:
+    def ask(message: bytes, answer_timeout_s: float) -> None:
         outbox.put(message)
-        answer = inbox.get()
+        try:
+            answer = inbox.get(timeout=answer_timeout_s)
+        except queue.Empty:
+            raise ServerError(
+                f"server {connector.address} is connected but did not answer a probe in"
+                f" {format_s(answer_timeout_s)}: check that it is `offload serve`, not overloaded"
+            ) from None
         if isinstance(answer, OffloadError):
             raise answer
 
