@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import offload
 import typer
 from offload.bundle.bundle import open_bundle
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 from offload.units import format_bytes
 from offload_runtimes.deploy.activation import KEEP
 from offload_runtimes.deploy.deployment import deploy_to

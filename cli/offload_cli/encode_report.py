@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 from offload.bundle.bundle import Bundle, open_bundle
-from offload.bundle.model_inputs import bundle_inputs
+from offload.bundle.sample_inputs import bundle_inputs
 from offload.errors import InputError
 from offload.files import write_text
-from offload.plan.plan import Side
-from offload.report.sizes import sizes_svg
+from offload.planning.plan import Side
+from offload.report.charts import sizes_svg
 from offload.units import format_bytes, format_s
 from offload_runtimes.encode.calibration import Calibration, random_calibration, read_calibration
 from offload_runtimes.encode.report import CutTensor, EncodeReport, Way

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from offload.bundle.bundle import Bundle
-from offload.bundle.common import sizes
-from offload.plan.plan import Plan, Side
-from offload.plan.ranges import Range
+from offload.bundle.write import sizes
+from offload.planning.plan import Plan, Side
+from offload.planning.plan_set import Range
 from offload.units import format_bps, format_bytes, format_s
 
 from offload_cli.output import Output

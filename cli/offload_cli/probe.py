@@ -5,8 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from offload.cost.link import Link
-from offload.cost.regression import fit_link
+from offload.costs.link import Link, fit_link
 from offload.files import write_text
 from offload.units import format_bps, format_s
 from offload_runtimes.planning.probe import probe as measure_link

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from offload.cost.profile import Profile
+from offload.costs.profile import Profile
 from offload.files import temporary_folder, write_text
 from offload.graph.load import load_model
 from offload.graph.model import Graph

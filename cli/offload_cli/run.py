@@ -10,14 +10,13 @@ from typing import Annotated, Any
 import typer
 from offload.bundle.bundle import open_bundle
 from offload.bundle.sample_inputs import bound
-from offload.cost.link import Link, parse_link
-from offload.cost.profile import slowed
+from offload.costs.link import Link, parse_link
+from offload.costs.profile import slowed
 from offload.errors import InputError
 from offload.files import write_text
-from offload.plan.plan import Plan
-from offload.report.gantt import gantt_svg, gantt_text
-from offload.report.trace import chrome_trace
-from offload.schedule.timeline import Timeline
+from offload.planning.plan import Plan
+from offload.report.gantt import chrome_trace, gantt_svg, gantt_text
+from offload.scheduling.timeline import Timeline
 from offload.units import format_s
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.execution import OnServerLoss

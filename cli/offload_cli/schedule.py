@@ -10,12 +10,10 @@ import typer
 from offload.bundle.bundle import open_bundle
 from offload.errors import InputError
 from offload.files import write_text
-from offload.report.gantt import gantt_svg, gantt_text
-from offload.report.trace import chrome_trace
-from offload.schedule.instance import Instance
-from offload.schedule.read import read_instance
-from offload.schedule.schedule import Schedule
-from offload.schedule.solve import SOLVERS, solve
+from offload.report.gantt import chrome_trace, gantt_svg, gantt_text
+from offload.scheduling.instance import Instance, read_instance
+from offload.scheduling.schedule import Schedule
+from offload.scheduling.solve import SOLVERS, solve
 from offload.units import format_s
 
 from offload_cli.options import FormatOption, PlanOption

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from offload.cost.link import parse_link
-from offload.encoding.allowance import Allowance
-from offload.encoding.encoding import parse_allowed
+from offload.costs.encodings import Allowance, parse_allowed
+from offload.costs.link import parse_link
 from offload.errors import InputError
 from offload.files import write_text
-from offload.plan.sweep import Cell, is_range, parse_links, reigns, sweep
-from offload.report.what_if import what_if_html, what_if_svg
+from offload.planning.sweep import Cell, is_range, parse_links, reigns, sweep
+from offload.report.charts import what_if_html, what_if_svg
 from offload.units import format_bps, format_s
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.planning.situation import SplitRequest, parse_machine, prepare

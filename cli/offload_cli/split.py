@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from offload.cost.link import parse_link
-from offload.encoding.allowance import Allowance
+from offload.costs.encodings import Allowance
+from offload.costs.link import parse_link
 from offload.errors import InputError
-from offload.plan.candidate import Candidate
-from offload.plan.planner import pareto
-from offload.plan.sweep import is_range, parse_links
+from offload.planning.planner import pareto
+from offload.planning.scheme import Candidate
+from offload.planning.sweep import is_range, parse_links
 from offload.units import format_bytes, format_s
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.planning.situation import (

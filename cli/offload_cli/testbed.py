@@ -5,9 +5,9 @@ import sys
 from typing import Annotated
 
 import typer
-from offload.cost.link import parse_link
+from offload.costs.link import parse_link
 from offload.errors import InputError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 from offload_runtimes.testbed import bed, host
 from offload_runtimes.testbed.layout import Layout
 

@@ -3,8 +3,7 @@
 from typing import Annotated
 
 import typer
-from offload.partition.demand import Power
-from offload.plan.wish import Wish
+from offload.planning.constraints import Power, Wish
 from offload.units import parse_bytes, parse_duration_s, parse_energy_j
 
 DeviceOption = Annotated[

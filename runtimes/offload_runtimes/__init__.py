@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from offload.cost.link import parse_link
+    from offload.costs.link import parse_link
     from offload.errors import BundleError, DeadlineError, InputError, OffloadError, ServerError
 
     from offload_runtimes.client import OffloadSession
@@ -30,7 +30,7 @@ _HOMES = {
     **dict.fromkeys(__all__, "offload.errors"),
     "OffloadSession": "offload_runtimes.client",
     "open_session": "offload_runtimes.local",
-    "parse_link": "offload.cost.link",
+    "parse_link": "offload.costs.link",
     "probe": "offload_runtimes.planning.probe",
 }
 

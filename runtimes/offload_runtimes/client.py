@@ -16,11 +16,11 @@ from typing import Any, Self, TypeVar, overload
 
 import numpy as np
 from offload.bundle.bundle import Bundle, Value, open_bundle
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import InputError
-from offload.plan.plan import Side
-from offload.plan.switching import Switching
-from offload.schedule.timeline import Timeline
+from offload.planning.plan import Side
+from offload.planning.plan_set import Switching
+from offload.scheduling.timeline import Timeline
 
 from offload_runtimes.address import parse_address
 from offload_runtimes.device.active_bundle import ActiveBundle, SessionOptions

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from offload.bundle.bundle import Bundle, open_bundle
 from offload.errors import InputError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from offload.bundle.bundle import Bundle
 from offload.bundle.write import check_types, signature, write_plans
-from offload.cost.link import Link
-from offload.encoding.catalogue import Catalogue
+from offload.costs.encoding_table import Catalogue
+from offload.costs.link import Link
 from offload.errors import InputError
 from offload.graph.load import Model
 from offload.graph.model import Tensor
-from offload.partition.cut import Cut, cut_at_names
-from offload.partition.demand import Objective
-from offload.plan.plan import Plan
-from offload.plan.planner import make_plan
-from offload.plan.ranges import Ranged, plans_over
+from offload.planning.constraints import Objective
+from offload.planning.cut import Cut, cut_at_names
+from offload.planning.plan import Plan
+from offload.planning.plan_set import Ranged, plans_over
+from offload.planning.planner import make_plan
 
 from offload_runtimes.encode.choose import Chooser
 from offload_runtimes.planning.situation import Prepared, Progress, SplitRequest, prepare

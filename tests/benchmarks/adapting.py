@@ -10,8 +10,8 @@ import time
 
 import numpy as np
 from offload.bundle.bundle import open_bundle
-from offload.bundle.difference import difference
-from offload.plan.plan import Side
+from offload.bundle.compare import difference
+from offload.planning.plan import Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.emulate import Pacer
 from offload_runtimes.engine import Array

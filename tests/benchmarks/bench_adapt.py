@@ -21,12 +21,11 @@ from typing import Any
 
 import numpy as np
 from offload.bundle.bundle import Bundle
-from offload.bundle.model_inputs import inputs_of
-from offload.bundle.sample_inputs import draw
-from offload.cost.link import Link, parse_link
+from offload.bundle.sample_inputs import draw, inputs_of
+from offload.costs.link import Link, parse_link
 from offload.graph.load import load_model
-from offload.plan.plan import Side
-from offload.plan.sweep import parse_links
+from offload.planning.plan import Side
+from offload.planning.sweep import parse_links
 from offload.units import format_bps
 from offload_models.zoo import build, save
 from offload_runtimes.engine import EngineOptions, load

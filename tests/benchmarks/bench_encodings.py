@@ -23,15 +23,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 from offload.bundle.write import write_bundle
-from offload.cost.link import parse_link
-from offload.cost.profile import Profile
-from offload.encoding.allowance import Allowance
-from offload.encoding.catalogue import Catalogue
-from offload.encoding.encoding import parse_allowed
+from offload.costs.encoding_table import Catalogue
+from offload.costs.encodings import Allowance, parse_allowed
+from offload.costs.link import parse_link
+from offload.costs.profile import Profile
 from offload.graph.load import load_model
-from offload.plan.candidate import Situation
-from offload.plan.plan import Plan
-from offload.plan.planner import make_plan
+from offload.planning.plan import Plan
+from offload.planning.planner import make_plan
+from offload.planning.scheme import Situation
 from offload.units import format_s
 from offload_models import pretrained
 from offload_models.image import with_image_input

@@ -16,15 +16,15 @@ import numpy as np
 from offload.bundle.bundle import Bundle
 from offload.bundle.sample_inputs import draw
 from offload.bundle.write import write_bundle
-from offload.cost.link import parse_link
-from offload.cost.profile import Profile
+from offload.costs.link import parse_link
+from offload.costs.profile import Profile
 from offload.graph.load import Model, load_model
-from offload.partition.cut import Cut, cut_after
-from offload.plan.candidate import Candidate, Situation
-from offload.plan.plan import Side
-from offload.plan.planner import compare, plan_of
+from offload.planning.cut import Cut, cut_after
+from offload.planning.plan import Side
+from offload.planning.planner import compare, plan_of
+from offload.planning.scheme import Candidate, Situation
 from offload.report.gantt import gantt_svg, gantt_text
-from offload.schedule.timeline import Timeline
+from offload.scheduling.timeline import Timeline
 from offload_models.zoo import build, save
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.planning.measure import Subject, measure, subject_of

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from offload.cost.link import Link
-from offload.partition.cut import Cut
-from offload.plan.candidate import Scheme, Situation, candidate
-from offload.plan.early import start_early
-from offload.plan.planner import serial_cut
+from offload.costs.link import Link
+from offload.planning.cut import Cut
+from offload.planning.planner import serial_cut
+from offload.planning.scheme import Scheme, Situation, candidate
+from offload.planning.server_pipelining import start_early
 from offload_cli.bench.planned import situation_of
 from offload_cli.bench.studies import Prepared, Study, find_study, prepare
 from offload_models import randwire

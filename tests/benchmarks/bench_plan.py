@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from offload.cost.link import parse_link
+from offload.costs.link import parse_link
 from offload.graph.model import Graph, Layer, Tensor
-from offload.partition.costs import Costs
-from offload.plan.candidate import Scheme, Situation
-from offload.plan.planner import compare, make_plan
-from offload.plan.sweep import Cell, parse_links, sweep
+from offload.planning.costs import Costs
+from offload.planning.planner import compare, make_plan
+from offload.planning.scheme import Scheme, Situation
+from offload.planning.sweep import Cell, parse_links, sweep
 from offload.units import format_s
 from offload_models.zoo import build, save
 from offload_runtimes.planning.situation import Prepared, SplitRequest, prepare

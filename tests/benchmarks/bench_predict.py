@@ -23,14 +23,13 @@ from pathlib import Path
 import numpy as np
 from offload.bundle.sample_inputs import draw
 from offload.bundle.write import write_bundle
-from offload.cost.link import Link, parse_link
-from offload.cost.profile import Profile
-from offload.cost.regression import fit_link
+from offload.costs.link import Link, fit_link, parse_link
+from offload.costs.profile import Profile
 from offload.graph.load import Model, load_model
-from offload.partition.chain import articulations
-from offload.partition.cut import Cut, cut_at
-from offload.plan.candidate import Candidate, Scheme, Situation, candidate, predict
-from offload.plan.planner import compare, plan_of
+from offload.planning.closed_sets import articulations
+from offload.planning.cut import Cut, cut_at
+from offload.planning.planner import compare, plan_of
+from offload.planning.scheme import Candidate, Scheme, Situation, candidate, predict
 from offload.units import format_s
 from offload_models.zoo import build, save
 from offload_runtimes.engine import Engine, EngineOptions, load

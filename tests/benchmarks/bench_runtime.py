@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from offload.plan.plan import Send, Side
-from offload.schedule.timeline import Lane
+from offload.planning.plan import Send, Side
+from offload.scheduling.timeline import Lane
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.execution import Running
 from offload_runtimes.device.stream import answers

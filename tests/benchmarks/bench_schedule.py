@@ -11,9 +11,9 @@ from offload.errors import InputError
 from offload.graph.load import load_model
 from offload.graph.model import Graph
 from offload.graph.read import read_graph
-from offload.schedule.instance import Instance, Job
-from offload.schedule.schedule import Schedule
-from offload.schedule.solve import SOLVERS, solve
+from offload.scheduling.instance import Instance, Job
+from offload.scheduling.schedule import Schedule
+from offload.scheduling.solve import SOLVERS, solve
 from offload_models.zoo import build
 
 from tests.benchmarks.goals import Goal, report

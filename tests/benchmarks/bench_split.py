@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 import onnx
 from offload.bundle.compare import Freedom, gap
-from offload.bundle.cuts import DEVICE_FILE, SERVER_FILE, crossing, distinct_cuts, halves, parts_at
+from offload.bundle.verify import (
+    DEVICE_FILE,
+    SERVER_FILE,
+    crossing,
+    distinct_cuts,
+    halves,
+    parts_at,
+)
 from offload.errors import OffloadError
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
@@ -28,7 +35,7 @@ from onnx import TensorProto, helper
 
 from tests.benchmarks.goals import Goal, report
 from tests.benchmarks.peers import FLOOR, OURS, PEERS, Tool
-from tests.toolkit.bundle.traps import TRAPS, Trap
+from tests.edge_cases import TRAPS, Trap
 
 REPEATS = 7
 CUTS_OF_A_TRAP = 8

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from offload.bundle.cuts import parts_at
+from offload.bundle.verify import parts_at
 from offload.bundle.weights import write_parts
 from offload.graph.load import load_model
 from onnx import TensorProto, helper

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
-from offload.bundle.cuts import parts_at
-from offload.bundle.extract import Part
+from offload.bundle.subgraph import Part
+from offload.bundle.verify import parts_at
 from offload.bundle.weights import write_parts
 from offload.graph.load import load_model
 

@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from offload.schedule.instance import Instance, Job
+from offload.scheduling.instance import Instance, Job
 
 Family = Callable[[int, int, int], Instance]
 """Makes an instance from a seed, a number of layers before trimming, and of cut points."""

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from offload.bundle.bundle import Bundle
-from offload.cost.link import parse_link
-from offload.encoding.allowance import Allowance
+from offload.costs.encodings import Allowance
+from offload.costs.link import parse_link
 from offload.graph.load import load_model
-from offload.partition.chain import articulations
+from offload.planning.closed_sets import articulations
 from offload_models import pretrained
 from offload_models.text import alphabet, ctc_collapse, render_line
 from offload_models.zoo import save

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from offload.cost.link import parse_link
+from offload.costs.link import parse_link
 from offload.errors import InputError
 from offload_cli.image import NORMALISATION, pictured
 from offload_models.image import save_with_image_input

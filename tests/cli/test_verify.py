@@ -3,13 +3,13 @@ from pathlib import Path
 
 import onnx
 import pytest
-from offload.graph import wiring
-from offload.graph.scope import reads
+from offload.graph import value_index
+from offload.graph.value_index import reads
 from offload_cli.main import app
 from onnx import NodeProto
 from typer.testing import CliRunner
 
-from tests.toolkit.bundle.traps import TRAPS
+from tests.edge_cases import TRAPS
 
 BY_NAME = {trap.name: trap.model for trap in TRAPS}
 
@@ -39,7 +39,7 @@ def test_a_planted_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return tuple(name for name in reads(node) if node.op_type != "If" or name != "b")
 
     path = saved("if captures activations, weights and constants", tmp_path)
-    monkeypatch.setattr(wiring, "reads", forgetful)
+    monkeypatch.setattr(value_index, "reads", forgetful)
     shown = CliRunner().invoke(app, ["verify", path])
     assert shown.exit_code == 1
     assert "lacks tensor 'b'" in shown.output

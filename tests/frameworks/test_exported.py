@@ -9,20 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from offload.bundle.batchability import why_alone
 from offload.bundle.compare import gap
-from offload.bundle.cuts import distinct_cuts
-from offload.bundle.extract import Part
-from offload.bundle.rows.verdict import why_alone
 from offload.bundle.sample_inputs import GivenInputs
+from offload.bundle.subgraph import Part
+from offload.bundle.verify import distinct_cuts
 from offload.bundle.write import write_bundle
-from offload.cost.link import parse_link
-from offload.cost.profile import LayerCost, Profile
+from offload.costs.link import parse_link
+from offload.costs.profile import LayerCost, Profile
 from offload.graph.load import load_model
 from offload.graph.model import Graph
 from offload.graph.read import read_graph
-from offload.partition.cut import cut_at
-from offload.plan.candidate import Situation
-from offload.plan.planner import make_plan
+from offload.planning.cut import cut_at
+from offload.planning.planner import make_plan
+from offload.planning.scheme import Situation
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.local import open_session
 from offload_runtimes.proof.verify import check_of, missing_types, opener

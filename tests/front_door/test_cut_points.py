@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from offload.cost.link import parse_link
+from offload.costs.link import parse_link
 from offload.errors import InputError
 from offload_runtimes.planning.situation import SplitRequest, prepare
 from offload_runtimes.split import split

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import offload_runtimes.wire.offload_pb2 as pb
 from offload.bundle.bundle import Value
-from offload.plan.plan import Segment, Side
+from offload.planning.plan import Segment, Side
 from offload_runtimes.engine import Array
 from offload_runtimes.session.server import Limits
 from offload_runtimes.wire import messages as wire

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from offload.bundle.bundle import MANIFEST, manifest_digest, open_bundle
 from offload.errors import BundleError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 
 from tests.fuzz.bundles import BUNDLES, seal
 from tests.fuzz.run import Fuzzed

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from offload.cost.profile import load_profile
+from offload.costs.profile import load_profile
 from offload.errors import InputError
 from offload_models.zoo import build
 from offload_runtimes.engine import EngineOptions, load

@@ -16,9 +16,9 @@ from offload.bundle.bundle import (
     manifest_digest,
     open_bundle,
 )
-from offload.plan.plan import Action, Plan, Segment, Send, Side, Step
-from offload.plan.ranges import Ranged
-from offload.schedule.timeline import Timeline
+from offload.planning.plan import Action, Plan, Segment, Send, Side, Step
+from offload.planning.plan_set import Ranged
+from offload.scheduling.timeline import Timeline
 from offload_runtimes.engine import load
 from onnx import helper
 

@@ -17,7 +17,7 @@ import offload_runtimes.wire.offload_pb2 as pb
 import pytest
 from offload.bundle.bundle import MANIFEST, manifest_digest, open_bundle
 from offload.errors import DeadlineError, InputError, OffloadError
-from offload.plan.plan import Send, Side
+from offload.planning.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.server import Server

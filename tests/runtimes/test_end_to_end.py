@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from offload.bundle.bundle import open_bundle
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import BundleError, InputError, OffloadError, ServerError
-from offload.plan.plan import Side
-from offload.schedule.timeline import Lane
+from offload.planning.plan import Side
+from offload.scheduling.timeline import Lane
 from offload_runtimes.address import parse_address
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.emulate import Pacer

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import offload_runtimes.wire.offload_pb2 as pb
 import pytest
-from offload.plan.plan import Send, Side
+from offload.planning.plan import Send, Side
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.grpc import SESSION
 from offload_runtimes.server import Server

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from offload.cost.link import parse_link
-from offload.cost.profile import estimate_profile
+from offload.costs.link import parse_link
+from offload.costs.profile import estimate_profile
 from offload.graph.load import load_model
-from offload.partition.memory import CLIENT_BYTES
-from offload.plan.wish import Wish
+from offload.planning.constraints import Wish
+from offload.planning.costs import CLIENT_BYTES
 from offload_models.zoo import build, save
 from offload_runtimes.planning.footprint import client_bytes
 from offload_runtimes.planning.measure import read_fused

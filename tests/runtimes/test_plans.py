@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from offload.bundle.bundle import Bundle
 from offload.errors import InputError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.local import open_session

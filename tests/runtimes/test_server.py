@@ -17,7 +17,7 @@ import offload_runtimes.wire.offload_pb2 as pb
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from offload.errors import DeadlineError, InputError, ServerError
-from offload.plan.plan import Send, Side
+from offload.planning.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.grpc import SESSION, VERSION_KEY

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from offload.errors import InputError
-from offload.plan.plan import Send, Side
+from offload.planning.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.server import Server

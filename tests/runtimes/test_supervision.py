@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from offload.errors import DeadlineError, InputError, OffloadError, ServerError
-from offload.plan.plan import Send, Side
+from offload.planning.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.server import Server

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from offload.errors import InputError
 from offload.files import write_text
-from offload.schedule.timeline import Timeline
+from offload.scheduling.timeline import Timeline
 
 TOLERANCE = 1e-3
 

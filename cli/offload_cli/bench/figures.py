@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 
-from offload.report.bars import Bar, Panel, bars_svg
-from offload.report.boxes import Box, boxes_svg
+from offload.report.charts import Bar, Box, Panel, bars_svg, boxes_svg
 from offload.report.gantt import gantt_svg
-from offload.report.schemes import COLOURS, SHORT
-from offload.schedule.timeline import Timeline
+from offload.report.svg import COLOURS, SHORT
+from offload.scheduling.timeline import Timeline
 
 from offload_cli.bench.cell import Cell, Group
 from offload_cli.bench.goals import picks

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from offload.report.schemes import SHORT
+from offload.report.svg import SHORT
 from offload.units import format_s
 
 from offload_cli.bench.cell import TOLERANCE, Cell, Group

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import InputError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 from offload_runtimes.testbed import bed
 from offload_runtimes.testbed.experiment import Rig
 from offload_runtimes.testbed.places import Here, Remote, Within

@@ -4,16 +4,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import InputError
-from offload.partition.cut import Cut, all_local, cut_at
-from offload.plan.candidate import Candidate, Scheme, Situation, candidate
-from offload.plan.paying import simplest_standing
-from offload.plan.plan import Plan
-from offload.plan.planner import choose, compare, plan_of, search, serial_cut
-from offload.plan.program import problem_of
-from offload.plan.wish import Wish, demand_of
-from offload.schedule.solve import solve
+from offload.planning.constraints import Wish, demand_of
+from offload.planning.cut import Cut, all_local, cut_at
+from offload.planning.plan import Plan
+from offload.planning.planner import choose, compare, plan_of, search, serial_cut, simplest_standing
+from offload.planning.program import problem_of
+from offload.planning.scheme import Candidate, Scheme, Situation, candidate
+from offload.scheduling.solve import solve
 
 from offload_cli.bench.studies import Prepared, Variant
 

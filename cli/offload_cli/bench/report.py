@@ -9,7 +9,7 @@ from typing import Any
 
 from offload.files import write_text
 from offload.report.page import Section, page
-from offload.report.schemes import SHORT
+from offload.report.svg import SHORT
 from offload.units import format_bytes, format_s
 
 from offload_cli.bench.cell import Cell, Group

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-from offload.cost.profile import Profile, load_profile
+from offload.costs.profile import Profile, load_profile
 from offload.errors import InputError
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from offload.bundle.bundle import Bundle
 from offload.bundle.write import write_bundle
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import InputError
-from offload.partition.demand import Demand, Power
-from offload.plan.candidate import Scheme
-from offload.schedule.timeline import Lane
+from offload.planning.constraints import Demand, Power
+from offload.planning.scheme import Scheme
+from offload.scheduling.timeline import Lane
 from offload_runtimes.testbed.experiment import run_job
 from offload_runtimes.testbed.job import Entry, Job, Run
 from offload_runtimes.testbed.scratch import scratch

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from offload.cost.link import PRESETS, Link, parse_link
+from offload.costs.link import PRESETS, Link, parse_link
 from offload.errors import InputError, OffloadError
 from offload_runtimes.testbed import host
 

@@ -4,17 +4,16 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from offload.cost.link import Link
-from offload.cost.profile import Profile
-from offload.encoding.allowance import LOSSLESS, Allowance
-from offload.encoding.catalogue import Catalogue
-from offload.encoding.encoding import parse_allowed
+from offload.costs.encoding_table import Catalogue
+from offload.costs.encodings import LOSSLESS, Allowance, parse_allowed
+from offload.costs.link import Link
+from offload.costs.profile import Profile
 from offload.errors import OffloadError
 from offload.graph.load import load_model
-from offload.partition.cut import cut_after
-from offload.plan.candidate import Situation
-from offload.plan.plan import Plan
-from offload.plan.planner import make_plan
+from offload.planning.cut import cut_after
+from offload.planning.plan import Plan
+from offload.planning.planner import make_plan
+from offload.planning.scheme import Situation
 from offload.report.gantt import gantt_svg, gantt_text
 from offload.report.page import Section
 from offload.units import format_bytes, format_s

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from offload.cost.link import parse_link
+from offload.costs.link import parse_link
 from offload.files import write_text
+from offload.report.gantt import chrome_trace
 from offload.report.page import page
-from offload.report.trace import chrome_trace
 
 from offload_cli.demo.acts import acts
 from offload_cli.demo.show import Scene, perform, section, tell

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from offload.bundle.bundle import Bundle
 from offload.errors import InputError, OffloadError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 
 from offload_runtimes.deploy.activation import KEEP, Activation
 from offload_runtimes.deploy.channel import Target

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offload.errors import InputError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 from offload.units import parse_bytes
 
 DEVICES = "devices.toml"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from offload.bundle.bundle import MANIFEST, Bundle, file_digest
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 
 _ID_LENGTH = 16
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from offload.bundle.bundle import MANIFEST, Bundle, Value, open_bundle
 from offload.errors import BundleError, OffloadError, ServerError
-from offload.plan.plan import Plan, Side
-from offload.plan.switching import Switching
+from offload.planning.plan import Plan, Side
+from offload.planning.plan_set import Switching
 
 from offload_runtimes.device.emulate import LinkCost, Pacer
 from offload_runtimes.device.engines import Device

@@ -15,7 +15,7 @@ from offload_runtimes.wire.transport import Connection, MemoryConnector, Pumped,
 
 
 class LinkCost(Protocol):
-    """What a message costs each way; `offload.cost.link.Link` is one."""
+    """What a message costs each way; `offload.costs.link.Link` is one."""
 
     def upload_s(self, size_bytes: float) -> float:
         """Seconds from device to server."""

@@ -10,10 +10,10 @@ from functools import partial
 
 import numpy as np
 from offload.bundle.bundle import Bundle, Value
-from offload.encoding.encoding import RAW, encoding
+from offload.costs.encodings import RAW, encoding
 from offload.errors import DeadlineError, InputError
-from offload.plan.plan import Segment, Send
-from offload.schedule.timeline import Lane
+from offload.planning.plan import Segment, Send
+from offload.scheduling.timeline import Lane
 
 from offload_runtimes.device.emulate import Pacer
 from offload_runtimes.device.inference import Inference

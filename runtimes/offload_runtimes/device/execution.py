@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 from offload.bundle.bundle import Bundle
-from offload.encoding.encoding import RAW
+from offload.costs.encodings import RAW
 from offload.errors import DeadlineError, InputError, OffloadError
-from offload.plan.plan import Action, Plan, Segment, Side
-from offload.schedule.timeline import Lane, Timeline
+from offload.planning.plan import Action, Plan, Segment, Side
+from offload.scheduling.timeline import Lane, Timeline
 from offload.units import format_s
 
 from offload_runtimes.device.engines import Device, Outgoing

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
-from offload.plan.plan import Plan, Segment
+from offload.planning.plan import Plan, Segment
 
 
 def rest(plan: Plan, is_here: Callable[[str], bool], wanted: Iterable[str]) -> tuple[Segment, ...]:

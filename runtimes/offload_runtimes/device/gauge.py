@@ -4,9 +4,9 @@ import threading
 import time
 from collections import deque
 
-from offload.cost.link import Link
-from offload.cost.refit import LEAST_SENDS, Sent, refit
-from offload.schedule.timeline import Lane
+from offload.costs.link import Link
+from offload.costs.refit import LEAST_SENDS, Sent, refit
+from offload.scheduling.timeline import Lane
 
 KEPT = 24
 HALF_LIFE_S = 2.0

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from offload.errors import DeadlineError, InputError, OffloadError
-from offload.schedule.timeline import Lane, Span, Timeline
+from offload.scheduling.timeline import Lane, Span, Timeline
 
 from offload_runtimes.engine import Array
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from offload.bundle.bundle import Bundle
-from offload.cost.link import Link
-from offload.cost.refit import LEAST_SENDS
+from offload.costs.link import Link
+from offload.costs.refit import LEAST_SENDS
 from offload.errors import OffloadError
-from offload.plan.plan import Plan
-from offload.plan.switching import Standing, Switching, best_of, step
+from offload.planning.plan import Plan
+from offload.planning.plan_set import Standing, Switching, best_of, step
 
 from offload_runtimes.device.gauge import LATE_S, SURPRISING, Gauge
 from offload_runtimes.wire.messages import MAX_PING_BYTES

@@ -2,7 +2,7 @@
 
 import time
 
-from offload.schedule.timeline import Lane
+from offload.scheduling.timeline import Lane
 
 _SLOWEST_BPS = 1e6  # assumed of a link until something large was seen to pass
 _LARGE_BYTES = 16_384  # smaller tensors say little about a link's rate

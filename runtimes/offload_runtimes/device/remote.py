@@ -6,9 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from offload.encoding.encoding import RAW
+from offload.costs.encodings import RAW
 from offload.errors import DeadlineError, OffloadError, ServerError
-from offload.schedule.timeline import Lane
+from offload.scheduling.timeline import Lane
 from offload.units import format_bytes, format_s
 
 from offload_runtimes.device.emulate import LinkCost, OwnThread, Pacer, Pipe

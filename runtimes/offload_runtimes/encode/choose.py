@@ -5,17 +5,16 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import chain
 
-from offload.bundle.expose import bare_inputs
-from offload.bundle.model_inputs import inputs_of
-from offload.encoding.allowance import LOSSLESS, Allowance
-from offload.encoding.catalogue import Catalogue
-from offload.encoding.encoding import ENCODINGS, Encoding, Form, encoding
+from offload.bundle.engine_input import bare_inputs
+from offload.bundle.sample_inputs import inputs_of
+from offload.costs.encoding_table import Catalogue
+from offload.costs.encodings import ENCODINGS, LOSSLESS, Allowance, Encoding, Form, encoding
 from offload.errors import InputError
 from offload.files import temporary_folder
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
-from offload.graph.scope import nested_nodes
-from offload.plan.plan import Plan, Side
+from offload.graph.value_index import nested_nodes
+from offload.planning.plan import Plan, Side
 
 from offload_runtimes.encode.calibration import Calibration, random_calibration
 from offload_runtimes.encode.effect import Effect, Lossy, Rehearsal

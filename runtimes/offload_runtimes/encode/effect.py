@@ -6,11 +6,10 @@ from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
-from offload.bundle.engine_input import EngineInput
-from offload.bundle.expose import bare_segments
-from offload.encoding.affine import Affine
-from offload.encoding.encoding import Encoding, Form, encoding
-from offload.plan.plan import Plan, Side
+from offload.bundle.engine_input import EngineInput, bare_segments
+from offload.costs.encodings import Encoding, Form, encoding
+from offload.costs.quantization import Affine
+from offload.planning.plan import Plan, Side
 
 from offload_runtimes.encode.calibration import Calibration
 from offload_runtimes.encode.matching import matched_change, varying_axis

@@ -4,11 +4,11 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from offload.encoding.catalogue import Catalogue
-from offload.encoding.encoding import Encoding
+from offload.costs.encoding_table import Catalogue
+from offload.costs.encodings import Encoding
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
-from offload.saved import read_object
+from offload.records import read_object
 
 from offload_runtimes.cache import feeds_digest, kept
 from offload_runtimes.encode.calibration import Calibration

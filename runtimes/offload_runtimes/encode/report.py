@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from offload.bundle.bundle import Bundle
-from offload.bundle.expose import exposed_inputs
-from offload.encoding.catalogue import Encoded
-from offload.encoding.encoding import ENCODINGS, RAW, Encoding
-from offload.plan.plan import Send
+from offload.bundle.engine_input import exposed_inputs
+from offload.costs.encoding_table import Encoded
+from offload.costs.encodings import ENCODINGS, RAW, Encoding
+from offload.planning.plan import Send
 
 from offload_runtimes.encode.calibration import Calibration
 from offload_runtimes.encode.effect import Effect, Lossy, Rehearsal

@@ -6,15 +6,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from offload.bundle.dress import passage
+from offload.bundle.boundary_ops import passage
 from offload.bundle.engine_input import whole_input
-from offload.encoding.affine import Affine, Bounds
-from offload.encoding.catalogue import HALF_LIMIT, Catalogue, Encoded
-from offload.encoding.encoding import ENCODINGS, RAW, Encoding, Form
+from offload.costs.encoding_table import HALF_LIMIT, Catalogue, Encoded
+from offload.costs.encodings import ENCODINGS, RAW, Encoding, Form
+from offload.costs.quantization import Affine, Bounds
 from offload.errors import InputError
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
-from offload.plan.plan import Send
+from offload.planning.plan import Send
 
 from offload_runtimes.encode.calibration import Calibration
 from offload_runtimes.engine import Array, EngineOptions, load

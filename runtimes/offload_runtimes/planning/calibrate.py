@@ -15,7 +15,7 @@ from types import MappingProxyType
 
 import numpy as np
 from offload.bundle.engine_input import part_input
-from offload.bundle.extract import part_of
+from offload.bundle.subgraph import part_of
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 

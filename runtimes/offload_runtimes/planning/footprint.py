@@ -4,10 +4,10 @@ import subprocess
 import sys
 from functools import cache
 
-from offload.bundle.dress import passage
-from offload.encoding.encoding import Form
+from offload.bundle.boundary_ops import passage
+from offload.costs.encodings import Form
 from offload.errors import OffloadError
-from offload.plan.plan import Send
+from offload.planning.plan import Send
 
 _TINY_SHAPE = (1, 8)
 _TIMEOUT_S = 60.0

@@ -8,7 +8,7 @@ tensors of one range, and what later ranges still need. Each layer runs once for
 from collections.abc import Iterator, Mapping, Sequence
 
 from offload.bundle.engine_input import part_input
-from offload.bundle.extract import part_of
+from offload.bundle.subgraph import part_of
 from offload.files import temporary_folder
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor

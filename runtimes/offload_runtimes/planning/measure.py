@@ -12,18 +12,17 @@ from pathlib import Path
 
 import numpy as np
 from offload.bundle.engine_input import EngineInput, part_input, whole_input
-from offload.bundle.extract import part_of
-from offload.bundle.model_inputs import inputs_of
-from offload.bundle.sample_inputs import ModelInputs, draw
-from offload.cost.profile import RANDOM_SIZES, LayerCost, Profile, load_profile
+from offload.bundle.sample_inputs import ModelInputs, draw, inputs_of
+from offload.bundle.subgraph import part_of
+from offload.costs.profile import RANDOM_SIZES, LayerCost, Profile, load_profile
 from offload.errors import InputError
 from offload.files import temporary_folder
+from offload.graph.engine_graph import Kernel, kernel_layers, name_kernels, surviving_tensors
 from offload.graph.infer import Types, infer_types
-from offload.graph.kernels import Kernel, kernel_layers, name_kernels, surviving_tensors
 from offload.graph.load import Model
 from offload.graph.model import Graph, Layer, Tensor
 from offload.graph.read import infer_with, read_graph
-from offload.graph.scope import function_key, functions_used, nested_nodes
+from offload.graph.value_index import function_key, functions_used, nested_nodes
 from offload.units import format_s
 
 from offload_runtimes.cache import feeds_digest, kept

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from offload.cost.regression import MIN_SIZES, Sample
+from offload.costs.link import MIN_SIZES, Sample
 from offload.errors import InputError, OffloadError, ServerError
 from offload.units import format_s
 

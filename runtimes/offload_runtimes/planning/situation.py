@@ -5,18 +5,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from offload.bundle.sample_inputs import open_sizes_sentence
-from offload.cost.link import Link
-from offload.cost.profile import Profile, estimate_profile, load_profile, uncounted
-from offload.encoding.allowance import Allowance
-from offload.encoding.catalogue import Catalogue
+from offload.costs.encoding_table import Catalogue
+from offload.costs.encodings import Allowance
+from offload.costs.link import Link
+from offload.costs.profile import Profile, estimate_profile, load_profile, uncounted
 from offload.errors import InputError
 from offload.files import temporary_folder
 from offload.graph.cut_names import cut_names
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph
-from offload.partition.cut import cut_at_names
-from offload.plan.candidate import Scheme, Situation
-from offload.plan.wish import Wish, demand_of
+from offload.planning.constraints import Wish, demand_of
+from offload.planning.cut import cut_at_names
+from offload.planning.scheme import Scheme, Situation
 
 from offload_runtimes.encode.calibration import Calibration, read_calibration
 from offload_runtimes.engine import Array, EngineOptions

@@ -4,12 +4,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from offload.bundle.shape_outputs import with_shapes
-from offload.cost.profile import Size
+from offload.bundle.engine_input import with_shapes
+from offload.costs.profile import Size
 from offload.files import temporary_folder
-from offload.graph.elements import size_bytes
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
+from offload.graph.onnx_file import size_bytes
 
 from offload_runtimes.engine import Array, EngineOptions, load_once
 from offload_runtimes.planning.inner_tensors import inner_tensors

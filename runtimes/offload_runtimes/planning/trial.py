@@ -7,11 +7,11 @@ from pathlib import Path
 
 from offload.bundle.engine_input import whole_input
 from offload.bundle.write import write_bundle
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.graph.load import Model
 from offload.graph.model import Graph
-from offload.plan.plan import Plan
-from offload.schedule.timeline import Timeline
+from offload.planning.plan import Plan
+from offload.scheduling.timeline import Timeline
 
 from offload_runtimes.encode.effect import change
 from offload_runtimes.engine import EngineOptions, load_once

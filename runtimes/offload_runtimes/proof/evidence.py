@@ -16,8 +16,7 @@ from typing import Any
 from offload.bundle.bundle import Bundle
 from offload.bundle.compare import Freedom, gap
 from offload.bundle.engine_input import whole_input
-from offload.bundle.model_inputs import inputs_of
-from offload.bundle.sample_inputs import GivenInputs, sample
+from offload.bundle.sample_inputs import GivenInputs, inputs_of, sample
 from offload.bundle.verify import Runner
 from offload.errors import BundleError, InputError
 from offload.files import write_text

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 from offload.bundle.bundle import Bundle
-from offload.bundle.difference import difference
+from offload.bundle.compare import difference
 from offload.bundle.sample_inputs import GivenInputs, ModelInputs, sample
 from offload.errors import BundleError, InputError
 from offload.files import write_bytes
-from offload.plan.plan import Segment, Side
+from offload.planning.plan import Segment, Side
 
 from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions, load_once, short_name
 from offload_runtimes.value_files import read_arrays

@@ -4,12 +4,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from offload.bundle.cuts import distinct_cuts
 from offload.bundle.engine_input import EngineInput, part_input, whole_input
-from offload.bundle.extract import part_of
-from offload.bundle.model_inputs import inputs_of
-from offload.bundle.sample_inputs import Feeds, GivenInputs, sample
-from offload.bundle.verify import Check, Opener, Runner
+from offload.bundle.sample_inputs import Feeds, GivenInputs, inputs_of, sample
+from offload.bundle.subgraph import part_of
+from offload.bundle.verify import Check, Opener, Runner, distinct_cuts
 from offload.files import temporary_folder
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor

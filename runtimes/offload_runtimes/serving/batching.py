@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from offload.bundle.bundle import Value
-from offload.bundle.difference import difference
+from offload.bundle.compare import difference
 from offload.errors import DeadlineError, InputError
 
 from offload_runtimes.engine import Array, Engine, dtype_of

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from offload.bundle.bundle import Bundle, open_bundle
 from offload.errors import InputError
-from offload.plan.plan import Segment, Side
+from offload.planning.plan import Segment, Side
 from offload.units import format_bytes
 
 from offload_runtimes.engine import Arena, Engine, EngineOptions, load

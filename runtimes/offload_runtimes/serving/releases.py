@@ -12,7 +12,7 @@ from pathlib import Path
 
 from offload.bundle.bundle import MANIFEST, Bundle, open_bundle
 from offload.errors import InputError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 from offload.units import format_bytes
 
 from offload_runtimes.deploy.agent.disk import RefusalError

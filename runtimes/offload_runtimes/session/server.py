@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 
 import offload
 from offload.errors import BundleError, InputError, OffloadError, ServerError
-from offload.plan.plan import Segment
+from offload.planning.plan import Segment
 from offload.units import format_bytes
 
 import offload_runtimes.wire.offload_pb2 as pb

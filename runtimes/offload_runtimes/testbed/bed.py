@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import InputError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 
 from offload_runtimes.testbed import host
 from offload_runtimes.testbed.layout import (

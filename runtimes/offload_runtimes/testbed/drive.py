@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from offload.bundle.difference import difference
+from offload.bundle.compare import difference
 from offload.errors import OffloadError
-from offload.schedule.timeline import Timeline
+from offload.scheduling.timeline import Timeline
 
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.emulate import Pacer

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from offload.cost.link import Link
-from offload.schedule.timeline import Timeline
+from offload.costs.link import Link
+from offload.scheduling.timeline import Timeline
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,8 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from offload.cost.link import Link
-from offload.plan.plan import Side
+from offload.costs.link import Link
+from offload.planning.plan import Side
 
 Argv = tuple[str, ...]
 

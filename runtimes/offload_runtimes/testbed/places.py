@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from offload.errors import InputError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 
 from offload_runtimes.testbed import host
 from offload_runtimes.testbed.layout import Argv, Layout

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 from offload.bundle.bundle import Bundle, Value
-from offload.encoding.encoding import ENCODINGS
+from offload.costs.encodings import ENCODINGS
 from offload.errors import BundleError
-from offload.plan.plan import Segment, Send, Side
+from offload.planning.plan import Segment, Send, Side
 
 from offload_runtimes.engine import DTYPES
 from offload_runtimes.wire import codecs

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from google.protobuf.message import DecodeError
-from offload.encoding.encoding import RAW
+from offload.costs.encodings import RAW
 from offload.errors import BundleError, DeadlineError, InputError, OffloadError, ServerError
 
 import offload_runtimes.wire.offload_pb2 as pb

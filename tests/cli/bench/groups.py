@@ -1,6 +1,6 @@
 """Made-up results, for tests of what is made of them."""
 
-from offload.schedule.timeline import Lane, Span, Timeline
+from offload.scheduling.timeline import Lane, Span, Timeline
 from offload_cli.bench.cell import Cell, Group
 
 SETTINGS = {"slowdown": 10.0, "repeats": 3, "link": "made up"}

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from offload.errors import InputError
-from offload.report.schemes import COLOURS, SHORT
+from offload.report.svg import COLOURS, SHORT
 from offload_cli.bench.cell import Group
 from offload_cli.bench.figures import figures
 from offload_cli.bench.report import write_report

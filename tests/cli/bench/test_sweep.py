@@ -4,7 +4,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import InputError, ServerError
 from offload_cli.bench.cell import Group
 from offload_cli.bench.ground import Emulated, Ground, Hosts, Shaped, shaped

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from offload.bundle.bundle import MANIFEST, Bundle, manifest_digest, open_bundle
 from offload.errors import BundleError, InputError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 from offload_runtimes.deploy import deployment
 from offload_runtimes.deploy.connect import connect
 from offload_runtimes.deploy.deployment import deploy_to

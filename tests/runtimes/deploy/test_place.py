@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 from offload.errors import InputError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 from offload_runtimes.deploy.place import Place, Ssh, find_place, read_devices
 
 DEVICES = """

@@ -18,15 +18,15 @@ import onnx
 import pytest
 from offload.bundle.bundle import MANIFEST, PLAN, Bundle, open_bundle
 from offload.bundle.write import write_bundle
-from offload.cost.link import PRESETS
-from offload.cost.profile import estimate_profile
+from offload.costs.link import PRESETS
+from offload.costs.profile import estimate_profile
 from offload.errors import OffloadError
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
-from offload.partition.cut import cut_after
-from offload.plan.candidate import Situation
-from offload.plan.plan import Side
-from offload.plan.planner import make_plan
+from offload.planning.cut import cut_after
+from offload.planning.plan import Side
+from offload.planning.planner import make_plan
+from offload.planning.scheme import Situation
 from offload_runtimes.deploy import deployment
 from offload_runtimes.deploy.deployment import deploy_to
 from offload_runtimes.deploy.outcome import Outcome, Progress

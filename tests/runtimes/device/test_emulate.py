@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import InputError
 from offload_runtimes.device.emulate import Pacer, Pipe
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from offload.errors import DeadlineError, OffloadError, ServerError
-from offload.plan.plan import Plan, Segment, Side
-from offload.schedule.timeline import Lane, Timeline
+from offload.planning.plan import Plan, Segment, Side
+from offload.scheduling.timeline import Lane, Timeline
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.emulate import Fault, FaultPlan, FaultyConnector
 from offload_runtimes.device.fallback import rest

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from offload.bundle.bundle import Bundle
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import InputError
-from offload.plan.plan import Plan
-from offload.plan.switching import Switching
-from offload.schedule.timeline import Lane
+from offload.planning.plan import Plan
+from offload.planning.plan_set import Switching
+from offload.scheduling.timeline import Lane
 from offload_runtimes.device.gauge import LATE_S, Gauge
 from offload_runtimes.device.pilot import Pilot
 from offload_runtimes.wire.messages import MAX_PING_BYTES

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import InputError
-from offload.schedule.timeline import Lane
+from offload.scheduling.timeline import Lane
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.emulate import Fault, FaultPlan, FaultyConnector
 from offload_runtimes.server import Server

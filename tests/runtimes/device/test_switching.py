@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 from offload.bundle.bundle import Bundle
 from offload.bundle.write import write_plans
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import InputError
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
-from offload.plan.plan import Plan, Segment, Side
-from offload.plan.ranges import Range, Ranged
-from offload.plan.switching import Switching
-from offload.schedule.timeline import Lane
+from offload.planning.plan import Plan, Segment, Side
+from offload.planning.plan_set import Range, Ranged, Switching
+from offload.scheduling.timeline import Lane
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.engines import Device
 from offload_runtimes.engine import EngineOptions, load

@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 import onnx
-from offload.cost.link import Link
-from offload.cost.profile import LayerCost, Profile
-from offload.encoding.catalogue import Catalogue
-from offload.encoding.encoding import ENCODINGS, parse_allowed
+from offload.costs.encoding_table import Catalogue
+from offload.costs.encodings import ENCODINGS, parse_allowed
+from offload.costs.link import Link
+from offload.costs.profile import LayerCost, Profile
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph
 from offload.graph.read import read_graph
-from offload.partition.cut import cut_after
-from offload.plan.candidate import Situation
-from offload.plan.plan import Plan
-from offload.plan.planner import make_plan
+from offload.planning.cut import cut_after
+from offload.planning.plan import Plan
+from offload.planning.planner import make_plan
+from offload.planning.scheme import Situation
 from offload_runtimes.encode.calibration import Calibration
 from offload_runtimes.encode.sizes import catalogue_of
 from offload_runtimes.engine import EngineOptions

@@ -9,10 +9,9 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from offload.encoding.allowance import Allowance
-from offload.encoding.encoding import ENCODINGS
+from offload.costs.encodings import ENCODINGS, Allowance
 from offload.errors import InputError
-from offload.plan.plan import Plan
+from offload.planning.plan import Plan
 from offload_cli.main import app
 from offload_runtimes.encode.calibration import Calibration
 from offload_runtimes.encode.choose import Chooser, judged_by

@@ -7,9 +7,9 @@ import numpy as np
 import onnx
 import pytest
 from offload.bundle.bundle import Bundle
-from offload.bundle.expose import exposed_inputs
+from offload.bundle.engine_input import exposed_inputs
 from offload.bundle.write import write_bundle
-from offload.encoding.encoding import ENCODINGS, parse_allowed
+from offload.costs.encodings import ENCODINGS, parse_allowed
 from offload.errors import InputError
 from offload.graph.load import load_model
 from offload_runtimes.encode.calibration import Calibration

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from offload.encoding.catalogue import Catalogue
-from offload.encoding.encoding import Encoding, parse_allowed
+from offload.costs.encoding_table import Catalogue
+from offload.costs.encodings import Encoding, parse_allowed
 from offload.errors import InputError
 from offload_runtimes.cache import cache_folder
 from offload_runtimes.encode import kept

@@ -5,15 +5,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from offload.bundle.model_inputs import inputs_of
-from offload.bundle.sample_inputs import GivenInputs, sample
+from offload.bundle.sample_inputs import GivenInputs, inputs_of, sample
 from offload.graph.infer import infer_types
 from offload.graph.load import Model, load_model
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.planning.measure import subject_of
 from offload_runtimes.planning.sizes import shapes_by_running
 
-from tests.toolkit.bundle.traps import TRAPS, Arrays, Trap
+from tests.edge_cases import TRAPS, Arrays, Trap
 
 EXPORTED = sorted((Path(__file__).parents[2] / "frameworks" / "exported").rglob("*.onnx"))
 

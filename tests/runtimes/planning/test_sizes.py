@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from offload.cost.link import Link
-from offload.cost.profile import Size
+from offload.costs.link import Link
+from offload.costs.profile import Size
 from offload.graph.load import load_model
 from offload_runtimes.engine import Array, EngineOptions
 from offload_runtimes.planning.measure import measure, subject_of

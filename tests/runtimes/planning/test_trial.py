@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 from offload.bundle.sample_inputs import draw
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.graph.load import load_model
-from offload.partition.cut import cut_after
-from offload.plan.candidate import Situation
-from offload.plan.planner import make_plan
+from offload.planning.cut import cut_after
+from offload.planning.planner import make_plan
+from offload.planning.scheme import Situation
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.planning.measure import measure, subject_of
 from offload_runtimes.planning.trial import Bench, try_plans

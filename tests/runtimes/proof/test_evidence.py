@@ -9,14 +9,14 @@ import onnxruntime
 import pytest
 from offload.bundle.bundle import Bundle, open_bundle
 from offload.bundle.write import write_bundle
-from offload.cost.link import parse_link
-from offload.cost.profile import LayerCost, Profile
+from offload.costs.link import parse_link
+from offload.costs.profile import LayerCost, Profile
 from offload.errors import BundleError, InputError
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
-from offload.partition.cut import cut_at
-from offload.plan.candidate import Situation
-from offload.plan.planner import make_plan
+from offload.planning.cut import cut_at
+from offload.planning.planner import make_plan
+from offload.planning.scheme import Situation
 from offload_cli.main import app
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.proof import evidence
@@ -31,8 +31,8 @@ from offload_runtimes.proof.segments import (
 )
 from typer.testing import CliRunner
 
+from tests.edge_cases import text
 from tests.toolkit.bundle.several import swept
-from tests.toolkit.bundle.traps import text
 
 OPTIONS = EngineOptions(threads=1)
 MODEL = text(

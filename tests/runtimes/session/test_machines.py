@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from offload.bundle.bundle import Value
 from offload.errors import BundleError, InputError
-from offload.plan.plan import Segment, Side
+from offload.planning.plan import Segment, Side
 from offload_runtimes.session.device import Arrived, DeviceSession, Failed, Leaving, Opened, Ponged
 from offload_runtimes.session.memory import Memory
 from offload_runtimes.session.server import (

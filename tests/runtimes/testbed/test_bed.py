@@ -9,16 +9,16 @@ import textwrap
 import time
 
 import pytest
-from offload.cost.link import PRESETS, Link
+from offload.costs.link import PRESETS, Link
 from offload.errors import InputError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 from offload_runtimes.testbed import bed, host
 from offload_runtimes.testbed.layout import Layout
 
 OWNER = """
 import sys, time
-from offload.cost.link import PRESETS
-from offload.plan.plan import Side
+from offload.costs.link import PRESETS
+from offload.planning.plan import Side
 from offload_runtimes.testbed import bed, host
 import subprocess
 with bed.open_bed(PRESETS["wifi"]) as made:

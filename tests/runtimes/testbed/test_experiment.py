@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import InputError, ServerError
-from offload.plan.plan import Side
-from offload.schedule.timeline import Lane
+from offload.planning.plan import Side
+from offload.scheduling.timeline import Lane
 from offload_runtimes.testbed import host
 from offload_runtimes.testbed.experiment import Rig, _process, run_job
 from offload_runtimes.testbed.job import Entry, Job

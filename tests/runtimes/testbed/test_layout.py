@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from offload.cost.link import PRESETS, Link
+from offload.costs.link import PRESETS, Link
 from offload.errors import InputError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 from offload_runtimes.testbed import bed, host
 from offload_runtimes.testbed.layout import (
     Layout,

@@ -8,15 +8,15 @@ import numpy as np
 import onnx
 from offload.bundle.bundle import Bundle
 from offload.bundle.write import write_plans
-from offload.cost.link import Link
-from offload.cost.profile import LayerCost, Profile
+from offload.costs.link import Link
+from offload.costs.profile import LayerCost, Profile
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph
 from offload.graph.read import read_graph
-from offload.plan.candidate import Situation
-from offload.plan.planner import make_plan
-from offload.plan.ranges import Ranged, plans_over
-from offload.plan.sweep import parse_links
+from offload.planning.plan_set import Ranged, plans_over
+from offload.planning.planner import make_plan
+from offload.planning.scheme import Situation
+from offload.planning.sweep import parse_links
 from onnx import TensorProto, helper, numpy_helper
 
 Prove = Callable[[Model, Bundle], Iterable[str]]

@@ -5,7 +5,7 @@ import pytest
 from offload.bundle.compare import Freedom, gap
 from offload.graph.load import load_model
 
-from tests.toolkit.bundle.traps import TRAPS
+from tests.edge_cases import TRAPS
 
 
 def F(values: object) -> np.ndarray[Any, Any]:  # noqa: N802  short for the table

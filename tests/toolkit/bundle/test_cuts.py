@@ -1,6 +1,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
-from offload.bundle.cuts import crossing, distinct_cuts, halves
+from offload.bundle.verify import crossing, distinct_cuts, halves
 from offload.graph.model import Graph
 
 from tests.toolkit.graphs import graphs

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from offload.bundle.cuts import halves, parts_at
-from offload.bundle.extract import Part, part_of
+from offload.bundle.subgraph import Part, part_of
+from offload.bundle.verify import halves, parts_at
 from offload.bundle.weights import write_parts
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph, Tensor
@@ -17,7 +17,7 @@ from offload.graph.read import read_graph
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.engine.inspect import tensor_types
 
-from tests.toolkit.bundle.traps import TRAPS, Arrays, Trap
+from tests.edge_cases import TRAPS, Arrays, Trap
 
 AS_WRITTEN = EngineOptions(optimize=False, threads=1)
 MOST_CUTS = 40

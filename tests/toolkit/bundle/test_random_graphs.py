@@ -7,13 +7,13 @@ import numpy as np
 import onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from offload.bundle.cuts import halves
+from offload.bundle.verify import halves
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from tests.edge_cases import Trap
 from tests.toolkit.bundle.test_every_cut import check_cut, run
-from tests.toolkit.bundle.traps import Trap
 
 WEIGHTS = {name: np.arange(4, dtype=np.float32) + shift for shift, name in enumerate(("w", "v"))}
 VALUE = helper.make_tensor_value_info

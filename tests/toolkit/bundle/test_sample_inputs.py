@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 from offload.bundle.bundle import Value
-from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import (
     Feeds,
     GivenInputs,
@@ -9,6 +8,7 @@ from offload.bundle.sample_inputs import (
     Range,
     bound,
     draw,
+    inputs_of,
     open_sizes_sentence,
     sample,
     shape_options,
@@ -16,7 +16,7 @@ from offload.bundle.sample_inputs import (
 from offload.errors import InputError
 from offload.graph.load import load_model
 
-from tests.toolkit.bundle.traps import text
+from tests.edge_cases import text
 
 TABLE = """g (int64[N,T] ids) => (float[N,T,2] y) <float[3,2] table = {1,2,3,4,5,6}> {
     n = Cast <to=7> (ids) y = Gather (table, n) }"""

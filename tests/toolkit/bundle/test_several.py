@@ -19,13 +19,12 @@ from offload.bundle.bundle import (
     manifest_digest,
     open_bundle,
 )
-from offload.bundle.common import in_common, sizes
-from offload.bundle.write import write_bundle, write_plans
+from offload.bundle.write import in_common, sizes, write_bundle, write_plans
 from offload.errors import BundleError, InputError
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
-from offload.plan.plan import Side
-from offload.plan.ranges import Range, Ranged
+from offload.planning.plan import Side
+from offload.planning.plan_set import Range, Ranged
 from onnx import TensorProto
 
 from tests.toolkit.bundle.several import WIDTHS, funnel, ranged_over, swept

@@ -8,19 +8,18 @@ import numpy as np
 import onnx
 import pytest
 from offload.bundle import verify
-from offload.bundle.cuts import distinct_cuts, halves
 from offload.bundle.engine_input import EngineInput, part_input
-from offload.bundle.extract import Part
-from offload.bundle.verify import CutCheck, noise
+from offload.bundle.subgraph import Part
+from offload.bundle.verify import CutCheck, distinct_cuts, halves, noise
 from offload.errors import InputError
-from offload.graph import wiring
+from offload.graph import value_index
 from offload.graph.load import Model, load_model
-from offload.graph.scope import reads
+from offload.graph.value_index import reads
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.proof.verify import check_of
 from onnx import ModelProto, NodeProto
 
-from tests.toolkit.bundle.traps import TRAPS, text
+from tests.edge_cases import TRAPS, text
 
 BY_NAME = {trap.name: trap.model for trap in TRAPS}
 CAPTURES = BY_NAME["if captures activations, weights and constants"]
@@ -52,7 +51,7 @@ def test_a_dropped_capture_is_named(
     def forgetful(node: NodeProto) -> tuple[str, ...]:
         return tuple(n for n in reads(node) if node.op_type != "If" or n != dropped)
 
-    monkeypatch.setattr(wiring, "reads", forgetful)
+    monkeypatch.setattr(value_index, "reads", forgetful)
     wrong = [m for item in checked(CAPTURES, tmp_path) for m in item.mismatches]
     assert {m.tensor for m in wrong} == {dropped}
     assert f"lacks tensor '{dropped}'" in str(wrong[0])

@@ -6,15 +6,15 @@ import onnx
 import onnxruntime
 import pytest
 from offload.bundle import weights
-from offload.bundle.cuts import halves
-from offload.bundle.extract import extract_part, part_of
+from offload.bundle.subgraph import extract_part, part_of
+from offload.bundle.verify import halves
 from offload.bundle.weights import write_part, write_parts
 from offload.errors import InputError
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
 from onnx import ModelProto, TensorProto, helper
 
-from tests.toolkit.bundle.traps import text
+from tests.edge_cases import text
 
 
 def two_layers() -> ModelProto:

@@ -5,9 +5,9 @@ from xml.etree import ElementTree as ET
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from offload.report.axis import Axis
 from offload.report.gantt import COLOURS, gantt_svg, gantt_text
-from offload.schedule.timeline import Lane, Span, Timeline
+from offload.report.svg import Axis
+from offload.scheduling.timeline import Lane, Span, Timeline
 
 SVG = "{http://www.w3.org/2000/svg}"
 PAIR = {

@@ -3,15 +3,14 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import InputError
-from offload.partition.costs import Costs
-from offload.plan.candidate import Situation
-from offload.plan.planner import make_plan
-from offload.plan.sweep import Cell, parse_links, reigns, sweep
-from offload.report.log_axis import LogAxis
-from offload.report.schemes import COLOURS, NAMES
-from offload.report.what_if import what_if_html, what_if_svg
+from offload.planning.costs import Costs
+from offload.planning.planner import make_plan
+from offload.planning.scheme import Situation
+from offload.planning.sweep import Cell, parse_links, reigns, sweep
+from offload.report.charts import what_if_html, what_if_svg
+from offload.report.svg import COLOURS, NAMES, LogAxis
 
 from tests.toolkit.graphs import graph_of
 

@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from offload.errors import BundleError, InputError
-from offload.kinds import check_kinds
-from offload.plan.plan import Plan, Segment, Side
-from offload.plan.ranges import EVERYWHERE, Range, Ranged, tiles
+from offload.planning.plan import Plan, Segment, Side
+from offload.planning.plan_set import EVERYWHERE, Range, Ranged, tiles
+from offload.records import check_kinds
 
 BUNDLE_FORMAT = 1
 PLANS_FORMAT = 2

@@ -16,20 +16,20 @@ from typing import BinaryIO
 
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
-from offload.bundle.beside import Beside
-from offload.bundle.extract import Excerpt, Part, excerpt
-from offload.graph.elements import dense_bytes
-from offload.graph.external import (
+from offload.bundle.subgraph import Excerpt, Part, excerpt
+from offload.files import Beside
+from offload.graph.load import Model
+from offload.graph.model import Tensor
+from offload.graph.onnx_file import (
     OWN_FILE,
     Extent,
+    dense_bytes,
     extent,
     external_tensors,
     is_external,
     is_outside,
     point_to,
 )
-from offload.graph.load import Model
-from offload.graph.model import Tensor
 
 # A protobuf message may not reach 2 GiB, and some readers copy it: stay well below.
 INLINE_LIMIT_BYTES = 1_500_000_000

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from onnx import NodeProto
 
 from offload.graph.load import Model
-from offload.graph.scope import nested_nodes
+from offload.graph.value_index import nested_nodes
 
 
 def cut_names(model: Model, text: str) -> list[str]:

@@ -10,13 +10,18 @@ from onnx import ModelProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
 
 from offload.errors import InputError
 from offload.graph.dimensions import Symbols, dimension_name
-from offload.graph.elements import dense_bytes, dtype_name, element_type, size_bytes
-from offload.graph.external import WeightFiles, is_external
 from offload.graph.flops import Array, Work
 from offload.graph.model import Tensor
+from offload.graph.onnx_file import (
+    WeightFiles,
+    dense_bytes,
+    dtype_name,
+    element_type,
+    is_external,
+    size_bytes,
+)
 from offload.graph.propagate import Scope, Value, completed, is_known, stored_value
-from offload.graph.scope import bodies, function_key
-from offload.graph.wiring import Wiring
+from offload.graph.value_index import Wiring, bodies, function_key
 
 # Shape arithmetic reads stored numbers (the target of a Reshape, the pads of a Pad), all small.
 _SMALL_BYTES = 1024

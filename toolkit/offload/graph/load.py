@@ -9,10 +9,17 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from offload.errors import InputError
-from offload.graph.external import FOREIGN_BYTES, OWN_FILE, Extent, WeightFiles, foreign_content
 from offload.graph.infer import Types, infer_types
-from offload.graph.large_file import LARGE_FILE_BYTES, read_large
-from offload.graph.wiring import Wiring, wire
+from offload.graph.onnx_file import (
+    FOREIGN_BYTES,
+    LARGE_FILE_BYTES,
+    OWN_FILE,
+    Extent,
+    WeightFiles,
+    foreign_content,
+    read_large,
+)
+from offload.graph.value_index import Wiring, wire
 
 _CHUNK_BYTES = 1 << 20
 

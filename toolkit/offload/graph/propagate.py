@@ -29,9 +29,9 @@ from onnx import (
     numpy_helper,
 )
 
-from offload.graph.external import is_external
 from offload.graph.flops import Array, Shape, Work, node_work
-from offload.graph.scope import FunctionKey, bodies, function_key
+from offload.graph.onnx_file import is_external
+from offload.graph.value_index import FunctionKey, bodies, function_key
 
 # Larger values aren't evaluated: shapes, pads and lengths are small.
 _MOST_ELEMENTS = 1024
