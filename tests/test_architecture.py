@@ -36,10 +36,10 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnx": ("offload.graph", "offload.bundle", "offload_models"),
     "onnx_graphsurgeon": ("offload.graph", "offload.bundle", "offload_models"),
     "onnxruntime": ("offload_runtimes.engine",),
-    "grpc": ("offload_runtimes.grpc",),
+    "grpc": ("offload_runtimes.transport",),
     "networkx": ("offload.graph", "offload.planning"),
     "typer": ("offload_cli",),
-    "zstandard": ("offload_runtimes.wire.codecs",),
+    "zstandard": ("offload_runtimes.protocol.codecs",),
     "asyncssh": ("offload_runtimes.deploy",),
     "cryptography": ("offload_runtimes.security.certs",),
 }

@@ -12,7 +12,7 @@ from typer.main import get_group
 
 PANELS: dict[str, dict[str, str]] = {
     "Start here": {
-        "demo": "demo.verb:demo",
+        "demo": "demo.command:demo",
         "models": "models:app",
         "inspect": "inspect:inspect",
     },
@@ -39,7 +39,7 @@ PANELS: dict[str, dict[str, str]] = {
     },
     "Research": {
         "schedule": "schedule:schedule",
-        "bench": "bench.verb:bench",
+        "bench": "bench.command:bench",
         "encode-report": "encode_report:encode_report",
         "testbed": "testbed:app",
     },

@@ -8,15 +8,18 @@ import typer
 from offload.bundle.bundle import open_bundle
 from offload.planning.plan import Side
 from offload.units import format_bytes
-from offload_runtimes.deploy.activation import KEEP
 from offload_runtimes.deploy.deployment import deploy_to
-from offload_runtimes.deploy.outcome import Outcome, Progress
-from offload_runtimes.deploy.place import Place
-from offload_runtimes.deploy.transaction import Stage
+from offload_runtimes.deploy.stages import KEEP, Outcome, Progress, Stage
+from offload_runtimes.deploy.targets import Place
 
-from offload_cli.options import BundleArgument, FormatOption
+from offload_cli.options import (
+    DEFAULT_DEVICES,
+    BundleArgument,
+    DevicesOption,
+    FormatOption,
+    find_places,
+)
 from offload_cli.output import Format, Output
-from offload_cli.targets import DEFAULT_DEVICES, DevicesOption, find_places
 
 
 class Half(StrEnum):

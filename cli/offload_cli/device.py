@@ -6,24 +6,25 @@ from typing import Annotated, Any
 import typer
 from offload.errors import OffloadError
 from offload.units import format_bytes
-from offload_runtimes.deploy.device import (
+from offload_runtimes.deploy.provision import (
     Installed,
     RolledBack,
+    fill_wheelhouse,
     init_devices,
     rollback_device,
 )
-from offload_runtimes.deploy.wheels import fill_wheelhouse
 
-from offload_cli.options import FormatOption, ProviderOption
-from offload_cli.output import Format, Output
-from offload_cli.targets import (
+from offload_cli.options import (
     DEFAULT_DEVICES,
     DevicesOption,
+    FormatOption,
+    ProviderOption,
     TargetsArgument,
     find_places,
     on_each,
     report_errors,
 )
+from offload_cli.output import Format, Output
 
 app = typer.Typer(help="Prepare devices and servers to run bundles.", no_args_is_help=True)
 

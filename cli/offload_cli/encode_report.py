@@ -13,12 +13,11 @@ from offload.files import write_text
 from offload.planning.plan import Side
 from offload.report.charts import sizes_svg
 from offload.units import format_bytes, format_s
-from offload_runtimes.encode.calibration import Calibration, random_calibration, read_calibration
-from offload_runtimes.encode.report import CutTensor, EncodeReport, Way
-from offload_runtimes.encode.report import encode_report as report_of
 from offload_runtimes.engine import EngineOptions
+from offload_runtimes.measure.calibration import Calibration, random_calibration, read_calibration
+from offload_runtimes.measure.encoding_report import CutTensor, EncodeReport, Way
+from offload_runtimes.measure.encoding_report import encode_report as report_of
 
-from offload_cli.encodings import CalibrationOption
 from offload_cli.options import (
     BundleArgument,
     FormatOption,
@@ -28,6 +27,7 @@ from offload_cli.options import (
     parse_shapes,
 )
 from offload_cli.output import Format, Output
+from offload_cli.planning_options import CalibrationOption
 
 COLUMNS = (
     "encoding", ">bytes (mean)", ">bytes (p95)", ">ratio", ">encode", ">decode",

@@ -10,7 +10,7 @@ from offload.costs.profile import uncounted
 from offload.graph.load import load_model
 from offload.graph.model import Graph, Layer
 from offload.units import format_bytes
-from offload_runtimes.planning.measure import read_fused
+from offload_runtimes.measure.profile import read_fused
 
 from offload_cli.options import FormatOption, ShapeOption, parse_shapes
 from offload_cli.output import Format, Output

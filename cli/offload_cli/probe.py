@@ -8,17 +8,17 @@ import typer
 from offload.costs.link import Link, fit_link
 from offload.files import write_text
 from offload.units import format_bps, format_s
-from offload_runtimes.planning.probe import probe as measure_link
+from offload_runtimes.measure.probe import probe as measure_link
 
-from offload_cli.options import FormatOption
-from offload_cli.output import Format, Output
-from offload_cli.security import (
+from offload_cli.options import (
     CaOption,
     CertificateOption,
+    FormatOption,
     KeyOption,
     TokenOption,
     client_security,
 )
+from offload_cli.output import Format, Output
 
 
 def probe(

@@ -10,12 +10,11 @@ from offload.files import temporary_folder, write_text
 from offload.graph.load import load_model
 from offload.graph.model import Graph
 from offload.units import format_bytes, format_s
-from offload_runtimes.encode.calibration import read_calibration
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.planning.measure import cached_profile, subject_of
+from offload_runtimes.measure.calibration import read_calibration
+from offload_runtimes.measure.profile import cached_profile, subject_of
 from offload_runtimes.value_files import read_arrays
 
-from offload_cli.image import ImageOption, taking_pictures
 from offload_cli.options import (
     AllowCpuOption,
     FormatOption,
@@ -26,6 +25,7 @@ from offload_cli.options import (
     parse_shapes,
 )
 from offload_cli.output import Format, Output
+from offload_cli.planning_options import ImageOption, taking_pictures
 
 
 def profile(

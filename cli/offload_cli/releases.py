@@ -4,14 +4,19 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from offload_runtimes.deploy.history import Release
-from offload_runtimes.deploy.history import releases as read_releases
-from offload_runtimes.deploy.history import rollback as roll_back
+from offload_runtimes.deploy.releases import Release
+from offload_runtimes.deploy.releases import releases as read_releases
+from offload_runtimes.deploy.releases import rollback as roll_back
 
 from offload_cli.deploy import outcome_json, proved, report_failures, warn_versions
-from offload_cli.options import FormatOption
+from offload_cli.options import (
+    DEFAULT_DEVICES,
+    DevicesOption,
+    FormatOption,
+    TargetArgument,
+    find_places,
+)
 from offload_cli.output import Format, Output
-from offload_cli.targets import DEFAULT_DEVICES, DevicesOption, TargetArgument, find_places
 
 
 def releases(

@@ -19,30 +19,27 @@ from offload.report.gantt import chrome_trace, gantt_svg, gantt_text
 from offload.scheduling.timeline import Timeline
 from offload.units import format_s
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.execution import OnServerLoss
-from offload_runtimes.input_files import Frame, read_frames
+from offload_runtimes.device.inference_runner import OnServerLoss
 from offload_runtimes.local import open_session
-from offload_runtimes.planning.measure import machine_name
-from offload_runtimes.value_files import typed, write_values
+from offload_runtimes.measure.profile import machine_name
+from offload_runtimes.value_files import Frame, read_frames, typed, write_values
 
 from offload_cli.options import (
     AllowCpuOption,
     BundleArgument,
+    CaOption,
+    CertificateOption,
     FormatOption,
+    KeyOption,
     PlanOption,
     ProviderOption,
     ShapeOption,
     ThreadsOption,
+    TokenOption,
+    client_security,
     parse_shapes,
 )
 from offload_cli.output import Format, Output
-from offload_cli.security import (
-    CaOption,
-    CertificateOption,
-    KeyOption,
-    TokenOption,
-    client_security,
-)
 
 
 def run(

@@ -6,16 +6,22 @@ from typing import Annotated
 
 import typer
 from offload.units import parse_bytes
+from offload_runtimes.daemon import serve_until_asked
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.server import Server
 from offload_runtimes.serving.batching import Batching
-from offload_runtimes.serving.daemon import serve_until_asked
-from offload_runtimes.serving.observe import log_to_stderr
+from offload_runtimes.serving.metrics import log_to_stderr
 
-from offload_cli.options import AllowCpuOption, FormatOption, ProviderOption, ThreadsOption
+from offload_cli.options import (
+    TOKEN_VARIABLE,
+    AllowCpuOption,
+    FormatOption,
+    ProviderOption,
+    ThreadsOption,
+    read_token,
+)
 from offload_cli.output import Format, Output
-from offload_cli.security import TOKEN_VARIABLE, read_token
 
 _SOON_DAYS = 14.0
 

@@ -8,21 +8,21 @@ from typing import Annotated, Any, TypeVar
 import typer
 from offload.errors import InputError, OffloadError
 from offload_runtimes.deploy import service
-from offload_runtimes.deploy.channel import Target
+from offload_runtimes.deploy.agent_client import Target
 from offload_runtimes.deploy.connect import connect
-from offload_runtimes.deploy.place import Place
-from offload_runtimes.deploy.trial import find_runtime
+from offload_runtimes.deploy.stages import find_runtime
+from offload_runtimes.deploy.targets import Place
 
-from offload_cli.options import FormatOption
-from offload_cli.output import Format, Output
-from offload_cli.targets import (
+from offload_cli.options import (
     DEFAULT_DEVICES,
     DevicesOption,
+    FormatOption,
     TargetsArgument,
     find_places,
     on_each,
     report_errors,
 )
+from offload_cli.output import Format, Output
 
 app = typer.Typer(help="Run the server as a systemd user service.", no_args_is_help=True)
 

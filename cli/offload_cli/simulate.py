@@ -16,11 +16,8 @@ from offload.planning.sweep import Cell, is_range, parse_links, reigns, sweep
 from offload.report.charts import what_if_html, what_if_svg
 from offload.units import format_bps, format_s
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.planning.situation import SplitRequest, parse_machine, prepare
-from offload_runtimes.split import chooser_of
+from offload_runtimes.measure.split import SplitRequest, chooser_of, parse_machine, prepare
 
-from offload_cli.encodings import CalibrationOption
-from offload_cli.image import ImageOption, pictured
 from offload_cli.options import (
     AllowCpuOption,
     FormatOption,
@@ -33,7 +30,16 @@ from offload_cli.options import (
     parse_shapes,
 )
 from offload_cli.output import Format, Output
-from offload_cli.wishes import DeviceOption, KeepInputOption, PinOption, ServerOption, wish
+from offload_cli.planning_options import (
+    CalibrationOption,
+    DeviceOption,
+    ImageOption,
+    KeepInputOption,
+    PinOption,
+    ServerOption,
+    pictured,
+    wish,
+)
 
 HEAD = ("slow-down", "from", "to", "winner", "latency", "gain", "layers on device", "sends")
 

@@ -14,22 +14,16 @@ from offload.planning.scheme import Candidate
 from offload.planning.sweep import is_range, parse_links
 from offload.units import format_bytes, format_s
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.planning.situation import (
+from offload_runtimes.measure.split import (
     Prepared,
     Progress,
     SplitRequest,
+    chooser_of,
     parse_machine,
     prepare,
+    write_split,
 )
-from offload_runtimes.split import chooser_of, write_split
 
-from offload_cli.encodings import (
-    CalibrationOption,
-    EncodingOption,
-    FloorOption,
-    ToleranceOption,
-)
-from offload_cli.image import ImageOption, pictured
 from offload_cli.options import (
     AllowCpuOption,
     FormatOption,
@@ -42,19 +36,25 @@ from offload_cli.options import (
     parse_shapes,
 )
 from offload_cli.output import Format, Output
-from offload_cli.plans import bundle_json, plans_sentence, show_plan, show_plans
-from offload_cli.wishes import (
+from offload_cli.planning_options import (
+    CalibrationOption,
     DeadlineOption,
     DeviceOption,
+    EncodingOption,
     EnergyOption,
+    FloorOption,
+    ImageOption,
     KeepInputOption,
     MemoryOption,
     ObjectiveOption,
     PinOption,
     PowerOption,
     ServerOption,
+    ToleranceOption,
+    pictured,
     wish,
 )
+from offload_cli.plans import bundle_json, plans_sentence, show_plan, show_plans
 
 
 def split(

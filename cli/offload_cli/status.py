@@ -5,14 +5,13 @@ from typing import Any
 
 import offload
 from offload.errors import InputError
-from offload_runtimes.deploy.history import Status, statuses
-from offload_runtimes.deploy.place import read_devices
+from offload_runtimes.deploy.releases import Status, statuses
+from offload_runtimes.deploy.targets import read_devices
 
 from offload_cli.deploy import other_version
-from offload_cli.options import FormatOption
+from offload_cli.options import DEFAULT_DEVICES, DevicesOption, FormatOption
 from offload_cli.output import Format, Output
 from offload_cli.releases import probe_text, release_json, when
-from offload_cli.targets import DEFAULT_DEVICES, DevicesOption
 
 
 def status(

@@ -8,8 +8,9 @@ import typer
 from offload.costs.link import parse_link
 from offload.errors import InputError
 from offload.planning.plan import Side
-from offload_runtimes.testbed import bed, host
-from offload_runtimes.testbed.layout import Layout
+from offload_runtimes.emulation import host
+from offload_runtimes.emulation import testbed as bed
+from offload_runtimes.emulation.namespaces import Layout
 
 from offload_cli.options import FormatOption, LinkOption
 from offload_cli.output import Format, Output

@@ -13,8 +13,8 @@ from offload.bundle.verify import Check, CutCheck
 from offload.errors import InputError
 from offload.graph.load import load_model
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.proof.evidence import read_evidence, repeat
-from offload_runtimes.proof.verify import check_of, cuts_of
+from offload_runtimes.measure.proof_record import read_evidence, repeat
+from offload_runtimes.measure.verify import check_of, cuts_of
 from offload_runtimes.value_files import read_arrays
 
 from offload_cli.options import (

@@ -1,7 +1,7 @@
 """A network under construction: every layer becomes one ONNX node with live weights.
 
 Each layer is run on a few sample images while it is added: the shapes come out of it, and the
-weights are placed by the values it meets (see `offload_models.live`).
+weights are placed by the values it meets (see `offload_models.weight_init`).
 """
 
 from collections.abc import Mapping, Sequence

@@ -19,7 +19,7 @@ from offload_models import (
     resnet,
     squeezenet,
 )
-from offload_models.light import LightBuilder
+from offload_models.onnx_topologies import LightBuilder
 
 
 class Builder(Protocol):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from offload_runtimes.client import OffloadSession
     from offload_runtimes.local import open_session
-    from offload_runtimes.planning.probe import probe
+    from offload_runtimes.measure.probe import probe
 
 __all__ = [
     "BundleError",
@@ -31,7 +31,7 @@ _HOMES = {
     "OffloadSession": "offload_runtimes.client",
     "open_session": "offload_runtimes.local",
     "parse_link": "offload.costs.link",
-    "probe": "offload_runtimes.planning.probe",
+    "probe": "offload_runtimes.measure.probe",
 }
 
 

@@ -147,12 +147,12 @@ def _serve(asked: argparse.Namespace) -> None:
     from offload_runtimes.serving.handshakes import report_handshakes
 
     report_handshakes()
+    from offload_runtimes.daemon import serve_until_asked
     from offload_runtimes.engine import EngineOptions
     from offload_runtimes.security.credentials import ServerSecurity
     from offload_runtimes.server import Server
     from offload_runtimes.serving.batching import Batching
-    from offload_runtimes.serving.daemon import serve_until_asked
-    from offload_runtimes.serving.observe import log_to_stderr
+    from offload_runtimes.serving.metrics import log_to_stderr
 
     options = EngineOptions(tuple(asked.provider), asked.threads, allow_cpu=asked.allow_cpu)
     security = ServerSecurity(
@@ -191,7 +191,7 @@ def _prove(asked: argparse.Namespace) -> None:
     from offload.bundle.bundle import open_bundle
 
     from offload_runtimes.engine import EngineOptions
-    from offload_runtimes.proof.segments import read_proof, repeat_proof
+    from offload_runtimes.measure.proof_replay import read_proof, repeat_proof
 
     options = EngineOptions(tuple(asked.provider), asked.threads, allow_cpu=asked.allow_cpu)
     proofs = read_proof(asked.proof)

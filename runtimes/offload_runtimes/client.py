@@ -23,18 +23,18 @@ from offload.planning.plan_set import Switching
 from offload.scheduling.timeline import Timeline
 
 from offload_runtimes.address import parse_address
+from offload_runtimes.closing import close_at_exit
 from offload_runtimes.device.active_bundle import ActiveBundle, SessionOptions
-from offload_runtimes.device.closing import close_at_exit
-from offload_runtimes.device.emulate import LinkCost, Pacer
-from offload_runtimes.device.execution import OnServerLoss, Running
-from offload_runtimes.device.pilot import Switch
+from offload_runtimes.device.counters import Counts, Tally
+from offload_runtimes.device.inference_runner import OnServerLoss, Running
+from offload_runtimes.device.plan_selector import Switch
 from offload_runtimes.device.stream import Frame, Latest, answers, answers_async, finish_async
-from offload_runtimes.device.tally import Counts, Tally
+from offload_runtimes.emulate import LinkCost, Pacer
 from offload_runtimes.engine import Array, EngineOptions, as_feed
-from offload_runtimes.grpc.channel import GrpcConnector
+from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES
 from offload_runtimes.security.credentials import ClientSecurity
-from offload_runtimes.wire.contract import MESSAGE_LIMIT_BYTES
-from offload_runtimes.wire.transport import Connector
+from offload_runtimes.transport.connection import Connector
+from offload_runtimes.transport.grpc_client import GrpcConnector
 
 Tag = TypeVar("Tag")
 _CLOSED = "the session is closed: open a new one"

@@ -13,7 +13,7 @@ from typing import Any
 
 from offload.errors import InputError
 
-from offload_runtimes.light import MODULES
+from offload_runtimes.device_requirements import MODULES
 
 CPU = "CPUExecutionProvider"
 # The model `y = M @ M.T, M = reshape(relu(conv(x, w)))`: x 1x1x8x8, w 16x1x3x3 of 1/8, padding 1.
@@ -47,7 +47,7 @@ def preflight(providers: Sequence[str] = (), *, allow_cpu: bool = False) -> dict
     import numpy as np  # only now: it may be what is broken
 
     from offload_runtimes.engine import EngineOptions, load, short_name
-    from offload_runtimes.engine.inspect import kernel_providers
+    from offload_runtimes.engine.profiling import kernel_providers
 
     options = EngineOptions(tuple(providers), allow_cpu=allow_cpu)
     model, x = base64.b64decode(MODEL), np.linspace(-1, 1, 64, dtype=np.float32)

@@ -18,29 +18,26 @@ from offload.units import format_bytes
 from prometheus_client import start_http_server
 
 from offload_runtimes.address import Address, parse_address
-from offload_runtimes.device.closing import close_at_exit
+from offload_runtimes.closing import close_at_exit
 from offload_runtimes.engine import Arena, EngineOptions, arena_of, short_name
-from offload_runtimes.grpc.host import GrpcHost
-from offload_runtimes.security.credentials import ServerSecurity
-from offload_runtimes.security.server_credentials import ServerCredentials
-from offload_runtimes.serving.batches import Batches
-from offload_runtimes.serving.batching import Batching
-from offload_runtimes.serving.dispatch import Dispatcher
-from offload_runtimes.serving.echo import echo
-from offload_runtimes.serving.hosted import Hosted, host
-from offload_runtimes.serving.observe import Observer
-from offload_runtimes.serving.releases import Source, check_memory, mark_of, sources
-from offload_runtimes.serving.task import Served
-from offload_runtimes.session.memory import Memory
-from offload_runtimes.session.server import Limits, ServerSession
-from offload_runtimes.versions import versions
-from offload_runtimes.wire.contract import (
+from offload_runtimes.protocol.memory_budget import Memory
+from offload_runtimes.protocol.server_state import Limits, ServerSession
+from offload_runtimes.protocol.tensor_specs import (
     MESSAGE_LIMIT_BYTES,
     TENSOR_LIMIT_BYTES,
     Contract,
     upload_limit_bytes,
 )
-from offload_runtimes.wire.transport import Connection
+from offload_runtimes.security.credentials import ServerSecurity
+from offload_runtimes.security.server_credentials import ServerCredentials
+from offload_runtimes.serving.batching import Batching
+from offload_runtimes.serving.bundles import Hosted, Source, check_memory, host, mark_of, sources
+from offload_runtimes.serving.dispatch import Dispatcher
+from offload_runtimes.serving.metrics import Observer
+from offload_runtimes.serving.shared_runs import Batches, Served
+from offload_runtimes.transport.connection import Connection
+from offload_runtimes.transport.grpc_server import GrpcHost, echo
+from offload_runtimes.versions import versions
 
 _POLL_S = 0.02
 _LINK_SHARE = 4  # one in so many bytes is for what crosses the link, the rest for models

@@ -1,18 +1,16 @@
-"""Named values in files: arrays in an .npz, sequences and maps as JSON beside it.
-
-Nothing is ever pickled. Text is written as numpy's `<U`, by which `np.load` reads it without
-pickling. JSON has only text as keys of a map: numbers are written as text there.
-"""
+"""Named values in files: arrays in .npz, sequences and maps as JSON, pictures in a folder."""
 
 import json
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from offload.bundle.bundle import Value
+from offload.bundle.sample_inputs import open_inputs, open_sizes_sentence
 from offload.errors import InputError
 from offload.files import staged_file
 
@@ -156,3 +154,145 @@ def _json(value: Any) -> Any:
     if isinstance(value, list):
         return [_json(element) for element in value]
     return value
+
+
+PICTURES = (".png", ".jpg", ".jpeg", ".bmp")
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The inputs of one run.
+
+    Attributes:
+        name: the picture's path within its folder, with `/`; empty for an .npz.
+        feeds: a value for each input.
+    """
+
+    name: str
+    feeds: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture's file: its path within the folder, and the number of its sub-folder."""
+
+    name: str
+    path: Path
+    label: int | None
+
+
+def read_frames(path: Path, values: Sequence[Value]) -> Iterator[Frame]:
+    """The runs that a file or folder of inputs stands for: one for an .npz, one for each picture.
+
+    Args:
+        path: an .npz or .json file, or a folder of pictures for a model with one picture as input.
+        values: the model's inputs, all sizes but the first bound where pictures are read.
+
+    Raises:
+        InputError: nothing there, not of that form, or the model takes no picture.
+    """
+    if not path.is_dir():
+        yield Frame("", read_values(path))
+        return
+    value = picture_input(path, values)
+    for picture in find_pictures(path):
+        yield Frame(picture.name, {value.name: read_picture(picture.path, value)})
+
+
+def find_pictures(folder: Path) -> list[Picture]:
+    """The pictures of a folder in order of their names; those of sub-folders have labels.
+
+    Sub-folders in order of their names are the classes 0, 1, ... where they hold pictures.
+    Hidden files and folders are left out.
+
+    Raises:
+        InputError: the folder holds no pictures, or pictures beside folders of pictures.
+    """
+    here, folders = _listed(folder)
+    classes = [(path, _listed(path)[0]) for path in folders]
+    if any(pictures for _, pictures in classes):
+        if here:
+            raise InputError(
+                f"{folder} holds pictures beside folders of pictures, such as {here[0].name}: move"
+                " every picture to the folder of its class, or none"
+            )
+        return [
+            Picture(f"{place.name}/{path.name}", path, label)
+            for label, (place, pictures) in enumerate(classes)
+            for path in pictures
+        ]
+    if not here:
+        raise InputError(f"{folder} holds no pictures ({', '.join(PICTURES)}): give some")
+    return [Picture(path.name, path, None) for path in here]
+
+
+def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Pictures and folders directly in a folder."""
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith((".", "__")))
+    pictures = [p for p in paths if p.suffix.lower() in PICTURES and p.is_file()]
+    return pictures, [path for path in paths if path.is_dir()]
+
+
+def picture_input(folder: Path, values: Sequence[Value]) -> Value:
+    """The input that takes the pictures of a folder.
+
+    Raises:
+        InputError: the model has several inputs, or its input isn't a picture of known sizes.
+    """
+    if len(values) != 1:
+        names = ", ".join(repr(value.name) for value in values) or "none"
+        raise InputError(
+            f"a folder of pictures fits a model with one input, this one has {names}: give an .npz"
+            f" file, not {folder}"
+        )
+    _layout(values[0])
+    return values[0]
+
+
+def read_picture(path: Path, value: Value) -> Array:
+    """One picture as an input: resized, RGB, in the input's layout.
+
+    A uint8 input of N x H x W x 3 gets the bytes, a float one of N x 3 x H x W numbers from 0
+    to 1; N is 1.
+
+    Raises:
+        InputError: the file is no picture, Pillow isn't installed, or the input takes no picture.
+    """
+    try:
+        from PIL import Image, UnidentifiedImageError
+    except ImportError:
+        raise InputError("reading pictures needs Pillow: pip install 'pillow>=10.1'") from None
+    height, width, channels_last = _layout(value)
+    try:
+        with Image.open(path) as opened:
+            pixels = np.asarray(opened.convert("RGB").resize((width, height)))
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path} is not a picture that can be read: remove it") from error
+    if channels_last:
+        return pixels[None]
+    scaled: Array = pixels.transpose(2, 0, 1)[None] / np.float32(255)
+    return scaled.astype(np.float32)
+
+
+def _layout(value: Value) -> tuple[int, int, bool]:
+    """Height, width, and whether the channels come last."""
+    shape: tuple[Any, ...] = value.shape or ()
+    if len(shape) == 4:
+        last = value.type == "tensor(uint8)" and not _differs(shape[3], 3)
+        first = value.type == "tensor(float)" and not _differs(shape[1], 3)
+        if (last or first) and not _differs(shape[0], 1):
+            rest = Value(value.name, value.type, (1, *shape[1:]))
+            if open_inputs([rest]):
+                raise InputError(open_sizes_sentence([value]))
+            height, width = shape[1:3] if last else shape[2:]
+            return height, width, last
+    shown = "x".join("?" if size is None else str(size) for size in shape)
+    raise InputError(
+        f"input {value.name!r} is {value.type}[{shown}]: a folder of pictures fits"
+        " uint8[1xHxWx3] and float[1x3xHxW]; give an .npz file"
+    )
+
+
+def _differs(size: Any, wanted: int) -> bool:
+    """Whether a dimension has another size than the wanted one; an open one may have it."""
+    return isinstance(size, int) and size != wanted

@@ -13,7 +13,7 @@ from offload.bundle.bundle import open_bundle
 from offload.bundle.compare import difference
 from offload.planning.plan import Side
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.emulate import Pacer
+from offload_runtimes.emulate import Pacer
 from offload_runtimes.engine import Array
 
 

@@ -28,10 +28,9 @@ from offload.planning.plan import Side
 from offload.planning.sweep import parse_links
 from offload.units import format_bps
 from offload_models.zoo import build, save
+from offload_runtimes.emulation.testbed import Bed, open_bed
 from offload_runtimes.engine import EngineOptions, load
-from offload_runtimes.planning.situation import SplitRequest
-from offload_runtimes.split import split
-from offload_runtimes.testbed.bed import Bed, open_bed
+from offload_runtimes.measure.split import SplitRequest, split
 
 from tests.benchmarks.goals import Goal, report
 
@@ -72,7 +71,7 @@ class Track:
 
     @contextmanager
     def served(self) -> Iterator[str]:
-        module = ("-m", "offload_runtimes.testbed.host_bundles")
+        module = ("-m", "offload_runtimes.emulation.server_worker")
         listen = f"{self.bed.address(Side.SERVER)}:0"
         command = (sys.executable, *module, listen, "1", str(self.bundle.path))
         with subprocess.Popen(

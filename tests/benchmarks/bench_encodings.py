@@ -36,14 +36,14 @@ from offload_models import pretrained
 from offload_models.image import with_image_input
 from offload_models.text import render_line
 from offload_models.zoo import build, save
-from offload_runtimes.encode.calibration import Calibration
-from offload_runtimes.encode.choose import Chooser
-from offload_runtimes.encode.sizes import catalogue_of
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.engine.values import Array
 from offload_runtimes.local import open_session
-from offload_runtimes.planning.measure import Subject, measure, subject_of
-from offload_runtimes.planning.trial import Bench, Trial, try_plans
+from offload_runtimes.measure.calibration import Calibration
+from offload_runtimes.measure.choose_encodings import Chooser
+from offload_runtimes.measure.encoding_sizes import catalogue_of
+from offload_runtimes.measure.plan_trial import Bench, Trial, try_plans
+from offload_runtimes.measure.profile import Subject, measure, subject_of
 
 from tests.benchmarks import text_lines
 from tests.benchmarks.goals import Goal, report

@@ -26,12 +26,10 @@ from offload.planning.scheme import Candidate, Situation
 from offload.report.gantt import gantt_svg, gantt_text
 from offload.scheduling.timeline import Timeline
 from offload_models.zoo import build, save
+from offload_runtimes.emulation.experiment import Entry, Job, Rig, Run, Within, run_job
+from offload_runtimes.emulation.testbed import Bed, open_bed
 from offload_runtimes.engine import EngineOptions, load
-from offload_runtimes.planning.measure import Subject, measure, subject_of
-from offload_runtimes.testbed.bed import Bed, open_bed
-from offload_runtimes.testbed.experiment import Rig, run_job
-from offload_runtimes.testbed.job import Entry, Job, Run
-from offload_runtimes.testbed.places import Within
+from offload_runtimes.measure.profile import Subject, measure, subject_of
 
 from tests.benchmarks.goals import Goal, report
 

@@ -17,8 +17,7 @@ from offload.planning.cut import Cut
 from offload.planning.planner import serial_cut
 from offload.planning.scheme import Scheme, Situation, candidate
 from offload.planning.server_pipelining import start_early
-from offload_cli.bench.planned import situation_of
-from offload_cli.bench.studies import Prepared, Study, find_study, prepare
+from offload_cli.bench.subjects import Prepared, Study, find_study, prepare, situation_of
 from offload_models import randwire
 
 from tests.benchmarks.goals import Goal, report

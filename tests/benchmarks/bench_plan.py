@@ -22,7 +22,7 @@ from offload.planning.scheme import Scheme, Situation
 from offload.planning.sweep import Cell, parse_links, sweep
 from offload.units import format_s
 from offload_models.zoo import build, save
-from offload_runtimes.planning.situation import Prepared, SplitRequest, prepare
+from offload_runtimes.measure.split import Prepared, SplitRequest, prepare
 
 from tests.benchmarks.goals import Goal, report
 

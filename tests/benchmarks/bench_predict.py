@@ -34,12 +34,11 @@ from offload.units import format_s
 from offload_models.zoo import build, save
 from offload_runtimes.engine import Engine, EngineOptions, load
 from offload_runtimes.local import open_session
-from offload_runtimes.planning.calibrate import time_in_turns
-from offload_runtimes.planning.measure import Subject, measure, subject_of
-from offload_runtimes.planning.probe import probe
-from offload_runtimes.planning.situation import SplitRequest
+from offload_runtimes.measure.calibrate import time_in_turns
+from offload_runtimes.measure.probe import probe
+from offload_runtimes.measure.profile import Subject, measure, subject_of
+from offload_runtimes.measure.split import SplitRequest, split
 from offload_runtimes.server import Server
-from offload_runtimes.split import split
 
 from tests.benchmarks.goals import Goal, report
 

@@ -22,7 +22,7 @@ import numpy as np
 from offload.planning.plan import Send, Side
 from offload.scheduling.timeline import Lane
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.execution import Running
+from offload_runtimes.device.inference_runner import Running
 from offload_runtimes.device.stream import answers
 from offload_runtimes.engine import EngineOptions, load
 from onnx import helper

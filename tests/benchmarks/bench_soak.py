@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.tally import Counts
+from offload_runtimes.device.counters import Counts
 
 from tests.benchmarks.goals import Goal, report
 from tests.benchmarks.proxy import Proxy

@@ -30,7 +30,7 @@ from offload.graph.load import load_model
 from offload.graph.read import read_graph
 from offload_models.zoo import build
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.proof.verify import opener
+from offload_runtimes.measure.verify import opener
 from onnx import TensorProto, helper
 
 from tests.benchmarks.goals import Goal, report

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from offload_cli.bench.goals import Goal
+from offload_cli.bench.results import Goal
 
 __all__ = ["Goal", "report"]
 

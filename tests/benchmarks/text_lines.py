@@ -15,8 +15,8 @@ from offload_models.zoo import save
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.engine.values import Array
 from offload_runtimes.local import open_session
-from offload_runtimes.planning.measure import read_fused
-from offload_runtimes.split import SplitRequest, split
+from offload_runtimes.measure.profile import read_fused
+from offload_runtimes.measure.split import SplitRequest, split
 
 from tests.benchmarks.goals import Goal
 

@@ -7,10 +7,10 @@ import onnx
 import pytest
 from offload.costs.link import parse_link
 from offload.errors import InputError
-from offload_cli.image import NORMALISATION, pictured
+from offload_cli.planning_options import NORMALISATION, pictured
 from offload_models.image import save_with_image_input
 from offload_runtimes.engine import EngineOptions, load
-from offload_runtimes.planning.situation import SplitRequest
+from offload_runtimes.measure.split import SplitRequest
 from onnx import TensorProto, helper
 
 

@@ -25,7 +25,7 @@ from offload.planning.planner import make_plan
 from offload.planning.scheme import Situation
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.local import open_session
-from offload_runtimes.proof.verify import check_of, missing_types, opener
+from offload_runtimes.measure.verify import check_of, missing_types, opener
 from offload_runtimes.serving.batching import disagreement
 
 FOLDER = Path(os.environ.get("OFFLOAD_EXPORTED", Path(__file__).parent / "exported"))

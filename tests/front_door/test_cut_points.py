@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from offload.costs.link import parse_link
 from offload.errors import InputError
-from offload_runtimes.planning.situation import SplitRequest, prepare
-from offload_runtimes.split import split
+from offload_runtimes.measure.split import SplitRequest, prepare, split
 from onnx import TensorProto, helper
 
 from tests.front_door.door import ESTIMATED, PLAIN, Door, plain_onnxruntime, save, value, weight

@@ -3,14 +3,14 @@
 from typing import Any
 
 import numpy as np
-import offload_runtimes.wire.offload_pb2 as pb
+import offload_runtimes.protocol.offload_pb2 as pb
 from offload.bundle.bundle import Value
 from offload.planning.plan import Segment, Side
 from offload_runtimes.engine import Array
-from offload_runtimes.session.server import Limits
-from offload_runtimes.wire import messages as wire
-from offload_runtimes.wire.codecs import NAMES
-from offload_runtimes.wire.contract import Contract, Port, Ports
+from offload_runtimes.protocol import messages as wire
+from offload_runtimes.protocol.codecs import NAMES
+from offload_runtimes.protocol.server_state import Limits
+from offload_runtimes.protocol.tensor_specs import Contract, Port, Ports
 
 from tests.fuzz.draw import Draw
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from offload.errors import OffloadError
 from offload_runtimes.engine import size_bytes
-from offload_runtimes.session.device import Arrived, DeviceSession
-from offload_runtimes.session.memory import Memory
-from offload_runtimes.session.server import Close, Event, Reply, Run, ServerSession
-from offload_runtimes.wire import codecs
-from offload_runtimes.wire import messages as wire
+from offload_runtimes.protocol import codecs
+from offload_runtimes.protocol import messages as wire
+from offload_runtimes.protocol.client_state import Arrived, DeviceSession
+from offload_runtimes.protocol.memory_budget import Memory
+from offload_runtimes.protocol.server_state import Close, Event, Reply, Run, ServerSession
 
 from tests.fuzz.agreed import DIGEST, LIMIT_BYTES, ROOM, agreed, damaged, message, outputs
 from tests.fuzz.bundles import BUNDLES, read_manifest, read_plan

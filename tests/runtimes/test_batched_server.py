@@ -13,17 +13,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import offload_runtimes.wire.offload_pb2 as pb
+import offload_runtimes.protocol.offload_pb2 as pb
 import pytest
 from offload.bundle.bundle import MANIFEST, manifest_digest, open_bundle
 from offload.errors import DeadlineError, InputError, OffloadError
 from offload.planning.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
+from offload_runtimes.protocol import messages as wire
 from offload_runtimes.server import Server
 from offload_runtimes.serving.batching import Batching
-from offload_runtimes.wire import messages as wire
-from offload_runtimes.wire.transport import Connection, pair
+from offload_runtimes.transport.connection import Connection, pair
 from onnx import NodeProto, TensorProto, helper
 
 from tests.runtimes import bundles, models

@@ -17,12 +17,12 @@ from offload.planning.plan import Side
 from offload.scheduling.timeline import Lane
 from offload_runtimes.address import parse_address
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.emulate import Pacer
-from offload_runtimes.grpc import PROBE, PROBE_LIMIT_BYTES
-from offload_runtimes.grpc.channel import GrpcConnector
+from offload_runtimes.emulate import Pacer
 from offload_runtimes.local import open_session
-from offload_runtimes.planning.probe import probe
+from offload_runtimes.measure.probe import probe
 from offload_runtimes.server import Server
+from offload_runtimes.transport import PROBE, PROBE_LIMIT_BYTES
+from offload_runtimes.transport.grpc_client import GrpcConnector
 
 from tests.runtimes import bundles
 from tests.runtimes.bundles import Made

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-import offload_runtimes.wire.offload_pb2 as pb
+import offload_runtimes.protocol.offload_pb2 as pb
 import pytest
 from offload.planning.plan import Send, Side
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.grpc import SESSION
+from offload_runtimes.protocol import messages as wire
 from offload_runtimes.server import Server
-from offload_runtimes.wire import messages as wire
-from offload_runtimes.wire.transport import Mailbox
+from offload_runtimes.transport import SESSION
+from offload_runtimes.transport.connection import Mailbox
 from onnx import helper
 
 from tests.runtimes import bundles, models

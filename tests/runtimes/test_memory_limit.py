@@ -13,11 +13,9 @@ from offload.graph.load import load_model
 from offload.planning.constraints import Wish
 from offload.planning.costs import CLIENT_BYTES
 from offload_models.zoo import build, save
-from offload_runtimes.planning.footprint import client_bytes
-from offload_runtimes.planning.measure import read_fused
-from offload_runtimes.planning.situation import SplitRequest, prepare
+from offload_runtimes.measure.profile import client_bytes, read_fused
+from offload_runtimes.measure.split import SplitRequest, prepare, split
 from offload_runtimes.server import Server
-from offload_runtimes.split import split
 
 CLIENT = """
 import sys

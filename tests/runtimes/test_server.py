@@ -13,19 +13,19 @@ from pathlib import Path
 import grpc
 import numpy as np
 import offload
-import offload_runtimes.wire.offload_pb2 as pb
+import offload_runtimes.protocol.offload_pb2 as pb
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from offload.errors import DeadlineError, InputError, ServerError
 from offload.planning.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.grpc import SESSION, VERSION_KEY
+from offload_runtimes.protocol import messages as wire
+from offload_runtimes.protocol.server_state import Limits
 from offload_runtimes.server import Server
-from offload_runtimes.serving.observe import JsonLines
-from offload_runtimes.session.server import Limits
-from offload_runtimes.wire import messages as wire
-from offload_runtimes.wire.transport import Connection, Mailbox, MemoryConnector, pair
+from offload_runtimes.serving.metrics import JsonLines
+from offload_runtimes.transport import SESSION, VERSION_KEY
+from offload_runtimes.transport.connection import Connection, Mailbox, MemoryConnector, pair
 from onnx import helper
 
 from tests.runtimes import bundles, models

@@ -16,14 +16,21 @@ from offload.errors import InputError
 from offload.planning.constraints import Demand, Power
 from offload.planning.scheme import Scheme
 from offload.scheduling.timeline import Lane
-from offload_runtimes.testbed.experiment import run_job
-from offload_runtimes.testbed.job import Entry, Job, Run
-from offload_runtimes.testbed.scratch import scratch
+from offload_runtimes.emulation.experiment import Entry, Job, Run, run_job
+from offload_runtimes.emulation.testbed import scratch
+from offload_runtimes.measure import Progress
 
-from offload_cli.bench.cell import Cell, Group
-from offload_cli.bench.ground import Ground
-from offload_cli.bench.planned import Planned, overheads, plans_of
-from offload_cli.bench.studies import OPTIONS, Prepared, Study, prepare
+from offload_cli.bench.environment import Ground
+from offload_cli.bench.results import Cell, Group
+from offload_cli.bench.subjects import (
+    OPTIONS,
+    Planned,
+    Prepared,
+    Study,
+    overheads,
+    plans_of,
+    prepare,
+)
 
 # Raspberry Pi 4B: idle 2.7 W, all cores busy 6.4 W; its radio adds about 0.7 W while sending.
 POWER = Power(2.7, 3.7, 0.7)
@@ -66,9 +73,6 @@ class Sweep:
     def path(self, study: Study, network: str) -> Path:
         """The file of one model on one network."""
         return self.folder / "cells" / f"{study.name}-{network}.json"
-
-
-Progress = Callable[[str], None]
 
 
 def missing(sweep: Sweep, kind: str) -> list[tuple[Study, str]]:

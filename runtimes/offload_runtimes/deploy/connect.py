@@ -7,8 +7,8 @@ from collections.abc import AsyncIterator
 
 from offload.errors import InputError
 
-from offload_runtimes.deploy.channel import Channel, command, payload
-from offload_runtimes.deploy.place import Place
+from offload_runtimes.deploy.agent_client import Channel, command, payload
+from offload_runtimes.deploy.targets import Place
 
 _REPLY_LIMIT_BYTES = 1 << 24
 

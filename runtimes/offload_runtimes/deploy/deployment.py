@@ -11,22 +11,25 @@ from offload.bundle.bundle import Bundle
 from offload.errors import InputError, OffloadError
 from offload.planning.plan import Side
 
-from offload_runtimes.deploy.activation import KEEP, Activation
-from offload_runtimes.deploy.channel import Target
+from offload_runtimes.deploy.agent_client import Target
 from offload_runtimes.deploy.connect import connect
-from offload_runtimes.deploy.outcome import Outcome, Progress, run_stages
-from offload_runtimes.deploy.place import Place
-from offload_runtimes.deploy.transaction import (
+from offload_runtimes.deploy.stages import (
     DEPLOY,
+    KEEP,
+    Activation,
     Content,
+    Outcome,
+    Progress,
     Send,
     Stage,
     content_of,
     contents,
     release_id,
+    run_stages,
     sends,
 )
-from offload_runtimes.proof.segments import proof_of, write_proof
+from offload_runtimes.deploy.targets import Place
+from offload_runtimes.measure.proof_replay import proof_of, write_proof
 
 _ATTEMPTS = 2
 

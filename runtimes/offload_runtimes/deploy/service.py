@@ -11,7 +11,7 @@ from typing import Any
 
 from offload.errors import InputError
 
-from offload_runtimes.deploy.channel import Target
+from offload_runtimes.deploy.agent_client import Target
 
 _RECORD = "service"  # in the root: the name of the unit that serves it
 _COMMAND_S = 150.0

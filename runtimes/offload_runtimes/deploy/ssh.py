@@ -1,22 +1,204 @@
-"""The one door to asyncssh: an agent on a machine reached over SSH.
-
-The user's own configuration, keys and agent are used; host keys are checked strictly.
-"""
+"""The one door to asyncssh, and the user's ~/.ssh/config and known_hosts."""
 
 import contextlib
 import re
 import shlex
+import tempfile
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import asyncssh
 from offload.errors import InputError, OffloadError, ServerError
 
-from offload_runtimes.deploy.channel import Channel, command, payload
-from offload_runtimes.deploy.place import Place, Ssh
-from offload_runtimes.deploy.ssh_config import SshFiles, ssh_files
+from offload_runtimes.deploy.agent_client import Channel, command, payload
+from offload_runtimes.deploy.targets import Place, Ssh
+
+# Keywords that decide how a host is reached and known; others (terminals, forwarding, commands)
+# mean nothing to a deployment, and RemoteCommand and RequestTTY would break it.
+_KEYWORDS = frozenset(
+    {
+        *("addressfamily", "bindaddress", "casignaturealgorithms", "certificatefile", "ciphers"),
+        *("hostkeyalgorithms", "hostkeyalias", "hostname", "identitiesonly", "identityagent"),
+        *("identityfile", "kexalgorithms", "macs", "pkcs11provider", "port"),
+        *("preferredauthentications", "proxycommand", "proxyjump", "pubkeyauthentication"),
+        *("tag", "user"),
+    }
+)
+_KNOWN_HOSTS = ("userknownhostsfile", "globalknownhostsfile")
+_CONDITIONS = frozenset({"all", "canonical", "final"})  # of Match; these take no argument
+_ARGUMENT = frozenset({"host", "originalhost", "localuser", "user", "tagged", "exec"})
+_NEVER = "Match originalhost ,"  # no host is named so
+_DEPTH = 16  # of files that include files, as in OpenSSH
+_WORD = re.compile(r"([A-Za-z][A-Za-z0-9]*)\s*(?:=\s*)?(.*)")
+
+
+@dataclass(frozen=True, slots=True)
+class SshFiles:
+    """Copies that asyncssh can read.
+
+    Attributes:
+        config: the configuration.
+        origins: where each of its lines comes from, as `FILE line N`.
+    """
+
+    config: Path
+    origins: tuple[str, ...]
+
+    def origin(self, line_number: int) -> str:
+        """Where a line of the copy, counted from 1, comes from."""
+        return self.origins[min(line_number, len(self.origins)) - 1]
+
+
+@contextmanager
+def ssh_files(
+    readable: Callable[[str], bool], has_local_network: bool, warn: Callable[[str], None]
+) -> Iterator[SshFiles]:
+    """Copies of the user's files, gone after the block.
+
+    Args:
+        readable: whether the library reads a line of known_hosts.
+        has_local_network: whether the library evaluates `Match localnetwork`.
+        warn: told of each condition and line that is skipped.
+
+    Raises:
+        InputError: there is no home, or a file can't be read.
+    """
+    try:
+        folder = Path("~/.ssh").expanduser()
+    except RuntimeError as error:
+        raise InputError("this account has no home to hold .ssh: set HOME") from error
+    argument = _ARGUMENT | {"localnetwork"} if has_local_network else _ARGUMENT
+    with tempfile.TemporaryDirectory(prefix="offload-ssh-") as name:
+        copies: dict[str, Path] = {}
+
+        def known_hosts(paths: Iterable[str]) -> str:
+            """Copies of such files, as words of the configuration."""
+            words = []
+            for path in paths:
+                if path not in copies:
+                    copies[path] = Path(name, f"known_hosts_{len(copies)}")
+                    copies[path].write_text(
+                        "" if path.lower() == "none" else _readable_lines(path, readable, warn),
+                        errors="surrogateescape",
+                    )
+                words.append(f'"{copies[path]}"')
+            return " ".join(words)
+
+        lines = list(_Reader(folder, argument, warn).lines(folder / "config"))
+        copied = []
+        for text, _ in lines:
+            keyword, rest = _split(text)
+            is_known_hosts = keyword in _KNOWN_HOSTS
+            copied.append(f"{keyword} {known_hosts(shlex.split(rest))}" if is_known_hosts else text)
+        default = [str(folder / "known_hosts"), str(folder / "known_hosts2")]
+        copied += ["Host *", f"UserKnownHostsFile {known_hosts(default)}"]
+        config = Path(name, "config")
+        config.write_text("".join(f"{text}\n" for text in copied), errors="surrogateescape")
+        origins = (*(origin for _, origin in lines), *["the default configuration"] * 2)
+        yield SshFiles(config, origins)
+
+
+class _Reader:
+    """Reads a configuration and the files that it includes."""
+
+    def __init__(self, folder: Path, argument: frozenset[str], warn: Callable[[str], None]) -> None:
+        """`argument`: the conditions of Match with an argument that the library knows."""
+        self._folder = folder
+        self._argument = argument
+        self._warn = warn
+
+    def lines(self, path: Path, depth: int = 0) -> Iterator[tuple[str, str]]:
+        """The lines that matter, with those of included files in their place; their origins."""
+        if depth > _DEPTH:
+            raise InputError(f"{path} is included by itself: mend ~/.ssh/config")
+        block = "Host *"
+        for number, line in enumerate(_read(path).splitlines(), 1):
+            origin = f"{path} line {number}"
+            text = _without_comment(line).strip()
+            keyword, rest = _split(text)
+            if keyword == "include":
+                for pattern in _words(rest, origin):
+                    for included in sorted(_matching(pattern, self._folder)):
+                        yield from self.lines(included, depth + 1)
+                yield block, origin  # what stood above holds again
+            elif keyword in ("host", "match"):
+                block = text if keyword == "host" else self._match(text, rest, origin)
+                yield block, origin
+            elif keyword in _KEYWORDS or keyword in _KNOWN_HOSTS:
+                _words(rest, origin)
+                yield text, origin
+
+    def _match(self, text: str, rest: str, origin: str) -> str:
+        """A Match line, or one that never matches where the library lacks a condition."""
+        words = _words(rest, origin)
+        while words:
+            name = words.pop(0).lower().lstrip("!")
+            if name in self._argument:
+                del words[:1]
+            elif name not in _CONDITIONS:
+                self._warn(f"{origin}: the condition {name!r} is not known, so it does not match")
+                return _NEVER
+        return text
+
+
+def _words(text: str, origin: str) -> list[str]:
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"{origin} is not understood ({error}): mend it") from error
+
+
+def _split(text: str) -> tuple[str, str]:
+    """The keyword of a line, in small letters, and the rest; empty for anything else."""
+    match = _WORD.fullmatch(text)
+    return (match[1].lower(), match[2]) if match else ("", "")
+
+
+def _without_comment(line: str) -> str:
+    """A line without a comment, which begins at a `#` outside quotes at the start of a word."""
+    quote = ""
+    for place, letter in enumerate(line):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'":
+            quote = letter
+        elif letter == "#" and (place == 0 or line[place - 1].isspace()):
+            return line[:place]
+    return line
+
+
+def _matching(pattern: str, folder: Path) -> list[Path]:
+    path = Path(pattern).expanduser()
+    start, rest = (Path(path.anchor), path.parts[1:]) if path.anchor else (folder, path.parts)
+    return [found for found in start.glob(str(Path(*rest))) if found.is_file()]
+
+
+def _readable_lines(name: str, readable: Callable[[str], bool], warn: Callable[[str], None]) -> str:
+    """The lines of a known_hosts file that the library can read."""
+    path = Path(name).expanduser()
+    kept = []
+    for number, line in enumerate(_read(path).splitlines(), 1):
+        if readable(line):
+            kept.append(f"{line}\n")
+        else:
+            warn(f"{path} line {number} is not understood and skipped")
+    return "".join(kept)
+
+
+def _read(path: Path) -> str:
+    """A file's text; empty when it is missing."""
+    try:
+        return path.read_text(encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): mend its rights") from error
+
 
 _HAS_LOCAL_NETWORK = find_spec("ifaddr") is not None  # what asyncssh takes for it
 _CONNECT_S = 15.0

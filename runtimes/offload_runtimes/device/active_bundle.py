@@ -18,16 +18,16 @@ from offload.errors import BundleError, OffloadError, ServerError
 from offload.planning.plan import Plan, Side
 from offload.planning.plan_set import Switching
 
-from offload_runtimes.device.emulate import LinkCost, Pacer
-from offload_runtimes.device.engines import Device
-from offload_runtimes.device.execution import Execution, OnServerLoss
-from offload_runtimes.device.keeper import Keeper
-from offload_runtimes.device.pilot import LOG, Pilot
-from offload_runtimes.device.remote import Remote
-from offload_runtimes.device.tally import Tally
+from offload_runtimes.device.counters import Tally
+from offload_runtimes.device.inference_runner import Execution, OnServerLoss
+from offload_runtimes.device.plan_selector import LOG, Pilot
+from offload_runtimes.device.reconnect import Keeper
+from offload_runtimes.device.segment_executor import Device
+from offload_runtimes.device.server_connection import Remote
+from offload_runtimes.emulate import LinkCost, Pacer
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.wire.contract import contracts
-from offload_runtimes.wire.transport import Connector
+from offload_runtimes.protocol.tensor_specs import contracts
+from offload_runtimes.transport.connection import Connector
 
 _AGAIN_S = 5.0  # between attempts to open a directory that holds no whole bundle
 _CLOSE_S = 5.0  # for what is computed when the session is closed

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from offload.errors import InputError, OffloadError
 
-from offload_runtimes.device.execution import Running
+from offload_runtimes.device.inference_runner import Running
 from offload_runtimes.engine import Array
 
 Feeds: TypeAlias = Mapping[str, Array]

@@ -12,7 +12,6 @@ from offload.bundle.bundle import Value
 from offload.errors import DeadlineError, InputError
 from offload.units import format_s
 
-from offload_runtimes.device.alarm import ALARM
 from offload_runtimes.engine import values
 from offload_runtimes.engine.arena import Arena, lack_of_memory
 from offload_runtimes.engine.options import (
@@ -24,6 +23,7 @@ from offload_runtimes.engine.options import (
     resolve_providers,
     session_options,
 )
+from offload_runtimes.engine.timer import ALARM
 from offload_runtimes.engine.values import DTYPES, Array
 
 # Where ORT looks for the external data of a model that is given as bytes.

@@ -16,13 +16,13 @@ _REASON = re.compile(r"OPENSSL_internal:(\w+)")
 def report_handshakes() -> None:
     """Import gRPC so that it writes failed handshakes to stderr, unless the user has set that.
 
-    `offload_runtimes.grpc` silences it else. The environment is left as it was, for children.
+    `offload_runtimes.transport` silences it else. The environment is left as it was, for children.
     """
     if _VERBOSITY in os.environ:
         return
     os.environ[_VERBOSITY] = ""
     try:
-        import offload_runtimes.grpc  # noqa: F401
+        import offload_runtimes.transport  # noqa: F401
     finally:
         del os.environ[_VERBOSITY]
 

@@ -1,7 +1,7 @@
 """Made-up results, for tests of what is made of them."""
 
 from offload.scheduling.timeline import Lane, Span, Timeline
-from offload_cli.bench.cell import Cell, Group
+from offload_cli.bench.results import Cell, Group
 
 SETTINGS = {"slowdown": 10.0, "repeats": 3, "link": "made up"}
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from offload_cli.bench.facts import facts, planning
+from offload_cli.bench.results import facts, planning
 
 from tests.cli.bench.groups import cell, group
 

@@ -6,17 +6,16 @@ import onnx
 import pytest
 from offload.costs.link import Link
 from offload.errors import InputError, ServerError
-from offload_cli.bench.cell import Group
-from offload_cli.bench.ground import Emulated, Ground, Hosts, Shaped, shaped
-from offload_cli.bench.planned import plans_of
-from offload_cli.bench.studies import Study, find_study, prepare
+from offload_cli.bench.command import bench
+from offload_cli.bench.environment import Emulated, Ground, Hosts, Shaped, shaped
+from offload_cli.bench.results import Group
+from offload_cli.bench.subjects import Study, find_study, plans_of, prepare
 from offload_cli.bench.sweep import Sweep, measure_all, missing
-from offload_cli.bench.verb import bench
 from offload_cli.main import app
 from offload_models.builder import Network
-from offload_runtimes.testbed import bed, host
-from offload_runtimes.testbed.experiment import Rig
-from offload_runtimes.testbed.places import Here, Remote
+from offload_runtimes.emulation import host
+from offload_runtimes.emulation import testbed as bed
+from offload_runtimes.emulation.experiment import Here, Remote, Rig
 from typer.testing import CliRunner
 
 LINK = Link(2e7, 2e7)
@@ -172,10 +171,10 @@ def test_an_interrupt_is_said_and_what_is_finished_stays(
         measured.save(sweep.path(TINY, "first"))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("offload_cli.bench.verb.measure_all", interrupted)
-    monkeypatch.setattr("offload_cli.bench.verb.find_study", lambda _: TINY)
+    monkeypatch.setattr("offload_cli.bench.command.measure_all", interrupted)
+    monkeypatch.setattr("offload_cli.bench.command.find_study", lambda _: TINY)
     asked = ["bench", "--emulate", "--networks", "first", "-o", str(tmp_path)]
-    monkeypatch.setattr("offload_cli.bench.verb.parse_link", lambda _: LINK)
+    monkeypatch.setattr("offload_cli.bench.command.parse_link", lambda _: LINK)
     shown = CliRunner().invoke(app, asked)
     assert shown.exit_code == 130
     assert "keeps what is finished" in shown.stderr
@@ -188,7 +187,7 @@ def test_a_server_that_dies_is_said_and_what_is_finished_stays(
     def died(*_: object) -> None:
         raise ServerError("the server died")
 
-    monkeypatch.setattr("offload_cli.bench.verb.measure_all", died)
+    monkeypatch.setattr("offload_cli.bench.command.measure_all", died)
     shown = CliRunner().invoke(app, ["bench", "--emulate", "-o", str(tmp_path)])
     assert isinstance(shown.exception, ServerError)
     assert "keeps what is finished" in shown.stderr
@@ -199,7 +198,7 @@ def test_without_root_the_link_is_emulated_and_it_is_said(
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setattr("shutil.which", lambda tool: tool)
-    monkeypatch.setattr("offload_cli.bench.verb.find_study", lambda _: TINY)
+    monkeypatch.setattr("offload_cli.bench.command.find_study", lambda _: TINY)
     grounds: list[Ground] = []
 
     def measure(sweep: Sweep, ground: Ground, *_: object) -> None:
@@ -207,7 +206,7 @@ def test_without_root_the_link_is_emulated_and_it_is_said(
         (sweep.folder / "cells").mkdir()
         measured.save(sweep.path(TINY, "wifi"))
 
-    monkeypatch.setattr("offload_cli.bench.verb.measure_all", measure)
+    monkeypatch.setattr("offload_cli.bench.command.measure_all", measure)
     asked = ["bench", "--models", "tiny", "--networks", "wifi", "-o", str(tmp_path)]
     shown = CliRunner().invoke(app, asked)
     assert shown.exit_code == 0

@@ -20,7 +20,7 @@ from offload.planning.planner import make_plan
 from offload.planning.scheme import Situation
 from offload_models.zoo import ZOO
 from offload_runtimes.deploy.deployment import deploy_to
-from offload_runtimes.deploy.place import find_place
+from offload_runtimes.deploy.targets import find_place
 from offload_runtimes.server import Server
 
 from tests.runtimes.bundles import Made, branches, deployed

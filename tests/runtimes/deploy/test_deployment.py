@@ -14,10 +14,9 @@ from offload.planning.plan import Side
 from offload_runtimes.deploy import deployment
 from offload_runtimes.deploy.connect import connect
 from offload_runtimes.deploy.deployment import deploy_to
-from offload_runtimes.deploy.outcome import Outcome, Progress
-from offload_runtimes.deploy.place import Place, find_place
-from offload_runtimes.deploy.transaction import Stage
-from offload_runtimes.proof import segments as proof
+from offload_runtimes.deploy.stages import Outcome, Progress, Stage
+from offload_runtimes.deploy.targets import Place, find_place
+from offload_runtimes.measure import proof_replay as proof
 
 from tests.runtimes.bundles import branches
 from tests.toolkit.bundle.several import swept

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from offload.errors import InputError
-from offload_runtimes.deploy.device import init_device
-from offload_runtimes.deploy.place import find_place
-from offload_runtimes.light import MODULES
+from offload_runtimes.deploy.provision import init_device
+from offload_runtimes.deploy.targets import find_place
+from offload_runtimes.device_requirements import MODULES
 
 from tests.runtimes.deploy.sshd import Sshd, make_user, needs_sshd, running
 

@@ -29,11 +29,10 @@ from offload.planning.planner import make_plan
 from offload.planning.scheme import Situation
 from offload_runtimes.deploy import deployment
 from offload_runtimes.deploy.deployment import deploy_to
-from offload_runtimes.deploy.outcome import Outcome, Progress
-from offload_runtimes.deploy.place import Place, find_place
-from offload_runtimes.deploy.transaction import Stage
+from offload_runtimes.deploy.stages import Outcome, Progress, Stage
+from offload_runtimes.deploy.targets import Place, find_place
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.proof import segments as proof
+from offload_runtimes.measure import proof_replay as proof
 from onnx import numpy_helper
 
 from tests.runtimes.bundles import branches

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from offload_runtimes.deploy.agent import disk
-from offload_runtimes.deploy.agent.disk import RefusalError
-from offload_runtimes.deploy.agent.store import Store
+from offload_runtimes.agent import store as disk
+from offload_runtimes.agent.store import RefusalError, Store
 
 Files = dict[str, bytes]
 OLD = {"device-0.onnx": b"old graph", "device.weights": b"weights" * 9}

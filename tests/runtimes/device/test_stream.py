@@ -11,9 +11,9 @@ from offload.costs.link import Link
 from offload.errors import InputError
 from offload.scheduling.timeline import Lane
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.emulate import Fault, FaultPlan, FaultyConnector
+from offload_runtimes.emulate import Fault, FaultPlan, FaultyConnector
 from offload_runtimes.server import Server
-from offload_runtimes.wire.transport import MemoryConnector
+from offload_runtimes.transport.connection import MemoryConnector
 
 from tests.runtimes import bundles
 from tests.runtimes.bundles import Made

@@ -21,7 +21,7 @@ from offload.planning.plan import Plan, Segment, Side
 from offload.planning.plan_set import Range, Ranged, Switching
 from offload.scheduling.timeline import Lane
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.engines import Device
+from offload_runtimes.device.segment_executor import Device
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.server import Server
 

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from offload_runtimes.engine.cpus import allowed_cores
+from offload_runtimes.engine.options import allowed_cores
 
 
 def write(root: Path, files: dict[str, str]) -> Path:

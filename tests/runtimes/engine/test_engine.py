@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from offload.errors import DeadlineError, InputError
 from offload_runtimes.engine import EngineOptions, inspect, load
-from offload_runtimes.engine.inspect import optimize_to, profile_nodes, tensor_types
+from offload_runtimes.engine.profiling import optimize_to, profile_nodes, tensor_types
 from onnx import TensorProto, helper
 
 from tests.runtimes import models

@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from offload.errors import InputError, OffloadError, ServerError
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.planning.probe import probe
+from offload_runtimes.measure.probe import probe
 from offload_runtimes.security.certs import make_certificates
 from offload_runtimes.security.credentials import ClientSecurity, ServerSecurity
 from offload_runtimes.server import Server

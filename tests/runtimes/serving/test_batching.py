@@ -8,13 +8,14 @@ from offload_runtimes.engine import Array, load
 from offload_runtimes.serving.batching import (
     Batching,
     Feeds,
+    Joint,
+    Share,
     disagreement,
     joined,
     parted,
     rows_of,
     shapes_of,
 )
-from offload_runtimes.serving.together import Joint, Share
 from onnx import TensorProto, helper
 
 from tests.runtimes import models

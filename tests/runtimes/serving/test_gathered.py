@@ -5,8 +5,7 @@ from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
-from offload_runtimes.serving.batching import Batching
-from offload_runtimes.serving.gathered import Gathered
+from offload_runtimes.serving.batching import Batching, Gathered
 
 ITEMS = st.lists(
     st.tuples(st.sampled_from("abc"), st.sampled_from("KL"), st.integers(1, 3)), max_size=30

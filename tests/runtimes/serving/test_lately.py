@@ -1,6 +1,6 @@
 """Which segments may run on the thread that reads a session's messages."""
 
-from offload_runtimes.serving.lately import Lately
+from offload_runtimes.serving.bundles import Lately
 
 
 def test_short_is_what_was_short_on_no_fewer_bytes() -> None:

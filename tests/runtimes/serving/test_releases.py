@@ -11,8 +11,7 @@ from offload.errors import InputError
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.server import Server
 from offload_runtimes.serving import releases
-from offload_runtimes.serving.hosted import host
-from offload_runtimes.serving.releases import check_memory, free_memory_bytes, sources
+from offload_runtimes.serving.bundles import check_memory, free_memory_bytes, host, sources
 
 from tests.runtimes import bundles
 

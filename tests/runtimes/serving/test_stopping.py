@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from offload_runtimes.serving.stopping import Asked, StopSignal
+from offload_runtimes.daemon import Asked, StopSignal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -62,7 +62,7 @@ _IN_A_TERMINAL = """
 import os, pty, sys
 pid, terminal = pty.fork()
 if pid == 0:
-    from offload_runtimes.serving.stopping import StopSignal
+    from offload_runtimes.daemon import StopSignal
     with StopSignal() as asked:
         os.write(1, b"ready")
         what = asked.wait(20).value

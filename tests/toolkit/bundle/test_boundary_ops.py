@@ -13,8 +13,8 @@ from offload.costs.encodings import ENCODINGS, Encoding, Form
 from offload.costs.quantization import Bounds
 from offload.errors import InputError
 from offload.planning.plan import Send
-from offload_runtimes.encode.effect import Lossy
 from offload_runtimes.engine import load
+from offload_runtimes.measure.accuracy import Lossy
 from onnx import TensorProto, helper
 
 Array = np.ndarray[Any, np.dtype[Any]]

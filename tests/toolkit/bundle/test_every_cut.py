@@ -15,7 +15,7 @@ from offload.graph.load import Model, load_model
 from offload.graph.model import Graph, Tensor
 from offload.graph.read import read_graph
 from offload_runtimes.engine import EngineOptions, load
-from offload_runtimes.engine.inspect import tensor_types
+from offload_runtimes.engine.profiling import tensor_types
 
 from tests.edge_cases import TRAPS, Arrays, Trap
 

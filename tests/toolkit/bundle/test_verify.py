@@ -16,7 +16,7 @@ from offload.graph import value_index
 from offload.graph.load import Model, load_model
 from offload.graph.value_index import reads
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.proof.verify import check_of
+from offload_runtimes.measure.verify import check_of
 from onnx import ModelProto, NodeProto
 
 from tests.edge_cases import TRAPS, text

@@ -1,0 +1,167 @@
+"""Answer a deployer's requests on standard input, one line of JSON each.
+
+`put` and `receive` are followed by the file's bytes. A reply is one line of JSON: `ok` or, for
+the last one, `error`. When the requests end with a release on trial, it is taken back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import select
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from offload_runtimes.agent.machine import facts, run, servers
+from offload_runtimes.agent.store import PIECE_BYTES, RefusalError, Store, link_whole, write_whole
+
+_IDLE_S = 120.0
+
+
+class Requests:
+    """Lines and bodies as they arrive on standard input."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """Requests until the other end is gone."""
+        while b"\n" in self._held or self._more():
+            if b"\n" in self._held:
+                line, _, self._held = self._held.partition(b"\n")
+                yield json.loads(line.decode("utf-8"))
+
+    def pieces(self, size_bytes: int) -> Iterator[bytes]:
+        """The next bytes, in pieces; EOFError when the other end goes before the last."""
+        while size_bytes > 0:
+            if not self._held and not self._more():
+                raise EOFError
+            piece, self._held = self._held[:size_bytes], self._held[size_bytes:]
+            size_bytes -= len(piece)
+            yield piece
+
+    def _more(self) -> bool:
+        """Wait for bytes; not for ever, for a link may be cut without a word."""
+        if not select.select([0], [], [], _IDLE_S)[0]:
+            return False
+        piece = os.read(0, PIECE_BYTES)
+        self._held += piece
+        return bool(piece)
+
+
+class Agent:
+    """What a deployer can ask for, by name."""
+
+    def __init__(self, root: str, requests: Requests) -> None:
+        self.store = Store(Path(os.path.abspath(in_home(root))))  # noqa: PTH100
+        self._requests = requests
+        store = self.store
+        self.calls: dict[str, Callable[..., dict[str, Any]]] = {
+            "facts": lambda: facts(store.root),
+            "state": store.journal.read,
+            "lock": store.lock,
+            "survey": store.survey,
+            "put": self._put,
+            "receive": self._receive,
+            "seal": store.seal,
+            "swap": store.swap,
+            "commit": store.commit,
+            "back": store.back,
+            "damaged": store.damaged,
+            "run": lambda **asked: run(store.root, **asked),
+            "read": self._read,
+            "write": self._write,
+            "remove": self._remove,
+            "listing": self._listing,
+            "link": self._link,
+            "target": self._target,
+            "servers": lambda: {"servers": servers(store.root)},
+        }
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what one request asks."""
+        return self.calls[request.pop("call")](**request)
+
+    def _put(self, release: str, file: dict[str, Any], offset_bytes: int) -> dict[str, Any]:
+        pieces = self._requests.pieces(file["size_bytes"] - offset_bytes)
+        return self.store.put(release, file, offset_bytes, pieces)
+
+    def _receive(self, name: str, file: dict[str, Any]) -> dict[str, Any]:
+        return self.store.receive(name, file, self._requests.pieces(file["size_bytes"]))
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.store.root / in_home(name)
+        return {"text": path.read_text(encoding="utf-8") if path.is_file() else None}
+
+    def _write(self, name: str, text: str) -> dict[str, Any]:
+        path = self.store.root / in_home(name)
+        write_whole(path, text)
+        return {"path": str(path)}
+
+    def _listing(self, folder: str) -> dict[str, Any]:
+        return {"names": sorted(path.name for path in (self.store.root / folder).glob("*"))}
+
+    def _target(self, name: str) -> dict[str, Any]:
+        path = self.store.root / name
+        to = os.readlink(path) if path.is_symlink() else None  # noqa: PTH115  for Python 3.8
+        return {"to": to}
+
+    def _remove(self, name: str) -> dict[str, Any]:
+        path = self.store.root / in_home(name)
+        path.unlink(missing_ok=True)
+        return {"path": str(path)}
+
+    def _link(self, name: str, to: str) -> dict[str, Any]:
+        link_whole(self.store.root / name, to)
+        return {}
+
+
+def in_home(name: str) -> Path:
+    """A path whose `~` is the account's home; RefusalError where it has none."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise RefusalError(f"the account has no home, so {name} is nowhere") from error
+
+
+def sentence(error: OSError, root: Path) -> str:
+    """One sentence about what the system refused."""
+    where = error.filename or root
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left in {root}: make room there and deploy again"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where} may not be written to: choose another folder or user"
+    return f"{where}: {error.strerror or error}"
+
+
+def serve(root: str) -> None:
+    """Answer requests until the other end is gone or one can't be met."""
+    requests = Requests()
+    agent = None
+    try:
+        agent = Agent(root, requests)
+        for request in requests.lines():
+            _reply({"ok": agent.answer(request)})
+    except (BrokenPipeError, EOFError):
+        pass
+    except RefusalError as error:
+        _last_word(str(error))
+    except OSError as error:
+        _last_word(sentence(error, agent.store.root if agent else Path(root)))
+    except Exception as error:  # noqa: BLE001  the last resort: a sentence, not a traceback
+        _last_word(f"this is a bug of the agent: {type(error).__name__}: {error}")
+    finally:
+        if agent and agent.store.lock_handle >= 0:
+            agent.store.journal.back()
+
+
+def _last_word(error: str) -> None:
+    with contextlib.suppress(OSError):
+        _reply({"error": error})
+
+
+def _reply(value: dict[str, Any]) -> None:
+    os.write(1, json.dumps(value).encode() + b"\n")

@@ -1,0 +1,31 @@
+"""An experiment's server: `python -m offload_runtimes.emulation.server_worker LISTEN BUNDLE...`.
+
+Says `{"listening": HOST:PORT}` when ready, and stops when its standard input ends, so that it
+never outlives the one who started it.
+"""
+
+import json
+import sys
+
+from offload.errors import OffloadError
+
+from offload_runtimes.engine import EngineOptions
+from offload_runtimes.server import Server
+
+
+def main(listen: str, threads: str, bundles: list[str]) -> int:
+    """Serve bundles until standard input ends; exit code 1 when they can't be served."""
+    options = EngineOptions(threads=int(threads) or None)
+    try:
+        server = Server(bundles, listen, options=options, insecure=True).start()
+    except (OffloadError, OSError) as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        return 1
+    print(json.dumps({"listening": server.address}), flush=True)
+    sys.stdin.read()
+    server.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], sys.argv[2], sys.argv[3:]))

@@ -1,0 +1,145 @@
+"""Try plans for real: make each a bundle, run it on an emulated device and link, compare."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from offload.bundle.engine_input import whole_input
+from offload.bundle.write import write_bundle
+from offload.costs.link import Link
+from offload.graph.load import Model
+from offload.graph.model import Graph
+from offload.planning.plan import Plan
+from offload.scheduling.timeline import Timeline
+
+from offload_runtimes.engine import EngineOptions, load_once
+from offload_runtimes.engine.values import Array
+from offload_runtimes.local import open_session
+from offload_runtimes.measure import Progress
+from offload_runtimes.measure.accuracy import change
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What one plan did.
+
+    Attributes:
+        label: the plan's name for people.
+        plan: the plan that ran, with its prediction.
+        seconds: latency of each repeat.
+        timeline: measured, of the repeat nearest to the median.
+        outputs: what it answered, by output name.
+        difference: largest difference from the whole model's outputs, relative to their range.
+    """
+
+    label: str
+    plan: Plan
+    seconds: tuple[float, ...]
+    timeline: Timeline
+    outputs: Mapping[str, Array]
+    difference: float
+
+    @property
+    def latency_s(self) -> float:
+        """Median latency in seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def upload_bytes(self) -> int:
+        """Bytes sent up per inference, as planned."""
+        return sum(send.size_bytes or 0 for send in self.plan.uploads)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The machine pair that plans are tried on.
+
+    Attributes:
+        model: the model, loaded from a file.
+        graph: its layers.
+        feeds: the input of every run.
+        link: the emulated link.
+        slowdown: how many times slower the emulated device is than this machine.
+        options: how onnxruntime runs on both sides.
+        folder: where bundles are written.
+    """
+
+    model: Model
+    graph: Graph
+    feeds: Mapping[str, Array]
+    link: Link
+    slowdown: float
+    options: EngineOptions
+    folder: Path
+
+
+def try_plans(
+    bench: Bench,
+    plans: Mapping[str, Plan],
+    repeats: int = 5,
+    progress: Progress = lambda _: None,
+    more: Sequence[str] = (),
+) -> tuple[Trial, ...]:
+    """Run every plan, repeats interleaved so that a noisy moment hits all alike.
+
+    Args:
+        bench: machine pair, model and input.
+        plans: by label.
+        repeats: runs of each plan after one that warms up.
+        progress: called with a phrase before each step.
+        more: labels of plans that are run again after that, in this order.
+
+    Raises:
+        BundleError, InputError, ServerError: as the runtime.
+    """
+    whole = _whole(bench)
+    sessions = {}
+    found: dict[str, list[tuple[dict[str, Array], Timeline]]] = {label: [] for label in plans}
+    try:
+        for label, plan in plans.items():
+            progress(f"preparing {label}")
+            bundle = write_bundle(bench.model, bench.graph, plan, bench.folder / _file_name(label))
+            sessions[label] = open_session(
+                bundle,
+                link=bench.link,
+                slowdown=bench.slowdown,
+                threads=bench.options.threads,
+                providers=bench.options.providers,
+                allow_cpu=bench.options.allow_cpu,
+                optimize=bench.options.optimize,
+                on_server_loss="raise",  # a run finished locally would measure something else
+            )
+        turns = [label for _ in range(repeats + 1) for label in plans]
+        for number, label in enumerate((*turns, *more)):
+            progress(f"running {label} ({number} of {len(turns) + len(more)})")
+            outputs, timeline = sessions[label].run_timed(None, bench.feeds)
+            found[label].append((dict(zip(whole, outputs, strict=True)), timeline))
+    finally:
+        for session in sessions.values():
+            session.close()
+    return tuple(_trial(label, plan, found[label][1:], whole) for label, plan in plans.items())
+
+
+def _whole(bench: Bench) -> dict[str, Array]:
+    engine = load_once(whole_input(bench.model), bench.options)
+    outputs = engine.run(None, bench.feeds)
+    return {value.name: output for value, output in zip(engine.outputs, outputs, strict=True)}
+
+
+def _trial(
+    label: str,
+    plan: Plan,
+    runs: Sequence[tuple[dict[str, Array], Timeline]],
+    whole: Mapping[str, Array],
+) -> Trial:
+    seconds = tuple(timeline.makespan_s for _, timeline in runs)
+    middle = statistics.median(seconds)
+    _, timeline = min(runs, key=lambda run: abs(run[1].makespan_s - middle))
+    outputs = runs[-1][0]
+    worst = max((change(array, outputs[name])[0] for name, array in whole.items()), default=0.0)
+    return Trial(label, plan, seconds, timeline, outputs, worst)
+
+
+def _file_name(label: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in label) + ".bundle"
