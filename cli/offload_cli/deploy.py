@@ -9,20 +9,20 @@ from offload.bundle.bundle import open_bundle
 from offload.planning.plan import Side
 from offload.units import format_bytes
 from offload_runtimes.deploy.deployment import deploy_to
-from offload_runtimes.deploy.stages import KEEP, Outcome, Progress, Stage
-from offload_runtimes.deploy.targets import Place
+from offload_runtimes.deploy.stages import KEEP, DeploymentOutcome, DeploymentProgress, Stage
+from offload_runtimes.deploy.targets import TargetConfig
 
 from offload_cli.options import (
     DEFAULT_DEVICES,
     BundleArgument,
     DevicesOption,
     FormatOption,
-    find_places,
+    find_targets,
 )
 from offload_cli.output import Format, Output
 
 
-class Half(StrEnum):
+class TargetRole(StrEnum):
     """Which files go to the target."""
 
     DEVICE = "device"
@@ -40,7 +40,7 @@ def deploy(
         ),
     ],
     side: Annotated[
-        Half | None,
+        TargetRole | None,
         typer.Option(help="Files of one side only; default: those of the target's role, or both."),
     ] = None,
     fallback: Annotated[
@@ -60,7 +60,7 @@ def deploy(
     Example: `offload deploy net.bundle pi server`
     """
     output = Output(form)
-    places = [(place, _sides(place, side, fallback)) for place in find_places(targets, devices)]
+    places = [(place, _sides(place, side, fallback)) for place in find_targets(targets, devices)]
     source = open_bundle(bundle, Side)
     with output.steps() as step:
         outcomes = deploy_to(source, places, _teller(step), keep)
@@ -69,8 +69,8 @@ def deploy(
     report_failures(output, outcomes)
 
 
-def _sides(place: Place, side: Half | None, fallback: bool) -> tuple[Side, ...]:
-    if side is Half.BOTH or (side is None and place.role is None):
+def _sides(place: TargetConfig, side: TargetRole | None, fallback: bool) -> tuple[Side, ...]:
+    if side is TargetRole.BOTH or (side is None and place.role is None):
         return tuple(Side)
     chosen = Side(side.value) if side else place.role
     assert chosen is not None
@@ -81,7 +81,7 @@ def _teller(step: Any) -> Any:
     """Tell of a new stage or another tenth of the bytes."""
     told: dict[str, tuple[Stage, int]] = {}
 
-    def tell(progress: Progress) -> None:
+    def tell(progress: DeploymentProgress) -> None:
         tenth = 10 * progress.sent_bytes // max(progress.total_bytes, 1)
         if told.get(progress.target) == (progress.stage, tenth):
             return
@@ -95,7 +95,7 @@ def _teller(step: Any) -> Any:
     return tell
 
 
-def outcome_json(outcome: Outcome) -> dict[str, Any]:
+def outcome_json(outcome: DeploymentOutcome) -> dict[str, Any]:
     """An outcome as one JSON object."""
     return {
         "target": outcome.target,
@@ -110,17 +110,17 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _lines(outcomes: list[Outcome]) -> str:
+def _lines(outcomes: list[DeploymentOutcome]) -> str:
     return "\n".join(_line(outcome) for outcome in outcomes if outcome.ok)
 
 
-def _line(outcome: Outcome) -> str:
+def _line(outcome: DeploymentOutcome) -> str:
     files = "file" if len(outcome.sent) == 1 else "files"
     sent = f"{len(outcome.sent)} {files}, {format_bytes(outcome.sent_bytes)} sent"
     return f"{outcome.target}: {outcome.release} is current; {sent}; {proved(outcome)}"
 
 
-def proved(outcome: Outcome) -> str:
+def proved(outcome: DeploymentOutcome) -> str:
     """What is known of the release's numbers on the target."""
     if outcome.verdict is None:
         return f"not probed ({outcome.unproved})"
@@ -136,7 +136,7 @@ def other_version(target: str, version: str) -> str:
     )
 
 
-def warn_versions(output: Output, outcomes: list[Outcome]) -> None:
+def warn_versions(output: Output, outcomes: list[DeploymentOutcome]) -> None:
     """Warn of targets whose runtime is of another version."""
     for outcome in outcomes:
         version = (outcome.runtime or {}).get("version", offload.__version__)
@@ -144,7 +144,7 @@ def warn_versions(output: Output, outcomes: list[Outcome]) -> None:
             output.warning(other_version(outcome.target, version))
 
 
-def report_failures(output: Output, outcomes: list[Outcome]) -> None:
+def report_failures(output: Output, outcomes: list[DeploymentOutcome]) -> None:
     """Say why targets failed; exits with 1 if any did."""
     failed = [outcome for outcome in outcomes if not outcome.ok]
     for outcome in failed:
@@ -153,7 +153,7 @@ def report_failures(output: Output, outcomes: list[Outcome]) -> None:
         raise typer.Exit(1)
 
 
-def _kept(outcome: Outcome) -> str:
+def _kept(outcome: DeploymentOutcome) -> str:
     match outcome.stage:
         case Stage.LOST:
             return f"what is current now: `offload releases {outcome.target}`"

@@ -20,7 +20,7 @@ from offload_cli.options import (
     FormatOption,
     ProviderOption,
     TargetsArgument,
-    find_places,
+    find_targets,
     on_each,
     report_errors,
 )
@@ -70,7 +70,7 @@ def init(
     Example: `offload device init pi`
     """
     output = Output(form)
-    places = find_places(targets, devices)
+    places = find_targets(targets, devices)
     with output.steps() as step:
         found = init_devices(
             places,
@@ -106,7 +106,7 @@ def rollback(
     Example: `offload device rollback pi`
     """
     output = Output(form)
-    found = on_each(find_places(targets, devices), rollback_device)
+    found = on_each(find_targets(targets, devices), rollback_device)
     done = [one for one in found if isinstance(one, RolledBack)]
     values = [
         {

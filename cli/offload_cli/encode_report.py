@@ -15,7 +15,7 @@ from offload.report.charts import sizes_svg
 from offload.units import format_bytes, format_s
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure.calibration import Calibration, random_calibration, read_calibration
-from offload_runtimes.measure.encoding_report import CutTensor, EncodeReport, Way
+from offload_runtimes.measure.encoding_report import CutTensor, EncodeReport, EncodingRow
 from offload_runtimes.measure.encoding_report import encode_report as report_of
 
 from offload_cli.options import (
@@ -106,7 +106,7 @@ def _show(output: Output, tensor: CutTensor) -> None:
     )
 
 
-def _row(tensor: CutTensor, way: Way) -> tuple[str, ...]:
+def _row(tensor: CutTensor, way: EncodingRow) -> tuple[str, ...]:
     measured, effect = way.measured, way.effect
     return (
         measured.encoding.name,
@@ -161,7 +161,7 @@ def _json(found: EncodeReport, given: Calibration) -> dict[str, object]:
     }
 
 
-def _way_json(way: Way) -> dict[str, object]:
+def _way_json(way: EncodingRow) -> dict[str, object]:
     measured = way.measured
     return {
         "encoding": measured.encoding.name,

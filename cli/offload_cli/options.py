@@ -8,7 +8,7 @@ from typing import Annotated, TypeVar
 
 import typer
 from offload.errors import InputError, OffloadError, sentence
-from offload_runtimes.deploy.targets import DEVICES, Place, find_place, read_devices
+from offload_runtimes.deploy.targets import DEVICES, TargetConfig, find_target, read_devices
 from offload_runtimes.security.credentials import ClientSecurity, read_tokens
 
 from offload_cli.output import Format, Output
@@ -130,23 +130,25 @@ TargetsArgument = Annotated[
 DEFAULT_DEVICES = Path(DEVICES)
 
 
-def find_places(texts: Sequence[str], devices: Path) -> list[Place]:
+def find_targets(texts: Sequence[str], devices: Path) -> list[TargetConfig]:
     """The targets a user means, each once.
 
     Raises:
         InputError: one isn't understood, or the file of devices is wrong.
     """
     known = read_devices(devices)
-    return list(dict.fromkeys(find_place(text, known) for text in texts))
+    return list(dict.fromkeys(find_target(text, known) for text in texts))
 
 
 Found = TypeVar("Found")
 
 
-def on_each(places: Sequence[Place], do: Callable[[Place], Found]) -> list[Found | OffloadError]:
+def on_each(
+    places: Sequence[TargetConfig], do: Callable[[TargetConfig], Found]
+) -> list[Found | OffloadError]:
     """Do something at each target, all at once; why it failed stands in a target's place."""
 
-    def one(place: Place) -> Found | OffloadError:
+    def one(place: TargetConfig) -> Found | OffloadError:
         try:
             return do(place)
         except OffloadError as error:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from offload.errors import InputError
 from offload.files import temporary_folder
-from offload.planning.constraints import Power, Wish
+from offload.planning.constraints import PlanRequest, Power
 from offload.units import parse_bytes, parse_duration_s, parse_energy_j
 from offload_models.image import Rgb, save_with_image_input
 from offload_runtimes.measure.split import SplitRequest
@@ -58,7 +58,7 @@ PowerOption = Annotated[
 ]
 
 
-def wish(
+def plan_request(
     objective: str,
     pin_device: int,
     keep_input: bool,
@@ -66,13 +66,13 @@ def wish(
     deadline: str,
     energy: str,
     power: str,
-) -> Wish:
+) -> PlanRequest:
     """The wish of the options.
 
     Raises:
         InputError: a quantity is not understood.
     """
-    return Wish(
+    return PlanRequest(
         objective=objective,
         pin_device=pin_device,
         keep_input=keep_input,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from offload.bundle.bundle import Bundle
 from offload.bundle.write import sizes
 from offload.planning.plan import Plan, Side
-from offload.planning.plan_set import Range
+from offload.planning.plan_set import BandwidthRange
 from offload.units import format_bps, format_bytes, format_s
 
 from offload_cli.output import Output
@@ -60,7 +60,7 @@ def show_plans(output: Output, bundle: Bundle) -> None:
         )
 
 
-def _row(where: Range, plan: Plan) -> tuple[str, ...]:
+def _row(where: BandwidthRange, plan: Plan) -> tuple[str, ...]:
     sent = [send.tensor for send in plan.uploads]
     more = f" and {len(sent) - 3} more" if len(sent) > 3 else ""
     return (
@@ -74,7 +74,7 @@ def _row(where: Range, plan: Plan) -> tuple[str, ...]:
     )
 
 
-def _where(where: Range) -> str:
+def _where(where: BandwidthRange) -> str:
     if not where.low_bps:
         return f"below {format_bps(where.high_bps)}"
     if math.isinf(where.high_bps):
@@ -82,7 +82,7 @@ def _where(where: Range) -> str:
     return f"{format_bps(where.low_bps)} to {format_bps(where.high_bps)}"
 
 
-def _predicted(where: Range, plan: Plan) -> Iterator[str]:
+def _predicted(where: BandwidthRange, plan: Plan) -> Iterator[str]:
     """What it takes at the ends of its range; at an open end, on the link it was made for."""
     if plan.link is None or plan.forecast is None:
         yield format_s(plan.latency_s)

@@ -12,7 +12,7 @@ from offload.graph.model import Graph
 from offload.units import format_bytes, format_s
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure.calibration import read_calibration
-from offload_runtimes.measure.profile import cached_profile, subject_of
+from offload_runtimes.measure.profile import cached_profile, optimized_model
 from offload_runtimes.value_files import read_arrays
 
 from offload_cli.options import (
@@ -83,7 +83,7 @@ def profile(
         feeds = read_arrays(given) if given else None
         sizes = {name: array.shape for name, array in (feeds or {}).items()}
         named = {name: sizes[name] for name in loaded.wiring.inputs if name in sizes}
-        subject = subject_of(loaded, folder, {**named, **shapes})
+        subject = optimized_model(loaded, folder, {**named, **shapes})
         values = subject.inputs.values
         samples = read_calibration(calibration, values).feeds if calibration else ()
         found = cached_profile(

@@ -14,7 +14,7 @@ from offload_cli.options import (
     DevicesOption,
     FormatOption,
     TargetArgument,
-    find_places,
+    find_targets,
 )
 from offload_cli.output import Format, Output
 
@@ -29,7 +29,7 @@ def releases(
     Example: `offload releases pi`
     """
     output = Output(form)
-    (place,) = find_places([target], devices)
+    (place,) = find_targets([target], devices)
     found = read_releases(place)
     if output.is_json:
         output.result([release_json(release) for release in found])
@@ -62,7 +62,7 @@ def rollback(
     Example: `offload rollback pi`
     """
     output = Output(form)
-    (place,) = find_places([target], devices)
+    (place,) = find_targets([target], devices)
     outcome = roll_back(place, release or None)
     done = f"{target}: {outcome.release} is current again; {proved(outcome)}" if outcome.ok else ""
     output.result(outcome_json(outcome), done)

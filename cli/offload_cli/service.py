@@ -11,14 +11,14 @@ from offload_runtimes.deploy import service
 from offload_runtimes.deploy.agent_client import Target
 from offload_runtimes.deploy.connect import connect
 from offload_runtimes.deploy.stages import find_runtime
-from offload_runtimes.deploy.targets import Place
+from offload_runtimes.deploy.targets import TargetConfig
 
 from offload_cli.options import (
     DEFAULT_DEVICES,
     DevicesOption,
     FormatOption,
     TargetsArgument,
-    find_places,
+    find_targets,
     on_each,
     report_errors,
 )
@@ -167,14 +167,14 @@ def _each(
 ) -> dict[str, Found | OffloadError]:
     """Do something with the agent on each target; results or errors by the targets' names."""
 
-    def one(place: Place) -> Found:
+    def one(place: TargetConfig) -> Found:
         async def run() -> Found:
             async with connect(place) as channel:
                 return await do(channel)
 
         return asyncio.run(run())
 
-    places = find_places(targets, devices)
+    places = find_targets(targets, devices)
     names = [place.name for place in places]
     return dict(zip(names, on_each(places, one), strict=True))
 

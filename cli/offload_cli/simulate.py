@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from offload.costs.encodings import Allowance, parse_allowed
+from offload.costs.encodings import EncodingPolicy, parse_allowed
 from offload.costs.link import parse_link
 from offload.errors import InputError
 from offload.files import write_text
-from offload.planning.sweep import Cell, is_range, parse_links, reigns, sweep
+from offload.planning.sweep import SweepPoint, is_range, parse_links, sweep, winning_intervals
 from offload.report.charts import what_if_html, what_if_svg
 from offload.units import format_bps, format_s
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.measure.split import SplitRequest, chooser_of, parse_machine, prepare
+from offload_runtimes.measure.split import SplitRequest, encoding_selector, parse_machine, prepare
 
 from offload_cli.options import (
     AllowCpuOption,
@@ -38,7 +38,7 @@ from offload_cli.planning_options import (
     PinOption,
     ServerOption,
     pictured,
-    wish,
+    plan_request,
 )
 
 HEAD = ("slow-down", "from", "to", "winner", "latency", "gain", "layers on device", "sends")
@@ -94,13 +94,13 @@ def simulate(
         device=parse_machine(device),
         server=parse_machine(server),
         shapes=parse_shapes(shape),
-        wish=wish("latency", pin_device, keep_input, "", "", "", ""),
+        plan_request=plan_request("latency", pin_device, keep_input, "", "", "", ""),
         options=EngineOptions(tuple(provider), threads, allow_cpu=allow_cpu),
         allowance=lossless(encoding, calibration),
     )
     with output.steps() as progress, pictured(request, image) as request:
         prepared = prepare(request, progress)
-        catalogue = chooser_of(prepared, progress).lossless()
+        catalogue = encoding_selector(prepared, progress).lossless()
         progress(f"planning {len(links) * len(factors)} situations")
         cells = list(sweep(partial(prepared.situation, catalogue=catalogue), links, factors))
     machines = f"device {prepared.device.machine}, server {prepared.server.machine}"
@@ -119,11 +119,11 @@ def simulate(
     output.table(HEAD, rows)
 
 
-def table_of(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
+def table_of(cells: Sequence[SweepPoint]) -> list[tuple[str, ...]]:
     """A row for each plan's reign: where it wins, its latency there, what it gains."""
     rows: list[tuple[str, ...]] = []
     for slowdown, group in groupby(cells, lambda cell: cell.slowdown):
-        for reign in reigns(list(group)):
+        for reign in winning_intervals(list(group)):
             first, last = reign.cells[0], reign.cells[-1]
             cut = last.chosen.cut
             rows.append(
@@ -141,14 +141,14 @@ def table_of(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _gain(cell: Cell) -> float:
+def _gain(cell: SweepPoint) -> float:
     """Against the better of all on the device and all on the server."""
     simple = [cell.latency_s("local"), cell.latency_s("cloud")]
     best_s = min(s for s in simple if s is not None)
     return best_s / cell.chosen.latency_s if cell.chosen.latency_s else 1.0
 
 
-def lossless(encoding: str, calibration: Path | None) -> Allowance:
+def lossless(encoding: str, calibration: Path | None) -> EncodingPolicy:
     """The allowance of encodings that lose nothing: no plan of a sweep is rehearsed.
 
     Raises:
@@ -160,7 +160,7 @@ def lossless(encoding: str, calibration: Path | None) -> Allowance:
             f"--encoding {encoding} loses precision, which only `split` can judge: simulate with"
             " `lossless` or `raw`"
         )
-    return Allowance(allowed, calibration=calibration)
+    return EncodingPolicy(allowed, calibration=calibration)
 
 
 def parse_factors(text: str) -> list[float]:

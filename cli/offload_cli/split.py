@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from offload.costs.encodings import Allowance
+from offload.costs.encodings import EncodingPolicy
 from offload.costs.link import parse_link
 from offload.errors import InputError
 from offload.planning.planner import pareto
-from offload.planning.scheme import Candidate
+from offload.planning.scheme import SchemeEstimate
 from offload.planning.sweep import is_range, parse_links
 from offload.units import format_bytes, format_s
 from offload_runtimes.engine import EngineOptions
+from offload_runtimes.measure import Progress
 from offload_runtimes.measure.split import (
-    Prepared,
-    Progress,
+    PlanningInputs,
     SplitRequest,
-    chooser_of,
+    encoding_selector,
     parse_machine,
     prepare,
     write_split,
@@ -52,7 +52,7 @@ from offload_cli.planning_options import (
     ServerOption,
     ToleranceOption,
     pictured,
-    wish,
+    plan_request,
 )
 from offload_cli.plans import bundle_json, plans_sentence, show_plan, show_plans
 
@@ -155,9 +155,11 @@ def split(
         slowdown=slowdown,
         shapes=parse_shapes(shape),
         solver=solver,
-        wish=wish(objective, pin_device, keep_input, memory, deadline, energy, power),
+        plan_request=plan_request(
+            objective, pin_device, keep_input, memory, deadline, energy, power
+        ),
         options=EngineOptions(tuple(provider), threads, allow_cpu=allow_cpu),
-        allowance=Allowance.parse(encoding, tolerance, accuracy_floor, calibration),
+        allowance=EncodingPolicy.parse(encoding, tolerance, accuracy_floor, calibration),
         again=again,
     )
     with output.steps() as progress, pictured(request, image) as request:
@@ -179,18 +181,18 @@ def split(
     show_front(output, plans)
 
 
-def _front(prepared: Prepared, progress: Progress) -> tuple[Candidate, ...]:
+def _front(prepared: PlanningInputs, progress: Progress) -> tuple[SchemeEstimate, ...]:
     """The front with the lossless encodings that are allowed: no plan of it is rehearsed."""
     progress("looking for plans of more throughput")
-    catalogue = chooser_of(prepared, progress).lossless()
+    catalogue = encoding_selector(prepared, progress).lossless()
     return pareto(prepared.situation(catalogue=catalogue), prepared.request.solver)
 
 
-def _front_json(plans: Sequence[Candidate]) -> list[dict[str, object]]:
+def _front_json(plans: Sequence[SchemeEstimate]) -> list[dict[str, object]]:
     return [asdict(plan.alternative) for plan in plans]
 
 
-def show_front(output: Output, plans: Sequence[Candidate]) -> None:
+def show_front(output: Output, plans: Sequence[SchemeEstimate]) -> None:
     """Plans of which none is both faster and more frequent than another."""
     if plans:
         figures = [plan.alternative for plan in plans]

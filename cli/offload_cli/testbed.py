@@ -10,7 +10,7 @@ from offload.errors import InputError
 from offload.planning.plan import Side
 from offload_runtimes.emulation import host
 from offload_runtimes.emulation import testbed as bed
-from offload_runtimes.emulation.namespaces import Layout
+from offload_runtimes.emulation.namespaces import TestbedNames
 
 from offload_cli.options import FormatOption, LinkOption
 from offload_cli.output import Format, Output
@@ -61,7 +61,7 @@ def status(form: FormatOption = Format.TEXT) -> None:
     """Say whether this machine can have testbeds, and which are up."""
     output = Output(form)
     why_not, quotas = host.obstacle(), host.hierarchy()
-    found = bed.beds()
+    found = bed.testbeds()
     output.result(
         {
             "able": why_not is None,
@@ -102,7 +102,7 @@ def run(
         raise InputError(f"the command {words[0]!r} is missing: install iproute2") from error
 
 
-def _json(layout: Layout) -> dict[str, object]:
+def _json(layout: TestbedNames) -> dict[str, object]:
     return {
         "name": layout.name,
         "namespaces": {side.value: layout.namespace(side) for side in Side},
@@ -110,6 +110,6 @@ def _json(layout: Layout) -> dict[str, object]:
     }
 
 
-def _sentence(layout: Layout) -> str:
+def _sentence(layout: TestbedNames) -> str:
     device, server = (layout.address(side) for side in Side)
     return f"{layout.name}: device {device}, server {server}"

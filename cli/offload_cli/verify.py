@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from offload.bundle.bundle import open_bundle
-from offload.bundle.sample_inputs import GivenInputs, Range
+from offload.bundle.sample_inputs import GivenInputs, ValueRange
 from offload.bundle.verify import Check, CutCheck
 from offload.errors import InputError
 from offload.graph.load import load_model
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.measure.proof_record import read_evidence, repeat
+from offload_runtimes.measure.proof_record import read_proof_record, repeat
 from offload_runtimes.measure.verify import check_of, cuts_of
 from offload_runtimes.value_files import read_arrays
 
@@ -86,7 +86,7 @@ def verify(
 
 def _verify_bundle(output: Output, path: Path, options: EngineOptions) -> None:
     bundle = open_bundle(path)
-    found, maker = repeat(bundle, options), read_evidence(bundle)
+    found, maker = repeat(bundle, options), read_proof_record(bundle)
     bits = f"{found.equal} of {found.outputs} outputs have the maker's bits"
     of = f" of {len(bundle.plans)} plans" if len(bundle.plans) > 1 else ""
     verdict = "right" if found.ok else f"wrong: tensor {found.tensor!r} is off"
@@ -102,7 +102,7 @@ def _verify_bundle(output: Output, path: Path, options: EngineOptions) -> None:
 
 def _given(given: Sequence[str], shapes: dict[str, tuple[int, ...]], seed: int) -> GivenInputs:
     arrays: dict[str, Any] = {}
-    ranges: dict[str, Range] = {}
+    ranges: dict[str, ValueRange] = {}
     for text in given:
         name, equals, value = text.rpartition("=")
         if not equals or Path(text).is_file():
@@ -110,7 +110,7 @@ def _given(given: Sequence[str], shapes: dict[str, tuple[int, ...]], seed: int) 
             continue
         low, dots, high = value.partition("..")
         try:
-            ranges[name] = Range(float(low), float(high if dots else low))
+            ranges[name] = ValueRange(float(low), float(high if dots else low))
         except ValueError:
             raise InputError(
                 f"--input {text!r} is not understood: write in.npz, name=16000 or name=0..99"

@@ -2,7 +2,7 @@
 
 import onnx
 
-from offload_models.builder import Network, Value
+from offload_models.builder import LayerOutput, Network
 
 
 def build(seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
@@ -22,7 +22,7 @@ def build(seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
     return net.model(net.logits("logits", x, 1000))
 
 
-def tower(net: Network, name: str, x: Value) -> Value:
+def tower(net: Network, name: str, x: LayerOutput) -> LayerOutput:
     """Half of AlexNet's kernels in each of five convolutions: 128 channels of 6 x 6."""
     x = net.conv_relu(f"{name}/conv1", x, 48, 11, stride=4, pad=2)
     x = net.lrn(f"{name}/norm1", x, alpha=5e-4, bias=2.0)

@@ -2,7 +2,7 @@
 
 import onnx
 
-from offload_models.builder import Network, Value
+from offload_models.builder import LayerOutput, Network
 
 DEPTHS = (6, 12, 24, 16)
 GROWTH = 32
@@ -25,7 +25,7 @@ def build(seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
     return net.model(net.classify(norm_relu(net, "norm5", x)))
 
 
-def dense_block(net: Network, name: str, x: Value, depth: int) -> Value:
+def dense_block(net: Network, name: str, x: LayerOutput, depth: int) -> LayerOutput:
     """Each layer adds 32 channels to what all later layers read."""
     known = [x]
     for layer in range(1, depth + 1):
@@ -36,12 +36,12 @@ def dense_block(net: Network, name: str, x: Value, depth: int) -> Value:
     return net.concat(f"{name}/concat", known)
 
 
-def transition(net: Network, name: str, x: Value) -> Value:
+def transition(net: Network, name: str, x: LayerOutput) -> LayerOutput:
     """Half the channels, half the height and width."""
     x = net.conv(f"{name}/conv", norm_relu(net, f"{name}/norm", x), x.channels // 2, 1)
     return net.average_pool(f"{name}/pool", x, 2, 2)
 
 
-def norm_relu(net: Network, name: str, x: Value) -> Value:
+def norm_relu(net: Network, name: str, x: LayerOutput) -> LayerOutput:
     """Batch normalisation and its ReLU `<name>/relu`."""
     return net.relu(f"{name}/relu", net.batch_norm(name, x))

@@ -16,7 +16,7 @@ import onnx
 from offload.errors import InputError
 from onnx import numpy_helper
 
-from offload_models import kernels, live
+from offload_models import kernels, weight_init
 from offload_models.kernels import Array, per_channel
 
 IR_VERSION = 8
@@ -25,7 +25,7 @@ Attributes = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class LightBuilder:
+class TopologyBuilder:
     """Builds one of the nine from its file `light_<topology>.onnx` in the onnx package."""
 
     topology: str
@@ -42,18 +42,18 @@ class LightBuilder:
         path = folder / f"light_{self.topology}.onnx"
         if not path.is_file():
             raise InputError(f"onnx {onnx.__version__} has no {path.name}: install onnx 1.21-1.23")
-        return revive(onnx.load(path), np.random.default_rng(seed))
+        return draw_weights(onnx.load(path), np.random.default_rng(seed))
 
 
-def revive(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.ModelProto:
+def draw_weights(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.ModelProto:
     """Replace every constant float weight by a live one; see the module for the rest.
 
     The model needs one image input, Nx3x224x224, and the operators of these nine topologies.
     """
-    life = Revival(rng, blank_shapes(model.graph), integers(model.graph))
+    life = WeightDrawing(rng, blank_shapes(model.graph), integers(model.graph))
     given = {name.name for name in model.graph.initializer}
     image = next(value for value in model.graph.input if value.name not in given)
-    life.samples[image.name] = live.sample_images(rng, (3, 224, 224))
+    life.samples[image.name] = weight_init.sample_images(rng, (3, 224, 224))
     layers = [node for node in model.graph.node if node.output[0] not in life.blanks]
     for node in layers:
         life.run(node)
@@ -88,7 +88,7 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
 
 
 @dataclass
-class Revival:
+class WeightDrawing:
     """Runs a graph's layers on sample images in order, drawing the weights each one needs."""
 
     rng: np.random.Generator
@@ -117,7 +117,9 @@ class Revival:
         last = max(i for i, node in enumerate(layers) if node.op_type in ("Conv", "Gemm"))
         softmax = [node.input[0] for node in layers if node.op_type == "Softmax"]
         scores = self.samples[softmax[0] if softmax else layers[-1].output[0]]
-        factor = np.float32(live.LOGIT_STD / scores.reshape(len(scores), -1).std(axis=1).mean())
+        factor = np.float32(
+            weight_init.LOGIT_STD / scores.reshape(len(scores), -1).std(axis=1).mean()
+        )
         for name in layers[last].input[1:]:
             self.weights[name] *= factor
 
@@ -145,11 +147,11 @@ def draw_conv(
     rng: np.random.Generator, attrs: Attributes, x: Array, shapes: list[Shape]
 ) -> Iterator[Array]:
     """Kernels, and the bias where there is one; else a normalisation follows and places them."""
-    weight = live.he_weight(rng, shapes[0])
+    weight = weight_init.he_weight(rng, shapes[0])
     if len(shapes) == 1:
         yield weight
         return
-    scale, bias = live.conv_affine(rng, run_conv(attrs, x, weight))
+    scale, bias = weight_init.conv_affine(rng, run_conv(attrs, x, weight))
     yield weight * per_channel(scale, weight, axis=0)
     yield bias
 
@@ -158,8 +160,8 @@ def draw_gemm(
     rng: np.random.Generator, _: Attributes, x: Array, shapes: list[Shape]
 ) -> Iterator[Array]:
     """Weight, outputs first, and bias."""
-    weight = live.he_weight(rng, shapes[0])
-    scale, bias = live.dense_affine(rng, x @ weight.T, std=1.0)
+    weight = weight_init.he_weight(rng, shapes[0])
+    scale, bias = weight_init.dense_affine(rng, x @ weight.T, std=1.0)
     weight *= scale
     yield from (weight, bias)
 
@@ -168,16 +170,20 @@ def draw_norm(
     rng: np.random.Generator, _: Attributes, x: Array, _shapes: list[Shape]
 ) -> Iterator[Array]:
     """Scale, shift, mean, variance."""
-    mean, std = live.channel_statistics(x)
-    yield from (*live.norm_affine(rng, x.shape[1]), mean, std**2)
+    mean, std = weight_init.channel_statistics(x)
+    yield from (*weight_init.norm_affine(rng, x.shape[1]), mean, std**2)
 
 
 DRAW: Mapping[str, Callable[..., Iterable[Array]]] = {
     "Conv": draw_conv,
     "Gemm": draw_gemm,
     "BatchNormalization": draw_norm,
-    "Mul": lambda rng, _, x, shapes: [live.norm_affine(rng, x.shape[1])[0].reshape(shapes[0])],
-    "Add": lambda rng, _, x, shapes: [live.norm_affine(rng, x.shape[1])[1].reshape(shapes[0])],
+    "Mul": lambda rng, _, x, shapes: [
+        weight_init.norm_affine(rng, x.shape[1])[0].reshape(shapes[0])
+    ],
+    "Add": lambda rng, _, x, shapes: [
+        weight_init.norm_affine(rng, x.shape[1])[1].reshape(shapes[0])
+    ],
 }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from offload_models.builder import Network, Value
+from offload_models.builder import LayerOutput, Network
 
 NODES = 32
 NEIGHBOURS = 4
@@ -57,10 +57,10 @@ def small_world(
 
 
 def stage(
-    net: Network, name: str, x: Value, channels: int, sources: Mapping[int, tuple[int, ...]]
-) -> Value:
+    net: Network, name: str, x: LayerOutput, channels: int, sources: Mapping[int, tuple[int, ...]]
+) -> LayerOutput:
     """One random graph: nodes without a source read `x` and halve it, the unread are averaged."""
-    made: dict[int, Value] = {}
+    made: dict[int, LayerOutput] = {}
     for node, before in sources.items():
         at = f"{name}/node{node}"
         read = gather(net, at, [(v, made[v]) for v in before]) if before else x
@@ -69,7 +69,7 @@ def stage(
     return net.mean(f"{name}/output", [made[v] for v in sources if v not in used])
 
 
-def gather(net: Network, name: str, values: list[tuple[int, Value]]) -> Value:
+def gather(net: Network, name: str, values: list[tuple[int, LayerOutput]]) -> LayerOutput:
     """Sum of the sources, each with a weight of its own between 0 and 1 (a trained sigmoid)."""
     weights = 1 / (1 + np.exp(-net.rng.normal(0.0, 1.0, len(values))))
     parts = [
@@ -79,7 +79,9 @@ def gather(net: Network, name: str, values: list[tuple[int, Value]]) -> Value:
     return parts[0] if len(parts) == 1 else net.sum(f"{name}/sum", parts)
 
 
-def node_transform(net: Network, name: str, x: Value, channels: int, stride: int) -> Value:
+def node_transform(
+    net: Network, name: str, x: LayerOutput, channels: int, stride: int
+) -> LayerOutput:
     """ReLU, then a separable 3x3 convolution: each channel alone, then across channels."""
     x = net.relu(f"{name}/relu", x)
     x = net.conv(f"{name}/depthwise", x, x.channels, 3, stride, pad=1, groups=x.channels)

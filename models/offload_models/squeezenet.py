@@ -2,7 +2,7 @@
 
 import onnx
 
-from offload_models.builder import Network, Value
+from offload_models.builder import LayerOutput, Network
 
 # Per module: squeeze 1x1, expand 1x1, expand 3x3 (table 1 of the paper).
 FIRES = {
@@ -38,7 +38,7 @@ def build(seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
     return net.model(net.flatten("logits", net.global_average_pool("pool10", x)))
 
 
-def fire(net: Network, name: str, x: Value, widths: tuple[int, int, int]) -> Value:
+def fire(net: Network, name: str, x: LayerOutput, widths: tuple[int, int, int]) -> LayerOutput:
     """Squeeze, then two branches joined along the channels."""
     squeeze, one, three = widths
     x = net.conv_relu(f"{name}/squeeze1x1", x, squeeze, 1)

@@ -19,7 +19,7 @@ from offload_models import (
     resnet,
     squeezenet,
 )
-from offload_models.onnx_topologies import LightBuilder
+from offload_models.onnx_topologies import TopologyBuilder
 
 
 class Builder(Protocol):
@@ -126,7 +126,9 @@ LIGHT = (
     ("zfnet512", "zfnet512", 87_250_536, "AlexNet made wider", "Zeiler & Fergus 2014"),
 )
 LIGHT_MODELS = tuple(
-    ZooModel(f"light_{name}", LightBuilder(file), f"{summary}, from the onnx package", paper, count)
+    ZooModel(
+        f"light_{name}", TopologyBuilder(file), f"{summary}, from the onnx package", paper, count
+    )
     for name, file, count, summary, paper in LIGHT
 )
 ZOO: Mapping[str, ZooModel] = MappingProxyType(

@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, overload
 
 import numpy as np
-from offload.bundle.bundle import Bundle, Value, open_bundle
+from offload.bundle.bundle import Bundle, ModelValue, open_bundle
 from offload.costs.link import Link
 from offload.errors import InputError
 from offload.planning.plan import Side
-from offload.planning.plan_set import Switching
+from offload.planning.plan_set import SwitchPolicy
 from offload.scheduling.timeline import Timeline
 
 from offload_runtimes.address import parse_address
 from offload_runtimes.closing import close_at_exit
 from offload_runtimes.device.active_bundle import ActiveBundle, SessionOptions
-from offload_runtimes.device.counters import Counts, Tally
-from offload_runtimes.device.inference_runner import OnServerLoss, Running
-from offload_runtimes.device.plan_selector import Switch
+from offload_runtimes.device.counters import Counters, Counts
+from offload_runtimes.device.inference_runner import OnServerLoss, PendingInference
+from offload_runtimes.device.plan_selector import PlanSwitch
 from offload_runtimes.device.stream import Frame, Latest, answers, answers_async, finish_async
 from offload_runtimes.emulate import LinkCost, Pacer
 from offload_runtimes.engine import Array, EngineOptions, as_feed
@@ -74,7 +74,7 @@ class OffloadSession:
         connect_timeout_s: float = 5.0,
         security: ClientSecurity | None = None,
         plan: int | None = None,
-        switching: Switching = Switching(),  # noqa: B008  frozen
+        switching: SwitchPolicy = SwitchPolicy(),  # noqa: B008  frozen
     ) -> None:
         """Load the device's segments, warm them, connect.
 
@@ -126,7 +126,7 @@ class OffloadSession:
         self._defaults = {default.value.name: default.value for default in opened.defaults}
         self._outputs = tuple(value.name for value in opened.outputs)
         self._deadline_s = None if deadline_s is None else checked_s("deadline_s", deadline_s)
-        tally = self._tally = Tally()
+        tally = self._tally = Counters()
         options = SessionOptions(
             engine=EngineOptions(providers, threads, optimize, allow_cpu=allow_cpu),
             pacer=slowdown if isinstance(slowdown, Pacer) else Pacer(slowdown),
@@ -170,7 +170,7 @@ class OffloadSession:
         return self._active.opened.pilot.link
 
     @property
-    def switches(self) -> tuple[Switch, ...]:
+    def switches(self) -> tuple[PlanSwitch, ...]:
         """The last changes of plan, oldest first; `counts.switches` says how many there were."""
         return self._active.opened.pilot.switches
 
@@ -185,15 +185,15 @@ class OffloadSession:
         followed = opened.bundle.plans[opened.pilot.plan]
         return followed.predicted(opened.pilot.link) or followed.timeline
 
-    def get_inputs(self) -> list[Value]:
+    def get_inputs(self) -> list[ModelValue]:
         """What `run` needs: name, type and shape of each input."""
         return list(self._inputs.values())
 
-    def get_overridable_initializers(self) -> list[Value]:
+    def get_overridable_initializers(self) -> list[ModelValue]:
         """What `run` may be given besides: the inputs that have a default in the model."""
         return list(self._defaults.values())
 
-    def get_outputs(self) -> list[Value]:
+    def get_outputs(self) -> list[ModelValue]:
         """What `run` gives: name, type and shape of each output."""
         return list(self._active.opened.bundle.outputs)
 
@@ -267,8 +267,8 @@ class OffloadSession:
         deadline_s: float | None = None,
         *,
         copy: bool = True,
-    ) -> Running:
-        """Do the device's part and return; `Running.finish` waits for the answer.
+    ) -> PendingInference:
+        """Do the device's part and return; `PendingInference.finish` waits for the answer.
 
         Args:
             output_names: outputs wanted, in that order; None: all.
@@ -403,7 +403,7 @@ class OffloadSession:
 
     def _frame_preparer(
         self, output_names: Sequence[str] | None, copy: bool
-    ) -> Callable[[Mapping[str, Any]], Running]:
+    ) -> Callable[[Mapping[str, Any]], PendingInference]:
         self._check_usable()
         self._checked_names(output_names)
         return lambda feeds: self._prepared(output_names, feeds, None, copy=copy)
@@ -415,7 +415,7 @@ class OffloadSession:
         deadline_s: float | None,
         *,
         copy: bool,
-    ) -> Running:
+    ) -> PendingInference:
         """An inference that has not begun yet, its arguments checked."""
         self._check_usable()
         names, checked = self._checked_names(output_names), self._checked_feeds(feeds)

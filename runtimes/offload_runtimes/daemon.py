@@ -50,7 +50,7 @@ def watchdog_s() -> float | None:
 _NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-class Asked(Enum):
+class Request(Enum):
     """What a server was asked to do."""
 
     NOTHING = "nothing"
@@ -84,14 +84,14 @@ class StopSignal:
         self._bell.close()
         self._button.close()
 
-    def wait(self, timeout_s: float | None = None) -> Asked:
+    def wait(self, timeout_s: float | None = None) -> Request:
         """What was asked for since the last call; waits for it, `timeout_s` at most."""
         rung = [self._bell]
         if not (self._stop or self._reload) and select.select(rung, [], [], timeout_s)[0]:
             self._bell.recv(4096)  # other signals ring, too: only the handler knows which
         if self._stop:
-            return Asked.STOP
-        asked, self._reload = Asked.RELOAD if self._reload else Asked.NOTHING, False
+            return Request.STOP
+        asked, self._reload = Request.RELOAD if self._reload else Request.NOTHING, False
         return asked
 
     def _ask(self, number: int, _frame: FrameType | None) -> None:
@@ -217,8 +217,8 @@ def serve_until_asked(
         ready(server.address)
         notify(f"READY=1\nSTATUS=serving on {server.address}")
         limit_s = watchdog_s()
-        while (what := asked.wait(limit_s and limit_s / 3)) is not Asked.STOP:
-            if what is Asked.RELOAD:
+        while (what := asked.wait(limit_s and limit_s / 3)) is not Request.STOP:
+            if what is Request.RELOAD:
                 server.reload()
                 reload_bundles()
             if answers(server.address):

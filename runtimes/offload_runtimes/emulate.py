@@ -14,7 +14,7 @@ from offload.errors import InputError, OffloadError, ServerError
 from offload_runtimes.transport.connection import (
     Connection,
     MemoryConnector,
-    Pumped,
+    PumpedStream,
     Receiver,
     Stream,
 )
@@ -238,4 +238,4 @@ class FaultyConnector:
         del timeout_s
         sound = self._inner.open()
         connection = FaultyConnection(sound, self._plans.pop(0)) if self._plans else sound
-        return Pumped(connection, outgoing)
+        return PumpedStream(connection, outgoing)

@@ -20,8 +20,8 @@ from prometheus_client import start_http_server
 from offload_runtimes.address import Address, parse_address
 from offload_runtimes.closing import close_at_exit
 from offload_runtimes.engine import Arena, EngineOptions, arena_of, short_name
-from offload_runtimes.protocol.memory_budget import Memory
-from offload_runtimes.protocol.server_state import Limits, ServerSession
+from offload_runtimes.protocol.memory_budget import MemoryBudget
+from offload_runtimes.protocol.server_state import ServerSession, SessionLimits
 from offload_runtimes.protocol.tensor_specs import (
     MESSAGE_LIMIT_BYTES,
     TENSOR_LIMIT_BYTES,
@@ -31,10 +31,17 @@ from offload_runtimes.protocol.tensor_specs import (
 from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.security.server_credentials import ServerCredentials
 from offload_runtimes.serving.batching import Batching
-from offload_runtimes.serving.bundles import Hosted, Source, check_memory, host, mark_of, sources
+from offload_runtimes.serving.bundles import (
+    BundleSource,
+    LoadedBundle,
+    check_memory,
+    load_bundle,
+    mark_of,
+    sources,
+)
 from offload_runtimes.serving.dispatch import Dispatcher
 from offload_runtimes.serving.metrics import Observer
-from offload_runtimes.serving.shared_runs import Batches, Served
+from offload_runtimes.serving.shared_runs import BatchRunner, SessionState
 from offload_runtimes.transport.connection import Connection
 from offload_runtimes.transport.grpc_server import GrpcHost, echo
 from offload_runtimes.versions import versions
@@ -59,7 +66,7 @@ class Server:
         *,
         options: EngineOptions | None = None,
         workers: int = 1,
-        limits: Limits | None = None,
+        limits: SessionLimits | None = None,
         max_sessions: int = 64,
         max_run_s: float = 60.0,
         max_memory_bytes: int | None = None,
@@ -97,7 +104,7 @@ class Server:
         """
         if workers < 1 or max_sessions < 1:
             raise InputError("workers and max_sessions must be at least 1")
-        self._limits = limits or Limits()
+        self._limits = limits or SessionLimits()
         options = options or EngineOptions()
         if max_releases is not None and max_releases < 1:
             raise InputError("max_releases must be at least 1: the current release is served")
@@ -105,7 +112,7 @@ class Server:
         self._max_releases = max_releases
         self._mark = mark_of(self._given)
         self._reloading = threading.Lock()
-        self._hosted: dict[str, Hosted] = {}
+        self._hosted: dict[str, LoadedBundle] = {}
         self._names: dict[str, str] = {}
         self._contracts: dict[str, tuple[Contract, ...]] = {}
         with _memory(max_memory_bytes) as (self._memory, arena):
@@ -114,7 +121,7 @@ class Server:
                 min(TENSOR_LIMIT_BYTES, self._limits.max_bytes, self._memory.limit_bytes)
             )
             self._host_bundle = partial(
-                host,
+                load_bundle,
                 options=options,
                 max_run_s=max_run_s,
                 batching=batching,
@@ -131,7 +138,7 @@ class Server:
         self._order = tuple(self._contracts)
         self._is_bounded = max_memory_bytes is not None
         self.paths = tuple(source.path for source in sources(self._given, 1))
-        self._sessions: set[Served] = set()
+        self._sessions: set[SessionState] = set()
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._serving = False
@@ -143,7 +150,7 @@ class Server:
         security = security or ServerSecurity(insecure=insecure)
         security.check(address)
         self._credentials = ServerCredentials(security, self._observer.reloaded)
-        batches = Batches(batching, self._hosted, self._observer, self._memory, self._crowd)
+        batches = BatchRunner(batching, self._hosted, self._observer, self._memory, self._crowd)
         self._batches = batches
         self._dispatcher = Dispatcher(self._hosted, workers, max_run_s, self._observer, batches)
         agreed = [contract for each in self._contracts.values() for contract in each]
@@ -163,7 +170,7 @@ class Server:
         )
         self._show(max_memory_bytes)
 
-    def _take(self, source: Source, arena: Arena | None = None) -> str:
+    def _take(self, source: BundleSource, arena: Arena | None = None) -> str:
         """Load a bundle unless it is served already; its digest."""
         bundle = source.open()
         if bundle.digest not in self._hosted:
@@ -172,7 +179,9 @@ class Server:
         self._contracts[bundle.digest] = self._hosted[bundle.digest].contracts
         return bundle.digest
 
-    def _loaded(self, source: Source, bundle: Bundle, arena: Arena | None = None) -> Hosted:
+    def _loaded(
+        self, source: BundleSource, bundle: Bundle, arena: Arena | None = None
+    ) -> LoadedBundle:
         others = list(self._hosted.values())
         if not source.is_required:
             check_memory(bundle, others)
@@ -289,7 +298,7 @@ class Server:
             if complete:
                 self._serve_only(wanted)
 
-    def _taken_up(self, source: Source) -> str:
+    def _taken_up(self, source: BundleSource) -> str:
         """Serve a bundle from now on; its digest."""
         bundle = source.open()
         if bundle.digest in self._hosted:
@@ -397,7 +406,7 @@ class Server:
         session = ServerSession(
             self._contracts, self._limits, account, self._max_message_bytes, self._names
         )
-        served = Served(number, connection, session)
+        served = SessionState(number, connection, session)
         with self._lock:
             self._sessions.add(served)
         peer, version = getattr(connection, "peer", "memory"), getattr(connection, "version", None)
@@ -423,11 +432,11 @@ class Server:
             if served.number == number:
                 threading.Thread(target=self._close, args=(served, error), daemon=True).start()
 
-    def _open_sessions(self) -> list[Served]:
+    def _open_sessions(self) -> list[SessionState]:
         with self._lock:
             return list(self._sessions)
 
-    def _crowd(self, digest: str) -> list[Served]:
+    def _crowd(self, digest: str) -> list[SessionState]:
         """The open sessions on a bundle whose rows may run with others'."""
         able = (served for served in self._open_sessions() if not served.spoils)
         return [s for s in able if s.session.bundle == digest and not s.session.closed]
@@ -435,7 +444,7 @@ class Server:
     def _frames_in_flight(self) -> int:
         return sum(served.session.frames_in_flight for served in self._open_sessions())
 
-    def _close(self, served: Served, error: OffloadError | None = None) -> None:
+    def _close(self, served: SessionState, error: OffloadError | None = None) -> None:
         with served.lock:
             self._dispatcher.apply(served, served.session.close(error))
         self._dispatcher.drop(served)
@@ -443,10 +452,10 @@ class Server:
 
 
 @contextmanager
-def _memory(limit_bytes: int | None) -> Iterator[tuple[Memory, Arena | None]]:
+def _memory(limit_bytes: int | None) -> Iterator[tuple[MemoryBudget, Arena | None]]:
     """What bounds what crosses, and what models that are loaded inside may take."""
     if limit_bytes is None:
-        yield Memory(), None
+        yield MemoryBudget(), None
         return
     if limit_bytes < _LEAST_BYTES:
         least = format_bytes(_LEAST_BYTES)
@@ -454,7 +463,7 @@ def _memory(limit_bytes: int | None) -> Iterator[tuple[Memory, Arena | None]]:
     link_bytes = limit_bytes // _LINK_SHARE
     rule = f"--max-memory {format_bytes(limit_bytes)}"
     with arena_of(limit_bytes - link_bytes, rule) as arena:
-        yield Memory(link_bytes), arena
+        yield MemoryBudget(link_bytes), arena
 
 
 def _metrics_address(text: str) -> Address:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from offload.bundle.bundle import Value
+from offload.bundle.bundle import ModelValue
 from offload.bundle.sample_inputs import open_inputs, open_sizes_sentence
 from offload.errors import InputError
 from offload.files import staged_file
@@ -75,7 +75,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def typed(values: Mapping[str, Any], inputs: Iterable[Value]) -> dict[str, Any]:
+def typed(values: Mapping[str, Any], inputs: Iterable[ModelValue]) -> dict[str, Any]:
     """Values as they were read, those from JSON as the inputs declare them.
 
     Raises:
@@ -181,7 +181,7 @@ class Picture:
     label: int | None
 
 
-def read_frames(path: Path, values: Sequence[Value]) -> Iterator[Frame]:
+def read_frames(path: Path, values: Sequence[ModelValue]) -> Iterator[Frame]:
     """The runs that a file or folder of inputs stands for: one for an .npz, one for each picture.
 
     Args:
@@ -233,7 +233,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
     return pictures, [path for path in paths if path.is_dir()]
 
 
-def picture_input(folder: Path, values: Sequence[Value]) -> Value:
+def picture_input(folder: Path, values: Sequence[ModelValue]) -> ModelValue:
     """The input that takes the pictures of a folder.
 
     Raises:
@@ -249,7 +249,7 @@ def picture_input(folder: Path, values: Sequence[Value]) -> Value:
     return values[0]
 
 
-def read_picture(path: Path, value: Value) -> Array:
+def read_picture(path: Path, value: ModelValue) -> Array:
     """One picture as an input: resized, RGB, in the input's layout.
 
     A uint8 input of N x H x W x 3 gets the bytes, a float one of N x 3 x H x W numbers from 0
@@ -274,14 +274,14 @@ def read_picture(path: Path, value: Value) -> Array:
     return scaled.astype(np.float32)
 
 
-def _layout(value: Value) -> tuple[int, int, bool]:
+def _layout(value: ModelValue) -> tuple[int, int, bool]:
     """Height, width, and whether the channels come last."""
     shape: tuple[Any, ...] = value.shape or ()
     if len(shape) == 4:
         last = value.type == "tensor(uint8)" and not _differs(shape[3], 3)
         first = value.type == "tensor(float)" and not _differs(shape[1], 3)
         if (last or first) and not _differs(shape[0], 1):
-            rest = Value(value.name, value.type, (1, *shape[1:]))
+            rest = ModelValue(value.name, value.type, (1, *shape[1:]))
             if open_inputs([rest]):
                 raise InputError(open_sizes_sentence([value]))
             height, width = shape[1:3] if last else shape[2:]

@@ -28,7 +28,7 @@ from offload.planning.plan import Side
 from offload.planning.sweep import parse_links
 from offload.units import format_bps
 from offload_models.zoo import build, save
-from offload_runtimes.emulation.testbed import Bed, open_bed
+from offload_runtimes.emulation.testbed import Testbed, open_testbed
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.measure.split import SplitRequest, split
 
@@ -66,7 +66,7 @@ class Passage:
 class Track:
     """A bundle, its server in a bed, and the trace of rates."""
 
-    def __init__(self, bed: Bed, bundle: Bundle, folder: Path, phase_s: float) -> None:
+    def __init__(self, bed: Testbed, bundle: Bundle, folder: Path, phase_s: float) -> None:
         self.bed, self.bundle, self.folder, self.phase_s = bed, bundle, folder, phase_s
 
     @contextmanager
@@ -200,7 +200,7 @@ def main() -> int:
         for reach in bundle.ranged.ranges:
             plan = bundle.plans[reach.plan]
             print(f"plan {reach.plan}: {plan.scheme}, below {format_bps(reach.high_bps)}")
-        with open_bed(Link(PHASES_BPS[0], PHASES_BPS[0])) as bed:
+        with open_testbed(Link(PHASES_BPS[0], PHASES_BPS[0])) as bed:
             track = Track(bed, bundle, folder, asked.phase)
             with track.served() as address:
                 plans = (CHOOSING, *range(len(bundle.plans)))

@@ -15,9 +15,9 @@ from pathlib import Path
 from offload.costs.link import Link
 from offload.planning.cut import Cut
 from offload.planning.planner import serial_cut
-from offload.planning.scheme import Scheme, Situation, candidate
+from offload.planning.scheme import PlanningProblem, Scheme, candidate
 from offload.planning.server_pipelining import start_early
-from offload_cli.bench.subjects import Prepared, Study, find_study, prepare, situation_of
+from offload_cli.bench.subjects import PreparedStudy, Study, find_study, planning_problem, prepare
 from offload_models import randwire
 
 from tests.benchmarks.goals import Goal, report
@@ -47,19 +47,19 @@ class Point:
         return f"{self.tensors}t {self.gain:.2f}"
 
 
-def points(ready: Prepared) -> Iterator[Point]:
+def points(ready: PreparedStudy) -> Iterator[Point]:
     """All of the grid; device seconds of the study are this machine's."""
     here = ready.floats.device
     for slowdown in SLOWDOWNS:
         slow = replace(ready, floats=replace(ready.floats, device=here.scaled(slowdown)))
         for rate in RATES_MBPS:
-            situation = situation_of(slow, Link(rate * 1e6, rate * 1e6))
+            situation = planning_problem(slow, Link(rate * 1e6, rate * 1e6))
             cut = serial_cut(situation)
             gain = _gain(situation, cut) if cut.uploads else 1.0
             yield Point(slowdown, rate, len(cut.uploads), not cut.device, gain)
 
 
-def _gain(situation: Situation, cut: Cut) -> float:
+def _gain(situation: PlanningProblem, cut: Cut) -> float:
     serial = candidate(situation, Scheme.PARTITION, cut)
     ours = start_early(situation, candidate(situation, Scheme.OPSS, cut))
     return serial.latency_s / ours.latency_s
@@ -83,7 +83,7 @@ def summary(name: str, found: list[Point]) -> str:
     return f"| {name} | {len(several)} of {len(found)} | {best.gain:.3f}{where} |"
 
 
-def measured(study: Study) -> Prepared:
+def measured(study: Study) -> PreparedStudy:
     """The study with its layers measured; its camera form is not."""
     with tempfile.TemporaryDirectory(prefix="offload-") as folder:
         return prepare(study, Path(folder), 1.0, None, lambda _: None)

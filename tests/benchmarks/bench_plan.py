@@ -18,11 +18,11 @@ from offload.costs.link import parse_link
 from offload.graph.model import Graph, Layer, Tensor
 from offload.planning.costs import Costs
 from offload.planning.planner import compare, make_plan
-from offload.planning.scheme import Scheme, Situation
-from offload.planning.sweep import Cell, parse_links, sweep
+from offload.planning.scheme import PlanningProblem, Scheme
+from offload.planning.sweep import SweepPoint, parse_links, sweep
 from offload.units import format_s
 from offload_models.zoo import build, save
-from offload_runtimes.measure.split import Prepared, SplitRequest, prepare
+from offload_runtimes.measure.split import PlanningInputs, SplitRequest, prepare
 
 from tests.benchmarks.goals import Goal, report
 
@@ -40,13 +40,13 @@ LINKS = parse_links("1..100 Mbit/s", parse_link("wifi"), 9)
 SLOWDOWNS = (0.5, 1.0, 4.0)
 
 
-def prepared(name: str, folder: Path) -> Prepared:
+def prepared(name: str, folder: Path) -> PlanningInputs:
     path = folder / f"{name}.onnx"
     save(build(name), path)
     return prepare(SplitRequest(path, LINKS[0], device=DEVICE, server=SERVER))
 
 
-def planning_s(found: Prepared) -> list[float]:
+def planning_s(found: PlanningInputs) -> list[float]:
     """Seconds to plan each link, from a graph that was just loaded: nothing is remembered."""
     seconds = []
     for link, _ in itertools.product(LINKS, range(3)):
@@ -57,7 +57,7 @@ def planning_s(found: Prepared) -> list[float]:
     return seconds
 
 
-def right(cell: Cell, situation: Situation) -> bool:
+def right(cell: SweepPoint, situation: PlanningProblem) -> bool:
     """Whether the chosen plan is no slower than LO, CO and PO, and the sentence names it."""
     simple = [cell.latency_s(s) for s in ("local", "cloud", "partition")]
     reason = make_plan(situation).reason
@@ -66,7 +66,7 @@ def right(cell: Cell, situation: Situation) -> bool:
     return no_slower and f"({cell.winner})" in named
 
 
-def random_situation(seed: int, layers: int = 24) -> Situation:
+def random_situation(seed: int, layers: int = 24) -> PlanningProblem:
     """A random graph of parallel branches, its times so that all resources compete."""
     dice = np.random.default_rng(seed)
     needs: list[list[int]] = [[] for _ in range(layers)]
@@ -87,7 +87,7 @@ def random_situation(seed: int, layers: int = 24) -> Situation:
     device_s = dice.lognormal(0, 0.8, layers)
     upload_s = dice.lognormal(dice.uniform(-1, 2), 0.8, layers + 1)
     upload_s[0] *= 4
-    return Situation(
+    return PlanningProblem(
         graph,
         Costs(
             tuple(device_s.tolist()),
@@ -110,7 +110,7 @@ def line(name: str, latencies: Sequence[dict[str, float]]) -> None:
     print(f"{name:18} {len(latencies):5} " + "   ".join(gains(latencies)), flush=True)
 
 
-def figures(cell: Cell) -> dict[str, float]:
+def figures(cell: SweepPoint) -> dict[str, float]:
     return {a.scheme: a.latency_s for a in cell.alternatives}
 
 

@@ -29,14 +29,14 @@ from offload.graph.load import Model, load_model
 from offload.planning.closed_sets import articulations
 from offload.planning.cut import Cut, cut_at
 from offload.planning.planner import compare, plan_of
-from offload.planning.scheme import Candidate, Scheme, Situation, candidate, predict
+from offload.planning.scheme import PlanningProblem, Scheme, SchemeEstimate, candidate, predict
 from offload.units import format_s
 from offload_models.zoo import build, save
 from offload_runtimes.engine import Engine, EngineOptions, load
 from offload_runtimes.local import open_session
 from offload_runtimes.measure.calibrate import time_in_turns
 from offload_runtimes.measure.probe import probe
-from offload_runtimes.measure.profile import Subject, measure, subject_of
+from offload_runtimes.measure.profile import OptimizedModel, measure, optimized_model
 from offload_runtimes.measure.split import SplitRequest, split
 from offload_runtimes.server import Server
 
@@ -82,7 +82,7 @@ class Bench:
         model = load_model(path)
         work = self.folder / name
         work.mkdir()
-        subject = subject_of(model, work)
+        subject = optimized_model(model, work)
         profile = measure(subject, self.options)
         reference = load(path, self.options)
         for link, slowdown in LINKS.items():
@@ -91,7 +91,7 @@ class Bench:
             for plan, found in measured.plans().items():
                 yield self.case(measured, link, plan, found)
 
-    def case(self, measured: "Measured", link: str, plan: str, found: Candidate) -> Case:
+    def case(self, measured: "Measured", link: str, plan: str, found: SchemeEstimate) -> Case:
         made = plan_of(measured.situation(), (found,), found)
         graph = measured.subject.graph
         bundle = write_bundle(measured.model, graph, made, self.folder / "bundle")
@@ -126,17 +126,19 @@ class Measured:
     """A model, its profile, the whole of it to time beside each plan, and a machine pair."""
 
     model: Model
-    subject: Subject
+    subject: OptimizedModel
     profile: Profile
     reference: Engine
     link: Link
     slowdown: float
 
-    def situation(self, drift: float = 1.0) -> Situation:
+    def situation(self, drift: float = 1.0) -> PlanningProblem:
         server = self.profile.scaled(drift)
-        return Situation.of(self.subject.graph, server.scaled(self.slowdown), server, self.link)
+        return PlanningProblem.of(
+            self.subject.graph, server.scaled(self.slowdown), server, self.link
+        )
 
-    def plans(self) -> dict[str, Candidate]:
+    def plans(self) -> dict[str, SchemeEstimate]:
         """Plans that differ, by name."""
         situation = self.situation()
         cut = half_cut(situation)
@@ -149,7 +151,7 @@ class Measured:
         return {name: found for name, found in named if name in by_program.values()}
 
 
-def half_cut(situation: Situation) -> Cut | None:
+def half_cut(situation: PlanningProblem) -> Cut | None:
     """The cut at the layer that everything passes nearest to half of the device's seconds."""
     graph, seconds = situation.graph, situation.costs.device_s
     sets = [graph.ancestors((gate,)) for gate in articulations(graph)]

@@ -22,7 +22,7 @@ import numpy as np
 from offload.planning.plan import Send, Side
 from offload.scheduling.timeline import Lane
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.inference_runner import Running
+from offload_runtimes.device.inference_runner import PendingInference
 from offload_runtimes.device.stream import answers
 from offload_runtimes.engine import EngineOptions, load
 from onnx import helper
@@ -160,9 +160,9 @@ def streams(folder: Path, frames: int) -> list[Goal]:
 
 def streamed(session: OffloadSession, made: Made, frames: int) -> tuple[float, Lane, float]:
     """Frames a second, the busiest lane, and the seconds a frame occupies it."""
-    running: list[Running] = []
+    running: list[PendingInference] = []
 
-    def prepare(feeds: Mapping[str, np.ndarray]) -> Running:
+    def prepare(feeds: Mapping[str, np.ndarray]) -> PendingInference:
         running.append(session._prepared(None, feeds, None, copy=True))
         return running[-1]
 

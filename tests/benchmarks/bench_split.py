@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from offload.bundle.compare import Freedom, gap
+from offload.bundle.compare import Tolerances, gap
 from offload.bundle.verify import (
     DEVICE_FILE,
     SERVER_FILE,
@@ -128,7 +128,7 @@ def failure(tool: Tool, case: Trap, folder: Path) -> str:
     engine = opener(EngineOptions(threads=1))
     expected = engine(source, False)(case.feeds)
     model = load_model(source)
-    graph, freedom = read_graph(model), Freedom.of(model)
+    graph, freedom = read_graph(model), Tolerances.of(model)
     for device in distinct_cuts(graph, CUTS_OF_A_TRAP):
         parts = halves(graph, device)
         known = {name: graph.tensors[name].dtype for name in crossing(parts)}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from offload.bundle.bundle import Bundle
-from offload.costs.encodings import Allowance
+from offload.costs.encodings import EncodingPolicy
 from offload.costs.link import parse_link
 from offload.graph.load import load_model
 from offload.planning.closed_sets import articulations
@@ -48,7 +48,7 @@ def split_with(folder: Path, model: str, tolerance: float) -> Bundle:
         parse_link("4g"),
         cut=(floats[len(floats) // 4],),
         options=OPTIONS,
-        allowance=Allowance.parse("", tolerance, None, samples),
+        allowance=EncodingPolicy.parse("", tolerance, None, samples),
     )
     return split(request, folder / f"{model}-{tolerance:g}.bundle")
 

@@ -22,7 +22,7 @@ from offload.graph.model import Graph
 from offload.graph.read import read_graph
 from offload.planning.cut import cut_at
 from offload.planning.planner import make_plan
-from offload.planning.scheme import Situation
+from offload.planning.scheme import PlanningProblem
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.local import open_session
 from offload_runtimes.measure.verify import check_of, missing_types, opener
@@ -80,7 +80,7 @@ def test_split_over_grpc(path: Path, tmp_path: Path) -> None:
     graph = read_graph(model)
     flat = flat_profile(graph)
     middle = graph.ancestors(range((len(graph.layers) + 1) // 2))
-    situation = Situation.of(graph, flat, flat, parse_link("wifi"))
+    situation = PlanningProblem.of(graph, flat, flat, parse_link("wifi"))
     plan = make_plan(situation, "opss", cut_at(graph, middle))
     bundle = write_bundle(model, graph, plan, tmp_path / "b", missing_types(model, graph))
     with open_session(bundle, threads=1) as session:

@@ -17,7 +17,7 @@ from offload.bundle.bundle import (
     open_bundle,
 )
 from offload.planning.plan import Action, Plan, Segment, Send, Side, Step
-from offload.planning.plan_set import Ranged
+from offload.planning.plan_set import PlanSet
 from offload.scheduling.timeline import Timeline
 from offload_runtimes.engine import load
 from onnx import helper
@@ -203,4 +203,4 @@ def on_one_side(folder: Path, side: Side) -> Made:
 def with_plan(made: Made, **changes: object) -> Bundle:
     """The same bundle with another plan in memory, its files unchanged."""
     plan = replace(made.bundle.plan, **changes)  # type: ignore[arg-type]
-    return replace(made.bundle, ranged=Ranged((plan,)))
+    return replace(made.bundle, ranged=PlanSet((plan,)))

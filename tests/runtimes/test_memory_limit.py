@@ -10,7 +10,7 @@ import pytest
 from offload.costs.link import parse_link
 from offload.costs.profile import estimate_profile
 from offload.graph.load import load_model
-from offload.planning.constraints import Wish
+from offload.planning.constraints import PlanRequest
 from offload.planning.costs import CLIENT_BYTES
 from offload_models.zoo import build, save
 from offload_runtimes.measure.profile import client_bytes, read_fused
@@ -51,8 +51,8 @@ def test_the_client_stays_within_the_limit_it_was_planned_for(tmp_path: Path, na
     free = split(request, tmp_path / "free.bundle").plan
     local = next(a for a in free.alternatives if a.scheme == "local")
     for limit_bytes in (local.memory_bytes, local.memory_bytes - 1):
-        wish = Wish(memory_bytes=limit_bytes, keep_input=True)
-        bundle = split(replace(request, wish=wish), tmp_path / "net.bundle")
+        wish = PlanRequest(memory_bytes=limit_bytes, keep_input=True)
+        bundle = split(replace(request, plan_request=wish), tmp_path / "net.bundle")
         assert bundle.plan.is_local == (limit_bytes == local.memory_bytes)
         with Server([] if bundle.plan.is_local else [bundle]) as server:
             address = "" if bundle.plan.is_local else server.address

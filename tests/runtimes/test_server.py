@@ -21,7 +21,7 @@ from offload.planning.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.protocol import messages as wire
-from offload_runtimes.protocol.server_state import Limits
+from offload_runtimes.protocol.server_state import SessionLimits
 from offload_runtimes.server import Server
 from offload_runtimes.serving.metrics import JsonLines
 from offload_runtimes.transport import SESSION, VERSION_KEY
@@ -40,7 +40,7 @@ def made(tmp_path: Path) -> Made:
 
 @pytest.fixture
 def server(made: Made) -> Iterator[Server]:
-    limits = Limits(max_frames=2, max_bytes=10_000)
+    limits = SessionLimits(max_frames=2, max_bytes=10_000)
     with Server([made.bundle], metrics="127.0.0.1:0", limits=limits) as running:
         yield running
 
@@ -94,7 +94,7 @@ def test_a_hostile_session_ends_alone(server: Server, made: Made, kind: str) -> 
 
 
 def test_bytes_in_flight_are_bounded(made: Made) -> None:
-    with Server([made.bundle], limits=Limits(max_frames=100, max_bytes=1000)) as server:
+    with Server([made.bundle], limits=SessionLimits(max_frames=100, max_bytes=1000)) as server:
         connection = serve(server)
         connection.send(hello(made))
         for frame in range(1, 5):
@@ -137,7 +137,7 @@ def growing(folder: Path, count: int) -> Made:
 
 def test_a_device_that_reads_nothing_ends_alone(made: Made, tmp_path: Path) -> None:
     big = growing(tmp_path / "big", 1 << 20)
-    plain, limits = EngineOptions(threads=1), Limits(max_frames=60)
+    plain, limits = EngineOptions(threads=1), SessionLimits(max_frames=60)
     with (
         Server([big.bundle, made.bundle], options=plain, limits=limits) as server,
         grpc.insecure_channel(server.address) as channel,

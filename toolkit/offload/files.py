@@ -138,7 +138,7 @@ def _umask() -> int:
     return mask
 
 
-class Beside:
+class AtomicFiles:
     """New files of one folder. Leaving the block renames them all, or on an error removes all."""
 
     def __init__(self, folder: Path) -> None:

@@ -12,7 +12,7 @@ from offload.costs.link import PRESETS, Link, parse_link
 from offload.errors import InputError, OffloadError
 from offload_runtimes.emulation import host
 
-from offload_cli.bench.environment import Emulated, Ground, Hosts, shaped
+from offload_cli.bench.environment import Emulated, Environment, Hosts, shaped
 from offload_cli.bench.report import GOALS, write_report
 from offload_cli.bench.results import Group, goals
 from offload_cli.bench.subjects import PAPERS, Study, find_study
@@ -114,7 +114,7 @@ def _links(text: str) -> dict[str, Link]:
 @contextmanager
 def _ground(
     output: Output, links: dict[str, Link], emulate: bool, hosts: Hosts | None
-) -> Iterator[Ground]:
+) -> Iterator[Environment]:
     why_not = host.obstacle()
     if hosts is not None:
         try:
@@ -131,7 +131,7 @@ def _ground(
             yield ground
 
 
-def _measure(output: Output, sweep: Sweep, ground: Ground) -> None:
+def _measure(output: Output, sweep: Sweep, ground: Environment) -> None:
     left = missing(sweep, ground.kind)
     total = len(sweep.studies) * len(sweep.links)
     if len(left) < total:

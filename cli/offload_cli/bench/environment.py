@@ -10,17 +10,17 @@ from offload.costs.link import Link
 from offload.errors import InputError
 from offload.planning.plan import Side
 from offload_runtimes.emulation import testbed as bed
-from offload_runtimes.emulation.experiment import Here, Remote, Rig, Within
+from offload_runtimes.emulation.experiment import HostPair, LocalHost, NamespaceHost, SshHost
 
 
-class Ground(Protocol):
+class Environment(Protocol):
     """Sets up the way between two sides."""
 
     @property
     def kind(self) -> str:
         """How the link comes about, in words."""
 
-    def rig(self, link: Link, slowdown: float) -> tuple[Rig, Link | None]:
+    def rig(self, link: Link, slowdown: float) -> tuple[HostPair, Link | None]:
         """Where the sides run, with a quota for the device; and the link, if to be emulated."""
 
 
@@ -32,14 +32,14 @@ class Shaped:
         made: the testbed.
     """
 
-    made: bed.Bed
+    made: bed.Testbed
     kind: str = "sockets through a shaped link between namespaces"
 
-    def rig(self, link: Link, slowdown: float) -> tuple[Rig, Link | None]:
+    def rig(self, link: Link, slowdown: float) -> tuple[HostPair, Link | None]:
         """Shape the link; a slow-down above 1 becomes a CPU quota."""
         self.made.shape(link)
-        device, server = (Within(self.made.layout, side) for side in Side)
-        found = Rig(device, server, self.made.address(Side.SERVER))
+        device, server = (NamespaceHost(self.made.layout, side) for side in Side)
+        found = HostPair(device, server, self.made.address(Side.SERVER))
         if slowdown > 1:
             found = replace(found, slow=partial(self.made.slow, slowdown=slowdown))
         return found, None
@@ -51,7 +51,7 @@ class Emulated:
 
     kind: str = "sockets on loopback, link emulated in the device's process"
 
-    def rig(self, link: Link, slowdown: float) -> tuple[Rig, Link | None]:
+    def rig(self, link: Link, slowdown: float) -> tuple[HostPair, Link | None]:
         """As it is.
 
         Raises:
@@ -59,7 +59,7 @@ class Emulated:
         """
         if slowdown > 1:
             raise InputError("a CPU quota takes a testbed, which needs root: slow by pacing")
-        return Rig(), link
+        return HostPair(), link
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Hosts:
     python: str = "python3"
     kind: str = "real machines"
 
-    def rig(self, link: Link, slowdown: float) -> tuple[Rig, Link | None]:
+    def rig(self, link: Link, slowdown: float) -> tuple[HostPair, Link | None]:
         """The hosts; their link is what it is.
 
         Raises:
@@ -91,17 +91,19 @@ class Hosts:
             raise InputError(f"--listen {self.listen!r} is not understood: write it HOST:PORT")
         if slowdown > 1:
             raise InputError("a real device is as slow as it is: leave out --quota")
-        device, server = (Remote(name) if name else Here() for name in (self.device, self.server))
-        return Rig(device, server, host, int(port), python=self.python), None
+        device, server = (
+            SshHost(name) if name else LocalHost() for name in (self.device, self.server)
+        )
+        return HostPair(device, server, host, int(port), python=self.python), None
 
     def clear(self) -> None:
         """Remove from the hosts what was brought there."""
         for name in {self.device, self.server} - {""}:
-            Remote(name).clear()
+            SshHost(name).clear()
 
 
 @contextmanager
-def shaped(link: Link) -> Iterator[Ground]:
+def shaped(link: Link) -> Iterator[Environment]:
     """A testbed for the length of the block; InputError when this machine can't have one."""
-    with bed.open_bed(link) as made:
+    with bed.open_testbed(link) as made:
         yield Shaped(made)

@@ -13,16 +13,24 @@ from offload.costs.profile import Profile, load_profile
 from offload.errors import InputError
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph
-from offload.planning.constraints import Wish, demand_of
+from offload.planning.constraints import PlanRequest, constraints_of
 from offload.planning.cut import Cut, all_local, cut_at
 from offload.planning.plan import Plan
-from offload.planning.planner import choose, compare, plan_of, search, serial_cut, simplest_standing
-from offload.planning.program import problem_of
-from offload.planning.scheme import Candidate, Scheme, Situation, candidate
+from offload.planning.planner import (
+    choose,
+    compare,
+    plan_of,
+    search,
+    serial_cut,
+    simplest_within_margin,
+)
+from offload.planning.program import scheduling_problem
+from offload.planning.scheme import PlanningProblem, Scheme, SchemeEstimate, candidate
 from offload.scheduling.solve import solve
 from offload_models import image, multi_stream, randwire, zoo
 from offload_runtimes.engine import Array, EngineOptions, load
-from offload_runtimes.measure.profile import Progress, measure, subject_of
+from offload_runtimes.measure import Progress
+from offload_runtimes.measure.profile import measure, optimized_model
 
 # One thread on each side: a small device, and a core left for the server.
 OPTIONS = EngineOptions(threads=1)
@@ -92,7 +100,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedStudy:
     """A study ready to be measured.
 
     Attributes:
@@ -121,7 +129,7 @@ def find_study(name: str) -> Study:
 
 def prepare(
     study: Study, folder: Path, slowdown: float, profiles: Path | None, progress: Progress
-) -> Prepared:
+) -> PreparedStudy:
     """Build a model and its inputs into a folder and measure its layers.
 
     Args:
@@ -158,7 +166,7 @@ def prepare(
         camera = variant("camera", {"image": picture})
     expected = folder / "expected.npz"
     _save(expected, _answers(floats.model, feeds))
-    return Prepared(study, floats, camera, expected)
+    return PreparedStudy(study, floats, camera, expected)
 
 
 def _inputs(
@@ -185,7 +193,7 @@ def _variant(
     scratch.mkdir(exist_ok=True)
     _save(arrays, feeds)
     model = load_model(folder / f"{kind}.onnx")
-    subject = subject_of(model, scratch)
+    subject = optimized_model(model, scratch)
     device, server = given
     if server is None or device is None:
         tables = [measure(subject, OPTIONS, feeds=feeds, runs=_RUNS) for _ in range(_TABLES)]
@@ -236,13 +244,13 @@ class Planned:
         return self.variant.model.path, segments, self.plan.steps
 
 
-def plans_of(prepared: Prepared, link: Link) -> dict[str, Planned]:
+def plans_of(prepared: PreparedStudy, link: Link) -> dict[str, Planned]:
     """A plan for every scheme, by the scheme's key."""
     if prepared.study.inside:
         return _inside(prepared, link)
-    floats, situation = prepared.floats, situation_of(prepared, link)
+    floats, situation = prepared.floats, planning_problem(prepared, link)
     found = compare(situation)
-    best = simplest_standing(found, choose(found))
+    best = simplest_within_margin(found, choose(found))
     shared = next(c.cut for c in found if c.scheme is Scheme.PARTITION)
     orders = {"fifo": _ordered(situation, shared, "fifo"), "paper": _papers(situation, shared)}
     plans = {
@@ -255,27 +263,27 @@ def plans_of(prepared: Prepared, link: Link) -> dict[str, Planned]:
     return plans
 
 
-def situation_of(prepared: Prepared, link: Link) -> Situation:
+def planning_problem(prepared: PreparedStudy, link: Link) -> PlanningProblem:
     """The study's model with float input on a link, under the study's limits."""
     floats = prepared.floats
-    demand = demand_of(Wish(keep_input=prepared.study.keep_input), floats.graph)
-    return Situation.of(floats.graph, floats.device, floats.server, link, demand)
+    demand = constraints_of(PlanRequest(keep_input=prepared.study.keep_input), floats.graph)
+    return PlanningProblem.of(floats.graph, floats.device, floats.server, link, demand)
 
 
 def _raw(camera: Variant, link: Link) -> dict[str, Planned]:
-    situation = Situation.of(camera.graph, camera.device, camera.server, link)
+    situation = PlanningProblem.of(camera.graph, camera.device, camera.server, link)
     found = compare(situation)
     cloud = next(c for c in found if c.scheme is Scheme.CLOUD)
-    best = simplest_standing(found, choose(found))
+    best = simplest_within_margin(found, choose(found))
     return {
         "cloud-raw": Planned(camera, plan_of(situation, found, cloud), cloud is best),
         "auto-raw": Planned(camera, plan_of(situation, found, best), True),
     }
 
 
-def _inside(prepared: Prepared, link: Link) -> dict[str, Planned]:
+def _inside(prepared: PreparedStudy, link: Link) -> dict[str, Planned]:
     """LO; PO, every order and OPSS on a cut through three tensors or more, best or not."""
-    situation = situation_of(prepared, link)
+    situation = planning_problem(prepared, link)
     cut = inner_cut(situation)
     serial = candidate(situation, Scheme.PARTITION, cut)
     best = candidate(situation, Scheme.OPSS, cut)
@@ -294,7 +302,7 @@ def _inside(prepared: Prepared, link: Link) -> dict[str, Planned]:
     }
 
 
-def inner_cut(situation: Situation, least: int = 3) -> Cut:
+def inner_cut(situation: PlanningProblem, least: int = 3) -> Cut:
     """The cut behind a prefix of the layers, through several tensors, where overlap brings most.
 
     Raises:
@@ -313,11 +321,11 @@ def inner_cut(situation: Situation, least: int = 3) -> Cut:
     return max(found, key=brings)
 
 
-def _ordered(situation: Situation, cut: Cut, solver: str) -> Candidate:
+def _ordered(situation: PlanningProblem, cut: Cut, solver: str) -> SchemeEstimate:
     return candidate(situation, Scheme.OPSS, cut, solver)
 
 
-def _papers(situation: Situation, cut: Cut) -> Candidate:
+def _papers(situation: PlanningProblem, cut: Cut) -> SchemeEstimate:
     """The paper's scheduler for trees, or the one for all other graphs."""
     trees, general = PAPERS_SOLVERS
     try:
@@ -326,20 +334,20 @@ def _papers(situation: Situation, cut: Cut) -> Candidate:
         return _ordered(situation, cut, general)
 
 
-def overheads(prepared: Prepared, link: Link) -> dict[str, list[float]]:
+def overheads(prepared: PreparedStudy, link: Link) -> dict[str, list[float]]:
     """Seconds of planning, by scheme: the cut and its order, repeated."""
-    situation = situation_of(prepared, link)
+    situation = planning_problem(prepared, link)
     graph, costs = situation.graph, situation.costs
 
-    def order(solver: Callable[[Situation, Cut], object]) -> Callable[[], object]:
+    def order(solver: Callable[[PlanningProblem, Cut], object]) -> Callable[[], object]:
         return lambda: solver(situation, serial_cut(situation))
 
-    def best(_: Situation, cut: Cut) -> object:
-        problem = problem_of(graph, costs, cut)
+    def best(_: PlanningProblem, cut: Cut) -> object:
+        problem = scheduling_problem(graph, costs, cut)
         return problem and solve(problem.instance)
 
-    def papers(_: Situation, cut: Cut) -> object:
-        problem = problem_of(graph, costs, cut)
+    def papers(_: PlanningProblem, cut: Cut) -> object:
+        problem = scheduling_problem(graph, costs, cut)
         trees, general = PAPERS_SOLVERS
         try:
             return problem and solve(problem.instance, trees)

@@ -13,19 +13,19 @@ from offload.bundle.bundle import Bundle
 from offload.bundle.write import write_bundle
 from offload.costs.link import Link
 from offload.errors import InputError
-from offload.planning.constraints import Demand, Power
+from offload.planning.constraints import Constraints, Power
 from offload.planning.scheme import Scheme
 from offload.scheduling.timeline import Lane
-from offload_runtimes.emulation.experiment import Entry, Job, Run, run_job
+from offload_runtimes.emulation.experiment import BundleEntry, ExperimentJob, MeasuredRun, run_job
 from offload_runtimes.emulation.testbed import scratch
 from offload_runtimes.measure import Progress
 
-from offload_cli.bench.environment import Ground
+from offload_cli.bench.environment import Environment
 from offload_cli.bench.results import Cell, Group
 from offload_cli.bench.subjects import (
     OPTIONS,
     Planned,
-    Prepared,
+    PreparedStudy,
     Study,
     overheads,
     plans_of,
@@ -93,7 +93,7 @@ def _is_kept(sweep: Sweep, kind: str, path: Path) -> bool:
 
 
 def measure_all(
-    sweep: Sweep, ground: Ground, progress: Progress, done: Callable[[Study, str], None]
+    sweep: Sweep, ground: Environment, progress: Progress, done: Callable[[Study, str], None]
 ) -> None:
     """Measure what is missing; results of each model and network are kept at once.
 
@@ -123,9 +123,9 @@ def measure_all(
 
 def measure_group(
     sweep: Sweep,
-    ready: Prepared,
+    ready: PreparedStudy,
     network: str,
-    ground: Ground,
+    ground: Environment,
     folder: Path,
     progress: Progress,
 ) -> Group:
@@ -137,7 +137,7 @@ def measure_group(
     first: dict[object, str] = {}
     runs_as = {key: first.setdefault(one.program, key) for key, one in plans.items()}
     distinct = {key: plans[key] for key in first.values()}
-    runs: dict[str, list[Run]] = {key: [] for key in distinct}
+    runs: dict[str, list[MeasuredRun]] = {key: [] for key in distinct}
     with tempfile.TemporaryDirectory(dir=folder) as place:
         progress(f"{name}, {network}: writing {len(distinct)} bundles")
         bundles = {
@@ -156,16 +156,16 @@ def measure_group(
 
 def _runs(
     sweep: Sweep,
-    ready: Prepared,
+    ready: PreparedStudy,
     plans: Mapping[str, Planned],
     bundles: Mapping[str, Bundle],
-    ground: Ground,
+    ground: Environment,
     link: Link,
-) -> Iterator[Run]:
+) -> Iterator[MeasuredRun]:
     rig, emulated = ground.rig(link, sweep.slowdown if sweep.by_quota else 1.0)
     expected = rig.device.bring(ready.expected)
     entries = tuple(
-        Entry(
+        BundleEntry(
             key,
             rig.device.bring(bundles[key].path),
             rig.device.bring(one.variant.feeds),
@@ -177,7 +177,7 @@ def _runs(
     pace = 1.0 if sweep.by_quota else sweep.slowdown
     return run_job(
         rig,
-        Job(
+        ExperimentJob(
             entries,
             "",
             sweep.repeats,
@@ -193,7 +193,7 @@ def _runs(
 
 
 def _cell(
-    model: str, network: str, scheme: str, one: Planned, runs_as: str, runs: Sequence[Run]
+    model: str, network: str, scheme: str, one: Planned, runs_as: str, runs: Sequence[MeasuredRun]
 ) -> Cell:
     """The first run only warms up."""
     warm = runs[1:]
@@ -211,7 +211,7 @@ def _cell(
         latencies_s=latencies,
         upload_bytes=sum(send.size_bytes or 0 for send in one.plan.uploads),
         cut=tuple(send.tensor for send in one.plan.uploads),
-        energy_j=float(Demand(power=POWER).energy(middle, compute_s, upload_s)),
+        energy_j=float(Constraints(power=POWER).energy(middle, compute_s, upload_s)),
         difference=max(run.difference for run in runs),
         predicted=one.plan.timeline,
         measured=typical,

@@ -10,8 +10,8 @@ from offload.files import write_text
 from offload.report.gantt import chrome_trace
 from offload.report.page import page
 
-from offload_cli.demo.runner import Scene, perform, section, tell
-from offload_cli.demo.scenarios import acts
+from offload_cli.demo.runner import ScenarioResult, perform, section, tell
+from offload_cli.demo.scenarios import scenarios
 from offload_cli.options import FormatOption
 from offload_cli.output import Format, Output
 
@@ -45,7 +45,7 @@ def demo(
     """
     output = Output(form)
     scenes = []
-    for act in acts(text):
+    for act in scenarios(text):
         chosen, factor = parse_link(link or act.link), slowdown or act.slowdown
         output.remark(f"device: this machine {factor:g}x slower; link: {chosen.describe()}")
         with output.steps() as progress:
@@ -58,7 +58,7 @@ def demo(
         output.result([_json(scene) for scene in scenes])
 
 
-def _write(folder: Path, scenes: list[Scene]) -> Path:
+def _write(folder: Path, scenes: list[ScenarioResult]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for number, scene in enumerate(scenes):
         timelines = {
@@ -79,7 +79,7 @@ def _write(folder: Path, scenes: list[Scene]) -> Path:
     return target
 
 
-def _json(scene: Scene) -> dict[str, object]:
+def _json(scene: ScenarioResult) -> dict[str, object]:
     return {
         "title": scene.act.title,
         "layers": scene.layers,

@@ -4,8 +4,8 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from offload.costs.encoding_table import Catalogue
-from offload.costs.encodings import LOSSLESS, Allowance, parse_allowed
+from offload.costs.encoding_table import EncodingTable
+from offload.costs.encodings import LOSSLESS, EncodingPolicy, parse_allowed
 from offload.costs.link import Link
 from offload.costs.profile import Profile
 from offload.errors import OffloadError
@@ -13,18 +13,19 @@ from offload.graph.load import load_model
 from offload.planning.cut import cut_after
 from offload.planning.plan import Plan
 from offload.planning.planner import make_plan
-from offload.planning.scheme import Situation
+from offload.planning.scheme import PlanningProblem
 from offload.report.gantt import gantt_svg, gantt_text
 from offload.report.page import Section
 from offload.units import format_bytes, format_s
 from offload_runtimes.engine import EngineOptions
+from offload_runtimes.measure import Progress
 from offload_runtimes.measure.calibration import Calibration
-from offload_runtimes.measure.choose_encodings import Chooser
-from offload_runtimes.measure.encoding_sizes import kept_catalogue
-from offload_runtimes.measure.plan_trial import Bench, Progress, Trial, try_plans
-from offload_runtimes.measure.profile import measure, subject_of
+from offload_runtimes.measure.choose_encodings import EncodingSelector
+from offload_runtimes.measure.encoding_sizes import cached_encodings
+from offload_runtimes.measure.plan_trial import MachinePair, PlanTrial, try_plans
+from offload_runtimes.measure.profile import measure, optimized_model
 
-from offload_cli.demo.scenarios import Act
+from offload_cli.demo.scenarios import Scenario
 from offload_cli.output import Output
 
 # One thread stands for a small device, and leaves the other core to the server.
@@ -36,7 +37,7 @@ COLUMNS = ("scheme", ">predicted", ">measured", ">spread", ">sent", "answer")
 
 
 @dataclass(frozen=True)
-class Scene:
+class ScenarioResult:
     """What an act came to.
 
     Attributes:
@@ -48,15 +49,17 @@ class Scene:
         sentence: which plan wins and why.
     """
 
-    act: Act
+    act: Scenario
     layers: int
     chosen: Plan
-    trials: tuple[Trial, ...]
+    trials: tuple[PlanTrial, ...]
     winner: str
     sentence: str
 
 
-def perform(act: Act, link: Link, slowdown: float, repeats: int, progress: Progress) -> Scene:
+def perform(
+    act: Scenario, link: Link, slowdown: float, repeats: int, progress: Progress
+) -> ScenarioResult:
     """Try every scheme of an act on the emulated device and link.
 
     Raises:
@@ -68,16 +71,16 @@ def perform(act: Act, link: Link, slowdown: float, repeats: int, progress: Progr
         act.write(folder / "model.onnx")
         model = load_model(folder / "model.onnx")
         keep = frozenset(filter(None, (act.float_input,)))
-        subject = subject_of(model, folder, None, keep)
+        subject = optimized_model(model, folder, None, keep)
         profile = measure(subject, OPTIONS, feeds=act.feeds, progress=progress)
-        situation = Situation.of(subject.graph, profile.scaled(slowdown), profile, link)
-        bench = Bench(model, subject.graph, act.feeds, link, slowdown, OPTIONS, folder)
+        situation = PlanningProblem.of(subject.graph, profile.scaled(slowdown), profile, link)
+        bench = MachinePair(model, subject.graph, act.feeds, link, slowdown, OPTIONS, folder)
         plans = _plans(act, situation) | _encoded(act, bench, situation, profile, progress)
         trials = _tried(bench, plans, repeats, progress)
         _check_answers(act, trials)
         chosen = plans[LOSSLESS_ROW]
     winner = min(trials, key=lambda trial: trial.latency_s)
-    return Scene(
+    return ScenarioResult(
         act,
         len(subject.graph.layers),
         chosen,
@@ -88,8 +91,8 @@ def perform(act: Act, link: Link, slowdown: float, repeats: int, progress: Progr
 
 
 def _tried(
-    bench: Bench, plans: dict[str, Plan], repeats: int, progress: Progress
-) -> tuple[Trial, ...]:
+    bench: MachinePair, plans: dict[str, Plan], repeats: int, progress: Progress
+) -> tuple[PlanTrial, ...]:
     """Plans that come to the same program are tried once, under the simplest one's name."""
     first: dict[object, str] = {}
     twins: dict[str, list[str]] = {}
@@ -100,7 +103,7 @@ def _tried(
     return tuple(replace(trial, label=" = ".join(twins[trial.label])) for trial in tried)
 
 
-def _plans(act: Act, situation: Situation) -> dict[str, Plan]:
+def _plans(act: Scenario, situation: PlanningProblem) -> dict[str, Plan]:
     plans = {"LO": make_plan(situation, "local")}
     if act.float_input:
         cut = cut_after(situation.graph, [act.float_input])
@@ -116,29 +119,35 @@ def _plans(act: Act, situation: Situation) -> dict[str, Plan]:
 
 
 def _encoded(
-    act: Act, bench: Bench, situation: Situation, profile: Profile, progress: Progress
+    act: Scenario,
+    bench: MachinePair,
+    situation: PlanningProblem,
+    profile: Profile,
+    progress: Progress,
 ) -> dict[str, Plan]:
     """The best plan with fewer bytes: no bit lost, and as much as the tolerance allows."""
     calibration = Calibration(act.calibration or (act.feeds,))
     every = parse_allowed("any")
-    catalogue = kept_catalogue(
+    catalogue = cached_encodings(
         bench.model, bench.graph, calibration, every, bench.options, None, progress
     )
     device = profile.scaled(bench.slowdown)
 
-    def planned(allowed: Catalogue | None) -> Plan:
-        asked = Situation.of(bench.graph, device, profile, bench.link, situation.demand, allowed)
+    def planned(allowed: EncodingTable | None) -> Plan:
+        asked = PlanningProblem.of(
+            bench.graph, device, profile, bench.link, situation.demand, allowed
+        )
         return make_plan(asked)
 
-    allowance = Allowance(every, LOSSY_TOLERANCE)
-    chooser = Chooser(bench.model, bench.graph, allowance, bench.options)
+    allowance = EncodingPolicy(every, LOSSY_TOLERANCE)
+    chooser = EncodingSelector(bench.model, bench.graph, allowance, bench.options)
     return {
         LOSSLESS_ROW: planned(catalogue.allowing(LOSSLESS)),
         LOSSY_ROW: chooser.within(planned, calibration, catalogue),
     }
 
 
-def _check_answers(act: Act, trials: tuple[Trial, ...]) -> None:
+def _check_answers(act: Scenario, trials: tuple[PlanTrial, ...]) -> None:
     exact = [trial for trial in trials if trial.plan.is_lossless]
     answers = {act.answer(trial.outputs) for trial in exact}
     worst = max(trial.difference for trial in exact)
@@ -146,14 +155,14 @@ def _check_answers(act: Act, trials: tuple[Trial, ...]) -> None:
         raise OffloadError(f"the schemes disagree ({worst:.1e} apart): {sorted(answers)}")
 
 
-def _sentence(chosen: Plan, winner: Trial) -> str:
+def _sentence(chosen: Plan, winner: PlanTrial) -> str:
     planned = chosen.reason.rstrip(".")
     if chosen.program == winner.plan.program:
         return f"{planned}. Measured, it wins too, at {format_s(winner.latency_s)}."
     return f"{planned}. Measured, {winner.label} was faster: {format_s(winner.latency_s)}."
 
 
-def tell(output: Output, scene: Scene) -> None:
+def tell(output: Output, scene: ScenarioResult) -> None:
     """Print a scene for a person: table, verdict, and where the time went."""
     output.text(f"\n{scene.act.title}: {scene.layers} layers")
     output.table(COLUMNS, rows(scene))
@@ -165,7 +174,7 @@ def tell(output: Output, scene: Scene) -> None:
             output.text(gantt_text({f"{trial.label}, measured": trial.timeline}, 100))
 
 
-def _agreement(scene: Scene) -> str:
+def _agreement(scene: ScenarioResult) -> str:
     exact = [trial for trial in scene.trials if trial.plan.is_lossless]
     worst = max(trial.difference for trial in exact)
     kept = (
@@ -180,7 +189,7 @@ def _agreement(scene: Scene) -> str:
     return kept
 
 
-def rows(scene: Scene) -> list[tuple[str, ...]]:
+def rows(scene: ScenarioResult) -> list[tuple[str, ...]]:
     """One row a scheme."""
     return [
         (
@@ -195,7 +204,7 @@ def rows(scene: Scene) -> list[tuple[str, ...]]:
     ]
 
 
-def section(scene: Scene) -> Section:
+def section(scene: ScenarioResult) -> Section:
     """A scene as a part of the HTML page."""
     labels = [trial.label for trial in scene.trials]
     return Section(
@@ -208,7 +217,7 @@ def section(scene: Scene) -> Section:
     )
 
 
-def chart(scene: Scene, trial: Trial) -> str:
+def chart(scene: ScenarioResult, trial: PlanTrial) -> str:
     """Predicted over measured, as an SVG document."""
     shown = {"predicted": trial.plan.timeline, "measured": trial.timeline}
     return gantt_svg(shown, f"{scene.act.title}: {trial.label}")

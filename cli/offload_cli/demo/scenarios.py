@@ -19,7 +19,7 @@ Outputs = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
-class Act:
+class Scenario:
     """One scene of the demo.
 
     Attributes:
@@ -43,12 +43,12 @@ class Act:
     calibration: tuple[Mapping[str, Array], ...] = ()
 
 
-def acts(text: str, seed: int = 0) -> tuple[Act, ...]:
+def scenarios(text: str, seed: int = 0) -> tuple[Scenario, ...]:
     """The demo's scenes: one for the server, one for the device, one for both together."""
     return (reading(text), turning(text), three_streams(seed))
 
 
-def reading(text: str) -> Act:
+def reading(text: str) -> Scenario:
     """PP-OCR reads a line of text from a raw camera image.
 
     Raises:
@@ -58,7 +58,7 @@ def reading(text: str) -> Act:
     model = pretrained.build(wants.name)
     image = render_line(text, wants.width, wants.height, grain=GRAIN)[None]
     letters = alphabet(model)
-    return Act(
+    return Scenario(
         f"PP-OCR (real weights) reads the rendered line {text!r}",
         lambda path: save(model, path),
         {"image": image},
@@ -73,7 +73,7 @@ def reading(text: str) -> Act:
     )
 
 
-def turning(text: str) -> Act:
+def turning(text: str) -> Scenario:
     """PP-OCR's small classifier tells which lines of a page stand on their heads.
 
     Raises:
@@ -89,7 +89,7 @@ def turning(text: str) -> Act:
             ]
         )
 
-    return Act(
+    return Scenario(
         f"PP-OCR's classifier (real weights) finds the upside-down ones of {PAGE_LINES} lines",
         lambda path: save(pretrained.build(wants.name, batch=PAGE_LINES), path),
         {"image": page(text)},
@@ -109,7 +109,7 @@ def _first(outputs: Outputs) -> Array:
     return next(iter(outputs.values()))
 
 
-def three_streams(seed: int) -> Act:
+def three_streams(seed: int) -> Scenario:
     """Multi-Stream with light heads: three towers, so that one uploads while the next computes."""
     random = np.random.default_rng(seed)
     model = multi_stream.build(seed, hidden=256)
@@ -122,7 +122,7 @@ def three_streams(seed: int) -> Act:
         }
         for _ in range(3)
     )
-    return Act(
+    return Scenario(
         "Multi-Stream (three towers, seeded weights) scores a human-object pair",
         lambda path: save(model, path),
         feeds,

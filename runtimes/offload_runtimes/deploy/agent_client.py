@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from offload.errors import InputError, OffloadError, ServerError
 
-from offload_runtimes.deploy.targets import Place
+from offload_runtimes.deploy.targets import TargetConfig
 
 _AGENT = Path(__file__).parent.parent / "agent"
 _MODULES = ("disk", "machine", "journal", "store", "serve")  # each needs only those before it
@@ -50,7 +50,7 @@ class Writer(Protocol):
 class Target(Protocol):
     """What a deployment needs of a target."""
 
-    place: Place
+    place: TargetConfig
 
     async def call(self, verb: str, /, **arguments: Any) -> dict[str, Any]:
         """Ask the agent for something; an OffloadError says why it can't be done."""
@@ -67,12 +67,12 @@ class Target(Protocol):
         """Send a file's bytes from an offset on; whether they arrived as they should."""
 
 
-class Channel:
+class AgentClient:
     """A target whose agent reads requests from one stream and answers on another."""
 
     def __init__(
         self,
-        place: Place,
+        place: TargetConfig,
         reader: Reader,
         writer: Writer,
         errors: Reader,

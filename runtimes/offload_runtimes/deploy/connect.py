@@ -7,14 +7,14 @@ from collections.abc import AsyncIterator
 
 from offload.errors import InputError
 
-from offload_runtimes.deploy.agent_client import Channel, command, payload
-from offload_runtimes.deploy.targets import Place
+from offload_runtimes.deploy.agent_client import AgentClient, command, payload
+from offload_runtimes.deploy.targets import TargetConfig
 
 _REPLY_LIMIT_BYTES = 1 << 24
 
 
 @contextlib.asynccontextmanager
-async def connect(place: Place) -> AsyncIterator[Channel]:
+async def connect(place: TargetConfig) -> AsyncIterator[AgentClient]:
     """An agent at work on a target; it ends with the block, a release on trial is taken back.
 
     Raises:
@@ -28,7 +28,7 @@ async def connect(place: Place) -> AsyncIterator[Channel]:
 
 
 @contextlib.asynccontextmanager
-async def _here(place: Place) -> AsyncIterator[Channel]:
+async def _here(place: TargetConfig) -> AsyncIterator[AgentClient]:
     """The agent in a child process of this Python."""
     process = await asyncio.create_subprocess_exec(
         *command(sys.executable, len(payload(place.root))),
@@ -42,13 +42,13 @@ async def _here(place: Place) -> AsyncIterator[Channel]:
     assert requests is not None
     assert errors is not None
     try:
-        yield Channel(place, replies, requests, errors, process.wait)
+        yield AgentClient(place, replies, requests, errors, process.wait)
     finally:
         requests.close()
         await process.wait()
 
 
-def _over_ssh(place: Place) -> contextlib.AbstractAsyncContextManager[Channel]:
+def _over_ssh(place: TargetConfig) -> contextlib.AbstractAsyncContextManager[AgentClient]:
     try:
         from offload_runtimes.deploy.ssh import over_ssh
     except ImportError as error:

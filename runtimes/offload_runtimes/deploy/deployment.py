@@ -17,10 +17,10 @@ from offload_runtimes.deploy.stages import (
     DEPLOY,
     KEEP,
     Activation,
-    Content,
-    Outcome,
-    Progress,
-    Send,
+    DeploymentOutcome,
+    DeploymentProgress,
+    FileTransfer,
+    ReleaseFile,
     Stage,
     content_of,
     contents,
@@ -28,14 +28,14 @@ from offload_runtimes.deploy.stages import (
     run_stages,
     sends,
 )
-from offload_runtimes.deploy.targets import Place
+from offload_runtimes.deploy.targets import TargetConfig
 from offload_runtimes.measure.proof_replay import proof_of, write_proof
 
 _ATTEMPTS = 2
 
 
 @dataclass(frozen=True)
-class Job:
+class DeploymentJob:
     """What is deployed to one target.
 
     Attributes:
@@ -54,17 +54,19 @@ class Job:
 class Deployment:
     """A job at one target."""
 
-    def __init__(self, target: Target, job: Job, report: Callable[[Progress], None]) -> None:
+    def __init__(
+        self, target: Target, job: DeploymentJob, report: Callable[[DeploymentProgress], None]
+    ) -> None:
         self._target = target
         self._job = job
         self._tell = report
         self._activation = Activation(target, release_id(job.bundle.digest))
         self._release = self._activation.release
-        self._files: tuple[Content, ...] = contents(job.bundle, job.sides)
-        self._sends: tuple[Send, ...] = ()
+        self._files: tuple[ReleaseFile, ...] = contents(job.bundle, job.sides)
+        self._sends: tuple[FileTransfer, ...] = ()
         self._sent_bytes = 0
 
-    async def run(self) -> Outcome:
+    async def run(self) -> DeploymentOutcome:
         """Deploy; a failure is in the outcome, not raised."""
         work = {
             **self._activation.work(),
@@ -74,7 +76,7 @@ class Deployment:
             Stage.COMMIT: self._commit,
         }
         stage, why = await run_stages(work, DEPLOY, self._report)
-        return Outcome(
+        return DeploymentOutcome(
             self._target.place.name,
             self._release,
             stage,
@@ -89,7 +91,9 @@ class Deployment:
 
     def _report(self, stage: Stage) -> None:
         total_bytes = sum(send.size_bytes for send in self._sends)
-        self._tell(Progress(self._target.place.name, stage, self._sent_bytes, total_bytes))
+        self._tell(
+            DeploymentProgress(self._target.place.name, stage, self._sent_bytes, total_bytes)
+        )
 
     def _note_sent(self, size_bytes: int) -> None:
         self._sent_bytes += size_bytes
@@ -106,7 +110,7 @@ class Deployment:
         if self._job.proof:
             await send_whole(self._target, f"proofs/{self._release}.npz", self._job.proof)
 
-    async def _send_file(self, send: Send) -> None:
+    async def _send_file(self, send: FileTransfer) -> None:
         source = self._job.bundle.path / send.file.name
         offset_bytes = send.offset_bytes
         for _ in range(_ATTEMPTS):
@@ -155,10 +159,10 @@ async def send_whole(target: Target, name: str, source: Path) -> None:
 
 def deploy_to(
     bundle: Bundle,
-    places: Sequence[tuple[Place, tuple[Side, ...]]],
-    report: Callable[[Progress], None] = lambda _: None,
+    places: Sequence[tuple[TargetConfig, tuple[Side, ...]]],
+    report: Callable[[DeploymentProgress], None] = lambda _: None,
     keep: int = KEEP,
-) -> list[Outcome]:
+) -> list[DeploymentOutcome]:
     """Deploy a bundle to targets, all at once, each with the files of its sides.
 
     Args:
@@ -175,7 +179,10 @@ def deploy_to(
     """
     with tempfile.TemporaryDirectory(prefix="offload-proof-") as folder:
         proofs = _proofs(bundle, {sides for _, sides in places}, Path(folder))
-        jobs = [(place, Job(bundle, sides, proofs.get(sides), keep)) for place, sides in places]
+        jobs = [
+            (place, DeploymentJob(bundle, sides, proofs.get(sides), keep))
+            for place, sides in places
+        ]
         return asyncio.run(_deploy_all(jobs, report))
 
 
@@ -196,15 +203,17 @@ def _proofs(
 
 
 async def _deploy_all(
-    jobs: Iterable[tuple[Place, Job]], report: Callable[[Progress], None]
-) -> list[Outcome]:
+    jobs: Iterable[tuple[TargetConfig, DeploymentJob]], report: Callable[[DeploymentProgress], None]
+) -> list[DeploymentOutcome]:
     return list(await asyncio.gather(*(_deploy_one(place, job, report) for place, job in jobs)))
 
 
-async def _deploy_one(place: Place, job: Job, report: Callable[[Progress], None]) -> Outcome:
+async def _deploy_one(
+    place: TargetConfig, job: DeploymentJob, report: Callable[[DeploymentProgress], None]
+) -> DeploymentOutcome:
     try:
         async with connect(place) as target:
             return await Deployment(target, job, report).run()
     except OffloadError as error:
         release = release_id(job.bundle.digest)
-        return Outcome(place.name, release, Stage.REFUSED, why=error)
+        return DeploymentOutcome(place.name, release, Stage.REFUSED, why=error)

@@ -23,7 +23,7 @@ from offload_runtimes.deploy.connect import connect
 from offload_runtimes.deploy.deployment import send_whole
 from offload_runtimes.deploy.service import installed_unit, is_running, restart
 from offload_runtimes.deploy.stages import content_of, ending
-from offload_runtimes.deploy.targets import Place
+from offload_runtimes.deploy.targets import TargetConfig
 from offload_runtimes.device_requirements import (
     CUDA_ORT,
     CUDA_WHEELS,
@@ -183,7 +183,7 @@ class Installed:
         preflight_s: seconds that importing and running a tiny model took.
     """
 
-    place: Place
+    place: TargetConfig
     python: str
     machine: str
     provider: str
@@ -203,7 +203,7 @@ class RolledBack:
         onnxruntime: its version.
     """
 
-    place: Place
+    place: TargetConfig
     runtime: str
     previous: str
     version: str
@@ -245,7 +245,7 @@ def objections(
 
 
 def init_device(
-    place: Place,
+    place: TargetConfig,
     wheelhouse: Path | None = None,
     ort: str | None = None,
     report: Callable[[str], None] = lambda _: None,
@@ -279,21 +279,21 @@ def init_device(
 
 
 def init_devices(
-    places: Sequence[Place],
+    places: Sequence[TargetConfig],
     wheelhouse: Path | None,
     ort: str | None,
-    report: Callable[[Place, str], None],
+    report: Callable[[TargetConfig, str], None],
     system_cuda: bool,
 ) -> list[Installed | OffloadError]:
     """As `init_device`, for several targets at once; why it failed stands in a target's place."""
 
-    async def one(place: Place) -> Installed | OffloadError:
+    async def one(place: TargetConfig) -> Installed | OffloadError:
         def told(text: str) -> None:
             report(place, text)
 
         try:
             async with connect(place) as target:
-                return await Init(target, wheelhouse, ort, told, system_cuda).run()
+                return await Provisioning(target, wheelhouse, ort, told, system_cuda).run()
         except OffloadError as error:
             return error
 
@@ -303,7 +303,7 @@ def init_devices(
     return asyncio.run(all_at_once())
 
 
-class Init:
+class Provisioning:
     """The steps of putting the runtime on one target."""
 
     def __init__(
@@ -391,7 +391,7 @@ class Init:
         return await self._target.call("run", command=list(command), timeout_s=timeout_s)
 
 
-def rollback_device(place: Place) -> RolledBack:
+def rollback_device(place: TargetConfig) -> RolledBack:
     """Switch back to the runtime that a target had before; again, and forth.
 
     It is tried first, on the providers of the target. A service that runs is restarted on it.

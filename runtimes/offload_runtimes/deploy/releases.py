@@ -14,14 +14,14 @@ from offload_runtimes.deploy.service import installed_unit, is_running
 from offload_runtimes.deploy.stages import (
     ROLLBACK,
     Activation,
-    Outcome,
+    DeploymentOutcome,
+    ProofResult,
     Stage,
-    Verdict,
     find_runtime,
     run_stages,
     runtime_versions,
 )
-from offload_runtimes.deploy.targets import Place
+from offload_runtimes.deploy.targets import TargetConfig
 
 _KEEP_ALL = 1 << 30
 
@@ -43,7 +43,7 @@ class Release:
     digest: str
     sides: tuple[str, ...]
     time_s: float
-    probe: Verdict | None
+    probe: ProofResult | None
     is_current: bool
 
 
@@ -62,7 +62,7 @@ class Status:
         error: why nothing is known, else empty.
     """
 
-    place: Place
+    place: TargetConfig
     current: Release | None = None
     damaged: tuple[str, ...] = ()
     unit: str | None = None
@@ -72,7 +72,7 @@ class Status:
     error: str = ""
 
 
-def releases(place: Place) -> tuple[Release, ...]:
+def releases(place: TargetConfig) -> tuple[Release, ...]:
     """The releases on a target, newest first.
 
     Raises:
@@ -86,7 +86,7 @@ def releases(place: Place) -> tuple[Release, ...]:
     return asyncio.run(ask())
 
 
-def rollback(place: Place, release: str | None = None) -> Outcome:
+def rollback(place: TargetConfig, release: str | None = None) -> DeploymentOutcome:
     """Make an older release current again: the one before the current, or one by its id.
 
     It is proved and checked as a new one is; a failure leaves in use what was in use.
@@ -95,14 +95,14 @@ def rollback(place: Place, release: str | None = None) -> Outcome:
         OffloadError: the target can't be reached, or has no such release.
     """
 
-    async def do() -> Outcome:
+    async def do() -> DeploymentOutcome:
         async with connect(place) as target:
             return await _rollback(target, release)
 
     return asyncio.run(do())
 
 
-def statuses(places: Iterable[Place]) -> list[Status]:
+def statuses(places: Iterable[TargetConfig]) -> list[Status]:
     """How targets are, asked all at once; one that doesn't answer says why."""
 
     async def ask() -> list[Status]:
@@ -111,7 +111,7 @@ def statuses(places: Iterable[Place]) -> list[Status]:
     return asyncio.run(ask())
 
 
-async def _rollback(target: Target, wanted: str | None) -> Outcome:
+async def _rollback(target: Target, wanted: str | None) -> DeploymentOutcome:
     journal = await target.call("state")
     entry = choose(target.place.name, journal, wanted)
     activation = Activation(target, entry["id"])
@@ -126,7 +126,7 @@ async def _rollback(target: Target, wanted: str | None) -> Outcome:
     work = {**activation.work(), Stage.LOCK: lock, Stage.COMMIT: commit}
     stage, why = await run_stages(work, ROLLBACK, lambda _: None)
     before = activation.journal.get("current")
-    return Outcome(
+    return DeploymentOutcome(
         target.place.name,
         entry["id"],
         stage,
@@ -177,7 +177,7 @@ async def _damaged(target: Target, entry: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(found["names"])
 
 
-async def _status(place: Place) -> Status:
+async def _status(place: TargetConfig) -> Status:
     try:
         async with connect(place) as target:
             journal = await target.call("state")
@@ -202,7 +202,7 @@ def _releases(journal: Mapping[str, Any]) -> tuple[Release, ...]:
             entry["digest"],
             tuple(entry["sides"]),
             entry["time_s"],
-            Verdict.from_json(entry["probe"]) if entry["probe"] else None,
+            ProofResult.from_json(entry["probe"]) if entry["probe"] else None,
             entry["id"] == journal["current"],
         )
         for entry in journal["releases"]

@@ -15,8 +15,8 @@ from typing import Any
 import asyncssh
 from offload.errors import InputError, OffloadError, ServerError
 
-from offload_runtimes.deploy.agent_client import Channel, command, payload
-from offload_runtimes.deploy.targets import Place, Ssh
+from offload_runtimes.deploy.agent_client import AgentClient, command, payload
+from offload_runtimes.deploy.targets import SshAccount, TargetConfig
 
 # Keywords that decide how a host is reached and known; others (terminals, forwarding, commands)
 # mean nothing to a deployment, and RemoteCommand and RequestTTY would break it.
@@ -240,7 +240,7 @@ def _system_errors() -> Iterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def over_ssh(place: Place) -> AsyncIterator[Channel]:
+async def over_ssh(place: TargetConfig) -> AsyncIterator[AgentClient]:
     """The agent on another machine.
 
     Raises:
@@ -268,7 +268,7 @@ async def over_ssh(place: Place) -> AsyncIterator[Channel]:
                 await process.wait_closed()
             return process.exit_status
 
-        yield Channel(place, replies, replies, errors, ended)
+        yield AgentClient(place, replies, replies, errors, ended)
         with contextlib.suppress(OSError, asyncssh.Error):
             process.stdin.write_eof()
             await process.wait()
@@ -294,7 +294,7 @@ def _config_failure(error: Exception, files: SshFiles) -> InputError:
     return InputError(f"{where} is not understood ({why}): mend it")
 
 
-def _options(ssh: Ssh) -> dict[str, Any]:
+def _options(ssh: SshAccount) -> dict[str, Any]:
     given = {"port": ssh.port, "username": ssh.user, "client_keys": ssh.key and [ssh.key]}
     return {
         "host": ssh.host,
@@ -305,7 +305,7 @@ def _options(ssh: Ssh) -> dict[str, Any]:
     }
 
 
-def _failure(ssh: Ssh, error: Exception) -> OffloadError:
+def _failure(ssh: SshAccount, error: Exception) -> OffloadError:
     match error:
         case asyncssh.HostKeyNotVerifiable():
             return InputError(

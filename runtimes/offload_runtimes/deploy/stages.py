@@ -73,7 +73,7 @@ def following(stage: Stage, *, failed: bool, order: tuple[Stage, ...] = DEPLOY) 
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class ReleaseFile:
     """One file of a release: its name, and what it must hold."""
 
     name: str
@@ -86,10 +86,10 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class FileTransfer:
     """A file to send, and the bytes of it that the target has already."""
 
-    file: Content
+    file: ReleaseFile
     offset_bytes: int
 
     @property
@@ -103,30 +103,30 @@ def release_id(digest: str) -> str:
     return digest[:_ID_LENGTH]
 
 
-def content_of(path: Path) -> Content:
+def content_of(path: Path) -> ReleaseFile:
     """A file of this machine."""
-    return Content(path.name, file_digest(path), path.stat().st_size)
+    return ReleaseFile(path.name, file_digest(path), path.stat().st_size)
 
 
-def contents(bundle: Bundle, sides: Iterable[Side]) -> tuple[Content, ...]:
+def contents(bundle: Bundle, sides: Iterable[Side]) -> tuple[ReleaseFile, ...]:
     """The files that some sides need, the manifest first: it tells what the others are."""
     wanted = set(sides)
     return (
         content_of(bundle.path / MANIFEST),
         *(
-            Content(file.name, file.sha256, file.size_bytes)
+            ReleaseFile(file.name, file.sha256, file.size_bytes)
             for file in bundle.files
             if wanted & set(file.sides)
         ),
     )
 
 
-def sends(files: Iterable[Content], missing: Mapping[str, int]) -> tuple[Send, ...]:
+def sends(files: Iterable[ReleaseFile], missing: Mapping[str, int]) -> tuple[FileTransfer, ...]:
     """What to send, given how much of each missing file has arrived; the smallest first.
 
     Small files first: the manifest and the plan let a later deployment use what was staged.
     """
-    wanted = (Send(file, missing[file.name]) for file in files if file.name in missing)
+    wanted = (FileTransfer(file, missing[file.name]) for file in files if file.name in missing)
     return tuple(sorted(wanted, key=lambda send: (send.file.name != MANIFEST, send.size_bytes)))
 
 
@@ -136,7 +136,7 @@ _RUNTIME = "runtime/current/bin/python"
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class ProofResult:
     """What a proof found on a target: how far its numbers are off, and what made them.
 
     Attributes:
@@ -164,7 +164,7 @@ class Verdict:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Verdict":
+    def from_json(cls, value: Mapping[str, Any]) -> "ProofResult":
         """What `to_json` made; an older journal knows no providers."""
         return cls(**{**value, "providers": tuple(value.get("providers", ()))})
 
@@ -198,7 +198,7 @@ async def runtime_versions(target: Target, python: str) -> dict[str, Any] | None
     return found if done["code"] == 0 else None
 
 
-async def try_release(target: Target, root: str, python: str, release: str) -> Verdict:
+async def try_release(target: Target, root: str, python: str, release: str) -> ProofResult:
     """Run a release's proof on its target.
 
     Raises:
@@ -212,7 +212,7 @@ async def try_release(target: Target, root: str, python: str, release: str) -> V
     return judge(target.place.name, done)
 
 
-def judge(name: str, done: Mapping[str, Any]) -> Verdict:
+def judge(name: str, done: Mapping[str, Any]) -> ProofResult:
     """Read what `prove` printed on a target.
 
     Raises:
@@ -222,7 +222,7 @@ def judge(name: str, done: Mapping[str, Any]) -> Verdict:
         found = json.loads(done["out"].strip().splitlines()[-1])
         worst = float("inf") if found["worst"] is None else float(found["worst"])
         providers = tuple(found.get("providers", ()))
-        verdict = Verdict(worst, found["allowed"], found["ort"], found["segments"], providers)
+        verdict = ProofResult(worst, found["allowed"], found["ort"], found["segments"], providers)
     except (ValueError, IndexError, KeyError, TypeError) as error:
         raise InputError(f"the probe on {name} {ending(done)}") from error
     if not found["ok"]:
@@ -269,7 +269,7 @@ class Activation:
         self.target = target
         self.release = release
         self.journal: Mapping[str, Any] = {}
-        self.verdict: Verdict | None = None
+        self.verdict: ProofResult | None = None
         self.unproved = ""
         self.runtime: Mapping[str, Any] | None = None
         self._root = ""
@@ -322,7 +322,7 @@ class Activation:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class DeploymentProgress:
     """How far a deployment to one target is."""
 
     target: str
@@ -332,7 +332,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class DeploymentOutcome:
     """How a deployment or rollback ended.
 
     Attributes:
@@ -353,7 +353,7 @@ class Outcome:
     release: str
     stage: Stage
     previous: str | None = None
-    verdict: Verdict | None = None
+    verdict: ProofResult | None = None
     sent: tuple[str, ...] = ()
     sent_bytes: int = 0
     why: OffloadError | None = None

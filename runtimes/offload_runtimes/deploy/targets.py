@@ -20,7 +20,7 @@ _ADDRESS = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Ssh:
+class SshAccount:
     """An account on another machine; what is None is left to the user's ssh configuration."""
 
     host: str
@@ -35,7 +35,7 @@ class Ssh:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class TargetConfig:
     """One target.
 
     Attributes:
@@ -54,7 +54,7 @@ class Place:
 
     name: str
     root: str = _ROOT
-    ssh: Ssh | None = None
+    ssh: SshAccount | None = None
     role: Side | None = None
     python: str = "python3"
     providers: tuple[str, ...] = ()
@@ -76,7 +76,7 @@ class Place:
         return (*words, "--allow-cpu") if self.allow_cpu else tuple(words)
 
 
-def find_place(text: str, devices: Mapping[str, Place]) -> Place:
+def find_target(text: str, devices: Mapping[str, TargetConfig]) -> TargetConfig:
     """The target a user means: a device's name, `user@host[:port][/directory]`, or a directory.
 
     Raises:
@@ -88,10 +88,10 @@ def find_place(text: str, devices: Mapping[str, Place]) -> Place:
         return _address(text)
     if not text:
         raise InputError("a target's name is empty: give a directory, user@host or a device")
-    return Place(text, root=str(Path(text).absolute()))
+    return TargetConfig(text, root=str(Path(text).absolute()))
 
 
-def read_devices(path: Path) -> dict[str, Place]:
+def read_devices(path: Path) -> dict[str, TargetConfig]:
     """The devices of a `devices.toml`, by name; none when there is no such file.
 
     Raises:
@@ -106,13 +106,13 @@ def read_devices(path: Path) -> dict[str, Place]:
     return {name: _device(path, name, entry) for name, entry in found.items()}
 
 
-def _address(text: str) -> Place:
+def _address(text: str) -> TargetConfig:
     match = _ADDRESS.fullmatch(text)
     port = int(match["port"]) if match and match["port"] else None
     if match is None or (port is not None and not 0 < port < 65536):
         raise InputError(f"target {text!r} is not understood: write it like pi@192.0.2.7:22")
-    ssh = Ssh(match["host"].strip("[]"), match["user"], port)
-    return Place(text, root=match["root"] or _ROOT, ssh=ssh)
+    ssh = SshAccount(match["host"].strip("[]"), match["user"], port)
+    return TargetConfig(text, root=match["root"] or _ROOT, ssh=ssh)
 
 
 def _is_text(value: object) -> bool:
@@ -164,7 +164,7 @@ _KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
-def _device(path: Path, name: str, entry: Any) -> Place:
+def _device(path: Path, name: str, entry: Any) -> TargetConfig:
     if not isinstance(entry, dict):
         raise InputError(f"{path}: {name!r} is not a table: write [{name}] and its keys below")
     for key, value in entry.items():
@@ -190,12 +190,12 @@ def _serving(entry: Mapping[str, Any]) -> tuple[str, ...]:
     return (*words, "--insecure") if entry.get("insecure") else words
 
 
-def _place(name: str, entry: Mapping[str, Any]) -> Place:
+def _place(name: str, entry: Mapping[str, Any]) -> TargetConfig:
     ssh = None
     if "host" in entry:
-        ssh = Ssh(entry["host"], entry.get("user"), entry.get("port"), entry.get("key"))
+        ssh = SshAccount(entry["host"], entry.get("user"), entry.get("port"), entry.get("key"))
     root = entry.get("root", _ROOT)
-    return Place(
+    return TargetConfig(
         name,
         root=root if ssh else str(Path(root).expanduser().absolute()),
         ssh=ssh,

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from offload.bundle.bundle import MANIFEST, Bundle, Value, open_bundle
+from offload.bundle.bundle import MANIFEST, Bundle, ModelValue, open_bundle
 from offload.errors import BundleError, OffloadError, ServerError
 from offload.planning.plan import Plan, Side
-from offload.planning.plan_set import Switching
+from offload.planning.plan_set import SwitchPolicy
 
-from offload_runtimes.device.counters import Tally
-from offload_runtimes.device.inference_runner import Execution, OnServerLoss
-from offload_runtimes.device.plan_selector import LOG, Pilot
-from offload_runtimes.device.reconnect import Keeper
-from offload_runtimes.device.segment_executor import Device
-from offload_runtimes.device.server_connection import Remote
+from offload_runtimes.device.counters import Counters
+from offload_runtimes.device.inference_runner import InferenceRunner, OnServerLoss
+from offload_runtimes.device.plan_selector import LOG, PlanSelector
+from offload_runtimes.device.reconnect import ReconnectLoop
+from offload_runtimes.device.segment_executor import SegmentExecutor
+from offload_runtimes.device.server_connection import ServerConnection
 from offload_runtimes.emulate import LinkCost, Pacer
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.protocol.tensor_specs import contracts
@@ -53,7 +53,7 @@ class SessionOptions:
     patience_s: float
     connect_timeout_s: float
     plan: int | None
-    switching: Switching
+    switching: SwitchPolicy
 
 
 class OpenedBundle:
@@ -70,9 +70,9 @@ class OpenedBundle:
         execution: runs inferences; there is none before `start`.
     """
 
-    execution: Execution
+    execution: InferenceRunner
 
-    def __init__(self, bundle: Bundle, options: SessionOptions, tally: Tally) -> None:
+    def __init__(self, bundle: Bundle, options: SessionOptions, tally: Counters) -> None:
         """Load what must be loaded before connecting.
 
         Raises:
@@ -81,7 +81,7 @@ class OpenedBundle:
         self.bundle = bundle
         self._options = options
         self._tally = tally
-        device = self.device = Device(bundle, options.engine, options.pacer)
+        device = self.device = SegmentExecutor(bundle, options.engine, options.pacer)
         resumes = options.policy is not OnServerLoss.RAISE and bundle.holds(Side.SERVER)
         eagerly = resumes and options.eager
 
@@ -89,17 +89,17 @@ class OpenedBundle:
             device.load(followed.segments if eagerly else followed.on(Side.DEVICE))
 
         switched = partial(tally.add, "switches")
-        pilot = self.pilot = Pilot(bundle, load, options.plan, options.switching, switched)
+        pilot = self.pilot = PlanSelector(bundle, load, options.plan, options.switching, switched)
         for followed in pilot.loaded_first:
             load(followed)
-        self.keeper: Keeper | None = None
-        self._make: Callable[[], Remote] | None = None
+        self.keeper: ReconnectLoop | None = None
+        self._make: Callable[[], ServerConnection] | None = None
         if not all(followed.is_local for followed in pilot.open_plans):
             agreed, connector = contracts(bundle, _values(bundle, device)), options.connect()
 
-            def make() -> Remote:
+            def make() -> ServerConnection:
                 pilot.gauge.forget()
-                return Remote(
+                return ServerConnection(
                     connector,
                     agreed,
                     link=options.link,
@@ -111,15 +111,15 @@ class OpenedBundle:
             self._make = make
 
     @property
-    def remote(self) -> Remote | None:
+    def remote(self) -> ServerConnection | None:
         """The session with the server while it is alive."""
         return _alive(self.keeper)
 
-    def connection(self) -> Remote | None:
+    def connection(self) -> ServerConnection | None:
         """A connection that is not open yet; None when no plan needs a server."""
         return None if self._make is None else self._make()
 
-    def connect(self) -> tuple[Remote | None, OffloadError | None]:
+    def connect(self) -> tuple[ServerConnection | None, OffloadError | None]:
         """Connect for the first time; without `require_server`, why that failed.
 
         Raises:
@@ -139,9 +139,9 @@ class OpenedBundle:
 
     def start(
         self,
-        first: Remote | None,
+        first: ServerConnection | None,
         why: OffloadError | None,
-        find_successor: Callable[[], "Successor | None"],
+        find_successor: Callable[[], "NewerBundle | None"],
     ) -> None:
         """Be ready for inferences, over a connection that is open if there is one.
 
@@ -155,7 +155,7 @@ class OpenedBundle:
         """
         options = self._options
         if self._make is not None:
-            self.keeper = Keeper(
+            self.keeper = ReconnectLoop(
                 self._make,
                 first,
                 heartbeat_s=options.heartbeat_s,
@@ -165,7 +165,7 @@ class OpenedBundle:
                 why=why,
                 find_successor=find_successor,
             )
-        self.execution = Execution(
+        self.execution = InferenceRunner(
             self.bundle, self.device, options.policy, self.keeper, self._tally, self.pilot.take
         )
         self.pilot.settle(self.remote)
@@ -178,18 +178,18 @@ class OpenedBundle:
             self.keeper.close()
 
 
-class Successor:
+class NewerBundle:
     """A bundle of the session's directory that may take the place of the one that runs."""
 
     def __init__(self, active: "ActiveBundle", opened: OpenedBundle) -> None:
         self._active = active
         self._opened = opened
 
-    def connection(self) -> Remote | None:
+    def connection(self) -> ServerConnection | None:
         """A connection for it that is not open yet; None: it needs no server."""
         return self._opened.connection()
 
-    def take_over(self, remote: Remote | None) -> None:
+    def take_over(self, remote: ServerConnection | None) -> None:
         """Become the session's bundle; errors as OpenedBundle.start."""
         self._active.change(self._opened, remote)
 
@@ -202,7 +202,7 @@ class ActiveBundle:
     """
 
     def __init__(
-        self, bundle: Bundle, path: Path | None, options: SessionOptions, tally: Tally
+        self, bundle: Bundle, path: Path | None, options: SessionOptions, tally: Counters
     ) -> None:
         """Load the bundle and connect.
 
@@ -221,11 +221,11 @@ class ActiveBundle:
         self._tally = tally
         self._mark: object = None
         self._again_s = 0.0
-        self._found: Successor | None = None
+        self._found: NewerBundle | None = None
         self._unusable: OffloadError | None = None
         self._lock = threading.Lock()
         self._closed = ""
-        self._executions: weakref.WeakSet[Execution] = weakref.WeakSet()
+        self._executions: weakref.WeakSet[InferenceRunner] = weakref.WeakSet()
         self.opened = OpenedBundle(bundle, options, tally)
         first, why = self.opened.connect()
         try:
@@ -245,7 +245,7 @@ class ActiveBundle:
         opened.close()
         self._found = None
 
-    def change(self, successor: OpenedBundle, remote: Remote | None) -> None:
+    def change(self, successor: OpenedBundle, remote: ServerConnection | None) -> None:
         """Let the next inference run another bundle, over a connection that is open.
 
         Called on the thread of the keeper of the bundle before. Inferences under way end with
@@ -274,7 +274,7 @@ class ActiveBundle:
         LOG.warning("bundle changed", extra={"fields": fields})
         before.close()
 
-    def _find_successor(self) -> Successor | None:
+    def _find_successor(self) -> NewerBundle | None:
         """The bundle that the directory holds by now; None: the same, or none.
 
         Raises:
@@ -294,7 +294,7 @@ class ActiveBundle:
             raise self._unusable
         return self._found
 
-    def _prepared(self, path: Path) -> Successor | None:
+    def _prepared(self, path: Path) -> NewerBundle | None:
         """Open the directory again and load what it holds."""
         try:
             bundle = open_bundle(path, (Side.DEVICE,))
@@ -311,10 +311,10 @@ class ActiveBundle:
                 f" outputs differ from those of {running.digest[:12]}, which runs: restart the"
                 " application"
             )
-        return Successor(self, OpenedBundle(bundle, self._options, self._tally))
+        return NewerBundle(self, OpenedBundle(bundle, self._options, self._tally))
 
 
-def _signature(bundle: Bundle) -> tuple[tuple[Value, ...], ...]:
+def _signature(bundle: Bundle) -> tuple[tuple[ModelValue, ...], ...]:
     """What a caller of `run` relies on."""
     return bundle.inputs, bundle.outputs, tuple(default.value for default in bundle.defaults)
 
@@ -328,11 +328,11 @@ def _mark(path: Path) -> object:
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
-def _values(bundle: Bundle, device: Device) -> dict[str, Value]:
+def _values(bundle: Bundle, device: SegmentExecutor) -> dict[str, ModelValue]:
     """Type and shape of every tensor this side knows."""
     ends = {value.name: value for value in (*bundle.inputs, *bundle.outputs)}
     return {**ends, **device.values()}
 
 
-def _alive(keeper: Keeper | None) -> Remote | None:
+def _alive(keeper: ReconnectLoop | None) -> ServerConnection | None:
     return keeper.remote if keeper else None

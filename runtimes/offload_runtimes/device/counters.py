@@ -41,7 +41,7 @@ class Counts:
         return self.split + self.resumed + self.hedged + self.local
 
 
-class Tally:
+class Counters:
     """Counts from several threads."""
 
     def __init__(self) -> None:

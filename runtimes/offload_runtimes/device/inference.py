@@ -11,7 +11,7 @@ from offload.scheduling.timeline import Lane, Span, Timeline
 from offload_runtimes.engine import Array
 
 
-class Inference:
+class FrameTensors:
     """The tensors of one frame; threads put them in, others wait for them.
 
     Attributes:

@@ -17,11 +17,11 @@ from offload.planning.plan import Action, Plan, Segment, Side
 from offload.scheduling.timeline import Lane, Timeline
 from offload.units import format_s
 
-from offload_runtimes.device.counters import Outcome, Tally
-from offload_runtimes.device.inference import Inference
-from offload_runtimes.device.reconnect import Keeper
-from offload_runtimes.device.segment_executor import Device, Outgoing
-from offload_runtimes.device.server_connection import Remote
+from offload_runtimes.device.counters import Counters, Outcome
+from offload_runtimes.device.inference import FrameTensors
+from offload_runtimes.device.reconnect import ReconnectLoop
+from offload_runtimes.device.segment_executor import SegmentExecutor, SendNames
+from offload_runtimes.device.server_connection import ServerConnection
 from offload_runtimes.engine import Array
 from offload_runtimes.protocol.messages import pack
 
@@ -72,16 +72,16 @@ class OnServerLoss(StrEnum):
     RAISE = "raise"
 
 
-class Execution:
+class InferenceRunner:
     """Runs inferences of one bundle on one device, with a server if there is one."""
 
     def __init__(
         self,
         bundle: Bundle,
-        device: Device,
+        device: SegmentExecutor,
         policy: OnServerLoss,
-        keeper: Keeper | None,
-        tally: Tally,
+        keeper: ReconnectLoop | None,
+        tally: Counters,
         choose: Callable[[], tuple[int, str]] = lambda: (0, ""),
     ) -> None:
         """`choose` says which of the bundle's plans an inference follows, and what changed."""
@@ -94,7 +94,7 @@ class Execution:
         self._keeper = keeper
         self._tally = tally
         self._can_finish_here = policy is not OnServerLoss.RAISE and bundle.holds(Side.SERVER)
-        self._under_way: weakref.WeakSet[Running] = weakref.WeakSet()
+        self._under_way: weakref.WeakSet[PendingInference] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._closed = ""
 
@@ -105,7 +105,7 @@ class Execution:
         allowed_s: float | None,
         *,
         copy: bool,
-    ) -> "Running":
+    ) -> "PendingInference":
         """An inference whose time begins now; nothing is computed yet.
 
         Args:
@@ -113,7 +113,7 @@ class Execution:
             names: the outputs wanted.
             allowed_s: seconds for the answer; None: any time.
             copy: copy the inputs where some of the work waits in a queue, so that the caller may
-                write to them once `Running.start` has returned.
+                write to them once `PendingInference.start` has returned.
 
         Raises:
             InputError: the session was closed.
@@ -121,17 +121,17 @@ class Execution:
         number, change = self._choose()
         if copy and not self._local[number]:
             feeds = {name: deepcopy(array) for name, array in feeds.items()}
-        inference = Inference(feeds, number)
+        inference = FrameTensors(feeds, number)
         if change:
             inference.note(Lane.DEVICE, change, inference.started_s, inference.started_s)
-        running = Running(self, self._plans[number], inference, tuple(names), allowed_s)
+        running = PendingInference(self, self._plans[number], inference, tuple(names), allowed_s)
         with self._lock:
             if self._closed:
                 raise InputError(self._closed)
             self._under_way.add(running)
         return running
 
-    def start(self, running: "Running") -> None:
+    def start(self, running: "PendingInference") -> None:
         """Do the device's part of the plan; what the server is to do is then under way.
 
         Raises:
@@ -161,7 +161,7 @@ class Execution:
                 raise
             running.lost(error)
 
-    def finish(self, running: "Running") -> dict[str, Array]:
+    def finish(self, running: "PendingInference") -> dict[str, Array]:
         """Wait for outputs; compute them here when they will not come, or not in time.
 
         Raises:
@@ -190,7 +190,7 @@ class Execution:
             running.cancel(why)
         self._device.wait_idle(timeout_s)
 
-    def _finish(self, running: "Running") -> dict[str, Array]:
+    def _finish(self, running: "PendingInference") -> dict[str, Array]:
         inference, names = running.inference, running.names
         if running.error is None:
             try:
@@ -207,7 +207,7 @@ class Execution:
         self._tally.add(running.outcome)
         return found
 
-    def _start(self, running: "Running", remote: Remote | None) -> None:
+    def _start(self, running: "PendingInference", remote: ServerConnection | None) -> None:
         inference = running.inference
         if remote:
             remote.begin(inference, self._patience(running))
@@ -221,7 +221,7 @@ class Execution:
             elif remote:
                 remote.send(inference, step.wire, self._device.pack(step, inference))
 
-    def _announce(self, running: "Running", remote: Remote) -> None:
+    def _announce(self, running: "PendingInference", remote: ServerConnection) -> None:
         """Tell the server of a frame what no upload of its plan would."""
         inference, number = running.inference, running.inference.plan
         given = [name for name in self._defaults[number] if inference.is_here(name)]
@@ -230,7 +230,7 @@ class Execution:
         for name, value in inference.take(given).items():
             remote.send(inference, name, pack(value, RAW.codec))
 
-    def _finish_here(self, running: "Running") -> None:
+    def _finish_here(self, running: "PendingInference") -> None:
         """Compute what is missing; stops as soon as a late answer of the server is there."""
         inference, names = running.inference, running.names
         left = rest(running.plan, inference.is_here, names)
@@ -244,7 +244,7 @@ class Execution:
                 if not inference.has(names):
                     raise
 
-    def _load(self, running: "Running", segments: Sequence[Segment]) -> None:
+    def _load(self, running: "PendingInference", segments: Sequence[Segment]) -> None:
         """Load segments; in the background while there is a deadline, or the answer comes."""
         if running.until_s is None:
             self._device.load(segments)
@@ -258,7 +258,7 @@ class Execution:
         if loading.done():
             loading.result()
 
-    def _patience(self, running: "Running") -> float | None:
+    def _patience(self, running: "PendingInference") -> float | None:
         """Until when the server may be waited for, so that the device alone still makes it."""
         until_s = running.until_s
         if until_s is None or not self._can_finish_here:
@@ -279,16 +279,16 @@ def _server_defaults(bundle: Bundle, plan: Plan) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _resolved(plan: Plan) -> list[Segment | Outgoing]:
+def _resolved(plan: Plan) -> list[Segment | SendNames]:
     """The device's steps: segments to run and tensors to send."""
-    sends = {send.wire: Outgoing.of(send) for send in plan.uploads}
+    sends = {send.wire: SendNames.of(send) for send in plan.uploads}
     return [
         plan.segment(step.target) if step.action is Action.RUN else sends[step.target]
         for step in plan.steps
     ]
 
 
-class Running:
+class PendingInference:
     """One inference under way; `finish` gives its answer.
 
     Attributes:
@@ -305,9 +305,9 @@ class Running:
 
     def __init__(
         self,
-        execution: Execution,
+        execution: InferenceRunner,
         plan: Plan,
-        inference: Inference,
+        inference: FrameTensors,
         names: tuple[str, ...],
         allowed_s: float | None,
     ) -> None:
@@ -317,7 +317,7 @@ class Running:
         self.names = names
         self.allowed_s = allowed_s
         self.until_s = None if allowed_s is None else inference.started_s + allowed_s
-        self.remote: Remote | None = None
+        self.remote: ServerConnection | None = None
         self.error: OffloadError | None = None
         self.outcome = Outcome.SPLIT
         self.session: object = None

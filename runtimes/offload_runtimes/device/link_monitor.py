@@ -5,7 +5,7 @@ import time
 from collections import deque
 
 from offload.costs.link import Link
-from offload.costs.refit import LEAST_SENDS, Sent, refit
+from offload.costs.refit import LEAST_SENDS, TimedMessage, refit
 from offload.scheduling.timeline import Lane
 
 KEPT = 24
@@ -15,7 +15,7 @@ LATE_S = 0.3  # and so much longer: no mere hiccup
 _PAST_S = 10 * HALF_LIFE_S  # added to the age of what was seen before the link changed
 
 
-class Gauge:
+class LinkMonitor:
     """A window of passages each way; threads of the session put them in.
 
     Small messages tell what a message costs whatever its size, large ones what a byte costs.
@@ -99,11 +99,13 @@ class Gauge:
             last = kept[-1] if kept else None
         return 1.0 if last is None else last[1] / link.upload_s(last[0])
 
-    def _sent(self, lane: Lane, now_s: float) -> list[Sent]:
+    def _sent(self, lane: Lane, now_s: float) -> list[TimedMessage]:
         kept = (*self._passages[lane, False], *self._passages[lane, True])
         since_s = self._changes[lane].since_s
         return [
-            Sent(size, seconds, max(now_s - when_s, 0.0) + (_PAST_S if when_s < since_s else 0.0))
+            TimedMessage(
+                size, seconds, max(now_s - when_s, 0.0) + (_PAST_S if when_s < since_s else 0.0)
+            )
             for size, seconds, when_s in kept
         ]
 
@@ -144,7 +146,7 @@ _SLOWEST_BPS = 1e6  # assumed of a link until something large was seen to pass
 _LARGE_BYTES = 16_384  # smaller tensors say little about a link's rate
 
 
-class Clock:
+class ServerClock:
     """The server's clock as seen from here: of all pings, the quickest tells best."""
 
     def __init__(self) -> None:
@@ -162,7 +164,7 @@ class Clock:
         return server_s - self._ahead_s
 
 
-class Pulse:
+class Liveness:
     """Whether the server still lives: its silence, measured against what the link carries.
 
     A message waits behind the tensors before it, so silence is judged by the bytes on the way

@@ -18,9 +18,9 @@ from offload.costs.link import Link
 from offload.costs.refit import LEAST_SENDS
 from offload.errors import OffloadError
 from offload.planning.plan import Plan
-from offload.planning.plan_set import Standing, Switching, best_of, step
+from offload.planning.plan_set import SwitchPolicy, SwitchState, best_of, step
 
-from offload_runtimes.device.link_monitor import LATE_S, SURPRISING, Gauge
+from offload_runtimes.device.link_monitor import LATE_S, SURPRISING, LinkMonitor
 from offload_runtimes.protocol.messages import MAX_PING_BYTES
 
 LOG = logging.getLogger("offload.device")
@@ -35,7 +35,7 @@ _KEPT = 100
 
 
 @dataclass(frozen=True, slots=True)
-class Switch:
+class PlanSwitch:
     """A change of plan.
 
     Attributes:
@@ -54,7 +54,7 @@ class Switch:
         return f"plan {self.before} -> plan {self.after} ({self.link.describe()})"
 
 
-class Soundable(Protocol):
+class Probeable(Protocol):
     """What the pilot asks of a session with a server."""
 
     def probe(self, size_bytes: int) -> None:
@@ -64,7 +64,7 @@ class Soundable(Protocol):
         """What has been on its way for long: so many bytes at most, so many seconds at least."""
 
 
-class Pilot:
+class PlanSelector:
     """Follows the link and chooses.
 
     Args:
@@ -80,7 +80,7 @@ class Pilot:
         bundle: Bundle,
         load: Callable[[Plan], None],
         only: int | None,
-        rule: Switching,
+        rule: SwitchPolicy,
         switched: Callable[[], None],
     ) -> None:
         chosen = bundle.only(only or 0).plan
@@ -88,17 +88,17 @@ class Pilot:
         self.may_change = only is None and len(bundle.plans) == len(known) > 1
         largest = max((b or 0 for each in known for b in each.upload_bytes), default=0)
         self._link = chosen.link or _UNKNOWN
-        self.gauge = Gauge(self._link, min(max(largest, 1), _LEAST_PROBE_BYTES))
+        self.gauge = LinkMonitor(self._link, min(max(largest, 1), _LEAST_PROBE_BYTES))
         self._plans = bundle.plans
         self._outputs = bundle.outputs
         self._forecasts = known
         self._load = load
         self._rule = rule
         self._switched = switched
-        self._standing = Standing(only or 0)
+        self._standing = SwitchState(only or 0)
         self._is_measured = False
         self._refused: set[int] = set()
-        self._switches: deque[Switch] = deque(maxlen=_KEPT)
+        self._switches: deque[PlanSwitch] = deque(maxlen=_KEPT)
         self._mark = ""
         self._reviewed = 0
         self._probed = (-1, float("-inf"))
@@ -135,7 +135,7 @@ class Pilot:
         return self._link if self._is_measured else None
 
     @property
-    def switches(self) -> tuple[Switch, ...]:
+    def switches(self) -> tuple[PlanSwitch, ...]:
         """The last changes, oldest first."""
         return tuple(self._switches)
 
@@ -145,7 +145,7 @@ class Pilot:
             mark, self._mark = self._mark, ""
             return self._standing.plan, mark
 
-    def settle(self, remote: Soundable | None) -> None:
+    def settle(self, remote: Probeable | None) -> None:
         """Choose and load the first plan: by sounding the link, else the one for slow links.
 
         Raises:
@@ -158,10 +158,10 @@ class Pilot:
                 if not self.gauge.wait(count, until_s - time.monotonic()):
                     break
             if self._estimated(time.monotonic()):
-                self._standing = Standing(best_of(self._values(self._link)))
+                self._standing = SwitchState(best_of(self._values(self._link)))
         self._load(self._plans[self.plan])
 
-    def watch(self, remote: Callable[[], Soundable | None], every_s: float) -> None:
+    def watch(self, remote: Callable[[], Probeable | None], every_s: float) -> None:
         """Attend to the link on a thread of its own until closed."""
 
         def attend() -> None:
@@ -178,7 +178,7 @@ class Pilot:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(5)
 
-    def attend(self, remote: Soundable | None, now_s: float, every_s: float) -> None:
+    def attend(self, remote: Probeable | None, now_s: float, every_s: float) -> None:
         """Sound the link if nothing else tells of it; think again if something was seen."""
         if remote is not None and self._is_silent(now_s, every_s):
             self._probed = (self.gauge.seen, now_s)
@@ -203,7 +203,7 @@ class Pilot:
             self._standing = after
             if after.plan == before.plan:
                 return
-            switch = Switch(now_s - self._began_s, before.plan, after.plan, link)
+            switch = PlanSwitch(now_s - self._began_s, before.plan, after.plan, link)
             self._switches.append(switch)
             self._mark = str(switch)
         self._switched()

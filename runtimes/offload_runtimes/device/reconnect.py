@@ -7,9 +7,9 @@ from typing import Protocol
 
 from offload.errors import BundleError, OffloadError, ServerError
 
-from offload_runtimes.device.counters import Tally
+from offload_runtimes.device.counters import Counters
 from offload_runtimes.device.plan_selector import LOG
-from offload_runtimes.device.server_connection import Remote
+from offload_runtimes.device.server_connection import ServerConnection
 
 _FIRST_TRY_S = 1.0
 _PATIENCE_GROWTH = 1.5
@@ -20,10 +20,10 @@ _REFUSED_GROWTH = 2.0
 class Successor(Protocol):
     """Another bundle that may take the place of one that the server does not hold."""
 
-    def connection(self) -> Remote | None:
+    def connection(self) -> ServerConnection | None:
         """A connection for it that is not open yet; None: it needs no server."""
 
-    def take_over(self, remote: Remote | None) -> None:
+    def take_over(self, remote: ServerConnection | None) -> None:
         """Become the session's bundle, with a connection that is open.
 
         Raises:
@@ -31,7 +31,7 @@ class Successor(Protocol):
         """
 
 
-class Keeper:
+class ReconnectLoop:
     """Owns the Remote of a session and replaces it after a loss.
 
     While the server does not hold the session's bundle, `find_successor` is asked at every
@@ -51,19 +51,19 @@ class Keeper:
 
     def __init__(
         self,
-        make: Callable[[], Remote],
-        first: Remote | None,
+        make: Callable[[], ServerConnection],
+        first: ServerConnection | None,
         *,
         heartbeat_s: float,
         timeout_s: float,
         reconnect: bool,
-        tally: Tally,
+        tally: Counters,
         why: OffloadError | None = None,
         find_successor: Callable[[], Successor | None] = lambda: None,
     ) -> None:
         self._make = make
         self._remote = first
-        self._opening: Remote | None = None
+        self._opening: ServerConnection | None = None
         self._lock = threading.Lock()
         self._heartbeat_s = heartbeat_s
         self._timeout_s = timeout_s
@@ -84,7 +84,7 @@ class Keeper:
         self._thread.start()
 
     @property
-    def remote(self) -> Remote | None:
+    def remote(self) -> ServerConnection | None:
         """The session with the server if it is alive and takes frames."""
         remote = self._remote
         if remote is None or remote.error is not None or remote.leaving:
@@ -134,7 +134,7 @@ class Keeper:
         self._find_successor = lambda: None  # it refers to the session's models
         self._tried = None
 
-    def _try(self, lost: Remote | None, patience_s: float) -> None:
+    def _try(self, lost: ServerConnection | None, patience_s: float) -> None:
         if lost is not None:
             self._why = (lost.error or self._why).with_traceback(None)
             self._tally.add("losses")
@@ -151,7 +151,7 @@ class Keeper:
         if self._is_refused:
             self._try_successor(patience_s, is_due=is_due)
 
-    def _connected(self, remote: Remote) -> None:
+    def _connected(self, remote: ServerConnection) -> None:
         self._remote = remote
         self._is_refused = False
         self._refused_wait_s, self._next_try_s = self._heartbeat_s, 0.0
@@ -172,7 +172,7 @@ class Keeper:
             self._failed(error, "successor")
             return
 
-        def take_over(remote: Remote) -> None:
+        def take_over(remote: ServerConnection) -> None:
             try:
                 successor.take_over(remote)
             except OffloadError as error:
@@ -185,9 +185,9 @@ class Keeper:
 
     def _open(
         self,
-        make: Callable[[], Remote],
+        make: Callable[[], ServerConnection],
         patience_s: float,
-        opened: Callable[[Remote], None],
+        opened: Callable[[ServerConnection], None],
     ) -> bool:
         """Connect and hand the connection on; whether the server took it."""
         with self._lock:

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from offload.bundle.bundle import Bundle, Value
+from offload.bundle.bundle import Bundle, ModelValue
 from offload.costs.encodings import RAW, encoding
 from offload.errors import DeadlineError, InputError
 from offload.planning.plan import Segment, Send
 from offload.scheduling.timeline import Lane
 
-from offload_runtimes.device.inference import Inference
+from offload_runtimes.device.inference import FrameTensors
 from offload_runtimes.emulate import Pacer
 from offload_runtimes.engine import Array, Engine, EngineOptions, load
-from offload_runtimes.protocol.messages import Packed, pack
+from offload_runtimes.protocol.messages import PackedTensor, pack
 
 _COLD_RUNS = 2
 _WARM_RUNS = 3
@@ -27,7 +27,7 @@ _LEARN_LIMIT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Outgoing:
+class SendNames:
     """A tensor to send, its names looked up once.
 
     Attributes:
@@ -43,12 +43,12 @@ class Outgoing:
     send: Send
 
     @classmethod
-    def of(cls, send: Send) -> "Outgoing":
+    def of(cls, send: Send) -> "SendNames":
         """What to do for a send of a plan."""
         return cls(send.wire, encoding(send.encoding).codec, send.guard, send)
 
 
-class Device:
+class SegmentExecutor:
     """Loads segments and runs them on the tensors of an inference."""
 
     def __init__(self, bundle: Bundle, options: EngineOptions, pacer: Pacer) -> None:
@@ -121,7 +121,7 @@ class Device:
                 self._busy -= 1
                 self._idle.notify_all()
 
-    def values(self) -> dict[str, Value]:
+    def values(self) -> dict[str, ModelValue]:
         """Type and shape of every tensor that the loaded segments take or make."""
         loaded = self._engines.values()
         return {v.name: v for engine in loaded for v in (*engine.outputs, *engine.inputs)}
@@ -129,7 +129,7 @@ class Device:
     def run(
         self,
         segment: Segment,
-        inference: Inference,
+        inference: FrameTensors,
         until_s: float | None = None,
         unless: Iterable[str] = (),
     ) -> None:
@@ -165,7 +165,7 @@ class Device:
         inference.note(Lane.DEVICE, segment.id, start_s, time.monotonic())
         inference.put(dict(zip(segment.outputs, arrays, strict=True)))
 
-    def pack(self, outgoing: Outgoing, inference: Inference) -> Packed:
+    def pack(self, outgoing: SendNames, inference: FrameTensors) -> PackedTensor:
         """Encode a tensor that is here for its way up, at this device's pace.
 
         Raises:

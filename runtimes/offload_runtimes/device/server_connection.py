@@ -11,19 +11,19 @@ from offload.errors import DeadlineError, OffloadError, ServerError
 from offload.scheduling.timeline import Lane
 from offload.units import format_bytes, format_s
 
-from offload_runtimes.device.inference import Inference
-from offload_runtimes.device.link_monitor import Clock, Pulse
+from offload_runtimes.device.inference import FrameTensors
+from offload_runtimes.device.link_monitor import Liveness, ServerClock
 from offload_runtimes.emulate import LinkCost, OwnThread, Pacer, Pipe
 from offload_runtimes.protocol.client_state import (
-    Arrived,
     DeviceSession,
+    DownloadReceived,
     Event,
-    Failed,
-    Leaving,
-    Opened,
-    Ponged,
+    FailureReceived,
+    PongReceived,
+    ServerLeaving,
+    SessionOpened,
 )
-from offload_runtimes.protocol.messages import Packed
+from offload_runtimes.protocol.messages import PackedTensor
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES, Contract
 from offload_runtimes.transport.connection import Connector, Stream
 
@@ -32,7 +32,7 @@ _HEAD_BYTES = 1024  # of a message with a tensor, but for the tensor and its nam
 _CLOSE_S = 5.0
 
 
-class Remote:
+class ServerConnection:
     """One session with a server; what comes from it is taken in on the transport's threads."""
 
     def __init__(
@@ -56,9 +56,9 @@ class Remote:
         self._down = Pipe(link.download_s) if link else None
         self._pacer = Pacer(slowdown)
         self._lock = threading.Lock()
-        self._frames: dict[int, Inference] = {}
+        self._frames: dict[int, FrameTensors] = {}
         self._begun: dict[int, dict[str, tuple[float, int]]] = {}  # when, and how many bytes
-        self._pulse = Pulse(patience_s)
+        self._pulse = Liveness(patience_s)
         self._free_s = {Lane.UPLINK: 0.0, Lane.DOWNLINK: 0.0}
         self._pings: dict[int, tuple[float, int]] = {}
         self._passed = passed
@@ -67,7 +67,7 @@ class Remote:
         self._outbox: queue.SimpleQueue[Callable[[], bytes | None] | None] = queue.SimpleQueue()
         self._opened = threading.Event()
         self._ponged = threading.Semaphore(0)
-        self.clock = Clock()
+        self.clock = ServerClock()
         self.error: OffloadError | None = None
         self.leaving = False
         self._free = 0  # frames that may still be begun
@@ -98,7 +98,7 @@ class Remote:
             self.close()
             raise
 
-    def begin(self, inference: Inference, until_s: float | None = None) -> None:
+    def begin(self, inference: FrameTensors, until_s: float | None = None) -> None:
         """Give an inference a frame number; waits while the server's allowance is used up.
 
         Raises:
@@ -118,14 +118,14 @@ class Remote:
             self._frames[number] = inference
             self._begun[number] = {}
 
-    def announce(self, inference: Inference, defaults: Sequence[str]) -> None:
+    def announce(self, inference: FrameTensors, defaults: Sequence[str]) -> None:
         """Queue the message that begins a frame before its tensors; see `DeviceSession.begin`."""
         number, plan = inference.number, inference.plan
         self._outbox.put(
             lambda: self._machine.begin(number, plan, defaults) if number in self._frames else None
         )
 
-    def send(self, inference: Inference, name: str, packed: Packed) -> None:
+    def send(self, inference: FrameTensors, name: str, packed: PackedTensor) -> None:
         """Queue a tensor for sending and return at once.
 
         Raises:
@@ -156,7 +156,7 @@ class Remote:
 
         self._outbox.put(message)
 
-    def end(self, inference: Inference) -> None:
+    def end(self, inference: FrameTensors) -> None:
         """Forget an inference; the server is told if it is still at it. May be called twice."""
         with self._lock:
             number, inference.number = inference.number, 0
@@ -235,7 +235,7 @@ class Remote:
             with self._lock:
                 self._pulse.heard(time.monotonic())
                 event = self._machine.receive(message)
-            if self._pacer.slowdown > 1 and isinstance(event, Arrived):
+            if self._pacer.slowdown > 1 and isinstance(event, DownloadReceived):
                 self._pacer.learn(event.name, time.thread_time() - own_s)
             if event is not None:
                 self._handle(event, len(message))
@@ -277,25 +277,25 @@ class Remote:
 
     def _handle(self, event: Event, size_bytes: int) -> None:
         match event:
-            case Opened(max_frames, max_message_bytes):
+            case SessionOpened(max_frames, max_message_bytes):
                 with self._lock:
                     self._free = max_frames
                     self._max_message_bytes = max_message_bytes
                     self._freed.notify_all()
                 self._opened.set()
-            case Arrived():
+            case DownloadReceived():
                 self._emulate(event, size_bytes)
                 self._arrived(event, size_bytes)
-            case Failed(None, error):
+            case FailureReceived(None, error):
                 self._lose(error)
-            case Leaving():
+            case ServerLeaving():
                 self.leaving = True
-            case Failed(frame, error):
+            case FailureReceived(frame, error):
                 with self._lock:
                     inference = self._frames.get(frame or 0)
                 if inference:
                     inference.fail(error)
-            case Ponged(number, server_s):
+            case PongReceived(number, server_s):
                 with self._lock:
                     asked = self._pings.pop(number, None)
                     self._pulse.answered(number)
@@ -318,14 +318,14 @@ class Remote:
             Lane.DOWNLINK, down_bytes, now_s - self._occupied(Lane.DOWNLINK, there_s, now_s)
         )
 
-    def _emulate(self, event: Arrived, size_bytes: int) -> None:
+    def _emulate(self, event: DownloadReceived, size_bytes: int) -> None:
         """Take the time of the emulated link, and of a slower device's decoding."""
         if self._down:
             self._down.transit(size_bytes)
         if event.codec != RAW.codec:  # decoded already, at this machine's pace
             self._pacer.pace(event.name)
 
-    def _arrived(self, event: Arrived, arrived_bytes: int) -> None:
+    def _arrived(self, event: DownloadReceived, arrived_bytes: int) -> None:
         now_s = time.monotonic()
         with self._lock:
             inference, begun = self._frames.get(event.frame), self._begun.get(event.frame, {})
@@ -348,7 +348,7 @@ class Remote:
         inference.put({event.name: event.value})
 
     def _transit(
-        self, inference: Inference, lane: Lane, name: str, ready_s: float, end_s: float
+        self, inference: FrameTensors, lane: Lane, name: str, ready_s: float, end_s: float
     ) -> float:
         """Note a tensor's passage; the seconds it took."""
         start_s = self._occupied(lane, ready_s, end_s)

@@ -20,22 +20,22 @@ from typing import Any, TypeAlias, TypeVar
 
 from offload.errors import InputError, OffloadError
 
-from offload_runtimes.device.inference_runner import Running
+from offload_runtimes.device.inference_runner import PendingInference
 from offload_runtimes.engine import Array
 
 Feeds: TypeAlias = Mapping[str, Array]
 Tag = TypeVar("Tag")
 Frame: TypeAlias = Feeds | tuple[Any, Feeds]
 Answer: TypeAlias = list[Array] | tuple[Any, list[Array]]
-Prepare: TypeAlias = Callable[[Feeds], Running]
+Prepare: TypeAlias = Callable[[Feeds], PendingInference]
 _JOIN_S = 5.0
 
 
-class _End:
+class _EndOfStream:
     """Stands for the end of a stream in a queue."""
 
 
-_END = _End()
+_END = _EndOfStream()
 _NO_TAG: Hashable = object()
 
 
@@ -69,7 +69,7 @@ class Latest:
         self._source = source
         self._dropped = dropped
         self._copy = copy
-        self._item: Frame | BaseException | _End | None = None
+        self._item: Frame | BaseException | _EndOfStream | None = None
         self._is_closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._read, name="latest", daemon=True)
@@ -85,7 +85,7 @@ class Latest:
             item = self._item
             if isinstance(item, BaseException):
                 raise item
-            if item is None or isinstance(item, _End):
+            if item is None or isinstance(item, _EndOfStream):
                 raise StopIteration
             self._item = None
             self._changed.notify_all()
@@ -103,7 +103,7 @@ class Latest:
 
     def _read(self) -> None:
         source = iter(self._source)
-        last: BaseException | _End = _END
+        last: BaseException | _EndOfStream = _END
         try:
             for item in source:
                 if not self._offer(item):
@@ -141,18 +141,18 @@ class Pipeline:
         self._prepare = prepare
         self._frames = frames
         self._room = threading.Semaphore(window)
-        self._begun: queue.SimpleQueue[tuple[Any, Running] | BaseException | _End]
+        self._begun: queue.SimpleQueue[tuple[Any, PendingInference] | BaseException | _EndOfStream]
         self._begun = queue.SimpleQueue()
-        self._under_way: set[Running] = set()
+        self._under_way: set[PendingInference] = set()
         self._closed = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._feed, name="stream", daemon=True)
         self._thread.start()
 
-    def take(self) -> Answer | _End:
+    def take(self) -> Answer | _EndOfStream:
         """Wait for the next answer; `_END` after the last one, and when closed."""
         item = self._begun.get()
-        if isinstance(item, _End):
+        if isinstance(item, _EndOfStream):
             return item
         if isinstance(item, BaseException):
             raise item
@@ -174,7 +174,7 @@ class Pipeline:
         with self._lock:
             self._closed = True
             under_way = list(self._under_way)
-        if isinstance(self._frames, Latest | _Bridge):
+        if isinstance(self._frames, Latest | _AsyncFrames):
             self._frames.close()
         for running in under_way:
             running.cancel("the stream was closed")
@@ -214,7 +214,7 @@ def answers(prepare: Prepare, frames: Iterable[Frame], window: int) -> Iterator[
     """Run frames through a session; answers in order, with the tags of frames that have one."""
     pipeline = Pipeline(prepare, frames, window)
     try:
-        while not isinstance(answer := pipeline.take(), _End):
+        while not isinstance(answer := pipeline.take(), _EndOfStream):
             yield answer
     finally:
         pipeline.stop()
@@ -233,7 +233,7 @@ async def answers_async(
     """
     async with contextlib.AsyncExitStack() as stack:
         if isinstance(frames, AsyncIterable):
-            bridge = _Bridge(frames)
+            bridge = _AsyncFrames(frames)
             stack.push_async_callback(bridge.finish)
             source: Iterable[Frame] = bridge
         else:
@@ -241,7 +241,7 @@ async def answers_async(
         pipeline = Pipeline(prepare, wrap(source), window)
         worker = _Worker()
         try:
-            while not isinstance(answer := await worker.call(pipeline.take), _End):
+            while not isinstance(answer := await worker.call(pipeline.take), _EndOfStream):
                 yield answer
         finally:
             pipeline.stop()
@@ -252,7 +252,7 @@ async def answers_async(
             await joined
 
 
-async def finish_async(running: Running) -> list[Array]:
+async def finish_async(running: PendingInference) -> list[Array]:
     """Start and finish an inference without blocking the event loop; stop it when cancelled."""
     worker = _Worker()
 
@@ -317,13 +317,13 @@ def _settle(future: "asyncio.Future[Any]", result: object, error: BaseException 
         future.set_exception(error)
 
 
-class _Bridge:
+class _AsyncFrames:
     """Gives the frames of an asynchronous source to a thread, each when it asks for it."""
 
     def __init__(self, source: AsyncIterable[Frame]) -> None:
         self._loop = asyncio.get_running_loop()
         self._asked = asyncio.Event()
-        self._items: queue.SimpleQueue[Frame | BaseException | _End] = queue.SimpleQueue()
+        self._items: queue.SimpleQueue[Frame | BaseException | _EndOfStream] = queue.SimpleQueue()
         self._task = asyncio.create_task(self._carry(source))
 
     def __iter__(self) -> Iterator[Frame]:
@@ -332,7 +332,7 @@ class _Bridge:
     def __next__(self) -> Frame:
         self._loop.call_soon_threadsafe(self._asked.set)
         item = self._items.get()
-        if isinstance(item, _End):
+        if isinstance(item, _EndOfStream):
             raise StopIteration
         if isinstance(item, BaseException):
             raise item

@@ -19,7 +19,7 @@ from offload.scheduling.timeline import Timeline
 
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.emulate import Pacer
-from offload_runtimes.emulation.experiment import Entry, Job, Run
+from offload_runtimes.emulation.experiment import BundleEntry, ExperimentJob, MeasuredRun
 from offload_runtimes.engine import Array
 from offload_runtimes.value_files import read_arrays
 
@@ -34,7 +34,7 @@ Arrays = Mapping[str, tuple[dict[str, Array], dict[str, Array]]]
 
 def main() -> int:
     """Run the job on standard input; exit code 1 when it failed."""
-    job = Job.from_line(sys.stdin.readline())
+    job = ExperimentJob.from_line(sys.stdin.readline())
     try:
         with ExitStack() as stack:
             pacer = Pacer(job.slowdown)
@@ -53,7 +53,7 @@ def main() -> int:
     return 0
 
 
-def _session(job: Job, entry: Entry, pacer: Pacer) -> OffloadSession:
+def _session(job: ExperimentJob, entry: BundleEntry, pacer: Pacer) -> OffloadSession:
     return OffloadSession(
         Path(entry.bundle),
         job.server,
@@ -67,7 +67,7 @@ def _session(job: Job, entry: Entry, pacer: Pacer) -> OffloadSession:
     )
 
 
-def _settle(job: Job, pacer: Pacer, sessions: Sessions, arrays: Arrays) -> None:
+def _settle(job: ExperimentJob, pacer: Pacer, sessions: Sessions, arrays: Arrays) -> None:
     """Find out, in turns, how long each part takes, and hold on to it: one device for all."""
     if pacer.slowdown > 1:
         took_s = [
@@ -78,7 +78,7 @@ def _settle(job: Job, pacer: Pacer, sessions: Sessions, arrays: Arrays) -> None:
         pacer.settle(job.whole_s / now_s if now_s else 1.0)
 
 
-def _rounds(job: Job, sessions: Sessions, arrays: Arrays) -> None:
+def _rounds(job: ExperimentJob, sessions: Sessions, arrays: Arrays) -> None:
     """Every bundle once a round, so that a noisy moment hits all alike."""
     began_s = time.monotonic()
     for number in range(job.repeats + 1):
@@ -99,10 +99,10 @@ def _run(
     answers: list[Array],
     expected: dict[str, Array],
     timeline: Timeline,
-) -> Run:
+) -> MeasuredRun:
     pairs = zip(answers, expected.values(), strict=True)
     worst = max((difference(wanted, found) for found, wanted in pairs), default=0.0)
-    return Run(label, number, latency_s, worst, timeline)
+    return MeasuredRun(label, number, latency_s, worst, timeline)
 
 
 def _say(value: dict[str, Any]) -> None:

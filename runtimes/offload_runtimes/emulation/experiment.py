@@ -16,11 +16,11 @@ from offload.planning.plan import Side
 from offload.scheduling.timeline import Timeline
 
 from offload_runtimes.emulation import host
-from offload_runtimes.emulation.namespaces import Argv, Layout
+from offload_runtimes.emulation.namespaces import Argv, TestbedNames
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class BundleEntry:
     """One bundle to run.
 
     Attributes:
@@ -37,7 +37,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class ExperimentJob:
     """Bundles to run in turn.
 
     Attributes:
@@ -53,7 +53,7 @@ class Job:
             that is slower for a while does not make the device slower.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[BundleEntry, ...]
     server: str
     repeats: int
     budget_s: float
@@ -68,16 +68,16 @@ class Job:
         return json.dumps({**asdict(self), "link": self.link.to_json() if self.link else None})
 
     @classmethod
-    def from_line(cls, line: str) -> "Job":
+    def from_line(cls, line: str) -> "ExperimentJob":
         """Read what `to_line` wrote."""
         value = json.loads(line)
-        entries = tuple(Entry(**entry) for entry in value.pop("entries"))
+        entries = tuple(BundleEntry(**entry) for entry in value.pop("entries"))
         link = value.pop("link")
         return cls(entries=entries, link=Link.from_json(link) if link else None, **value)
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class MeasuredRun:
     """One inference.
 
     Attributes:
@@ -106,12 +106,12 @@ class Run:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Run":
+    def from_json(cls, value: Mapping[str, Any]) -> "MeasuredRun":
         """Read what `to_json` wrote."""
         return cls(**{**value, "timeline": Timeline.from_json(value["timeline"])})
 
 
-class Place(Protocol):
+class Host(Protocol):
     """Where commands run and files are."""
 
     def command(self, argv: Sequence[str]) -> Argv:
@@ -122,7 +122,7 @@ class Place(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Here:
+class LocalHost:
     """This machine, as it is."""
 
     def command(self, argv: Sequence[str]) -> Argv:
@@ -135,10 +135,10 @@ class Here:
 
 
 @dataclass(frozen=True, slots=True)
-class Within:
+class NamespaceHost:
     """A side of a testbed on this machine."""
 
-    layout: Layout
+    layout: TestbedNames
     side: Side
 
     def command(self, argv: Sequence[str]) -> Argv:
@@ -151,7 +151,7 @@ class Within:
 
 
 @dataclass(frozen=True, slots=True)
-class Remote:
+class SshHost:
     """A host reached by SSH, with onnx-offload installed.
 
     Attributes:
@@ -198,7 +198,7 @@ _GRACE_S = 20.0
 
 
 @dataclass(frozen=True)
-class Rig:
+class HostPair:
     """Where the two sides run.
 
     Attributes:
@@ -210,15 +210,15 @@ class Rig:
         python: the interpreter on remote places.
     """
 
-    device: Place = field(default_factory=Here)
-    server: Place = field(default_factory=Here)
+    device: Host = field(default_factory=LocalHost)
+    server: Host = field(default_factory=LocalHost)
     listen: str = "127.0.0.1"
     port: int = 0
     slow: Callable[[int], None] | None = None
     python: str = sys.executable
 
 
-def run_job(rig: Rig, job: Job, bundles: Sequence[str]) -> Iterator[Run]:
+def run_job(rig: HostPair, job: ExperimentJob, bundles: Sequence[str]) -> Iterator[MeasuredRun]:
     """Serve bundles, run the job against them, give each run as it ends.
 
     Args:
@@ -241,7 +241,7 @@ def run_job(rig: Rig, job: Job, bundles: Sequence[str]) -> Iterator[Run]:
                 rig.slow(ready)
             _write(it, "go")
             for line in _lines(it, "device"):
-                yield Run.from_json(line)
+                yield MeasuredRun.from_json(line)
 
 
 @contextmanager

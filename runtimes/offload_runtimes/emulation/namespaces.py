@@ -24,7 +24,7 @@ _LINKS = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class TestbedNames:
     """Names and addresses of one testbed, all derived from its name.
 
     Attributes:
@@ -34,7 +34,7 @@ class Layout:
     name: str
 
     @classmethod
-    def of_process(cls, pid: int, started: int) -> "Layout":
+    def of_process(cls, pid: int, started: int) -> "TestbedNames":
         """The testbed of one process, known by its number and when it was started."""
         return cls(f"run-{pid}-{started}")
 
@@ -60,7 +60,7 @@ class Layout:
         return ".".join(str(number >> shift & 255) for shift in (24, 16, 8, 0))
 
 
-def up_commands(layout: Layout, link: Link) -> tuple[Argv, ...]:
+def up_commands(layout: TestbedNames, link: Link) -> tuple[Argv, ...]:
     """Make both namespaces, join them, and shape the link."""
     device, server = (layout.namespace(side) for side in Side)
     return (
@@ -76,7 +76,7 @@ def _end(namespace: str) -> Argv:
     return (INTERFACE, "netns", namespace)
 
 
-def _interface(layout: Layout, side: Side) -> tuple[Argv, ...]:
+def _interface(layout: TestbedNames, side: Side) -> tuple[Argv, ...]:
     within = ("ip", "-n", layout.namespace(side))
     return (
         (*within, "addr", "add", f"{layout.address(side)}/30", "dev", INTERFACE),
@@ -85,7 +85,7 @@ def _interface(layout: Layout, side: Side) -> tuple[Argv, ...]:
     )
 
 
-def shape_commands(layout: Layout, link: Link) -> tuple[Argv, ...]:
+def shape_commands(layout: TestbedNames, link: Link) -> tuple[Argv, ...]:
     """Give the link these rates, and its start-up time as a delay, each way."""
     ways = (
         (Side.DEVICE, link.up_bps, link.up_start_s),
@@ -94,7 +94,7 @@ def shape_commands(layout: Layout, link: Link) -> tuple[Argv, ...]:
     return tuple(command for way in ways for command in _shape(layout, *way))
 
 
-def _shape(layout: Layout, side: Side, rate_bps: float, start_s: float) -> tuple[Argv, ...]:
+def _shape(layout: TestbedNames, side: Side, rate_bps: float, start_s: float) -> tuple[Argv, ...]:
     change = ("tc", "-n", layout.namespace(side), "qdisc", "replace", "dev", INTERFACE)
     rate = (*change, "root", "handle", "1:", "tbf", "rate", f"{rate_bps:.0f}bit")
     commands: tuple[Argv, ...] = ((*rate, "burst", _BURST, "latency", _QUEUE),)
@@ -104,20 +104,24 @@ def _shape(layout: Layout, side: Side, rate_bps: float, start_s: float) -> tuple
     return commands
 
 
-def down_commands(layout: Layout, present: Iterable[str]) -> tuple[Argv, ...]:
+def down_commands(layout: TestbedNames, present: Iterable[str]) -> tuple[Argv, ...]:
     """Remove those of its namespaces that are there; the link goes with them."""
     there = set(present)
     spaces = (layout.namespace(side) for side in Side)
     return tuple(("ip", "netns", "del", space) for space in spaces if space in there)
 
 
-def layouts(names: Iterable[str]) -> tuple[Layout, ...]:
+def testbed_names(names: Iterable[str]) -> tuple[TestbedNames, ...]:
     """The testbeds that names of namespaces or control groups belong to, in order of name."""
     spaces = (_NAME.fullmatch(name) for name in names)
-    return tuple(Layout(name) for name in sorted({found["name"] for found in spaces if found}))
+    return tuple(
+        TestbedNames(name) for name in sorted({found["name"] for found in spaces if found})
+    )
 
 
-def leftovers(names: Iterable[str], started_of: Callable[[int], int | None]) -> tuple[Layout, ...]:
+def leftovers(
+    names: Iterable[str], started_of: Callable[[int], int | None]
+) -> tuple[TestbedNames, ...]:
     """Testbeds whose process is gone, or whose number is another process's by now.
 
     Args:
@@ -126,7 +130,7 @@ def leftovers(names: Iterable[str], started_of: Callable[[int], int | None]) -> 
     """
     return tuple(
         layout
-        for layout in layouts(names)
+        for layout in testbed_names(names)
         if layout.owner and started_of(layout.owner[0]) != layout.owner[1]
     )
 

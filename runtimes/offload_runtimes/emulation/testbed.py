@@ -16,24 +16,24 @@ from offload.planning.plan import Side
 from offload_runtimes.emulation import host
 from offload_runtimes.emulation.namespaces import (
     Argv,
-    Layout,
+    TestbedNames,
     down_commands,
-    layouts,
     leftovers,
     shape_commands,
+    testbed_names,
     up_commands,
 )
 
 
 @dataclass(frozen=True)
-class Bed:
+class Testbed:
     """Two namespaces joined by a shaped link.
 
     Attributes:
         layout: its names and addresses.
     """
 
-    layout: Layout
+    layout: TestbedNames
 
     def command(self, side: Side, argv: Sequence[str]) -> Argv:
         """The command that runs `argv` on a side."""
@@ -67,19 +67,19 @@ class Bed:
             host.run(command)
 
 
-def up(layout: Layout, link: Link) -> Bed:
+def up(layout: TestbedNames, link: Link) -> Testbed:
     """Make a testbed that stays until it is taken down.
 
     Raises:
         InputError: no root, a tool or a part of the kernel is missing, or the name is taken.
     """
     _check()
-    if layout in beds():
+    if layout in testbeds():
         raise InputError(
             f"a testbed named {layout.name!r} is up already: take it down with"
             f" `offload testbed down --name {layout.name}`, or choose another name"
         )
-    bed = Bed(layout)
+    bed = Testbed(layout)
     try:
         for command in up_commands(layout, link):
             host.run(command)
@@ -90,7 +90,7 @@ def up(layout: Layout, link: Link) -> Bed:
 
 
 @contextmanager
-def open_bed(link: Link) -> Iterator[Bed]:
+def open_testbed(link: Link) -> Iterator[Testbed]:
     """A testbed of this process: taken down at the end of the block, whatever ends it.
 
     What a killed process has left behind is removed first.
@@ -101,28 +101,28 @@ def open_bed(link: Link) -> Iterator[Bed]:
     _check()
     sweep()
     process = os.getpid()
-    bed = up(Layout.of_process(process, host.started_of(process) or 0), link)
+    bed = up(TestbedNames.of_process(process, host.started_of(process) or 0), link)
     try:
         yield bed
     finally:
         bed.down()
 
 
-def sweep() -> tuple[Layout, ...]:
+def sweep() -> tuple[TestbedNames, ...]:
     """Remove the testbeds of processes that are gone, and say which."""
     names = (*host.namespaces(), *(f"{group}-device" for group in host.groups()))
     gone = leftovers(names, host.started_of)
     for layout in gone:
-        Bed(layout).down()
+        Testbed(layout).down()
     return gone
 
 
-def beds() -> tuple[Layout, ...]:
+def testbeds() -> tuple[TestbedNames, ...]:
     """The testbeds of this machine that are up."""
-    return layouts(host.namespaces())
+    return testbed_names(host.namespaces())
 
 
-def named(name: str) -> Layout:
+def named(name: str) -> TestbedNames:
     """The layout of a testbed that a user named.
 
     Raises:
@@ -132,19 +132,19 @@ def named(name: str) -> Layout:
         raise InputError(
             f"testbed name {name!r} can't be used: take letters, digits and dashes, not run-..."
         )
-    return Layout(name)
+    return TestbedNames(name)
 
 
-def find(name: str) -> Bed:
+def find(name: str) -> Testbed:
     """A testbed that is up.
 
     Raises:
         InputError: there is none of that name.
     """
     layout = named(name)
-    if layout not in beds():
+    if layout not in testbeds():
         raise InputError(f"no testbed named {name!r} is up: make it with `offload testbed up`")
-    return Bed(layout)
+    return Testbed(layout)
 
 
 def _check() -> None:
@@ -161,10 +161,12 @@ def scratch() -> Iterator[Path]:
     """A folder of this process, removed at the end of the block; those of killed ones go first."""
     root, process = Path(tempfile.gettempdir()), os.getpid()
     for left in root.glob(f"{_PREFIX}*"):
-        owner = Layout(left.name.removeprefix(_PREFIX)).owner
+        owner = TestbedNames(left.name.removeprefix(_PREFIX)).owner
         if owner and host.started_of(owner[0]) != owner[1]:
             shutil.rmtree(left, ignore_errors=True)
-    folder = root / f"{_PREFIX}{Layout.of_process(process, host.started_of(process) or 0).name}"
+    folder = (
+        root / f"{_PREFIX}{TestbedNames.of_process(process, host.started_of(process) or 0).name}"
+    )
     folder.mkdir(mode=0o700, exist_ok=True)
     try:
         yield folder

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from offload.bundle.bundle import Value
+from offload.bundle.bundle import ModelValue
 from offload.errors import DeadlineError, InputError
 from offload.units import format_s
 
@@ -170,7 +170,7 @@ class Engine:
         made = self._session.run_with_ort_values(names, held, options)
         return [values.from_ort(value) for value in made]
 
-    def _beside_carried(self, value: Value) -> InputError:
+    def _beside_carried(self, value: ModelValue) -> InputError:
         carried = next(v for v in self.outputs if v.name in self._carried_outputs)
         return InputError(
             f"{self.name} has {value.name!r} ({value.type}) beside {carried.name!r}"
@@ -296,6 +296,6 @@ def first_line(error: Exception) -> str:
     return line.split(" : ", 3)[-1].strip() if line.startswith("[ONNXRuntimeError]") else line
 
 
-def _value(node: ort.NodeArg) -> Value:
+def _value(node: ort.NodeArg) -> ModelValue:
     # ORT gives the same empty list for a scalar and for a tensor of unknown rank.
-    return Value(node.name, node.type, tuple(node.shape) or None)
+    return ModelValue(node.name, node.type, tuple(node.shape) or None)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import onnxruntime as ort
-from offload.bundle.bundle import Value
+from offload.bundle.bundle import ModelValue
 from offload.errors import InputError
 from offload.files import temporary_folder
 
@@ -34,8 +34,8 @@ _FOLDED_BYTES = 1 << 20
 _ASYNCHRONOUS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 _WAITING = """
 import dataclasses, json, pathlib, pickle, sys
-from offload_runtimes.engine import inspect
-nodes = inspect._timed_nodes(*pickle.load(sys.stdin.buffer))
+from offload_runtimes.engine import profiling
+nodes = profiling._timed_nodes(*pickle.load(sys.stdin.buffer))
 pathlib.Path(sys.argv[1]).write_text(json.dumps([dataclasses.asdict(node) for node in nodes]))
 """
 
@@ -229,7 +229,7 @@ def optimize_to(model: str | Path | bytes, target: str | Path, *, fold_large: bo
         raise InputError(f"onnxruntime could not write {target}: choose another place")
 
 
-def tensor_types(model: str | Path | bytes) -> dict[str, Value]:
+def tensor_types(model: str | Path | bytes) -> dict[str, ModelValue]:
     """Type and shape of every input and output, as ORT infers them, by name.
 
     A tensor inside the graph is included when the model lists it as an output, for which its

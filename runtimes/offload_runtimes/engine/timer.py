@@ -11,13 +11,13 @@ _KEPT = 64
 
 
 @dataclass(order=True, slots=True)
-class _Entry:
+class _Timer:
     due_s: float
     number: int
     call: Callable[[], None] | None = field(compare=False)
 
 
-class Alarm:
+class TimerThread:
     """Calls short functions on a thread of its own when their time comes.
 
     Starting a thread for every deadline costs 0.1 ms; this thread is started once, with the
@@ -25,7 +25,7 @@ class Alarm:
     """
 
     def __init__(self) -> None:
-        self._entries: list[_Entry] = []
+        self._entries: list[_Timer] = []
         self._cancelled = 0
         self._numbers = itertools.count()
         self._lock = threading.RLock()
@@ -35,7 +35,7 @@ class Alarm:
     def at(self, due_s: float, call: Callable[[], None]) -> Callable[[], None]:
         """Call a function at a time; returns a function that cancels it if it hasn't begun."""
         with self._lock:
-            entry = _Entry(due_s, next(self._numbers), call)
+            entry = _Timer(due_s, next(self._numbers), call)
             heapq.heappush(self._entries, entry)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="alarm", daemon=True)
@@ -76,4 +76,4 @@ class Alarm:
             return heapq.heappop(self._entries).call
 
 
-ALARM = Alarm()
+ALARM = TimerThread()

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
-from offload.bundle.bundle import Value
+from offload.bundle.bundle import ModelValue
 from offload.errors import InputError
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -71,7 +71,7 @@ def is_carried(ort_type: str) -> bool:
     return ort_type[7:-1] in _CARRIED
 
 
-def as_feed(where: str, expected: Value, value: Any) -> Any:
+def as_feed(where: str, expected: ModelValue, value: Any) -> Any:
     """The value as ORT takes it for an input: an array, a list or a dict.
 
     An array of the right dtype is returned as it is. Numpy scalars and Python numbers become
@@ -97,7 +97,7 @@ def as_feed(where: str, expected: Value, value: Any) -> Any:
     if (found := _SEQUENCE.fullmatch(kind)) and not found[1].startswith("seq("):
         if not isinstance(value, list | tuple):
             raise _unfit(where, expected, value)
-        element = Value(expected.name, found[1], None)
+        element = ModelValue(expected.name, found[1], None)
         return [as_feed(where, element, one) for one in value]
     if found := _MAP.fullmatch(kind):
         key, entry = (str if of == "string" else Number for of in found.groups())
@@ -109,7 +109,7 @@ def as_feed(where: str, expected: Value, value: Any) -> Any:
     raise InputError(f"{where}: input {expected.name!r} is a {kind}: not supported")
 
 
-def _as_array(where: str, expected: Value, value: Any) -> Array:
+def _as_array(where: str, expected: ModelValue, value: Any) -> Array:
     dtype = DTYPES.get(expected.type)
     if isinstance(value, np.ndarray) and value.dtype == dtype:
         return value
@@ -132,7 +132,7 @@ def _as_array(where: str, expected: Value, value: Any) -> Array:
     raise _unfit(where, expected, value)
 
 
-def _as_text(where: str, expected: Value, value: Any) -> Array:
+def _as_text(where: str, expected: ModelValue, value: Any) -> Array:
     array = np.asarray(value) if isinstance(value, str | np.ndarray) else None
     if array is None or array.dtype.kind not in "UO":
         raise _unfit(where, expected, value)
@@ -161,7 +161,7 @@ def _carrier(array: Array, name: str) -> Array | None:
     return _signed(bits, dtype) if name.endswith("int4") else bits
 
 
-def _unfit(where: str, expected: Value, value: Any) -> InputError:
+def _unfit(where: str, expected: ModelValue, value: Any) -> InputError:
     wanted = expected.type
     if wanted.startswith("tensor("):
         word = "text" if wanted == TEXT else str(DTYPES.get(wanted, wanted))

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import numpy as np
 from offload.bundle.engine_input import EngineInput, bare_segments
-from offload.costs.encodings import Encoding, Form, encoding
+from offload.costs.encodings import Encoding, TensorFormat, encoding
 from offload.costs.quantization import Affine
 from offload.planning.plan import Plan, Side
 
@@ -111,7 +111,7 @@ _TOP = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Lossy:
+class LossyCrossing:
     """How one tensor crosses: the encoding, and its scale where it quantises."""
 
     encoding: Encoding
@@ -121,11 +121,11 @@ class Lossy:
         """The tensor as it arrives; NaN throughout where it must not cross so."""
         if self.encoding.is_lossless:
             return array
-        if self.encoding.form is Form.PLAIN:
+        if self.encoding.form is TensorFormat.PLAIN:
             tool, data = codec(self.encoding.codec), array.tobytes()
             back = tool.decode(tool.encode(data, array.shape), len(data), array.shape)
             return np.frombuffer(back, array.dtype).reshape(array.shape)
-        if self.encoding.form is Form.HALF:
+        if self.encoding.form is TensorFormat.HALF:
             with np.errstate(over="ignore"):
                 return array.astype(np.float16).astype(array.dtype)
         if self.affine is None or not np.isfinite(array).all():
@@ -158,7 +158,7 @@ class Effect:
 NO_EFFECT = Effect(0.0, 0.0, 1.0, 1.0, None)
 
 
-class Rehearsal:
+class AccuracyTrial:
     """A plan's segments without encodings, run on the calibration inputs.
 
     What the device makes is computed once; then the server's part is run for each choice of
@@ -211,13 +211,14 @@ class Rehearsal:
         """A tensor that crosses, for each input."""
         return [made[tensor] for made in self._made]
 
-    def planned(self) -> dict[str, Lossy]:
+    def planned(self) -> dict[str, LossyCrossing]:
         """How the plan's tensors cross."""
         return {
-            send.tensor: Lossy(encoding(send.encoding), send.affine) for send in self.plan.uploads
+            send.tensor: LossyCrossing(encoding(send.encoding), send.affine)
+            for send in self.plan.uploads
         }
 
-    def effect(self, choice: Mapping[str, Lossy]) -> Effect:
+    def effect(self, choice: Mapping[str, LossyCrossing]) -> Effect:
         """What a choice of encodings does; tensors that it does not name cross as they are."""
         found = []
         for made in self._made:
@@ -226,7 +227,7 @@ class Rehearsal:
         return self._compared(found)
 
     def unproven(
-        self, lossy: Mapping[str, Lossy], dependent: Container[str] | None = None
+        self, lossy: Mapping[str, LossyCrossing], dependent: Container[str] | None = None
     ) -> str | None:
         """Why unchanged outputs prove nothing here, as a part of a sentence; None: they do.
 
@@ -260,7 +261,7 @@ class Rehearsal:
             return any(not _equal(first, other) for other in others)
         return first.size == 1 or not bool(np.all(first == first.flat[0]))
 
-    def _moved_by_noise(self, lossy: Mapping[str, Lossy]) -> frozenset[str]:
+    def _moved_by_noise(self, lossy: Mapping[str, LossyCrossing]) -> frozenset[str]:
         """The outputs that change when the encoded tensors become noise of their own range."""
         rng = np.random.default_rng(0)
         moved: set[str] = set()

@@ -15,7 +15,7 @@ from offload.errors import InputError
 from offload.files import write_text
 
 
-class Measured(Protocol):
+class Cacheable(Protocol):
     """What can be kept."""
 
     def to_json(self) -> Mapping[str, Any]:
@@ -23,7 +23,7 @@ class Measured(Protocol):
 
 
 Array = np.ndarray[Any, np.dtype[Any]]
-T = TypeVar("T", bound=Measured)
+T = TypeVar("T", bound=Cacheable)
 
 
 def cache_folder() -> Path | None:
@@ -45,7 +45,7 @@ def feeds_digest(inputs: Iterable[Mapping[str, Array]]) -> str:
     return digest.hexdigest()
 
 
-def kept(
+def cached(
     name: Path,
     read: Callable[[Path], T],
     measure: Callable[[], T],

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from offload.bundle.bundle import Value
+from offload.bundle.bundle import ModelValue
 from offload.bundle.sample_inputs import ModelInputs, draw
 from offload.errors import InputError
 
@@ -40,7 +40,7 @@ def random_calibration(inputs: ModelInputs) -> Calibration:
     return Calibration(tuple(draw(inputs, seed) for seed in range(_RANDOM_INPUTS)), is_random=True)
 
 
-def read_calibration(path: Path, values: Sequence[Value]) -> Calibration:
+def read_calibration(path: Path, values: Sequence[ModelValue]) -> Calibration:
     """Inputs from an .npz file or a folder of pictures.
 
     An .npz holds an array for each input: one sample of the input's own shape, samples joined
@@ -92,11 +92,11 @@ def _labels(path: Path, found: Array | None) -> tuple[int, ...]:
     return tuple(int(label) for label in found)
 
 
-def _samples(path: Path, value: Value, arrays: Mapping[str, Array]) -> list[Array]:
+def _samples(path: Path, value: ModelValue, arrays: Mapping[str, Array]) -> list[Array]:
     """The samples of one input."""
     if value.name not in arrays:
         raise InputError(f"{path} lacks input {value.name!r}: give an array for each input")
-    array = as_feed(str(path), Value(value.name, value.type, None), arrays[value.name])
+    array = as_feed(str(path), ModelValue(value.name, value.type, None), arrays[value.name])
     shape = value.shape
     if shape is None:
         return [array]
@@ -116,7 +116,7 @@ def _samples(path: Path, value: Value, arrays: Mapping[str, Array]) -> list[Arra
     )
 
 
-def _ambiguous(path: Path, value: Value, array: Array) -> InputError:
+def _ambiguous(path: Path, value: ModelValue, array: Array) -> InputError:
     """Rows of an open first axis: a batch, or as many samples."""
     each = "x".join(map(str, (1, *array.shape[1:])))
     return InputError(

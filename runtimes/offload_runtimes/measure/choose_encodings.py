@@ -7,8 +7,15 @@ from itertools import chain
 
 from offload.bundle.engine_input import bare_inputs
 from offload.bundle.sample_inputs import inputs_of
-from offload.costs.encoding_table import Catalogue
-from offload.costs.encodings import ENCODINGS, LOSSLESS, Allowance, Encoding, Form, encoding
+from offload.costs.encoding_table import EncodingTable
+from offload.costs.encodings import (
+    ENCODINGS,
+    LOSSLESS,
+    Encoding,
+    EncodingPolicy,
+    TensorFormat,
+    encoding,
+)
 from offload.errors import InputError
 from offload.files import temporary_folder
 from offload.graph.load import Model
@@ -18,15 +25,15 @@ from offload.planning.plan import Plan, Side
 
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure import Progress
-from offload_runtimes.measure.accuracy import Effect, Lossy, Rehearsal
+from offload_runtimes.measure.accuracy import AccuracyTrial, Effect, LossyCrossing
 from offload_runtimes.measure.calibration import Calibration, random_calibration
-from offload_runtimes.measure.encoding_sizes import kept_catalogue
+from offload_runtimes.measure.encoding_sizes import cached_encodings
 
-Planner = Callable[[Catalogue | None], Plan]
+Planner = Callable[[EncodingTable | None], Plan]
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class RejectedEncoding:
     """An encoding that changed the outputs too much.
 
     Attributes:
@@ -43,7 +50,7 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
-class Unproven:
+class UntestedEncodings:
     """The calibration inputs do not show what lossy encodings do; `reason` says why."""
 
     reason: str
@@ -57,11 +64,17 @@ _FINDING = frozenset(("NonMaxSuppression", "NonZero", "Unique", "Compress"))
 # Refused at so many tensors, a form is given up for all: no split waits for ever.
 _REFUSALS = 3
 # From fine to coarse: what loses too much is not tried coarser.
-_FINENESS = (Form.HALF, Form.CHANNELS, Form.AFFINE, Form.SIX_BITS, Form.FOUR_BITS)
+_FINENESS = (
+    TensorFormat.HALF,
+    TensorFormat.CHANNELS,
+    TensorFormat.AFFINE,
+    TensorFormat.SIX_BITS,
+    TensorFormat.FOUR_BITS,
+)
 
 
 @dataclass
-class Chooser:
+class EncodingSelector:
     """Plans with encodings until the measured effect is within the allowance.
 
     Attributes:
@@ -78,13 +91,15 @@ class Chooser:
 
     model: Model
     graph: Graph
-    allowance: Allowance
+    allowance: EncodingPolicy
     options: EngineOptions
     types: Mapping[str, Tensor] = field(default_factory=dict)
     progress: Progress = lambda _: None
     again: bool = False
     calibration: Calibration | None = None
-    _seen: dict[object, Effect | Refusal | Unproven] = field(default_factory=dict, init=False)
+    _seen: dict[object, Effect | RejectedEncoding | UntestedEncodings] = field(
+        default_factory=dict, init=False
+    )
 
     def plan(self, planner: Planner) -> Plan:
         """The best plan that the allowance lets through; its reason says what was given up.
@@ -111,7 +126,7 @@ class Chooser:
         plan = self.within(planner, calibration, catalogue)
         return _saying(plan, _RANDOM) if calibration.is_random else plan
 
-    def lossless(self) -> Catalogue | None:
+    def lossless(self) -> EncodingTable | None:
         """Sizes under the lossless encodings allowed; None where raw is all there is, or is known.
 
         Raises:
@@ -127,9 +142,9 @@ class Chooser:
                 raise
             return None
 
-    def within(self, planner: Planner, calibration: Calibration, catalogue: Catalogue) -> Plan:
+    def within(self, planner: Planner, calibration: Calibration, catalogue: EncodingTable) -> Plan:
         """As `plan`, with calibration and catalogue at hand."""
-        refused: list[Refusal] = []
+        refused: list[RejectedEncoding] = []
         left = catalogue
         while True:
             plan = planner(left)
@@ -139,15 +154,15 @@ class Chooser:
             found = self._rehearsed(plan, lossy, calibration)
             if isinstance(found, Effect):
                 return _saying(plan, _kept(lossy, found))
-            if isinstance(found, Unproven):
+            if isinstance(found, UntestedEncodings):
                 kept = [e for e in self.allowance.encodings if e.is_lossless]
                 return _saying(planner(catalogue.allowing(kept)), _proves_nothing(found))
             refused.append(found)
             left = left.without(_banned(left, refused))
 
     def _rehearsed(
-        self, plan: Plan, lossy: Mapping[str, Lossy], calibration: Calibration
-    ) -> Effect | Refusal | Unproven:
+        self, plan: Plan, lossy: Mapping[str, LossyCrossing], calibration: Calibration
+    ) -> Effect | RejectedEncoding | UntestedEncodings:
         """The effect of a plan that is accepted; else what is refused of it. Once a program."""
         key = plan.program, frozenset(lossy.items())
         if key not in self._seen:
@@ -156,21 +171,21 @@ class Chooser:
         return self._seen[key]
 
     def _rehearse(
-        self, plan: Plan, lossy: Mapping[str, Lossy], calibration: Calibration
-    ) -> Effect | Refusal | Unproven:
+        self, plan: Plan, lossy: Mapping[str, LossyCrossing], calibration: Calibration
+    ) -> Effect | RejectedEncoding | UntestedEncodings:
         with temporary_folder() as folder:
             shown = judged_by(self.graph, plan)
             sources = bare_inputs(self.model, plan, folder, self.types, shown)
             names = tuple(chain.from_iterable(shown.values()))
             axes = varying_axes(self.model, self.graph, (*self.graph.outputs, *names))
-            rehearsal = Rehearsal(plan, sources, calibration, self.options, names, axes)
+            rehearsal = AccuracyTrial(plan, sources, calibration, self.options, names, axes)
             effect = rehearsal.effect(lossy)
             if self.accepts(effect):
                 reason = rehearsal.unproven(lossy, _computed_from(self.graph, lossy))
-                return effect if reason is None else Unproven(reason)
+                return effect if reason is None else UntestedEncodings(reason)
             tensor, worst = _worst(rehearsal, lossy)
             plain = rehearsal.effect({}).accuracy if effect.accuracy is not None else None
-            return Refusal(tensor, worst, effect, plain)
+            return RejectedEncoding(tensor, worst, effect, plain)
 
     def accepts(self, effect: Effect) -> bool:
         """Whether an effect is within the allowance."""
@@ -186,16 +201,16 @@ class Chooser:
         return tolerance is None or effect.worst <= tolerance
 
     @cached_property
-    def _known(self) -> tuple[Calibration, Catalogue]:
+    def _known(self) -> tuple[Calibration, EncodingTable]:
         """Inputs and what tensors take: the same for every plan."""
         calibration = self.calibration
         if calibration is None:
             calibration = random_calibration(inputs_of(self.model, self.graph))
         return calibration, self._catalogue(calibration)
 
-    def _catalogue(self, calibration: Calibration) -> Catalogue:
+    def _catalogue(self, calibration: Calibration) -> EncodingTable:
         allowed = LOSSLESS if calibration.is_random else self.allowance.encodings
-        return kept_catalogue(
+        return cached_encodings(
             self.model,
             self.graph,
             calibration,
@@ -206,7 +221,7 @@ class Chooser:
             again=self.again,
         )
 
-    def _gave_up(self, refused: list[Refusal]) -> str:
+    def _gave_up(self, refused: list[RejectedEncoding]) -> str:
         last, limits = refused[-1], []
         if self.allowance.tolerance is not None:
             limits.append(f"within {self.allowance.tolerance:g}")
@@ -281,12 +296,12 @@ def _is_float(tensor: Tensor) -> bool:
     return tensor.dtype in ("float", "float16", "bfloat16", "double")
 
 
-def _lossy(plan: Plan) -> dict[str, Lossy]:
-    found = {s.tensor: Lossy(encoding(s.encoding), s.affine) for s in plan.uploads}
+def _lossy(plan: Plan) -> dict[str, LossyCrossing]:
+    found = {s.tensor: LossyCrossing(encoding(s.encoding), s.affine) for s in plan.uploads}
     return {name: lossy for name, lossy in found.items() if not lossy.encoding.is_lossless}
 
 
-def _worst(rehearsal: Rehearsal, lossy: Mapping[str, Lossy]) -> tuple[str, Encoding]:
+def _worst(rehearsal: AccuracyTrial, lossy: Mapping[str, LossyCrossing]) -> tuple[str, Encoding]:
     """The tensor whose encoding alone changes the outputs most."""
     if len(lossy) > 1:
         name = max(lossy, key=lambda tensor: _badness(rehearsal.effect({tensor: lossy[tensor]})))
@@ -299,7 +314,7 @@ def _badness(effect: Effect) -> tuple[float, float]:
     return (0.0 if effect.accuracy is None else -effect.accuracy), effect.worst
 
 
-def _banned(catalogue: Catalogue, refused: list[Refusal]) -> set[tuple[str, Encoding]]:
+def _banned(catalogue: EncodingTable, refused: list[RejectedEncoding]) -> set[tuple[str, Encoding]]:
     """What must not be tried again: no less lossy at the same tensor, or anywhere."""
     worse = [_no_finer(refusal.encoding) for refusal in refused]
     everywhere = {each for tried in worse if worse.count(tried) >= _REFUSALS for each in tried}
@@ -311,13 +326,13 @@ def _banned(catalogue: Catalogue, refused: list[Refusal]) -> set[tuple[str, Enco
 
 def _no_finer(tried: Encoding) -> frozenset[Encoding]:
     """The encodings that lose no less."""
-    if tried.form is Form.PLAIN:
+    if tried.form is TensorFormat.PLAIN:
         return frozenset((tried,))
     coarser = _FINENESS[_FINENESS.index(tried.form) :]
     return frozenset(e for e in ENCODINGS.values() if e.form in coarser)
 
 
-def _kept(lossy: Mapping[str, Lossy], effect: Effect) -> str:
+def _kept(lossy: Mapping[str, LossyCrossing], effect: Effect) -> str:
     how = ", ".join(f"{tensor!r} as {each.encoding.name}" for tensor, each in lossy.items())
     right = f", {effect.accuracy:.2%} of the labels right" if effect.accuracy is not None else ""
     return (
@@ -326,7 +341,7 @@ def _kept(lossy: Mapping[str, Lossy], effect: Effect) -> str:
     )
 
 
-def _proves_nothing(found: Unproven) -> str:
+def _proves_nothing(found: UntestedEncodings) -> str:
     return (
         f"All is lossless: {found.reason}, so the calibration does not show what a lossy encoding"
         " changes; give inputs on which the model finds something, and different things."

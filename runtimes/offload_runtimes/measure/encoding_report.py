@@ -5,23 +5,23 @@ from dataclasses import dataclass
 import numpy as np
 from offload.bundle.bundle import Bundle
 from offload.bundle.engine_input import exposed_inputs
-from offload.costs.encoding_table import Encoded
+from offload.costs.encoding_table import EncodedSize
 from offload.costs.encodings import ENCODINGS, RAW, Encoding
 from offload.planning.plan import Send
 
 from offload_runtimes.engine import Array, EngineOptions
 from offload_runtimes.measure import Progress
-from offload_runtimes.measure.accuracy import Effect, Lossy, Rehearsal
+from offload_runtimes.measure.accuracy import AccuracyTrial, Effect, LossyCrossing
 from offload_runtimes.measure.calibration import Calibration
-from offload_runtimes.measure.encoding_sizes import Survey
+from offload_runtimes.measure.encoding_sizes import EncodingSurvey
 from offload_runtimes.protocol.codecs import has_pictures
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class EncodingRow:
     """One encoding of one tensor: its figures, and what it alone does to the outputs."""
 
-    measured: Encoded
+    measured: EncodedSize
     effect: Effect
 
 
@@ -43,10 +43,10 @@ class CutTensor:
     shape: tuple[int, ...]
     zeros: float
     raw_bytes: float
-    ways: tuple[Way, ...]
+    ways: tuple[EncodingRow, ...]
 
     @property
-    def used(self) -> Way | None:
+    def used(self) -> EncodingRow | None:
         """The way that the plan takes; None where it does not suit these inputs."""
         return next(
             (way for way in self.ways if way.measured.encoding.name == self.send.encoding), None
@@ -95,7 +95,7 @@ def encode_report(
         InputError: the model refuses an input.
     """
     progress("running the device's part")
-    rehearsal = Rehearsal(bundle.plan, exposed_inputs(bundle), calibration, options)
+    rehearsal = AccuracyTrial(bundle.plan, exposed_inputs(bundle), calibration, options)
     found = []
     for send in bundle.plan.uploads:
         progress(f"encoding {send.tensor}")
@@ -104,7 +104,7 @@ def encode_report(
     return EncodeReport(tuple(found), rehearsal.effect(planned), rehearsal.unproven(planned))
 
 
-def _tensor(send: Send, rehearsal: Rehearsal) -> CutTensor:
+def _tensor(send: Send, rehearsal: AccuracyTrial) -> CutTensor:
     arrays = rehearsal.crossing(send.tensor)
     return CutTensor(
         send,
@@ -112,7 +112,10 @@ def _tensor(send: Send, rehearsal: Rehearsal) -> CutTensor:
         arrays[0].shape,
         _zeros(arrays),
         float(np.mean([array.nbytes for array in arrays])),
-        tuple(Way(e, rehearsal.effect({send.tensor: lossy})) for e, lossy in _ways(send, arrays)),
+        tuple(
+            EncodingRow(e, rehearsal.effect({send.tensor: lossy}))
+            for e, lossy in _ways(send, arrays)
+        ),
     )
 
 
@@ -121,10 +124,10 @@ def _zeros(arrays: list[Array]) -> float:
     return sum(int(np.count_nonzero(array == 0)) for array in arrays) / count if count else 0.0
 
 
-def _ways(send: Send, arrays: list[Array]) -> list[tuple[Encoded, Lossy]]:
+def _ways(send: Send, arrays: list[Array]) -> list[tuple[EncodedSize, LossyCrossing]]:
     """Every encoding that suits; the plan's own scale for the one it uses."""
     suitable = (e for e in ENCODINGS.values() if has_pictures() or not e.is_picture)
-    survey = Survey.of(tuple(suitable))
+    survey = EncodingSurvey.of(tuple(suitable))
     for array in arrays:
         survey.bound({send.tensor: array})
     for array in arrays:
@@ -133,7 +136,7 @@ def _ways(send: Send, arrays: list[Array]) -> list[tuple[Encoded, Lossy]]:
     return [(entry, _lossy(send, entry.encoding, entry)) for entry in found]
 
 
-def _lossy(send: Send, encoding: Encoding, entry: Encoded) -> Lossy:
+def _lossy(send: Send, encoding: Encoding, entry: EncodedSize) -> LossyCrossing:
     if encoding is RAW or encoding.name != send.encoding:
-        return Lossy(encoding, entry.affine)
-    return Lossy(encoding, send.affine)
+        return LossyCrossing(encoding, entry.affine)
+    return LossyCrossing(encoding, send.affine)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from offload.bundle.boundary_ops import passage
+from offload.bundle.boundary_ops import identity_model
 from offload.bundle.engine_input import whole_input
-from offload.costs.encoding_table import HALF_LIMIT, Catalogue, Encoded
-from offload.costs.encodings import ENCODINGS, RAW, Encoding, Form
+from offload.costs.encoding_table import HALF_LIMIT, EncodedSize, EncodingTable
+from offload.costs.encodings import ENCODINGS, RAW, Encoding, TensorFormat
 from offload.costs.quantization import Affine, Bounds
 from offload.errors import InputError
 from offload.graph.load import Model
@@ -21,7 +21,7 @@ from offload.records import read_object
 
 from offload_runtimes.engine import Array, EngineOptions, load
 from offload_runtimes.measure import Progress
-from offload_runtimes.measure.cache import feeds_digest, kept
+from offload_runtimes.measure.cache import cached, feeds_digest
 from offload_runtimes.measure.calibration import Calibration
 from offload_runtimes.measure.inner_tensors import inner_tensors
 from offload_runtimes.measure.profile import machine_name
@@ -33,7 +33,7 @@ _WHOLE_RUNS = 3
 _REFERENCE_SHAPE = (1, 16, 128, 128)  # 1 MiB of float
 
 
-def catalogue_of(
+def measure_encodings(
     model: Model,
     graph: Graph,
     calibration: Calibration,
@@ -41,7 +41,7 @@ def catalogue_of(
     options: EngineOptions,
     types: Mapping[str, Tensor] | None = None,
     progress: Progress = lambda _: None,
-) -> Catalogue:
+) -> EncodingTable:
     """Run the model on the calibration inputs and encode all that could cross.
 
     Whole numbers and truth values are only compressed; so is what was not finite, or constant
@@ -64,8 +64,8 @@ def catalogue_of(
     if any(encoding.is_picture for encoding in wanted) and not has_pictures():
         raise InputError("png and jpeg need Pillow: pip install 'pillow>=10.1'")
     names = [n for n in (*graph.inputs, *graph.producer) if _may_change(graph.tensors[n])]
-    survey = Survey.of(wanted)
-    if any(encoding.form is not Form.PLAIN for encoding in wanted):
+    survey = EncodingSurvey.of(wanted)
+    if any(encoding.form is not TensorFormat.PLAIN for encoding in wanted):
         progress("finding the range of every tensor")
         for values in _values(model, graph, names, calibration, options, types or {}):
             survey.bound(values)
@@ -74,7 +74,7 @@ def catalogue_of(
         for values in _values(model, graph, names, calibration, options, types or {}):
             survey.encode(values)
     whole_s = _whole_s(model, calibration, options)
-    return Catalogue(survey.entries(), reference_s(), whole_s, len(calibration.feeds))
+    return EncodingTable(survey.entries(), reference_s(), whole_s, len(calibration.feeds))
 
 
 def _may_change(tensor: Tensor) -> bool:
@@ -107,7 +107,7 @@ def _values(
 
 
 @dataclass
-class _Seen:
+class _EncodingSamples:
     """One tensor under one encoding so far."""
 
     sizes: list[int] = field(default_factory=list)
@@ -116,7 +116,7 @@ class _Seen:
 
 
 @dataclass
-class Survey:
+class EncodingSurvey:
     """What was seen of all tensors.
 
     Attributes:
@@ -125,12 +125,12 @@ class Survey:
     """
 
     wanted: Sequence[Encoding]
-    seconds: Mapping[Form, tuple[float, float]]
+    seconds: Mapping[TensorFormat, tuple[float, float]]
     bounds: dict[str, Bounds] = field(default_factory=dict)
-    seen: dict[tuple[str, str], _Seen] = field(default_factory=dict)
+    seen: dict[tuple[str, str], _EncodingSamples] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, wanted: Sequence[Encoding]) -> "Survey":
+    def of(cls, wanted: Sequence[Encoding]) -> "EncodingSurvey":
         """An empty one; times the forms' nodes."""
         forms = dict.fromkeys(encoding.form for encoding in wanted)
         return cls(wanted, {form: form_seconds(form) for form in forms})
@@ -151,13 +151,13 @@ class Survey:
                 if changed is not None:
                     self._compress(name, form, array.nbytes, np.ascontiguousarray(changed))
 
-    def _compress(self, name: str, form: Form, raw_bytes: int, changed: Array) -> None:
+    def _compress(self, name: str, form: TensorFormat, raw_bytes: int, changed: Array) -> None:
         data = changed.reshape(-1).view(np.uint8).data
         costs = [seconds * raw_bytes for seconds in self.seconds[form]]
         for encoding in (e for e in self.wanted if e.form is form):
             if not suits(encoding.codec, changed.dtype.name, changed.shape):
                 continue
-            seen = self.seen.setdefault((name, encoding.name), _Seen())
+            seen = self.seen.setdefault((name, encoding.name), _EncodingSamples())
             # One thread's own time: what else the machine does is not the encoding's cost.
             tool, start_s = codec(encoding.codec), time.thread_time()
             packed = tool.encode(data, changed.shape)
@@ -169,13 +169,13 @@ class Survey:
             seen.encode_s.append(costs[0] + packed_s - start_s)
             seen.decode_s.append(costs[1] + end_s - packed_s)
 
-    def entries(self) -> dict[str, tuple[Encoded, ...]]:
+    def entries(self) -> dict[str, tuple[EncodedSize, ...]]:
         """By tensor, its encodings."""
-        found: dict[str, list[Encoded]] = {}
+        found: dict[str, list[EncodedSize]] = {}
         for (name, key), seen in self.seen.items():
             encoding = ENCODINGS[key]
             found.setdefault(name, []).append(
-                Encoded(
+                EncodedSize(
                     encoding,
                     round(statistics.fmean(seen.sizes)),
                     round(float(np.quantile(seen.sizes, 0.95))),
@@ -187,32 +187,34 @@ class Survey:
         return {name: tuple(each) for name, each in found.items()}
 
 
-def affine_for(form: Form, bounds: Bounds | None) -> Affine | None:
+def affine_for(form: TensorFormat, bounds: Bounds | None) -> Affine | None:
     """Scale and zero point of a form; None where it needs none, or the values allow none."""
     return bounds.affine(form) if form.quantises and bounds else None
 
 
-def changed_to(form: Form, array: Array, bounds: Bounds | None) -> Array | None:
+def changed_to(form: TensorFormat, array: Array, bounds: Bounds | None) -> Array | None:
     """A tensor in a form; None where it doesn't suit: not float, not finite, out of range."""
-    if form is Form.PLAIN:
+    if form is TensorFormat.PLAIN:
         return array
     if array.dtype != np.float32 or bounds is None or not array.size:
         return None
-    if form is Form.HALF:
+    if form is TensorFormat.HALF:
         return array.astype(np.float16) if bounds.magnitude <= HALF_LIMIT else None
     affine = affine_for(form, bounds)
     return None if affine is None else affine.quantised(array)
 
 
-def form_seconds(form: Form) -> tuple[float, float]:
+def form_seconds(form: TensorFormat) -> tuple[float, float]:
     """Seconds per byte of float that a form's nodes take here: to encode, to decode."""
-    if form is Form.PLAIN:
+    if form is TensorFormat.PLAIN:
         return 0.0, 0.0
-    count = _REFERENCE_SHAPE[1] if form is Form.CHANNELS else 1
+    count = _REFERENCE_SHAPE[1] if form is TensorFormat.CHANNELS else 1
     affine = Affine((0.01,) * count, (0,) * count) if form.quantises else None
     name = next(each.name for each in ENCODINGS.values() if each.form is form)
     send = Send("t", None, name, affine=affine)
-    engine = load(passage(send, _REFERENCE_SHAPE).SerializeToString(), EngineOptions(threads=1))
+    engine = load(
+        identity_model(send, _REFERENCE_SHAPE).SerializeToString(), EngineOptions(threads=1)
+    )
     feeds = {"t": np.random.default_rng(0).random(_REFERENCE_SHAPE, np.float32)}
     first = [name for name in (send.wire, send.guard) if name is not None]
     encode_s = _best_s(lambda: engine.run(first, feeds))
@@ -230,7 +232,7 @@ def _best_s(call: Callable[[], object]) -> float:
     return min(found)
 
 
-def kept_catalogue(
+def cached_encodings(
     model: Model,
     graph: Graph,
     calibration: Calibration,
@@ -240,25 +242,25 @@ def kept_catalogue(
     progress: Progress = lambda _: None,
     *,
     again: bool = False,
-) -> Catalogue:
+) -> EncodingTable:
     """As `catalogue_of`, measured once for a model, its calibration, encodings and this machine.
 
     With `again` it is measured even when a catalogue is there.
     """
     wanted = tuple(allowed)
 
-    def measured() -> Catalogue:
-        return catalogue_of(model, graph, calibration, wanted, options, types, progress)
+    def measured() -> EncodingTable:
+        return measure_encodings(model, graph, calibration, wanted, options, types, progress)
 
-    path = catalogue_path(graph, calibration, wanted, options)
-    return kept(path, _read, measured, again=again, progress=progress)
-
-
-def _read(path: Path) -> Catalogue:
-    return Catalogue.from_json(read_object(path, "catalogue", "offload split --again"))
+    path = encodings_cache_path(graph, calibration, wanted, options)
+    return cached(path, _read, measured, again=again, progress=progress)
 
 
-def catalogue_path(
+def _read(path: Path) -> EncodingTable:
+    return EncodingTable.from_json(read_object(path, "catalogue", "offload split --again"))
+
+
+def encodings_cache_path(
     graph: Graph, calibration: Calibration, allowed: Iterable[Encoding], options: EngineOptions
 ) -> Path:
     """The cache's file for a catalogue: one a model, calibration, set of encodings and machine."""

@@ -21,7 +21,7 @@ from offload_runtimes.measure.accuracy import change
 
 
 @dataclass(frozen=True)
-class Trial:
+class PlanTrial:
     """What one plan did.
 
     Attributes:
@@ -52,7 +52,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Bench:
+class MachinePair:
     """The machine pair that plans are tried on.
 
     Attributes:
@@ -75,12 +75,12 @@ class Bench:
 
 
 def try_plans(
-    bench: Bench,
+    bench: MachinePair,
     plans: Mapping[str, Plan],
     repeats: int = 5,
     progress: Progress = lambda _: None,
     more: Sequence[str] = (),
-) -> tuple[Trial, ...]:
+) -> tuple[PlanTrial, ...]:
     """Run every plan, repeats interleaved so that a noisy moment hits all alike.
 
     Args:
@@ -121,7 +121,7 @@ def try_plans(
     return tuple(_trial(label, plan, found[label][1:], whole) for label, plan in plans.items())
 
 
-def _whole(bench: Bench) -> dict[str, Array]:
+def _whole(bench: MachinePair) -> dict[str, Array]:
     engine = load_once(whole_input(bench.model), bench.options)
     outputs = engine.run(None, bench.feeds)
     return {value.name: output for value, output in zip(engine.outputs, outputs, strict=True)}
@@ -132,13 +132,13 @@ def _trial(
     plan: Plan,
     runs: Sequence[tuple[dict[str, Array], Timeline]],
     whole: Mapping[str, Array],
-) -> Trial:
+) -> PlanTrial:
     seconds = tuple(timeline.makespan_s for _, timeline in runs)
     middle = statistics.median(seconds)
     _, timeline = min(runs, key=lambda run: abs(run[1].makespan_s - middle))
     outputs = runs[-1][0]
     worst = max((change(array, outputs[name])[0] for name, array in whole.items()), default=0.0)
-    return Trial(label, plan, seconds, timeline, outputs, worst)
+    return PlanTrial(label, plan, seconds, timeline, outputs, worst)
 
 
 def _file_name(label: str) -> str:

@@ -120,7 +120,7 @@ def _asking(connector: GrpcConnector, timeout_s: float, link: LinkCost | None) -
     inbox: Answers = queue.SimpleQueue()
     up, down = (Pipe(link.upload_s), Pipe(link.download_s)) if link else (None, None)
     stream = connector.open(PROBE, _outgoing(outbox, up), timeout_s)
-    stream.deliver(OwnThread(_Inbox(inbox, down)) if link else _Inbox(inbox, None))
+    stream.deliver(OwnThread(_ProbeAnswers(inbox, down)) if link else _ProbeAnswers(inbox, None))
 
     def ask(message: bytes, answer_timeout_s: float) -> None:
         outbox.put(message)
@@ -150,7 +150,7 @@ def _outgoing(outbox: Mailbox, pipe: Pipe | None) -> Iterator[bytes]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Inbox:
+class _ProbeAnswers:
     """Takes answers, and last the reason why no more will come."""
 
     answers: Answers

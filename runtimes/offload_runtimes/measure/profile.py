@@ -13,11 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from offload.bundle.boundary_ops import passage
+from offload.bundle.boundary_ops import identity_model
 from offload.bundle.engine_input import EngineInput, part_input, whole_input
 from offload.bundle.sample_inputs import ModelInputs, draw, inputs_of
 from offload.bundle.subgraph import part_of
-from offload.costs.encodings import Form
+from offload.costs.encodings import TensorFormat
 from offload.costs.profile import RANDOM_SIZES, LayerCost, Profile, load_profile
 from offload.errors import InputError, OffloadError
 from offload.files import temporary_folder
@@ -42,7 +42,7 @@ from offload_runtimes.engine import (
 from offload_runtimes.engine.profiling import optimize_to, profile_nodes
 from offload_runtimes.engine.values import Array
 from offload_runtimes.measure import Progress
-from offload_runtimes.measure.cache import feeds_digest, kept
+from offload_runtimes.measure.cache import cached, feeds_digest
 from offload_runtimes.measure.calibrate import calibrated, divided, pieces, remarks, time_in_turns
 from offload_runtimes.measure.inner_tensors import measured_sizes, shapes_by_running
 from offload_runtimes.measure.verify import missing_types
@@ -72,7 +72,9 @@ def client_bytes(threads: int | None = None) -> int | None:
     """
     from offload_runtimes.server import Server  # here: planning starts without gRPC
 
-    model = passage(Send("t", None, Form.HALF.value), _TINY_SHAPE).SerializeToString()
+    model = identity_model(
+        Send("t", None, TensorFormat.HALF.value), _TINY_SHAPE
+    ).SerializeToString()
     try:
         with Server([]) as server:
             command = [sys.executable, "-c", _CLIENT, server.address, str(threads or 0)]
@@ -103,7 +105,7 @@ _SMALL_SIZE = 64
 
 
 @dataclass(frozen=True)
-class Subject:
+class OptimizedModel:
     """A model ready to be measured: its layers as the engine fuses them.
 
     Attributes:
@@ -125,10 +127,10 @@ class Subject:
 
     def broken_at(self, tensors: Iterable[str]) -> Graph:
         """The layers with those broken up that the engine fuses across given tensors."""
-        kept = surviving_tensors(self.model, self.kernels) | frozenset(tensors)
-        return read_graph(self.model, surviving=kept, types=self.types, counted=self.counted)
+        cached = surviving_tensors(self.model, self.kernels) | frozenset(tensors)
+        return read_graph(self.model, surviving=cached, types=self.types, counted=self.counted)
 
-    def counted_on(self, feeds: Mapping[str, Array]) -> "Subject":
+    def counted_on(self, feeds: Mapping[str, Array]) -> "OptimizedModel":
         """The same layers, their work counted as one input makes it.
 
         Sizes that depend on data, and the branches and steps that small inputs choose, are those
@@ -176,15 +178,15 @@ def read_fused(
         InputError: the engine refuses the model, or `shapes` does not fit it.
     """
     with temporary_folder() as folder:
-        return subject_of(model, folder, shapes, keep).graph
+        return optimized_model(model, folder, shapes, keep).graph
 
 
-def subject_of(
+def optimized_model(
     model: Model,
     folder: Path,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     keep: frozenset[str] = frozenset(),
-) -> Subject:
+) -> OptimizedModel:
     """Let the engine optimise a model into a folder and read its layers from the result.
 
     Raises:
@@ -200,7 +202,7 @@ def subject_of(
     if found:
         types = infer_types(model.proto, model.wiring, model.weights, shapes, found)
         graph = read_graph(model, shapes, surviving, types)
-    return Subject(model, graph, kernels, optimized, types)
+    return OptimizedModel(model, graph, kernels, optimized, types)
 
 
 def _found_by_running(model: Model, graph: Graph, types: Types) -> dict[str, Tensor]:
@@ -229,7 +231,7 @@ def _optimized(
 
 
 def measure(
-    subject: Subject,
+    subject: OptimizedModel,
     options: EngineOptions,
     *,
     feeds: Mapping[str, Array] | None = None,
@@ -289,7 +291,7 @@ def measure(
 
 
 def _time_parts(
-    subject: Subject,
+    subject: OptimizedModel,
     options: EngineOptions,
     feeds: Mapping[str, Array],
     ranges: Sequence[range],
@@ -313,7 +315,7 @@ def _time_parts(
 
 
 def _share(
-    subject: Subject,
+    subject: OptimizedModel,
     options: EngineOptions,
     feeds: Mapping[str, Array],
     runs: int,
@@ -351,7 +353,7 @@ def _share(
 
 def _add_kernels(
     seconds: list[float],
-    subject: Subject,
+    subject: OptimizedModel,
     optimized: EngineInput,
     kernels: tuple[Kernel, ...],
     feeds: Mapping[str, Array],
@@ -386,7 +388,7 @@ def machine_name() -> str:
 
 
 def cached_profile(
-    subject: Subject,
+    subject: OptimizedModel,
     options: EngineOptions,
     *,
     again: bool = False,
@@ -429,7 +431,7 @@ def cached_profile(
         return drift(known.whole_s, statistics.median(times))
 
     path = cache_path(subject.graph, options, [*([feeds] if feeds else []), *samples])
-    return kept(path, read, measured, again=again, progress=progress, outdated=outdated)
+    return cached(path, read, measured, again=again, progress=progress, outdated=outdated)
 
 
 def drift(kept_s: float, now_s: float) -> str:

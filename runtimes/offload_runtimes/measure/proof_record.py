@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from offload.bundle.bundle import Bundle
-from offload.bundle.compare import Freedom, gap
+from offload.bundle.compare import Tolerances, gap
 from offload.bundle.engine_input import whole_input
 from offload.bundle.sample_inputs import GivenInputs, inputs_of, sample
 from offload.bundle.verify import Runner
@@ -27,7 +27,7 @@ from offload_runtimes.measure.proof_replay import (
     ARRAYS,
     TOLERANCE,
     Proof,
-    Repeated,
+    ProofRun,
     SegmentProof,
     each_once,
     is_numbers,
@@ -45,7 +45,7 @@ _MOST_ALLOWED = 0.1
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ProofRecord:
     """What was found when the bundle was made.
 
     Attributes:
@@ -74,7 +74,7 @@ class Evidence:
         return {"format": PROOF_FORMAT, **asdict(self), "cut": list(self.cut)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Evidence":
+    def from_json(cls, value: Mapping[str, Any]) -> "ProofRecord":
         """Read what `to_json` wrote.
 
         Raises:
@@ -121,7 +121,7 @@ def prove(
     proofs = of_numbers(each_once(proof for found in tried for proof in found.proofs))
     if not proofs:
         return ()  # text, sequences and maps have no place in an .npz
-    evidence = Evidence(
+    evidence = ProofRecord(
         model=model.digest,
         cut=tuple(dict.fromkeys(send.tensor for plan in bundle.plans for send in plan.uploads)),
         opset={entry.domain or "ai.onnx": entry.version for entry in model.proto.opset_import},
@@ -149,7 +149,7 @@ def _sample(
 
 
 @dataclass(frozen=True, slots=True)
-class _Tried:
+class _PlanProof:
     """One plan against the whole model: its parts' proofs, and how far they were off."""
 
     proofs: tuple[SegmentProof, ...]
@@ -160,11 +160,11 @@ class _Tried:
 
 def _try(
     model: Model, bundle: Bundle, feeds: Mapping[str, Any], whole: Sequence[Mapping[str, Any]]
-) -> _Tried:
+) -> _PlanProof:
     """Run a bundle of one plan; `whole` are the answers without and with optimisations."""
     proofs = tuple(run_segments(bundle, feeds, EngineOptions(optimize=False)))
     made, fast = made_by(proofs), made_by(tuple(run_segments(bundle, feeds, EngineOptions())))
-    return _Tried(
+    return _PlanProof(
         proofs,
         _compare(model, bundle, whole[0], made, None),
         _compare(model, bundle, whole[1], fast, whole[0]),
@@ -172,7 +172,7 @@ def _try(
     )
 
 
-def repeat(bundle: Bundle, options: EngineOptions) -> Repeated:
+def repeat(bundle: Bundle, options: EngineOptions) -> ProofRun:
     """Run the segments that are here once more, without and with the engine's optimisations.
 
     Returns:
@@ -195,14 +195,14 @@ def repeat(bundle: Bundle, options: EngineOptions) -> Repeated:
     return replace(worse, equal=plain.equal)
 
 
-def read_evidence(bundle: Bundle) -> Evidence:
+def read_proof_record(bundle: Bundle) -> ProofRecord:
     """What a bundle's `proof.json` says.
 
     Raises:
         BundleError: there is none, or it is damaged.
     """
     try:
-        return Evidence.from_json(json.loads((bundle.path / PROOF).read_text()))
+        return ProofRecord.from_json(json.loads((bundle.path / PROOF).read_text()))
     except (OSError, ValueError) as error:
         raise BundleError(
             f"{bundle.path / PROOF} is missing or damaged: make the bundle again"
@@ -246,7 +246,7 @@ def _compare(
     plain: Mapping[str, Any] | None,
 ) -> float:
     """Largest gap of an output; `plain` is the whole without optimisations, None if it is."""
-    freedom, worst = Freedom.of(model), 0.0
+    freedom, worst = Tolerances.of(model), 0.0
     loses = any(send.wire != send.tensor for send in bundle.plan.uploads)
     for value in bundle.outputs:
         if value.name not in made:

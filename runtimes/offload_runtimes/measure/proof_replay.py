@@ -64,7 +64,7 @@ class Proof:
 
 
 @dataclass(frozen=True, slots=True)
-class Repeated:
+class ProofRun:
     """What repeating a proof found.
 
     Attributes:
@@ -195,7 +195,7 @@ def _run(bundle: Bundle, segment: Segment, inputs: Tensors, options: EngineOptio
     return dict(zip(segment.outputs, arrays, strict=True))
 
 
-def repeat_proof(bundle: Bundle, proof: Proof, options: EngineOptions) -> Repeated:
+def repeat_proof(bundle: Bundle, proof: Proof, options: EngineOptions) -> ProofRun:
     """Run proofs on this machine.
 
     Raises:
@@ -216,7 +216,7 @@ def repeat_proof(bundle: Bundle, proof: Proof, options: EngineOptions) -> Repeat
             apart.append((off / limit, off, name, limit))
             equal += want.tobytes() == found[name].tobytes()
     _, worst, tensor, allowed = max(apart, default=(0.0, 0.0, "", proof.allowed))
-    return Repeated(
+    return ProofRun(
         len(proof.segments),
         len(apart),
         equal,

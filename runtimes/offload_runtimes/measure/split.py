@@ -8,8 +8,8 @@ from pathlib import Path
 from offload.bundle.bundle import Bundle
 from offload.bundle.sample_inputs import open_sizes_sentence
 from offload.bundle.write import check_types, signature, write_plans
-from offload.costs.encoding_table import Catalogue
-from offload.costs.encodings import Allowance
+from offload.costs.encoding_table import EncodingTable
+from offload.costs.encodings import EncodingPolicy
 from offload.costs.link import Link
 from offload.costs.profile import Profile, estimate_profile, load_profile, uncounted
 from offload.errors import InputError
@@ -17,19 +17,19 @@ from offload.files import temporary_folder
 from offload.graph.cut_names import cut_names
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph, Tensor
-from offload.planning.constraints import Objective, Wish, demand_of
+from offload.planning.constraints import Objective, PlanRequest, constraints_of
 from offload.planning.cut import Cut, cut_at_names
 from offload.planning.plan import Plan
-from offload.planning.plan_set import Ranged, plans_over
+from offload.planning.plan_set import PlanSet, plans_over
 from offload.planning.planner import make_plan
-from offload.planning.scheme import Scheme, Situation
+from offload.planning.scheme import PlanningProblem, Scheme
 
 from offload_runtimes.engine import Array, EngineOptions
 from offload_runtimes.measure import Progress
 from offload_runtimes.measure.calibration import Calibration, read_calibration
-from offload_runtimes.measure.choose_encodings import Chooser
+from offload_runtimes.measure.choose_encodings import EncodingSelector
 from offload_runtimes.measure.inner_tensors import measured_sizes
-from offload_runtimes.measure.profile import Subject, cached_profile, subject_of
+from offload_runtimes.measure.profile import OptimizedModel, cached_profile, optimized_model
 from offload_runtimes.measure.proof_record import prove
 from offload_runtimes.measure.verify import missing_types
 
@@ -56,7 +56,7 @@ class SplitRequest:
         slowdown: factor on the device's seconds; 1 for a device as profiled.
         shapes: sizes of inputs with dynamic dimensions.
         solver: the scheduler that orders the device's layers.
-        wish: the objective and the limits.
+        plan_request: the objective and the limits.
         options: how onnxruntime runs while profiling here.
         allowance: the encodings that tensors may have on their way.
         again: whether what is known of this machine is measured again.
@@ -71,9 +71,9 @@ class SplitRequest:
     slowdown: float = 1.0
     shapes: Mapping[str, tuple[int, ...]] | None = None
     solver: str = "optimal"
-    wish: Wish = field(default_factory=Wish)
+    plan_request: PlanRequest = field(default_factory=PlanRequest)
     options: EngineOptions = field(default_factory=EngineOptions)
-    allowance: Allowance = field(default_factory=Allowance)
+    allowance: EncodingPolicy = field(default_factory=EncodingPolicy)
     links: tuple[Link, ...] = ()
     worth: float = 0.05
     again: bool = False
@@ -85,7 +85,7 @@ class SplitRequest:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PlanningInputs:
     """All that planning needs.
 
     Attributes:
@@ -111,22 +111,22 @@ class Prepared:
         self,
         link: Link | None = None,
         slowdown: float = 1.0,
-        catalogue: Catalogue | None = None,
-    ) -> Situation:
+        catalogue: EncodingTable | None = None,
+    ) -> PlanningProblem:
         """The situation on the request's link or another, the device slowed down further.
 
         `catalogue` holds the encodings to choose from; None: all cross raw.
 
         Raises:
-            InputError: a profile is of another model, or the wish does not fit the model.
+            InputError: a profile is of another model, or the plan_request does not fit the model.
         """
         device = self.device.scaled(slowdown) if slowdown != 1 else self.device
-        demand = demand_of(self.request.wish, self.graph)
+        demand = constraints_of(self.request.plan_request, self.graph)
         chosen = link or self.request.link
-        return Situation.of(self.graph, device, self.server, chosen, demand, catalogue)
+        return PlanningProblem.of(self.graph, device, self.server, chosen, demand, catalogue)
 
 
-def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> Prepared:
+def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> PlanningInputs:
     """Read the model and its profiles; what isn't in a file is measured here.
 
     Sizes that depend on data are measured on the calibration inputs where there are any, whatever
@@ -143,7 +143,7 @@ def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> Prepa
     progress(f"reading {request.model}")
     model = load_model(request.model)
     with temporary_folder() as folder:
-        subject = subject_of(model, folder, request.shapes)
+        subject = optimized_model(model, folder, request.shapes)
         unknown = open_sizes_sentence(subject.inputs.values)
         if unknown and not request.is_given:
             raise InputError(unknown)
@@ -175,7 +175,7 @@ def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> Prepa
     device, server = (each.refined(subject.graph, graph) for each in (device, server))
     slower = device.scaled(request.slowdown) if request.slowdown != 1 else device
     known = {name: size.mean_bytes for name, size in {**server.sizes, **device.sizes}.items()}
-    return Prepared(model, graph.sized(known), slower, server, request, calibration, unknown)
+    return PlanningInputs(model, graph.sized(known), slower, server, request, calibration, unknown)
 
 
 def _check_counted(graph: Graph, request: SplitRequest) -> None:
@@ -190,7 +190,7 @@ def _check_counted(graph: Graph, request: SplitRequest) -> None:
 
 def _profile(
     source: Path | float | None,
-    subject: Subject,
+    subject: OptimizedModel,
     request: SplitRequest,
     samples: Sequence[Mapping[str, Array]],
     progress: Progress,
@@ -224,7 +224,7 @@ def parse_machine(text: str | None) -> Path | float | None:
 # A model that planning did not run is run to prove its bundle only up to this size.
 _PROVED_BYTES = 1 << 26
 
-__all__ = ["SplitRequest", "chooser_of", "split", "write_split"]
+__all__ = ["SplitRequest", "encoding_selector", "split", "write_split"]
 
 
 def split(request: SplitRequest, target: Path, progress: Progress = lambda _: None) -> Bundle:
@@ -241,17 +241,19 @@ def split(request: SplitRequest, target: Path, progress: Progress = lambda _: No
     return write_split(prepare(request, progress), target, progress)
 
 
-def write_split(prepared: Prepared, target: Path, progress: Progress = lambda _: None) -> Bundle:
+def write_split(
+    prepared: PlanningInputs, target: Path, progress: Progress = lambda _: None
+) -> Bundle:
     """Plan what was prepared and write the bundle; as `split`."""
     request, graph = prepared.request, prepared.graph
     check_types(value for values in signature(prepared.model, graph) for value in values)
     cut = _forced(prepared) if request.cut else None
     types = missing_types(prepared.model, graph)
 
-    chooser = chooser_of(prepared, progress, types)
+    chooser = encoding_selector(prepared, progress, types)
 
     def planned(link: Link) -> Plan:
-        def on(catalogue: Catalogue | None) -> Plan:
+        def on(catalogue: EncodingTable | None) -> Plan:
             progress(f"planning for {link.describe()}")
             situation = prepared.situation(link, catalogue=catalogue)
             return make_plan(situation, request.scheme, cut, request.solver)
@@ -283,19 +285,21 @@ def _weight_bytes(model: Model) -> int:
     return model.path.stat().st_size + model.outside_bytes
 
 
-def _ranged(request: SplitRequest, planned: Callable[[Link], Plan]) -> Ranged:
+def _ranged(request: SplitRequest, planned: Callable[[Link], Plan]) -> PlanSet:
     if not request.links:
-        return Ranged((planned(request.link),))
-    if request.wish.objective == Objective.ENERGY:
+        return PlanSet((planned(request.link),))
+    if request.plan_request.objective == Objective.ENERGY:
         raise InputError(
             "plans for a range of links are compared by latency or throughput while they run:"
             " give one link with the objective energy"
         )
-    limited = request.wish.deadline_s is not None or request.wish.energy_j is not None
+    limited = (
+        request.plan_request.deadline_s is not None or request.plan_request.energy_j is not None
+    )
     return plans_over(planned, request.links, 0.0 if limited else request.worth)
 
 
-def _forced(prepared: Prepared) -> Cut:
+def _forced(prepared: PlanningInputs) -> Cut:
     names = prepared.request.cut
     cut = cut_at_names(prepared.model, prepared.graph, names)
     if not cut.device:
@@ -306,13 +310,13 @@ def _forced(prepared: Prepared) -> Cut:
     return cut
 
 
-def chooser_of(
-    prepared: Prepared, progress: Progress, types: Mapping[str, Tensor] | None = None
-) -> Chooser:
+def encoding_selector(
+    prepared: PlanningInputs, progress: Progress, types: Mapping[str, Tensor] | None = None
+) -> EncodingSelector:
     """Who chooses the encodings of what was prepared; `types` as `missing_types` finds them."""
     request, graph = prepared.request, prepared.graph
     known = missing_types(prepared.model, graph) if types is None else types
-    return Chooser(
+    return EncodingSelector(
         prepared.model,
         graph,
         request.allowance,

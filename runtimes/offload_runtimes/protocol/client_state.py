@@ -8,12 +8,12 @@ from offload.errors import OffloadError
 
 import offload_runtimes.protocol.offload_pb2 as pb
 from offload_runtimes.protocol import messages as wire
-from offload_runtimes.protocol.messages import Packed, ProtocolError
+from offload_runtimes.protocol.messages import PackedTensor, ProtocolError
 from offload_runtimes.protocol.tensor_specs import Contract
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class SessionOpened:
     """The server took the session.
 
     Attributes:
@@ -39,7 +39,7 @@ class ServerSpan:
 
 
 @dataclass(frozen=True, slots=True)
-class Arrived:
+class DownloadReceived:
     """A download of a frame came as `codec`; the server queued it at `sent_s` of its clock.
 
     `value` is an array, a list or a dict; its bytes were `size_bytes` long, decoded.
@@ -55,7 +55,7 @@ class Arrived:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class FailureReceived:
     """One frame failed, or (frame None) the whole session."""
 
     frame: int | None
@@ -63,7 +63,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Ponged:
+class PongReceived:
     """The server answered a ping when its clock showed `server_s`."""
 
     number: int
@@ -71,15 +71,15 @@ class Ponged:
 
 
 @dataclass(frozen=True, slots=True)
-class Leaving:
+class ServerLeaving:
     """The server takes no more frames."""
 
 
-Event: TypeAlias = Opened | Arrived | Failed | Ponged | Leaving
+Event: TypeAlias = SessionOpened | DownloadReceived | FailureReceived | PongReceived | ServerLeaving
 
 
 @dataclass(slots=True)
-class _Frame:
+class _ClientFrame:
     """A frame in flight: its plan's contract, and the downloads that have not come."""
 
     contract: Contract
@@ -98,7 +98,7 @@ class DeviceSession:
     contracts: tuple[Contract, ...]
     server: str
     _opened: bool = False
-    _frames: dict[int, _Frame] = field(default_factory=dict)
+    _frames: dict[int, _ClientFrame] = field(default_factory=dict)
     _last_frame: int = 0
     _received: int = 0
 
@@ -111,7 +111,7 @@ class DeviceSession:
         """Number a new frame, which will follow one of the plans."""
         self._last_frame += 1
         agreed = self.contracts[plan]
-        self._frames[self._last_frame] = _Frame(agreed, set(agreed.downloads))
+        self._frames[self._last_frame] = _ClientFrame(agreed, set(agreed.downloads))
         return self._last_frame
 
     def begin(self, frame: int, plan: int, defaults: Iterable[str]) -> bytes:
@@ -122,7 +122,9 @@ class DeviceSession:
         """
         return wire.message(begin=pb.Begin(frame=frame, plan=plan, defaults=defaults))
 
-    def upload(self, frame: int, name: str, packed: Packed, now_s: float, plan: int = 0) -> bytes:
+    def upload(
+        self, frame: int, name: str, packed: PackedTensor, now_s: float, plan: int = 0
+    ) -> bytes:
         """The message that sends a tensor of a frame, which follows that plan."""
         return wire.tensor_message(frame, name, packed, now_s, plan=plan)
 
@@ -158,21 +160,21 @@ class DeviceSession:
             return self._tensor(message.tensor, payload)
         if body == "pong":
             wire.check_none_lost(message.pong.sent, self._received)
-            return Ponged(message.pong.number, message.pong.server_s)
+            return PongReceived(message.pong.number, message.pong.server_s)
         if body == "goodbye":
-            return Leaving()
+            return ServerLeaving()
         raise ProtocolError(f"server {self.server} sent a {body}, which only a device may")
 
-    def _welcome(self, welcome: pb.Welcome) -> Opened:
+    def _welcome(self, welcome: pb.Welcome) -> SessionOpened:
         if self._opened or welcome.protocol != wire.PROTOCOL or not welcome.max_frames:
             raise ProtocolError(
                 f"server {self.server} speaks protocol {welcome.protocol}, this device speaks"
                 f" {wire.PROTOCOL}: install the same version of onnx-offload on both"
             )
         self._opened = True
-        return Opened(welcome.max_frames, welcome.max_message_bytes)
+        return SessionOpened(welcome.max_frames, welcome.max_message_bytes)
 
-    def _tensor(self, tensor: pb.Tensor, payload: memoryview) -> Arrived | None:
+    def _tensor(self, tensor: pb.Tensor, payload: memoryview) -> DownloadReceived | None:
         if tensor.frame not in self._frames:
             if 0 < tensor.frame <= self._last_frame:
                 return None  # the frame was given up while this was on its way
@@ -186,17 +188,17 @@ class DeviceSession:
             del self._frames[tensor.frame]
         spans = _spans(tensor)
         size_bytes = layout.size_bytes
-        return Arrived(
+        return DownloadReceived(
             tensor.frame, layout.name, value, size_bytes, tensor.sent_s, spans, layout.codec
         )
 
-    def _failed(self, failure: pb.Failure) -> Failed | None:
+    def _failed(self, failure: pb.Failure) -> FailureReceived | None:
         error = wire.decode_failure(failure, self.server)
         if failure.frame == 0:
-            return Failed(None, error)
+            return FailureReceived(None, error)
         if self._frames.pop(failure.frame, None) is None:
             return None
-        return Failed(failure.frame, error)
+        return FailureReceived(failure.frame, error)
 
 
 def _spans(tensor: pb.Tensor) -> tuple[ServerSpan, ...]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 _PATIENCE_S = 5.0
 
 
-class Memory:
+class MemoryBudget:
     """Bytes of uploads and of answers that devices have not read, over all sessions.
 
     What is held is added up anew from what each account holds whenever one wants more, so that
@@ -19,7 +19,7 @@ class Memory:
         """An account may lie still so long while others lack memory before it is evicted."""
         self.limit_bytes = limit_bytes
         self._patience_s = patience_s
-        self._accounts: set[Account] = set()  # those that hold something
+        self._accounts: set[Reservation] = set()  # those that hold something
         self._lock = threading.Lock()
 
     @property
@@ -28,16 +28,16 @@ class Memory:
         with self._lock:
             return self._sum()
 
-    def account(self, evict: Callable[[], object]) -> "Account":
+    def account(self, evict: Callable[[], object]) -> "Reservation":
         """A new account, which holds nothing.
 
         `evict` is called, at most once, when others lack the memory that lies still here; it must
         return at once and lead to a `hold(0)` soon.
         """
-        return Account(self, evict)
+        return Reservation(self, evict)
 
-    def hold(self, account: "Account", size_bytes: int, still: bool) -> bool:
-        """See `Account.hold`."""
+    def hold(self, account: "Reservation", size_bytes: int, still: bool) -> bool:
+        """See `Reservation.hold`."""
         with self._lock:
             more_bytes = size_bytes - account.held_bytes
             if more_bytes > 0 and self._sum() + more_bytes > self.limit_bytes:
@@ -53,7 +53,7 @@ class Memory:
     def _sum(self) -> int:
         return sum([account.held_bytes for account in self._accounts])
 
-    def _outstayed(self, asking: "Account") -> "Account | None":
+    def _outstayed(self, asking: "Reservation") -> "Reservation | None":
         """The account that has lain still the longest, if that is too long."""
         before_s = time.monotonic() - self._patience_s
         others = (other for other in self._accounts if other is not asking)
@@ -64,7 +64,7 @@ class Memory:
         return chosen
 
 
-class Account:
+class Reservation:
     """What one session, or one stream's unread answers, hold of a memory.
 
     Attributes:
@@ -73,7 +73,7 @@ class Account:
         still_since_s: since when only the device can free it; infinity while the server can.
     """
 
-    def __init__(self, memory: Memory, evict: Callable[[], object]) -> None:
+    def __init__(self, memory: MemoryBudget, evict: Callable[[], object]) -> None:
         self._memory = memory
         self.evict = evict
         self.held_bytes = 0

@@ -22,7 +22,7 @@ import offload_runtimes.protocol.offload_pb2 as pb
 from offload_runtimes.engine import DTYPES, UNKNOWN, as_feed, shape_fits, show_shape
 from offload_runtimes.protocol import structured_values as structured
 from offload_runtimes.protocol.codecs import Buffer, codec
-from offload_runtimes.protocol.tensor_specs import Layout, Port, Ports
+from offload_runtimes.protocol.tensor_specs import TensorHeader, TensorSpec, TensorSpecs
 
 PROTOCOL = 4
 MAX_PING_BYTES = 48 * 1024  # below what any bundle lets a message take
@@ -89,7 +89,7 @@ def _framed(head: pb.Message, data: Buffer = b"") -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class PackedTensor:
     """A tensor's bytes as they cross, by the codec named; raw ones are the array's own."""
 
     dtype: str
@@ -98,7 +98,7 @@ class Packed:
     data: memoryview
 
 
-def pack(value: Any, codec_name: str) -> Packed:
+def pack(value: Any, codec_name: str) -> PackedTensor:
     """Encode the bytes of a value; an array of numbers that is as it crosses is not copied.
 
     Raises:
@@ -108,14 +108,14 @@ def pack(value: Any, codec_name: str) -> Packed:
         data = structured.encode(value)
         shape: tuple[int, ...] = (len(data),)
         whole = codec(codec_name).encode(data, shape)
-        return Packed(_VALUE, shape, codec_name, memoryview(whole))
+        return PackedTensor(_VALUE, shape, codec_name, memoryview(whole))
     array = value
     if array.dtype.str[0] == ">" or not array.flags.c_contiguous:
         array = array.astype(array.dtype.newbyteorder("<"), order="C")
     if codec_name == RAW.codec:
-        return Packed(array.dtype.str, array.shape, codec_name, array.data)
+        return PackedTensor(array.dtype.str, array.shape, codec_name, array.data)
     encoded = codec(codec_name).encode(array.reshape(-1).view(np.uint8).data, array.shape)
-    return Packed(array.dtype.str, array.shape, codec_name, memoryview(encoded))
+    return PackedTensor(array.dtype.str, array.shape, codec_name, memoryview(encoded))
 
 
 Happening: TypeAlias = "tuple[pb.Span.Kind, str, float, float]"
@@ -124,7 +124,7 @@ Happening: TypeAlias = "tuple[pb.Span.Kind, str, float, float]"
 def tensor_message(
     frame: int,
     name: str,
-    packed: Packed,
+    packed: PackedTensor,
     sent_s: float = 0.0,
     spans: Iterable[Happening] = (),
     plan: int = 0,
@@ -162,13 +162,15 @@ def encode_tensor(
     return tensor_message(frame, name, pack(value, codec_name), sent_s, spans, plan)
 
 
-def decode_tensor(tensor: pb.Tensor, data: memoryview, ports: Ports) -> tuple[Layout, Any]:
+def decode_tensor(
+    tensor: pb.Tensor, data: memoryview, ports: TensorSpecs
+) -> tuple[TensorHeader, Any]:
     """The layout and the value of a tensor message; errors as `read_layout` and `decode`."""
-    layout = read_layout(tensor, data, ports)
+    layout = read_header(tensor, data, ports)
     return layout, decode(layout, data, ports)
 
 
-def read_layout(tensor: pb.Tensor, data: memoryview, ports: Ports) -> Layout:
+def read_header(tensor: pb.Tensor, data: memoryview, ports: TensorSpecs) -> TensorHeader:
     """What a tensor message and the bytes behind it hold, before they are decoded.
 
     Raises:
@@ -180,7 +182,7 @@ def read_layout(tensor: pb.Tensor, data: memoryview, ports: Ports) -> Layout:
     return ports.seen.get(tensor.layout) or _learn(tensor.layout, ports)
 
 
-def decode(layout: Layout, data: memoryview, ports: Ports) -> Any:
+def decode(layout: TensorHeader, data: memoryview, ports: TensorSpecs) -> Any:
     """The value of a layout's bytes; an array of numbers is read-only and not a copy.
 
     Raises:
@@ -204,7 +206,7 @@ def _layout(name: str, dtype: str, shape: tuple[int, ...], encoding: str) -> byt
     return layout.SerializeToString()
 
 
-def _learn(data: bytes, ports: Ports) -> Layout:
+def _learn(data: bytes, ports: TensorSpecs) -> TensorHeader:
     """Check a layout against the contract, and keep it; so many are kept."""
     if len(ports.seen) >= _KEPT:
         ports.seen.clear()
@@ -215,7 +217,7 @@ def _learn(data: bytes, ports: Ports) -> Layout:
     return layout
 
 
-def _checked(layout: pb.Layout, ports: Ports) -> Layout:
+def _checked(layout: pb.Layout, ports: TensorSpecs) -> TensorHeader:
     port = ports.get(layout.name)
     if port is None or port.value is None:
         raise ProtocolError(f"tensor {layout.name[:80]!r} is not one this bundle sends this way")
@@ -237,11 +239,11 @@ def _checked(layout: pb.Layout, ports: Ports) -> Layout:
         raise ProtocolError(
             f"tensor {layout.name!r} came as {layout.encoding[:20]!r}, not as {port.encoding!r}"
         )
-    return Layout(layout.name, dtype, shape, port.encoding, size_bytes)
+    return TensorHeader(layout.name, dtype, shape, port.encoding, size_bytes)
 
 
 def _is_agreed(
-    port: Port, is_value: bool, dtype: np.dtype[Any] | None, shape: tuple[int, ...]
+    port: TensorSpec, is_value: bool, dtype: np.dtype[Any] | None, shape: tuple[int, ...]
 ) -> bool:
     """Whether a layout's dtype and shape are those of a port, as far as these are known."""
     assert port.value is not None

@@ -13,7 +13,7 @@ from offload.units import format_bytes
 import offload_runtimes.protocol.offload_pb2 as pb
 from offload_runtimes.engine import size_bytes
 from offload_runtimes.protocol import messages as wire
-from offload_runtimes.protocol.memory_budget import Account, Memory
+from offload_runtimes.protocol.memory_budget import MemoryBudget, Reservation
 from offload_runtimes.protocol.messages import ProtocolError
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES, Contract
 
@@ -35,7 +35,7 @@ def _full(needed_bytes: int, limit_bytes: float) -> OffloadError:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SessionLimits:
     """What one session may hold.
 
     Attributes:
@@ -55,7 +55,7 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunSegment:
     """Run a segment, then call `finished` or `failed`.
 
     `feeds` are arrays, lists (sequences) and dicts (maps).
@@ -67,7 +67,7 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Over:
+class FrameOver:
     """A frame is over: stop what still runs for it.
 
     `outcome` is `answered`, `failed`, `cancelled` (by the device) or `dropped` (with the session).
@@ -86,18 +86,18 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
-class Switched:
+class PlanSwitched:
     """The device's frames follow another plan from now on."""
 
     before: int
     after: int
 
 
-Event: TypeAlias = Reply | Run | Over | Close | Switched
+Event: TypeAlias = Reply | RunSegment | FrameOver | Close | PlanSwitched
 
 
 @dataclass
-class _Frame:
+class _ServerFrame:
     """One inference in flight: its plan, the tensors at hand, segments that haven't started.
 
     Attributes:
@@ -148,8 +148,8 @@ class ServerSession:
     def __init__(
         self,
         contracts: Mapping[str, Sequence[Contract]],
-        limits: Limits,
-        account: Account | None = None,
+        limits: SessionLimits,
+        account: Reservation | None = None,
         max_message_bytes: int = MESSAGE_LIMIT_BYTES,
         names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
@@ -163,10 +163,10 @@ class ServerSession:
         self._contracts = contracts
         self._names = names
         self._limits = limits
-        self._account = account or Memory().account(lambda: None)
+        self._account = account or MemoryBudget().account(lambda: None)
         self._agreed: Sequence[Contract] = ()
-        self._frames: dict[int, _Frame] = {}
-        self._ending: dict[int, _Frame] = {}  # over, but something of theirs still runs
+        self._frames: dict[int, _ServerFrame] = {}
+        self._ending: dict[int, _ServerFrame] = {}  # over, but something of theirs still runs
         self._last_frame = 0
         self._failed: set[int] = set()
         self._draining = False
@@ -206,7 +206,7 @@ class ServerSession:
             return self.close(error)
 
     def finished(
-        self, run: Run, outputs: Mapping[str, Any], start_s: float, end_s: float
+        self, run: RunSegment, outputs: Mapping[str, Any], start_s: float, end_s: float
     ) -> list[Event]:
         """A segment made its outputs: send the downloads, run what they allow."""
         frame = self._reported(run)
@@ -223,7 +223,7 @@ class ServerSession:
         events.extend(map(self._reply, downloads))
         return [*events, *self._forget_if_done(run.frame, frame)]
 
-    def failed(self, run: Run, error: OffloadError) -> list[Event]:
+    def failed(self, run: RunSegment, error: OffloadError) -> list[Event]:
         """A segment could not be run, or its outputs not be sent: that frame fails alone."""
         self._reported(run)
         return self._fail(run.frame, error)
@@ -233,7 +233,7 @@ class ServerSession:
         if self.closed:
             return []
         self.closed = True
-        events: list[Event] = [Over(frame, "dropped") for frame in self._frames]
+        events: list[Event] = [FrameOver(frame, "dropped") for frame in self._frames]
         self._frames.clear()
         self._ending.clear()  # what hasn't begun of theirs never will
         self._hold()
@@ -263,7 +263,7 @@ class ServerSession:
             return self._begin(message.begin)
         if body == "cancel":
             number = message.cancel.frame
-            return [] if self._end(number) is None else [Over(number, "cancelled")]
+            return [] if self._end(number) is None else [FrameOver(number, "cancelled")]
         raise ProtocolError(f"a device must not send a {body}")
 
     def _pong(self, ping: pb.Ping, now_s: float) -> Reply:
@@ -331,7 +331,7 @@ class ServerSession:
             return []
         frame = self._frame(tensor.frame, tensor.plan)
         ports = frame.contract.uploads
-        layout = wire.read_layout(tensor, payload, ports)
+        layout = wire.read_header(tensor, payload, ports)
         if layout.name in frame.tensors:
             raise ProtocolError(f"tensor {layout.name!r} came twice for one frame")
         # Memory is taken before anything is decoded: a few bytes may stand for many.
@@ -362,9 +362,9 @@ class ServerSession:
         if number < self._last_frame or plan == self._plan:
             return []
         before, self._plan = self._plan, plan
-        return [] if before is None else [Switched(before, plan)]
+        return [] if before is None else [PlanSwitched(before, plan)]
 
-    def _frame(self, number: int, plan: int) -> _Frame:
+    def _frame(self, number: int, plan: int) -> _ServerFrame:
         frame = self._frames.get(number)
         if frame is not None:
             if plan != frame.plan:
@@ -381,22 +381,22 @@ class ServerSession:
             oldest = number - 2 * self._limits.max_frames
             self._failed = {old for old in self._failed if old > oldest}
         agreed = self._agreed[plan]
-        self._frames[number] = frame = _Frame(plan, agreed, list(agreed.segments))
+        self._frames[number] = frame = _ServerFrame(plan, agreed, list(agreed.segments))
         return frame
 
-    def _started(self, number: int, frame: _Frame) -> list[Event]:
+    def _started(self, number: int, frame: _ServerFrame) -> list[Event]:
         started = frame.startable()
         if started:
             self._hold()
-        return [Run(number, segment, frame.feeds(segment)) for segment in started]
+        return [RunSegment(number, segment, frame.feeds(segment)) for segment in started]
 
-    def _forget_if_done(self, number: int, frame: _Frame) -> list[Event]:
+    def _forget_if_done(self, number: int, frame: _ServerFrame) -> list[Event]:
         if not frame.waiting and not frame.running and self._end(number) is not None:
-            return [Over(number, "answered")]
+            return [FrameOver(number, "answered")]
         self._hold()
         return []
 
-    def _reported(self, run: Run) -> _Frame | None:
+    def _reported(self, run: RunSegment) -> _ServerFrame | None:
         """Note that a run is over; its frame, None when that is over, or was told before."""
         frame = self._frames.get(run.frame)
         if frame is not None:
@@ -416,9 +416,9 @@ class ServerSession:
         if self._end(number) is None:
             return []
         self._failed.add(number)  # the rest of its tensors may still be on their way
-        return [Over(number, "failed"), self._reply(wire.encode_failure(error, number))]
+        return [FrameOver(number, "failed"), self._reply(wire.encode_failure(error, number))]
 
-    def _end(self, number: int) -> _Frame | None:
+    def _end(self, number: int) -> _ServerFrame | None:
         """Take a frame out of flight; what runs for it holds its tensors until it is over."""
         frame = self._frames.pop(number, None)
         if frame is not None and frame.running:
@@ -426,7 +426,7 @@ class ServerSession:
         self._hold()
         return frame
 
-    def _held(self) -> list[_Frame]:
+    def _held(self) -> list[_ServerFrame]:
         return [*self._frames.values(), *self._ending.values()]
 
     def _hold(self) -> bool:
@@ -438,7 +438,9 @@ class ServerSession:
         return self._account.hold(uploaded_bytes, still=not runs)
 
 
-def _downloads(number: int, frame: _Frame, outputs: Mapping[str, Any], now_s: float) -> list[bytes]:
+def _downloads(
+    number: int, frame: _ServerFrame, outputs: Mapping[str, Any], now_s: float
+) -> list[bytes]:
     """The messages that send back what a segment made, all of them or none.
 
     Raises:

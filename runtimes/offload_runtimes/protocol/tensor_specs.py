@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from offload.bundle.bundle import Bundle, Value
+from offload.bundle.bundle import Bundle, ModelValue
 from offload.costs.encodings import ENCODINGS
 from offload.errors import BundleError
 from offload.planning.plan import Segment, Send, Side
@@ -18,11 +18,11 @@ HEADER_BYTES = 64 * 1024  # what a message may take beside its tensor
 MESSAGE_LIMIT_BYTES = 2**31 - 1  # gRPC counts in an int
 TENSOR_LIMIT_BYTES = MESSAGE_LIMIT_BYTES - HEADER_BYTES
 _CODEC_SHARE = 64
-_OBJECTS = 32  # bytes of Python objects that one byte of a `Value` may become
+_OBJECTS = 32  # bytes of Python objects that one byte of a `ModelValue` may become
 
 
 @dataclass(frozen=True, slots=True)
-class Port:
+class TensorSpec:
     """One tensor that may cross the link.
 
     Attributes:
@@ -32,14 +32,14 @@ class Port:
         expected_bytes: what it is expected to take; 0 when nothing is known.
     """
 
-    value: Value | None
+    value: ModelValue | None
     encoding: str
     limit_bytes: int
     expected_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class TensorHeader:
     """What the bytes of a tensor mean, as a contract allows it.
 
     Attributes:
@@ -63,16 +63,16 @@ class Layout:
         return self.size_bytes if self.dtype is not None else _OBJECTS * self.size_bytes
 
 
-class Ports(dict[str, Port]):
+class TensorSpecs(dict[str, TensorSpec]):
     """The tensors that may cross one way, by name.
 
     Attributes:
         seen: layouts that were found to be allowed, by their bytes.
     """
 
-    def __init__(self, ports: Mapping[str, Port]) -> None:
+    def __init__(self, ports: Mapping[str, TensorSpec]) -> None:
         super().__init__(ports)
-        self.seen: dict[bytes, Layout] = {}
+        self.seen: dict[bytes, TensorHeader] = {}
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class Contract:
 
     digest: str
     segments: tuple[Segment, ...]
-    uploads: Ports
-    downloads: Ports
+    uploads: TensorSpecs
+    downloads: TensorSpecs
     defaults: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
@@ -100,7 +100,7 @@ class Contract:
 
 
 def contracts(
-    bundle: Bundle, values: Mapping[str, Value], limit_bytes: int = TENSOR_LIMIT_BYTES
+    bundle: Bundle, values: Mapping[str, ModelValue], limit_bytes: int = TENSOR_LIMIT_BYTES
 ) -> tuple[Contract, ...]:
     """The contracts of a bundle, one a plan.
 
@@ -135,8 +135,10 @@ def upload_limit_bytes(agreed: Iterable[Contract]) -> int:
     return min(HEADER_BYTES + largest + longer, MESSAGE_LIMIT_BYTES)
 
 
-def _ports(sends: Iterable[Send], values: Mapping[str, Value], limit_bytes: int) -> Ports:
-    ports = Ports({})
+def _ports(
+    sends: Iterable[Send], values: Mapping[str, ModelValue], limit_bytes: int
+) -> TensorSpecs:
+    ports = TensorSpecs({})
     for send in sends:
         known = ENCODINGS.get(send.encoding)
         if known is None or known.codec not in codecs.NAMES:
@@ -152,7 +154,7 @@ def _ports(sends: Iterable[Send], values: Mapping[str, Value], limit_bytes: int)
         value = values.get(send.wire)
         exact = None if value is None else _exact_bytes(value)
         expected = send.tensor_bytes or send.size_bytes or 0
-        ports[send.wire] = Port(
+        ports[send.wire] = TensorSpec(
             value,
             known.codec,
             limit_bytes if exact is None else exact,
@@ -161,7 +163,7 @@ def _ports(sends: Iterable[Send], values: Mapping[str, Value], limit_bytes: int)
     return ports
 
 
-def _exact_bytes(value: Value) -> int | None:
+def _exact_bytes(value: ModelValue) -> int | None:
     """Bytes of a tensor of numbers whose shape is fixed."""
     dtype = DTYPES.get(value.type)
     fixed = [size for size in value.shape or () if isinstance(size, int)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
-from offload.bundle.bundle import Value
+from offload.bundle.bundle import ModelValue
 from offload.bundle.compare import difference
 from offload.errors import DeadlineError, InputError
 
@@ -118,18 +118,18 @@ def _compared(
 
 
 def _draw(
-    inputs: Sequence[Value], rows: int, size: int, drawn: np.random.Generator
+    inputs: Sequence[ModelValue], rows: int, size: int, drawn: np.random.Generator
 ) -> dict[str, Array]:
     """So many random rows; InputError for a type that is not drawn."""
     return {value.name: _array(value, _sizes(value, rows, size), drawn) for value in inputs}
 
 
-def _sizes(value: Value, rows: int, size: int) -> tuple[int, ...]:
+def _sizes(value: ModelValue, rows: int, size: int) -> tuple[int, ...]:
     inner = (value.shape or ())[1:]
     return (rows, *(each if isinstance(each, int) else size for each in inner))
 
 
-def _array(value: Value, shape: tuple[int, ...], drawn: np.random.Generator) -> Array:
+def _array(value: ModelValue, shape: tuple[int, ...], drawn: np.random.Generator) -> Array:
     dtype: np.dtype[Any] = dtype_of(value.type)
     if dtype.kind == "f":
         return drawn.standard_normal(shape).astype(dtype)
@@ -141,7 +141,7 @@ S = TypeVar("S", bound=Hashable)
 T = TypeVar("T")
 
 
-class Gathered(Generic[S, T]):
+class BatchQueue(Generic[S, T]):
     """What sessions wait for, by kind; only work of one kind is done together.
 
     Each item has its own turn among the workers. Whoever has the turn takes others' items along,
@@ -243,7 +243,7 @@ class Gathered(Generic[S, T]):
         return left > 0
 
 
-class Share:
+class RunShare:
     """One frame's run of a segment: alone, or a share of a run for several.
 
     Attributes:
@@ -252,7 +252,7 @@ class Share:
 
     def __init__(self, alone: Call) -> None:
         self._alone = alone
-        self._joint: Joint | None = None
+        self._joint: SharedRun | None = None
         self.stopped = False
 
     def stop(self) -> None:
@@ -267,15 +267,15 @@ class Share:
         """Run it alone; as `Call.run`."""
         return self._alone.run(outputs, feeds)
 
-    def join(self, joint: "Joint | None") -> None:
+    def join(self, joint: "SharedRun | None") -> None:
         """Tell it which run it is a share of; None: of none any more."""
         self._joint = joint
 
 
-class Joint:
+class SharedRun:
     """One run for several shares."""
 
-    def __init__(self, call: Call, shares: Sequence[Share]) -> None:
+    def __init__(self, call: Call, shares: Sequence[RunShare]) -> None:
         self._call = call
         self._shares = shares
         for share in shares:

@@ -21,7 +21,7 @@ from offload_runtimes.serving.batching import Batching, disagreement
 _SHORT_S = 0.0005  # below this, waking a worker costs more than a message that waits
 
 
-class Lately:
+class RunTimes:
     """How long each part of a bundle took when it was last run, and on how many bytes."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ Content: TypeAlias = tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
-class Hosted:
+class LoadedBundle:
     """A bundle that is served; plans share engines where they share parts.
 
     Attributes:
@@ -60,18 +60,18 @@ class Hosted:
     engines: Mapping[str, Engine]
     contents: Mapping[str, Content]
     alone: dict[str, str] = field(default_factory=dict)
-    lately: Lately = field(default_factory=Lately)
+    lately: RunTimes = field(default_factory=RunTimes)
 
 
-def host(
+def load_bundle(
     bundle: str | Path | Bundle,
     options: EngineOptions,
     max_run_s: float,
     arena: Arena | None = None,
     batching: Batching = NO_BATCHING,
     limit_bytes: int = TENSOR_LIMIT_BYTES,
-    others: Iterable[Hosted] = (),
-) -> Hosted:
+    others: Iterable[LoadedBundle] = (),
+) -> LoadedBundle:
     """Open a bundle's server part, load and warm its engines, whose memory comes from an arena.
 
     A tensor of no fixed shape may take `limit_bytes`. A part whose files are those of a part of
@@ -103,7 +103,7 @@ def host(
         if part not in shared:
             engine.warm(limit_s)
     alone = _alone(bundle, engines, limit_s, batching)
-    return Hosted(bundle, contracts(bundle, values, limit_bytes), engines, contents, alone)
+    return LoadedBundle(bundle, contracts(bundle, values, limit_bytes), engines, contents, alone)
 
 
 def content_of(bundle: Bundle, segment: Segment) -> Content:
@@ -150,7 +150,7 @@ _BYTES_LOADED = 2  # in memory, for each byte of a part's files
 
 
 @dataclass(frozen=True)
-class Source:
+class BundleSource:
     """A bundle to serve.
 
     Attributes:
@@ -175,7 +175,7 @@ class Source:
         return open_bundle(self.bundle, (Side.SERVER,))
 
 
-def sources(given: Iterable[str | Path | Bundle], most: int | None = None) -> list[Source]:
+def sources(given: Iterable[str | Path | Bundle], most: int | None = None) -> list[BundleSource]:
     """The bundles to serve: those given, then the kept releases beside each that is `current`.
 
     Args:
@@ -185,14 +185,16 @@ def sources(given: Iterable[str | Path | Bundle], most: int | None = None) -> li
     found, kept = [], []
     for each in given:
         if isinstance(each, Bundle):
-            found.append(Source(each, each.path.name))
+            found.append(BundleSource(each, each.path.name))
             continue
-        found.append(Source(Path(each), Path(each).name))
-        kept += [Source(path, "kept release", is_required=False) for path in _kept(each, most)]
+        found.append(BundleSource(Path(each), Path(each).name))
+        kept += [
+            BundleSource(path, "kept release", is_required=False) for path in _kept(each, most)
+        ]
     return found + kept
 
 
-def check_memory(bundle: Bundle, others: Sequence[Hosted]) -> None:
+def check_memory(bundle: Bundle, others: Sequence[LoadedBundle]) -> None:
     """InputError where this machine lacks the memory to serve a kept release, too.
 
     A loaded part takes its files' bytes, and as much again where kernels repack weights. Parts

@@ -10,11 +10,24 @@ from typing import Any
 
 from offload.errors import OffloadError, ServerError
 
-from offload_runtimes.protocol.server_state import Close, Event, Over, Reply, Run, Switched
-from offload_runtimes.serving.batching import Share
-from offload_runtimes.serving.bundles import Hosted
+from offload_runtimes.protocol.server_state import (
+    Close,
+    Event,
+    FrameOver,
+    PlanSwitched,
+    Reply,
+    RunSegment,
+)
+from offload_runtimes.serving.batching import RunShare
+from offload_runtimes.serving.bundles import LoadedBundle
 from offload_runtimes.serving.metrics import Observer
-from offload_runtimes.serving.shared_runs import Batches, Kind, Member, Served, Task
+from offload_runtimes.serving.shared_runs import (
+    BatchKey,
+    BatchMember,
+    BatchRunner,
+    SegmentTask,
+    SessionState,
+)
 
 Job = Callable[[], object]
 LOG = logging.getLogger("offload.server")
@@ -126,11 +139,11 @@ class Dispatcher:
 
     def __init__(
         self,
-        hosted: Mapping[str, Hosted],
+        hosted: Mapping[str, LoadedBundle],
         workers: int,
         max_run_s: float,
         observer: Observer,
-        batches: Batches,
+        batches: BatchRunner,
     ) -> None:
         """`hosted` by digest; `workers` segments run at the same time, each for so long at most."""
         self._hosted = hosted
@@ -145,7 +158,7 @@ class Dispatcher:
         spent = self._batches.spent
         return max(0, self._workers.waiting - spent)
 
-    def drop(self, served: Served) -> None:
+    def drop(self, served: SessionState) -> None:
         """Forget what a session is waiting for."""
         self._workers.drop(served)
         self._batches.drop(served)
@@ -159,7 +172,7 @@ class Dispatcher:
         self._batches.stop()
         self._workers.stop()
 
-    def apply(self, served: Served, events: Iterable[Event]) -> list[Task]:
+    def apply(self, served: SessionState, events: Iterable[Event]) -> list[SegmentTask]:
         """Do what the state machine asks for, but for the segments to run, which are returned.
 
         Called with the session's lock held; the segments are started without it.
@@ -169,15 +182,15 @@ class Dispatcher:
             match event:
                 case Reply(data):
                     self._send(served, data)
-                case Run():
+                case RunSegment():
                     tasks.append(self._task(served, event))
-                case Over(frame, outcome):
+                case FrameOver(frame, outcome):
                     begun_s = served.begun_s.pop(frame, None)
                     latency_s = None if begun_s is None else time.monotonic() - begun_s
                     self._observer.frame(served.session.bundle or "", outcome, latency_s)
                     for call in served.calls.pop(frame, []):
                         call.stop()
-                case Switched(before, after):
+                case PlanSwitched(before, after):
                     bundle = served.session.bundle or ""
                     self._observer.switched(served.number, bundle, before, after)
                 case Close(data, error):
@@ -187,7 +200,7 @@ class Dispatcher:
                     served.connection.close()
         return tasks
 
-    def _send(self, served: Served, data: bytes) -> None:
+    def _send(self, served: SessionState, data: bytes) -> None:
         try:
             served.connection.send(data)
             self._observer.passed("out", len(data))
@@ -195,16 +208,16 @@ class Dispatcher:
             self.apply(served, served.session.close(error))
             served.connection.close()
 
-    def _task(self, served: Served, run: Run) -> Task:
+    def _task(self, served: SessionState, run: RunSegment) -> SegmentTask:
         assert served.session.bundle is not None  # or nothing could be run
         hosted = self._hosted[served.session.bundle]
-        call = Share(hosted.engines[run.segment.part].prepare(self._max_run_s))
+        call = RunShare(hosted.engines[run.segment.part].prepare(self._max_run_s))
         served.calls.setdefault(run.frame, []).append(call)
         now_s = time.monotonic()
         served.begun_s.setdefault(run.frame, now_s)
-        return Task(run, call, hosted.lately, now_s)
+        return SegmentTask(run, call, hosted.lately, now_s)
 
-    def start(self, served: Served, tasks: list[Task], *, here: bool = False) -> None:
+    def start(self, served: SessionState, tasks: list[SegmentTask], *, here: bool = False) -> None:
         """Give segments to the workers; a short one may run `here`, on the caller's thread."""
         for task in tasks:
             kind = self._batches.add(served, task)
@@ -216,7 +229,7 @@ class Dispatcher:
             if not (here and self._workers.run_here(job)):
                 self._workers.submit(served, job)
 
-    def _supervised(self, served: Served, job: Job) -> None:
+    def _supervised(self, served: SessionState, job: Job) -> None:
         """Do a job; when it raises, end the session, which may have lost a message by now."""
         try:
             job()
@@ -226,7 +239,7 @@ class Dispatcher:
                 self.apply(served, served.session.close(_unexpected("the session", error)))
             self.drop(served)
 
-    def _turn(self, served: Served, kind: Kind) -> None:
+    def _turn(self, served: SessionState, kind: BatchKey) -> None:
         """Run a session's task with those of others; where that fails, each alone."""
         members = self._batches.take(kind, served)
         wanted = [member for member in members if not member.task.call.stopped]
@@ -243,7 +256,7 @@ class Dispatcher:
         if spoiled is not None:
             self._batches.learn(kind, spoiled, alone)
 
-    def _together(self, kind: Kind, members: Sequence[Member]) -> OffloadError | None:
+    def _together(self, kind: BatchKey, members: Sequence[BatchMember]) -> OffloadError | None:
         """Run several as one; why that failed."""
         start_s = time.monotonic()
         try:
@@ -256,7 +269,7 @@ class Dispatcher:
             self._finished(member.served, member.task, arrays, start_s, end_s)
         return None
 
-    def _run(self, served: Served, task: Task, *, blamed: bool = False) -> bool:
+    def _run(self, served: SessionState, task: SegmentTask, *, blamed: bool = False) -> bool:
         """Run a segment alone; whether it made its outputs. `blamed` to have spoiled others'."""
         run, start_s = task.run, time.monotonic()
         try:
@@ -271,7 +284,12 @@ class Dispatcher:
         return True
 
     def _finished(
-        self, served: Served, task: Task, values: Sequence[Any], start_s: float, end_s: float
+        self,
+        served: SessionState,
+        task: SegmentTask,
+        values: Sequence[Any],
+        start_s: float,
+        end_s: float,
     ) -> None:
         self._observer.computed(start_s - task.asked_s, end_s - start_s)
         outputs = dict(zip(task.run.segment.outputs, values, strict=True))
@@ -285,7 +303,7 @@ class Dispatcher:
             served.forget(task.run.frame, task.call)
         self.start(served, more)
 
-    def _failed(self, served: Served, task: Task, error: BaseException) -> None:
+    def _failed(self, served: SessionState, task: SegmentTask, error: BaseException) -> None:
         if not isinstance(error, OffloadError):
             self._observer.broke(served.number, error)
         said = _said(task.run.segment.part, error)

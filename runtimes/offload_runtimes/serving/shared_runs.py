@@ -8,23 +8,23 @@ from functools import partial
 from offload.errors import OffloadError
 
 from offload_runtimes.engine import Array, size_bytes
-from offload_runtimes.protocol.memory_budget import Memory
-from offload_runtimes.protocol.server_state import Run, ServerSession
+from offload_runtimes.protocol.memory_budget import MemoryBudget
+from offload_runtimes.protocol.server_state import RunSegment, ServerSession
 from offload_runtimes.serving.batching import (
     Batching,
-    Gathered,
-    Joint,
+    BatchQueue,
+    RunShare,
     Shapes,
-    Share,
+    SharedRun,
     rows_of,
     shapes_of,
 )
-from offload_runtimes.serving.bundles import Hosted, Lately
+from offload_runtimes.serving.bundles import LoadedBundle, RunTimes
 from offload_runtimes.serving.metrics import Observer
 from offload_runtimes.transport.connection import Connection
 
 
-class Served:
+class SessionState:
     """One session being served: the state machine, its lock, and what runs for it.
 
     Attributes:
@@ -37,11 +37,11 @@ class Served:
         self.connection = connection
         self.session = session
         self.lock = threading.RLock()
-        self.calls: dict[int, list[Share]] = {}
+        self.calls: dict[int, list[RunShare]] = {}
         self.begun_s: dict[int, float] = {}
         self.spoils = False
 
-    def forget(self, frame: int, call: Share) -> None:
+    def forget(self, frame: int, call: RunShare) -> None:
         """Note that a call is over."""
         calls = self.calls.get(frame, [])
         if call in calls:
@@ -51,7 +51,7 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class SegmentTask:
     """A segment to run for a session.
 
     Attributes:
@@ -61,9 +61,9 @@ class Task:
         asked_s: when it could have begun, by `time.monotonic`.
     """
 
-    run: Run
-    call: Share
-    lately: Lately
+    run: RunSegment
+    call: RunShare
+    lately: RunTimes
     asked_s: float
 
     @property
@@ -81,7 +81,7 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class BatchKey:
     """What tasks must share to run together: bundle, part, and all sizes but those of axis 0."""
 
     digest: str
@@ -90,31 +90,31 @@ class Kind:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Member:
+class BatchMember:
     """A session's task among others that run together, with so many rows."""
 
-    served: Served
-    task: Task
+    served: SessionState
+    task: SegmentTask
     rows: int
 
 
-class Batches:
+class BatchRunner:
     """Lets tasks of several sessions run as one, where a bundle and its trial allow it."""
 
     def __init__(
         self,
         batching: Batching,
-        hosted: Mapping[str, Hosted],
+        hosted: Mapping[str, LoadedBundle],
         observer: Observer,
-        memory: Memory,
-        crowd: Callable[[str], Iterable[Served]],
+        memory: MemoryBudget,
+        crowd: Callable[[str], Iterable[SessionState]],
     ) -> None:
         """`crowd` tells the sessions that may join in on a bundle; `memory` holds joined inputs."""
         self._hosted = hosted
         self._observer = observer
         self._memory = memory
         self._crowd = crowd
-        self._gathered: Gathered[Served, Member] = Gathered(batching)
+        self._gathered: BatchQueue[SessionState, BatchMember] = BatchQueue(batching)
         self.waits = batching.wait_s > 0
         self._is_on = batching.rows > 1
         for digest in hosted:
@@ -131,7 +131,7 @@ class Batches:
         for part in host.engines if self._is_on else ():
             self._observer.batching(digest, part, host.alone.get(part, ""))
 
-    def add(self, served: Served, task: Task) -> Kind | None:
+    def add(self, served: SessionState, task: SegmentTask) -> BatchKey | None:
         """Let a task wait for others of its kind; None: it must run alone."""
         digest, part = served.session.bundle or "", task.run.segment.part
         if served.spoils or part in self._hosted[digest].alone:
@@ -139,20 +139,22 @@ class Batches:
         rows = rows_of(task.run.feeds)
         if rows is None:
             return None
-        kind = Kind(digest, part, shapes_of(task.run.feeds))
-        self._gathered.add(kind, served, Member(served, task, rows), rows)
+        kind = BatchKey(digest, part, shapes_of(task.run.feeds))
+        self._gathered.add(kind, served, BatchMember(served, task, rows), rows)
         return kind
 
-    def take(self, kind: Kind, served: Served) -> list[Member]:
+    def take(self, kind: BatchKey, served: SessionState) -> list[BatchMember]:
         """Whom to run together now that a session has its turn; none: others took it along."""
         return self._gathered.take(kind, served, partial(self._crowd, kind.digest))
 
-    def fits(self, members: Sequence[Member]) -> bool:
+    def fits(self, members: Sequence[BatchMember]) -> bool:
         """Whether there are several, and memory for their inputs joined."""
         free_bytes = self._memory.limit_bytes - self._memory.held_bytes
         return len(members) > 1 and _joined_bytes(members) <= free_bytes
 
-    def run(self, kind: Kind, members: Sequence[Member], max_run_s: float) -> list[list[Array]]:
+    def run(
+        self, kind: BatchKey, members: Sequence[BatchMember], max_run_s: float
+    ) -> list[list[Array]]:
         """Run several as one; what each of them made.
 
         Raises:
@@ -160,7 +162,7 @@ class Batches:
             DeadlineError: it took too long, or nobody wants it any more.
         """
         call = self._hosted[kind.digest].engines[kind.part].prepare(max_run_s)
-        joint = Joint(call, [member.task.call for member in members])
+        joint = SharedRun(call, [member.task.call for member in members])
         outputs = members[0].task.run.segment.outputs
         feeds = [member.task.run.feeds for member in members]
         account = self._memory.account(lambda: None)
@@ -174,7 +176,7 @@ class Batches:
         """Count rows that ran at once."""
         self._observer.batched(rows)
 
-    def learn(self, kind: Kind, failed: OffloadError, alone: Iterable[bool]) -> None:
+    def learn(self, kind: BatchKey, failed: OffloadError, alone: Iterable[bool]) -> None:
         """After a run for several failed: where none of them did alone, the part cannot take so
         many rows, and runs frames alone from now on.
         """
@@ -182,7 +184,7 @@ class Batches:
             self._hosted[kind.digest].alone[kind.part] = str(failed)
             self._observer.batching(kind.digest, kind.part, str(failed))
 
-    def drop(self, served: Served) -> None:
+    def drop(self, served: SessionState) -> None:
         """Forget what a session is waiting for."""
         self._gathered.drop(served)
 
@@ -191,5 +193,5 @@ class Batches:
         self._gathered.stop()
 
 
-def _joined_bytes(members: Sequence[Member]) -> int:
+def _joined_bytes(members: Sequence[BatchMember]) -> int:
     return sum(size_bytes(value) for member in members for value in member.task.run.feeds.values())

@@ -64,7 +64,7 @@ class Connector(Protocol):
         """
 
 
-class _End:
+class _MemoryEnd:
     """One end of an in-memory pair: what it sends lands in the other end's inbox."""
 
     def __init__(
@@ -97,7 +97,7 @@ def pair() -> tuple[Connection, Connection]:
     left: Mailbox = queue.SimpleQueue()
     right: Mailbox = queue.SimpleQueue()
     over = threading.Event()
-    return _End(left, right, over), _End(right, left, over)
+    return _MemoryEnd(left, right, over), _MemoryEnd(right, left, over)
 
 
 class MemoryConnector:
@@ -117,10 +117,10 @@ class MemoryConnector:
     def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> Stream:
         """A new stream."""
         del timeout_s
-        return Pumped(self.open(), outgoing)
+        return PumpedStream(self.open(), outgoing)
 
 
-class Pumped:
+class PumpedStream:
     """A stream over a connection: one thread sends what an iterator gives, another receives."""
 
     def __init__(self, connection: Connection, outgoing: Iterator[bytes]) -> None:

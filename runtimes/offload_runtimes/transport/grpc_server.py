@@ -17,7 +17,7 @@ from offload.errors import InputError, ServerError
 
 import offload_runtimes.protocol.offload_pb2 as pb
 from offload_runtimes.address import Address
-from offload_runtimes.protocol.memory_budget import Account, Memory
+from offload_runtimes.protocol.memory_budget import MemoryBudget, Reservation
 from offload_runtimes.security.server_credentials import Certificates, ServerCredentials
 from offload_runtimes.transport import FRAME_BYTES, PROBE_LIMIT_BYTES, SERVICE, VERSION_KEY
 from offload_runtimes.transport.connection import Connection
@@ -45,7 +45,7 @@ class ServerStream:
         transmit: Callable[[bytes | None], None],
         context: grpc.ServicerContext,
         limit_bytes: int,
-        account: Account,
+        account: Reservation,
     ) -> None:
         """`transmit` sends one message and returns when it is gone; None ends the stream.
 
@@ -225,7 +225,7 @@ class GrpcHost:
         send_limit_bytes: int,
         max_sessions: int,
         backlog_bytes: int,
-        memory: Memory,
+        memory: MemoryBudget,
         is_serving: Callable[[], bool],
         credentials: ServerCredentials,
         refused: Callable[[str, str], None],
@@ -328,7 +328,7 @@ class GrpcHost:
                 self._sessions -= taken
 
 
-def _reading(memory: Memory) -> list[tuple[str, int]]:
+def _reading(memory: MemoryBudget) -> list[tuple[str, int]]:
     """How far ahead gRPC reads: where memory is limited, one message a stream.
 
     Else it reads as much as the link's bandwidth and delay suggest: 32 devices that sent 1 MB each

@@ -7,7 +7,7 @@ import pytest
 from offload.costs.link import Link
 from offload.errors import InputError, ServerError
 from offload_cli.bench.command import bench
-from offload_cli.bench.environment import Emulated, Ground, Hosts, Shaped, shaped
+from offload_cli.bench.environment import Emulated, Environment, Hosts, Shaped, shaped
 from offload_cli.bench.results import Group
 from offload_cli.bench.subjects import Study, find_study, plans_of, prepare
 from offload_cli.bench.sweep import Sweep, measure_all, missing
@@ -15,7 +15,7 @@ from offload_cli.main import app
 from offload_models.builder import Network
 from offload_runtimes.emulation import host
 from offload_runtimes.emulation import testbed as bed
-from offload_runtimes.emulation.experiment import Here, Remote, Rig
+from offload_runtimes.emulation.experiment import HostPair, LocalHost, SshHost
 from typer.testing import CliRunner
 
 LINK = Link(2e7, 2e7)
@@ -87,7 +87,7 @@ def test_finished_cells_stay_when_the_server_dies_in_the_middle(tmp_path: Path) 
     class Dying(Emulated):
         """Good for one network."""
 
-        def rig(self, link: Link, slowdown: float) -> tuple[Rig, Link | None]:
+        def rig(self, link: Link, slowdown: float) -> tuple[HostPair, Link | None]:
             if sweep.path(TINY, "first").exists():
                 raise ServerError("the server died")
             return super().rig(link, slowdown)
@@ -118,7 +118,7 @@ def test_other_settings_are_measured_again(measured: Group, tmp_path: Path) -> N
 def test_real_hosts_are_reached_by_address() -> None:
     rig, emulated = Hosts("pi@192.0.2.7", "", "192.0.2.9:50051").rig(LINK, 1.0)
     assert emulated is None
-    assert (rig.device, rig.server) == (Remote("pi@192.0.2.7"), Here())
+    assert (rig.device, rig.server) == (SshHost("pi@192.0.2.7"), LocalHost())
     assert (rig.listen, rig.port) == ("192.0.2.9", 50051)
     with pytest.raises(InputError, match="HOST:PORT"):
         Hosts("pi", "", "192.0.2.9").rig(LINK, 1.0)
@@ -160,7 +160,7 @@ def test_the_same_sweep_runs_between_namespaces(by_quota: bool, tmp_path: Path) 
     at_once_bytes = 3_072  # the shaper's burst
     assert sent.median_s > 8 * (sent.upload_bytes - at_once_bytes) / LINK.up_bps
     assert isinstance(ground, Shaped)
-    assert ground.made.layout not in bed.beds()
+    assert ground.made.layout not in bed.testbeds()
 
 
 def test_an_interrupt_is_said_and_what_is_finished_stays(
@@ -199,9 +199,9 @@ def test_without_root_the_link_is_emulated_and_it_is_said(
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setattr("shutil.which", lambda tool: tool)
     monkeypatch.setattr("offload_cli.bench.command.find_study", lambda _: TINY)
-    grounds: list[Ground] = []
+    grounds: list[Environment] = []
 
-    def measure(sweep: Sweep, ground: Ground, *_: object) -> None:
+    def measure(sweep: Sweep, ground: Environment, *_: object) -> None:
         grounds.append(ground)
         (sweep.folder / "cells").mkdir()
         measured.save(sweep.path(TINY, "wifi"))

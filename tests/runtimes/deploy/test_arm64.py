@@ -17,10 +17,10 @@ from offload.graph.read import read_graph
 from offload.planning.cut import cut_after
 from offload.planning.plan import Side
 from offload.planning.planner import make_plan
-from offload.planning.scheme import Situation
+from offload.planning.scheme import PlanningProblem
 from offload_models.zoo import ZOO
 from offload_runtimes.deploy.deployment import deploy_to
-from offload_runtimes.deploy.targets import find_place
+from offload_runtimes.deploy.targets import find_target
 from offload_runtimes.server import Server
 
 from tests.runtimes.bundles import Made, branches, deployed
@@ -104,7 +104,7 @@ def squeezenet(folder: Path) -> Made:
     model = load_model(folder / "model.onnx")
     graph = read_graph(model)
     profile = estimate_profile(graph, 1e9)
-    situation = Situation.of(graph, profile, profile, PRESETS["wifi"])
+    situation = PlanningProblem.of(graph, profile, profile, PRESETS["wifi"])
     middle = graph.layers[len(graph.layers) // 2].outputs[0]
     plan = make_plan(situation, cut=cut_after(graph, [middle]))
     return Made(write_bundle(model, graph, plan, folder / "net.bundle"), whole)
@@ -115,7 +115,7 @@ def test_a_bundle_is_deployed_and_proved_there_over_ssh(
     pi: Pi, server: Sshd, tmp_path: Path
 ) -> None:
     made = branches(tmp_path / "net.bundle")
-    place = replace(find_place(server.target(), {}), python=str(pi.python), threads=1)
+    place = replace(find_target(server.target(), {}), python=str(pi.python), threads=1)
     begun_s = time.monotonic()
     (outcome,) = deploy_to(made.bundle, [(place, (Side.DEVICE,))])
     assert outcome.ok, outcome.why

@@ -14,8 +14,8 @@ from offload.planning.plan import Side
 from offload_runtimes.deploy import deployment
 from offload_runtimes.deploy.connect import connect
 from offload_runtimes.deploy.deployment import deploy_to
-from offload_runtimes.deploy.stages import Outcome, Progress, Stage
-from offload_runtimes.deploy.targets import Place, find_place
+from offload_runtimes.deploy.stages import DeploymentOutcome, DeploymentProgress, Stage
+from offload_runtimes.deploy.targets import TargetConfig, find_target
 from offload_runtimes.measure import proof_replay as proof
 
 from tests.runtimes.bundles import branches
@@ -29,11 +29,11 @@ def bundle(tmp_path: Path) -> Bundle:
     return branches(tmp_path / "net.bundle").bundle
 
 
-def place(path: Path) -> Place:
-    return find_place(str(path), {})
+def place(path: Path) -> TargetConfig:
+    return find_target(str(path), {})
 
 
-def deploy(bundle: Bundle, target: Path, sides: tuple[Side, ...] = BOTH) -> Outcome:
+def deploy(bundle: Bundle, target: Path, sides: tuple[Side, ...] = BOTH) -> DeploymentOutcome:
     (outcome,) = deploy_to(bundle, [(place(target), sides)])
     return outcome
 
@@ -54,7 +54,7 @@ def other_release(bundle: Bundle, path: Path) -> Bundle:
 
 
 def test_each_side_gets_its_own_half_at_once(bundle: Bundle, tmp_path: Path) -> None:
-    seen: list[Progress] = []
+    seen: list[DeploymentProgress] = []
     outcomes = deploy_to(
         bundle,
         [
@@ -140,9 +140,9 @@ def test_source_changed_under_our_hands_is_refused(bundle: Bundle, tmp_path: Pat
         bytes(len((bundle.path / "device-0.onnx").read_bytes()))
     )
 
-    async def run() -> Outcome:
+    async def run() -> DeploymentOutcome:
         async with connect(place(target)) as channel:
-            job = deployment.Job(bundle, BOTH, None)
+            job = deployment.DeploymentJob(bundle, BOTH, None)
             return await deployment.Deployment(channel, job, lambda _: None).run()
 
     outcome = asyncio.run(run())

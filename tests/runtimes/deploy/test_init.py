@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from offload.errors import InputError
 from offload_runtimes.deploy.provision import init_device
-from offload_runtimes.deploy.targets import find_place
+from offload_runtimes.deploy.targets import find_target
 from offload_runtimes.device_requirements import MODULES
 
 from tests.runtimes.deploy.sshd import Sshd, make_user, needs_sshd, running
@@ -53,7 +53,7 @@ def test_a_wheel_that_crashes_is_named_and_the_old_runtime_stays(
     old.mkdir(parents=True)
     current = server.folder / "target/runtime/current"
     current.symlink_to("venvs/old")
-    place = replace(find_place(server.target(), {}), python=sys.executable)
+    place = replace(find_target(server.target(), {}), python=sys.executable)
     with pytest.raises(InputError, match=words) as seen:
         init_device(place, house)
     assert "\n" not in str(seen.value)
@@ -65,7 +65,7 @@ def test_a_wheelhouse_that_lacks_something_is_told(server: Sshd, tmp_path: Path)
     house = tmp_path / "wheels"
     house.mkdir()
     write_wheel(house, "numpy", "numpy", "")
-    place = replace(find_place(server.target(), {}), python=sys.executable)
+    place = replace(find_target(server.target(), {}), python=sys.executable)
     with pytest.raises(InputError, match=r"pip on .* failed: .*onnxruntime"):
         init_device(place, house)
     assert not (server.folder / "target/runtime/current").exists()
@@ -73,7 +73,7 @@ def test_a_wheelhouse_that_lacks_something_is_told(server: Sshd, tmp_path: Path)
 
 def test_init_makes_a_runtime_that_proves_releases(server: Sshd) -> None:
     """From the index that pip here uses; skipped where there is none."""
-    place = replace(find_place(server.target(), {}), python=sys.executable)
+    place = replace(find_target(server.target(), {}), python=sys.executable)
     try:
         done = init_device(place)
     except InputError as error:

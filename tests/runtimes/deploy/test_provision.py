@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from offload.errors import InputError
-from offload_runtimes.deploy import history, trial, wheels
+from offload_runtimes.deploy import provision, releases, stages
 from offload_runtimes.deploy.provision import objections, wheels_of
 from offload_runtimes.device_requirements import REQUIREMENTS
 
@@ -47,8 +47,8 @@ def test_the_runtimes_wheel_is_whole_and_the_same_each_time(tmp_path: Path) -> N
     first, second = (tmp_path / name for name in "ab")
     for folder in (first, second):
         folder.mkdir()
-    path = wheels.write_runtime_wheel(first)
-    assert path.read_bytes() == wheels.write_runtime_wheel(second).read_bytes()
+    path = provision.write_runtime_wheel(first)
+    assert path.read_bytes() == provision.write_runtime_wheel(second).read_bytes()
     with zipfile.ZipFile(path) as wheel:
         names = wheel.namelist()
         record = next(name for name in names if name.endswith("RECORD"))
@@ -64,16 +64,16 @@ def test_the_runtimes_wheel_is_whole_and_the_same_each_time(tmp_path: Path) -> N
 
 
 def test_onnxruntime_can_be_pinned() -> None:
-    assert sorted(wheels.requirements(None)) == sorted(REQUIREMENTS)
-    assert "onnxruntime==1.20.1" in wheels.requirements("1.20.1")
-    assert len(wheels.requirements("1.20.1")) == len(REQUIREMENTS)
+    assert sorted(provision.requirements(None)) == sorted(REQUIREMENTS)
+    assert "onnxruntime==1.20.1" in provision.requirements("1.20.1")
+    assert len(provision.requirements("1.20.1")) == len(REQUIREMENTS)
 
 
 def test_odd_wheelhouses_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="armv7l"):
-        wheels.fill_wheelhouse(tmp_path, "armv7l", "3.11")
+        provision.fill_wheelhouse(tmp_path, "armv7l", "3.11")
     with pytest.raises(InputError, match=r"write it like 3\.13"):
-        wheels.fill_wheelhouse(tmp_path, "aarch64", "three")
+        provision.fill_wheelhouse(tmp_path, "aarch64", "three")
     with pytest.raises(InputError, match="holds no wheels"):
         wheels_of(tmp_path)
 
@@ -95,25 +95,25 @@ def done(code: int = 0, out: str = "", err: str = "") -> dict[str, Any]:
 )
 def test_probes_that_end_badly_are_named(ended: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=f"^the probe on pi .*{words}"):
-        trial.judge("pi", ended)
+        stages.judge("pi", ended)
 
 
 def test_probes_are_judged() -> None:
     text = '{"segments": 2, "worst": %s, "tensor": "t", "allowed": 0.001, "ort": "1.2", "ok": %s}'
-    verdict = trial.judge("pi", done(out="noise\n" + text % ("1e-6", "true")))
+    verdict = stages.judge("pi", done(out="noise\n" + text % ("1e-6", "true")))
     assert (verdict.worst, verdict.ort, verdict.segments) == (1e-6, "1.2", 2)
     with pytest.raises(InputError, match=r"'t' is off by 0\.5"):
-        trial.judge("pi", done(out=text % ("0.5", "false")))
+        stages.judge("pi", done(out=text % ("0.5", "false")))
     with pytest.raises(InputError, match="off by inf"):
-        trial.judge("pi", done(out=text % ("null", "false")))
+        stages.judge("pi", done(out=text % ("null", "false")))
 
 
 def test_the_release_to_go_back_to() -> None:
     journal = {"current": "bb", "releases": [{"id": "bb"}, {"id": "ab"}, {"id": "aa"}]}
-    assert history.choose("pi", journal, None)["id"] == "ab"
-    assert history.choose("pi", journal, "aa")["id"] == "aa"
+    assert releases.choose("pi", journal, None)["id"] == "ab"
+    assert releases.choose("pi", journal, "aa")["id"] == "aa"
     for wanted in ("a", "c", ""):
         with pytest.raises(InputError, match="bb, ab, aa"):
-            history.choose("pi", journal, wanted)
+            releases.choose("pi", journal, wanted)
     with pytest.raises(InputError, match="no other release"):
-        history.choose("pi", {"current": "bb", "releases": [{"id": "bb"}]}, None)
+        releases.choose("pi", {"current": "bb", "releases": [{"id": "bb"}]}, None)

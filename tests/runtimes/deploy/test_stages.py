@@ -1,6 +1,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
-from offload_runtimes.deploy.stages import DEPLOY, ROLLBACK, Content, Stage, following, sends
+from offload_runtimes.deploy.stages import DEPLOY, ROLLBACK, ReleaseFile, Stage, following, sends
 
 
 @given(
@@ -32,7 +32,7 @@ def test_the_proof_is_run_before_anything_in_use_changes() -> None:
 
 files = st.lists(
     st.builds(
-        Content,
+        ReleaseFile,
         st.sampled_from(["manifest.json", *"abcdef"]),
         st.just("0" * 64),
         st.integers(0, 9),
@@ -43,7 +43,7 @@ files = st.lists(
 
 @given(files, st.data())
 def test_only_what_is_missing_travels_and_only_its_rest(
-    held: list[Content], data: st.DataObject
+    held: list[ReleaseFile], data: st.DataObject
 ) -> None:
     missing = {
         file.name: data.draw(st.integers(0, file.size_bytes))

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from offload.errors import InputError
 from offload.planning.plan import Side
-from offload_runtimes.deploy.targets import Place, Ssh, find_place, read_devices
+from offload_runtimes.deploy.targets import SshAccount, TargetConfig, find_target, read_devices
 
 DEVICES = """
 [pi]
@@ -36,9 +36,9 @@ def devices(tmp_path: Path) -> Path:
 
 def test_devices_are_read(devices: Path) -> None:
     known = read_devices(devices)
-    assert known["pi"] == Place(
+    assert known["pi"] == TargetConfig(
         "pi",
-        ssh=Ssh("192.0.2.7", "pi", 2222, "~/.ssh/pi"),
+        ssh=SshAccount("192.0.2.7", "pi", 2222, "~/.ssh/pi"),
         role=Side.DEVICE,
         python="/usr/bin/python3.13",
         providers=("cpu",),
@@ -50,7 +50,7 @@ def test_devices_are_read(devices: Path) -> None:
     assert big.listen == "0.0.0.0:50051"
     batching = ("--batch", "8", "--batch-wait", "0.002")
     assert big.serving == ("--cert", "/a.pem", *batching, "--insecure")
-    assert find_place("pi", known) is known["pi"]
+    assert find_target("pi", known) is known["pi"]
 
 
 def test_no_file_of_devices_is_no_device(tmp_path: Path) -> None:
@@ -60,16 +60,16 @@ def test_no_file_of_devices_is_no_device(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "ssh", "root"),
     [
-        ("pi@raspberrypi", Ssh("raspberrypi", "pi"), "offload"),
-        ("pi@192.0.2.7:2222", Ssh("192.0.2.7", "pi", 2222), "offload"),
-        ("pi@192.0.2.7:2222/srv/net", Ssh("192.0.2.7", "pi", 2222), "/srv/net"),
-        ("pi@[2001:db8::7]:22/a b", Ssh("2001:db8::7", "pi", 22), "/a b"),
+        ("pi@raspberrypi", SshAccount("raspberrypi", "pi"), "offload"),
+        ("pi@192.0.2.7:2222", SshAccount("192.0.2.7", "pi", 2222), "offload"),
+        ("pi@192.0.2.7:2222/srv/net", SshAccount("192.0.2.7", "pi", 2222), "/srv/net"),
+        ("pi@[2001:db8::7]:22/a b", SshAccount("2001:db8::7", "pi", 22), "/a b"),
         ("/srv/net", None, "/srv/net"),
         ("./a@b", None, str(Path.cwd() / "a@b")),
     ],
 )
-def test_addresses_are_understood(text: str, ssh: Ssh | None, root: str) -> None:
-    place = find_place(text, {})
+def test_addresses_are_understood(text: str, ssh: SshAccount | None, root: str) -> None:
+    place = find_target(text, {})
     assert (place.name, place.ssh, place.root, place.role) == (text, ssh, root, None)
 
 
@@ -78,7 +78,7 @@ def test_addresses_are_understood(text: str, ssh: Ssh | None, root: str) -> None
 )
 def test_odd_addresses_are_refused(text: str) -> None:
     with pytest.raises(InputError):
-        find_place(text, {})
+        find_target(text, {})
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,10 @@
 """What pings tell of the link while their answers are awaited."""
 
-from offload_runtimes.device.link_monitor import Pulse
+from offload_runtimes.device.link_monitor import Liveness
 
 
 def test_the_oldest_ping_tells_how_long_bytes_have_been_on_their_way() -> None:
-    pulse = Pulse(patience_s=1.0)
+    pulse = Liveness(patience_s=1.0)
     assert pulse.waiting(10.0) == (0, 0.0)
     pulse.sent(1000)
     pulse.asked(1, 10.0)

@@ -11,16 +11,16 @@ from offload.bundle.bundle import Bundle
 from offload.costs.link import Link
 from offload.errors import InputError
 from offload.planning.plan import Plan
-from offload.planning.plan_set import Switching
+from offload.planning.plan_set import SwitchPolicy
 from offload.scheduling.timeline import Lane
-from offload_runtimes.device.link_monitor import LATE_S, Gauge
-from offload_runtimes.device.plan_selector import Pilot
+from offload_runtimes.device.link_monitor import LATE_S, LinkMonitor
+from offload_runtimes.device.plan_selector import PlanSelector
 from offload_runtimes.protocol.messages import MAX_PING_BYTES
 
 from tests.toolkit.bundle.several import swept
 
 BEAT_S = 0.25
-RULE = Switching()
+RULE = SwitchPolicy()
 LOCAL, SPLIT, CLOUD = range(3)
 
 
@@ -46,7 +46,7 @@ class World:
         self.changes = 0
         self.stuck_bytes, self.stuck_s = 0, self.now_s
         self._random = np.random.default_rng(seed)
-        self.pilot = Pilot(bundle, self._load, None, RULE, self._changed)
+        self.pilot = PlanSelector(bundle, self._load, None, RULE, self._changed)
         self.bundle = bundle
 
     def _changed(self) -> None:
@@ -205,7 +205,7 @@ def test_the_first_inference_of_a_plan_tells_of_the_change(bundle: Bundle) -> No
 
 
 def test_a_fixed_plan_stays(bundle: Bundle) -> None:
-    pilot = Pilot(bundle, lambda _: None, SPLIT, RULE, lambda: None)
+    pilot = PlanSelector(bundle, lambda _: None, SPLIT, RULE, lambda: None)
     assert not pilot.may_change
     assert pilot.open_plans == pilot.loaded_first == (bundle.plans[SPLIT],)
     pilot.settle(None)
@@ -215,12 +215,12 @@ def test_a_fixed_plan_stays(bundle: Bundle) -> None:
 
 
 def test_one_plan_alone_needs_no_pilot(bundle: Bundle) -> None:
-    pilot = Pilot(bundle.only(CLOUD), lambda _: None, None, RULE, lambda: None)
+    pilot = PlanSelector(bundle.only(CLOUD), lambda _: None, None, RULE, lambda: None)
     assert not pilot.may_change
 
 
 def test_a_new_connection_begins_anew() -> None:
-    gauge = Gauge(link(1e6))
+    gauge = LinkMonitor(link(1e6))
     for _ in range(3):
         gauge.passed(Lane.UPLINK, 1000, 0.1, 5.0)
     assert gauge.link(6.0)
@@ -231,7 +231,7 @@ def test_a_new_connection_begins_anew() -> None:
 
 
 def test_two_late_messages_make_what_was_before_the_past() -> None:
-    gauge, fast, slow = Gauge(link(5e6)), link(2e7), link(1e6)
+    gauge, fast, slow = LinkMonitor(link(5e6)), link(2e7), link(1e6)
     for number in range(40):
         gauge.passed(Lane.UPLINK, 100_000, fast.upload_s(100_000), 0.05 * number)
     found = gauge.link(2.0)
@@ -252,7 +252,7 @@ def test_two_late_messages_make_what_was_before_the_past() -> None:
 def test_the_estimate_converges_under_noise_and_outliers(
     rate_bps: float, noise: list[float], off: list[float]
 ) -> None:
-    gauge, true = Gauge(link(5e6)), link(rate_bps)
+    gauge, true = LinkMonitor(link(5e6)), link(rate_bps)
     for number, factor in enumerate((*off, *noise)):
         for size in (20_000, 150_000):
             now_s = 0.05 * number

@@ -18,10 +18,10 @@ from offload.errors import InputError
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
 from offload.planning.plan import Plan, Segment, Side
-from offload.planning.plan_set import Range, Ranged, Switching
+from offload.planning.plan_set import BandwidthRange, PlanSet, SwitchPolicy
 from offload.scheduling.timeline import Lane
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.segment_executor import Device
+from offload_runtimes.device.segment_executor import SegmentExecutor
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.server import Server
 
@@ -29,7 +29,7 @@ from tests.runtimes.waiting import eventually
 from tests.toolkit.bundle.several import WIDTHS, funnel, ranged_over
 
 EXACT = EngineOptions(optimize=False)
-RULE = Switching(dwell_s=0.0, probe_s=0.02)
+RULE = SwitchPolicy(dwell_s=0.0, probe_s=0.02)
 HERE, FAR = 0, 1
 FAST, SLOW = Link(1e9, 1e9), Link(100e3, 100e3)
 SEEDS = 16
@@ -60,8 +60,8 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     graph = read_graph(model)
     found = ranged_over(graph, 0.02 if request.param == "local" else 0.2)
     plans = [plan for plan in found.plans if plan.scheme in (request.param, "cloud")]
-    ranges = (Range(0.0, 5e5, HERE), Range(5e5, math.inf, FAR))
-    return write_plans(model, graph, Ranged(tuple(plans), ranges), folder / "b")
+    ranges = (BandwidthRange(0.0, 5e5, HERE), BandwidthRange(5e5, math.inf, FAR))
+    return write_plans(model, graph, PlanSet(tuple(plans), ranges), folder / "b")
 
 
 @pytest.fixture(scope="module")
@@ -234,15 +234,15 @@ def test_the_server_is_lost_in_the_middle_of_a_change(
 def test_a_plan_that_cannot_be_loaded_is_left_alone(
     bundle: Bundle, server: Server, expected: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Device.load
+    real = SegmentExecutor.load
 
-    def refuse(device: Device, segments: tuple[Segment, ...]) -> None:
+    def refuse(device: SegmentExecutor, segments: tuple[Segment, ...]) -> None:
         wanted = {s.part for s in bundle.plans[HERE].on(Side.DEVICE)}
         if wanted & {segment.part for segment in segments}:
             raise InputError("there is no memory for it")
         real(device, segments)
 
-    monkeypatch.setattr(Device, "load", refuse)
+    monkeypatch.setattr(SegmentExecutor, "load", refuse)
     link = Changing()
     with OffloadSession(
         bundle, server.address, link=link, optimize=False, heartbeat_s=NEVER_S, switching=RULE

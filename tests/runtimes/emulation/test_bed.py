@@ -14,7 +14,7 @@ from offload.errors import InputError
 from offload.planning.plan import Side
 from offload_runtimes.emulation import host
 from offload_runtimes.emulation import testbed as bed
-from offload_runtimes.emulation.namespaces import Layout
+from offload_runtimes.emulation.namespaces import TestbedNames
 
 OWNER = """
 import sys, time
@@ -44,7 +44,7 @@ def _why_not() -> str:
     found = host.obstacle()
     if found is None:
         try:
-            with bed.open_bed(PRESETS["wifi"]):
+            with bed.open_testbed(PRESETS["wifi"]):
                 return ""
         except InputError as error:
             found = str(error)
@@ -60,7 +60,7 @@ pytestmark = [
 
 def test_bytes_pass_between_the_sides_at_the_rate_asked_for() -> None:
     size = 100_000
-    with bed.open_bed(Link(8e6, 8e6)) as made:
+    with bed.open_testbed(Link(8e6, 8e6)) as made:
         server = subprocess.Popen(
             made.command(Side.SERVER, [sys.executable, "-c", RECEIVE, made.address(Side.SERVER)]),
             stdout=subprocess.PIPE,
@@ -84,21 +84,21 @@ def test_bytes_pass_between_the_sides_at_the_rate_asked_for() -> None:
 
 
 def test_nothing_stays_behind() -> None:
-    with bed.open_bed(PRESETS["4g"]) as made:
+    with bed.open_testbed(PRESETS["4g"]) as made:
         sleeper = subprocess.Popen(made.command(Side.DEVICE, ["sleep", "100"]))
         if host.hierarchy():
             made.slow(sleeper.pid, 5)
             assert made.layout.group in host.groups()
-        assert made.layout in bed.beds()
+        assert made.layout in bed.testbeds()
     assert sleeper.wait() == -signal.SIGKILL
-    assert made.layout not in bed.beds()
+    assert made.layout not in bed.testbeds()
     assert made.layout.group not in host.groups()
 
 
 def test_an_error_or_interrupt_within_takes_it_down() -> None:
-    with pytest.raises(KeyboardInterrupt), bed.open_bed(PRESETS["4g"]) as made:
+    with pytest.raises(KeyboardInterrupt), bed.open_testbed(PRESETS["4g"]) as made:
         raise KeyboardInterrupt
-    assert made.layout not in bed.beds()
+    assert made.layout not in bed.testbeds()
 
 
 def test_what_a_killed_run_left_is_removed_at_the_next_start() -> None:
@@ -106,20 +106,20 @@ def test_what_a_killed_run_left_is_removed_at_the_next_start() -> None:
         [sys.executable, "-c", textwrap.dedent(OWNER)], stdout=subprocess.PIPE, text=True
     ) as owner:
         assert owner.stdout
-        left = Layout(owner.stdout.readline().strip())
+        left = TestbedNames(owner.stdout.readline().strip())
         bed.sweep()
-        assert left in bed.beds()  # its process lives
+        assert left in bed.testbeds()  # its process lives
         owner.kill()
         owner.wait()
-    assert left in bed.beds()
-    with bed.open_bed(PRESETS["wifi"]):
-        assert left not in bed.beds()
+    assert left in bed.testbeds()
+    with bed.open_testbed(PRESETS["wifi"]):
+        assert left not in bed.testbeds()
 
 
 def test_a_quota_slows_what_runs_long_enough() -> None:
     if host.hierarchy() is None:
         pytest.skip("no CPU quotas on this machine")
-    with bed.open_bed(PRESETS["wifi"]) as made:
+    with bed.open_testbed(PRESETS["wifi"]) as made:
         work = "import time\nx = 0\nwhile time.process_time() < 0.2: x += 1"
         child = subprocess.Popen(made.command(Side.DEVICE, [sys.executable, "-c", work]))
         made.slow(child.pid, 10)
@@ -129,7 +129,7 @@ def test_a_quota_slows_what_runs_long_enough() -> None:
 
 
 def test_a_kept_testbed_outlives_its_maker_until_taken_down() -> None:
-    layout = Layout(f"test-{os.getpid()}")
+    layout = TestbedNames(f"test-{os.getpid()}")
     try:
         bed.up(layout, PRESETS["wifi"])
         bed.sweep()
@@ -137,13 +137,16 @@ def test_a_kept_testbed_outlives_its_maker_until_taken_down() -> None:
         with pytest.raises(InputError, match="is up already"):
             bed.up(layout, PRESETS["wifi"])
     finally:
-        bed.Bed(layout).down()
+        bed.Testbed(layout).down()
     with pytest.raises(InputError, match="no testbed named"):
         bed.find(layout.name)
 
 
 def test_the_sides_do_not_see_this_machines_network() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listening, bed.open_bed(PRESETS["wifi"]) as made:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listening,
+        bed.open_testbed(PRESETS["wifi"]) as made,
+    ):
         port = listening.getsockname()[1]
         code = f"import socket; socket.create_connection(('127.0.0.1', {port}), 1)"
         done = subprocess.run(

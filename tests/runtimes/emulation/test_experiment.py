@@ -14,7 +14,14 @@ from offload.errors import InputError, ServerError
 from offload.planning.plan import Side
 from offload.scheduling.timeline import Lane
 from offload_runtimes.emulation import host
-from offload_runtimes.emulation.experiment import Entry, Job, Remote, Rig, _process, run_job
+from offload_runtimes.emulation.experiment import (
+    BundleEntry,
+    ExperimentJob,
+    HostPair,
+    SshHost,
+    _process,
+    run_job,
+)
 from offload_runtimes.emulation.testbed import scratch
 
 from tests.runtimes import bundles
@@ -26,7 +33,7 @@ def made(tmp_path: Path) -> Made:
     return bundles.branches(tmp_path / "net.bundle")
 
 
-def job_of(made: Made, folder: Path, off: float = 0.0) -> Job:
+def job_of(made: Made, folder: Path, off: float = 0.0) -> ExperimentJob:
     feeds = made.feeds()
     names = [value.name for value in made.bundle.outputs]
     expected = dict(zip(names, made.expected(feeds), strict=True))
@@ -34,18 +41,18 @@ def job_of(made: Made, folder: Path, off: float = 0.0) -> Job:
     shifted = {name: array + np.float32(off) for name, array in expected.items()}
     np.savez(folder / "expected.npz", **shifted)  # type: ignore[arg-type]
     files = (str(folder / "feeds.npz"), str(folder / "expected.npz"))
-    entries = tuple(Entry(label, str(made.bundle.path), *files) for label in ("one", "two"))
-    return Job(entries, "", repeats=2, budget_s=30.0, slowdown=1.0, threads=1)
+    entries = tuple(BundleEntry(label, str(made.bundle.path), *files) for label in ("one", "two"))
+    return ExperimentJob(entries, "", repeats=2, budget_s=30.0, slowdown=1.0, threads=1)
 
 
 def test_a_job_survives_its_line(made: Made, tmp_path: Path) -> None:
     link = Link(1e6, 2e6, 0.1, 0.2, 1.05)
     job = replace(job_of(made, tmp_path), link=link, whole="one", whole_s=0.5)
-    assert Job.from_line(job.to_line()) == job
+    assert ExperimentJob.from_line(job.to_line()) == job
 
 
 def test_bundles_run_in_turn_and_agree_with_the_whole(made: Made, tmp_path: Path) -> None:
-    runs = list(run_job(Rig(), job_of(made, tmp_path), [str(made.bundle.path)]))
+    runs = list(run_job(HostPair(), job_of(made, tmp_path), [str(made.bundle.path)]))
     assert [(run.label, run.number) for run in runs] == [
         (label, number) for number in range(3) for label in ("one", "two")
     ]
@@ -55,13 +62,13 @@ def test_bundles_run_in_turn_and_agree_with_the_whole(made: Made, tmp_path: Path
 
 
 def test_a_wrong_answer_is_seen(made: Made, tmp_path: Path) -> None:
-    runs = list(run_job(Rig(), job_of(made, tmp_path, off=0.5), [str(made.bundle.path)]))
+    runs = list(run_job(HostPair(), job_of(made, tmp_path, off=0.5), [str(made.bundle.path)]))
     assert min(run.difference for run in runs) > 1e-3
 
 
 def test_the_emulated_link_costs_what_it_should(made: Made, tmp_path: Path) -> None:
     job = replace(job_of(made, tmp_path), link=Link(1e9, 1e9, 0.05, 0.05))
-    runs = list(run_job(Rig(), job, [str(made.bundle.path)]))
+    runs = list(run_job(HostPair(), job, [str(made.bundle.path)]))
     # Two messages up one after the other, one down, each 50 ms.
     assert min(run.latency_s for run in runs) >= 0.15
 
@@ -69,7 +76,7 @@ def test_the_emulated_link_costs_what_it_should(made: Made, tmp_path: Path) -> N
 def test_the_slow_device_starts_from_what_the_whole_model_takes(tmp_path: Path) -> None:
     made = bundles.on_one_side(tmp_path / "whole.bundle", Side.DEVICE)
     job = replace(job_of(made, tmp_path), slowdown=2.0, whole="one", whole_s=0.03)
-    runs = list(run_job(Rig(), job, []))
+    runs = list(run_job(HostPair(), job, []))
     # Twice 30 ms, though this model takes this machine some microseconds: of those, reading the
     # clock is a part, so that the pace is a little off.
     assert min(run.latency_s for run in runs) >= 0.03
@@ -77,12 +84,12 @@ def test_the_slow_device_starts_from_what_the_whole_model_takes(tmp_path: Path) 
 
 def test_a_missing_bundle_ends_in_a_sentence(made: Made, tmp_path: Path) -> None:
     with pytest.raises(ServerError, match=r"the server stopped: .*nowhere"):
-        list(run_job(Rig(), job_of(made, tmp_path), [str(tmp_path / "nowhere")]))
+        list(run_job(HostPair(), job_of(made, tmp_path), [str(tmp_path / "nowhere")]))
 
 
 def test_a_server_that_dies_in_the_middle_ends_in_a_sentence(made: Made, tmp_path: Path) -> None:
     children: list[int] = []
-    rig = Rig(slow=lambda _: host.kill(children))
+    rig = HostPair(slow=lambda _: host.kill(children))
 
     class Watched:
         """Runs the server as it is, and remembers nothing but how to find it."""
@@ -142,13 +149,15 @@ def test_a_host_reached_by_ssh_runs_the_same(
     for tool in tools.iterdir():
         tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
-    pi = Remote("pi@192.0.2.7", "it's here")
+    pi = SshHost("pi@192.0.2.7", "it's here")
     job = job_of(made, tmp_path)
     there = {path: pi.bring(Path(path)) for path in (job.entries[0].feeds, job.entries[0].expected)}
-    entry = Entry("one", pi.bring(made.bundle.path), *there.values())
+    entry = BundleEntry("one", pi.bring(made.bundle.path), *there.values())
     runs = list(
         run_job(
-            Rig(device=pi, server=pi), replace(job, entries=(entry,)), [pi.bring(made.bundle.path)]
+            HostPair(device=pi, server=pi),
+            replace(job, entries=(entry,)),
+            [pi.bring(made.bundle.path)],
         )
     )
     assert len(runs) == 3
@@ -163,4 +172,4 @@ def test_a_host_that_can_not_be_reached_ends_in_a_sentence(
     (tmp_path / "ssh").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(InputError, match="no route to host"):
-        Remote("pi@192.0.2.7").bring(tmp_path)
+        SshHost("pi@192.0.2.7").bring(tmp_path)

@@ -12,12 +12,12 @@ from offload.planning.plan import Side
 from offload_runtimes.emulation import host
 from offload_runtimes.emulation import testbed as bed
 from offload_runtimes.emulation.namespaces import (
-    Layout,
+    TestbedNames,
     down_commands,
     find_hierarchy,
-    layouts,
     leftovers,
     shape_commands,
+    testbed_names,
     up_commands,
 )
 
@@ -26,7 +26,7 @@ NAMES = st.from_regex(r"[a-z0-9][a-z0-9-]{0,20}", fullmatch=True)
 
 @given(NAMES)
 def test_both_ends_share_a_link_of_the_test_network(name: str) -> None:
-    ends = [ipaddress.IPv4Interface(f"{Layout(name).address(side)}/30") for side in Side]
+    ends = [ipaddress.IPv4Interface(f"{TestbedNames(name).address(side)}/30") for side in Side]
     assert ends[0].network == ends[1].network
     assert ends[0].network.subnet_of(ipaddress.IPv4Network("198.18.0.0/15"))
     assert {end.ip for end in ends} == set(ends[0].network.hosts())
@@ -34,12 +34,12 @@ def test_both_ends_share_a_link_of_the_test_network(name: str) -> None:
 
 @given(NAMES)
 def test_names_of_namespaces_lead_back_to_the_testbed(name: str) -> None:
-    spaces = [Layout(name).namespace(side) for side in Side]
-    assert layouts([*spaces, "other", "offload-x"]) == (Layout(name),)
+    spaces = [TestbedNames(name).namespace(side) for side in Side]
+    assert testbed_names([*spaces, "other", "offload-x"]) == (TestbedNames(name),)
 
 
 def test_the_link_is_shaped_each_way_on_the_sending_side() -> None:
-    layout = Layout("lab")
+    layout = TestbedNames("lab")
     up, down = shape_commands(layout, Link(5e6, 20e6))
     assert up[2] == layout.namespace(Side.DEVICE)
     assert "5000000bit" in up
@@ -49,14 +49,14 @@ def test_the_link_is_shaped_each_way_on_the_sending_side() -> None:
 
 
 def test_a_delay_is_put_behind_the_rate() -> None:
-    commands = shape_commands(Layout("lab"), Link(5e6, 5e6, 0.01, 0.02))
+    commands = shape_commands(TestbedNames("lab"), Link(5e6, 5e6, 0.01, 0.02))
     delays = [command for command in commands if "netem" in command]
     assert [command[command.index("delay") + 1] for command in delays] == ["10000us", "20000us"]
     assert commands.index(delays[0]) > 0
 
 
 def test_everything_made_is_removed_and_nothing_else() -> None:
-    layout = Layout.of_process(12, 345)
+    layout = TestbedNames.of_process(12, 345)
     made = [c[3] for c in up_commands(layout, PRESETS["wifi"]) if c[:3] == ("ip", "netns", "add")]
     removed = [command[3] for command in down_commands(layout, [*made, "lan"])]
     assert sorted(removed) == sorted(made)
@@ -64,8 +64,8 @@ def test_everything_made_is_removed_and_nothing_else() -> None:
 
 
 def test_only_testbeds_of_processes_that_are_gone_are_left_over() -> None:
-    running, restarted, gone = (Layout.of_process(pid, 7) for pid in (1, 2, 3))
-    names = [x.namespace(Side.DEVICE) for x in (running, restarted, gone, Layout("lab"))]
+    running, restarted, gone = (TestbedNames.of_process(pid, 7) for pid in (1, 2, 3))
+    names = [x.namespace(Side.DEVICE) for x in (running, restarted, gone, TestbedNames("lab"))]
     started = {1: 7, 2: 8}
     assert leftovers(names, started.get) == (restarted, gone)
 
@@ -120,7 +120,7 @@ def test_what_the_kernel_refuses_is_said_in_a_sentence(
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     with pytest.raises(InputError, match=expected):
-        host.run(shape_commands(Layout("lab"), PRESETS["wifi"])[0])
+        host.run(shape_commands(TestbedNames("lab"), PRESETS["wifi"])[0])
 
 
 def test_without_root_or_tools_the_obstacle_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,7 +131,7 @@ def test_without_root_or_tools_the_obstacle_is_named(monkeypatch: pytest.MonkeyP
     assert "iproute2" in str(host.obstacle())
     with (
         pytest.raises(InputError, match="iproute2"),
-        bed.open_bed(PRESETS["wifi"]),
+        bed.open_testbed(PRESETS["wifi"]),
     ):
         pytest.fail("must not be reached")
 

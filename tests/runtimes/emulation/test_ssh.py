@@ -8,7 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from offload_runtimes.emulation.experiment import Entry, Job, Remote, Rig, run_job
+from offload_runtimes.emulation.experiment import (
+    BundleEntry,
+    ExperimentJob,
+    HostPair,
+    SshHost,
+    run_job,
+)
 
 from tests.runtimes import bundles
 from tests.runtimes.deploy.sshd import make_user, needs_sshd, running
@@ -44,11 +50,11 @@ def test_an_experiment_between_two_hosts_leaves_nothing_there(tmp_path: Path) ->
     np.savez(tmp_path / "feeds.npz", **feeds)  # type: ignore[arg-type]
     expected = dict(zip(names, made.expected(feeds), strict=True))
     np.savez(tmp_path / "expected.npz", **expected)  # type: ignore[arg-type]
-    pi, hub = (Remote(name, str(tmp_path / f"{name}'s files")) for name in ("pi", "hub"))
+    pi, hub = (SshHost(name, str(tmp_path / f"{name}'s files")) for name in ("pi", "hub"))
     files = (pi.bring(tmp_path / f"{name}.npz") for name in ("feeds", "expected"))
-    entry = Entry("one", pi.bring(made.bundle.path), *files)
-    job = Job((entry,), "", repeats=2, budget_s=30.0, slowdown=1.0, threads=1)
-    rig = Rig(device=pi, server=hub, python=sys.executable)
+    entry = BundleEntry("one", pi.bring(made.bundle.path), *files)
+    job = ExperimentJob((entry,), "", repeats=2, budget_s=30.0, slowdown=1.0, threads=1)
+    rig = HostPair(device=pi, server=hub, python=sys.executable)
     runs = list(run_job(rig, job, [hub.bring(made.bundle.path)]))
     assert [run.number for run in runs] == [0, 1, 2]
     assert max(run.difference for run in runs) < 1e-5

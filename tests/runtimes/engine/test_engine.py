@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from offload.errors import DeadlineError, InputError
-from offload_runtimes.engine import EngineOptions, inspect, load
+from offload_runtimes.engine import EngineOptions, load, profiling
 from offload_runtimes.engine.profiling import optimize_to, profile_nodes, tensor_types
 from onnx import TensorProto, helper
 
@@ -210,17 +210,17 @@ def test_kernels_timed_in_a_waiting_process_are_the_same(tmp_path: Path) -> None
     """What a GPU's kernels are timed with; here on the CPU."""
     path = conv_relu(tmp_path)
     feeds, options = load(path).zeros() or {}, EngineOptions(optimize=False)
-    found = inspect._timed_nodes_waiting(path, feeds, options, 1, 1, 15.0)
+    found = profiling._timed_nodes_waiting(path, feeds, options, 1, 1, 15.0)
     assert [node.name for node in found] == ["conv", "relu", "softmax"]
     with pytest.raises(InputError, match=r"timing kernels failed: .*does not exist"):
-        inspect._timed_nodes_waiting(tmp_path / "no.onnx", feeds, options, 1, 1, 15.0)
+        profiling._timed_nodes_waiting(tmp_path / "no.onnx", feeds, options, 1, 1, 15.0)
 
 
 def test_the_provider_that_ran_a_kernel_is_known(tmp_path: Path) -> None:
     path = conv_relu(tmp_path)
     feeds = load(path).zeros() or {}
     options = EngineOptions(("AzureExecutionProvider",))  # in the CPU's wheel; it runs no kernel
-    assert inspect.kernel_providers(path, feeds, options) == {"cpu"}
+    assert profiling.kernel_providers(path, feeds, options) == {"cpu"}
 
 
 def test_optimized_graph_lacks_fused_tensors(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ import time
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from offload_runtimes.engine.timer import Alarm
+from offload_runtimes.engine.timer import TimerThread
 
 
 @settings(max_examples=25, deadline=None)
 @given(entries=st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=12))
 def test_what_is_due_is_called_in_order(entries: list[tuple[int, bool]]) -> None:
-    alarm, called, done = Alarm(), [], threading.Event()
+    alarm, called, done = TimerThread(), [], threading.Event()
     start_s = time.monotonic() + 0.01
     cancels = []
     with alarm._changed:  # nothing is called before all is said, however slow the machine
@@ -28,7 +28,7 @@ def test_what_is_due_is_called_in_order(entries: list[tuple[int, bool]]) -> None
 
 
 def test_cancelled_calls_do_not_pile_up() -> None:
-    alarm = Alarm()
+    alarm = TimerThread()
     last = alarm.after(3600, lambda: None)
     for _ in range(10_000):
         alarm.after(3600, lambda: None)()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from offload.costs.encoding_table import Catalogue
+from offload.costs.encoding_table import EncodingTable
 from offload.costs.encodings import ENCODINGS, parse_allowed
 from offload.costs.link import Link
 from offload.costs.profile import LayerCost, Profile
@@ -16,10 +16,10 @@ from offload.graph.read import read_graph
 from offload.planning.cut import cut_after
 from offload.planning.plan import Plan
 from offload.planning.planner import make_plan
-from offload.planning.scheme import Situation
+from offload.planning.scheme import PlanningProblem
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure.calibration import Calibration
-from offload_runtimes.measure.encoding_sizes import catalogue_of
+from offload_runtimes.measure.encoding_sizes import measure_encodings
 from onnx import TensorProto, helper, numpy_helper
 
 PLAIN = EngineOptions(threads=1, optimize=False)
@@ -60,15 +60,15 @@ class Net:
     model: Model
     graph: Graph
     calibration: Calibration
-    catalogue: Catalogue
+    catalogue: EncodingTable
 
-    def plan(self, catalogue: Catalogue | None, cut: tuple[str, ...] = ("t",)) -> Plan:
+    def plan(self, catalogue: EncodingTable | None, cut: tuple[str, ...] = ("t",)) -> Plan:
         """On a link so slow that every byte counts, cut at some tensors."""
         names = [layer.name for layer in self.graph.layers]
         layers = tuple(LayerCost(name, 1e-3, 1e-3, 1e-3) for name in names)
         profile = Profile(self.graph.digest, "here", "cpu", 1, layers, 1e-3 * len(layers), 1)
         link = Link(1e3, 1e3)
-        situation = Situation.of(self.graph, profile, profile, link, None, catalogue)
+        situation = PlanningProblem.of(self.graph, profile, profile, link, None, catalogue)
         return make_plan(situation, "opss", cut_after(self.graph, cut))
 
     def planned(self, encoding: str) -> Plan:
@@ -96,5 +96,5 @@ def net(
     model = load_model(path)
     graph = read_graph(model)
     calibration = calibration or Calibration(tuple(inputs(4)))
-    catalogue = catalogue_of(model, graph, calibration, parse_allowed("any,picture"), PLAIN)
+    catalogue = measure_encodings(model, graph, calibration, parse_allowed("any,picture"), PLAIN)
     return Net(model, graph, calibration, catalogue)

@@ -4,14 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from offload.bundle.bundle import Value
+from offload.bundle.bundle import ModelValue
 from offload.bundle.sample_inputs import ModelInputs
 from offload.errors import InputError
 from offload_runtimes.measure.calibration import random_calibration, read_calibration
 from PIL import Image
 
-FLOAT = Value("x", "tensor(float)", (1, 3, 4, 5))
-BYTES = Value("image", "tensor(uint8)", (1, 4, 5, 3))
+FLOAT = ModelValue("x", "tensor(float)", (1, 3, 4, 5))
+BYTES = ModelValue("image", "tensor(uint8)", (1, 4, 5, 3))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_what_is_no_file_of_arrays_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [FLOAT, BYTES])
-def test_pictures_are_scaled_and_labelled_by_folder(tmp_path: Path, value: Value) -> None:
+def test_pictures_are_scaled_and_labelled_by_folder(tmp_path: Path, value: ModelValue) -> None:
     for label, name in enumerate(("cat", "dog")):
         (tmp_path / name).mkdir()
         for number in range(2):
@@ -81,8 +81,8 @@ def test_a_broken_picture_is_named(tmp_path: Path) -> None:
 
 
 def test_random_pictures_are_noise_that_nothing_compresses() -> None:
-    found = random_calibration(ModelInputs((Value("image", "tensor(uint8)", (1, 64, 64, 3)),)))
+    found = random_calibration(ModelInputs((ModelValue("image", "tensor(uint8)", (1, 64, 64, 3)),)))
     assert found.is_random
     assert len(np.unique(found.feeds[0]["image"])) > 200
     with pytest.raises(InputError, match=r"dynamic axis 0 \(n\): give sizes, like --shape x=1x3"):
-        random_calibration(ModelInputs((Value("x", "tensor(float)", ("n", 3)),)))
+        random_calibration(ModelInputs((ModelValue("x", "tensor(float)", ("n", 3)),)))

@@ -9,14 +9,14 @@ import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from offload.costs.encodings import ENCODINGS, Allowance
+from offload.costs.encodings import ENCODINGS, EncodingPolicy
 from offload.errors import InputError
 from offload.planning.plan import Plan
 from offload_cli.main import app
 from offload_runtimes.engine import load
 from offload_runtimes.measure.accuracy import accuracy, change, ranks
 from offload_runtimes.measure.calibration import Calibration
-from offload_runtimes.measure.choose_encodings import Chooser, judged_by
+from offload_runtimes.measure.choose_encodings import EncodingSelector, judged_by
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
@@ -36,8 +36,8 @@ def chosen(
     floor: float | None = None,
     labels: tuple[int, ...] = (),
 ) -> Plan:
-    allowance = Allowance(tuple(ENCODINGS.values()), tolerance, floor, Path("given"))
-    chooser = Chooser(convnet.model, convnet.graph, allowance, PLAIN)
+    allowance = EncodingPolicy(tuple(ENCODINGS.values()), tolerance, floor, Path("given"))
+    chooser = EncodingSelector(convnet.model, convnet.graph, allowance, PLAIN)
     calibration = Calibration(convnet.calibration.feeds, labels)
     return chooser.within(convnet.plan, calibration, convnet.catalogue)
 
@@ -84,8 +84,8 @@ def test_a_tolerance_that_nothing_meets_falls_back_and_says_so(
 )
 def test_outputs_that_do_not_differ_prove_nothing(convnet: Net, count: int, sentence: str) -> None:
     same = Calibration(({"x": np.zeros_like(inputs(1)[0]["x"])},) * count)
-    allowance = Allowance(tuple(ENCODINGS.values()), 0.1, None, Path("given"))
-    chooser = Chooser(convnet.model, convnet.graph, allowance, PLAIN)
+    allowance = EncodingPolicy(tuple(ENCODINGS.values()), 0.1, None, Path("given"))
+    chooser = EncodingSelector(convnet.model, convnet.graph, allowance, PLAIN)
     plan = chooser.within(convnet.plan, same, convnet.catalogue)
     assert sentence in plan.reason
     assert all(ENCODINGS[send.encoding].is_lossless for send in plan.uploads)
@@ -113,7 +113,7 @@ def test_a_floor_without_labels_is_refused(convnet: Net) -> None:
 
 
 def test_without_calibration_nothing_is_lost(convnet: Net) -> None:
-    chooser = Chooser(convnet.model, convnet.graph, Allowance(), PLAIN)
+    chooser = EncodingSelector(convnet.model, convnet.graph, EncodingPolicy(), PLAIN)
     plan = chooser.plan(convnet.plan)
     assert all(ENCODINGS[send.encoding].is_lossless for send in plan.uploads)
     assert plan.uploads[0].encoding != "raw"

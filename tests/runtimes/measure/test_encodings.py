@@ -14,10 +14,10 @@ from offload.errors import InputError
 from offload.graph.load import load_model
 from offload_runtimes.engine import load
 from offload_runtimes.local import open_session
-from offload_runtimes.measure.accuracy import Rehearsal
+from offload_runtimes.measure.accuracy import AccuracyTrial
 from offload_runtimes.measure.calibration import Calibration
 from offload_runtimes.measure.encoding_report import encode_report
-from offload_runtimes.measure.encoding_sizes import catalogue_of
+from offload_runtimes.measure.encoding_sizes import measure_encodings
 from onnx import ModelProto, TensorProto, helper
 
 from tests.runtimes.measure.convnet import PLAIN, Net, inputs, net
@@ -100,7 +100,7 @@ def test_what_is_not_finite_in_calibration_is_only_compressed(tmp_path: Path) ->
     convnet = net(tmp_path)
     feeds = inputs(2)
     feeds[1]["x"][0, 0, 0, 0] = np.inf
-    found = catalogue_of(
+    found = measure_encodings(
         convnet.model, convnet.graph, Calibration(tuple(feeds)), parse_allowed("any"), PLAIN
     )
     for name in ("x", "t"):
@@ -142,7 +142,7 @@ def test_the_report_measures_every_encoding(convnet: Net, tmp_path: Path) -> Non
 def test_a_bundle_undone_gives_what_the_model_gives(convnet: Net, tmp_path: Path) -> None:
     bundle = bundle_of(convnet, "uint8", tmp_path)
     sources = exposed_inputs(bundle)
-    rehearsal = Rehearsal(bundle.plan, sources, convnet.calibration, PLAIN)
+    rehearsal = AccuracyTrial(bundle.plan, sources, convnet.calibration, PLAIN)
     whole = load(tmp_path_model(convnet), PLAIN)
     for feeds, outputs in zip(convnet.calibration.feeds, rehearsal.expected, strict=True):
         assert np.array_equal(outputs["y"], whole.run(None, feeds)[0])

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from offload.costs.encoding_table import Catalogue
+from offload.costs.encoding_table import EncodingTable
 from offload.costs.encodings import Encoding, parse_allowed
 from offload.errors import InputError
 from offload_runtimes.measure import encoding_sizes as kept
 from offload_runtimes.measure.cache import cache_folder
 from offload_runtimes.measure.calibration import Calibration
-from offload_runtimes.measure.encoding_sizes import catalogue_path, kept_catalogue
+from offload_runtimes.measure.encoding_sizes import cached_encodings, encodings_cache_path
 
 from tests.runtimes.measure.convnet import PLAIN, Net, inputs, net
 
@@ -25,7 +25,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Net, list
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     found, times = net(tmp_path), []
 
-    def counted(*_: object) -> Catalogue:
+    def counted(*_: object) -> EncodingTable:
         times.append(1)
         return found.catalogue
 
@@ -38,9 +38,9 @@ def asked(
     calibration: Calibration | None = None,
     allowed: tuple[Encoding, ...] = ANY,
     again: bool = False,
-) -> Catalogue:
+) -> EncodingTable:
     calibration = calibration or convnet.calibration
-    return kept_catalogue(convnet.model, convnet.graph, calibration, allowed, PLAIN, again=again)
+    return cached_encodings(convnet.model, convnet.graph, calibration, allowed, PLAIN, again=again)
 
 
 def test_a_second_time_nothing_is_measured(measured: tuple[Net, list[int]]) -> None:
@@ -66,17 +66,17 @@ def test_what_cannot_be_read_is_measured_again(measured: tuple[Net, list[int]], 
     asked(convnet)
     folder = cache_folder()
     assert folder is not None
-    path = folder / catalogue_path(convnet.graph, convnet.calibration, ANY, PLAIN)
+    path = folder / encodings_cache_path(convnet.graph, convnet.calibration, ANY, PLAIN)
     path.write_text(text)
     assert asked(convnet) == convnet.catalogue
     assert len(times) == 2
-    assert Catalogue.from_json(json.loads(path.read_text())) == convnet.catalogue
+    assert EncodingTable.from_json(json.loads(path.read_text())) == convnet.catalogue
 
 
 def test_a_catalogue_comes_back_from_its_file(tmp_path: Path) -> None:
     found = replace(net(tmp_path).catalogue, inputs=7)
-    back = Catalogue.from_json(json.loads(json.dumps(found.to_json())))
+    back = EncodingTable.from_json(json.loads(json.dumps(found.to_json())))
     assert back == found
     assert back.of("t")[0].affine == found.of("t")[0].affine
     with pytest.raises(InputError, match="format 9, this version reads 1"):
-        Catalogue.from_json({**found.to_json(), "format": 9})
+        EncodingTable.from_json({**found.to_json(), "format": 9})

@@ -16,11 +16,11 @@ from offload.graph.load import load_model
 from offload.graph.read import read_graph
 from offload.planning.cut import cut_at
 from offload.planning.planner import make_plan
-from offload.planning.scheme import Situation
+from offload.planning.scheme import PlanningProblem
 from offload_cli.main import app
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure import proof_record as evidence
-from offload_runtimes.measure.proof_record import PROOF, prove, read_evidence, repeat
+from offload_runtimes.measure.proof_record import PROOF, prove, read_proof_record, repeat
 from offload_runtimes.measure.proof_replay import (
     ARRAYS,
     Tensors,
@@ -47,7 +47,7 @@ def bundle_of(folder: Path, proving: bool = True) -> Bundle:
     graph = read_graph(model)
     costs = tuple(LayerCost(layer.name, 1e-3, 1e-3, 1e-3) for layer in graph.layers)
     flat = Profile(graph.digest, "flat", "cpu", 1, costs, 5e-3, 1)
-    situation = Situation.of(graph, flat, flat, parse_link("wifi"))
+    situation = PlanningProblem.of(graph, flat, flat, parse_link("wifi"))
     plan = make_plan(situation, "opss", cut_at(graph, {0, 1, 2}))
     step = partial(prove, model) if proving else lambda _: ()
     return write_bundle(model, graph, plan, folder / "b", {}, step)
@@ -56,7 +56,7 @@ def bundle_of(folder: Path, proving: bool = True) -> Bundle:
 def test_a_bundle_keeps_its_proof_under_its_seal(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path)
     assert {PROOF, ARRAYS} <= {file.name for file in bundle.files}
-    kept = read_evidence(bundle)
+    kept = read_proof_record(bundle)
     assert kept.model == load_model(tmp_path / "m.onnx").digest
     assert kept.cut == tuple(send.tensor for send in bundle.plan.uploads)
     assert kept.opset == {"ai.onnx": 17}
@@ -110,7 +110,7 @@ def test_verify_repeats_a_bundle(tmp_path: Path) -> None:
 
 def test_what_is_proved_elsewhere_is_the_bundles_own_proof(tmp_path: Path) -> None:
     carried = proof_of(bundle_of(tmp_path)).segments
-    own = read_evidence(open_bundle(tmp_path / "b")).outputs
+    own = read_proof_record(open_bundle(tmp_path / "b")).outputs
     assert evidence.digests_of(carried) == own
 
 
@@ -123,7 +123,7 @@ def test_every_plan_of_several_is_proved(tmp_path: Path) -> None:
     bundle = swept(tmp_path, prove)
     parts = {part.part for part in bundle.parts()}
     assert {proof.segment for proof in read_proof(bundle.path / ARRAYS).segments} == parts
-    assert read_evidence(bundle).cut == ("m0", "x")
+    assert read_proof_record(bundle).cut == ("m0", "x")
     found = repeat(bundle, OPTIONS)
     assert found.ok
     assert found.segments == len(parts) == 4

@@ -10,7 +10,7 @@ from offload.graph.infer import infer_types
 from offload.graph.load import Model, load_model
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.measure.inner_tensors import shapes_by_running
-from offload_runtimes.measure.profile import subject_of
+from offload_runtimes.measure.profile import optimized_model
 
 from tests.edge_cases import TRAPS, Arrays, Trap
 
@@ -65,7 +65,7 @@ g (float[2,3,8] x) => (float[A,B,C] y)
 
 def test_what_vendors_operators_make_is_found_by_running(tmp_path: Path) -> None:
     onnx.save(onnx.parser.parse_model(VENDORS), tmp_path / "net.onnx")
-    graph = subject_of(load_model(tmp_path / "net.onnx"), tmp_path).graph
+    graph = optimized_model(load_model(tmp_path / "net.onnx"), tmp_path).graph
     assert graph.tensors["y"].shape == (2, 3, 16)
     assert graph.uncounted_share == 0
     assert sum(layer.flops or 0 for layer in graph.layers) == 2 * 6 * 8 * 16 + 2 * 96

@@ -11,7 +11,7 @@ from offload.costs.profile import Size
 from offload.graph.load import load_model
 from offload_runtimes.engine import Array, EngineOptions
 from offload_runtimes.measure.inner_tensors import measured_sizes, unsized
-from offload_runtimes.measure.profile import measure, subject_of
+from offload_runtimes.measure.profile import measure, optimized_model
 from offload_runtimes.measure.split import SplitRequest, prepare, split
 
 PLAIN = EngineOptions(threads=1, optimize=False)
@@ -33,7 +33,7 @@ def positive(count: int) -> dict[str, Array]:
 
 
 def test_sizes_are_the_mean_and_p95_over_the_samples(tmp_path: Path) -> None:
-    subject = subject_of(load_model(saved(tmp_path)), tmp_path)
+    subject = optimized_model(load_model(saved(tmp_path)), tmp_path)
     assert "z" in unsized(subject.model, subject.graph)
     assert "a" not in unsized(subject.model, subject.graph)
     samples = [positive(count) for count in (0, 10, 20)]
@@ -43,7 +43,7 @@ def test_sizes_are_the_mean_and_p95_over_the_samples(tmp_path: Path) -> None:
 
 
 def test_a_profile_keeps_them_and_says_when_they_are_a_guess(tmp_path: Path) -> None:
-    subject = subject_of(load_model(saved(tmp_path)), tmp_path)
+    subject = optimized_model(load_model(saved(tmp_path)), tmp_path)
     given = measure(subject, PLAIN, samples=[positive(10)], runs=3)
     assert given.sizes["z"] == Size(160, 160)
     assert not any("random input" in remark for remark in given.remarks)
@@ -55,7 +55,7 @@ def test_plans_count_them_and_may_cut_there(tmp_path: Path) -> None:
     path, link = saved(tmp_path), Link(8e6, 8e6)
     free = prepare(SplitRequest(path, link, "local", device=1e9, server=1e9)).situation()
     assert "z" in free.costs.unsized
-    subject = subject_of(load_model(path), tmp_path)
+    subject = optimized_model(load_model(path), tmp_path)
     samples = [positive(count) for count in (0, 10, 20)]
     profile = measure(subject, PLAIN, samples=samples, runs=3)
     (tmp_path / "device.json").write_text(json.dumps(profile.to_json()))

@@ -6,24 +6,24 @@ from offload.costs.link import Link
 from offload.graph.load import load_model
 from offload.planning.cut import cut_after
 from offload.planning.planner import make_plan
-from offload.planning.scheme import Situation
+from offload.planning.scheme import PlanningProblem
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.measure.plan_trial import Bench, try_plans
-from offload_runtimes.measure.profile import measure, subject_of
+from offload_runtimes.measure.plan_trial import MachinePair, try_plans
+from offload_runtimes.measure.profile import measure, optimized_model
 
 from tests.toolkit.models import two_branches
 
 
 def test_all_schemes_are_run_and_agree(tmp_path: Path) -> None:
     model = load_model(two_branches(tmp_path / "model.onnx", 64))
-    subject = subject_of(model, tmp_path, {"x": (16, 64)}, frozenset({"left", "right"}))
+    subject = optimized_model(model, tmp_path, {"x": (16, 64)}, frozenset({"left", "right"}))
     options = EngineOptions(threads=1)
     link = Link(1e7, 1e7)
     profile = measure(subject, options, runs=3)
     assert sum(cost.seconds_s for cost in profile.layers) == pytest.approx(profile.whole_s)
-    situation = Situation.of(subject.graph, profile, profile, link)
+    situation = PlanningProblem.of(subject.graph, profile, profile, link)
     feeds = draw(subject.inputs)
-    bench = Bench(model, subject.graph, feeds, link, 1.0, options, tmp_path)
+    bench = MachinePair(model, subject.graph, feeds, link, 1.0, options, tmp_path)
     cut = cut_after(subject.graph, ["left", "right"])
     plans = {
         "LO": make_plan(situation, "local"),

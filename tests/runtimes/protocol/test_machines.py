@@ -6,36 +6,38 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from offload.bundle.bundle import Value
+from offload.bundle.bundle import ModelValue
 from offload.errors import BundleError, InputError
 from offload.planning.plan import Segment, Side
 from offload_runtimes.protocol import messages as wire
 from offload_runtimes.protocol.client_state import (
-    Arrived,
     DeviceSession,
-    Failed,
-    Leaving,
-    Opened,
-    Ponged,
+    DownloadReceived,
+    FailureReceived,
+    PongReceived,
+    ServerLeaving,
+    SessionOpened,
 )
-from offload_runtimes.protocol.memory_budget import Memory
+from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.server_state import (
     Close,
     Event,
-    Limits,
-    Over,
+    FrameOver,
+    PlanSwitched,
     Reply,
-    Run,
+    RunSegment,
     ServerSession,
-    Switched,
+    SessionLimits,
 )
-from offload_runtimes.protocol.tensor_specs import Contract, Port, Ports
+from offload_runtimes.protocol.tensor_specs import Contract, TensorSpec, TensorSpecs
 
-ROOM = Limits(max_frames=3, max_bytes=10_000)
+ROOM = SessionLimits(max_frames=3, max_bytes=10_000)
 
 
-def ports(names: str) -> Ports:
-    return Ports({n: Port(Value(n, "tensor(int64)", ("n",)), "raw", 800) for n in names})
+def ports(names: str) -> TensorSpecs:
+    return TensorSpecs(
+        {n: TensorSpec(ModelValue(n, "tensor(int64)", ("n",)), "raw", 800) for n in names}
+    )
 
 
 def segment(name: str, inputs: str, outputs: str) -> Segment:
@@ -56,7 +58,7 @@ WORK = {
 }
 
 
-def compute(run: Run) -> dict[str, np.ndarray]:
+def compute(run: RunSegment) -> dict[str, np.ndarray]:
     return WORK[run.segment.id](**run.feeds)  # type: ignore[no-any-return, operator]
 
 
@@ -69,11 +71,11 @@ class ServerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.memory = Memory(150)  # two frames of the longest tensors do not fit
+        self.memory = MemoryBudget(150)  # two frames of the longest tensors do not fit
         self.others = self.memory.account(lambda: None)
         account = self.memory.account(lambda: None)
         self.session = ServerSession({"digest": AGREED}, ROOM, account)
-        self.running: list[Run] = []
+        self.running: list[RunSegment] = []
         self.answers: dict[int, dict[str, np.ndarray]] = {}
         self.sent: dict[int, set[str]] = {}
         self.plans: dict[int, int] = {}
@@ -86,9 +88,9 @@ class ServerMachine(RuleBasedStateMachine):
     def take(self, events: list[Event]) -> None:
         for event in events:
             match event:
-                case Run():
+                case RunSegment():
                     self.running.append(event)
-                case Over(frame, _):
+                case FrameOver(frame, _):
                     self.over.append(frame)
                 case Close():
                     self.closes += 1
@@ -232,7 +234,7 @@ TestServerMachine.settings = settings(max_examples=150, stateful_step_count=25, 
 def opened() -> DeviceSession:
     session = DeviceSession(AGREED, "here")
     welcome = pb.Welcome(protocol=wire.PROTOCOL, max_frames=3, max_message_bytes=2**20)
-    assert session.receive(wire.message(welcome=welcome)) == Opened(3, 2**20)
+    assert session.receive(wire.message(welcome=welcome)) == SessionOpened(3, 2**20)
     return session
 
 
@@ -244,10 +246,10 @@ def test_device_takes_each_answer_once() -> None:
     session = opened()
     frame = session.open_frame()
     event = session.receive(answer(frame, "b"))
-    assert isinstance(event, Arrived)
+    assert isinstance(event, DownloadReceived)
     with pytest.raises(wire.ProtocolError, match="'b' twice"):
         session.receive(answer(frame, "b"))
-    assert isinstance(session.receive(answer(frame, "e")), Arrived)
+    assert isinstance(session.receive(answer(frame, "e")), DownloadReceived)
     assert session.receive(answer(frame, "e")) is None
     assert session.cancel(frame) is None
 
@@ -266,14 +268,14 @@ def test_device_maps_failures() -> None:
     session = opened()
     frame = session.open_frame()
     one = session.receive(wire.encode_failure(InputError("bad frame"), frame))
-    assert isinstance(one, Failed)
+    assert isinstance(one, FailureReceived)
     assert one.frame == frame
     every = session.receive(wire.encode_failure(BundleError("gone")))
-    assert isinstance(every, Failed)
+    assert isinstance(every, FailureReceived)
     assert every.frame is None
     assert isinstance(every.error, BundleError)
     goodbye = wire.message(goodbye=pb.Goodbye())
-    assert session.receive(goodbye) == Leaving()
+    assert session.receive(goodbye) == ServerLeaving()
 
 
 @pytest.mark.parametrize(
@@ -308,11 +310,11 @@ def test_a_frame_follows_one_plan_from_beginning_to_end() -> None:
     a, c = np.arange(2), np.arange(2) + 5
     assert session.receive(wire.encode_tensor(1, "a", a, "raw", plan=1), 0.0) == []
     (run,) = session.receive(wire.encode_tensor(1, "c", c, "raw", plan=1), 0.0)
-    assert isinstance(run, Run)
+    assert isinstance(run, RunSegment)
     assert run.segment.id == "ace"
     switched, other = session.receive(wire.encode_tensor(2, "a", a, "raw", plan=0), 0.0)
-    assert switched == Switched(1, 0)
-    assert isinstance(other, Run)
+    assert switched == PlanSwitched(1, 0)
+    assert isinstance(other, RunSegment)
     assert other.segment.id == "ab"
     events = session.receive(wire.encode_tensor(2, "c", c, "raw", plan=1), 0.0)
     assert "frame 2 follows plan 0, not 1" in refusal(events)
@@ -320,31 +322,31 @@ def test_a_frame_follows_one_plan_from_beginning_to_end() -> None:
 
 def test_what_runs_for_a_cancelled_frame_is_held_until_it_is_over() -> None:
     """Else a device could fill the server with frames it cancels while they wait for a worker."""
-    memory = Memory(100)
+    memory = MemoryBudget(100)
     session = ServerSession({"digest": AGREED}, ROOM, memory.account(lambda: None))
     session.receive(DeviceSession(AGREED, "here").hello(), 0.0)
     (run,) = session.receive(wire.encode_tensor(1, "a", np.arange(8), "raw"), 0.0)
-    assert isinstance(run, Run)
+    assert isinstance(run, RunSegment)
     cancel = wire.message(cancel=pb.Cancel(frame=1))
-    assert session.receive(cancel, 0.0) == [Over(1, "cancelled")]
+    assert session.receive(cancel, 0.0) == [FrameOver(1, "cancelled")]
     assert (session.frames_in_flight, memory.held_bytes) == (0, 64)
     failed, reply = session.receive(wire.encode_tensor(2, "a", np.arange(8), "raw"), 0.0)
-    assert failed == Over(2, "failed")
+    assert failed == FrameOver(2, "failed")
     assert isinstance(reply, Reply)
     assert "as it may (--max-memory)" in wire.parse(reply.data)[0].failure.sentence
     assert session.failed(run, InputError("it was stopped")) == []
     assert memory.held_bytes == 0
     assert session.receive(wire.encode_tensor(2, "c", np.arange(8), "raw"), 0.0) == []
     (again,) = session.receive(wire.encode_tensor(3, "a", np.arange(8), "raw"), 0.0)
-    assert isinstance(again, Run)
+    assert isinstance(again, RunSegment)
 
 
 def test_an_answer_too_large_to_be_sent_fails_its_frame() -> None:
     session = greeted()
     (run,) = session.receive(wire.encode_tensor(1, "a", np.arange(2), "raw"), 0.0)
-    assert isinstance(run, Run)
+    assert isinstance(run, RunSegment)
     over, reply = session.finished(run, {"b": np.zeros(101, np.int64)}, 0.0, 1.0)
-    assert over == Over(1, "failed")
+    assert over == FrameOver(1, "failed")
     assert isinstance(reply, Reply)
     failure = wire.parse(reply.data)[0].failure
     assert failure.kind == pb.Failure.INPUT
@@ -379,7 +381,7 @@ def test_a_lost_message_is_missed_at_the_next_ping() -> None:
     device = DeviceSession(AGREED, "here")
     assert "5 messages were sent, 2 came" in refusal(greeted().receive(device.ping(1, 5), 0.0))
     device.receive(wire.message(welcome=pb.Welcome(protocol=wire.PROTOCOL, max_frames=3)))
-    assert device.receive(wire.message(pong=pb.Pong(number=1, sent=2))) == Ponged(1, 0.0)
+    assert device.receive(wire.message(pong=pb.Pong(number=1, sent=2))) == PongReceived(1, 0.0)
     with pytest.raises(wire.ProtocolError, match="4 messages were sent, 3 came"):
         device.receive(wire.message(pong=pb.Pong(number=2, sent=4)))
 
@@ -388,7 +390,7 @@ def test_server_says_goodbye_and_answers_what_it_has() -> None:
     session = ServerSession({"digest": AGREED}, ROOM)
     session.receive(DeviceSession(AGREED, "here").hello(), 0.0)
     (run,) = session.receive(wire.encode_tensor(1, "a", np.arange(2), "raw"), 0.0)
-    assert isinstance(run, Run)
+    assert isinstance(run, RunSegment)
     assert len(session.drain()) == 1
     (refused,) = session.receive(wire.encode_tensor(2, "a", np.arange(2), "raw"), 0.0)
     assert isinstance(refused, Reply)
@@ -420,17 +422,17 @@ def with_default() -> ServerSession:
 def test_a_segment_waits_for_the_defaults_that_were_announced() -> None:
     session, a = with_default(), np.arange(2)
     (other,) = session.receive(begin(1, "g"), 0.0)
-    assert isinstance(other, Run)
+    assert isinstance(other, RunSegment)
     assert other.segment.id == "e"
     assert session.receive(wire.encode_tensor(1, "a", a, "raw"), 0.0) == []
     (run,) = session.receive(wire.encode_tensor(1, "g", a + 1, "raw"), 0.0)
-    assert isinstance(run, Run)
+    assert isinstance(run, RunSegment)
     assert {name: array.tolist() for name, array in run.feeds.items()} == {"a": [0, 1], "g": [1, 2]}
 
 
 def test_without_an_announcement_nothing_is_waited_for() -> None:
     runs = with_default().receive(wire.encode_tensor(1, "a", np.arange(2), "raw"), 0.0)
-    assert [run.segment.id for run in runs if isinstance(run, Run)] == ["ab", "e"]
+    assert [run.segment.id for run in runs if isinstance(run, RunSegment)] == ["ab", "e"]
 
 
 @pytest.mark.parametrize(
@@ -459,15 +461,17 @@ def test_a_frame_that_begins_while_the_server_drains_is_refused() -> None:
 
 def test_memory_is_taken_before_anything_is_decoded() -> None:
     """A few bytes that stand for many are refused, never unpacked."""
-    uploads = Ports({"a": Port(Value("a", "tensor(int64)", ("n",)), "zstd", 10**9)})
+    uploads = TensorSpecs(
+        {"a": TensorSpec(ModelValue("a", "tensor(int64)", ("n",)), "zstd", 10**9)}
+    )
     contract = Contract("digest", (segment("ab", "a", "b"),), uploads, ports("b"))
-    memory = Memory(1000)
+    memory = MemoryBudget(1000)
     account = memory.account(lambda: None)
-    session = ServerSession({"digest": (contract,)}, Limits(3, 10**9), account)
+    session = ServerSession({"digest": (contract,)}, SessionLimits(3, 10**9), account)
     session.receive(DeviceSession((contract,), "here").hello(), 0.0)
     huge = pack_zeros(10**8)
     over, reply = session.receive(huge, 0.0)
-    assert over == Over(1, "failed")
+    assert over == FrameOver(1, "failed")
     assert isinstance(reply, Reply)
     assert "--max-memory" in wire.parse(reply.data)[0].failure.sentence
     assert memory.held_bytes == 0
@@ -475,5 +479,5 @@ def test_memory_is_taken_before_anything_is_decoded() -> None:
 
 def pack_zeros(count: int) -> bytes:
     """A tensor message of a few bytes that says it holds many; they are not even zstd."""
-    packed = wire.Packed("<i8", (count,), "zstd", memoryview(b"few bytes"))
+    packed = wire.PackedTensor("<i8", (count,), "zstd", memoryview(b"few bytes"))
     return wire.tensor_message(1, "a", packed)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from offload_runtimes.protocol.memory_budget import Account, Memory
+from offload_runtimes.protocol.memory_budget import MemoryBudget, Reservation
 
 LIMIT = 100
 WHICH = st.integers(0, 4)
@@ -17,7 +17,7 @@ class MemoryMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.memory = Memory(LIMIT)
+        self.memory = MemoryBudget(LIMIT)
         self.accounts = [self.memory.account(lambda: None) for _ in range(5)]
         self.held = [0] * 5
 
@@ -46,7 +46,7 @@ TestMemoryMachine.settings = settings(max_examples=100, deadline=None)
 
 
 def test_who_lies_still_gives_way_once() -> None:
-    memory, evicted = Memory(LIMIT, patience_s=-1.0), []
+    memory, evicted = MemoryBudget(LIMIT, patience_s=-1.0), []
     still = memory.account(lambda: evicted.append("still"))
     busy = memory.account(lambda: evicted.append("busy"))
     asking = memory.account(lambda: evicted.append("asking"))
@@ -60,21 +60,21 @@ def test_who_lies_still_gives_way_once() -> None:
 
 
 def test_nobody_is_evicted_before_its_time() -> None:
-    memory = Memory(LIMIT, patience_s=3600)
+    memory = MemoryBudget(LIMIT, patience_s=3600)
     still = memory.account(lambda: pytest.fail("evicted"))
     assert still.hold(LIMIT)
     assert not memory.account(lambda: None).hold(1)
 
 
 def test_without_a_limit_everything_is_allowed() -> None:
-    assert Memory().account(lambda: None).hold(1 << 60)
+    assert MemoryBudget().account(lambda: None).hold(1 << 60)
 
 
 def test_many_threads_keep_the_limit() -> None:
-    memory = Memory(LIMIT)
+    memory = MemoryBudget(LIMIT)
     worst = [0]
 
-    def work(account: Account) -> None:
+    def work(account: Reservation) -> None:
         for size in range(2000):
             account.hold(size % 60)
             worst[0] = max(worst[0], memory.held_bytes)

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from offload.bundle.bundle import Value
+from offload.bundle.bundle import ModelValue
 from offload.errors import BundleError, DeadlineError, InputError, OffloadError, ServerError
 from offload_runtimes.protocol import messages as wire
 from offload_runtimes.protocol.messages import ProtocolError
-from offload_runtimes.protocol.tensor_specs import Port, Ports
+from offload_runtimes.protocol.tensor_specs import TensorSpec, TensorSpecs
 
 TYPES = {
     "float32": "tensor(float)",
@@ -25,8 +25,10 @@ TYPES = {
 }
 
 
-def ports(array: np.ndarray, encoding: str = "raw") -> Ports:
-    return Ports({"t": Port(Value("t", TYPES[array.dtype.name], None), encoding, array.nbytes)})
+def ports(array: np.ndarray, encoding: str = "raw") -> TensorSpecs:
+    return TensorSpecs(
+        {"t": TensorSpec(ModelValue("t", TYPES[array.dtype.name], None), encoding, array.nbytes)}
+    )
 
 
 @given(
@@ -63,10 +65,10 @@ def test_a_tensor_is_read_where_it_arrived_aligned_as_numpy_aligns() -> None:
 
 
 SHAPE = (2, 3)
-PORTS = Ports(
+PORTS = TensorSpecs(
     {
-        "t": Port(Value("t", "tensor(float)", ("n", 3)), "raw", 4 * 2 * 3),
-        "z": Port(Value("z", "tensor(float)", ("n", 3)), "zstd", 4 * 2 * 3),
+        "t": TensorSpec(ModelValue("t", "tensor(float)", ("n", 3)), "raw", 4 * 2 * 3),
+        "z": TensorSpec(ModelValue("z", "tensor(float)", ("n", 3)), "zstd", 4 * 2 * 3),
     }
 )
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from offload.bundle.bundle import Value
+from offload.bundle.bundle import ModelValue
 from offload_runtimes.protocol import messages as wire
 from offload_runtimes.protocol import structured_values as structured
 from offload_runtimes.protocol.messages import ProtocolError
-from offload_runtimes.protocol.tensor_specs import Port, Ports
+from offload_runtimes.protocol.tensor_specs import TensorSpec, TensorSpecs
 
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 numbers = hnp.arrays(
@@ -76,7 +76,7 @@ def test_damaged_values_are_refused(message: pb.Value, said: str) -> None:
         structured.decode(message.SerializeToString())
 
 
-TEXT = Ports({"s": Port(Value("s", "tensor(string)", ("n",)), "raw", 100)})
+TEXT = TensorSpecs({"s": TensorSpec(ModelValue("s", "tensor(string)", ("n",)), "raw", 100)})
 
 
 def sent(value: Any) -> tuple[pb.Tensor, memoryview]:
@@ -103,12 +103,12 @@ def test_other_values_than_agreed_are_refused(value: Any, said: str) -> None:
 
 
 def test_what_is_declared_as_numbers_cannot_be_text() -> None:
-    port = Port(Value("s", "tensor(float)", None), "raw", 100)
+    port = TensorSpec(ModelValue("s", "tensor(float)", None), "raw", 100)
     with pytest.raises(ProtocolError, match="must be float32"):
-        wire.decode_tensor(*sent(np.array(["a"], object)), Ports({"s": port}))
+        wire.decode_tensor(*sent(np.array(["a"], object)), TensorSpecs({"s": port}))
 
 
 def test_an_output_of_unknown_type_may_be_anything() -> None:
-    ports = Ports({"s": Port(Value("s", "unknown", None), "raw", 100)})
+    ports = TensorSpecs({"s": TensorSpec(ModelValue("s", "unknown", None), "raw", 100)})
     for value in (np.zeros((2, 1), np.float32), np.array(["a"], object), [{1: 0.5}]):
         assert same(value, wire.decode_tensor(*sent(value), ports)[1])

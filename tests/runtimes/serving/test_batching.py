@@ -8,8 +8,8 @@ from offload_runtimes.engine import Array, load
 from offload_runtimes.serving.batching import (
     Batching,
     Feeds,
-    Joint,
-    Share,
+    RunShare,
+    SharedRun,
     disagreement,
     joined,
     parted,
@@ -90,15 +90,15 @@ class Recorded:
         return list(feeds.values())
 
 
-def shared(count: int) -> tuple[list[Share], Recorded]:
-    shares, call = [Share(Recorded()) for _ in range(count)], Recorded()  # type: ignore[arg-type]
+def shared(count: int) -> tuple[list[RunShare], Recorded]:
+    shares, call = [RunShare(Recorded()) for _ in range(count)], Recorded()  # type: ignore[arg-type]
     return shares, call
 
 
 def test_a_run_for_several_ends_early_only_when_nobody_wants_it() -> None:
     (first, second, third), call = shared(3)
     second.stop()
-    joint = Joint(call, [first, second, third])  # type: ignore[arg-type]
+    joint = SharedRun(call, [first, second, third])  # type: ignore[arg-type]
     first.stop()
     assert not call.stopped
     feeds = [{"x": np.full((rows, 1), rows)} for rows in (1, 2, 3)]
@@ -108,12 +108,12 @@ def test_a_run_for_several_ends_early_only_when_nobody_wants_it() -> None:
     third.stop()
     assert not call.stopped, "it is over"
     (first, second), call = shared(2)
-    Joint(call, [first, second])  # type: ignore[arg-type]
+    SharedRun(call, [first, second])  # type: ignore[arg-type]
     first.stop()
     second.stop()
     assert call.stopped
     (first, second), call = shared(2)
     first.stop()
     second.stop()
-    Joint(call, [first, second])  # type: ignore[arg-type]
+    SharedRun(call, [first, second])  # type: ignore[arg-type]
     assert call.stopped

@@ -8,17 +8,17 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from offload.bundle.boundary_ops import Clothes, expose, passage
-from offload.costs.encodings import ENCODINGS, Encoding, Form
+from offload.bundle.boundary_ops import BoundaryOps, expose, identity_model
+from offload.costs.encodings import ENCODINGS, Encoding, TensorFormat
 from offload.costs.quantization import Bounds
 from offload.errors import InputError
 from offload.planning.plan import Send
 from offload_runtimes.engine import load
-from offload_runtimes.measure.accuracy import Lossy
+from offload_runtimes.measure.accuracy import LossyCrossing
 from onnx import TensorProto, helper
 
 Array = np.ndarray[Any, np.dtype[Any]]
-LOSSY = [encoding for encoding in ENCODINGS.values() if encoding.form is not Form.PLAIN]
+LOSSY = [encoding for encoding in ENCODINGS.values() if encoding.form is not TensorFormat.PLAIN]
 SHAPES = arrays.array_shapes(min_dims=3, max_dims=4, min_side=1, max_side=4)
 ODD = st.sampled_from([0.0, -0.0, 1e-40, -1e-40, 1e-8, 65504.0, -1.5])
 VALUES = arrays.arrays(np.float32, SHAPES, elements=ODD | st.floats(-1e4, 1e4, width=32))
@@ -39,9 +39,9 @@ def test_the_engine_does_what_the_effect_is_measured_with(
     send = send_of(encoding, array)
     if send is None:
         return
-    engine = load(passage(send, array.shape, opset).SerializeToString())
+    engine = load(identity_model(send, array.shape, opset).SerializeToString())
     (found,) = engine.run(["decoded"], {"t": array})
-    expected = Lossy(encoding, send.affine).passed(array)
+    expected = LossyCrossing(encoding, send.affine).passed(array)
     if encoding.form.quantises:
         assert send.affine is not None
         # Engines may divide or multiply by the inverse: a tie may fall to the next step.
@@ -56,7 +56,7 @@ def test_nan_and_infinity_show(encoding: Encoding, value: float) -> None:
     array = np.ones((1, 2, 3, 3), np.float32)
     send = send_of(encoding, array)
     assert send is not None
-    engine = load(passage(send, array.shape).SerializeToString())
+    engine = load(identity_model(send, array.shape).SerializeToString())
     array[0, 1, 2, 0] = value
     if send.guard is None:  # float16 has both
         (found,) = engine.run(["decoded"], {"t": array})
@@ -79,7 +79,7 @@ def test_undressed_is_as_before(encoding: Encoding) -> None:
     send = send_of(encoding, array)
     assert send is not None
     proto = relu()
-    Clothes((send,), (), frozenset()).put_on(proto, proto.graph)
+    BoundaryOps((send,), (), frozenset()).put_on(proto, proto.graph)
     dressed = load(proto.SerializeToString())
     crossing = {send.wire, send.guard} - {None}
     assert {value.name for value in dressed.outputs} == crossing
@@ -93,4 +93,4 @@ def test_a_name_that_is_taken_is_refused() -> None:
     proto = relu()
     proto.graph.node.append(helper.make_node("Neg", ["t"], ["t@fp16"], "clash"))
     with pytest.raises(InputError, match="already"):
-        Clothes((Send("t", None, "fp16"),), (), frozenset()).put_on(proto, proto.graph)
+        BoundaryOps((Send("t", None, "fp16"),), (), frozenset()).put_on(proto, proto.graph)

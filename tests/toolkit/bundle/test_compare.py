@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from offload.bundle.compare import Freedom, gap
+from offload.bundle.compare import Tolerances, gap
 from offload.graph.load import load_model
 
 from tests.edge_cases import TRAPS
@@ -68,11 +68,11 @@ def test_softmax_of_many_classes_is_not_lost_in_the_tolerance() -> None:
     ],
 )
 def test_limits(name: str, dtype: str, optimized: bool, limit: float) -> None:
-    assert Freedom.of(load_model(BY_NAME[name])).limit(dtype, optimized) == limit
+    assert Tolerances.of(load_model(BY_NAME[name])).limit(dtype, optimized) == limit
 
 
 def test_a_model_that_magnifies_rounding_is_granted_a_few_times_its_own() -> None:
-    freedom = Freedom.of(load_model(BY_NAME["metadata"]))
+    freedom = Tolerances.of(load_model(BY_NAME["metadata"]))
     assert freedom.limit("float", True, own=1e-3) == pytest.approx(4e-3)
     assert freedom.limit("float", True, own=0.5) == 2e-2
     assert freedom.limit("float", True, own=1e-8) == 5e-5

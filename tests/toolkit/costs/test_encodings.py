@@ -3,15 +3,15 @@
 from pathlib import Path
 
 import pytest
-from offload.costs.encodings import ENCODINGS, Allowance, Form, encoding, parse_allowed
+from offload.costs.encodings import ENCODINGS, EncodingPolicy, TensorFormat, encoding, parse_allowed
 from offload.errors import InputError
 
 
 def test_names_follow_form_and_codec() -> None:
     for name, found in ENCODINGS.items():
         assert encoding(name) is found
-        assert found.is_lossless == (found.form is Form.PLAIN and name != "jpeg")
-        assert (found.form is Form.PLAIN) == (found.wire_name("t") == "t")
+        assert found.is_lossless == (found.form is TensorFormat.PLAIN and name != "jpeg")
+        assert (found.form is TensorFormat.PLAIN) == (found.wire_name("t") == "t")
         assert (found.guard_name("t") is not None) == found.form.quantises
 
 
@@ -39,13 +39,13 @@ def test_unknown_words_are_refused(text: str) -> None:
 
 
 def test_nothing_is_lost_unless_it_is_said_how_much() -> None:
-    assert Allowance.parse().is_lossless
+    assert EncodingPolicy.parse().is_lossless
     some = Path("some.npz")
-    assert not Allowance.parse(tolerance=0.1, calibration=some).is_lossless
+    assert not EncodingPolicy.parse(tolerance=0.1, calibration=some).is_lossless
     with pytest.raises(InputError, match="--tolerance or --accuracy-floor"):
-        Allowance.parse("fp16", calibration=some)
+        EncodingPolicy.parse("fp16", calibration=some)
     with pytest.raises(InputError, match="--calibration"):
-        Allowance.parse(tolerance=0.1)
+        EncodingPolicy.parse(tolerance=0.1)
 
 
 @pytest.mark.parametrize(
@@ -53,4 +53,4 @@ def test_nothing_is_lost_unless_it_is_said_how_much() -> None:
 )
 def test_limits_out_of_range_are_refused(tolerance: float | None, floor: float | None) -> None:
     with pytest.raises(InputError, match="not"):
-        Allowance.parse("any", tolerance, floor, Path("some.npz"))
+        EncodingPolicy.parse("any", tolerance, floor, Path("some.npz"))

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from offload.costs.link import Link
-from offload.costs.refit import Sent, refit
+from offload.costs.refit import TimedMessage, refit
 from offload.errors import InputError
 
 OLD = Link(20e6, 40e6, 0.01, 0.005)
@@ -14,10 +14,10 @@ SIZES = (5_000, 60_000, 250_000, 600_000)
 
 def window(
     link: Link, sizes: tuple[int, ...] = SIZES, count: int = 24, noise: float = 0.03
-) -> list[Sent]:
+) -> list[TimedMessage]:
     dice = np.random.default_rng(1)
     return [
-        Sent(size, link.upload_s(size) * float(dice.normal(1, noise)), age_s=float(index))
+        TimedMessage(size, link.upload_s(size) * float(dice.normal(1, noise)), age_s=float(index))
         for index, size in zip(range(count), sizes * count, strict=False)
     ]
 
@@ -34,7 +34,7 @@ def test_a_changed_link_is_found_again(rate_bps: float, start_s: float) -> None:
 def test_outliers_hardly_bend_it() -> None:
     true = Link(5e6, 5e6, 0.02, 0.02)
     clean = window(true)
-    stalled = [Sent(s.size_bytes, s.seconds_s * 8, s.age_s) for s in clean[::6]]
+    stalled = [TimedMessage(s.size_bytes, s.seconds_s * 8, s.age_s) for s in clean[::6]]
     found = refit(OLD, [*clean, *stalled], half_life_s=1e6)
     assert found.upload_s(250_000) == pytest.approx(true.upload_s(250_000), rel=0.1)
 
@@ -42,7 +42,12 @@ def test_outliers_hardly_bend_it() -> None:
 def test_sends_that_seem_to_take_no_time_hardly_bend_it() -> None:
     """A receiver that reads two messages at once sees the second arrive in an instant."""
     true = Link(5e6, 5e6, 0.02, 0.02)
-    found = refit(OLD, [*window(true), Sent(250_000, 1e-5, 0.5), Sent(5_000, 2e-5, 3.0)], (), 1e6)
+    found = refit(
+        OLD,
+        [*window(true), TimedMessage(250_000, 1e-5, 0.5), TimedMessage(5_000, 2e-5, 3.0)],
+        (),
+        1e6,
+    )
     for size in (60_000, 250_000, 600_000):
         assert found.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.1)
 
@@ -53,22 +58,22 @@ def test_a_window_follows_a_change_once_most_of_its_weight_is_new(
 ) -> None:
     """One send every 0.1 s, most of them from before; of the new ones a few stall."""
     before, after = OLD, Link(OLD.up_bps / times, OLD.down_bps / times, 0.01 * times, 0.005)
-    sends = [Sent(size, before.upload_s(size), age_s=3.0 + 0.1 * i) for i in range(30)]
-    sends += [Sent(size, after.upload_s(size), age_s=0.1 * i) for i in range(30)]
-    sends += [Sent(size, 5 * after.upload_s(size), age_s=0.5 * i) for i in range(stalled)]
+    sends = [TimedMessage(size, before.upload_s(size), age_s=3.0 + 0.1 * i) for i in range(30)]
+    sends += [TimedMessage(size, after.upload_s(size), age_s=0.1 * i) for i in range(30)]
+    sends += [TimedMessage(size, 5 * after.upload_s(size), age_s=0.5 * i) for i in range(stalled)]
     found = refit(OLD, sends, half_life_s=1.0)
     assert found.upload_s(size) == pytest.approx(after.upload_s(size), rel=0.25)
 
 
 def test_only_differences_of_age_count() -> None:
     sends = window(Link(5e6, 5e6, 0.02, 0.02))
-    later = [Sent(s.size_bytes, s.seconds_s, s.age_s + 1e6) for s in sends]
+    later = [TimedMessage(s.size_bytes, s.seconds_s, s.age_s + 1e6) for s in sends]
     assert refit(OLD, later, half_life_s=3.0) == refit(OLD, sends, half_life_s=3.0)
 
 
 def test_recent_sends_count_more() -> None:
     slow, fast = Link(2e6, 2e6, 0.01, 0.01), Link(50e6, 50e6, 0.01, 0.01)
-    before = [Sent(s.size_bytes, s.seconds_s, s.age_s + 300) for s in window(slow)]
+    before = [TimedMessage(s.size_bytes, s.seconds_s, s.age_s + 300) for s in window(slow)]
     found = refit(OLD, [*before, *window(fast)], half_life_s=20)
     assert found.upload_s(250_000) == pytest.approx(fast.upload_s(250_000), rel=0.15)
 
@@ -85,10 +90,10 @@ def test_one_size_moves_the_line_to_it_and_keeps_its_shape() -> None:
 def test_what_makes_up_most_of_the_time_is_what_changed(times: float) -> None:
     """Large sends tell of the rate and leave the start-up, small ones the other way round."""
     large, small = OLD.upload_s(600_000), OLD.upload_s(500)
-    rate = refit(OLD, [Sent(600_000, large * times)] * 5, half_life_s=1e6)
+    rate = refit(OLD, [TimedMessage(600_000, large * times)] * 5, half_life_s=1e6)
     assert rate.upload_s(600_000) == pytest.approx(large * times, rel=1e-3)
     assert rate.up_start_s == pytest.approx(OLD.up_start_s, rel=0.5)
-    start = refit(OLD, [Sent(500, small * times)] * 5, half_life_s=1e6)
+    start = refit(OLD, [TimedMessage(500, small * times)] * 5, half_life_s=1e6)
     assert start.upload_s(500) == pytest.approx(small * times, rel=1e-3)
     assert start.up_bps == pytest.approx(OLD.up_bps, rel=0.5)
 
@@ -107,9 +112,15 @@ def test_down_is_fitted_apart_and_the_overhead_is_kept() -> None:
 
 
 @pytest.mark.parametrize(
-    "sent", [Sent(10, 0.0), Sent(10, float("nan")), Sent(-1, 1.0), Sent(10, 1.0, -5.0)]
+    "sent",
+    [
+        TimedMessage(10, 0.0),
+        TimedMessage(10, float("nan")),
+        TimedMessage(-1, 1.0),
+        TimedMessage(10, 1.0, -5.0),
+    ],
 )
-def test_nonsense_is_refused(sent: Sent) -> None:
+def test_nonsense_is_refused(sent: TimedMessage) -> None:
     with pytest.raises(InputError):
         refit(OLD, [sent, *window(OLD)])
     with pytest.raises(InputError, match="half-life"):
@@ -118,7 +129,7 @@ def test_nonsense_is_refused(sent: Sent) -> None:
 
 def test_sends_without_any_scatter_are_not_taken_for_outliers() -> None:
     true = Link(100e6, 100e6, 0.001, 0.001)
-    sends = [Sent(size, true.upload_s(size)) for size in (20_000, 150_000)] * 12
+    sends = [TimedMessage(size, true.upload_s(size)) for size in (20_000, 150_000)] * 12
     found = refit(Link(5e6, 5e6, 0.001, 0.001), sends)
     for size in (20_000, 60_000, 150_000):
         assert found.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.01)

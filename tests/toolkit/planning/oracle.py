@@ -3,16 +3,16 @@
 import numpy as np
 import pytest
 from offload.graph.model import Graph
-from offload.planning.closed_sets import closed_sets, tally
+from offload.planning.closed_sets import closed_sets, set_costs
 from offload.planning.costs import Costs
 from offload.planning.cut import Cut, cut_at
-from offload.planning.program import problem_of
+from offload.planning.program import scheduling_problem
 from offload.scheduling.solve import solve
 
 
 def solved_s(graph: Graph, costs: Costs, cut: Cut) -> float:
     """The overlapped makespan of a cut in its best order."""
-    problem = problem_of(graph, costs, cut)
+    problem = scheduling_problem(graph, costs, cut)
     if problem is None:
         return costs.rest_s(cut) + costs.result_s(cut)
     return solve(problem.instance).makespan_s
@@ -22,7 +22,7 @@ def assert_tally_is_right(graph: Graph, costs: Costs) -> None:
     """The table of all closed sets sums as the costs of each say, and bounds from below."""
     table = closed_sets(graph)
     assert table is not None
-    sums = tally(graph, costs, table)
+    sums = set_costs(graph, costs, table)
     for column in range(table.shape[1]):
         cut = cut_at(graph, frozenset(np.flatnonzero(table[:, column]).tolist()))
         assert sums.compute_s[column] == pytest.approx(costs.compute_s(cut))

@@ -1,6 +1,6 @@
 import pytest
 from offload.errors import InputError
-from offload.planning.constraints import Objective, Power, Wish, demand_of
+from offload.planning.constraints import Objective, PlanRequest, Power, constraints_of
 from offload.units import parse_bytes, parse_energy_j
 
 from tests.toolkit.graphs import graph_of
@@ -9,17 +9,17 @@ GRAPH = graph_of([(0, 1), (2, 3), (1, 3)], 4)
 
 
 def test_keeping_the_input_pins_its_readers() -> None:
-    assert demand_of(Wish(keep_input=True), GRAPH).pinned == {0, 2}
-    assert demand_of(Wish(pin_device=2), GRAPH).pinned == {0, 1}
+    assert constraints_of(PlanRequest(keep_input=True), GRAPH).pinned == {0, 2}
+    assert constraints_of(PlanRequest(pin_device=2), GRAPH).pinned == {0, 1}
 
 
 def test_wishes_that_make_no_sense_are_refused() -> None:
     with pytest.raises(InputError, match="5 layers cannot be pinned: the model has 4"):
-        demand_of(Wish(pin_device=5), GRAPH)
+        constraints_of(PlanRequest(pin_device=5), GRAPH)
     with pytest.raises(InputError, match="objective 'speed' is not known: use one of latency"):
-        demand_of(Wish("speed"), GRAPH)
+        constraints_of(PlanRequest("speed"), GRAPH)
     with pytest.raises(InputError, match="give --power"):
-        demand_of(Wish(Objective.ENERGY.value), GRAPH)
+        constraints_of(PlanRequest(Objective.ENERGY.value), GRAPH)
 
 
 def test_quantities_are_read_in_their_units() -> None:

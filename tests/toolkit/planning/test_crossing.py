@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from offload.costs.encoding_table import Catalogue, Encoded
+from offload.costs.encoding_table import EncodedSize, EncodingTable
 from offload.costs.encodings import ENCODINGS, RAW, ZSTD
 from offload.costs.link import Link
 from offload.costs.profile import Profile
@@ -74,15 +74,15 @@ def profile(codec_s: float | None, whole_s: float = 1.0) -> Profile:
 LINK = Link(8e3, 8e3)  # a millisecond a byte
 
 
-def ways(entry: Encoded, device: Profile) -> list[str]:
-    catalogue = Catalogue({"t": (entry,)}, codec_s=0.01, whole_s=1.0)
+def ways(entry: EncodedSize, device: Profile) -> list[str]:
+    catalogue = EncodingTable({"t": (entry,)}, codec_s=0.01, whole_s=1.0)
     found = crossings({"t": 1000}, catalogue, device, profile(0.01), LINK.upload_s)["t"]
     return [way.encoding.name for way in found]
 
 
 def test_seconds_are_carried_over_by_the_reference_work() -> None:
-    entry = Encoded(ZSTD, 500, 500, 0.05, 0.02)
-    catalogue = Catalogue({"t": (entry,)}, codec_s=0.01, whole_s=1.0)
+    entry = EncodedSize(ZSTD, 500, 500, 0.05, 0.02)
+    catalogue = EncodingTable({"t": (entry,)}, codec_s=0.01, whole_s=1.0)
     _, way = crossings({"t": 1000}, catalogue, profile(0.02), profile(None, 3.0), LINK.upload_s)[
         "t"
     ]
@@ -92,21 +92,24 @@ def test_seconds_are_carried_over_by_the_reference_work() -> None:
 
 
 def test_a_bad_input_takes_longer() -> None:
-    catalogue = Catalogue({"t": (Encoded(ZSTD, 500, 600, 0.01, 0.01),)}, codec_s=0.01)
+    catalogue = EncodingTable({"t": (EncodedSize(ZSTD, 500, 600, 0.01, 0.01),)}, codec_s=0.01)
     _, way = crossings({"t": 1000}, catalogue, profile(0.01), profile(0.01), LINK.upload_s)["t"]
     assert way.p95_link_s - way.link_s == pytest.approx(LINK.upload_s(600) - LINK.upload_s(500))
 
 
 def test_what_may_be_slower_than_raw_is_not_offered() -> None:
-    assert ways(Encoded(ZSTD, 500, 600, 0.01, 0.01), profile(0.01)) == ["raw", "zstd"]
-    assert ways(Encoded(ZSTD, 500, 990, 0.01, 0.01), profile(0.01)) == ["raw"]  # some inputs
-    assert ways(Encoded(ZSTD, 500, 600, 0.01, 0.01), profile(0.4)) == ["raw"]  # a slow device
-    assert ways(Encoded(ZSTD, 1000, 1000, 0.0, 0.0), profile(0.01)) == ["raw"]
+    assert ways(EncodedSize(ZSTD, 500, 600, 0.01, 0.01), profile(0.01)) == ["raw", "zstd"]
+    assert ways(EncodedSize(ZSTD, 500, 990, 0.01, 0.01), profile(0.01)) == ["raw"]  # some inputs
+    assert ways(EncodedSize(ZSTD, 500, 600, 0.01, 0.01), profile(0.4)) == ["raw"]  # a slow device
+    assert ways(EncodedSize(ZSTD, 1000, 1000, 0.0, 0.0), profile(0.01)) == ["raw"]
 
 
 def test_the_quickest_way_comes_first_and_others_can_be_chosen() -> None:
-    entries = (Encoded(ZSTD, 800, 800, 0.0, 0.0), Encoded(ENCODINGS["fp16"], 500, 500, 0.01, 0.0))
-    catalogue = Catalogue({"t": entries}, codec_s=0.01)
+    entries = (
+        EncodedSize(ZSTD, 800, 800, 0.0, 0.0),
+        EncodedSize(ENCODINGS["fp16"], 500, 500, 0.01, 0.0),
+    )
+    catalogue = EncodingTable({"t": entries}, codec_s=0.01)
     found = crossings({"t": 1000}, catalogue, profile(0.01), profile(0.01), LINK.upload_s)
     costs = Costs((), (), {"t": 1.0}, {}, {"t": 1000}).encoded(found)
     assert [way.encoding.name for way in costs.ways["t"]] == ["fp16", "zstd", "raw"]

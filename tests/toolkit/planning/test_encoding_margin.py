@@ -7,8 +7,16 @@ from offload.costs.encodings import ENCODINGS
 from offload.planning.costs import Costs, Crossing
 from offload.planning.cut import cut_at
 from offload.planning.plan import Plan
-from offload.planning.planner import ASKING_S, choose, compare, doubt_s, is_raw, make_plan, only
-from offload.planning.scheme import Scheme, Situation
+from offload.planning.planner import (
+    ASKING_S,
+    choose,
+    compare,
+    error_margin_s,
+    is_raw,
+    make_plan,
+    only,
+)
+from offload.planning.scheme import PlanningProblem, Scheme
 
 from tests.toolkit.graphs import graph_of
 
@@ -19,10 +27,10 @@ def way(name: str, upload_s: float, codec_s: float = 0.0, bad_s: float = 0.0) ->
     return Crossing(ENCODINGS[name], 32, 16, 20, codec_s, upload_s, upload_s + bad_s, 0.0)
 
 
-def situation(*ways: Crossing) -> Situation:
+def situation(*ways: Crossing) -> PlanningProblem:
     """All here takes 4 s; a cut after the first layer 1.1 s and the upload (raw 3.2 s)."""
     costs = Costs((1.0, 3.0), (0.1, 0.1), {"x": 9.0, "t0": 3.2, "t1": 9.0}, {"t1": 0.0}, {"t0": 32})
-    return Situation(GRAPH, costs.encoded({"t0": (way("raw", 3.2), *ways)}))
+    return PlanningProblem(GRAPH, costs.encoded({"t0": (way("raw", 3.2), *ways)}))
 
 
 def plan(*ways: Crossing) -> Plan:
@@ -68,11 +76,11 @@ def test_an_answer_comes_back_encoded_and_its_seconds_count() -> None:
 
 def test_the_same_plan_is_not_in_doubt() -> None:
     found = choose(compare(situation(way("zstd", 2.0))))
-    assert doubt_s(found, found) == 0
+    assert error_margin_s(found, found) == 0
 
 
 def test_what_two_plans_do_apart_is_in_doubt() -> None:
     found = {c.scheme: c for c in compare(situation(way("zstd", 2.0)))}
     here, split = found[Scheme.LOCAL], found[Scheme.OPSS]
-    assert doubt_s(split, here) == pytest.approx(0.05 * (3.0 + 0.1 + 2.0) + ASKING_S)
-    assert doubt_s(here, split) == doubt_s(split, here)
+    assert error_margin_s(split, here) == pytest.approx(0.05 * (3.0 + 0.1 + 2.0) + ASKING_S)
+    assert error_margin_s(here, split) == error_margin_s(split, here)

@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from offload.costs.link import Link
 from offload.graph.model import Graph, Tensor
-from offload.planning.constraints import Demand, Objective
+from offload.planning.constraints import Constraints, Objective
 from offload.planning.costs import Costs
 from offload.planning.plan import Forecast, Plan
 from offload.planning.planner import compare, make_plan, plan_of
-from offload.planning.scheme import Candidate, Situation, forecast_of, judged
+from offload.planning.scheme import PlanningProblem, SchemeEstimate, forecast_of, judged
 
 from tests.toolkit.graphs import graph_of, situations
 
@@ -22,11 +22,11 @@ DIAMOND = (
 )
 
 
-def on(graph: Graph, costs: Costs, link: Link, objective: Objective) -> Situation:
+def on(graph: Graph, costs: Costs, link: Link, objective: Objective) -> PlanningProblem:
     """The situation on a link, with tensors of many sizes."""
     sizes = {name: 1000 * 7**index % 900_000 for index, name in enumerate(graph.tensors)}
     tensors = {name: Tensor(name, "float", (1,), sizes[name]) for name in sizes}
-    return Situation(
+    return PlanningProblem(
         replace(graph, tensors=tensors),
         replace(
             costs,
@@ -36,7 +36,7 @@ def on(graph: Graph, costs: Costs, link: Link, objective: Objective) -> Situatio
             download_s={name: link.download_s(size) for name, size in sizes.items()},
             size_bytes=sizes,
         ),
-        Demand(objective),
+        Constraints(objective),
         link,
     )
 
@@ -57,7 +57,7 @@ def test_it_is_what_the_planner_would_predict(
         for situation in (here, there):
             link = situation.link
             assert link
-            moved: Candidate = judged(situation, replace(found, costs=situation.costs))
+            moved: SchemeEstimate = judged(situation, replace(found, costs=situation.costs))
             assert forecast.latency_s(link) == pytest.approx(moved.latency_s)
             assert forecast.period_s(link) == pytest.approx(moved.alternative.period_s)
             assert forecast.value_s(link) == pytest.approx(moved.value)

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from offload.errors import InputError
 from offload.graph.model import Graph
-from offload.planning.closed_sets import articulations, closed_sets, neurosurgeon, tally
-from offload.planning.constraints import Demand, Objective, Power
+from offload.planning.closed_sets import articulations, closed_sets, neurosurgeon, set_costs
+from offload.planning.constraints import Constraints, Objective, Power
 from offload.planning.costs import Costs
 from offload.planning.cut import Cut, all_cloud, all_local, cut_at
 from offload.planning.joint import LatencyOf, joint
@@ -133,7 +133,7 @@ def test_tally_sums_like_costs_and_bounds_from_below(situation: tuple[Graph, Cos
     assert_tally_is_right(graph, costs)
     table = closed_sets(graph)
     assert table is not None
-    uploads_s = tally(graph, costs, table).upload_s
+    uploads_s = set_costs(graph, costs, table).upload_s
     for column, held in enumerate(table.T):
         cut = cut_at(graph, frozenset(np.flatnonzero(held).tolist()))
         assert uploads_s[column] == pytest.approx(costs.sending_s(cut))
@@ -145,7 +145,7 @@ def test_other_objectives_are_brute_force_too(
     situation: tuple[Graph, Costs], objective: Objective
 ) -> None:
     graph, costs = situation[0], sending(situation[1])
-    demand = Demand(objective, power=Power(1.0, 2.0, 0.5))
+    demand = Constraints(objective, power=Power(1.0, 2.0, 0.5))
 
     def value(cut: Cut) -> float:
         stages = (costs.compute_s(cut), costs.sending_s(cut))
@@ -165,7 +165,7 @@ def test_pinned_layers_stay_and_limits_hold(situation: tuple[Graph, Costs], pin:
     graph, costs = situation[0], sending(situation[1])
     pinned = frozenset({min(pin, len(graph.layers) - 1)})
     for limit in (50_000, 0):
-        demand = Demand(pinned=pinned, deadline_s=30.0)
+        demand = Constraints(pinned=pinned, deadline_s=30.0)
         found = joint(graph, costs, priced(graph, costs), demand, limit)
         if found.cut is not None:
             assert found.cut.device >= graph.ancestors(pinned)
@@ -177,9 +177,9 @@ def test_pinned_layers_stay_and_limits_hold(situation: tuple[Graph, Costs], pin:
 
 def test_energy_without_power_and_limits_of_nothing_are_refused() -> None:
     with pytest.raises(InputError, match="give --power"):
-        Demand(Objective.ENERGY)
+        Constraints(Objective.ENERGY)
     with pytest.raises(InputError, match="memory_bytes must be positive"):
-        Demand(memory_bytes=0)
+        Constraints(memory_bytes=0)
     with pytest.raises(InputError, match="power must not be negative"):
         Power(-1, 0, 0)
 

@@ -5,7 +5,7 @@ from offload.errors import InputError
 from offload.planning.costs import Costs
 from offload.planning.plan import Plan
 from offload.planning.planner import make_plan
-from offload.planning.scheme import Situation
+from offload.planning.scheme import PlanningProblem
 
 from tests.toolkit.graphs import graph_of
 
@@ -17,7 +17,7 @@ COSTS = Costs(
     {"t3": 0.0},
     dict.fromkeys(("x", "t0", "t1", "t2", "t3"), 32),
 )
-PLAN = make_plan(Situation(GRAPH, COSTS))
+PLAN = make_plan(PlanningProblem(GRAPH, COSTS))
 
 
 def test_overlap_wins_where_a_branch_uploads_while_the_other_computes() -> None:
@@ -28,14 +28,14 @@ def test_overlap_wins_where_a_branch_uploads_while_the_other_computes() -> None:
 
 
 def test_forced_scheme_says_what_would_be_faster() -> None:
-    plan = make_plan(Situation(GRAPH, COSTS), "local")
+    plan = make_plan(PlanningProblem(GRAPH, COSTS), "local")
     assert plan.is_local
     assert plan.reason.startswith("all on the device (local) was asked for and takes 12.0 s;")
 
 
 def test_unknown_scheme_is_refused() -> None:
     with pytest.raises(InputError, match="scheme 'best' is not known: use one of auto, local"):
-        make_plan(Situation(GRAPH, COSTS), "best")
+        make_plan(PlanningProblem(GRAPH, COSTS), "best")
 
 
 def test_other_formats_and_damage_are_refused() -> None:

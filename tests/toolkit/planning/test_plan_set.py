@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from offload.costs.link import Link
 from offload.errors import InputError
 from offload.graph.model import Graph
-from offload.planning.constraints import Demand, Objective
+from offload.planning.constraints import Constraints, Objective
 from offload.planning.costs import Costs
 from offload.planning.plan import Plan
-from offload.planning.plan_set import EVERYWHERE, Range, Ranged, plans_over, tiles
+from offload.planning.plan_set import EVERYWHERE, BandwidthRange, PlanSet, plans_over, tiles
 from offload.planning.planner import make_plan
 from offload.planning.sweep import parse_links
 
@@ -25,7 +25,7 @@ LINKS = parse_links("0.1..1000 Mbit/s", Link(1e6, 2e6, 0.001, 0.001), 9)
 
 def swept(
     graph: Graph, costs: Costs, objective: Objective = Objective.LATENCY
-) -> tuple[list[Plan], Ranged]:
+) -> tuple[list[Plan], PlanSet]:
     """The plan of each link, and what is kept of them."""
     plans = [make_plan(on(graph, costs, link, objective)) for link in LINKS]
     by_rate = {link.up_bps: plan for link, plan in zip(LINKS, plans, strict=True)}
@@ -93,7 +93,7 @@ def test_the_diamond_leaves_the_device_step_by_step() -> None:
 
 
 def test_limits_that_one_link_breaks_are_refused() -> None:
-    demand = Demand(deadline_s=0.15)
+    demand = Constraints(deadline_s=0.15)
 
     def planned(link: Link) -> Plan:
         return make_plan(replace(on(*DIAMOND, link, Objective.LATENCY), demand=demand))
@@ -106,18 +106,18 @@ def test_limits_that_one_link_breaks_are_refused() -> None:
     "ranges",
     [
         (),
-        (Range(0.0, 5.0, 0),),
-        (Range(1.0, math.inf, 0),),
-        (Range(0.0, 5.0, 0), Range(6.0, math.inf, 1)),
-        (Range(0.0, 5.0, 0), Range(5.0, math.inf, 0)),
-        (Range(0.0, 0.0, 0), Range(0.0, math.inf, 1)),
+        (BandwidthRange(0.0, 5.0, 0),),
+        (BandwidthRange(1.0, math.inf, 0),),
+        (BandwidthRange(0.0, 5.0, 0), BandwidthRange(6.0, math.inf, 1)),
+        (BandwidthRange(0.0, 5.0, 0), BandwidthRange(5.0, math.inf, 0)),
+        (BandwidthRange(0.0, 0.0, 0), BandwidthRange(0.0, math.inf, 1)),
     ],
 )
-def test_gaps_are_seen(ranges: tuple[Range, ...]) -> None:
+def test_gaps_are_seen(ranges: tuple[BandwidthRange, ...]) -> None:
     assert tiles(EVERYWHERE, 1)
     assert not tiles(ranges, 2 if ranges else 0)
 
 
 def test_ranges_keep_open_ends_through_json() -> None:
-    for each in (*EVERYWHERE, Range(1e6, 2e6, 3)):
-        assert Range.from_json(each.to_json()) == each
+    for each in (*EVERYWHERE, BandwidthRange(1e6, 2e6, 3)):
+        assert BandwidthRange.from_json(each.to_json()) == each

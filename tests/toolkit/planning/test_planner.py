@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from offload.errors import InputError
 from offload.graph.model import Graph
-from offload.planning.constraints import Demand, Objective, Power
+from offload.planning.constraints import Constraints, Objective, Power
 from offload.planning.costs import (
     CLIENT_BYTES,
     SPARE_BYTES,
@@ -21,7 +21,7 @@ from offload.planning.costs import (
 from offload.planning.cut import Cut, cut_at
 from offload.planning.plan import Side
 from offload.planning.planner import SIMPLE, compare, make_plan, pareto, search, serial_cut
-from offload.planning.scheme import Scheme, Situation, candidate, device_order
+from offload.planning.scheme import PlanningProblem, Scheme, candidate, device_order
 from offload.planning.server_pipelining import start_early
 from offload.units import format_bytes
 
@@ -36,7 +36,7 @@ COSTS = Costs(
     dict.fromkeys(("x", "t0", "t1", "t2", "t3", "t4"), 0.0),
     dict.fromkeys(("x", "t0", "t1", "t2", "t3", "t4"), 32),
 )
-SITUATION = Situation(STREAMS, COSTS)
+SITUATION = PlanningProblem(STREAMS, COSTS)
 
 
 def test_the_server_starts_on_the_first_arrival_where_that_pays() -> None:
@@ -63,7 +63,7 @@ def test_a_cut_of_several_tensors_is_one_segment_when_nothing_overlaps() -> None
         device_segment_s=0.5,
         made=frozenset(sent_s) - {"x"},
     )
-    situation = Situation(joined, costs)
+    situation = PlanningProblem(joined, costs)
     assert serial_cut(situation).uploads == ("t0", "t1")
     found = {c.scheme: c for c in compare(situation)}
     assert found[Scheme.PARTITION].latency_s == pytest.approx(5 + 5 + 0.5 + 2 + 2 + 0.1 + 1)
@@ -72,7 +72,7 @@ def test_a_cut_of_several_tensors_is_one_segment_when_nothing_overlaps() -> None
 
 def test_one_server_segment_where_starting_early_gains_too_little() -> None:
     quick = replace(COSTS, server_s=(1e-3,) * 5)
-    assert len(make_plan(Situation(STREAMS, quick)).on(Side.SERVER)) == 1
+    assert len(make_plan(PlanningProblem(STREAMS, quick)).on(Side.SERVER)) == 1
 
 
 @given(situations(7))
@@ -80,7 +80,7 @@ def test_one_server_segment_where_starting_early_gains_too_little() -> None:
 def test_starting_early_never_costs_and_runs_every_layer_once(
     given_: tuple[Graph, Costs],
 ) -> None:
-    situation = Situation(*given_)
+    situation = PlanningProblem(*given_)
     plain = candidate(situation, Scheme.JOINT, search_cut(situation))
     early = start_early(situation, plain)
     assert early.latency_s <= plain.latency_s + 1e-9
@@ -93,7 +93,7 @@ def test_starting_early_never_costs_and_runs_every_layer_once(
             have.update(segment.outputs)
 
 
-def search_cut(situation: Situation) -> Cut:
+def search_cut(situation: PlanningProblem) -> Cut:
     found = search(situation).cut
     assert found is not None
     return found
@@ -101,7 +101,7 @@ def search_cut(situation: Situation) -> Cut:
 
 def test_equal_latencies_go_to_the_simpler_scheme() -> None:
     far = replace(COSTS, upload_s=dict.fromkeys(COSTS.upload_s, 1e6))
-    assert make_plan(Situation(STREAMS, far)).scheme == "local"
+    assert make_plan(PlanningProblem(STREAMS, far)).scheme == "local"
 
 
 @given(situations(6), st.sampled_from(list(Objective)))
@@ -109,7 +109,7 @@ def test_equal_latencies_go_to_the_simpler_scheme() -> None:
 def test_the_chosen_plan_is_best_in_what_was_asked(
     given_: tuple[Graph, Costs], objective: Objective
 ) -> None:
-    situation = Situation(*given_, Demand(objective, power=Power(1.0, 2.0, 1.0)))
+    situation = PlanningProblem(*given_, Constraints(objective, power=Power(1.0, 2.0, 1.0)))
     plan = make_plan(situation)
     key = {"latency": "latency_s", "throughput": "period_s", "energy": "energy_j"}[objective]
     chosen = next(a for a in plan.alternatives if a.scheme == plan.scheme)
@@ -124,7 +124,7 @@ def test_the_chosen_plan_is_best_in_what_was_asked(
 @settings(deadline=None, max_examples=50)
 def test_a_plan_under_a_memory_limit_keeps_it(given_: tuple[Graph, Costs], room: int) -> None:
     limit = SPARE_BYTES + room
-    situation = Situation(*given_, Demand(memory_bytes=limit), client_bytes=0)
+    situation = PlanningProblem(*given_, Constraints(memory_bytes=limit), client_bytes=0)
     held = [c.alternative for c in compare(situation) if c.value < float("inf")]
     if not held:
         with pytest.raises(InputError, match="no plan keeps the limits memory"):
@@ -141,8 +141,8 @@ def test_a_memory_limit_that_no_plan_keeps_names_the_least_that_would_do() -> No
     light, *heavy = chain.layers
     layers = (light, *(replace(layer, weight_bytes=10**8) for layer in heavy))
     costs = replace(COSTS, device_s=(1.0,) * 3, server_s=(1.0,) * 3)  # staying is quickest
-    demand = Demand(pinned=frozenset({0}), memory_bytes=1)
-    situation = Situation(replace(chain, layers=layers), costs, demand)
+    demand = Constraints(pinned=frozenset({0}), memory_bytes=1)
+    situation = PlanningProblem(replace(chain, layers=layers), costs, demand)
     least = process_bytes(situation.graph, cut_at(situation.graph, {0}), (0,))
     with pytest.raises(InputError, match=f"least found: memory {format_bytes(least)}"):
         make_plan(situation)
@@ -151,7 +151,7 @@ def test_a_memory_limit_that_no_plan_keeps_names_the_least_that_would_do() -> No
 def test_memory_counts_weights_and_the_most_live_tensors() -> None:
     weighty = replace(STREAMS.layers[0], weight_bytes=1000)
     graph = replace(STREAMS, layers=(weighty, *STREAMS.layers[1:]))
-    local = candidate(Situation(graph, COSTS), Scheme.LOCAL, search_cut(SITUATION))
+    local = candidate(PlanningProblem(graph, COSTS), Scheme.LOCAL, search_cut(SITUATION))
     order = device_order(graph, local.program)
     # x stays (32); t0 and t2 are to be sent, so both stay.
     assert peak_bytes(graph, local.cut, order) == 32 * 3
@@ -161,17 +161,17 @@ def test_memory_counts_weights_and_the_most_live_tensors() -> None:
 
 
 def test_pinned_layers_forbid_cloud_and_stay() -> None:
-    plan = make_plan(Situation(STREAMS, COSTS, Demand(pinned=frozenset({1}))))
+    plan = make_plan(PlanningProblem(STREAMS, COSTS, Constraints(pinned=frozenset({1}))))
     assert "cloud" not in [a.scheme for a in plan.alternatives]
     device = {name for segment in plan.on(Side.DEVICE) for name in segment.layers}
     assert {"l0", "l1"} <= device
 
 
 def test_impossible_limits_are_one_sentence_with_what_is_needed() -> None:
-    demand = Demand(deadline_s=1.0, memory_bytes=10)
+    demand = Constraints(deadline_s=1.0, memory_bytes=10)
     with pytest.raises(InputError, match=r"no plan keeps the limits memory 10 B, deadline 1.00 s"):
-        make_plan(Situation(STREAMS, COSTS, demand))
-    slow = Situation(STREAMS, COSTS, Demand(deadline_s=20.0))
+        make_plan(PlanningProblem(STREAMS, COSTS, demand))
+    slow = PlanningProblem(STREAMS, COSTS, Constraints(deadline_s=20.0))
     with pytest.raises(
         InputError, match=r"scheme 'local' does not keep the limits deadline 20\.0 s"
     ):
@@ -190,5 +190,5 @@ def test_the_front_trades_latency_for_throughput() -> None:
     assert periods[-1] == pytest.approx(best)
 
 
-def as_stream() -> Situation:
-    return replace(SITUATION, demand=Demand(Objective.THROUGHPUT))
+def as_stream() -> PlanningProblem:
+    return replace(SITUATION, demand=Constraints(Objective.THROUGHPUT))

@@ -8,9 +8,9 @@ from offload.graph.model import Graph
 from offload.planning.costs import Costs
 from offload.planning.cut import Cut, all_cloud, all_local, cut_at
 from offload.planning.plan import Action, Plan, Side
-from offload.planning.planner import SIMPLE, compare, decide, doubt_s, make_plan
-from offload.planning.program import Program, pipelined, problem_of, serial
-from offload.planning.scheme import Situation, predict
+from offload.planning.planner import SIMPLE, compare, decide, error_margin_s, make_plan
+from offload.planning.program import Program, pipelined, scheduling_problem, serial
+from offload.planning.scheme import PlanningProblem, predict
 from offload.scheduling.solve import solve
 
 from tests.toolkit.graphs import closed_sets, graph_of, situations
@@ -44,7 +44,7 @@ def cuts(draw: st.DrawFn) -> tuple[Graph, Costs, Cut]:
 @given(cuts())
 def test_programs_deliver_every_output_for_every_cut(given_: tuple[Graph, Costs, Cut]) -> None:
     graph, costs, cut = given_
-    problem = problem_of(graph, costs, cut)
+    problem = scheduling_problem(graph, costs, cut)
     order = solve(problem.instance).order if problem else ()
     for program in (pipelined(graph, costs, cut, problem, order), serial(graph, costs, cut)):
         assert run(graph, program) >= set(graph.outputs)
@@ -58,7 +58,7 @@ def test_programs_deliver_every_output_for_every_cut(given_: tuple[Graph, Costs,
 @given(cuts())
 def test_a_segment_ends_at_each_tensor_to_send(given_: tuple[Graph, Costs, Cut]) -> None:
     graph, costs, cut = given_
-    problem = problem_of(graph, costs, cut)
+    problem = scheduling_problem(graph, costs, cut)
     if problem is None:
         return
     program = pipelined(graph, costs, cut, problem, solve(problem.instance).order)
@@ -71,8 +71,8 @@ def test_prediction_agrees_with_the_scheduler_and_the_serial_sum(
     given_: tuple[Graph, Costs, Cut],
 ) -> None:
     graph, costs, cut = given_
-    situation = Situation(graph, costs)
-    problem = problem_of(graph, costs, cut)
+    situation = PlanningProblem(graph, costs)
+    problem = scheduling_problem(graph, costs, cut)
     plain = predict(situation, cut, serial(graph, costs, cut)).makespan_s
     assert plain <= costs.serial_s(cut) + 1e-9
     if problem:
@@ -86,13 +86,13 @@ def test_prediction_agrees_with_the_scheduler_and_the_serial_sum(
 def test_the_chosen_plan_is_slower_than_none_by_more_than_the_doubt(
     given_: tuple[Graph, Costs],
 ) -> None:
-    situation = Situation(*given_)
+    situation = PlanningProblem(*given_)
     plan, found = make_plan(situation), decide(situation)
     simple = [c.latency_s for c in found.candidates if c.scheme in SIMPLE]
     assert plan.latency_s <= min(simple) * (1 + 1e-9)
     for other in found.candidates:
         gain_s = plan.latency_s - other.latency_s
-        assert gain_s <= doubt_s(other, found.chosen) + 1e-9
+        assert gain_s <= error_margin_s(other, found.chosen) + 1e-9
         if gain_s > 1e-6 * plan.latency_s:
             assert "less than predictions may be off by" in plan.reason
     assert plan.lower_bound_s <= plan.latency_s + 1e-9
@@ -102,7 +102,7 @@ def test_the_chosen_plan_is_slower_than_none_by_more_than_the_doubt(
 
 @given(situations(6))
 def test_simple_schemes_are_what_they_say(given_: tuple[Graph, Costs]) -> None:
-    situation = Situation(*given_)
+    situation = PlanningProblem(*given_)
     local, cloud, neurosurgeon, partition, opss, joint = compare(situation)
     assert local.cut == all_local(situation.graph)
     assert cloud.cut == all_cloud(situation.graph)
@@ -120,8 +120,8 @@ def test_a_segment_that_is_not_the_whole_model_costs_something_besides_its_layer
     parted = replace(plain, device_segment_s=0.25, server_segment_s=0.125, made=made)
     for cut in (all_local(graph), all_cloud(graph), cut_at(graph, {0})):
         program = serial(graph, plain, cut)
-        before = predict(Situation(graph, plain), cut, program).makespan_s
-        after = predict(Situation(graph, parted), cut, program).makespan_s
+        before = predict(PlanningProblem(graph, plain), cut, program).makespan_s
+        after = predict(PlanningProblem(graph, parted), cut, program).makespan_s
         extra_s = 0.375 if len(cut.device) == 1 else 0.0
         assert after == pytest.approx(before + extra_s)
         assert parted.serial_s(cut) == pytest.approx(after)

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from offload.errors import InputError
-from offload.planning.plan_set import Standing, Switching, best_of, step
+from offload.planning.plan_set import SwitchPolicy, SwitchState, best_of, step
 
-RULE = Switching(margin=0.1, estimates=3, dwell_s=2.0)
+RULE = SwitchPolicy(margin=0.1, estimates=3, dwell_s=2.0)
 seconds = st.floats(1e-3, 10)
 
 
-def follow(estimates: Sequence[tuple[float, ...]], rule: Switching = RULE) -> list[int]:
+def follow(estimates: Sequence[tuple[float, ...]], rule: SwitchPolicy = RULE) -> list[int]:
     """The plan after each estimate, four a second, from plan 0 on."""
-    standing, seen = Standing(0), []
+    standing, seen = SwitchState(0), []
     for number, values in enumerate(estimates):
         standing = step(standing, values, number / 4, rule)
         seen.append(standing.plan)
@@ -57,7 +57,7 @@ def test_one_that_cannot_run_is_never_taken() -> None:
 def test_every_change_was_earned(
     estimates: list[tuple[float, ...]], margin: float, count: int, dwell_s: float
 ) -> None:
-    rule = Switching(margin, count, dwell_s)
+    rule = SwitchPolicy(margin, count, dwell_s)
     plans = [0, *follow(estimates, rule)]
     last = -math.inf
     for number in range(1, len(plans)):
@@ -86,4 +86,4 @@ def test_ties_stay() -> None:
 @pytest.mark.parametrize("wrong", [{"margin": -0.1}, {"estimates": 0}, {"dwell_s": -1.0}])
 def test_wrong_rules_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match="switching needs"):
-        Switching(**wrong)  # type: ignore[arg-type]
+        SwitchPolicy(**wrong)  # type: ignore[arg-type]

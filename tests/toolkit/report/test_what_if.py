@@ -7,8 +7,8 @@ from offload.costs.link import Link
 from offload.errors import InputError
 from offload.planning.costs import Costs
 from offload.planning.planner import make_plan
-from offload.planning.scheme import Situation
-from offload.planning.sweep import Cell, parse_links, reigns, sweep
+from offload.planning.scheme import PlanningProblem
+from offload.planning.sweep import SweepPoint, parse_links, sweep, winning_intervals
 from offload.report.charts import what_if_html, what_if_svg
 from offload.report.svg import COLOURS, NAMES, LogAxis
 
@@ -18,9 +18,9 @@ GRAPH = graph_of([(0, 1), (0, 2), (1, 3), (2, 3)], 4)
 BYTES = {"x": 4e6, "t0": 2e6, "t1": 1e5, "t2": 1e5, "t3": 1e3}
 
 
-def situation_at(link: Link, slowdown: float) -> Situation:
+def situation_at(link: Link, slowdown: float) -> PlanningProblem:
     device_s = (0.2 * slowdown, 0.3 * slowdown, 0.3 * slowdown, 0.4 * slowdown)
-    return Situation(
+    return PlanningProblem(
         GRAPH,
         Costs(
             device_s,
@@ -71,14 +71,14 @@ def test_every_cell_is_won_by_the_fastest_and_the_simplest_of_those() -> None:
 
 def test_reigns_cover_the_range_without_gaps_and_change_plan_at_each_border() -> None:
     slow = [cell for cell in CELLS if cell.slowdown == 3.0]
-    found = reigns(slow)
+    found = winning_intervals(slow)
     assert [cell for reign in found for cell in reign.cells] == slow
     assert found[0].from_bps == slow[0].rate_bps
     assert found[-1].to_bps == slow[-1].rate_bps
     for before, after in itertools.pairwise(found):
         assert before.to_bps == after.from_bps
 
-        def plan(cell: Cell) -> tuple[str, frozenset[str]]:
+        def plan(cell: SweepPoint) -> tuple[str, frozenset[str]]:
             return cell.winner, frozenset(cell.chosen.cut)
 
         assert plan(before.cells[0]) != plan(after.cells[0])

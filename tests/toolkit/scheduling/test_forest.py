@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from offload.scheduling import forest as composites
-from offload.scheduling.forest import Floats, Nodes, Pieces, forest_order
+from offload.scheduling.forest import CompositeJobs, Floats, Nodes, forest_order
 
 SECONDS = st.sampled_from([0.0, 0.0, 1.0, 2.0, 3.0, 0.1]) | st.floats(0.0, 10.0)
 Forest = tuple[Nodes, Floats, Floats]
@@ -23,8 +23,8 @@ def forests(draw: st.DrawFn, most: int) -> Forest:
     return np.array(parent, dtype=np.intp), np.array(compute_s), np.array(upload_s)
 
 
-def in_rounds(forest: Forest) -> Pieces:
-    pieces = Pieces(*forest)
+def in_rounds(forest: Forest) -> CompositeJobs:
+    pieces = CompositeJobs(*forest)
     with patch.object(composites, "_MANY", 1):
         pieces.glue_many()
     return pieces
@@ -57,7 +57,7 @@ def lowest_peak_s(forest: Forest) -> float:
 @settings(max_examples=500, deadline=None)
 @given(forests(60))
 def test_rounds_settle_every_piece_as_one_by_one_would(forest: Forest) -> None:
-    pieces, one_by_one = in_rounds(forest), Pieces(*forest)
+    pieces, one_by_one = in_rounds(forest), CompositeJobs(*forest)
     assert not len(pieces.unsorted)
     one_by_one.glue_rest()
     assert pieces.order().tolist() == one_by_one.order().tolist()
@@ -79,7 +79,7 @@ def test_what_rounds_leave_goes_one_by_one() -> None:
     count, width = 5000, 100
     parent = np.maximum(np.arange(count) - width, -1)
     times = np.random.default_rng(0).lognormal(size=(2, count))
-    never, sometimes = Pieces(parent, *times), in_rounds((parent, *times))
+    never, sometimes = CompositeJobs(parent, *times), in_rounds((parent, *times))
     assert 0 < len(sometimes.unsorted) < len(never.unsorted)
     never.glue_rest()
     sometimes.glue_rest()

@@ -6,18 +6,18 @@ import time
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from offload.scheduling.cut_point_reduction import Reduced, bits
-from offload.scheduling.search.bounds import Reach, reach_bound_s
+from offload.scheduling.cut_point_reduction import ReducedInstance, bits
+from offload.scheduling.search.bounds import ReachableStates, reachability_bound_s
 from offload.scheduling.search.feasibility import decide
 from offload.scheduling.search.search import search
-from offload.scheduling.search.space import drain, minimiser, side
+from offload.scheduling.search.space import drain, minimiser, search_space
 from offload.scheduling.subset_dp import subset_order
 
 SECONDS = st.sampled_from([0.0, 0.1, 1.0, 2.0, 3.0, 7.0]) | st.floats(0.0, 10.0)
 
 
 @st.composite
-def problems(draw: st.DrawFn, most: int = 8) -> Reduced:
+def problems(draw: st.DrawFn, most: int = 8) -> ReducedInstance:
     """Blocks over random sets of cut points; what a block of one cut point needs comes first."""
     count = draw(st.integers(1, most))
     upload_s = tuple(draw(SECONDS) + 0.01 for _ in range(count))
@@ -33,22 +33,22 @@ def problems(draw: st.DrawFn, most: int = 8) -> Reduced:
         for bit in range(count):
             mask |= 1 << bit if any(need[bit] >> b & 1 for b in bits(mask)) else 0
         closed[mask] = closed.get(mask, 0.0) + seconds
-    return Reduced(tuple(range(count)), upload_s, closed, tuple(need), (0,) * count, {})
+    return ReducedInstance(tuple(range(count)), upload_s, closed, tuple(need), (0,) * count, {})
 
 
-def height_s(problem: Reduced, chosen: int) -> float:
+def height_s(problem: ReducedInstance, chosen: int) -> float:
     return problem.set_compute_s(chosen) - sum(problem.upload_s[bit] for bit in bits(chosen))
 
 
-def climbed_s(problem: Reduced, chosen: int, bit: int) -> float:
+def climbed_s(problem: ReducedInstance, chosen: int, bit: int) -> float:
     return height_s(problem, chosen | 1 << bit) + problem.upload_s[bit] * (not chosen >> bit & 1)
 
 
-def is_closed(problem: Reduced, chosen: int) -> bool:
+def is_closed(problem: ReducedInstance, chosen: int) -> bool:
     return all(problem.need[bit] & ~chosen == 0 for bit in bits(chosen))
 
 
-def peak_s(problem: Reduced, order: list[int]) -> float:
+def peak_s(problem: ReducedInstance, order: list[int]) -> float:
     chosen, sent, peak = 0, 0.0, 0.0
     for bit in order:
         assert problem.need[bit] & ~chosen == 0
@@ -61,7 +61,7 @@ def peak_s(problem: Reduced, order: list[int]) -> float:
 
 @settings(max_examples=600, deadline=None)
 @given(problems())
-def test_search_finds_and_proves_the_lowest_peak(problem: Reduced) -> None:
+def test_search_finds_and_proves_the_lowest_peak(problem: ReducedInstance) -> None:
     order, bound_s = search(problem, time.monotonic() + 20.0)
     _, best_s = subset_order(problem.upload_s, problem.blocks, problem.need)
     assert peak_s(problem, order) == pytest.approx(best_s)
@@ -70,12 +70,14 @@ def test_search_finds_and_proves_the_lowest_peak(problem: Reduced) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(problems(), st.floats(0.0, 1.2), st.booleans(), st.integers(1, 3))
-def test_a_decision_never_lies(problem: Reduced, share: float, forward: bool, width: int) -> None:
+def test_a_decision_never_lies(
+    problem: ReducedInstance, share: float, forward: bool, width: int
+) -> None:
     """Narrow frontiers too: yes comes with an order, a complete no means none below next_s."""
     everything = (1 << len(problem.cuts)) - 1
     _, best_s = subset_order(problem.upload_s, problem.blocks, problem.need)
     limit_s = share * best_s
-    walk = side(problem, 0, everything, forward)
+    walk = search_space(problem, 0, everything, forward)
     verdict = decide(walk, limit_s, width, time.monotonic() + 20.0)
     slack = 1e-9 * max(1.0, best_s)
     if verdict.taken is not None:
@@ -87,7 +89,9 @@ def test_a_decision_never_lies(problem: Reduced, share: float, forward: bool, wi
 
 @settings(max_examples=300, deadline=None)
 @given(problems(), st.data())
-def test_the_minimum_cut_is_the_lowest_closed_set(problem: Reduced, data: st.DataObject) -> None:
+def test_the_minimum_cut_is_the_lowest_closed_set(
+    problem: ReducedInstance, data: st.DataObject
+) -> None:
     everything = (1 << len(problem.cuts)) - 1
     closed = [s for s in range(everything + 1) if is_closed(problem, s)]
     high = data.draw(st.sampled_from(closed))
@@ -104,7 +108,7 @@ def test_the_minimum_cut_is_the_lowest_closed_set(problem: Reduced, data: st.Dat
 @settings(max_examples=300, deadline=None)
 @given(problems(6), st.integers(0, 63), st.sets(st.integers(0, 11)))
 def test_what_cannot_be_drowned_bounds_what_paying_for_blocks_costs(
-    problem: Reduced, free: int, paid: set[int]
+    problem: ReducedInstance, free: int, paid: set[int]
 ) -> None:
     free &= (1 << len(problem.cuts)) - 1
     masks = [mask for place, mask in enumerate(problem.blocks) if place in paid]
@@ -119,19 +123,21 @@ def test_what_cannot_be_drowned_bounds_what_paying_for_blocks_costs(
 
 @settings(max_examples=300, deadline=None)
 @given(problems(), st.floats(0.0, 1.0))
-def test_the_reach_bound_is_a_bound(problem: Reduced, share: float) -> None:
+def test_the_reach_bound_is_a_bound(problem: ReducedInstance, share: float) -> None:
     everything = (1 << len(problem.cuts)) - 1
     _, best_s = subset_order(problem.upload_s, problem.blocks, problem.need)
     between_s = share * best_s, best_s + 10.0
-    bound_s = reach_bound_s(problem, 0, everything, between_s, time.monotonic() + 20.0)
+    bound_s = reachability_bound_s(problem, 0, everything, between_s, time.monotonic() + 20.0)
     assert between_s[0] <= bound_s <= best_s + 1e-9 * max(1.0, best_s)
 
 
 @settings(max_examples=300, deadline=None)
 @given(problems(6), SECONDS)
-def test_what_is_reached_is_what_states_within_it_reach(problem: Reduced, limit_s: float) -> None:
+def test_what_is_reached_is_what_states_within_it_reach(
+    problem: ReducedInstance, limit_s: float
+) -> None:
     everything = (1 << len(problem.cuts)) - 1
-    found = Reach(problem, 0, everything, time.monotonic() + 20.0).under(limit_s, 0)
+    found = ReachableStates(problem, 0, everything, time.monotonic() + 20.0).under(limit_s, 0)
     reached, lowest_s = 0, 0.0
     while lowest_s <= limit_s and reached != everything:
         climbs_s = {

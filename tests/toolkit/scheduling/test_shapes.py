@@ -5,7 +5,7 @@ import itertools
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from offload.scheduling.cut_point_reduction import reduce
+from offload.scheduling.cut_point_reduction import reduce_to_cut_points
 from offload.scheduling.forest import Pair
 from offload.scheduling.instance import Instance, Job, ServerJob
 from offload.scheduling.schedule import cut_order
@@ -46,7 +46,7 @@ def series_parallel(draw: st.DrawFn) -> Instance:
 
 def by_subsets_s(instance: Instance) -> float:
     """The two-stage optimum by dynamic programming, itself checked against exhaustion."""
-    reduced = reduce(instance)
+    reduced = reduce_to_cut_points(instance)
     _, peak_s = subset_order(reduced.upload_s, reduced.blocks, reduced.need)
     return max(instance.total_compute_s, instance.total_upload_s + peak_s)
 
@@ -62,7 +62,7 @@ def test_composite_jobs_are_optimal_on_out_trees(instance: Instance) -> None:
 @settings(max_examples=500, deadline=None)
 @given(st.one_of(series_parallel(), trees(out=False)))
 def test_composite_jobs_are_optimal_on_series_parallel_graphs(instance: Instance) -> None:
-    reduced = reduce(instance)
+    reduced = reduce_to_cut_points(instance)
     assume(reduced.blocks)
     order = series_parallel_order(reduced)
     assert order is not None
@@ -80,7 +80,7 @@ def test_composite_jobs_are_optimal_on_series_parallel_graphs(instance: Instance
 def test_an_n_is_no_series_parallel_graph() -> None:
     jobs = tuple(Job(name, 1.0, 1.0) for name in "abcd")
     instance = Instance(jobs, ((0, 2), (1, 2), (1, 3)))
-    assert series_parallel_order(reduce(instance)) is None
+    assert series_parallel_order(reduce_to_cut_points(instance)) is None
     assert solve(instance).status == "optimal"
 
 

@@ -16,7 +16,7 @@ from offload.graph.onnx_file import is_external
 from offload.graph.value_index import FunctionKey, function_key, is_repeatable, repeatable_calls
 
 
-class State(Enum):
+class BatchDim(Enum):
     """How a value depends on the rows that run together.
 
     `SAME`: not at all, nor on how many they are. `ROWS`: axis 0 has one entry for each row, made
@@ -30,13 +30,13 @@ class State(Enum):
 Sizes: TypeAlias = tuple[bool, ...]
 """Whole numbers in a row: True where one is the number of rows; the others are the same."""
 
-Known: TypeAlias = State | Sizes
-SAME, ROWS = State.SAME, State.ROWS
+Known: TypeAlias = BatchDim | Sizes
+SAME, ROWS = BatchDim.SAME, BatchDim.ROWS
 _MOST = 64
 
 
 @dataclass(frozen=True)
-class Facts:
+class BatchFacts:
     """What is known of a model's values.
 
     Attributes:
@@ -111,11 +111,11 @@ def _constant(node: NodeProto) -> TensorProto | None:
 
 
 @dataclass(frozen=True)
-class Look:
+class NodeView:
     """One node with what is known of its inputs, of which some depend on the rows."""
 
     node: NodeProto
-    facts: Facts
+    facts: BatchFacts
 
     @property
     def opset(self) -> int:
@@ -192,7 +192,7 @@ class Look:
         return all((axis if axis >= 0 else axis + (rank or 0)) > 0 for axis in axes)
 
 
-Rule = Callable[[Look], Known | None]
+Rule = Callable[[NodeView], Known | None]
 
 _ELEMENTWISE = (
     "Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr"
@@ -211,30 +211,30 @@ _REDUCTIONS = (
 )
 
 
-def _rows(holds: bool) -> State | None:
+def _rows(holds: bool) -> BatchDim | None:
     return ROWS if holds else None
 
 
-def _elementwise(look: Look) -> Known | None:
+def _elementwise(look: NodeView) -> Known | None:
     return _rows(look.aligned() is not None)
 
 
-def _passing(look: Look) -> Known | None:
+def _passing(look: NodeView) -> Known | None:
     return look.state(0) if look.count == 1 else None
 
 
-def _each_alone(look: Look) -> Known | None:
+def _each_alone(look: NodeView) -> Known | None:
     """One output only: the indices that MaxPool can give count through all rows."""
     single = len([name for name in look.node.output if name]) == 1
     return _rows(look.only_first() and (look.rank(0) or 0) >= 3 and single)
 
 
-def _batch_normalization(look: Look) -> Known | None:
+def _batch_normalization(look: NodeView) -> Known | None:
     training = look.attribute("training_mode", 0) or len(look.node.output) > 1
     return _rows(look.only_first() and (look.rank(0) or 0) >= 2 and not training)
 
 
-def _dropout(look: Look) -> Known | None:
+def _dropout(look: NodeView) -> Known | None:
     training = look.numbers(2) if look.name(2) else (0.0,)
     return _rows(look.only_first() and training is not None and not any(training))
 
@@ -242,18 +242,18 @@ def _dropout(look: Look) -> Known | None:
 def _along(default: int) -> Rule:
     """The first input is worked on along an axis; what else there is, is the same for all."""
 
-    def rule(look: Look) -> Known | None:
+    def rule(look: NodeView) -> Known | None:
         axis = look.attribute("axis", default)
         return _rows(look.only_first() and look.within((axis,), look.rank(0)))
 
     return rule
 
 
-def _softmax(look: Look) -> Known | None:
+def _softmax(look: NodeView) -> Known | None:
     return _along(-1 if look.opset >= 13 else 1)(look)
 
 
-def _normalization(look: Look) -> Known | None:
+def _normalization(look: NodeView) -> Known | None:
     rank = look.rank(0)
     apart = look.within((look.attribute("axis", -1),), rank)
     affine = (place for place in range(1, len(look.node.input)) if look.name(place))
@@ -261,7 +261,7 @@ def _normalization(look: Look) -> Known | None:
     return _rows(look.only_first() and apart and fits)
 
 
-def _quantize(look: Look) -> Known | None:
+def _quantize(look: NodeView) -> Known | None:
     scale = look.shape(1)
     if scale is None or len(scale) > 1 or not look.only_first():
         return None
@@ -269,7 +269,7 @@ def _quantize(look: Look) -> Known | None:
     return _rows(scale == () or scale == (1,) or apart)
 
 
-def _reduce(look: Look) -> Known | None:
+def _reduce(look: NodeView) -> Known | None:
     axes = look.list("axes", 1)
     if not axes and ((look.name(1) and axes is None) or not look.only_first()):
         return None
@@ -278,27 +278,27 @@ def _reduce(look: Look) -> Known | None:
     return _rows(look.only_first() and look.within(axes, look.rank(0)))
 
 
-def _gemm(look: Look) -> Known | None:
+def _gemm(look: NodeView) -> Known | None:
     plain = look.state(0) is ROWS and not look.attribute("transA", 0)
     added = not look.name(2) or look.beneath(2, 2) or (look.state(2) is ROWS and look.rank(2) == 2)
     return _rows(plain and look.state(1) is SAME and added)
 
 
-def _matmul(look: Look) -> Known | None:
+def _matmul(look: NodeView) -> Known | None:
     left, right = look.rank(0), look.rank(1)
     if left is None or right is None:
         return None
     match look.state(0), look.state(1):
-        case State.ROWS, State.ROWS:
+        case BatchDim.ROWS, BatchDim.ROWS:
             return _rows(left == right >= 3)
-        case State.ROWS, State.SAME:
+        case BatchDim.ROWS, BatchDim.SAME:
             return _rows(right <= 2 == left or (left >= 3 and look.beneath(1, left)))
-        case State.SAME, State.ROWS:
+        case BatchDim.SAME, BatchDim.ROWS:
             return _rows(right >= 3 and look.beneath(0, right))
     return None
 
 
-def _einsum(look: Look) -> Known | None:
+def _einsum(look: NodeView) -> Known | None:
     """Rows have a letter of their own: first wherever they are, and nowhere else."""
     left, arrow, right = look.attribute("equation", "").replace(" ", "").partition("->")
     terms = left.split(",")
@@ -315,12 +315,12 @@ def _einsum(look: Look) -> Known | None:
     return ROWS
 
 
-def _flatten(look: Look) -> Known | None:
+def _flatten(look: NodeView) -> Known | None:
     axis, rank = look.attribute("axis", 1), look.rank(0)
     return _rows(look.state(0) is ROWS and (axis == 1 or (rank is not None and axis + rank == 1)))
 
 
-def _reshape(look: Look) -> Known | None:
+def _reshape(look: NodeView) -> Known | None:
     if look.state(0) is not ROWS:
         return None
     target = look.state(1)
@@ -329,7 +329,7 @@ def _reshape(look: Look) -> Known | None:
     return _rows(_keeps(look, look.numbers(1)))
 
 
-def _keeps(look: Look, target: tuple[float, ...] | None) -> bool:
+def _keeps(look: NodeView, target: tuple[float, ...] | None) -> bool:
     """Whether a constant shape leaves each row as many numbers as it had."""
     shape, literal = look.shape(0), bool(look.attribute("allowzero", 0))
     if not target or shape is None:
@@ -349,7 +349,7 @@ def _leads(sizes: Sizes) -> bool:
     return sizes[:1] == (True,) and not any(sizes[1:])
 
 
-def _expand(look: Look) -> Known | None:
+def _expand(look: NodeView) -> Known | None:
     state, target, rank, length = look.state(0), look.state(1), look.rank(0), look.shape(1)
     if isinstance(target, tuple):
         if state is ROWS:
@@ -362,23 +362,23 @@ def _expand(look: Look) -> Known | None:
     return _rows(count < rank or (count == rank and numbers is not None and numbers[0] == 1))
 
 
-def _filled(look: Look) -> Known | None:
+def _filled(look: NodeView) -> Known | None:
     sizes = look.state(0)
     return _rows(isinstance(sizes, tuple) and _leads(sizes))
 
 
-def _tile(look: Look) -> Known | None:
+def _tile(look: NodeView) -> Known | None:
     repeats = look.numbers(1)
     return _rows(look.only_first() and bool(repeats) and repeats is not None and repeats[0] == 1)
 
 
-def _transpose(look: Look) -> Known | None:
+def _transpose(look: NodeView) -> Known | None:
     order = look.attribute("perm")
     kept = order[0] == 0 if order else look.rank(0) == 1
     return _rows(look.state(0) is ROWS and kept)
 
 
-def _squeeze(look: Look) -> Known | None:
+def _squeeze(look: NodeView) -> Known | None:
     state = look.state(0)
     if isinstance(state, tuple):
         return state
@@ -386,7 +386,7 @@ def _squeeze(look: Look) -> Known | None:
     return _rows(state is ROWS and bool(axes) and look.within(axes, look.rank(0)))
 
 
-def _unsqueeze(look: Look) -> Known | None:
+def _unsqueeze(look: NodeView) -> Known | None:
     state, axes, rank = look.state(0), look.list("axes", 1), look.rank(0)
     if isinstance(state, tuple):
         return state
@@ -394,7 +394,7 @@ def _unsqueeze(look: Look) -> Known | None:
     return _rows(state is ROWS and look.within(axes, more))
 
 
-def _concat(look: Look) -> Known | None:
+def _concat(look: NodeView) -> Known | None:
     places = range(len(look.node.input))
     if any(isinstance(look.state(place), tuple) for place in places):
         return _chained(look)
@@ -402,7 +402,7 @@ def _concat(look: Look) -> Known | None:
     return _rows(apart and all(look.state(place) is ROWS for place in places))
 
 
-def _chained(look: Look) -> Sizes | None:
+def _chained(look: NodeView) -> Sizes | None:
     """Sizes one after the other, such as the target of a Reshape."""
     found: list[bool] = []
     for place in range(len(look.node.input)):
@@ -418,7 +418,7 @@ def _chained(look: Look) -> Sizes | None:
     return tuple(found)
 
 
-def _shape(look: Look) -> Known | None:
+def _shape(look: NodeView) -> Known | None:
     rank = look.rank(0)
     if look.state(0) is not ROWS or rank is None:
         return None
@@ -430,7 +430,7 @@ def _sizes(sizes: Sizes) -> Known:
     return sizes if any(sizes) else SAME
 
 
-def _gather(look: Look) -> Known | None:
+def _gather(look: NodeView) -> Known | None:
     data, picked, axis = look.state(0), look.state(1), look.attribute("axis", 0)
     if isinstance(data, tuple):
         return _picked(data, look.numbers(1), look.rank(1))
@@ -448,19 +448,19 @@ def _picked(data: Sizes, places: tuple[float, ...] | None, rank: int | None) -> 
     return _sizes(tuple(data[int(place)] for place in places))
 
 
-def _gather_elements(look: Look) -> Known | None:
+def _gather_elements(look: NodeView) -> Known | None:
     both = look.state(0) is ROWS and look.state(1) is ROWS
     return _rows(both and look.within((look.attribute("axis", 0),), look.rank(0)))
 
 
-def _slice(look: Look) -> Known | None:
+def _slice(look: NodeView) -> Known | None:
     data, axes = look.state(0), look.list("axes", 3)
     if isinstance(data, tuple):
         return _sliced(look, data)
     return _rows(look.only_first() and bool(axes) and look.within(axes, look.rank(0)))
 
 
-def _sliced(look: Look, data: Sizes) -> Known | None:
+def _sliced(look: NodeView, data: Sizes) -> Known | None:
     starts, ends = look.list("starts", 1), look.list("ends", 2)
     steps = look.numbers(4) if look.name(4) else (1.0,)
     if not starts or not ends or not steps:
@@ -469,7 +469,7 @@ def _sliced(look: Look, data: Sizes) -> Known | None:
     return _sizes(data[start:end:step]) if step > 0 else None
 
 
-def _pad(look: Look) -> Known | None:
+def _pad(look: NodeView) -> Known | None:
     pads, rank = look.list("pads", 1), look.rank(0)
     if not look.only_first() or rank is None:
         return None
@@ -478,7 +478,7 @@ def _pad(look: Look) -> Known | None:
     return _rows(pads is not None and len(pads) == 2 * rank and pads[0] == pads[rank] == 0)
 
 
-def _resize(look: Look) -> Known | None:
+def _resize(look: NodeView) -> Known | None:
     if look.state(0) is not ROWS or look.attribute("coordinate_transformation_mode", "") == (
         "tf_crop_and_resize"
     ):
@@ -494,17 +494,17 @@ def _resize(look: Look) -> Known | None:
     return _rows(look.only_first() and bool(scales) and scales is not None and scales[0] == 1)
 
 
-def _cumulative(look: Look) -> Known | None:
+def _cumulative(look: NodeView) -> Known | None:
     return _rows(look.only_first() and look.within(look.numbers(1), look.rank(0)))
 
 
-def _one_hot(look: Look) -> Known | None:
+def _one_hot(look: NodeView) -> Known | None:
     rank = look.rank(0)
     more = None if rank is None else rank + 1
     return _rows(look.only_first() and look.within((look.attribute("axis", -1),), more))
 
 
-def _triangle(look: Look) -> Known | None:
+def _triangle(look: NodeView) -> Known | None:
     return _rows(look.only_first() and (look.rank(0) or 0) >= 3)
 
 
@@ -558,7 +558,7 @@ def why_alone(model: Model, part: Part) -> str:
         model: the source.
         part: the nodes and what goes in and out.
     """
-    facts = Facts(model)
+    facts = BatchFacts(model)
     if facts.opset < _OLDEST:
         return f"operator set {facts.opset} is too old to tell"
     closed = _closed_input(model, part)
@@ -577,12 +577,12 @@ def why_alone(model: Model, part: Part) -> str:
     return f"output {lost[0]!r} has no row for each of the inputs'" if lost else ""
 
 
-def _state(facts: Facts, node: NodeProto, reads: tuple[str, ...]) -> Known | None:
+def _state(facts: BatchFacts, node: NodeProto, reads: tuple[str, ...]) -> Known | None:
     if all(facts.state(name) is SAME for name in reads):
         return SAME if is_repeatable(node, facts.calls) else None
     own = node.domain in ("", "ai.onnx") and function_key(node) not in facts.functions
     rule = RULES.get(node.op_type) if own else None
-    return rule(Look(node, facts)) if rule else None
+    return rule(NodeView(node, facts)) if rule else None
 
 
 def _mixing(node: NodeProto) -> str:

@@ -14,7 +14,7 @@ from onnx import (
     numpy_helper,
 )
 
-from offload.costs.encodings import Form, encoding
+from offload.costs.encodings import TensorFormat, encoding
 from offload.costs.quantization import CHANNEL_AXIS, Affine
 from offload.errors import InputError
 from offload.planning.plan import Plan, Segment, Send, Side
@@ -25,7 +25,7 @@ _VENDOR = "com.microsoft"
 
 
 @dataclass(frozen=True, slots=True)
-class Clothes:
+class BoundaryOps:
     """What a segment's part gets on top of the model's own nodes.
 
     Attributes:
@@ -60,17 +60,17 @@ class Clothes:
             _decode(head, graph, send)
 
 
-def clothes(plan: Plan, segment: Segment) -> Clothes:
+def boundary_ops(plan: Plan, segment: Segment) -> BoundaryOps:
     """What a segment of a plan needs."""
     changed = [send for send in plan.uploads if send.wire != send.tensor]
     if segment.side is Side.DEVICE:
         encodes = [send for send in changed if send.wire in segment.outputs]
-        return Clothes(tuple(encodes), (), frozenset(segment.outputs))
+        return BoundaryOps(tuple(encodes), (), frozenset(segment.outputs))
     decodes = [send for send in changed if send.wire in segment.inputs]
-    return Clothes((), tuple(decodes), frozenset(segment.outputs))
+    return BoundaryOps((), tuple(decodes), frozenset(segment.outputs))
 
 
-def passage(send: Send, shape: Sequence[int], opset: int = _CHANNELS_SINCE) -> ModelProto:
+def identity_model(send: Send, shape: Sequence[int], opset: int = _CHANNELS_SINCE) -> ModelProto:
     """A model that encodes one tensor and decodes it at once: `send.tensor` in, `decoded` out.
 
     What crosses (and the guard) are outputs too.
@@ -116,7 +116,7 @@ def _encode(head: ModelProto, graph: GraphProto, send: Send, kept: bool) -> None
     value = next(v for v in graph.output if v.name == send.tensor)
     _check_free(graph, send)
     graph.node.extend(_encoding(head, graph, send))
-    kind = TensorProto.FLOAT16 if _form(send) is Form.HALF else TensorProto.UINT8
+    kind = TensorProto.FLOAT16 if _form(send) is TensorFormat.HALF else TensorProto.UINT8
     graph.output.append(_retyped(send.wire, value, kind))
     if send.guard is not None:
         graph.output.append(helper.make_tensor_value_info(send.guard, TensorProto.FLOAT, []))
@@ -129,7 +129,7 @@ def _encode(head: ModelProto, graph: GraphProto, send: Send, kept: bool) -> None
 def _decode(head: ModelProto, graph: GraphProto, send: Send) -> None:
     _check_free(graph, send)
     value = next(v for v in graph.input if v.name == send.tensor)
-    kind = TensorProto.FLOAT16 if _form(send) is Form.HALF else TensorProto.UINT8
+    kind = TensorProto.FLOAT16 if _form(send) is TensorFormat.HALF else TensorProto.UINT8
     values = [_retyped(send.wire, v, kind) if v.name == send.tensor else v for v in graph.input]
     graph.value_info.append(value)
     del graph.input[:]
@@ -142,7 +142,7 @@ def _decode(head: ModelProto, graph: GraphProto, send: Send) -> None:
 
 def _encoding(head: ModelProto, graph: GraphProto, send: Send) -> Iterator[NodeProto]:
     mark = _mark(send)
-    if _form(send) is Form.HALF:
+    if _form(send) is TensorFormat.HALF:
         cast = helper.make_node("Cast", [send.tensor], [send.wire], to=TensorProto.FLOAT16)
         cast.name = f"{mark}cast"
         yield cast
@@ -154,7 +154,7 @@ def _encoding(head: ModelProto, graph: GraphProto, send: Send) -> Iterator[NodeP
 
 
 def _decoding(head: ModelProto, graph: GraphProto, send: Send, output: str) -> Iterator[NodeProto]:
-    if _form(send) is Form.HALF:
+    if _form(send) is TensorFormat.HALF:
         cast = helper.make_node("Cast", [send.wire], [output], to=TensorProto.FLOAT)
         cast.name = f"{_mark(send)}cast-back"
         yield cast
@@ -189,7 +189,7 @@ def _affine(send: Send) -> Affine:
     return send.affine
 
 
-def _form(send: Send) -> Form:
+def _form(send: Send) -> TensorFormat:
     return encoding(send.encoding).form
 
 

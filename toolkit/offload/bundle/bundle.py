@@ -25,7 +25,7 @@ from typing import Any
 
 from offload.errors import BundleError, InputError
 from offload.planning.plan import Plan, Segment, Side
-from offload.planning.plan_set import EVERYWHERE, Range, Ranged, tiles
+from offload.planning.plan_set import EVERYWHERE, BandwidthRange, PlanSet, tiles
 from offload.records import check_kinds
 
 BUNDLE_FORMAT = 1
@@ -37,7 +37,7 @@ _LONGEST = 255  # bytes of a file's name on all usual file systems
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
+class ModelValue:
     """One input or output of the model, shaped like onnxruntime's NodeArg.
 
     Attributes:
@@ -56,14 +56,14 @@ class Value:
         return {"name": self.name, "type": self.type, "shape": shape}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Value":
+    def from_json(cls, value: Mapping[str, Any]) -> "ModelValue":
         """Read what `to_json` wrote."""
         shape = value["shape"]
         return cls(value["name"], value["type"], None if shape is None else tuple(shape))
 
 
 @dataclass(frozen=True, slots=True)
-class Default:
+class InputDefault:
     """An input with a default: the caller may give it or leave it out.
 
     Attributes:
@@ -71,7 +71,7 @@ class Default:
         parts: the parts of the bundle that use it.
     """
 
-    value: Value
+    value: ModelValue
     parts: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -79,13 +79,13 @@ class Default:
         return {**self.value.to_json(), "parts": list(self.parts)}
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Default":
+    def from_json(cls, value: Mapping[str, Any]) -> "InputDefault":
         """Read what `to_json` wrote."""
-        return cls(Value.from_json(value), tuple(value["parts"]))
+        return cls(ModelValue.from_json(value), tuple(value["parts"]))
 
 
 @dataclass(frozen=True, slots=True)
-class File:
+class BundleFile:
     """One file of a bundle: its name, what it must hash to, and who needs it."""
 
     name: str
@@ -112,12 +112,12 @@ class Bundle:
 
     path: Path
     digest: str
-    ranged: Ranged
-    inputs: tuple[Value, ...]
-    outputs: tuple[Value, ...]
-    files: tuple[File, ...]
+    ranged: PlanSet
+    inputs: tuple[ModelValue, ...]
+    outputs: tuple[ModelValue, ...]
+    files: tuple[BundleFile, ...]
     batch: Mapping[str, str] = field(default_factory=dict)
-    defaults: tuple[Default, ...] = ()
+    defaults: tuple[InputDefault, ...] = ()
 
     @property
     def plan(self) -> Plan:
@@ -143,7 +143,7 @@ class Bundle:
         if not 0 <= number < len(self.plans):
             last = len(self.plans) - 1
             raise InputError(f"{self.path.name} has no plan {number}: its plans are 0 to {last}")
-        return replace(self, ranged=Ranged((self.plans[number],)))
+        return replace(self, ranged=PlanSet((self.plans[number],)))
 
     def parts(self, *sides: Side) -> tuple[Segment, ...]:
         """The segments of some sides (none: both) in any plan, those in common once."""
@@ -188,13 +188,13 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
                 f" {BUNDLE_FORMAT} and {PLANS_FORMAT}: make it again with `offload split`"
             )
         files = tuple(_file(name, entry) for name, entry in manifest["files"].items())
-        inputs = tuple(Value.from_json(value) for value in manifest["inputs"])
-        outputs = tuple(Value.from_json(value) for value in manifest["outputs"])
+        inputs = tuple(ModelValue.from_json(value) for value in manifest["inputs"])
+        outputs = tuple(ModelValue.from_json(value) for value in manifest["outputs"])
         batch = {str(part): str(why) for part, why in manifest.get("batch", {}).items()}
-        defaults = tuple(map(Default.from_json, manifest.get("defaults", [])))
+        defaults = tuple(map(InputDefault.from_json, manifest.get("defaults", [])))
         names, ranges = _plans(manifest)
-        check_kinds((*inputs, *outputs), tuple[Value, ...])
-        check_kinds(defaults, tuple[Default, ...])
+        check_kinds((*inputs, *outputs), tuple[ModelValue, ...])
+        check_kinds(defaults, tuple[InputDefault, ...])
     except (
         KeyError,
         TypeError,
@@ -210,7 +210,7 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
         _verify(folder, file, required, names)
     plans = tuple(_read_plan(folder / name) for name in names)
     _check_parts(folder, plans, {file.name for file in files})
-    ranged = Ranged(plans, ranges)
+    ranged = PlanSet(plans, ranges)
     return Bundle(folder, digest, ranged, inputs, outputs, files, batch, defaults)
 
 
@@ -249,25 +249,25 @@ def _read_manifest(folder: Path) -> bytes:
         ) from error
 
 
-def _file(name: str, entry: Mapping[str, Any]) -> File:
+def _file(name: str, entry: Mapping[str, Any]) -> BundleFile:
     if name != Path(name).name or name in ("", ".", "..") or not name.isprintable():
         raise BundleError(f"bundle names a file outside itself ({name!r}): do not use it")
     sides = tuple(Side(side) for side in entry["sides"])
-    return File(name, str(entry["sha256"]), int(entry["size_bytes"]), sides)
+    return BundleFile(name, str(entry["sha256"]), int(entry["size_bytes"]), sides)
 
 
-def _plans(manifest: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Range, ...]]:
+def _plans(manifest: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[BandwidthRange, ...]]:
     """The files of the plans and their ranges; ValueError where they do not fit together."""
     if manifest["format"] == BUNDLE_FORMAT:
         return (PLAN,), EVERYWHERE
     names = tuple(map(str, manifest["plans"]))
-    ranges = tuple(map(Range.from_json, manifest["ranges"]))
+    ranges = tuple(map(BandwidthRange.from_json, manifest["ranges"]))
     if not set(names) <= manifest["files"].keys() or not tiles(ranges, len(names)):
         raise ValueError("plans and ranges do not fit together")
     return names, ranges
 
 
-def _verify(folder: Path, file: File, required: set[Side], plans: tuple[str, ...]) -> None:
+def _verify(folder: Path, file: BundleFile, required: set[Side], plans: tuple[str, ...]) -> None:
     path = folder / file.name
     if len(os.fsencode(path.name)) > _LONGEST or not path.is_file():
         if required & set(file.sides) or file.name in plans:

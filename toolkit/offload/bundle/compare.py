@@ -49,7 +49,7 @@ _QUANTISING = ("QuantizeLinear", "Integer", "QLinear", "QAttention", "MatMulNBit
 
 
 @dataclass(frozen=True, slots=True)
-class Freedom:
+class Tolerances:
     """What a model lets an engine round.
 
     Attributes:
@@ -62,7 +62,7 @@ class Freedom:
     half: str | None
 
     @classmethod
-    def of(cls, model: Model) -> "Freedom":
+    def of(cls, model: Model) -> "Tolerances":
         """Look at a model's operators and types."""
         ops = {node.op_type for node in model.proto.graph.node}
         found = model.types.dtypes()

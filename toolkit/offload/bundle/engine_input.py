@@ -8,7 +8,7 @@ from types import MappingProxyType
 import onnx
 from onnx import GraphProto, ModelProto, OperatorSetIdProto, TensorProto, helper
 
-from offload.bundle.boundary_ops import clothes, expose
+from offload.bundle.boundary_ops import boundary_ops, expose
 from offload.bundle.bundle import Bundle
 from offload.bundle.subgraph import Part, excerpt
 from offload.bundle.weights import write_part
@@ -116,7 +116,7 @@ def bare_segments(plan: Plan) -> tuple[Segment, ...]:
     """The segments that compute, device's first, with the model's own tensors at their ends."""
     found = []
     for segment in plan.segments:
-        inputs, outputs = clothes(plan, segment).bare(segment.inputs, segment.outputs)
+        inputs, outputs = boundary_ops(plan, segment).bare(segment.inputs, segment.outputs)
         made = tuple(name for name in outputs if name not in inputs)
         if segment.nodes or made:
             found.append(replace(segment, inputs=inputs, outputs=outputs))
@@ -154,14 +154,14 @@ def exposed_inputs(bundle: Bundle) -> dict[str, EngineInput]:
     """The segments of a bundle that is complete, its encodings taken out again, by file name."""
     found = {}
     for segment in bare_segments(bundle.plan):
-        worn = clothes(bundle.plan, bundle.plan.segment(segment.id))
+        worn = boundary_ops(bundle.plan, bundle.plan.segment(segment.id))
         proto = onnx.load(bundle.segment_path(segment.part), load_external_data=False)
         expose(proto, (*worn.encodes, *worn.decodes))
         found[segment.file] = whole_input(load_model(proto, bundle.path))
     return found
 
 
-def dangling(source: EngineInput) -> tuple[str, ...]:
+def undefined_names(source: EngineInput) -> tuple[str, ...]:
     """Names read somewhere in a model and defined nowhere in it, sorted.
 
     Deliberately simple, and apart from how parts are made: it only has to explain a failure.

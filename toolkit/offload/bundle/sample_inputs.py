@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from onnx import ModelProto, TensorProto
 
-from offload.bundle.bundle import Bundle, Value
+from offload.bundle.bundle import Bundle, ModelValue
 from offload.bundle.write import value_of
 from offload.errors import InputError, OffloadError
 from offload.graph.dimensions import Symbols
@@ -51,7 +51,7 @@ _FLOAT8_BITS = 0x38
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class ValueRange:
     """Bounds of an input's numbers, both included."""
 
     low: float
@@ -70,9 +70,9 @@ class ModelInputs:
         sizes: numbers stored in the model that may be sizes of an input.
     """
 
-    values: tuple[Value, ...]
+    values: tuple[ModelValue, ...]
     defaults: tuple[str, ...] = ()
-    ranges: Mapping[str, Range] = field(default_factory=dict)
+    ranges: Mapping[str, ValueRange] = field(default_factory=dict)
     words: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
 
@@ -93,12 +93,12 @@ class GivenInputs:
     """
 
     arrays: Mapping[str, Array] = field(default_factory=dict)
-    ranges: Mapping[str, Range] = field(default_factory=dict)
+    ranges: Mapping[str, ValueRange] = field(default_factory=dict)
     shapes: Shapes = field(default_factory=dict)
     seed: int = 0
 
 
-def bound(values: Sequence[Value], shapes: Shapes) -> tuple[Value, ...]:
+def bound(values: Sequence[ModelValue], shapes: Shapes) -> tuple[ModelValue, ...]:
     """Inputs with sizes in place of open dimensions, named sizes bound in all inputs together.
 
     Args:
@@ -131,14 +131,14 @@ def bound(values: Sequence[Value], shapes: Shapes) -> tuple[Value, ...]:
     return tuple(replace(v, shape=shapes.get(v.name, _sized(v, symbols))) for v in values)
 
 
-def _sized(value: Value, symbols: Symbols) -> tuple[int | str | None, ...] | None:
+def _sized(value: ModelValue, symbols: Symbols) -> tuple[int | str | None, ...] | None:
     """A shape with the sizes that are known of its names."""
     if value.shape is None:
         return None
     return tuple(symbols.substituted(d) if isinstance(d, str) else d for d in value.shape)
 
 
-def _does_not_fit(value: Value, sizes: Sequence[int]) -> InputError:
+def _does_not_fit(value: ModelValue, sizes: Sequence[int]) -> InputError:
     return InputError(
         f"input {value.name!r} has shape {_text(value.shape)}: {_text(sizes)} does not fit it"
     )
@@ -150,7 +150,7 @@ def _text(shape: Sequence[int | str | None] | None) -> str:
     return "x".join("?" if size is None else str(size) for size in shape) or "scalar"
 
 
-def open_inputs(values: Iterable[Value]) -> tuple[Value, ...]:
+def open_inputs(values: Iterable[ModelValue]) -> tuple[ModelValue, ...]:
     """The inputs that are tensors with a dimension without a size."""
     return tuple(
         value
@@ -160,7 +160,7 @@ def open_inputs(values: Iterable[Value]) -> tuple[Value, ...]:
     )
 
 
-def shape_options(values: Sequence[Value]) -> str:
+def shape_options(values: Sequence[ModelValue]) -> str:
     """Options that give every open dimension a size, ready to paste; empty where none is open.
 
     Like `--shape images=1x3x640x640`: 1 for the first dimension, 3 channels and 640 for the sides
@@ -176,11 +176,11 @@ def shape_options(values: Sequence[Value]) -> str:
     return " ".join(options)
 
 
-def _shapes(values: Iterable[Value]) -> Iterator[tuple[int | str | None, ...]]:
+def _shapes(values: Iterable[ModelValue]) -> Iterator[tuple[int | str | None, ...]]:
     return (value.shape or () for value in values)
 
 
-def _example(value: Value, symbols: Symbols) -> tuple[int, ...]:
+def _example(value: ModelValue, symbols: Symbols) -> tuple[int, ...]:
     """Sizes for an input with open dimensions, such as a user might give; binds its symbols."""
     shape = (None, 3, None, None) if value.shape is None else value.shape
     guesses = [1, *(_OTHER_SIZE for _ in shape[1:])]
@@ -196,7 +196,7 @@ def _example(value: Value, symbols: Symbols) -> tuple[int, ...]:
     return tuple(_known(d, symbols, g) for g, d in zip(guesses, shape, strict=False))
 
 
-def open_sizes_sentence(values: Sequence[Value]) -> str:
+def open_sizes_sentence(values: Sequence[ModelValue]) -> str:
     """Which input leaves which axes open, and the options that give sizes to all inputs.
 
     Empty where no size is open.
@@ -230,7 +230,7 @@ def draw(inputs: ModelInputs, seed: int = 0) -> dict[str, Array]:
     return _drawn(inputs, shapes, inputs.ranges, seed)
 
 
-def _fixed(value: Value) -> tuple[int, ...]:
+def _fixed(value: ModelValue) -> tuple[int, ...]:
     """The sizes of an input that has no open ones."""
     return tuple(size for size in value.shape or () if isinstance(size, int))
 
@@ -321,7 +321,7 @@ def _guesses(inputs: ModelInputs, given: GivenInputs) -> Iterator[Shapes]:
                 yield _guess(values, tried, _BATCHES[0], size)
 
 
-def _guess(values: Sequence[Value], symbols: Symbols, batch: int, size: int) -> Shapes:
+def _guess(values: Sequence[ModelValue], symbols: Symbols, batch: int, size: int) -> Shapes:
     """One guess: `batch` for open first dimensions, `size` for the others."""
     dims = [(axis, dim) for value in values for axis, dim in enumerate(value.shape or ())]
     for axis, dim in dims:
@@ -355,7 +355,7 @@ def numpy_type(kind: str) -> np.dtype[Any] | None:
 
 
 def _drawn(
-    inputs: ModelInputs, shapes: Shapes, ranges: Mapping[str, Range], seed: int
+    inputs: ModelInputs, shapes: Shapes, ranges: Mapping[str, ValueRange], seed: int
 ) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     feeds = {}
@@ -374,7 +374,7 @@ def _drawn(
 
 
 def _row(
-    kind: str, count: int, words: Sequence[str], bounds: Range | None, rng: np.random.Generator
+    kind: str, count: int, words: Sequence[str], bounds: ValueRange | None, rng: np.random.Generator
 ) -> Array:
     if kind == "string":
         return rng.choice(np.array(words or ("a", "b"), object), count)
@@ -387,7 +387,7 @@ def _row(
             rng.uniform(bounds.low, bounds.high, count) if bounds else rng.standard_normal(count)
         )
         return (drawn.astype(np.float32).view(np.uint32) >> 16) if kind == "bfloat16" else drawn
-    whole = bounds or (Range(0, 255) if kind == "uint8" else Range(0, 1))
+    whole = bounds or (ValueRange(0, 255) if kind == "uint8" else ValueRange(0, 1))
     return rng.integers(math.ceil(whole.low), math.floor(whole.high) + 1, count)
 
 
@@ -422,11 +422,11 @@ def bundle_inputs(bundle: Bundle) -> ModelInputs:
     """
     files = [bundle.segment_path(segment.part) for segment in bundle.parts()]
     protos = [load_model(path).proto for path in files if path.is_file()]
-    ranges: dict[str, Range] = {}
+    ranges: dict[str, ValueRange] = {}
     for proto in protos:
         for name, found in _ranges(proto).items():
             known = ranges.get(name, found)
-            ranges[name] = Range(max(known.low, found.low), min(known.high, found.high))
+            ranges[name] = ValueRange(max(known.low, found.low), min(known.high, found.high))
     return ModelInputs(bundle.inputs, ranges=ranges, words=tuple(_words(protos)))
 
 
@@ -473,11 +473,11 @@ def _stored_words(tensor: TensorProto) -> list[str]:
     return [word.decode(errors="replace") for word in tensor.string_data]
 
 
-def _ranges(proto: ModelProto) -> dict[str, Range]:
+def _ranges(proto: ModelProto) -> dict[str, ValueRange]:
     """Bounds of the inputs that pick rows of a stored table, through operators that hand on."""
     sizes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
     origin = {value.name: value.name for value in proto.graph.input if value.name not in sizes}
-    ranges: dict[str, Range] = {}
+    ranges: dict[str, ValueRange] = {}
     for node in proto.graph.node:
         if node.op_type == "Constant":
             table = next((a.t for a in node.attribute if a.name == "value"), None)
@@ -491,5 +491,5 @@ def _ranges(proto: ModelProto) -> dict[str, Range]:
             if -len(shape) <= axis < len(shape) and shape[axis]:
                 known = ranges.get(source)
                 rows = shape[axis]
-                ranges[source] = Range(0, min(rows - 1, known.high) if known else rows - 1)
+                ranges[source] = ValueRange(0, min(rows - 1, known.high) if known else rows - 1)
     return ranges

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from offload.bundle.compare import Array, Freedom, gap
-from offload.bundle.engine_input import EngineInput, dangling, part_input, whole_input
+from offload.bundle.compare import Array, Tolerances, gap
+from offload.bundle.engine_input import EngineInput, part_input, undefined_names, whole_input
 from offload.bundle.sample_inputs import Feeds
 from offload.bundle.subgraph import Part, part_of
 from offload.errors import InputError, OffloadError
@@ -200,8 +200,8 @@ class Check:
         return tuple(found)
 
     @cached_property
-    def _freedom(self) -> Freedom:
-        return Freedom.of(self.model)
+    def _freedom(self) -> Tolerances:
+        return Tolerances.of(self.model)
 
     def _expected(self, optimize: bool) -> list[Mapping[str, Any]]:
         if self.model.path is None:
@@ -371,7 +371,7 @@ def _lost(sources: Mapping[str, EngineInput], error: OffloadError) -> list[Misma
     found = [
         Mismatch(name, np.inf, 0.0, False, f"{file} lacks tensor {name!r}: {error}")
         for file, source in sources.items()
-        for name in dangling(source)
+        for name in undefined_names(source)
     ]
     return found or [Mismatch("", np.inf, 0.0, False, str(error))]
 

@@ -17,7 +17,7 @@ from typing import BinaryIO
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from offload.bundle.subgraph import Excerpt, Part, excerpt
-from offload.files import Beside
+from offload.files import AtomicFiles
 from offload.graph.load import Model
 from offload.graph.model import Tensor
 from offload.graph.onnx_file import (
@@ -111,14 +111,14 @@ def _write(
     once: bool = False,
 ) -> tuple[Path, ...]:
     if not once and _stays_inline(model):
-        with Beside(folder) as files:
+        with AtomicFiles(folder) as files:
             for name, piece in pieces.items():
                 _write_message(model, files.file(name), piece, piece.initializers)
         return files.paths()
     outside = _outside(model, pieces, once)
     homes = {key: _home({sides[name] for name in names}) for key, names in outside.items()}
-    with Beside(folder) as files:
-        store = _Store(files, model.weights.paths, homes)
+    with AtomicFiles(folder) as files:
+        store = _WeightStore(files, model.weights.paths, homes)
         for name, piece in pieces.items():
             for tensor in _inner(model, piece):
                 point_to(tensor, store.place(tensor))
@@ -195,7 +195,7 @@ def _inline_bytes(piece: Excerpt) -> int:
 
 
 @dataclass
-class _Store:
+class _WeightStore:
     """Weight files being filled.
 
     Attributes:
@@ -205,7 +205,7 @@ class _Store:
         placed: where those already stored are.
     """
 
-    files: Beside
+    files: AtomicFiles
     sources: Mapping[str, Path]
     homes: Mapping[_Key, str]
     placed: dict[_Key, Extent] = field(default_factory=dict)

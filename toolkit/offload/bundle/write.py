@@ -10,14 +10,14 @@ from typing import Any
 import onnx
 
 from offload.bundle.batchability import why_alone
-from offload.bundle.boundary_ops import clothes
+from offload.bundle.boundary_ops import boundary_ops
 from offload.bundle.bundle import (
     BUNDLE_FORMAT,
     MANIFEST,
     PLANS_FORMAT,
     Bundle,
-    Default,
-    Value,
+    InputDefault,
+    ModelValue,
     file_digest,
     manifest_digest,
     open_bundle,
@@ -32,10 +32,10 @@ from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.graph.onnx_file import extent, external_tensors
 from offload.planning.plan import Plan, Segment, Side
-from offload.planning.plan_set import EVERYWHERE, Range, Ranged
+from offload.planning.plan_set import EVERYWHERE, BandwidthRange, PlanSet
 
 
-def in_common(ranged: Ranged) -> Ranged:
+def dedupe(ranged: PlanSet) -> PlanSet:
     """The plans with their parts named: a part for each different segment of a side.
 
     Segments are the same that compute the same nodes between the same tensors, encoded alike;
@@ -45,7 +45,7 @@ def in_common(ranged: Ranged) -> Ranged:
 
     def named(plan: Plan, segment: Segment) -> Segment:
         known = names[segment.side]
-        content = replace(segment, id="", common=""), clothes(plan, segment)
+        content = replace(segment, id="", common=""), boundary_ops(plan, segment)
         name = known.setdefault(content, f"{segment.side.value}-{len(known)}")
         return replace(segment, common="" if name == segment.id else name)
 
@@ -102,13 +102,13 @@ def write_bundle(
     prove: Prove = lambda _: (),
 ) -> Bundle:
     """Write a bundle of one plan; as `write_plans`."""
-    return write_plans(model, graph, Ranged((plan,)), path, types, prove)
+    return write_plans(model, graph, PlanSet((plan,)), path, types, prove)
 
 
 def write_plans(
     model: Model,
     graph: Graph,
-    ranged: Ranged,
+    ranged: PlanSet,
     path: Path,
     types: Mapping[str, Tensor] | None = None,
     prove: Prove = lambda _: (),
@@ -130,7 +130,7 @@ def write_plans(
         raise InputError(f"{path} exists and is not a bundle: choose another name or remove it")
     ends = signature(model, graph)
     check_types((*ends[0], *ends[1]))
-    ranged = in_common(ranged)
+    ranged = dedupe(ranged)
     with staged_folder(path) as staged:
         written, batch, defaults = _write_segments(model, ranged.plans, staged, types or {})
         plans = plan_names(len(ranged.plans))
@@ -145,10 +145,10 @@ def write_plans(
 
 def _write_segments(
     model: Model, plans: Sequence[Plan], folder: Path, types: Mapping[str, Tensor]
-) -> tuple[tuple[Path, ...], dict[str, str], tuple[Default, ...]]:
+) -> tuple[tuple[Path, ...], dict[str, str], tuple[InputDefault, ...]]:
     """The files, for each of the server's parts why its rows must stay alone, and the defaults."""
     segments = {s.file: (plan, s) for plan in plans for s in plan.segments}
-    wearing = {file: clothes(plan, segment) for file, (plan, segment) in segments.items()}
+    wearing = {file: boundary_ops(plan, segment) for file, (plan, segment) in segments.items()}
     parts = {
         file: Part(s.nodes, *wearing[file].bare(s.inputs, s.outputs))
         for file, (_, s) in segments.items()
@@ -159,13 +159,13 @@ def _write_segments(
     batch = {part: why_alone(model, parts[file]) for part, file in served.items()}
     users = {Path(file).stem: open_defaults(model, part) for file, part in parts.items()}
     defaults = tuple(
-        Default(value_of(value), tuple(part for part, names in users.items() if name in names))
+        InputDefault(value_of(value), tuple(part for part, names in users.items() if name in names))
         for name, value in model.wiring.defaults.items()
     )
     return files, batch, defaults
 
 
-def signature(model: Model, graph: Graph) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
+def signature(model: Model, graph: Graph) -> tuple[tuple[ModelValue, ...], tuple[ModelValue, ...]]:
     """Inputs and outputs as onnxruntime would list them, dynamic dimensions still dynamic."""
     inputs = {value.name: value for value in model.proto.graph.input}
     return (
@@ -174,7 +174,7 @@ def signature(model: Model, graph: Graph) -> tuple[tuple[Value, ...], tuple[Valu
     )
 
 
-def check_types(values: Iterable[Value]) -> None:
+def check_types(values: Iterable[ModelValue]) -> None:
     """Refuse inputs and outputs of types that a session cannot take or give.
 
     Raises:
@@ -199,11 +199,11 @@ def _typed(model: Model, output: onnx.ValueInfoProto) -> onnx.ValueInfoProto:
 def seal(
     folder: Path,
     source: Mapping[str, Any],
-    signature: tuple[tuple[Value, ...], tuple[Value, ...]],
+    signature: tuple[tuple[ModelValue, ...], tuple[ModelValue, ...]],
     sides: Mapping[str, tuple[Side, ...]],
-    ranges: Sequence[Range] = EVERYWHERE,
+    ranges: Sequence[BandwidthRange] = EVERYWHERE,
     batch: Mapping[str, str] = MappingProxyType({}),
-    defaults: Sequence[Default] = (),
+    defaults: Sequence[InputDefault] = (),
 ) -> None:
     """Write the manifest of a folder's files: digests, sizes, and which side needs each.
 
@@ -249,9 +249,9 @@ def _source(model: Model, graph: Graph) -> dict[str, Any]:
     }
 
 
-def value_of(info: onnx.ValueInfoProto) -> Value:
+def value_of(info: onnx.ValueInfoProto) -> ModelValue:
     """A graph input or output as onnxruntime would list it, dynamic dimensions still dynamic."""
-    return Value(info.name, _type_name(info.type), _shape(info.type))
+    return ModelValue(info.name, _type_name(info.type), _shape(info.type))
 
 
 def _type_name(kind: onnx.TypeProto) -> str:

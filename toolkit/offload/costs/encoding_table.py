@@ -16,7 +16,7 @@ HALF_LIMIT = 65504.0 / 8
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedSize:
     """One tensor under one encoding, over the calibration inputs.
 
     Attributes:
@@ -42,7 +42,7 @@ class Encoded:
         return [self.encoding.name, *figures, affine]
 
     @classmethod
-    def from_json(cls, value: list[Any]) -> "Encoded":
+    def from_json(cls, value: list[Any]) -> "EncodedSize":
         """Read what `to_json` wrote."""
         name, mean_bytes, p95_bytes, encode_s, decode_s, affine = value
         its = Affine.from_json(affine) if affine else None
@@ -50,7 +50,7 @@ class Encoded:
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class EncodingTable:
     """What each tensor may become.
 
     Attributes:
@@ -61,7 +61,7 @@ class Catalogue:
         inputs: number of calibration inputs.
     """
 
-    tensors: Mapping[str, tuple[Encoded, ...]] = field(default_factory=dict)
+    tensors: Mapping[str, tuple[EncodedSize, ...]] = field(default_factory=dict)
     codec_s: float = 0.0
     whole_s: float = 0.0
     inputs: int = 0
@@ -69,7 +69,7 @@ class Catalogue:
     def __post_init__(self) -> None:
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
 
-    def allowing(self, encodings: Collection[Encoding]) -> "Catalogue":
+    def allowing(self, encodings: Collection[Encoding]) -> "EncodingTable":
         """Only these encodings."""
         return self._kept(
             {
@@ -78,7 +78,7 @@ class Catalogue:
             }
         )
 
-    def without(self, banned: Collection[tuple[str, Encoding]]) -> "Catalogue":
+    def without(self, banned: Collection[tuple[str, Encoding]]) -> "EncodingTable":
         """Less some (tensor, encoding) pairs."""
         return self._kept(
             {
@@ -87,13 +87,13 @@ class Catalogue:
             }
         )
 
-    def of(self, tensor: str) -> tuple[Encoded, ...]:
+    def of(self, tensor: str) -> tuple[EncodedSize, ...]:
         """The encodings of a tensor, raw aside."""
         return self.tensors.get(tensor, ())
 
-    def _kept(self, tensors: Mapping[str, Iterable[Encoded]]) -> "Catalogue":
+    def _kept(self, tensors: Mapping[str, Iterable[EncodedSize]]) -> "EncodingTable":
         kept = {name: tuple(entries) for name, entries in tensors.items()}
-        return Catalogue(kept, self.codec_s, self.whole_s, self.inputs)
+        return EncodingTable(kept, self.codec_s, self.whole_s, self.inputs)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with a format number; `from_json` reads it."""
@@ -106,7 +106,7 @@ class Catalogue:
         }
 
     @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Catalogue":
+    def from_json(cls, value: Mapping[str, Any]) -> "EncodingTable":
         """Read what `to_json` wrote.
 
         Raises:
@@ -119,7 +119,8 @@ class Catalogue:
             )
         try:
             tensors = {
-                name: tuple(map(Encoded.from_json, each)) for name, each in value["tensors"].items()
+                name: tuple(map(EncodedSize.from_json, each))
+                for name, each in value["tensors"].items()
             }
             return cls(tensors, value["codec_s"], value["whole_s"], value["inputs"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from offload.errors import InputError
 
 
-class Form(StrEnum):
+class TensorFormat(StrEnum):
     """What the subgraphs do to a tensor.
 
     Attributes:
@@ -31,12 +31,12 @@ class Form(StrEnum):
     @property
     def quantises(self) -> bool:
         """Whether NaN and infinity have no place in it."""
-        return self not in (Form.PLAIN, Form.HALF)
+        return self not in (TensorFormat.PLAIN, TensorFormat.HALF)
 
     @property
     def steps(self) -> int:
         """Steps from the least calibrated value to the greatest."""
-        return {Form.SIX_BITS: 63, Form.FOUR_BITS: 15}.get(self, 255)
+        return {TensorFormat.SIX_BITS: 63, TensorFormat.FOUR_BITS: 15}.get(self, 255)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +51,13 @@ class Encoding:
     """
 
     name: str
-    form: Form
+    form: TensorFormat
     codec: str
 
     @property
     def is_lossless(self) -> bool:
         """Whether every bit comes back."""
-        return self.form is Form.PLAIN and self.codec != "jpeg"
+        return self.form is TensorFormat.PLAIN and self.codec != "jpeg"
 
     @property
     def is_picture(self) -> bool:
@@ -73,22 +73,22 @@ class Encoding:
         return f"{self.wire_name(tensor)}/sum" if self.form.quantises else None
 
 
-RAW = Encoding("raw", Form.PLAIN, "raw")
-ZSTD = Encoding("zstd", Form.PLAIN, "zstd")
+RAW = Encoding("raw", TensorFormat.PLAIN, "raw")
+ZSTD = Encoding("zstd", TensorFormat.PLAIN, "zstd")
 # Bytes have no planes; fewer steps than a byte's are no gain before they are compressed.
-_CODECS: Mapping[Form, tuple[str, ...]] = MappingProxyType(
+_CODECS: Mapping[TensorFormat, tuple[str, ...]] = MappingProxyType(
     {
-        Form.HALF: ("raw", "zstd", "planes"),
-        Form.AFFINE: ("raw", "zstd"),
-        Form.CHANNELS: ("raw", "zstd"),
-        Form.SIX_BITS: ("zstd",),
-        Form.FOUR_BITS: ("zstd",),
+        TensorFormat.HALF: ("raw", "zstd", "planes"),
+        TensorFormat.AFFINE: ("raw", "zstd"),
+        TensorFormat.CHANNELS: ("raw", "zstd"),
+        TensorFormat.SIX_BITS: ("zstd",),
+        TensorFormat.FOUR_BITS: ("zstd",),
     }
 )
 _LOSSLESS = ("raw", "zstd", "planes")
 
 
-def _named(form: Form, codec: str) -> Encoding:
+def _named(form: TensorFormat, codec: str) -> Encoding:
     return Encoding(form.value + ("" if codec == "raw" else f"+{codec}"), form, codec)
 
 
@@ -98,9 +98,9 @@ ENCODINGS: Mapping[str, Encoding] = MappingProxyType(
         for encoding in (
             RAW,
             ZSTD,
-            Encoding("planes", Form.PLAIN, "planes"),
+            Encoding("planes", TensorFormat.PLAIN, "planes"),
             *(_named(form, codec) for form, codecs in _CODECS.items() for codec in codecs),
-            *(Encoding(codec, Form.PLAIN, codec) for codec in ("png", "jpeg")),
+            *(Encoding(codec, TensorFormat.PLAIN, codec) for codec in ("png", "jpeg")),
         )
     }
 )
@@ -152,7 +152,7 @@ LOSSLESS = tuple(ENCODINGS[name] for name in FAMILIES["lossless"])
 
 
 @dataclass(frozen=True, slots=True)
-class Allowance:
+class EncodingPolicy:
     """What may be lost on the way.
 
     Attributes:
@@ -179,7 +179,7 @@ class Allowance:
         tolerance: float | None = None,
         accuracy_floor: float | None = None,
         calibration: Path | None = None,
-    ) -> "Allowance":
+    ) -> "EncodingPolicy":
         """The allowance of a user's words; nothing is lost unless a limit says how much.
 
         Raises:

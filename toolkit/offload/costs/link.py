@@ -175,7 +175,7 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class LineFit:
     """A fitted line: start-up seconds, bits per second, coefficient of determination."""
 
     start_s: float
@@ -183,7 +183,7 @@ class Line:
     r2: float
 
 
-def fit_line(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> Line:
+def fit_line(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> LineFit:
     """Least squares on the medians of each size, c not below zero.
 
     Repeats of a size are first reduced to their median, so one stalled message does not bend
@@ -204,7 +204,7 @@ def fit_line(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> Line:
     r2 = 1.0 - residual / spread if spread > 0 else 0.0
     if r2 < MIN_R2:
         raise InputError(unsteady(r2))
-    return Line(start_s, 8 / slope, r2)
+    return LineFit(start_s, 8 / slope, r2)
 
 
 def fit_link(samples: Sequence[Sample]) -> Link:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offload.costs.encodings import Form
+from offload.costs.encodings import TensorFormat
 
 Floats = npt.NDArray[np.float32]
 STEPS = 255
@@ -104,11 +104,11 @@ class Bounds:
         """The largest absolute value."""
         return float(np.maximum(-self.low, self.high).max()) if self.finite else np.inf
 
-    def affine(self, form: Form) -> Affine | None:
+    def affine(self, form: TensorFormat) -> Affine | None:
         """The map for a form; None where the values are not finite or have no channels."""
-        if not self.finite or (form is Form.CHANNELS and len(self.low) < 2):
+        if not self.finite or (form is TensorFormat.CHANNELS and len(self.low) < 2):
             return None
-        apart = form is Form.CHANNELS
+        apart = form is TensorFormat.CHANNELS
         low = self.low if apart else self.low.min().reshape(1)
         high = self.high if apart else self.high.max().reshape(1)
         # The range must hold 0, so that what ReLU and padding made stays exactly that.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from offload.costs.link import Line, Link
+from offload.costs.link import LineFit, Link
 from offload.errors import InputError
 
 LEAST_SENDS = 3
@@ -21,7 +21,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Sent:
+class TimedMessage:
     """One message that was sent while nothing else was on its way.
 
     Attributes:
@@ -37,8 +37,8 @@ class Sent:
 
 def refit(
     link: Link,
-    up: Sequence[Sent],
-    down: Sequence[Sent] = (),
+    up: Sequence[TimedMessage],
+    down: Sequence[TimedMessage] = (),
     half_life_s: float = HALF_LIFE_S,
 ) -> Link:
     """The link after a window of real sends; a direction with fewer than three stays as it was.
@@ -58,19 +58,19 @@ def refit(
     overhead = link.overhead
     fresh = link
     if len(up) >= LEAST_SENDS:
-        line = _refit(Line(link.up_start_s, link.up_bps / overhead, 1.0), up, half_life_s)
+        line = _refit(LineFit(link.up_start_s, link.up_bps / overhead, 1.0), up, half_life_s)
         fresh = replace(
             fresh, up_bps=line.rate_bps * overhead, up_start_s=line.start_s, up_r2=line.r2
         )
     if len(down) >= LEAST_SENDS:
-        line = _refit(Line(link.down_start_s, link.down_bps / overhead, 1.0), down, half_life_s)
+        line = _refit(LineFit(link.down_start_s, link.down_bps / overhead, 1.0), down, half_life_s)
         fresh = replace(
             fresh, down_bps=line.rate_bps * overhead, down_start_s=line.start_s, down_r2=line.r2
         )
     return fresh
 
 
-def _refit(old: Line, sends: Sequence[Sent], half_life_s: float) -> Line:
+def _refit(old: LineFit, sends: Sequence[TimedMessage], half_life_s: float) -> LineFit:
     sizes = np.array([send.size_bytes for send in sends], dtype=np.float64)
     seconds = np.array([send.seconds_s for send in sends])
     ages = np.array([send.age_s for send in sends])
@@ -90,10 +90,10 @@ def _refit(old: Line, sends: Sequence[Sent], half_life_s: float) -> Line:
         np.concatenate([weights, old_weights]),
         len(sends),
     )
-    return Line(start_s, 8 / slope, _r2(sizes, seconds, weights, start_s, slope))
+    return LineFit(start_s, 8 / slope, _r2(sizes, seconds, weights, start_s, slope))
 
 
-def _moved(old: Line, sizes: Floats, seconds: Floats, weights: Floats) -> Line:
+def _moved(old: LineFit, sizes: Floats, seconds: Floats, weights: Floats) -> LineFit:
     """The old line through the median send: mostly by what makes up most of its time.
 
     Of start-up c and transfer d, each changes by its share, step by small step, which keeps
@@ -109,7 +109,7 @@ def _moved(old: Line, sizes: Floats, seconds: Floats, weights: Floats) -> Line:
     half = 1 - apart * total_s / 2
     root = float(np.sqrt(half**2 + apart * total_s))
     transfer_s = total_s / (half + root) if half > 0 else (root - half) / apart
-    return Line(total_s - transfer_s, size * 8 / transfer_s, 1.0)
+    return LineFit(total_s - transfer_s, size * 8 / transfer_s, 1.0)
 
 
 def _robust(

@@ -185,7 +185,7 @@ def node_work(node: NodeProto, operands: Operands) -> Work:
         heavy = light = None
     if name in _NO_RULE or not (heavy or light):
         return Work(uncounted_heavy=Counter((name,)))
-    counted = (heavy or light or _elementwise)(_Node(node, operands))
+    counted = (heavy or light or _elementwise)(_CountedNode(node, operands))
     if heavy:
         if counted is None:
             return Work(uncounted_heavy=Counter((name,)))
@@ -196,7 +196,7 @@ def node_work(node: NodeProto, operands: Operands) -> Work:
 
 
 @dataclass(frozen=True, slots=True)
-class _Node:
+class _CountedNode:
     """A node with the shapes of its inputs and outputs by place."""
 
     node: NodeProto
@@ -223,7 +223,7 @@ class _Node:
         return default
 
 
-Count = Callable[[_Node], float | None]
+Count = Callable[[_CountedNode], float | None]
 
 
 def _product(factor: float, *shapes: Sequence[int] | None) -> float | None:
@@ -235,12 +235,12 @@ def _product(factor: float, *shapes: Sequence[int] | None) -> float | None:
     return total
 
 
-def _elementwise(node: _Node) -> float | None:
+def _elementwise(node: _CountedNode) -> float | None:
     shapes = [node.output()] + ([node.input(0)] if node.has(0) else [])
     return None if None in shapes else max(math.prod(sizes or ()) for sizes in shapes)
 
 
-def _inputs_only(node: _Node) -> float | None:
+def _inputs_only(node: _CountedNode) -> float | None:
     """Operators whose output's size depends on data: they look at every element once."""
     return sum_known(_product(1.0, node.input(place)) for place in range(2) if node.has(place))
 
@@ -255,11 +255,11 @@ def sum_known(counts: Iterable[float | None]) -> float | None:
     return total
 
 
-def _pool(node: _Node) -> float | None:
+def _pool(node: _CountedNode) -> float | None:
     return _product(1.0, node.output(), tuple(node.attribute("kernel_shape", ())))
 
 
-def _sampled(node: _Node) -> float | None:
+def _sampled(node: _CountedNode) -> float | None:
     """RoiAlign and its like: four neighbours are weighed for each sample."""
     ratio = max(int(node.attribute("sampling_ratio", 1)), 1)
     return _product(8.0 * ratio * ratio, node.output())
@@ -268,7 +268,7 @@ def _sampled(node: _Node) -> float | None:
 def _conv(weights: int) -> Count:
     """Every element of the output is a product with one kernel."""
 
-    def count(node: _Node) -> float | None:
+    def count(node: _CountedNode) -> float | None:
         kernel = node.input(weights)
         return _product(2.0, node.output(), None if kernel is None else kernel[1:])
 
@@ -278,14 +278,14 @@ def _conv(weights: int) -> Count:
 def _conv_transpose(weights: int) -> Count:
     """Every element of the input is multiplied with one kernel."""
 
-    def count(node: _Node) -> float | None:
+    def count(node: _CountedNode) -> float | None:
         kernel = node.input(weights)
         return _product(2.0, node.input(0), None if kernel is None else kernel[1:])
 
     return count
 
 
-def _deform_conv(node: _Node) -> float | None:
+def _deform_conv(node: _CountedNode) -> float | None:
     """A convolution whose samples are interpolated: 8 operations a sample of each channel."""
     kernel, offsets, x = node.input(1), node.input(2), node.input(0)
     if kernel is None or offsets is None or x is None:
@@ -295,7 +295,7 @@ def _deform_conv(node: _Node) -> float | None:
     return sum_known((_conv(1)(node), 8.0 * samples))
 
 
-def _matmul(node: _Node) -> float | None:
+def _matmul(node: _CountedNode) -> float | None:
     first = node.input(0)
     if first is None:
         return None
@@ -303,13 +303,13 @@ def _matmul(node: _Node) -> float | None:
     return _product(2.0, node.output(), first[axis:][:1])
 
 
-def _packed_matmul(node: _Node) -> float | None:
+def _packed_matmul(node: _CountedNode) -> float | None:
     """Weights of few bits: their packed shape does not tell, the attribute N does."""
     wide = node.attribute("N")
     return _product(2.0, node.input(0), None if wide is None else (int(wide),))
 
 
-def _moe(node: _Node) -> float | None:
+def _moe(node: _CountedNode) -> float | None:
     """Mixture of experts: each row goes through `k` experts of two or three products."""
     packed = node.node.op_type == "QMoE"
     places = (2, 5, 8) if packed else (2, 4, 6)
@@ -322,7 +322,7 @@ def _moe(node: _Node) -> float | None:
     return 2.0 * math.prod(rows[:-1]) * int(node.attribute("k", 1)) * each
 
 
-def _einsum(node: _Node) -> float | None:
+def _einsum(node: _CountedNode) -> float | None:
     """Operands are multiplied two by two from the left, as onnxruntime does."""
     equation = node.attribute("equation", b"")
     text = equation.decode() if isinstance(equation, bytes) else equation
@@ -357,14 +357,14 @@ def _letters(term: str, rank: int) -> list[str]:
     return [*before, *(f".{place}" for place in range(hidden, 0, -1)), *after]
 
 
-def _recurrent(node: _Node) -> float | None:
+def _recurrent(node: _CountedNode) -> float | None:
     """Each step multiplies with the input's and with the state's weights, in each direction."""
     x = node.input(0)
     weights = sum_known(_product(2.0, node.input(place)) for place in (1, 2))
     return None if x is None or weights is None else math.prod(x[:-1]) * weights
 
 
-def _attention(node: _Node) -> float | None:
+def _attention(node: _CountedNode) -> float | None:
     """Scores of all queries and keys, and the sums of values that they weigh."""
     query, key, past = node.input(0), node.input(1), node.input(4)
     if query is None or key is None or (node.has(4) and past is None):
@@ -377,7 +377,7 @@ def _scores(query: Shape | None, answer: Shape | None, length: int) -> float | N
     return sum_known((_product(2.0 * length, query), _product(2.0 * length, answer)))
 
 
-def _fused_attention(node: _Node) -> float | None:
+def _fused_attention(node: _CountedNode) -> float | None:
     """com.microsoft Attention: the projection to queries, keys and values, then attention."""
     x, weights, past = node.input(0), node.input(1), None
     quantised = node.node.op_type == "QAttention"
@@ -391,7 +391,7 @@ def _fused_attention(node: _Node) -> float | None:
     return sum_known((projection, _scores(node.output(), node.output(), length)))
 
 
-def _multi_head_attention(node: _Node) -> float | None:
+def _multi_head_attention(node: _CountedNode) -> float | None:
     """com.microsoft MultiHeadAttention: separate, or queries, keys and values packed in one."""
     query, answer, key = node.input(0), node.output(), node.input(1)
     past = node.input(6)
@@ -403,7 +403,7 @@ def _multi_head_attention(node: _Node) -> float | None:
     return _scores(answer, answer, length + (past[2] if past else 0))
 
 
-def _grouped_attention(node: _Node) -> float | None:
+def _grouped_attention(node: _CountedNode) -> float | None:
     """com.microsoft GroupQueryAttention: the cache that comes out is as long as all keys."""
     answer, cache, past, query = node.output(), node.output(1), node.input(3), node.input(0)
     if answer is None or query is None:
@@ -417,7 +417,7 @@ def _grouped_attention(node: _Node) -> float | None:
     return _scores(answer, answer, length)
 
 
-def _fourier(node: _Node) -> float | None:
+def _fourier(node: _CountedNode) -> float | None:
     """A fast Fourier transform of n numbers takes 5 n log2 n operations."""
     answer = node.output()
     if answer is None:
@@ -432,7 +432,7 @@ def _fourier(node: _Node) -> float | None:
     return 5.0 * answer[0] * length * math.log2(length)
 
 
-def _trees(node: _Node) -> float | None:
+def _trees(node: _CountedNode) -> float | None:
     """Each row walks down every tree: a comparison at each node on its way."""
     rows = node.input(0)
     ids = node.attribute("nodes_treeids", ())
@@ -448,12 +448,12 @@ def _trees(node: _Node) -> float | None:
     return samples * sum(math.log2(size + 1) for size in sizes)
 
 
-def _linear(node: _Node) -> float | None:
+def _linear(node: _CountedNode) -> float | None:
     rows, weights = node.input(0), node.attribute("coefficients", ())
     return None if rows is None else 2.0 * (rows[0] if len(rows) > 1 else 1) * len(weights)
 
 
-def _support_vectors(node: _Node) -> float | None:
+def _support_vectors(node: _CountedNode) -> float | None:
     rows = node.input(0)
     numbers = node.attribute("support_vectors", ()) or node.attribute("coefficients", ())
     return None if rows is None else 2.0 * (rows[0] if len(rows) > 1 else 1) * len(numbers)

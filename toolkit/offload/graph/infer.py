@@ -20,8 +20,8 @@ from offload.graph.onnx_file import (
     is_external,
     size_bytes,
 )
-from offload.graph.propagate import Scope, Value, completed, is_known, stored_value
-from offload.graph.value_index import Wiring, bodies, function_key
+from offload.graph.propagate import KnownValue, Scope, completed, is_known, stored_value
+from offload.graph.value_index import ValueIndex, bodies, function_key
 
 # Shape arithmetic reads stored numbers (the target of a Reshape, the pads of a Pad), all small.
 _SMALL_BYTES = 1024
@@ -43,7 +43,7 @@ class Types:
 
     source: ModelProto = field(repr=False)
     outline: ModelProto = field(repr=False)
-    wiring: Wiring = field(repr=False)
+    wiring: ValueIndex = field(repr=False)
     found: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     numbers: Mapping[str, Array] = field(default_factory=dict, repr=False)
 
@@ -130,11 +130,11 @@ class Types:
         for tensor in graph.initializer:
             scope.values[tensor.name] = stored_value(tensor)
         for name in self._stored.keys() - scope.values.keys():  # a default, or sparse
-            scope.values[name] = Value(self._stored[name])
+            scope.values[name] = KnownValue(self._stored[name])
         for name in self.wiring.inputs:
             numbers = self.numbers.get(name)
             given = numbers is not None
-            scope.values[name] = Value(
+            scope.values[name] = KnownValue(
                 self._first(name), constant=given, numbers=numbers, settled=given
             )
         works = scope.visit(graph.node, self._first)
@@ -197,7 +197,7 @@ def known_size(dim: onnx.TensorShapeProto.Dimension) -> int | None:
 
 def infer_types(
     proto: ModelProto,
-    wiring: Wiring,
+    wiring: ValueIndex,
     weights: WeightFiles,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     found: Mapping[str, Tensor] | None = None,
@@ -229,7 +229,7 @@ def infer_types(
     return Types(proto, outline, wiring, found or {}, numbers or {})
 
 
-def _outline(proto: ModelProto, wiring: Wiring, weights: WeightFiles) -> ModelProto:
+def _outline(proto: ModelProto, wiring: ValueIndex, weights: WeightFiles) -> ModelProto:
     """The model with large stored numbers left out."""
     outline = ModelProto(ir_version=proto.ir_version, functions=proto.functions)
     outline.opset_import.extend(proto.opset_import)
@@ -255,7 +255,7 @@ def _outline(proto: ModelProto, wiring: Wiring, weights: WeightFiles) -> ModelPr
     return outline
 
 
-def _unknown_operators(proto: ModelProto, wiring: Wiring) -> Iterable[ValueInfoProto]:
+def _unknown_operators(proto: ModelProto, wiring: ValueIndex) -> Iterable[ValueInfoProto]:
     calls = {function_key(function) for function in proto.functions}
     holders = ((index, proto.graph.node[index]) for index in wiring.holders)
     foreign = {

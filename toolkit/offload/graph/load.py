@@ -19,7 +19,7 @@ from offload.graph.onnx_file import (
     foreign_content,
     read_large,
 )
-from offload.graph.value_index import Wiring, wire
+from offload.graph.value_index import ValueIndex, index_values
 
 _CHUNK_BYTES = 1 << 20
 
@@ -78,9 +78,9 @@ class Model:
         return digest.hexdigest()
 
     @cached_property
-    def wiring(self) -> Wiring:
+    def wiring(self) -> ValueIndex:
         """Who makes and who reads each value of the main graph."""
-        return wire(self.proto)
+        return index_values(self.proto)
 
     @cached_property
     def types(self) -> Types:

@@ -101,7 +101,7 @@ _INFERENCE_ERRORS = (
 
 
 @dataclass(slots=True)
-class Value:
+class KnownValue:
     """What is known of one value.
 
     Attributes:
@@ -121,7 +121,7 @@ class Value:
     constant: bool = False
     maker: NodeProto | TensorProto | None = None
     place: int = 0
-    inputs: "tuple[Value | None, ...]" = ()
+    inputs: "tuple[KnownValue | None, ...]" = ()
     opset: int = 1
     numbers: Array | None = None
     settled: bool = False
@@ -138,10 +138,10 @@ class Value:
         return shape is not None and prod(shape) <= _MOST_ELEMENTS
 
 
-def stored_value(tensor: TensorProto) -> Value:
+def stored_value(tensor: TensorProto) -> KnownValue:
     """The value of a stored tensor."""
     typed = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
-    return Value(typed, constant=True, maker=tensor)
+    return KnownValue(typed, constant=True, maker=tensor)
 
 
 # Numbers
@@ -149,7 +149,7 @@ def stored_value(tensor: TensorProto) -> Value:
 Memo: TypeAlias = dict[int, Array | None]
 
 
-def numbers_of(value: Value, memo: Memo | None = None) -> Array | None:
+def numbers_of(value: KnownValue, memo: Memo | None = None) -> Array | None:
     """Numbers of a small constant value; None where they can't be known.
 
     Each value is evaluated once, what it needs before it, without recursion.
@@ -176,17 +176,17 @@ def numbers_of(value: Value, memo: Memo | None = None) -> Array | None:
     return _settled(value, memo)
 
 
-def _is_settled(value: Value, memo: Memo | None) -> bool:
+def _is_settled(value: KnownValue, memo: Memo | None) -> bool:
     if memo is None:
         return value.settled
     return id(value) in memo or value.numbers is not None
 
 
-def _settled(value: Value, memo: Memo | None) -> Array | None:
+def _settled(value: KnownValue, memo: Memo | None) -> Array | None:
     return value.numbers if memo is None else memo.get(id(value), value.numbers)
 
 
-def _needed(value: Value, memo: Memo | None) -> list[Value] | None:
+def _needed(value: KnownValue, memo: Memo | None) -> list[KnownValue] | None:
     """Inputs to evaluate first; None where the value can't be evaluated."""
     node = value.maker
     if not value.constant or node is None:
@@ -201,7 +201,7 @@ def _needed(value: Value, memo: Memo | None) -> list[Value] | None:
     return [each for each in given if not _is_settled(each, memo)]
 
 
-def _evaluated(value: Value, memo: Memo | None) -> Array | None:
+def _evaluated(value: KnownValue, memo: Memo | None) -> Array | None:
     """Numbers of a value whose inputs are settled."""
     node = value.maker
     if isinstance(node, TensorProto):
@@ -228,7 +228,7 @@ def _measures(node: NodeProto) -> bool:
     return node.op_type in ("Shape", "Size") and node.domain in _STANDARD
 
 
-def _measured(node: NodeProto, value: Value | None) -> Array | None:
+def _measured(node: NodeProto, value: KnownValue | None) -> Array | None:
     shape = None if value is None else value.shape
     if shape is None:
         return None
@@ -261,7 +261,7 @@ def _run(node: NodeProto, arrays: Mapping[str, Array], opset: int, place: int) -
 
 
 @dataclass
-class _Shared:
+class _ModelScope:
     """What the scopes of one model share."""
 
     functions: Mapping[FunctionKey, FunctionProto]
@@ -270,7 +270,7 @@ class _Shared:
     calls: list[FunctionKey] = field(default_factory=list)
 
 
-Visited: TypeAlias = tuple[list[Value], Work]
+Visited: TypeAlias = tuple[list[KnownValue], Work]
 
 
 @dataclass(frozen=True)
@@ -284,9 +284,9 @@ class Scope:
         attributes: of the call of the function that the nodes are in.
     """
 
-    values: ChainMap[str, Value]
+    values: ChainMap[str, KnownValue]
     opsets: Mapping[str, int]
-    shared: _Shared
+    shared: _ModelScope
     attributes: Mapping[str, AttributeProto] | None = None
 
     @classmethod
@@ -295,7 +295,7 @@ class Scope:
     ) -> "Scope":
         """A scope for a model's main graph, without values yet."""
         known = {function_key(function): function for function in functions}
-        return cls(ChainMap(), _plain(opsets.items()), _Shared(known, ir_version))
+        return cls(ChainMap(), _plain(opsets.items()), _ModelScope(known, ir_version))
 
     def shape(self, name: str) -> Shape | None:
         """Sizes of a tensor; None when one isn't known."""
@@ -336,7 +336,7 @@ class Scope:
             found, work = self._leaf(node, types), None
         for name, typed, value in zip_longest(node.output, types, found):
             if name:
-                made = value or Value(None, sized=False)
+                made = value or KnownValue(None, sized=False)
                 better = typed is not None and typed != made.type
                 self.values[name] = (
                     replace(made, type=completed(typed, made.type)) if better else made
@@ -351,7 +351,7 @@ class Scope:
             return self._if(node)
         return (self._loop if node.op_type == "Loop" else self._scan)(node, body, types)
 
-    def _leaf(self, node: NodeProto, types: Sequence[TypeProto | None]) -> list[Value]:
+    def _leaf(self, node: NodeProto, types: Sequence[TypeProto | None]) -> list[KnownValue]:
         """The outputs of a node without bodies."""
         inputs = tuple(self.values.get(name) for name in node.input)
         given = [value for value in inputs if value is not None]
@@ -371,7 +371,7 @@ class Scope:
         made = []
         for place, (name, typed) in enumerate(zip(node.output, types, strict=True)):
             best = completed(typed, inferred.get(name))
-            value = Value(best, sized, constant, node, place, inputs, opset)
+            value = KnownValue(best, sized, constant, node, place, inputs, opset)
             if constant and not is_known(best) and (numbers := numbers_of(value)) is not None:
                 value.type = _type_of(numbers)
             made.append(value)
@@ -437,18 +437,18 @@ class Scope:
         calls.pop()
         return [inner.value(name) for name in function.output], work
 
-    def value(self, name: str) -> Value:
+    def value(self, name: str) -> KnownValue:
         """What is known of a value; of one that nothing makes, nothing is."""
-        return self.values.get(name) or Value(None, sized=False)
+        return self.values.get(name) or KnownValue(None, sized=False)
 
-    def _body(self, body: GraphProto, values: Mapping[str, Value]) -> Visited:
+    def _body(self, body: GraphProto, values: Mapping[str, KnownValue]) -> Visited:
         """Visit a body, which sees the values here; gives its outputs and its work."""
         inner = replace(self, values=self.values.new_child(dict(values)))
         for tensor in body.initializer:
             inner.values[tensor.name] = stored_value(tensor)
         for sparse in body.sparse_initializer:
             typed = helper.make_tensor_type_proto(sparse.values.data_type, list(sparse.dims))
-            inner.values[sparse.values.name] = Value(typed)
+            inner.values[sparse.values.name] = KnownValue(typed)
         work = inner.work_of(body.node)
         return [inner.value(output.name) for output in body.output], work
 
@@ -464,7 +464,7 @@ class Scope:
         found = []
         for values in zip(*(outputs for outputs, _ in visited), strict=False):
             sized = decided and all(value.sized for value in values)
-            found.append(Value(common([value.type for value in values]), sized))
+            found.append(KnownValue(merged_value([value.type for value in values]), sized))
         works = [work for _, work in visited]
         return found, max(works, key=lambda w: (w.uncounted.total(), w.flops), default=Work())
 
@@ -479,7 +479,7 @@ class Scope:
         names = zip(body.input[2:], body.output[1:], strict=False)
         kept = [formal.name == output.name for formal, output in names]
         entering = [
-            value if same else Value(value.type, value.sized)
+            value if same else KnownValue(value.type, value.sized)
             for value, same in zip(state, kept, strict=False)
         ]
         outputs, work = self._step(body, entering)
@@ -487,14 +487,14 @@ class Scope:
         steps = _steps(limit, first, goes_on)
         counted = self._counted(body, state, limit, first) if steps is None else None
         steps = counted if steps is None else steps
-        general = [common([a.type, b.type]) for a, b in zip(state, after, strict=False)]
+        general = [merged_value([a.type, b.type]) for a, b in zip(state, after, strict=False)]
         if steps == 1:
             general = [value.type for value in after]
         elif any(value.type != typed for value, typed in zip(state, general, strict=True)):
             again = [replace(v, type=t) for v, t in zip(entering, general, strict=True)]
             outputs, work = self._step(body, again)
             after = outputs[1 : 1 + len(state)]
-            general = [common([t, v.type]) for t, v in zip(general, after, strict=True)]
+            general = [merged_value([t, v.type]) for t, v in zip(general, after, strict=True)]
         scans = outputs[1 + len(state) :]
         if steps is None:  # the sizes of what it stacks may be known from elsewhere
             sizes = [_first_size(typed) for typed in known[len(state) :]]
@@ -504,24 +504,28 @@ class Scope:
         if steps == 0:
             general = [value.type for value in state]
         found = [
-            Value(typed, settled and value.sized and before.sized)
+            KnownValue(typed, settled and value.sized and before.sized)
             for typed, value, before in zip(general, after, state, strict=True)
         ]
-        found += [Value(_stacked(v.type, steps, 0), settled and v.sized) for v in scans]
+        found += [KnownValue(_stacked(v.type, steps, 0), settled and v.sized) for v in scans]
         return found, work.repeated(steps, "Loop")
 
     def _step(
-        self, body: GraphProto, state: Sequence[Value], number: Value | None = None
+        self, body: GraphProto, state: Sequence[KnownValue], number: KnownValue | None = None
     ) -> Visited:
         """One step of a loop, of a number that may be known to follow from sizes."""
         flag = helper.make_tensor_type_proto(TensorProto.BOOL, [])
-        goes_on = Value(flag, constant=True, numbers=np.array(True), settled=True)
-        values = (number or Value(_NUMBER), goes_on, *state)
+        goes_on = KnownValue(flag, constant=True, numbers=np.array(True), settled=True)
+        values = (number or KnownValue(_NUMBER), goes_on, *state)
         names = (value.name for value in body.input)
         return self._body(body, dict(zip(names, values, strict=False)))
 
     def _counted(
-        self, body: GraphProto, state: Sequence[Value], limit: Value | None, first: Value | None
+        self,
+        body: GraphProto,
+        state: Sequence[KnownValue],
+        limit: KnownValue | None,
+        first: KnownValue | None,
     ) -> int | None:
         """Steps of a loop that goes on while a counter in its state says so; None: unknown.
 
@@ -532,10 +536,10 @@ class Scope:
             return None
         current = [numbers_of(value) for value in state]
         counters = [
-            value if numbers is None else Value(value.type, constant=True)
+            value if numbers is None else KnownValue(value.type, constant=True)
             for value, numbers in zip(state, current, strict=True)
         ]
-        number = Value(_NUMBER, constant=True)
+        number = KnownValue(_NUMBER, constant=True)
         outputs, _ = self._step(body, counters, number)
         for step in range(min(most, _MOST_STEPS)):
             memo: Memo = {id(v): n for v, n in zip(counters, current, strict=True)}
@@ -565,21 +569,21 @@ class Scope:
         steps = None
         values = {}
         for formal, value in zip(body.input[:count], inputs, strict=False):
-            values[formal.name] = Value(value.type, value.sized)
+            values[formal.name] = KnownValue(value.type, value.sized)
         for formal, value, axis in zip(body.input[count:], inputs[count:], axes, strict=False):
             shape = value.shape
             if shape is not None and -len(shape) <= axis < len(shape):
                 steps = shape[axis]
-            values[formal.name] = Value(_unstacked(value.type, axis), value.sized)
+            values[formal.name] = KnownValue(_unstacked(value.type, axis), value.sized)
         outputs, work = self._body(body, values)
         back = list(attributes.get("scan_output_axes", ())) or [0] * len(outputs)
-        found = [Value(value.type, value.sized) for value in outputs[:count]]
+        found = [KnownValue(value.type, value.sized) for value in outputs[:count]]
         for value, axis in zip(outputs[count:], back, strict=False):
-            found.append(Value(_stacked(value.type, steps, axis), value.sized))
+            found.append(KnownValue(_stacked(value.type, steps, axis), value.sized))
         return found, work.repeated(steps, "Scan")
 
 
-def _steps(limit: Value | None, first: Value | None, goes_on: Value) -> int | None:
+def _steps(limit: KnownValue | None, first: KnownValue | None, goes_on: KnownValue) -> int | None:
     """Steps of a loop, None when they aren't known.
 
     Args:
@@ -599,7 +603,7 @@ def _steps(limit: Value | None, first: Value | None, goes_on: Value) -> int | No
     return None if most is None else max(most, 0)
 
 
-def _number(value: Value) -> int | None:
+def _number(value: KnownValue) -> int | None:
     """The one whole number, or truth as 0 or 1, that a value is; None where it isn't known."""
     numbers = numbers_of(value)
     return int(numbers.item()) if numbers is not None and numbers.size == 1 else None
@@ -649,7 +653,7 @@ def completed(first: TypeProto | None, second: TypeProto | None) -> TypeProto | 
     return filled
 
 
-def common(types: Sequence[TypeProto | None]) -> TypeProto | None:
+def merged_value(types: Sequence[TypeProto | None]) -> TypeProto | None:
     """What several types agree on; None where one isn't known or they are of different kinds."""
     first = types[0]
     if first is None or any(each is None for each in types):

@@ -118,7 +118,7 @@ def read_graph(
     """
     types = types or infer_with(model, shapes)
     counted = counted or types
-    live = _Live.of(model)
+    live = _LayerNodes.of(model)
     pairs = [
         (node, reader)
         for node in live.order
@@ -162,7 +162,7 @@ def infer_with(model: Model, shapes: Mapping[str, tuple[int, ...]] | None) -> Ty
 
 
 @dataclass(frozen=True, slots=True)
-class _Live:
+class _LayerNodes:
     """The nodes that become layers, and the values that pass between them.
 
     Attributes:
@@ -180,7 +180,7 @@ class _Live:
     returned: frozenset[str]
 
     @classmethod
-    def of(cls, model: Model) -> "_Live":
+    def of(cls, model: Model) -> "_LayerNodes":
         wiring = model.wiring
         returned = frozenset(wiring.outputs)
         wanted, alive = set(returned), []
@@ -202,7 +202,7 @@ class _Live:
         return cls(order, makes, readers, edges, returned)
 
 
-def _may_cut(types: Types, name: str, live: _Live, surviving: frozenset[str] | None) -> bool:
+def _may_cut(types: Types, name: str, live: _LayerNodes, surviving: frozenset[str] | None) -> bool:
     if not types.can_cross(name):
         return False
     if surviving is None or name in surviving or name in live.returned:
@@ -215,7 +215,7 @@ def _may_cut(types: Types, name: str, live: _Live, surviving: frozenset[str] | N
 def _layers(
     model: Model,
     types: Types,
-    live: _Live,
+    live: _LayerNodes,
     groups: list[tuple[int, ...]],
     tensors: dict[str, Tensor],
     works: Mapping[int, Work],

@@ -157,7 +157,7 @@ _OVERRIDABLE_SINCE_IR = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Wiring:
+class ValueIndex:
     """The names of a main graph, resolved.
 
     Attributes:
@@ -204,7 +204,7 @@ class Wiring:
         return name in self.inputs or name in self.initializers or name in self.sparse
 
 
-def wire(proto: ModelProto) -> Wiring:
+def index_values(proto: ModelProto) -> ValueIndex:
     """Resolve the names of a model's main graph; linear in its size.
 
     Raises:
@@ -227,7 +227,7 @@ def wire(proto: ModelProto) -> Wiring:
     order = _order(needed, producer)
     defaults = {value.name: value for value in graph.input if value.name in overridable}
     fixed = stored - defaults.keys()
-    return Wiring(
+    return ValueIndex(
         reads=needed,
         makes=makes,
         holders=holders,

@@ -7,13 +7,15 @@ from offload.costs.encodings import RAW
 from offload.planning.costs import Costs, Crossing
 from offload.planning.plan import Action, Segment, Send, Side, Step
 from offload.planning.program import Program
-from offload.planning.scheme import Candidate, Situation, candidate
+from offload.planning.scheme import PlanningProblem, SchemeEstimate, candidate
 
 _ROUNDS = 3
 _BETTER = 1 - 1e-9
 
 
-def best_encoded(situation: Situation, found: Candidate, solver: str = "optimal") -> Candidate:
+def best_encoded(
+    situation: PlanningProblem, found: SchemeEstimate, solver: str = "optimal"
+) -> SchemeEstimate:
     """The candidate with the encodings that suit its order and overlap best.
 
     The search for the cut took each tensor's quickest way alone. Where uploads overlap, one that
@@ -37,7 +39,7 @@ def best_encoded(situation: Situation, found: Candidate, solver: str = "optimal"
     return found
 
 
-def _sent(found: Candidate) -> tuple[str, ...]:
+def _sent(found: SchemeEstimate) -> tuple[str, ...]:
     return found.cut.uploads
 
 

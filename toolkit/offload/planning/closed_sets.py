@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offload.graph.model import Graph
-from offload.planning.constraints import Demand
+from offload.planning.constraints import Constraints
 from offload.planning.costs import Costs
 from offload.planning.cut import Cut, cut_at
 from offload.planning.mincut import results_s
@@ -63,7 +63,7 @@ def _table(parents: list[npt.NDArray[np.intp]], counts: list[int], here: Abstrac
 
 
 @dataclass(frozen=True)
-class Tally:
+class SetCosts:
     """What each of many device sets costs, one entry a set.
 
     Attributes:
@@ -85,7 +85,7 @@ class Tally:
     allowed: Flags
 
 
-def tally(graph: Graph, costs: Costs, table: Flags) -> Tally:
+def set_costs(graph: Graph, costs: Costs, table: Flags) -> SetCosts:
     """Cost closed device sets, given as a table of layers x sets; O(sets x edges) in numpy.
 
     The latency is bounded by the device alone; by the shortest lead before an upload plus all
@@ -118,7 +118,7 @@ def tally(graph: Graph, costs: Costs, table: Flags) -> Tally:
     awaited_s = _sum(_awaited(graph, sends), costs.device_s) + leave_s
     uplink_s = np.where(upload_s > 0, np.maximum(lead_s + upload_s, awaited_s + tail_s), 0.0)
     latency_s = np.maximum(compute_s, uplink_s + server_s + result_s)
-    return Tally(compute_s, upload_s, server_s, result_s, latency_s, tensors, allowed)
+    return SetCosts(compute_s, upload_s, server_s, result_s, latency_s, tensors, allowed)
 
 
 def _crossings(graph: Graph, table: Flags) -> Iterator[tuple[str, Flags]]:
@@ -173,7 +173,7 @@ def _sum(table: Flags, seconds: tuple[float, ...]) -> Floats:
     return np.concatenate(sums) if sums else np.zeros(0)
 
 
-LATENCY = Demand()
+LATENCY = Constraints()
 
 
 def articulations(graph: Graph) -> Iterator[int]:
@@ -197,7 +197,7 @@ def articulations(graph: Graph) -> Iterator[int]:
         read.append(readers)
 
 
-def neurosurgeon(graph: Graph, costs: Costs, demand: Demand = LATENCY) -> Cut | None:
+def neurosurgeon(graph: Graph, costs: Costs, demand: Constraints = LATENCY) -> Cut | None:
     """The best serial plan with at most one cut, at an articulation point.
 
     The candidates of Neurosurgeon (Kang et al. 2017), which knew only chains: all on the
@@ -211,7 +211,7 @@ def neurosurgeon(graph: Graph, costs: Costs, demand: Demand = LATENCY) -> Cut | 
     table = np.zeros((len(everything), len(sets)), dtype=np.bool_)
     for column, device in enumerate(sets):
         table[list(device), column] = True
-    sums = tally(graph, costs, table)
+    sums = set_costs(graph, costs, table)
     serial_s = sums.compute_s + sums.upload_s + sums.server_s + sums.result_s
     stages = (sums.compute_s, sums.upload_s, sums.server_s, sums.result_s)
     several = (sums.tensors > 1) & (table.any(axis=0))

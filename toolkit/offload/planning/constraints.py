@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from offload.errors import InputError
 from offload.graph.model import Graph
-from offload.planning.mincut import Weights
+from offload.planning.mincut import ResourceWeights
 
 Seconds = TypeVar("Seconds", float, npt.NDArray[np.float64])
 
@@ -52,7 +52,7 @@ class Power:
 
 
 @dataclass(frozen=True)
-class Demand:
+class Constraints:
     """The objective and the limits.
 
     Attributes:
@@ -118,7 +118,7 @@ class Demand:
                 broken |= found > limit * (1 + 1e-9)
         return np.where(broken, np.inf, values[self.objective])
 
-    def relaxations(self) -> tuple[Weights, ...]:
+    def relaxations(self) -> tuple[ResourceWeights, ...]:
         """Weights whose weighted sum of seconds no plan's value is below.
 
         The pipelined latency is at least max(F, G) + R >= aF + (1 - a)G + R for a in 0..1, with
@@ -127,17 +127,18 @@ class Demand:
         """
         if self.objective is Objective.THROUGHPUT:
             shares = [(a / 4, b / 4) for a in range(5) for b in range(5 - a)]
-            return tuple(Weights(a, b, 1 - a - b, 0.0) for a, b in shares)
+            return tuple(ResourceWeights(a, b, 1 - a - b, 0.0) for a, b in shares)
         lines = [step / 4 for step in range(5)]
         if self.objective is Objective.LATENCY or self.power is None:
-            return tuple(Weights(0.0, 1 - a, awaited=a) for a in lines)
+            return tuple(ResourceWeights(0.0, 1 - a, awaited=a) for a in lines)
         p = self.power
         idle = p.idle_w
         return tuple(
-            Weights(p.compute_w, idle * (1 - a) + p.send_w, idle, idle, idle * a) for a in lines
+            ResourceWeights(p.compute_w, idle * (1 - a) + p.send_w, idle, idle, idle * a)
+            for a in lines
         )
 
-    def lead_weight(self, weights: Weights) -> float:
+    def lead_weight(self, weights: ResourceWeights) -> float:
         """How much a second that the uplink idles at first raises a relaxation's bound."""
         if self.objective is Objective.THROUGHPUT:
             return 0.0
@@ -147,7 +148,7 @@ class Demand:
 
 
 @dataclass(frozen=True)
-class Wish:
+class PlanRequest:
     """The objective and the limits before a graph is known.
 
     Attributes:
@@ -169,7 +170,7 @@ class Wish:
     power: Power | None = None
 
 
-def demand_of(wish: Wish, graph: Graph) -> Demand:
+def constraints_of(wish: PlanRequest, graph: Graph) -> Constraints:
     """The wish for one graph: pinned layers by index.
 
     Raises:
@@ -188,7 +189,7 @@ def demand_of(wish: Wish, graph: Graph) -> Demand:
     pinned = set(range(wish.pin_device))
     if wish.keep_input:
         pinned.update(user for name in graph.inputs for user in graph.consumers.get(name, ()))
-    return Demand(
+    return Constraints(
         objective=Objective(wish.objective),
         pinned=frozenset(pinned),
         memory_bytes=wish.memory_bytes,

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from offload.costs.encoding_table import Catalogue, Encoded
+from offload.costs.encoding_table import EncodedSize, EncodingTable
 from offload.costs.encodings import ENCODINGS, RAW, Encoding
 from offload.costs.link import Link
 from offload.costs.profile import Profile, Size
@@ -52,7 +52,7 @@ class Crossing:
 
 def crossings(
     sizes: Mapping[str, int],
-    catalogue: Catalogue,
+    catalogue: EncodingTable,
     sender: Profile,
     receiver: Profile,
     passing_s: Callable[[float], float],
@@ -86,7 +86,7 @@ def _raw(size_bytes: int, measured: Size | None, passing_s: Callable[[float], fl
 
 
 def _crossing(
-    entry: Encoded,
+    entry: EncodedSize,
     raw_bytes: int,
     encode: float,
     decode: float,
@@ -109,7 +109,7 @@ def _worst_s(way: Crossing) -> float:
     return SLOW * (way.encode_s + way.decode_s) + way.p95_link_s
 
 
-def _factor(profile: Profile, catalogue: Catalogue) -> float:
+def _factor(profile: Profile, catalogue: EncodingTable) -> float:
     """How many times slower a machine is than the one that measured the catalogue."""
     if profile.codec_s and catalogue.codec_s:
         return profile.codec_s / catalogue.codec_s
@@ -255,7 +255,7 @@ def costs_of(
     device: Profile,
     server: Profile,
     link: Link,
-    catalogue: Catalogue | None = None,
+    catalogue: EncodingTable | None = None,
 ) -> Costs:
     """Gather the costs of a graph.
 
@@ -286,7 +286,7 @@ def costs_of(
         server_segment_s=server.segment_s,
         made=frozenset(graph.producer),
     )
-    known = catalogue or Catalogue()
+    known = catalogue or EncodingTable()
     varying = {*device.sizes, *server.sizes} & sizes.keys()
     open_sizes = {name: sizes[name] for name in (varying if catalogue is None else sizes)}
     tensors = {name: open_sizes[name] for name in movable if name in open_sizes}

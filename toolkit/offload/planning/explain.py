@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from offload.planning.constraints import Demand, Objective
+from offload.planning.constraints import Constraints, Objective
 from offload.planning.plan import Alternative
 from offload.units import format_bytes, format_s
 
@@ -16,7 +16,7 @@ TITLES = {
 }
 
 
-def reason_for(
+def explain(
     alternatives: Sequence[Alternative],
     chosen: str,
     objective: Objective = Objective.LATENCY,
@@ -113,7 +113,7 @@ def _because(plan: Alternative) -> str:
     return f"{count} tensor{'s'[: count != 1]} ({sent}) go up while the device computes on"
 
 
-def impossible(demand: Demand, asked: Sequence[Alternative], scheme: str = "auto") -> str:
+def impossible(demand: Constraints, asked: Sequence[Alternative], scheme: str = "auto") -> str:
     """One sentence: which limits no plan keeps, and what the nearest plans need.
 
     `scheme` may be `auto`, `the cut` for a forced one, or a scheme's name.

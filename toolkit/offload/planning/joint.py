@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from offload.graph.model import Graph
-from offload.planning.closed_sets import Flags, articulations, closed_sets, ready_s, tally
-from offload.planning.constraints import Demand
+from offload.planning.closed_sets import Flags, articulations, closed_sets, ready_s, set_costs
+from offload.planning.constraints import Constraints
 from offload.planning.costs import Costs
 from offload.planning.cut import Cut, cut_at
 from offload.planning.mincut import min_set
@@ -33,7 +33,7 @@ class Incumbent:
         graph: Graph,
         costs: Costs,
         latency_of: LatencyOf,
-        demand: Demand,
+        demand: Constraints,
         budget_s: float,
     ) -> None:
         self.graph, self.costs, self.demand = graph, costs, demand
@@ -91,7 +91,7 @@ class Incumbent:
         Returns:
             A lower bound on the value of every set in the table.
         """
-        sums = tally(self.graph, self.costs, table)
+        sums = set_costs(self.graph, self.costs, table)
         stages = (sums.compute_s, sums.upload_s, sums.server_s, sums.result_s)
         bounds = np.where(sums.allowed, self.demand.value(sums.latency_s, *stages), np.inf)
         # Of equal bounds the set with fewer uploads goes first: it is the simpler plan.
@@ -127,7 +127,7 @@ def _stages(costs: Costs, cut: Cut) -> tuple[float, float, float, float]:
 
 
 @dataclass(frozen=True, order=True)
-class _Node:
+class _SearchNode:
     """All device sets that hold `here` and nothing of `there`; best bound first."""
 
     bound: float
@@ -141,13 +141,14 @@ def branch_and_bound(best: Incumbent, pinned: frozenset[int]) -> float:
     """Search the closed sets that hold the pinned layers; returns a lower bound on them all.
 
     A node's bound is the largest of several minimum cuts, one for each weighting of the
-    resources that no plan can beat (`Demand.relaxations`), each raised by what the uplink idles
+    resources that no plan can beat (`Constraints.relaxations`), each raised by the time that the
+    uplink idles
     before a first upload can start; their device sets are priced, and so are, once at the root,
     the sets a layer away from the best. Layers through which everything passes are decided
     first: below one of them that stays, all uploads wait for all that it needs. Best bound
     first, until the bound meets the best or the budget ends.
     """
-    tree = _Tree(best)
+    tree = _SearchTree(best)
     best.offer(frozenset(range(len(best.graph.layers))))
     root = tree.node(-np.inf, pinned, frozenset())
     _climb(tree, pinned)
@@ -168,7 +169,7 @@ def branch_and_bound(best: Incumbent, pinned: frozenset[int]) -> float:
 
 
 @dataclass(frozen=True)
-class _Tree:
+class _SearchTree:
     best: Incumbent
 
     @cached_property
@@ -204,7 +205,7 @@ class _Tree:
 
     def node(
         self, bound: float, here: frozenset[int], there: frozenset[int], number: int = 0
-    ) -> _Node:
+    ) -> _SearchNode:
         """Bound a node and price the sets that the bounds came from."""
         best, minima = self.best, []
         graph, costs = best.graph, best.costs
@@ -218,7 +219,7 @@ class _Tree:
             bound = max(bound, weights.total_s(graph, costs, chosen) + lead)
             if best.beats(bound):
                 break
-        return _Node(bound, number, here, there, tuple(minima))
+        return _SearchNode(bound, number, here, there, tuple(minima))
 
     def held_value(self, here: frozenset[int]) -> float:
         """A bound from what is on the device already."""
@@ -240,7 +241,7 @@ class _Tree:
                 first_s = min(first_s, 0.0 if maker is None else self.ready_s[maker])
         return 0.0 if first_s == np.inf else first_s
 
-    def pivot(self, node: _Node) -> int | None:
+    def pivot(self, node: _SearchNode) -> int | None:
         """The layer to decide next: an end, a gate, then what the minima disagree on.
 
         Only what some upload waits for is bounded, so whether the ends stay comes first.
@@ -255,7 +256,7 @@ class _Tree:
         return None
 
 
-def _climb(tree: _Tree, pinned: AbstractSet[int]) -> None:
+def _climb(tree: _SearchTree, pinned: AbstractSet[int]) -> None:
     """Move the best by one layer and all that it drags along, while that helps."""
     best = tree.best
     while best.cut is not None and not best.late:
@@ -265,7 +266,7 @@ def _climb(tree: _Tree, pinned: AbstractSet[int]) -> None:
             return
 
 
-def _neighbours(tree: _Tree, device: frozenset[int], pinned: AbstractSet[int]) -> Flags:
+def _neighbours(tree: _SearchTree, device: frozenset[int], pinned: AbstractSet[int]) -> Flags:
     """One set a layer: without it and what needs it, or with it and what it needs."""
     graph = tree.best.graph
     sets = []
@@ -280,11 +281,11 @@ def _neighbours(tree: _Tree, device: frozenset[int], pinned: AbstractSet[int]) -
     return table
 
 
-LATENCY = Demand()
+LATENCY = Constraints()
 
 
 @dataclass(frozen=True)
-class Joint:
+class JointCut:
     """The cut found.
 
     Attributes:
@@ -308,10 +309,10 @@ def joint(
     graph: Graph,
     costs: Costs,
     latency_of: LatencyOf,
-    demand: Demand = LATENCY,
+    demand: Constraints = LATENCY,
     limit: int = 50_000,
     budget_s: float = 1.0,
-) -> Joint:
+) -> JointCut:
     """Find the device set with the smallest value when its layers are ordered best.
 
     Where there are few closed sets all are listed, bounded at once (`tally`) and ordered in
@@ -333,4 +334,4 @@ def joint(
     bound = branch_and_bound(best, pinned) if table is None else best.offer_by_bounds(table)
     bound = min(bound, best.proved_floor)
     status: Literal["optimal", "feasible"] = "optimal" if best.beats(bound) else "feasible"
-    return Joint(best.cut, best.value, bound, status, len(best.priced), tuple(best.near))
+    return JointCut(best.cut, best.value, bound, status, len(best.priced), tuple(best.near))

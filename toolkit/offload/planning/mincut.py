@@ -120,7 +120,7 @@ _PER_S = 1e12
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
+class ResourceWeights:
     """Factors on the seconds of each resource; by default their sum is the serial latency.
 
     Attributes:
@@ -158,7 +158,7 @@ class Weights:
         )
 
 
-SERIAL = Weights()
+SERIAL = ResourceWeights()
 
 
 def min_cut(
@@ -166,7 +166,7 @@ def min_cut(
     costs: Costs,
     here: AbstractSet[int] = frozenset(),
     there: AbstractSet[int] = frozenset(),
-    weights: Weights = SERIAL,
+    weights: ResourceWeights = SERIAL,
 ) -> Cut:
     """Minimise device + upload + server + download seconds with nothing overlapped.
 
@@ -192,7 +192,7 @@ def min_set(
     costs: Costs,
     here: AbstractSet[int] = frozenset(),
     there: AbstractSet[int] = frozenset(),
-    weights: Weights = SERIAL,
+    weights: ResourceWeights = SERIAL,
 ) -> frozenset[int]:
     """The device set of `min_cut`."""
     network = _CutNetwork(graph, costs, weights, here, there)
@@ -208,7 +208,7 @@ class _CutNetwork:
 
     graph: Graph
     costs: Costs
-    weights: Weights
+    weights: ResourceWeights
     here: AbstractSet[int]
     there: AbstractSet[int]
 

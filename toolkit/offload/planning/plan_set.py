@@ -15,7 +15,7 @@ Cell: TypeAlias = tuple[Link, Plan]
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class BandwidthRange:
     """The bandwidths up for which one plan of several is meant: [low_bps, high_bps).
 
     Attributes:
@@ -34,17 +34,17 @@ class Range:
         return {"low_bps": self.low_bps, "high_bps": high_bps, "plan": self.plan}
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "Range":
+    def from_json(cls, value: dict[str, Any]) -> "BandwidthRange":
         """Read what `to_json` wrote."""
         high_bps = math.inf if value["high_bps"] is None else float(value["high_bps"])
         return cls(float(value["low_bps"]), high_bps, int(value["plan"]))
 
 
-EVERYWHERE = (Range(0.0, math.inf, 0),)
+EVERYWHERE = (BandwidthRange(0.0, math.inf, 0),)
 
 
 @dataclass(frozen=True)
-class Ranged:
+class PlanSet:
     """Several plans of one model, and the ranges of bandwidth that tell when each is best.
 
     Attributes:
@@ -53,14 +53,14 @@ class Ranged:
     """
 
     plans: tuple[Plan, ...]
-    ranges: tuple[Range, ...] = EVERYWHERE
+    ranges: tuple[BandwidthRange, ...] = EVERYWHERE
 
     def at(self, rate_bps: float) -> int:
         """The number of the plan for a bandwidth."""
         return next(r.plan for r in reversed(self.ranges) if r.low_bps <= rate_bps)
 
 
-def tiles(ranges: Sequence[Range], plans: int) -> bool:
+def tiles(ranges: Sequence[BandwidthRange], plans: int) -> bool:
     """Whether ranges leave no gap from 0 to infinity, and each plan has one."""
     return (
         bool(ranges)
@@ -74,7 +74,7 @@ def tiles(ranges: Sequence[Range], plans: int) -> bool:
 
 def plans_over(
     planned: Callable[[Link], Plan], links: Sequence[Link], worth: float = 0.0
-) -> Ranged:
+) -> PlanSet:
     """Plan every link of a sweep and keep each program once, with the ranges where it wins.
 
     Neighbours with the same program are one range; each program is kept as planned for the middle
@@ -103,10 +103,10 @@ def plans_over(
         program = group[0][1].program
         longest[program] = max(longest.get(program, []), group, key=len)
     number = {program: index for index, program in enumerate(longest)}
-    return Ranged(
+    return PlanSet(
         tuple(_middle(group) for group in longest.values()),
         tuple(
-            Range(low, high, number[group[0][1].program])
+            BandwidthRange(low, high, number[group[0][1].program])
             for (low, high), group in zip(pairwise(borders), groups, strict=True)
         ),
     )
@@ -174,7 +174,7 @@ def _border(slower: Cell, faster: Cell) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Switching:
+class SwitchPolicy:
     """How sure one must be before changing plans.
 
     Attributes:
@@ -197,7 +197,7 @@ class Switching:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class SwitchState:
     """The plan that is followed, and how strongly another one presses.
 
     Attributes:
@@ -216,7 +216,9 @@ def best_of(values: Sequence[float], plan: int = 0) -> int:
     return min(range(len(values)), key=lambda number: (values[number], number != plan, number))
 
 
-def step(standing: Standing, values: Sequence[float], now_s: float, rule: Switching) -> Standing:
+def step(
+    standing: SwitchState, values: Sequence[float], now_s: float, rule: SwitchPolicy
+) -> SwitchState:
     """The standing after one more estimate.
 
     Args:
@@ -232,4 +234,4 @@ def step(standing: Standing, values: Sequence[float], now_s: float, rule: Switch
     losses = standing.losses + 1
     if losses < rule.estimates or now_s - standing.since_s < rule.dwell_s:
         return replace(standing, losses=losses)
-    return Standing(best, now_s)
+    return SwitchState(best, now_s)

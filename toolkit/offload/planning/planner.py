@@ -8,18 +8,18 @@ from offload.costs.encodings import RAW, Encoding
 from offload.errors import InputError
 from offload.planning.apply_encodings import best_encoded, encoded
 from offload.planning.closed_sets import articulations, neurosurgeon
-from offload.planning.constraints import Demand, Objective
+from offload.planning.constraints import Constraints, Objective
 from offload.planning.costs import SLOW, process_bytes
 from offload.planning.cut import Cut, all_cloud, all_local, cut_at
-from offload.planning.explain import impossible, reason_for
-from offload.planning.joint import Joint, LatencyOf, joint
+from offload.planning.explain import explain, impossible
+from offload.planning.joint import JointCut, LatencyOf, joint
 from offload.planning.mincut import min_cut
 from offload.planning.plan import Plan, Side
-from offload.planning.program import problem_of
+from offload.planning.program import scheduling_problem
 from offload.planning.scheme import (
-    Candidate,
+    PlanningProblem,
     Scheme,
-    Situation,
+    SchemeEstimate,
     candidate,
     forecast_of,
     predict,
@@ -41,7 +41,7 @@ SEGMENT_DOUBT = 0.01
 SIMPLE = (Scheme.LOCAL, Scheme.CLOUD, Scheme.NEUROSURGEON, Scheme.PARTITION)
 
 
-def doubt_s(one: Candidate, other: Candidate) -> float:
+def error_margin_s(one: SchemeEstimate, other: SchemeEstimate) -> float:
     """By how much the difference between two plans' latencies may be wrong.
 
     What both do alike is wrong alike. The seconds in which they differ, of the device, the link
@@ -64,7 +64,7 @@ def doubt_s(one: Candidate, other: Candidate) -> float:
     )
 
 
-def _further_segments_s(one: Candidate, other: Candidate) -> float:
+def _further_segments_s(one: SchemeEstimate, other: SchemeEstimate) -> float:
     total_s = 0.0
     for side in Side:
         counts = [sum(s.side is side for s in each.program.segments) for each in (one, other)]
@@ -76,22 +76,24 @@ def _further_segments_s(one: Candidate, other: Candidate) -> float:
     return total_s
 
 
-def _varying_s(found: Candidate) -> float:
+def _varying_s(found: SchemeEstimate) -> float:
     return sum(
         (SLOW - 1) * (way.encode_s + way.decode_s) + way.p95_link_s - way.link_s
         for way in found.costs.taken(found.cut)
     )
 
 
-def pays(one: Candidate, other: Candidate) -> bool:
+def exceeds_margin(one: SchemeEstimate, other: SchemeEstimate) -> bool:
     """Whether a plan is better than another by more than the doubt, in what is asked for."""
     if other.value == float("inf"):
         return True
     gain = other.value - one.value
-    return gain * other.latency_s > doubt_s(one, other) * other.value
+    return gain * other.latency_s > error_margin_s(one, other) * other.value
 
 
-def simplest_standing(candidates: Sequence[Candidate], best: Candidate) -> Candidate:
+def simplest_within_margin(
+    candidates: Sequence[SchemeEstimate], best: SchemeEstimate
+) -> SchemeEstimate:
     """The plan to choose: the best simple one, unless the best of all pays against it.
 
     Args:
@@ -100,17 +102,17 @@ def simplest_standing(candidates: Sequence[Candidate], best: Candidate) -> Candi
     """
     able = [c for c in candidates if c.scheme in SIMPLE and c.value < float("inf")]
     simple = min(able, key=lambda c: c.value, default=None)
-    if simple is None or best.scheme in SIMPLE or pays(best, simple):
+    if simple is None or best.scheme in SIMPLE or exceeds_margin(best, simple):
         return best
     return simple
 
 
-def keeps_to(found: Candidate, suits: Callable[[Encoding], bool]) -> bool:
+def keeps_to(found: SchemeEstimate, suits: Callable[[Encoding], bool]) -> bool:
     """Whether a plan uses only encodings that suit."""
     return all(suits(way.encoding) for way in found.costs.taken(found.cut))
 
 
-def only(situation: Situation, suits: Callable[[Encoding], bool]) -> Situation:
+def only(situation: PlanningProblem, suits: Callable[[Encoding], bool]) -> PlanningProblem:
     """The situation with the encodings that suit, and raw."""
     return replace(situation, costs=situation.costs.only(suits))
 
@@ -125,7 +127,7 @@ def is_lossless(encoding: Encoding) -> bool:
     return encoding.is_lossless
 
 
-def less_said(one: Candidate, other: Candidate, words: str) -> str:
+def less_said(one: SchemeEstimate, other: SchemeEstimate, words: str) -> str:
     """One sentence for a plan's reason: why it goes without; empty where nothing is lost by it."""
     gain = 1 - one.value / other.value if other.value else 0.0
     if gain <= 0:
@@ -142,8 +144,8 @@ _SAME = 1 + 1e-9
 
 
 def compare(
-    situation: Situation, cut: Cut | None = None, solver: str = "optimal"
-) -> tuple[Candidate, ...]:
+    situation: PlanningProblem, cut: Cut | None = None, solver: str = "optimal"
+) -> tuple[SchemeEstimate, ...]:
     """All schemes that can run, simplest first.
 
     Args:
@@ -163,7 +165,7 @@ def compare(
         (Scheme.PARTITION, shared),
         (Scheme.OPSS, shared),
     )
-    worked: dict[tuple[Cut, bool, bool], Candidate] = {}
+    worked: dict[tuple[Cut, bool, bool], SchemeEstimate] = {}
     named = []
     for scheme, its in plain:
         if its is not None:
@@ -174,7 +176,7 @@ def compare(
     return (*named, *_joint(situation, search(situation, solver), named, solver))
 
 
-def serial_cut(situation: Situation) -> Cut:
+def serial_cut(situation: PlanningProblem) -> Cut:
     """PO's cut: the best when nothing overlaps.
 
     The device's part is then one segment, however many tensors go up.
@@ -184,21 +186,21 @@ def serial_cut(situation: Situation) -> Cut:
     return min_cut(graph, costs, graph.ancestors(demand.pinned))
 
 
-def _worked(situation: Situation, scheme: Scheme, cut: Cut, solver: str) -> Candidate:
+def _worked(situation: PlanningProblem, scheme: Scheme, cut: Cut, solver: str) -> SchemeEstimate:
     """A scheme on a cut, with the encodings that suit it, the server starting early."""
     found = candidate(situation, scheme, cut, solver)
     return start_early(situation, best_encoded(situation, found, solver))
 
 
-def search(situation: Situation, solver: str = "optimal") -> Joint:
+def search(situation: PlanningProblem, solver: str = "optimal") -> JointCut:
     """The joint search for the device set, with each set's best order as its price."""
     graph, costs, demand = situation.graph, situation.costs, situation.demand
     return joint(graph, costs, _latency_of(situation, solver), demand)
 
 
 def _joint(
-    situation: Situation, found: Joint, known: Sequence[Candidate], solver: str
-) -> list[Candidate]:
+    situation: PlanningProblem, found: JointCut, known: Sequence[SchemeEstimate], solver: str
+) -> list[SchemeEstimate]:
     """The best of the search's cuts once the server may start early: one, or none."""
     if found.cut is None:
         return []
@@ -209,16 +211,16 @@ def _joint(
     return [min(options, key=_value)]
 
 
-def _value(found: Candidate) -> float:
+def _value(found: SchemeEstimate) -> float:
     return found.value
 
 
-def _latency_of(situation: Situation, solver: str) -> LatencyOf:
+def _latency_of(situation: PlanningProblem, solver: str) -> LatencyOf:
     graph, costs, demand = situation.graph, situation.costs, situation.demand
     never = (float("inf"), float("inf"))
 
     def priced(cut: Cut) -> tuple[float, float]:
-        problem = problem_of(graph, costs, cut)
+        problem = scheduling_problem(graph, costs, cut)
         if problem is None:
             return (costs.rest_s(cut) + costs.result_s(cut),) * 2
         schedule = solve(problem.instance, solver, _ORDER_BUDGET_S)
@@ -234,11 +236,11 @@ def _latency_of(situation: Situation, solver: str) -> LatencyOf:
 
 
 def choose(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[SchemeEstimate],
     scheme: str = "auto",
     forced: bool = False,
-    demand: Demand | None = None,
-) -> Candidate:
+    demand: Constraints | None = None,
+) -> SchemeEstimate:
     """The best candidate, or the one asked for; a forced cut is run pipelined.
 
     Raises:
@@ -252,13 +254,13 @@ def choose(
     able = [c for c in candidates if c.value < float("inf") and wanted in ("auto", c.scheme)]
     if not able:
         asked = [c.alternative for c in candidates if wanted in ("auto", c.scheme)]
-        raise InputError(impossible(demand or Demand(), asked, who))
+        raise InputError(impossible(demand or Constraints(), asked, who))
     best = min(map(_value, able))
     return next(c for c in able if c.value <= best * _SAME)
 
 
 def make_plan(
-    situation: Situation,
+    situation: PlanningProblem,
     scheme: str = "auto",
     cut: Cut | None = None,
     solver: str = "optimal",
@@ -274,7 +276,7 @@ def make_plan(
 
 
 @dataclass(frozen=True)
-class Decision:
+class PlanChoice:
     """What was compared and what was chosen.
 
     Attributes:
@@ -287,20 +289,20 @@ class Decision:
         why: one sentence where encodings were left out that would gain a little; else empty.
     """
 
-    situation: Situation
-    candidates: tuple[Candidate, ...]
-    chosen: Candidate
-    compared: tuple[Candidate, ...]
+    situation: PlanningProblem
+    candidates: tuple[SchemeEstimate, ...]
+    chosen: SchemeEstimate
+    compared: tuple[SchemeEstimate, ...]
     doubtful: tuple[str, ...] = ()
     why: str = ""
 
 
 def decide(
-    situation: Situation,
+    situation: PlanningProblem,
     scheme: str = "auto",
     cut: Cut | None = None,
     solver: str = "optimal",
-) -> Decision:
+) -> PlanChoice:
     """Compare the schemes and choose one.
 
     A plan must gain more than predictions are off by (`pays`) wherever it is more complex: an
@@ -317,17 +319,17 @@ def decide(
         InputError: no such scheme or solver, or no plan keeps the limits.
     """
 
-    def found(asked: Situation) -> Decision:
+    def found(asked: PlanningProblem) -> PlanChoice:
         candidates = compare(asked, cut, solver)
         if scheme == "auto" and cut is None and all(c.value == float("inf") for c in candidates):
             candidates = (*candidates, *_at_gates(asked))  # to say what the nearest would need
         chosen = choose(candidates, scheme, cut is not None, asked.demand)
         if scheme != "auto" or cut is not None:
-            return Decision(asked, candidates, chosen, candidates)
-        standing = simplest_standing(candidates, chosen)
+            return PlanChoice(asked, candidates, chosen, candidates)
+        standing = simplest_within_margin(candidates, chosen)
         better = (c for c in candidates if c.value < standing.value / _SAME)
         doubtful = tuple(dict.fromkeys(c.scheme.value for c in better))
-        return Decision(asked, candidates, standing, candidates, doubtful)
+        return PlanChoice(asked, candidates, standing, candidates, doubtful)
 
     kept = found(situation)
     if not (situation.costs.ways or situation.costs.answers):
@@ -337,13 +339,13 @@ def decide(
         if kept.doubtful or not keeps_to(kept.chosen, suits):
             with suppress(InputError):  # only encodings keep the limits
                 less = found(only(situation, suits))
-                if not pays(kept.chosen, less.chosen):
+                if not exceeds_margin(kept.chosen, less.chosen):
                     why = less_said(kept.chosen, less.chosen, words)
                     kept = replace(less, compared=kept.compared, why=why)
     return kept
 
 
-def _at_gates(situation: Situation) -> Iterator[Candidate]:
+def _at_gates(situation: PlanningProblem) -> Iterator[SchemeEstimate]:
     """All cuts at a layer that everything passes and that keep what is pinned."""
     graph = situation.graph
     pinned = graph.ancestors(situation.demand.pinned)
@@ -354,12 +356,12 @@ def _at_gates(situation: Situation) -> Iterator[Candidate]:
 
 
 def plan_of(
-    situation: Situation,
-    candidates: Sequence[Candidate],
-    chosen: Candidate,
+    situation: PlanningProblem,
+    candidates: Sequence[SchemeEstimate],
+    chosen: SchemeEstimate,
     doubtful: Sequence[str] = (),
 ) -> Plan:
-    """One of the compared candidates as a plan; `doubtful` as in `Decision`."""
+    """One of the compared candidates as a plan; `doubtful` as in `PlanChoice`."""
     allowed = [c.alternative for c in candidates if c.value < float("inf")]
     refused = [c.alternative for c in candidates if c.value == float("inf")]
     schedule = chosen.schedule
@@ -383,13 +385,11 @@ def plan_of(
         solver=schedule.solver if schedule else "none",
         instance=chosen.problem.instance.to_json() if chosen.problem else {},
         alternatives=tuple(c.alternative for c in candidates),
-        reason=reason_for(
-            allowed, chosen.scheme.value, situation.demand.objective, refused, doubtful
-        ),
+        reason=explain(allowed, chosen.scheme.value, situation.demand.objective, refused, doubtful),
     )
 
 
-def _p95_s(situation: Situation, chosen: Candidate) -> float | None:
+def _p95_s(situation: PlanningProblem, chosen: SchemeEstimate) -> float | None:
     """The predicted latency when what crosses compresses badly."""
     costs = chosen.costs
     if all(way.p95_link_s == way.link_s for way in costs.taken(chosen.cut)):
@@ -406,7 +406,7 @@ def _p95_s(situation: Situation, chosen: Candidate) -> float | None:
     return predict(asked, chosen.cut, chosen.program).makespan_s
 
 
-def _bound_s(situation: Situation, chosen: Candidate) -> float:
+def _bound_s(situation: PlanningProblem, chosen: SchemeEstimate) -> float:
     """A lower bound on the latency of the chosen cut with any order."""
     server = [s for s in chosen.program.segments if s.side is Side.SERVER]
     if len(server) > 1:
@@ -416,13 +416,13 @@ def _bound_s(situation: Situation, chosen: Candidate) -> float:
     return min(bound_s, chosen.latency_s)
 
 
-def pareto(situation: Situation, solver: str = "optimal") -> tuple[Candidate, ...]:
+def pareto(situation: PlanningProblem, solver: str = "optimal") -> tuple[SchemeEstimate, ...]:
     """The plans of which none is both faster and more frequent than another, fastest first.
 
     The fastest plan is found, then the fastest with a shorter period than that, and so on: one
     joint search a plan (the front has 2 to 10 in practice, at most 20 are sought).
     """
-    front: list[Candidate] = []
+    front: list[SchemeEstimate] = []
     demand = replace(situation.demand, objective=Objective.LATENCY)
     while len(front) < 20:
         asked = replace(situation, demand=demand)

@@ -11,7 +11,7 @@ from offload.scheduling.instance import Instance, Job
 
 
 @dataclass(frozen=True)
-class Problem:
+class SchedulingProblem:
     """The scheduling problem of a cut, and what its jobs stand for.
 
     Attributes:
@@ -25,7 +25,7 @@ class Problem:
     tensors: tuple[str | None, ...]
 
 
-def problem_of(graph: Graph, costs: Costs, cut: Cut) -> Problem | None:
+def scheduling_problem(graph: Graph, costs: Costs, cut: Cut) -> SchedulingProblem | None:
     """The scheduling problem of a cut; None when the device has nothing to do or to send.
 
     A layer with one tensor to send is one job. A graph input to send, and each tensor of a layer
@@ -48,7 +48,9 @@ def problem_of(graph: Graph, costs: Costs, cut: Cut) -> Problem | None:
             jobs.append(Job(graph.layers[layer].name, compute_s, upload_s))
             edges += [(job_of_layer[before], index) for before in graph.predecessors[layer]]
     instance = Instance(tuple(jobs), tuple(edges), costs.rest_s(cut), costs.result_s(cut))
-    return Problem(instance, tuple(layer for layer, _ in rows), tuple(tensor for _, tensor in rows))
+    return SchedulingProblem(
+        instance, tuple(layer for layer, _ in rows), tuple(tensor for _, tensor in rows)
+    )
 
 
 def _rows(graph: Graph, cut: Cut) -> Iterable[tuple[int | None, str | None]]:
@@ -85,7 +87,7 @@ class Program:
 
 
 def pipelined(
-    graph: Graph, costs: Costs, cut: Cut, problem: Problem | None, order: Sequence[int]
+    graph: Graph, costs: Costs, cut: Cut, problem: SchedulingProblem | None, order: Sequence[int]
 ) -> Program:
     """Follow an order of the problem's jobs: a segment ends at each tensor to send."""
     blocks: list[tuple[tuple[int, ...], str | None]] = []

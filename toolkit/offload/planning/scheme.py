@@ -4,15 +4,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
-from offload.costs.encoding_table import Catalogue
+from offload.costs.encoding_table import EncodingTable
 from offload.costs.link import Link
 from offload.costs.profile import Profile
 from offload.graph.model import Graph
-from offload.planning.constraints import Demand, Objective
+from offload.planning.constraints import Constraints, Objective
 from offload.planning.costs import CLIENT_BYTES, Costs, costs_of, process_bytes
 from offload.planning.cut import Cut
 from offload.planning.plan import Action, Alternative, Forecast, Side, readable
-from offload.planning.program import Problem, Program, pipelined, problem_of, serial
+from offload.planning.program import (
+    Program,
+    SchedulingProblem,
+    pipelined,
+    scheduling_problem,
+    serial,
+)
 from offload.scheduling.instance import Instance, Job, ServerJob
 from offload.scheduling.schedule import Schedule
 from offload.scheduling.solve import solve
@@ -41,7 +47,7 @@ class Scheme(StrEnum):
 
 
 @dataclass(frozen=True)
-class Situation:
+class PlanningProblem:
     """A graph, what everything costs, and what is asked for: all a scheme is worked out from.
 
     Attributes:
@@ -54,7 +60,7 @@ class Situation:
 
     graph: Graph
     costs: Costs
-    demand: Demand = field(default_factory=Demand)
+    demand: Constraints = field(default_factory=Constraints)
     link: Link | None = None
     client_bytes: int = CLIENT_BYTES
 
@@ -65,9 +71,9 @@ class Situation:
         device: Profile,
         server: Profile,
         link: Link,
-        demand: Demand | None = None,
-        catalogue: Catalogue | None = None,
-    ) -> "Situation":
+        demand: Constraints | None = None,
+        catalogue: EncodingTable | None = None,
+    ) -> "PlanningProblem":
         """Gather the costs; `catalogue` holds the encodings allowed, None: raw only.
 
         Raises:
@@ -75,11 +81,11 @@ class Situation:
         """
         costs = costs_of(graph, device, server, link, catalogue)
         client_bytes = device.client_bytes or CLIENT_BYTES
-        return cls(graph, costs, demand or Demand(), link, client_bytes)
+        return cls(graph, costs, demand or Constraints(), link, client_bytes)
 
 
 @dataclass(frozen=True)
-class Candidate:
+class SchemeEstimate:
     """One scheme worked out in full.
 
     Attributes:
@@ -99,7 +105,7 @@ class Candidate:
     cut: Cut
     program: Program
     timeline: Timeline
-    problem: Problem | None
+    problem: SchedulingProblem | None
     schedule: Schedule | None
     value: float
     alternative: Alternative
@@ -109,23 +115,25 @@ class Candidate:
         """Predicted seconds from input to answer."""
         return self.alternative.latency_s
 
-    def called(self, scheme: Scheme) -> "Candidate":
+    def called(self, scheme: Scheme) -> "SchemeEstimate":
         """The same as another scheme's, which came to the same cut."""
         figures = replace(self.alternative, scheme=scheme.value)
         return replace(self, scheme=scheme, alternative=figures)
 
 
-def candidate(situation: Situation, scheme: Scheme, cut: Cut, solver: str = "optimal") -> Candidate:
+def candidate(
+    situation: PlanningProblem, scheme: Scheme, cut: Cut, solver: str = "optimal"
+) -> SchemeEstimate:
     """Work out one scheme on one cut."""
     graph, costs = situation.graph, situation.costs
-    problem = problem_of(graph, costs, cut)
+    problem = scheduling_problem(graph, costs, cut)
     schedule = None
     if problem is None or not scheme.overlaps:
         program = serial(graph, costs, cut)
     else:
         schedule = solve(problem.instance, solver)
         program = pipelined(graph, costs, cut, problem, schedule.order)
-    found = Candidate(scheme, costs, cut, program, _NOTHING, problem, schedule, 0.0, _NO)
+    found = SchemeEstimate(scheme, costs, cut, program, _NOTHING, problem, schedule, 0.0, _NO)
     return judged(situation, found)
 
 
@@ -133,7 +141,7 @@ _NOTHING = Timeline(())
 _NO = Alternative("", 0.0, 0, 0, ())
 
 
-def judged(situation: Situation, found: Candidate) -> Candidate:
+def judged(situation: PlanningProblem, found: SchemeEstimate) -> SchemeEstimate:
     """The candidate with the timeline, figures and value of its program."""
     situation = replace(situation, costs=found.costs)
     graph, costs, demand = situation.graph, situation.costs, situation.demand
@@ -168,13 +176,13 @@ def device_order(graph: Graph, program: Program) -> tuple[int, ...]:
     return tuple(index[name] for segment in device for name in segment.layers)
 
 
-def predict(situation: Situation, cut: Cut, program: Program) -> Timeline:
+def predict(situation: PlanningProblem, cut: Cut, program: Program) -> Timeline:
     """The timeline of a program by the scheduler's clock, one span a segment or a send."""
     instance = program_instance(situation, cut, program)
     return readable(simulate(instance, range(len(instance.jobs))))
 
 
-def forecast_of(situation: Situation, cut: Cut, program: Program) -> Forecast:
+def forecast_of(situation: PlanningProblem, cut: Cut, program: Program) -> Forecast:
     """What a program takes on any link; on the situation's own, what `predict` says."""
     costs, tensors = situation.costs, situation.graph.tensors
     sizes = costs.size_bytes
@@ -193,7 +201,7 @@ def forecast_of(situation: Situation, cut: Cut, program: Program) -> Forecast:
     )
 
 
-def program_instance(situation: Situation, cut: Cut, program: Program) -> Instance:
+def program_instance(situation: PlanningProblem, cut: Cut, program: Program) -> Instance:
     """A program as the scheduler's jobs, in the program's own order."""
     costs = situation.costs
     run_s = _run_s(situation, program, Side.DEVICE)
@@ -213,7 +221,7 @@ def program_instance(situation: Situation, cut: Cut, program: Program) -> Instan
     return Instance(tuple(jobs), (), costs.rest_s(cut), costs.result_s(cut))
 
 
-def _run_s(situation: Situation, program: Program, side: Side) -> dict[str, float]:
+def _run_s(situation: PlanningProblem, program: Program, side: Side) -> dict[str, float]:
     """Seconds of each of a side's segments; what is not the whole model costs something extra."""
     costs, layers = situation.costs, situation.graph.layers
     on_device = side is Side.DEVICE
@@ -229,7 +237,7 @@ def _run_s(situation: Situation, program: Program, side: Side) -> dict[str, floa
 
 
 def _server_jobs(
-    situation: Situation, program: Program, sends: Mapping[str, int]
+    situation: PlanningProblem, program: Program, sends: Mapping[str, int]
 ) -> tuple[ServerJob, ...]:
     costs = situation.costs
     run_s = _run_s(situation, program, Side.SERVER)

@@ -7,13 +7,13 @@ from offload.graph.model import Graph
 from offload.planning.cut import Cut
 from offload.planning.plan import Side
 from offload.planning.program import Program, server_segment
-from offload.planning.scheme import Candidate, Situation, judged
+from offload.planning.scheme import PlanningProblem, SchemeEstimate, judged
 
 # A segment of its own costs the server about 1 %: less than that is not worth one.
 WORTH = 0.01
 
 
-def start_early(situation: Situation, found: Candidate) -> Candidate:
+def start_early(situation: PlanningProblem, found: SchemeEstimate) -> SchemeEstimate:
     """The candidate with the server's layers in segments by arrival, where that pays.
 
     A layer's wave is the last upload that it waits for, its own or those of layers before it.
@@ -55,8 +55,8 @@ def _waves(graph: Graph, cut: Cut, uploads: Sequence[str]) -> list[tuple[int, ..
 
 
 def _in_waves(
-    situation: Situation, found: Candidate, waves: Sequence[tuple[int, ...]]
-) -> Candidate:
+    situation: PlanningProblem, found: SchemeEstimate, waves: Sequence[tuple[int, ...]]
+) -> SchemeEstimate:
     graph, program = situation.graph, found.program
     device = [segment for segment in program.segments if segment.side is Side.DEVICE]
     server = [server_segment(graph, number, sorted(layers)) for number, layers in enumerate(waves)]

@@ -9,12 +9,12 @@ from offload.costs.link import Link
 from offload.errors import InputError
 from offload.planning.plan import Alternative
 from offload.planning.planner import decide
-from offload.planning.scheme import Situation
+from offload.planning.scheme import PlanningProblem
 from offload.units import parse_rate_bps
 
 
 @dataclass(frozen=True)
-class Cell:
+class SweepPoint:
     """One situation of a sweep.
 
     Attributes:
@@ -40,7 +40,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Reign:
+class WinningInterval:
     """Neighbouring cells of one slow-down in which the same plan wins: scheme and cut.
 
     Attributes:
@@ -51,14 +51,14 @@ class Reign:
 
     from_bps: float
     to_bps: float
-    cells: tuple[Cell, ...]
+    cells: tuple[SweepPoint, ...]
 
 
 def sweep(
-    situation_at: Callable[[Link, float], Situation],
+    situation_at: Callable[[Link, float], PlanningProblem],
     links: Sequence[Link],
     slowdowns: Sequence[float] = (1.0,),
-) -> Iterator[Cell]:
+) -> Iterator[SweepPoint]:
     """Plan every link with every slow-down, link by link within a slow-down.
 
     Raises:
@@ -68,10 +68,10 @@ def sweep(
         for link in links:
             found = decide(situation_at(link, slowdown))
             figures = tuple(candidate.alternative for candidate in found.compared)
-            yield Cell(link.up_bps, slowdown, figures, found.chosen.alternative)
+            yield SweepPoint(link.up_bps, slowdown, figures, found.chosen.alternative)
 
 
-def reigns(cells: Sequence[Cell]) -> list[Reign]:
+def winning_intervals(cells: Sequence[SweepPoint]) -> list[WinningInterval]:
     """Where each plan wins, from the cells of one slow-down; borders in the geometric middle."""
     groups = [tuple(g) for _, g in groupby(cells, lambda c: (c.winner, frozenset(c.chosen.cut)))]
     found = []
@@ -81,7 +81,7 @@ def reigns(cells: Sequence[Cell]) -> list[Reign]:
             first = math.sqrt(first * groups[index - 1][-1].rate_bps)
         if index + 1 < len(groups):
             last = math.sqrt(last * groups[index + 1][0].rate_bps)
-        found.append(Reign(first, last, group))
+        found.append(WinningInterval(first, last, group))
     return found
 
 

@@ -8,7 +8,7 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 
-from offload.planning.sweep import Cell, Reign, reigns
+from offload.planning.sweep import SweepPoint, WinningInterval, winning_intervals
 from offload.report.svg import COLOURS, NAMES, Axis, LogAxis, document, legend, text
 from offload.units import format_bps, format_s
 
@@ -229,7 +229,7 @@ _NOTE = (
 _PANEL = 34 + _PLOT + _STRIP + _FOOT
 
 
-def what_if_svg(cells: Sequence[Cell], title: str, under: str = "") -> str:
+def what_if_svg(cells: Sequence[SweepPoint], title: str, under: str = "") -> str:
     """A self-contained SVG document, 860 units wide: one panel for each slow-down.
 
     A scheme's line is drawn where it differs from all simpler schemes. The strip under each
@@ -259,7 +259,7 @@ def what_if_svg(cells: Sequence[Cell], title: str, under: str = "") -> str:
     return "\n".join([*parts, "</svg>\n"])
 
 
-def _schemes(cells: Sequence[Cell]) -> list[str]:
+def _schemes(cells: Sequence[SweepPoint]) -> list[str]:
     used = {a.scheme for cell in cells for a in cell.alternatives}
     return [scheme for scheme in COLOURS if scheme in used]
 
@@ -276,7 +276,7 @@ def _legend(schemes: Sequence[str]) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Panel:
-    cells: Sequence[Cell]
+    cells: Sequence[SweepPoint]
     top: float
     heading: str
 
@@ -306,7 +306,7 @@ class _Panel:
         schemes = _schemes(self.cells)
         for number, scheme in enumerate(schemes):
             yield from self._line(scheme, schemes[:number])
-        yield from self._borders(reigns(self.cells))
+        yield from self._borders(winning_intervals(self.cells))
 
     def _grid(self) -> Iterator[str]:
         x, y, end = self.x, self.y, _WIDTH - _RIGHT
@@ -357,7 +357,7 @@ class _Panel:
                     f"<title>{escape(NAMES[scheme])}</title></polyline>"
                 )
 
-    def _borders(self, found: Sequence[Reign]) -> Iterator[str]:
+    def _borders(self, found: Sequence[WinningInterval]) -> Iterator[str]:
         yield f'<text x="{_LEFT - 8}" y="{self.bottom + 18}" text-anchor="end">wins</text>'
         for index, reign in enumerate(found):
             alone = len(self.cells) == 1
@@ -389,7 +389,7 @@ class _Panel:
                 )
 
 
-def _differs(cell: Cell, scheme: str, simpler: Sequence[str]) -> bool:
+def _differs(cell: SweepPoint, scheme: str, simpler: Sequence[str]) -> bool:
     seconds = cell.latency_s(scheme)
     others = [s for name in simpler if (s := cell.latency_s(name)) is not None]
     if seconds is None:

@@ -15,7 +15,7 @@ from offload.scheduling.instance import Instance
 
 
 @dataclass(frozen=True)
-class Reduced:
+class ReducedInstance:
     """The cut points of an instance; sets of them are bit masks.
 
     Attributes:
@@ -44,7 +44,7 @@ class Reduced:
         return sum([seconds for mask, seconds in self.blocks.items() if mask & chosen])
 
 
-def reduce(instance: Instance) -> Reduced:
+def reduce_to_cut_points(instance: Instance) -> ReducedInstance:
     """Blocks and precedence of the cut points; O(V + E) operations on masks of m bits."""
     cuts = instance.cuts
     signature = [0] * len(instance.jobs)
@@ -63,10 +63,12 @@ def reduce(instance: Instance) -> Reduced:
         for after in bits(mask & ~(1 << bit)):
             need[after] |= 1 << bit
     upload_s = tuple([instance.upload_s[job] for job in cuts])
-    return Reduced(cuts, upload_s, blocks, tuple(need), own, members)
+    return ReducedInstance(cuts, upload_s, blocks, tuple(need), own, members)
 
 
-def expand(instance: Instance, reduced: Reduced, cut_order: Sequence[int]) -> tuple[int, ...]:
+def expand(
+    instance: Instance, reduced: ReducedInstance, cut_order: Sequence[int]
+) -> tuple[int, ...]:
     """The job order for an order of cut points (given by bit): each layer as late as may be.
 
     Layers go in topological order within the block of the first cut point that needs them; those

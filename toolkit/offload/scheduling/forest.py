@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from offload.scheduling.cut_point_reduction import Reduced, bits
+from offload.scheduling.cut_point_reduction import ReducedInstance, bits
 
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -19,7 +19,7 @@ _MANY, _MANY_OF = 100, 200
 _LEAST_S = sys.float_info.min
 
 
-class Pieces:
+class CompositeJobs:
     """The nodes of a forest, glued to pieces; a piece goes by the number of its first node.
 
     Attributes:
@@ -186,13 +186,13 @@ def forest_order(parent: Nodes, compute_s: Floats, upload_s: Floats) -> Nodes:
     `parent[v]` is less than v, and -1 for a root. O(n log^2 n) worst case, near linear in
     practice.
     """
-    pieces = Pieces(parent, compute_s, upload_s)
+    pieces = CompositeJobs(parent, compute_s, upload_s)
     pieces.glue_many()
     pieces.glue_rest()
     return pieces.order()
 
 
-def laminar_order(reduced: Reduced) -> list[int] | None:
+def laminar_order(reduced: ReducedInstance) -> list[int] | None:
     """Optimal order of the cut points when any two signatures are nested or disjoint, else None.
 
     The blocks then form an out-forest under inclusion, even where the graph itself is no tree.

@@ -5,13 +5,13 @@ from heapq import merge
 from typing import NamedTuple
 
 from offload.errors import InputError
-from offload.scheduling.cut_point_reduction import expand, reduce
+from offload.scheduling.cut_point_reduction import expand, reduce_to_cut_points
 from offload.scheduling.forest import Key, Pair
 from offload.scheduling.instance import Instance
-from offload.scheduling.schedule import Found
+from offload.scheduling.schedule import SolverResult
 
 
-def johnson(instance: Instance, _budget_s: float = 0.0) -> Found:
+def johnson(instance: Instance, _budget_s: float = 0.0) -> SolverResult:
     """Algorithm 1: Johnson's rule (1954) on independent paths, one common source allowed.
 
     A path counts as one job of its total compute and upload; the source belongs to none. Optimal
@@ -29,10 +29,10 @@ def johnson(instance: Instance, _budget_s: float = 0.0) -> Found:
         for path in paths
     ]
     chosen = sorted(range(len(paths)), key=lambda index: totals[index].key)
-    return Found((*source, *(job for index in chosen for job in paths[index])))
+    return SolverResult((*source, *(job for index in chosen for job in paths[index])))
 
 
-def pathwise(instance: Instance, _budget_s: float = 0.0) -> Found:
+def pathwise(instance: Instance, _budget_s: float = 0.0) -> SolverResult:
     """Algorithm 2, then Algorithm 1; layers that paths share run once, in the first of them.
 
     Each cut point with copies of all its ancestors is a path; a single source belongs to none.
@@ -41,7 +41,7 @@ def pathwise(instance: Instance, _budget_s: float = 0.0) -> Found:
     open, the same reading is used. Not optimal, on trees of 4 layers already: layers a path
     shares with an earlier one cost nothing, but are counted. O(V + E) operations on masks.
     """
-    reduced = reduce(instance)
+    reduced = reduce_to_cut_points(instance)
     source, _ = _source_and_heads(instance)
     above_s = sum(instance.compute_s[job] for job in source)
     pairs = [
@@ -52,10 +52,10 @@ def pathwise(instance: Instance, _budget_s: float = 0.0) -> Found:
         for bit, job in enumerate(reduced.cuts)
     ]
     chosen = sorted(range(len(pairs)), key=lambda bit: pairs[bit].key)
-    return Found(expand(instance, reduced, chosen))
+    return SolverResult(expand(instance, reduced, chosen))
 
 
-def tree_merge(instance: Instance, _budget_s: float = 0.0) -> Found:
+def tree_merge(instance: Instance, _budget_s: float = 0.0) -> SolverResult:
     """Algorithms 3 and 4: merge the children's lists by their heads, glue the root to the head.
 
     Printed as optimal on trees (Theorem 1), which is false: gluing adds compute and upload as if
@@ -68,30 +68,30 @@ def tree_merge(instance: Instance, _budget_s: float = 0.0) -> Found:
     """
     if any(len(set(before)) > 1 for before in instance.predecessors):
         raise _wrong_shape("tree-merge", "an out-tree")
-    lists: list[list[_Group]] = [[] for _ in instance.jobs]
+    lists: list[list[_Composite]] = [[] for _ in instance.jobs]
     for job in reversed(instance.topological):
-        own = _Group(instance.compute_s[job], instance.upload_s[job], job)
+        own = _Composite(instance.compute_s[job], instance.upload_s[job], job)
         merged = _merged([lists[child] for child in sorted(set(instance.successors[job]))])
         merged[:1] = [own.glued(head) for head in merged[:1]] or [own]
         lists[job] = merged
     roots = [lists[job] for job, before in enumerate(instance.predecessors) if not before]
-    return Found(_flatten([group.sequence for group in _merged(roots)]))
+    return SolverResult(_flatten([group.sequence for group in _merged(roots)]))
 
 
-class _Group(NamedTuple):
+class _Composite(NamedTuple):
     compute_s: float
     upload_s: float
     sequence: object
 
-    def glued(self, after: "_Group") -> "_Group":
-        return _Group(
+    def glued(self, after: "_Composite") -> "_Composite":
+        return _Composite(
             self.compute_s + after.compute_s,
             self.upload_s + after.upload_s,
             (self.sequence, after.sequence),
         )
 
 
-def _merged(lists: Sequence[list[_Group]]) -> list[_Group]:
+def _merged(lists: Sequence[list[_Composite]]) -> list[_Composite]:
     """Algorithm 4: always take the smallest head, whether or not the lists are sorted."""
     if len(lists) == 1:
         return lists[0]
@@ -111,7 +111,7 @@ def _flatten(sequences: list[object]) -> tuple[int, ...]:
     return tuple(order)
 
 
-def levels(instance: Instance, _budget_s: float = 0.0) -> Found:
+def levels(instance: Instance, _budget_s: float = 0.0) -> SolverResult:
     """Algorithm 5: sort the layers nothing needs by Johnson's rule, put them last, and repeat.
 
     The two sets' names are swapped in print; the formulas are Algorithm 1's and are used here. A
@@ -131,7 +131,7 @@ def levels(instance: Instance, _budget_s: float = 0.0) -> Found:
                 if waiting[before] == 0:
                     bared.append(before)
         sinks = sorted(bared)
-    return Found(tuple(job for level in reversed(found) for job in level))
+    return SolverResult(tuple(job for level in reversed(found) for job in level))
 
 
 def _key_of(instance: Instance) -> Callable[[int], Key]:

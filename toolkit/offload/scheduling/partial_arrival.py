@@ -8,21 +8,26 @@ stages is the seed; few cut points are tried in every order, more by moving one 
 import time
 from collections.abc import Iterator, Sequence
 
-from offload.scheduling.cut_point_reduction import Reduced, bits, expand, reduce
+from offload.scheduling.cut_point_reduction import (
+    ReducedInstance,
+    bits,
+    expand,
+    reduce_to_cut_points,
+)
 from offload.scheduling.instance import Instance
-from offload.scheduling.schedule import Found
+from offload.scheduling.schedule import SolverResult
 from offload.scheduling.timeline import makespan_s
 
 MOST_TRIED = 6
 
 
-def refine(instance: Instance, seed: Found, deadline_s: float) -> Found:
+def refine(instance: Instance, seed: SolverResult, deadline_s: float) -> SolverResult:
     """The best order found by the deadline, never worse than the seed.
 
     Proved when every order of at most six cut points was tried and the server waits for nothing
     else of the device; the seed's bound holds as it is, for a result needs every upload.
     """
-    reduced = reduce(instance)
+    reduced = reduce_to_cut_points(instance)
     bit_of = {job: bit for bit, job in enumerate(reduced.cuts)}
     best = [bit_of[job] for job in seed.order if job in bit_of]
     best_s = makespan_s(instance, expand(instance, reduced, best))
@@ -39,10 +44,10 @@ def refine(instance: Instance, seed: Found, deadline_s: float) -> Found:
                 break
     waited_for = {need for job in instance.server_jobs for need in job.needs}
     proved = finished and len(best) <= MOST_TRIED and waited_for <= bit_of.keys()
-    return Found(expand(instance, reduced, best), seed.lower_bound_s, proved)
+    return SolverResult(expand(instance, reduced, best), seed.lower_bound_s, proved)
 
 
-def _extensions(reduced: Reduced, taken: int = 0) -> Iterator[list[int]]:
+def _extensions(reduced: ReducedInstance, taken: int = 0) -> Iterator[list[int]]:
     """Every order of the cut points that respects precedence."""
     left = ((1 << len(reduced.cuts)) - 1) & ~taken
     if not left:
@@ -53,7 +58,7 @@ def _extensions(reduced: Reduced, taken: int = 0) -> Iterator[list[int]]:
                 yield [bit, *rest]
 
 
-def _moved(reduced: Reduced, order: Sequence[int]) -> Iterator[list[int]]:
+def _moved(reduced: ReducedInstance, order: Sequence[int]) -> Iterator[list[int]]:
     """Every order with one cut point moved elsewhere that respects precedence."""
     for place, bit in enumerate(order):
         rest = [*order[:place], *order[place + 1 :]]

@@ -69,7 +69,7 @@ def cut_order(schedule: Schedule) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class SolverResult:
     """An order and what is known about it.
 
     Attributes:
@@ -85,7 +85,7 @@ class Found:
     overlap: bool = True
 
 
-Solver = Callable[[Instance, float], Found]
+Solver = Callable[[Instance, float], SolverResult]
 """Takes the instance and the seconds it may spend; a quick solver ignores the latter."""
 
 

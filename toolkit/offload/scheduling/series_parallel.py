@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from heapq import merge
 from typing import NamedTuple
 
-from offload.scheduling.cut_point_reduction import Reduced, bits
+from offload.scheduling.cut_point_reduction import ReducedInstance, bits
 from offload.scheduling.forest import Key, Pair
 
 MOST_BLOCKS = 300
@@ -26,7 +26,7 @@ class _Piece(NamedTuple):
         return _Piece(self.pair.then(after.pair), self.nodes + after.nodes)
 
 
-def series_parallel_order(reduced: Reduced) -> list[int] | None:
+def series_parallel_order(reduced: ReducedInstance) -> list[int] | None:
     """Optimal order of the cut points when inclusion of their blocks has no N in it, else None.
 
     A block that contains another comes before it. Splits into components of the comparability

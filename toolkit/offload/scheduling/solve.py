@@ -8,18 +8,18 @@ from offload.errors import InputError
 from offload.scheduling.instance import Instance
 from offload.scheduling.optimal import optimal
 from offload.scheduling.paper_algorithms import johnson, levels, pathwise, tree_merge
-from offload.scheduling.schedule import Found, Schedule, Solver, simple_bound_s
+from offload.scheduling.schedule import Schedule, Solver, SolverResult, simple_bound_s
 from offload.scheduling.timeline import makespan_s
 
 
-def serial(instance: Instance, _budget_s: float = 0.0) -> Found:
+def serial(instance: Instance, _budget_s: float = 0.0) -> SolverResult:
     """The layers' own order with nothing overlapped: the device waits for each upload."""
-    return Found(instance.topological, overlap=False)
+    return SolverResult(instance.topological, overlap=False)
 
 
-def fifo(instance: Instance, _budget_s: float = 0.0) -> Found:
+def fifo(instance: Instance, _budget_s: float = 0.0) -> SolverResult:
     """The layers' own order (the smallest topological one), uploads overlapped. O(V + E)."""
-    return Found(instance.topological)
+    return SolverResult(instance.topological)
 
 
 SOLVERS: Mapping[str, Solver] = MappingProxyType(

@@ -6,14 +6,14 @@ from functools import cached_property
 
 import numpy as np
 
-from offload.scheduling.cut_point_reduction import Reduced, bits
+from offload.scheduling.cut_point_reduction import ReducedInstance, bits
 from offload.scheduling.search.space import Floats, drain, flags, minimiser, product
 
 _SHARE = 1 / 32
 
 
-def reach_bound_s(
-    reduced: Reduced, low: int, high: int, between_s: tuple[float, float], deadline_s: float
+def reachability_bound_s(
+    reduced: ReducedInstance, low: int, high: int, between_s: tuple[float, float], deadline_s: float
 ) -> float:
     """The highest limit between a bound and the peak of an order that is seen not to suffice.
 
@@ -28,7 +28,7 @@ def reach_bound_s(
     """
     bound_s, open_s = between_s
     enough_s = _SHARE * (open_s - bound_s)
-    reach, known = Reach(reduced, low, high, deadline_s), low
+    reach, known = ReachableStates(reduced, low, high, deadline_s), low
     while open_s - bound_s > enough_s:
         limit_s = (bound_s + open_s) / 2
         found = reach.under(limit_s, known)
@@ -42,7 +42,7 @@ def reach_bound_s(
 
 
 @dataclass(frozen=True, slots=True)
-class Reached:
+class ReachablePoints:
     """All cut points that can be reached under a limit, as a mask.
 
     Attributes:
@@ -55,15 +55,15 @@ class Reached:
 
 
 @dataclass(frozen=True)
-class Reach:
+class ReachableStates:
     """The states between two closed sets, of which only their union is kept."""
 
-    reduced: Reduced
+    reduced: ReducedInstance
     low: int
     high: int
     deadline_s: float
 
-    def under(self, limit_s: float, reached: int) -> Reached | None:
+    def under(self, limit_s: float, reached: int) -> ReachablePoints | None:
         """What can be reached under a limit; None when the time is up.
 
         Args:
@@ -83,10 +83,10 @@ class Reach:
                 if peak_s > limit_s:
                     state, peak_s = self._lowest_step(reached)
                 if peak_s > limit_s:
-                    return Reached(reached, peak_s)
+                    return ReachablePoints(reached, peak_s)
                 more = state & ~reached
             reached |= more
-        return Reached(reached, np.inf)
+        return ReachablePoints(reached, np.inf)
 
     def _peaks_s(self, state: int, reached: int) -> dict[int, float]:
         """Of each step out of what is reached, the peak from one state."""

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from offload.scheduling.search.space import Side, View, row_keys
+from offload.scheduling.search.space import SearchSpace, StateView, row_keys
 
 Places = npt.NDArray[np.int16]
 _SPARE = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Feasibility:
     """The answer for one limit.
 
     Attributes:
@@ -27,33 +27,33 @@ class Verdict:
     next_s: float
 
 
-def decide(side: Side, limit_s: float, width: int, deadline_s: float) -> Verdict:
+def decide(side: SearchSpace, limit_s: float, width: int, deadline_s: float) -> Feasibility:
     """Walk from nothing taken to everything with at most `width` states of one size open."""
     taken: list[int] = []
     next_s = np.inf
     while side.cuts:
-        leg = Leg(side, limit_s, width, deadline_s)
+        leg = Walk(side, limit_s, width, deadline_s)
         end = leg.walk()
         next_s = min(next_s, leg.next_s)
         if end is None:
-            return Verdict(None, leg.complete, float(next_s))
+            return Feasibility(None, leg.complete, float(next_s))
         order = np.argsort(end, kind="stable")[(end == 0).sum() :]
         taken += [side.cuts[column] for column in order]
         side = side.after(end > 0, leg.height_s(end))
-    return Verdict(tuple(taken), True, float(next_s))
+    return Feasibility(tuple(taken), True, float(next_s))
 
 
-class Leg:
+class Walk:
     """The walk from one start to the next state that is no higher.
 
     A state is a row of places: 0 where a column isn't taken, else the step that took it. Open
     states are kept by how many columns they have taken.
     """
 
-    def __init__(self, side: Side, limit_s: float, width: int, deadline_s: float) -> None:
+    def __init__(self, side: SearchSpace, limit_s: float, width: int, deadline_s: float) -> None:
         self.side, self.limit_s, self.width, self.deadline_s = side, limit_s, width, deadline_s
         self.complete, self.next_s = True, np.inf
-        self.buckets: dict[int, list[tuple[Places, View]]] = {}
+        self.buckets: dict[int, list[tuple[Places, StateView]]] = {}
 
     def walk(self) -> Places | None:
         """The row that is no higher than the start, or has taken all; None when there is none."""
@@ -80,13 +80,13 @@ class Leg:
         taken = end[None] > 0
         return float(self.side.step(self.side.start(), taken, taken).height[0])
 
-    def _file(self, places: Places, view: View) -> None:
+    def _file(self, places: Places, view: StateView) -> None:
         sizes = (places > 0).sum(axis=1)
         for size in np.unique(sizes):
             chosen = sizes == size
             self.buckets.setdefault(int(size), []).append((places[chosen], view.at(chosen)))
 
-    def _end(self, places: Places, view: View) -> Places | None:
+    def _end(self, places: Places, view: StateView) -> Places | None:
         """The lowest state on the way to the first that is no higher than the start."""
         if not len(places):
             return None
@@ -98,17 +98,17 @@ class Leg:
         whole = np.nonzero((places > 0).all(axis=1))[0]
         return places[whole[0]] if len(whole) else None
 
-    def _narrowed(self, parts: list[tuple[Places, View]]) -> tuple[Places, View]:
+    def _narrowed(self, parts: list[tuple[Places, StateView]]) -> tuple[Places, StateView]:
         """The distinct states of one size; the lowest, when there are too many."""
         places = np.concatenate([part for part, _ in parts])
-        view = View.joined([part for _, part in parts])
+        view = StateView.joined([part for _, part in parts])
         kept = _distinct(places)
         if len(kept) > self.width:
             self.complete = False
             kept = kept[np.argsort(view.height[kept], kind="stable")[: self.width]]
         return places[kept], view.at(kept)
 
-    def _children(self, places: Places, view: View) -> tuple[Places, View]:
+    def _children(self, places: Places, view: StateView) -> tuple[Places, StateView]:
         """Every allowed step from every state, closed; the lowest, when there are too many."""
         allowed = view.peak <= self.limit_s
         refused = view.peak[view.open & ~allowed]
@@ -128,7 +128,7 @@ class Leg:
         grown = self.side.step(view.at(rows[kept]), extra, children[kept] > 0)
         return self._closed(children[kept], grown)
 
-    def _closed(self, places: Places, view: View) -> tuple[Places, View]:
+    def _closed(self, places: Places, view: StateView) -> tuple[Places, StateView]:
         """Take every step that can be taken for nothing, until none is left."""
         while True:
             free = view.open & (view.end <= view.height[:, None]) & (view.peak <= self.limit_s)

@@ -9,14 +9,14 @@ two meet or the time is up.
 import time
 from dataclasses import dataclass
 
-from offload.scheduling.cut_point_reduction import Reduced
-from offload.scheduling.search.bounds import reach_bound_s
+from offload.scheduling.cut_point_reduction import ReducedInstance
+from offload.scheduling.search.bounds import reachability_bound_s
 from offload.scheduling.search.feasibility import decide
-from offload.scheduling.search.space import Side, minimiser, side
+from offload.scheduling.search.space import SearchSpace, minimiser, search_space
 
 
 @dataclass
-class Half:
+class Subproblem:
     """The cut points between two closed sets, to be walked from either end.
 
     Attributes:
@@ -30,15 +30,18 @@ class Half:
 
     low: int
     high: int
-    sides: tuple[Side, ...]
+    sides: tuple[SearchSpace, ...]
     order: list[int]
     best_s: float
     bound_s: float
 
     @classmethod
-    def of(cls, reduced: Reduced, low: int, high: int) -> "Half":
+    def of(cls, reduced: ReducedInstance, low: int, high: int) -> "Subproblem":
         """With a greedy order and the bound of the first and last steps."""
-        front, back = side(reduced, low, high, True), side(reduced, low, high, False)
+        front, back = (
+            search_space(reduced, low, high, True),
+            search_space(reduced, low, high, False),
+        )
         ends_s = max(front.base_s, back.base_s)
         if low == high:
             return cls(low, high, (), [], ends_s, ends_s)
@@ -70,48 +73,51 @@ WIDTHS = (2, 8, 64, 512, 4096, 32768)
 _LEFT = 0.1
 
 
-def search(reduced: Reduced, deadline_s: float) -> tuple[list[int], float]:
+def search(reduced: ReducedInstance, deadline_s: float) -> tuple[list[int], float]:
     """The best order of cut points found, and a lower bound in seconds on the highest peak.
 
     The makespan is the peak plus all uploads. Stops when the order's peak is the bound.
     """
     everything = (1 << len(reduced.cuts)) - 1
     middle = minimiser(reduced.blocks, reduced.upload_s, 0, everything)
-    halves = Half.of(reduced, 0, middle), Half.of(reduced, middle, everything)
+    halves = Subproblem.of(reduced, 0, middle), Subproblem.of(reduced, middle, everything)
     tolerance_s = 1e-11 * (reduced.compute_s + sum(reduced.upload_s))
     bound_s = max(half.bound_s for half in halves)
     bound_s = _reach_bound_s(reduced, halves, bound_s, deadline_s)
     for width in WIDTHS:
         if _open_s(halves, bound_s) <= tolerance_s or time.monotonic() > deadline_s:
             break
-        _close_in(halves, bound_s, Effort(width, tolerance_s, deadline_s))
+        _close_in(halves, bound_s, SearchBudget(width, tolerance_s, deadline_s))
         bound_s = max(bound_s, *(half.bound_s for half in halves))
     return _order(halves), bound_s
 
 
 def _reach_bound_s(
-    reduced: Reduced, halves: tuple[Half, Half], bound_s: float, deadline_s: float
+    reduced: ReducedInstance,
+    halves: tuple[Subproblem, Subproblem],
+    bound_s: float,
+    deadline_s: float,
 ) -> float:
     """A better bound, within half of the time left, from the half with the higher peak first."""
     now_s = time.monotonic()
     until_s = now_s + max(0.0, deadline_s - now_s) / 2
     for half in sorted(halves, key=lambda half: half.best_s, reverse=True):
         between_s = bound_s, half.best_s
-        bound_s = reach_bound_s(reduced, half.low, half.high, between_s, until_s)
+        bound_s = reachability_bound_s(reduced, half.low, half.high, between_s, until_s)
     return bound_s
 
 
-def _open_s(halves: tuple[Half, Half], bound_s: float) -> float:
+def _open_s(halves: tuple[Subproblem, Subproblem], bound_s: float) -> float:
     """Seconds between the best peak and the bound."""
     return max(half.best_s for half in halves) - bound_s
 
 
-def _order(halves: tuple[Half, Half]) -> list[int]:
+def _order(halves: tuple[Subproblem, Subproblem]) -> list[int]:
     return [bit for half in halves for bit in half.order]
 
 
 @dataclass(frozen=True, slots=True)
-class Effort:
+class SearchBudget:
     """How hard to look: states kept open, peaks that count as equal, and until when."""
 
     width: int
@@ -119,13 +125,13 @@ class Effort:
     deadline_s: float
 
 
-def _close_in(halves: tuple[Half, Half], bound_s: float, effort: Effort) -> None:
+def _close_in(halves: tuple[Subproblem, Subproblem], bound_s: float, effort: SearchBudget) -> None:
     """Work on the half with the higher peak first: the other need only get below its bound."""
     for half in sorted(halves, key=lambda half: half.best_s, reverse=True):
         bisect(half, max(bound_s, *(half.bound_s for half in halves)), effort)
 
 
-def bisect(half: Half, floor_s: float, effort: Effort) -> None:
+def bisect(half: Subproblem, floor_s: float, effort: SearchBudget) -> None:
     """Until the best peak is at most the floor or the bound, or this width says no more.
 
     By halves between the bound, or the highest limit this width couldn't settle, and the best

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from offload.scheduling.cut_point_reduction import Reduced, bits
+from offload.scheduling.cut_point_reduction import ReducedInstance, bits
 
 
 def minimiser(blocks: Mapping[int, float], upload_s: Sequence[float], low: int, high: int) -> int:
@@ -131,7 +131,7 @@ Flags = npt.NDArray[np.bool_]
 _ONE_THREAD = 200_000
 
 
-class View(NamedTuple):
+class StateView(NamedTuple):
     """What N states see.
 
     Attributes:
@@ -149,23 +149,23 @@ class View(NamedTuple):
     open: Flags
     left: npt.NDArray[np.int16]
 
-    def at(self, rows: npt.NDArray[Any]) -> "View":
+    def at(self, rows: npt.NDArray[Any]) -> "StateView":
         """What some of the states see, by index or flag."""
-        return View(*[column[rows] for column in self])
+        return StateView(*[column[rows] for column in self])
 
-    def put(self, rows: npt.NDArray[Any], fresh: "View") -> None:
+    def put(self, rows: npt.NDArray[Any], fresh: "StateView") -> None:
         """Replace what some of the states see."""
         self.height[rows], self.peak[rows], self.end[rows] = fresh.height, fresh.peak, fresh.end
         self.open[rows], self.left[rows] = fresh.open, fresh.left
 
     @classmethod
-    def joined(cls, views: Sequence["View"]) -> "View":
+    def joined(cls, views: Sequence["StateView"]) -> "StateView":
         """What all the states of several views see."""
         return cls(*[np.concatenate(columns) for columns in zip(*views, strict=True)])
 
 
 @dataclass(frozen=True)
-class Side:
+class SearchSpace:
     """One direction over the cut points between two closed sets.
 
     Attributes:
@@ -205,7 +205,7 @@ class Side:
     def _rows(self) -> npt.NDArray[np.int16]:
         return np.ascontiguousarray(self.member.T, dtype=np.int16)
 
-    def start(self) -> View:
+    def start(self) -> StateView:
         """What the state sees where nothing is taken."""
         taken = np.zeros((1, len(self.cuts)), dtype=np.bool_)
         height = np.array([self.base_s], dtype=np.float64)
@@ -223,7 +223,7 @@ class Side:
         total: Floats = counted.sum(axis=0)
         return total
 
-    def step(self, view: View, extra: Flags, taken: Flags) -> View:
+    def step(self, view: StateView, extra: Flags, taken: Flags) -> StateView:
         """What states see after taking more columns (N x m each); `taken` includes them.
 
         Only blocks that change are summed: each changes but twice on a whole walk.
@@ -244,15 +244,15 @@ class Side:
 
     def _view(
         self, height: Floats, change: Floats, left: npt.NDArray[np.int16], taken: Flags
-    ) -> View:
+    ) -> StateView:
         """From the front a step's change is the compute it adds, from the back what it frees."""
         away = ~taken
         step = away if self._need is None else away & (product(away, self._need) == 0)
         if self.forward:
             peak = height[:, None] + change
-            return View(height, peak, peak - self.upload_s, step, left)
+            return StateView(height, peak, peak - self.upload_s, step, left)
         peak = height[:, None] + self.upload_s
-        return View(height, peak, peak - change, step, left)
+        return StateView(height, peak, peak - change, step, left)
 
     def _summed(self, blocks: Flags) -> Floats:
         """For each state, the seconds of some blocks under each of their cut points."""
@@ -266,13 +266,13 @@ class Side:
             total[states[firsts]] = np.add.reduceat(self._weight[chosen], firsts, axis=0)
         return total
 
-    def after(self, taken: Flags, height_s: float) -> "Side":
+    def after(self, taken: Flags, height_s: float) -> "SearchSpace":
         """What is left to walk from a state; equal blocks are merged."""
         away = ~taken
         touched = self.member[:, taken].any(axis=1)
         rows = ~touched if self.forward else self.member[:, away].any(axis=1)
         member, compute_s = _merged(self.member[np.ix_(rows, away)], self.compute_s[rows])
-        return Side(
+        return SearchSpace(
             cuts=tuple([self.cuts[column] for column in np.nonzero(away)[0]]),
             compute_s=compute_s,
             member=member,
@@ -360,7 +360,7 @@ class Side:
         return float(self.heights_and_peaks_s(bits_taken)[1].max())
 
 
-def side(reduced: Reduced, low: int, high: int, forward: bool) -> Side:
+def search_space(reduced: ReducedInstance, low: int, high: int, forward: bool) -> SearchSpace:
     """The cut points in high but not in low, walked from low upwards or from high downwards."""
     free = high & ~low
     cuts = tuple(bits(free))
@@ -369,7 +369,7 @@ def side(reduced: Reduced, low: int, high: int, forward: bool) -> Side:
     need = flags(reduced.need, cuts)[list(cuts)]
     start = low if forward else high
     sent_s = sum([reduced.upload_s[bit] for bit in bits(start)])
-    return Side(
+    return SearchSpace(
         cuts=cuts,
         compute_s=compute_s,
         member=member,
