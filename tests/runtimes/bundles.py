@@ -18,6 +18,7 @@ from offload.bundle.bundle import (
 )
 from offload.planning.plan import Action, Plan, Segment, Send, Side, Step
 from offload.planning.plan_set import PlanSet
+from offload.records import to_json
 from offload.scheduling.timeline import Timeline
 from offload_runtimes.engine import load
 from onnx import helper
@@ -95,8 +96,8 @@ def _seal(
     engine = load(whole.SerializeToString())
     content = {
         "format": BUNDLE_FORMAT,
-        "inputs": [value.to_json() for value in engine.inputs],
-        "outputs": [value.to_json() for value in engine.outputs],
+        "inputs": to_json(engine.inputs),
+        "outputs": to_json(engine.outputs),
         **({} if batch is None else {"batch": dict(batch)}),
         "files": {
             name: {

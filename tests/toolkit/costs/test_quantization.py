@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from offload.costs.encodings import TensorFormat
 from offload.costs.quantization import Affine, Bounds
+from offload.records import from_json, to_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
 SHAPES = arrays.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
@@ -82,7 +83,7 @@ def test_few_steps_leave_room_for_larger_values() -> None:
 def test_json_keeps_every_bit(array: Array) -> None:
     affine = Bounds.of(array).affine(TensorFormat.AFFINE)
     assert affine is not None
-    assert Affine.from_json(affine.to_json()) == affine
+    assert from_json(Affine, to_json(affine)) == affine
 
 
 @given(first=TENSORS, second=TENSORS)

@@ -6,12 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from offload.costs.link import Link
+from offload.errors import InputError
 from offload.graph.model import Graph, Tensor
 from offload.planning.constraints import Constraints, Objective
 from offload.planning.costs import Costs
 from offload.planning.plan import Forecast, Plan
 from offload.planning.planner import compare, make_plan, plan_of
 from offload.planning.scheme import PlanningProblem, SchemeEstimate, forecast_of, judged
+from offload.records import from_json, to_json
 
 from tests.toolkit.graphs import graph_of, situations
 
@@ -86,6 +88,6 @@ def test_older_plans_have_none() -> None:
 def test_a_damaged_one_is_refused() -> None:
     plan = make_plan(on(*DIAMOND, Link(1e6, 1e6), Objective.LATENCY))
     assert plan.forecast
-    value = plan.forecast.to_json()
-    with pytest.raises(ValueError, match="one entry a job"):
-        Forecast.from_json({**value, "upload_bytes": [*value["upload_bytes"], 1]})
+    value = to_json(plan.forecast)
+    with pytest.raises(InputError, match="one entry a job"):
+        from_json(Forecast, {**value, "upload_bytes": [*value["upload_bytes"], 1]})

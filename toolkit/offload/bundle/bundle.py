@@ -26,7 +26,7 @@ from typing import Any
 from offload.errors import BundleError, InputError
 from offload.planning.plan import Plan, Segment, Side
 from offload.planning.plan_set import EVERYWHERE, BandwidthRange, PlanSet, tiles
-from offload.records import check_kinds
+from offload.records import from_json
 
 BUNDLE_FORMAT = 1
 PLANS_FORMAT = 2
@@ -50,17 +50,6 @@ class ModelValue:
     type: str
     shape: tuple[int | str | None, ...] | None
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; `from_json` reads it."""
-        shape = None if self.shape is None else list(self.shape)
-        return {"name": self.name, "type": self.type, "shape": shape}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "ModelValue":
-        """Read what `to_json` wrote."""
-        shape = value["shape"]
-        return cls(value["name"], value["type"], None if shape is None else tuple(shape))
-
 
 @dataclass(frozen=True, slots=True)
 class InputDefault:
@@ -73,15 +62,6 @@ class InputDefault:
 
     value: ModelValue
     parts: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; `from_json` reads it."""
-        return {**self.value.to_json(), "parts": list(self.parts)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "InputDefault":
-        """Read what `to_json` wrote."""
-        return cls(ModelValue.from_json(value), tuple(value["parts"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +168,11 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
                 f" {BUNDLE_FORMAT} and {PLANS_FORMAT}: make it again with `offload split`"
             )
         files = tuple(_file(name, entry) for name, entry in manifest["files"].items())
-        inputs = tuple(ModelValue.from_json(value) for value in manifest["inputs"])
-        outputs = tuple(ModelValue.from_json(value) for value in manifest["outputs"])
+        inputs = tuple(from_json(ModelValue, value) for value in manifest["inputs"])
+        outputs = tuple(from_json(ModelValue, value) for value in manifest["outputs"])
         batch = {str(part): str(why) for part, why in manifest.get("batch", {}).items()}
-        defaults = tuple(map(InputDefault.from_json, manifest.get("defaults", [])))
+        defaults = tuple(from_json(InputDefault, value) for value in manifest.get("defaults", []))
         names, ranges = _plans(manifest)
-        check_kinds((*inputs, *outputs), tuple[ModelValue, ...])
-        check_kinds(defaults, tuple[InputDefault, ...])
     except (
         KeyError,
         TypeError,

@@ -33,6 +33,7 @@ from offload.graph.model import Graph, Tensor
 from offload.graph.onnx_file import extent, external_tensors
 from offload.planning.plan import Plan, Segment, Side
 from offload.planning.plan_set import EVERYWHERE, BandwidthRange, PlanSet
+from offload.records import to_json
 
 
 def dedupe(ranged: PlanSet) -> PlanSet:
@@ -217,10 +218,10 @@ def seal(
         "format": PLANS_FORMAT if count > 1 else BUNDLE_FORMAT,
         "model": dict(source),
         **(several if count > 1 else {}),
-        "inputs": [value.to_json() for value in inputs],
-        "outputs": [value.to_json() for value in outputs],
+        "inputs": to_json(inputs),
+        "outputs": to_json(outputs),
         **({"batch": dict(batch)} if batch else {}),
-        **({"defaults": [default.to_json() for default in defaults]} if defaults else {}),
+        **({"defaults": to_json(defaults)} if defaults else {}),
         "files": {
             name: {
                 "sha256": file_digest(folder / name),

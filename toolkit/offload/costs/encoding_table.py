@@ -8,6 +8,7 @@ from typing import Any
 from offload.costs.encodings import Encoding, encoding
 from offload.costs.quantization import Affine
 from offload.errors import InputError
+from offload.records import from_json, to_json
 
 # Another number whenever a form or codec comes to other bytes: what was kept is then measured anew.
 CATALOGUE_FORMAT = 1
@@ -37,7 +38,7 @@ class EncodedSize:
 
     def to_json(self) -> list[Any]:
         """A row; `from_json` reads it."""
-        affine = None if self.affine is None else self.affine.to_json()
+        affine = to_json(self.affine)
         figures = (self.mean_bytes, self.p95_bytes, self.encode_s, self.decode_s)
         return [self.encoding.name, *figures, affine]
 
@@ -45,7 +46,7 @@ class EncodedSize:
     def from_json(cls, value: list[Any]) -> "EncodedSize":
         """Read what `to_json` wrote."""
         name, mean_bytes, p95_bytes, encode_s, decode_s, affine = value
-        its = Affine.from_json(affine) if affine else None
+        its = from_json(Affine, affine) if affine else None
         return cls(encoding(name), mean_bytes, p95_bytes, encode_s, decode_s, its)
 
 

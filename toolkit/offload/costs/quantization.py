@@ -1,6 +1,5 @@
 """The affine map of quantization: real = (step - zero point) * scale."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,15 +28,6 @@ class Affine:
 
     scales: tuple[float, ...]
     zeros: tuple[int, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; `from_json` reads it."""
-        return {"scales": list(self.scales), "zeros": list(self.zeros)}
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Affine":
-        """Read what `to_json` wrote."""
-        return cls(tuple(map(float, value["scales"])), tuple(map(int, value["zeros"])))
 
     def quantised(self, array: Floats) -> npt.NDArray[np.uint8]:
         """As ONNX's QuantizeLinear: to the nearest step, halves to even, ends saturate."""

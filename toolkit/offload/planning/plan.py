@@ -1,6 +1,6 @@
 """The plan: who computes what, what is sent when, and what was predicted."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
@@ -10,7 +10,7 @@ from offload.costs.encodings import encoding
 from offload.costs.link import Link
 from offload.costs.quantization import Affine
 from offload.errors import InputError
-from offload.records import check_kinds
+from offload.records import fields_from_json, fields_to_json
 from offload.scheduling.instance import Instance
 from offload.scheduling.timeline import Lane, Span, Timeline, makespan_s, simulate
 
@@ -60,27 +60,9 @@ class Forecast:
         """The predicted timeline on a link, one span a segment or a tensor."""
         return readable(simulate(self.on(link), range(len(self.upload_bytes))))
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; `from_json` reads it."""
-        return {
-            "work": self.work.to_json(),
-            "upload_bytes": list(self.upload_bytes),
-            "download_bytes": list(self.download_bytes),
-            "by_period": self.by_period,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Forecast":
-        """Read what `to_json` wrote.
-
-        Raises:
-            InputError, KeyError, TypeError, ValueError: it is damaged.
-        """
-        work = Instance.from_json(value["work"])
-        upload_bytes = tuple(value["upload_bytes"])
-        if len(upload_bytes) != len(work.jobs):
-            raise ValueError("the forecast's bytes are not one entry a job")
-        return cls(work, upload_bytes, tuple(value["download_bytes"]), bool(value["by_period"]))
+    def __post_init__(self) -> None:
+        if len(self.upload_bytes) != len(self.work.jobs):
+            raise InputError("the forecast's bytes are not one entry a job")
 
 
 def readable(timeline: Timeline) -> Timeline:
@@ -94,7 +76,7 @@ def _name(span: Span) -> str:
     return span.name.partition(":")[2] or span.name
 
 
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
 
 
 class Side(StrEnum):
@@ -158,6 +140,9 @@ class Send:
     tensor_bytes: int | None = None
     affine: Affine | None = None
 
+    def __post_init__(self) -> None:
+        encoding(self.encoding)  # refuses one that this version does not know
+
     @property
     def wire(self) -> str:
         """What it is called while it crosses, in segments and steps."""
@@ -167,34 +152,6 @@ class Send:
     def guard(self) -> str | None:
         """The scalar that is no finite number where the tensor must not cross; None: none."""
         return encoding(self.encoding).guard_name(self.tensor)
-
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; `from_json` reads it."""
-        return {
-            "tensor": self.tensor,
-            "size_bytes": self.size_bytes,
-            "encoding": self.encoding,
-            "p95_bytes": self.p95_bytes,
-            "tensor_bytes": self.tensor_bytes,
-            "affine": None if self.affine is None else self.affine.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Send":
-        """Read what `to_json` wrote.
-
-        Raises:
-            InputError: an encoding that this version does not know.
-        """
-        affine = value.get("affine")
-        return cls(
-            value["tensor"],
-            value["size_bytes"],
-            encoding(value.get("encoding", "raw")).name,
-            value.get("p95_bytes"),
-            value.get("tensor_bytes"),
-            None if affine is None else Affine.from_json(affine),
-        )
 
 
 class Action(StrEnum):
@@ -210,6 +167,16 @@ class Step:
 
     action: Action
     target: str
+
+    def to_json(self) -> list[str]:
+        """`[action, target]`: plans have many steps."""
+        return [self.action.value, self.target]
+
+    @classmethod
+    def from_json(cls, value: Sequence[str]) -> "Step":
+        """Read what `to_json` wrote."""
+        action, target = value
+        return cls(Action(action), target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,50 +292,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with a format number; `from_json` reads it."""
-        return {
-            "format": PLAN_FORMAT,
-            "model": self.model,
-            "scheme": self.scheme,
-            "segments": [
-                {
-                    "id": s.id,
-                    "side": s.side.value,
-                    "layers": list(s.layers),
-                    "nodes": list(s.nodes),
-                    "inputs": list(s.inputs),
-                    "outputs": list(s.outputs),
-                    **({"part": s.part} if s.common else {}),
-                }
-                for s in self.segments
-            ],
-            "uploads": [send.to_json() for send in self.uploads],
-            "downloads": [send.to_json() for send in self.downloads],
-            "steps": [[step.action.value, step.target] for step in self.steps],
-            "timeline": self.timeline.to_json(),
-            "latency_s": self.latency_s,
-            "latency_p95_s": self.latency_p95_s,
-            "lower_bound_s": self.lower_bound_s,
-            "status": self.status,
-            "solver": self.solver,
-            "instance": dict(self.instance),
-            "alternatives": [
-                {
-                    "scheme": a.scheme,
-                    "latency_s": a.latency_s,
-                    "upload_bytes": a.upload_bytes,
-                    "device_layers": a.device_layers,
-                    "cut": list(a.cut),
-                    "period_s": a.period_s,
-                    "memory_bytes": a.memory_bytes,
-                    "energy_j": a.energy_j,
-                }
-                for a in self.alternatives
-            ],
-            "reason": self.reason,
-            "link": None if self.link is None else self.link.to_json(),
-            "forecast": None if self.forecast is None else self.forecast.to_json(),
-            "device": self.device,
-        }
+        return {"format": PLAN_FORMAT, **fields_to_json(self)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Plan":
@@ -383,54 +307,6 @@ class Plan:
                 f"plan has format {told!r}, this version reads {PLAN_FORMAT}: make the bundle again"
             )
         try:
-            plan = _read_plan(value)
-            check_kinds(plan, Plan)
+            return fields_from_json(cls, value)
         except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise InputError(f"plan is damaged ({error!r}): make the bundle again") from error
-        return plan
-
-
-def _read_plan(value: Mapping[str, Any]) -> Plan:
-    return Plan(
-        model=value["model"],
-        scheme=value["scheme"],
-        segments=tuple(
-            Segment(
-                s["id"],
-                Side(s["side"]),
-                tuple(s["layers"]),
-                tuple(s["nodes"]),
-                tuple(s["inputs"]),
-                tuple(s["outputs"]),
-                s.get("part", ""),
-            )
-            for s in value["segments"]
-        ),
-        uploads=tuple(map(Send.from_json, value["uploads"])),
-        downloads=tuple(map(Send.from_json, value["downloads"])),
-        steps=tuple(Step(Action(action), target) for action, target in value["steps"]),
-        timeline=Timeline.from_json(value["timeline"]),
-        latency_s=value["latency_s"],
-        lower_bound_s=value["lower_bound_s"],
-        status=value["status"],
-        solver=value["solver"],
-        instance=value["instance"],
-        alternatives=tuple(
-            Alternative(
-                a["scheme"],
-                a["latency_s"],
-                a["upload_bytes"],
-                a["device_layers"],
-                tuple(a["cut"]),
-                a.get("period_s", 0.0),
-                a.get("memory_bytes", 0),
-                a.get("energy_j"),
-            )
-            for a in value["alternatives"]
-        ),
-        reason=value["reason"],
-        latency_p95_s=value.get("latency_p95_s"),
-        link=None if value.get("link") is None else Link.from_json(value["link"]),
-        forecast=None if value.get("forecast") is None else Forecast.from_json(value["forecast"]),
-        device=value.get("device", ""),
-    )
+            raise InputError(f"plan is damaged ({error}): make the bundle again") from error
