@@ -1,7 +1,7 @@
-"""Close what its user did not: when it is collected, and when the process ends.
+"""Close forgotten sessions and servers: when they are garbage collected, or at process exit.
 
 Threads of gRPC and onnxruntime that outlive the interpreter abort the process or keep it from
-ending.
+exiting.
 """
 
 import atexit
@@ -14,18 +14,19 @@ from typing import TypeAlias
 
 Close: TypeAlias = Callable[[], None]
 _open: dict[int, Close] = {}
-_inherited: list[Close] = []  # by fork; their threads are the parent's
+_inherited: list[Close] = []  # from the parent of a fork, which owns their threads
 _numbers = itertools.count()
 
 
 def close_at_exit(close: Close, owner: object = None) -> Close:
-    """Call `close` when the process ends, the last one opened first; it may be called twice.
+    """Call `close` at process exit, in reverse order of opening; `close` may be called twice.
 
-    With an owner, `close` is also called once the owner is collected, on a thread of its own:
-    the owner may be collected on a thread that `close` waits for. `close` must not refer to it.
+    With an owner, `close` is also called when the owner is garbage collected. This happens on a
+    thread of its own, as `close` may wait for the thread on which the owner is collected. `close`
+    must not refer to the owner.
 
     Returns:
-        A function that forgets `close`, for when it was called before.
+        A function that removes `close` again, to be called after `close` itself.
     """
     number = next(_numbers)
     _open[number] = close
@@ -54,7 +55,7 @@ def _close_all() -> None:
 
 
 def _forget_all() -> None:
-    """In a child of fork: what the parent opened is not the child's to close."""
+    """After a fork, in the child: only the parent closes what it opened."""
     _inherited.extend(_open.values())
     _open.clear()
 

@@ -357,7 +357,7 @@ def test_a_device_session_is_gone_with_its_last_user(server: Server, made: Made)
     session = OffloadSession(made.bundle, server.address)
     session.run(None, made.feeds())
     session.close()
-    (engine, *_) = session._active.opened.device._engines.values()
+    (engine, *_) = session._active.opened.executor._engines.values()
     gone, unloaded = weakref.ref(session), weakref.ref(engine)
     del session, engine, _
     eventually(lambda: gone() is None and unloaded() is None)

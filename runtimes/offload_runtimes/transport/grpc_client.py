@@ -124,8 +124,11 @@ class GrpcConnector:
         address: Address,
         message_limit_bytes: int,
         security: ClientSecurity | None = None,
+        method: str = SESSION,
     ) -> None:
         """Check the address and read the certificates.
+
+        `method` is the gRPC method of the streams: SESSION or PROBE.
 
         Raises:
             InputError: a port is missing, or a token would be sent in the clear.
@@ -134,17 +137,17 @@ class GrpcConnector:
             raise InputError(f"address {address} has no port: write it like {address.host}:50051")
         self._address = address
         self.address = str(address)
+        self._method = method
         self._security = security or ClientSecurity()
         self._security.check(self._address)
         _credentials(self._security)  # certificates that are missing are an error now, not later
         self._message_limit_bytes = message_limit_bytes
 
     def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> GrpcStream:
-        """A new session's stream; why it cannot be opened within the time, its receiver learns."""
-        return self.open(SESSION, outgoing, timeout_s)
+        """Open a stream on a channel of its own.
 
-    def open(self, method: str, outgoing: Iterator[bytes], timeout_s: float) -> GrpcStream:
-        """A stream of some method, on a channel of its own."""
+        If it cannot be opened within the time, its receiver gets an error with the reason.
+        """
         proxy = proxy_of(self._address)
 
         def explain(error: object, heard: bool) -> ServerError:
@@ -158,7 +161,7 @@ class GrpcConnector:
 
         channel = self._channel(proxy, timeout_s)
         try:
-            return GrpcStream(channel, method, outgoing, self._security.token, explain)
+            return GrpcStream(channel, self._method, outgoing, self._security.token, explain)
         except BaseException:
             channel.close()
             raise
