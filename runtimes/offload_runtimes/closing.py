@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 Close: TypeAlias = Callable[[], None]
 _open: dict[int, Close] = {}
+_closing: set[threading.Thread] = set()
 _inherited: list[Close] = []  # from the parent of a fork, which owns their threads
 _numbers = itertools.count()
 
@@ -38,9 +39,15 @@ def close_at_exit(close: Close, owner: object = None) -> Close:
         close()
         forget()
 
+    def close_on_thread() -> None:
+        close_now()
+        _closing.discard(threading.current_thread())
+
     def collected() -> None:
         if number in _open:
-            threading.Thread(target=close_now, name="closing", daemon=True).start()
+            thread = threading.Thread(target=close_on_thread, name="closing", daemon=True)
+            _closing.add(thread)
+            thread.start()
 
     if owner is not None:
         weakref.finalize(owner, collected).atexit = False
@@ -52,12 +59,15 @@ def _close_all() -> None:
     while _open:
         _, close = _open.popitem()
         close()
+    for thread in tuple(_closing):  # may have forgotten what it still closes
+        thread.join()
 
 
 def _forget_all() -> None:
     """After a fork, in the child: only the parent closes what it opened."""
     _inherited.extend(_open.values())
     _open.clear()
+    _closing.clear()
 
 
 os.register_at_fork(after_in_child=_forget_all)

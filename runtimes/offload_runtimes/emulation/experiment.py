@@ -234,8 +234,9 @@ def run_job(rig: HostPair, job: ExperimentJob, bundles: Sequence[str]) -> Iterat
     serve = (rig.python, "-m", f"{_PACKAGE}.server_worker", f"{rig.listen}:{rig.port}", threads)
     with _process(rig.server.command((*serve, *bundles)), "server") as server:
         address = _next(server, "server")["listening"] if bundles else ""
-        drive = (rig.python, "-m", f"{_PACKAGE}.device_worker")
-        with _process(rig.device.command(drive), "device") as it:
+        with _process(
+            rig.device.command((rig.python, "-m", f"{_PACKAGE}.device_worker")), "device"
+        ) as it:
             _write(it, replace(job, server=address).to_line())
             ready = _next(it, "device")["ready"]
             if rig.slow:
