@@ -35,12 +35,9 @@ def close_at_exit(close: Close, owner: object = None) -> Close:
     def forget() -> None:
         _open.pop(number, None)
 
-    def close_now() -> None:
+    def close_on_thread() -> None:
         close()
         forget()
-
-    def close_on_thread() -> None:
-        close_now()
         _closing.discard(threading.current_thread())
 
     def collected() -> None:
@@ -59,7 +56,7 @@ def _close_all() -> None:
     while _open:
         _, close = _open.popitem()
         close()
-    for thread in tuple(_closing):  # may have forgotten what it still closes
+    for thread in tuple(_closing):  # their entries may be removed already
         thread.join()
 
 

@@ -164,7 +164,6 @@ class Server:
             max_sessions=max_sessions,
             backlog_bytes=_BACKLOG_BYTES,
             memory=self._memory,
-            is_serving=lambda: self._serving,
             credentials=self._credentials,
             refused=self._observer.refused,
         )
@@ -357,6 +356,7 @@ class Server:
             if self._metrics:
                 self._metrics_server = _metrics_server(self._metrics, self._observer)
             self._serving = True
+            self._host.set_serving(True)
             self._host.start()
             self._forget = close_at_exit(self.stop)
         except OffloadError:
@@ -367,6 +367,7 @@ class Server:
     def drain(self, timeout_s: float = 30.0) -> bool:
         """Take no new sessions and frames, wait for those in flight; whether all were answered."""
         self._serving = False
+        self._host.set_serving(False)
         for served in self._open_sessions():
             with served.lock:
                 self._dispatcher.apply(served, served.session.drain())
@@ -378,6 +379,7 @@ class Server:
     def stop(self, grace_s: float = 0.2) -> None:
         """End all sessions and the threads; may be called twice."""
         self._serving = False
+        self._host.set_serving(False)
         for served in self._open_sessions():
             self._close(served, ServerError("the server is shutting down: try again"))
         self._host.stop(grace_s)
@@ -402,7 +404,7 @@ class Server:
         """Serve one session on a connection until it ends; one call, one thread."""
         number = next(self._numbers)
         # By its number: an account that held on to its session would outlive it with all tensors.
-        account = self._memory.account(partial(self._evict, number))
+        account = self._memory.reserve(partial(self._evict, number))
         session = ServerSession(
             self._contracts, self._limits, account, self._max_message_bytes, self._names
         )

@@ -96,7 +96,7 @@ def test_the_frame_that_is_too_much_fails_alone(server: Server, made: Made) -> N
     other.send(3, "a")
     failure = other.body()[0].failure
     assert (failure.frame, failure.kind) == (3, pb.Failure.SERVER)
-    assert "as much for its devices as it may (--max-memory)" in failure.sentence
+    assert "memory for devices' tensors is in use on the server (--max-memory)" in failure.sentence
     other.send(1, "b")
     other.send(2, "b")
     assert [other.body()[0].tensor.frame for _ in range(2)] == [1, 2]

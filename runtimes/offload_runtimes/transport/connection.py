@@ -1,4 +1,4 @@
-"""How messages travel: the protocol both ends are written against, and one within a process."""
+"""Streams of messages: the interfaces of a transport, and a transport within one process."""
 
 import queue
 import threading
@@ -14,39 +14,39 @@ class Connection(Protocol):
     """One bidirectional stream of whole messages, in order."""
 
     def send(self, message: bytes) -> None:
-        """Hand a message over; ServerError when the stream is broken."""
+        """Queue a message; ServerError if the stream is broken."""
 
     def receive(self) -> bytes | None:
-        """Wait for the next message; None when the other end is done; ServerError when broken."""
+        """Wait for the next message; None if the other end has closed; ServerError if broken."""
 
     def close(self) -> None:
         """End the stream; a waiting `receive` returns. May be called twice."""
 
 
 class Receiver(Protocol):
-    """Takes what comes on a stream, called on threads of the transport's, one call at a time.
+    """Receives the messages of a stream, on the transport's threads, one call at a time.
 
-    It must not keep them for long: what else the transport has to do waits meanwhile.
+    Calls must return soon: the transport's other work waits for them.
     """
 
     def received(self, message: bytes) -> None:
         """A message came."""
 
     def ended(self, error: OffloadError | None) -> None:
-        """No more will come: the other end is done, or this error broke the stream."""
+        """No more messages will come: the other end has closed, or this error broke the stream."""
 
 
 class Stream(Protocol):
-    """What the device holds of a stream: it gave an iterator to send from, and is called back."""
+    """The device's end of a stream: it sends from an iterator and delivers to a Receiver."""
 
     def deliver(self, receiver: Receiver) -> None:
-        """Begin to hand over what comes; called once."""
+        """Start to deliver messages; called once."""
 
     def close(self) -> None:
         """End the stream and return at once; may be called twice, on any thread."""
 
     def wait(self, timeout_s: float) -> None:
-        """After `close`: wait until `ended` has returned and the transport's threads are over."""
+        """After `close`: wait until `ended` has returned and the transport's threads have ended."""
 
 
 class Connector(Protocol):
@@ -54,18 +54,18 @@ class Connector(Protocol):
 
     @property
     def address(self) -> str:
-        """Where the server is, for messages."""
+        """The server's address, for error messages."""
 
     def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> Stream:
-        """A new stream that sends what `outgoing` gives, on a thread of the transport's.
+        """Open a stream that sends the messages of `outgoing`, on a thread of the transport.
 
-        Pulling messages and calling back saves a thread's wake-up per message each way. A stream
-        that cannot be opened within `timeout_s` seconds ends with a ServerError that says why.
+        An iterator and callbacks save one thread switch for each message. A stream that cannot be
+        opened within `timeout_s` ends with a ServerError with the reason.
         """
 
 
 class _MemoryEnd:
-    """One end of an in-memory pair: what it sends lands in the other end's inbox."""
+    """One end of a stream within this process: it sends to the other end's inbox."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class _MemoryEnd:
 
 
 def pair() -> tuple[Connection, Connection]:
-    """Two ends of a stream within this process; what was sent before the end still arrives."""
+    """Two ends of a stream within this process; messages sent before `close` still arrive."""
     left: Mailbox = queue.SimpleQueue()
     right: Mailbox = queue.SimpleQueue()
     over = threading.Event()
@@ -101,7 +101,7 @@ def pair() -> tuple[Connection, Connection]:
 
 
 class MemoryConnector:
-    """Connects to a function that serves one end of a pair, each on a thread of its own."""
+    """Connects to a function that serves a stream, on a new thread for each stream."""
 
     address = "memory"
 
@@ -109,10 +109,10 @@ class MemoryConnector:
         self._serve = serve
 
     def open(self) -> Connection:
-        """A new pair's near end; the other end is served at once."""
-        here, there = pair()
-        threading.Thread(target=self._serve, args=(there,), name="memory", daemon=True).start()
-        return here
+        """A new stream; the other end is served at once."""
+        device_end, server_end = pair()
+        threading.Thread(target=self._serve, args=(server_end,), name="memory", daemon=True).start()
+        return device_end
 
     def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> Stream:
         """A new stream."""
@@ -121,7 +121,7 @@ class MemoryConnector:
 
 
 class PumpedStream:
-    """A stream over a connection: one thread sends what an iterator gives, another receives."""
+    """A Stream over a Connection: one thread sends from an iterator, another one receives."""
 
     def __init__(self, connection: Connection, outgoing: Iterator[bytes]) -> None:
         self._connection = connection
@@ -130,7 +130,7 @@ class PumpedStream:
         threading.Thread(target=self._send, name="pump", daemon=True).start()
 
     def deliver(self, receiver: Receiver) -> None:
-        """Begin to hand over what comes."""
+        """Start to deliver messages."""
         self._receiving = threading.Thread(
             target=self._receive, args=(receiver,), name="receiver", daemon=True
         )
@@ -141,7 +141,7 @@ class PumpedStream:
         self._connection.close()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until the receiver knows that it has ended."""
+        """Wait until the receiver was told of the end."""
         if self._receiving is not None:
             self._receiving.join(timeout_s)
 

@@ -72,8 +72,8 @@ class ServerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.memory = MemoryBudget(150)  # two frames of the longest tensors do not fit
-        self.others = self.memory.account(lambda: None)
-        account = self.memory.account(lambda: None)
+        self.others = self.memory.reserve(lambda: None)
+        account = self.memory.reserve(lambda: None)
         self.session = ServerSession({"digest": AGREED}, ROOM, account)
         self.running: list[RunSegment] = []
         self.answers: dict[int, dict[str, np.ndarray]] = {}
@@ -201,7 +201,7 @@ class ServerMachine(RuleBasedStateMachine):
         feeds = {id(array): array for run in self.running for array in run.feeds.values()}
         running = sum(a.nbytes for a in feeds.values() if a.base is not None)
         held = self.session.uploaded_bytes
-        frames = self.session._held()
+        frames = self.session._all_frames()
         assert held == sum(a.nbytes for f in frames for n, a in f.tensors.items() if n in "ac")
         assert self.memory.held_bytes == held + self.others.held_bytes <= self.memory.limit_bytes
         assert held == 0 if self.session.closed else held >= running
@@ -260,7 +260,7 @@ def test_device_ignores_answers_it_gave_up() -> None:
     assert session.cancel(frame) is not None
     assert session.receive(answer(frame, "e")) is None
     assert session.receive(wire.encode_failure(InputError("no"), frame)) is None
-    with pytest.raises(wire.ProtocolError, match="never asked for"):
+    with pytest.raises(wire.ProtocolError, match="never requested"):
         session.receive(answer(frame + 1, "e"))
 
 
@@ -323,7 +323,7 @@ def test_a_frame_follows_one_plan_from_beginning_to_end() -> None:
 def test_what_runs_for_a_cancelled_frame_is_held_until_it_is_over() -> None:
     """Else a device could fill the server with frames it cancels while they wait for a worker."""
     memory = MemoryBudget(100)
-    session = ServerSession({"digest": AGREED}, ROOM, memory.account(lambda: None))
+    session = ServerSession({"digest": AGREED}, ROOM, memory.reserve(lambda: None))
     session.receive(DeviceSession(AGREED, "here").hello(), 0.0)
     (run,) = session.receive(wire.encode_tensor(1, "a", np.arange(8), "raw"), 0.0)
     assert isinstance(run, RunSegment)
@@ -333,7 +333,7 @@ def test_what_runs_for_a_cancelled_frame_is_held_until_it_is_over() -> None:
     failed, reply = session.receive(wire.encode_tensor(2, "a", np.arange(8), "raw"), 0.0)
     assert failed == FrameOver(2, "failed")
     assert isinstance(reply, Reply)
-    assert "as it may (--max-memory)" in wire.parse(reply.data)[0].failure.sentence
+    assert "in use on the server (--max-memory)" in wire.parse(reply.data)[0].failure.sentence
     assert session.failed(run, InputError("it was stopped")) == []
     assert memory.held_bytes == 0
     assert session.receive(wire.encode_tensor(2, "c", np.arange(8), "raw"), 0.0) == []
@@ -466,7 +466,7 @@ def test_memory_is_taken_before_anything_is_decoded() -> None:
     )
     contract = Contract("digest", (segment("ab", "a", "b"),), uploads, ports("b"))
     memory = MemoryBudget(1000)
-    account = memory.account(lambda: None)
+    account = memory.reserve(lambda: None)
     session = ServerSession({"digest": (contract,)}, SessionLimits(3, 10**9), account)
     session.receive(DeviceSession((contract,), "here").hello(), 0.0)
     huge = pack_zeros(10**8)

@@ -63,7 +63,7 @@ def column(*values: int) -> pb.Value:
     ("message", "said"),
     [
         (pb.Value(), "empty"),
-        (pb.Value(numbers=pb.Numbers(dtype="|O", shape=[1], data=bytes(8))), "not known"),
+        (pb.Value(numbers=pb.Numbers(dtype="|O", shape=[1], data=bytes(8))), "not supported"),
         (pb.Value(numbers=pb.Numbers(dtype="<f4", shape=[3], data=bytes(8))), "reshape"),
         (pb.Value(text=pb.Text(shape=[3], elements=["a"])), "reshape"),
         (pb.Value(text=pb.Text(shape=[2**63, 0], elements=[])), "too large"),
