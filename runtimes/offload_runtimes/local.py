@@ -33,27 +33,29 @@ class LocalSession(OffloadSession):
 def open_session(
     bundle: str | Path | Bundle,
     server: str | None = None,
+    options: SessionOptions | None = None,
     *,
     server_options: EngineOptions | None = None,
-    **options: Any,
+    **changes: Any,
 ) -> OffloadSession:
     """Open a session with a server, or with a server within this process if the plan needs one.
 
     Args:
         bundle: a bundle or its directory; without `server`, with the files of both sides.
         server: `HOST:PORT` of a server, or None.
+        options: how the session runs the bundle.
         server_options: how the server within this process runs segments; None: as the device.
-        **options: as of OffloadSession.
+        **changes: fields of SessionOptions, as keywords.
 
     Raises:
         BundleError, InputError, ServerError: as OffloadSession and Server.
     """
+    options = replace(options or SessionOptions(), **changes)
     if server is not None:
-        return OffloadSession(bundle, server, **options)
+        return OffloadSession(bundle, server, options)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    plan = options.get("plan")
-    if not (opened if plan is None else opened.only(plan)).needs_server:
-        return OffloadSession(opened, None, **options)
+    if not (opened if options.plan is None else opened.only(options.plan)).needs_server:
+        return OffloadSession(opened, None, options)
     for side, advice in (
         (Side.DEVICE, "give the whole bundle or the device's half"),
         (Side.SERVER, "give the address of a server that has it (server=, --server HOST:PORT)"),
@@ -62,7 +64,5 @@ def open_session(
             raise InputError(f"{opened.path} does not have the {side.value}'s half: {advice}")
     from offload_runtimes.server import Server  # not needed with a server elsewhere
 
-    options.pop("security", None)  # plaintext does not leave this process
-    session_options = replace(options.pop("options", SessionOptions()), **options, security=None)
-    server_options = server_options or session_options.engine
-    return LocalSession(opened, Server([opened], options=server_options), session_options)
+    options = replace(options, security=None)  # plaintext does not leave this process
+    return LocalSession(opened, Server([opened], options=server_options or options.engine), options)

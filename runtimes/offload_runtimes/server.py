@@ -23,7 +23,6 @@ from offload_runtimes.engine import Arena, EngineOptions, arena_of, short_name
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.server_state import ServerSession, SessionLimits
 from offload_runtimes.protocol.tensor_specs import (
-    MESSAGE_LIMIT_BYTES,
     TENSOR_LIMIT_BYTES,
     Contract,
     upload_limit_bytes,
@@ -43,13 +42,12 @@ from offload_runtimes.serving.dispatch import Dispatcher
 from offload_runtimes.serving.metrics import Observer
 from offload_runtimes.serving.shared_runs import BatchRunner, SessionState
 from offload_runtimes.transport.connection import Connection
-from offload_runtimes.transport.grpc_server import GrpcHost, echo
+from offload_runtimes.transport.grpc_server import GrpcHost
 from offload_runtimes.versions import versions
 
 _POLL_S = 0.02
 _LINK_SHARE = 4  # one in so many bytes is for what crosses the link, the rest for models
 _LEAST_BYTES = 1 << 20
-_BACKLOG_BYTES = 1 << 26  # of answers that one device has not read
 
 
 class Server:
@@ -158,11 +156,8 @@ class Server:
         self._host = GrpcHost(
             address,
             self.serve,
-            echo,
             receive_limit_bytes=self._max_message_bytes,
-            send_limit_bytes=MESSAGE_LIMIT_BYTES,
             max_sessions=max_sessions,
-            backlog_bytes=_BACKLOG_BYTES,
             memory=self._memory,
             credentials=self._credentials,
             refused=self._observer.refused,

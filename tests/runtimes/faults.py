@@ -6,12 +6,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from offload.errors import ServerError
-from offload_runtimes.transport.connection import (
-    Connection,
-    MemoryConnector,
-    PumpedStream,
-    Stream,
-)
+from offload_runtimes.transport.connection import Connection, Stream
+
+from tests.runtimes.memory_transport import MemoryConnector, PumpedStream
 
 
 class Fault(StrEnum):

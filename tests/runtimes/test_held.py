@@ -20,6 +20,7 @@ from onnx import helper
 
 from tests.runtimes import bundles, models
 from tests.runtimes.bundles import Made
+from tests.runtimes.tensor_messages import encode_tensor
 from tests.runtimes.waiting import eventually
 
 COUNT = 24_000  # floats: 96 kB
@@ -62,7 +63,7 @@ class Raw:
 
     def send(self, frame: int, name: str) -> None:
         array = np.ones(COUNT if name == "a" else 1, np.float32)
-        self.outbox.put(wire.encode_tensor(frame, name, array, "raw"))
+        self.outbox.put(encode_tensor(frame, name, array, "raw"))
 
     def body(self) -> tuple[pb.Message, memoryview]:
         return wire.parse(next(self.answers))

@@ -149,19 +149,6 @@ def tensor_message(
     return _framed(head, packed.data)
 
 
-def encode_tensor(
-    frame: int,
-    name: str,
-    value: Any,
-    codec_name: str,
-    sent_s: float = 0.0,
-    spans: Iterable[SpanRecord] = (),
-    plan: int = 0,
-) -> bytes:
-    """Pack a value and encode a message with it."""
-    return tensor_message(frame, name, pack(value, codec_name), sent_s, spans, plan)
-
-
 def decode_tensor(
     tensor: pb.Tensor, data: memoryview, specs: TensorSpecs
 ) -> tuple[TensorHeader, Any]:

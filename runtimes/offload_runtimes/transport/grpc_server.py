@@ -18,6 +18,7 @@ from offload.errors import InputError, ServerError
 import offload_runtimes.protocol.offload_pb2 as pb
 from offload_runtimes.address import Address
 from offload_runtimes.protocol.memory_budget import MemoryBudget, Reservation
+from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES
 from offload_runtimes.security.server_credentials import Certificates, ServerCredentials
 from offload_runtimes.transport import FRAME_BYTES, PROBE_LIMIT_BYTES, SERVICE, VERSION_KEY
 from offload_runtimes.transport.connection import Connection
@@ -26,7 +27,9 @@ T = TypeVar("T")
 _SPARE = 32  # streams beyond the sessions: health checks, probes, sessions that are refused
 _SMALL_BYTES = 16 * 1024  # sent at once, unless the device reads nothing at all
 _FREE_BYTES = 4 * _SMALL_BYTES  # of each stream, in addition to the memory budget
-_UNREAD_ANSWERS = 4  # as large as the largest one so far, allowed for each stream
+# Unread answers allowed for each stream: 64 MiB, or four of the largest answer so far.
+_UNREAD_BYTES = 1 << 26
+_UNREAD_ANSWERS = 4
 _LAST_ANSWERS_S = 5.0  # for a device to read its last answers
 
 
@@ -43,7 +46,6 @@ class ServerStream:
         requests: Iterator[bytes],
         transmit: Callable[[bytes | None], None],
         context: grpc.ServicerContext,
-        limit_bytes: int,
         reservation: Reservation,
     ) -> None:
         """`transmit` sends one message and returns when it is gone; None ends the stream.
@@ -57,7 +59,6 @@ class ServerStream:
         self._requests = requests
         self._transmit = transmit
         self._cancel = context.cancel
-        self._limit_bytes = limit_bytes
         self._reservation = reservation
         self._reader = threading.get_ident()
         self._outbox: deque[bytes] = deque()
@@ -74,7 +75,7 @@ class ServerStream:
         """Queue a message; ServerError if the device does not read its answers."""
         with self._lock:
             self._largest_bytes = max(self._largest_bytes, len(message))
-            if self._pending_bytes > max(self._limit_bytes, _UNREAD_ANSWERS * self._largest_bytes):
+            if self._pending_bytes > max(_UNREAD_BYTES, _UNREAD_ANSWERS * self._largest_bytes):
                 self._cancel()
                 raise ServerError("the device does not read its answers")
             if not self._hold(len(message)):
@@ -205,12 +206,9 @@ class GrpcHost:
         self,
         listen: Address,
         serve: Callable[[Connection], None],
-        echo: Callable[[Connection], None],
         *,
         receive_limit_bytes: int,
-        send_limit_bytes: int,
         max_sessions: int,
-        backlog_bytes: int,
         memory: MemoryBudget,
         credentials: ServerCredentials,
         refused: Callable[[str, str], None],
@@ -224,7 +222,6 @@ class GrpcHost:
         self._sessions = 0
         self._lock = threading.Lock()
         self._methods = {"Session": serve, "Probe": echo}
-        self._backlog_bytes = backlog_bytes
         self._memory = memory
         self._pool = DaemonPool()
         self._server = grpc.server(
@@ -232,7 +229,7 @@ class GrpcHost:
             handlers=[self._handler()],
             options=[
                 ("grpc.max_receive_message_length", max(receive_limit_bytes, PROBE_LIMIT_BYTES)),
-                ("grpc.max_send_message_length", max(send_limit_bytes, PROBE_LIMIT_BYTES)),
+                ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
                 ("grpc.http2.max_frame_size", FRAME_BYTES),
                 ("grpc.so_reuseport", 0),  # else a second server takes the same port in silence
                 # By default gRPC reads ahead as far as the link's bandwidth and delay suggest. If
@@ -305,7 +302,7 @@ class GrpcHost:
                     f"all {self._max_sessions} sessions allowed are open",
                 )
             reservation = self._memory.reserve(context.cancel)
-            stream = ServerStream(requests, transmit, context, self._backlog_bytes, reservation)
+            stream = ServerStream(requests, transmit, context, reservation)
             try:
                 self._methods[method](stream)
             finally:

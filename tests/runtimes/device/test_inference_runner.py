@@ -14,11 +14,11 @@ from offload.scheduling.timeline import Lane, Timeline
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.inference_runner import missing_segments
 from offload_runtimes.server import Server
-from offload_runtimes.transport.connection import MemoryConnector
 
 from tests.runtimes import bundles
 from tests.runtimes.bundles import Made
 from tests.runtimes.faults import Fault, FaultPlan, FaultyConnector
+from tests.runtimes.memory_transport import MemoryConnector
 from tests.runtimes.waiting import eventually
 
 HANDSHAKE = 12  # messages before the first tensor: hello, welcome, five pings and pongs

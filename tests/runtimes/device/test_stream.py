@@ -12,11 +12,11 @@ from offload.errors import InputError
 from offload.scheduling.timeline import Lane
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.server import Server
-from offload_runtimes.transport.connection import MemoryConnector
 
 from tests.runtimes import bundles
 from tests.runtimes.bundles import Made
 from tests.runtimes.faults import Fault, FaultPlan, FaultyConnector
+from tests.runtimes.memory_transport import MemoryConnector
 from tests.runtimes.waiting import eventually
 
 COUNT = 25
