@@ -14,7 +14,7 @@ from offload.bundle.verify import CutCheck, distinct_cuts, halves, noise
 from offload.errors import InputError
 from offload.graph import value_index
 from offload.graph.load import Model, load_model
-from offload.graph.value_index import reads
+from offload.graph.value_index import consumed_values
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure.verify import check_of
 from onnx import ModelProto, NodeProto
@@ -49,9 +49,9 @@ def test_a_dropped_capture_is_named(
 ) -> None:
 
     def forgetful(node: NodeProto) -> tuple[str, ...]:
-        return tuple(n for n in reads(node) if node.op_type != "If" or n != dropped)
+        return tuple(n for n in consumed_values(node) if node.op_type != "If" or n != dropped)
 
-    monkeypatch.setattr(value_index, "reads", forgetful)
+    monkeypatch.setattr(value_index, "consumed_values", forgetful)
     wrong = [m for item in checked(CAPTURES, tmp_path) for m in item.mismatches]
     assert {m.tensor for m in wrong} == {dropped}
     assert f"lacks tensor '{dropped}'" in str(wrong[0])

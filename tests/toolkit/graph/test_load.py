@@ -46,7 +46,7 @@ def test_digest_covers_external_data(external: Path) -> None:
 def test_external_weights_stay_outside(external: Path) -> None:
     model = load_model(external)
     assert not model.proto.graph.initializer[0].raw_data
-    assert model.extents[0].length_bytes == 4 * 4096
+    assert model.weights.extents[0].length_bytes == 4 * 4096
 
 
 def test_model_in_memory(tmp_path: Path) -> None:

@@ -49,8 +49,8 @@ class BatchFacts:
 
     def state(self, name: str) -> Known | None:
         """How a value depends on the rows; None: it isn't known (yet)."""
-        wiring = self.model.wiring
-        if name in wiring.defaults or wiring.is_constant(name):
+        values = self.model.values
+        if name in values.defaults or values.is_constant(name):
             return SAME
         return self.states.get(name)
 
@@ -62,7 +62,7 @@ class BatchFacts:
     def numbers(self, name: str) -> tuple[float, ...] | None:
         """The numbers of a small constant, flat; None when they are not known for certain."""
         tensor = self._stored.get(name)
-        if tensor is None or not self.model.wiring.is_constant(name):
+        if tensor is None or not self.model.values.is_constant(name):
             return None
         if is_external(tensor) or tensor.data_type == TensorProto.STRING:
             return None
@@ -567,9 +567,9 @@ def why_alone(model: Model, part: Part) -> str:
     facts.states.update(dict.fromkeys(part.inputs, ROWS))
     inside = set(part.nodes)
     nodes = list(model.proto.graph.node)
-    for index in model.wiring.order:
-        if index in inside and index not in model.wiring.constant:
-            found = _state(facts, nodes[index], model.wiring.reads[index])
+    for index in model.values.order:
+        if index in inside and index not in model.values.constant:
+            found = _state(facts, nodes[index], model.values.consumes[index])
             if found is None:
                 return _mixing(nodes[index])
             facts.states.update(dict.fromkeys(filter(None, nodes[index].output), found))

@@ -28,7 +28,7 @@ _NO_TYPES: Mapping[str, Tensor] = {}
 
 def whole_input(model: Model) -> EngineInput:
     """The whole model: its file, or bytes where its weights were not read with it."""
-    if not model.extents:
+    if not model.weights.extents:
         return model.path or model.proto.SerializeToString()
     proto = ModelProto()
     proto.CopyFrom(model.proto)
@@ -50,7 +50,7 @@ def part_input(
         InputError: as `extract_part`.
         OSError: the file cannot be written.
     """
-    if model.extents:
+    if model.weights.extents:
         return _rooted(model, excerpt(model, part, types).whole())
     write_part(model, part, path, types)
     return path
@@ -86,9 +86,9 @@ def with_shapes(
     Returns:
         What an engine loads, and the output with a tensor's shape, by the tensor's name.
     """
-    wiring = model.wiring
-    nodes = tuple(index for index in wiring.order if index not in wiring.constant)
-    part = Part(tuple(sorted(nodes)), tuple(wiring.inputs), tuple(names))
+    values = model.values
+    nodes = tuple(index for index in values.order if index not in values.constant)
+    part = Part(tuple(sorted(nodes)), tuple(values.inputs), tuple(names))
     source = part_input(model, part, path)
     if isinstance(source, bytes):
         proto = onnx.ModelProto.FromString(source)

@@ -402,12 +402,12 @@ _MOST_WORDS = 10_000
 def inputs_of(model: Model, graph: Graph | None = None) -> ModelInputs:
     """What a model takes; open sizes as a graph of it has bound them, if one is given."""
     listed = {value.name: value for value in model.proto.graph.input}
-    values = tuple(value_of(listed[name]) for name in model.wiring.inputs)
+    values = tuple(value_of(listed[name]) for name in model.values.inputs)
     if graph is not None:
         values = bound(values, _known_shapes(graph))
     return ModelInputs(
         values,
-        tuple(model.wiring.defaults),
+        tuple(model.values.defaults),
         _ranges(model.proto),
         tuple(_words([model.proto])),
         tuple(_sizes(model.proto)),

@@ -115,14 +115,14 @@ def extract_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYP
 def excerpt(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYPES) -> Excerpt:
     """`extract_part` before weights are copied."""
     nodes, stored, open_defaults = _closure(model, part)
-    source, wiring = model.proto, model.wiring
+    source, values = model.proto, model.values
     head, graph = _frame(source), _empty_graph(source.graph)
     everything = list(source.graph.node)  # indexing the message node by node is slow
     graph.node.extend([everything[index] for index in nodes])
     graph.input.extend(_entering(model, name, types) for name in part.inputs)
-    graph.input.extend(wiring.defaults[name] for name in open_defaults)
+    graph.input.extend(values.defaults[name] for name in open_defaults)
     graph.output.extend(_leaving(model, name, types) for name in part.outputs)
-    known = {name for index in nodes for name in wiring.makes[index]} - set(part.outputs)
+    known = {name for index in nodes for name in values.produces[index]} - set(part.outputs)
     graph.value_info.extend(value for value in source.graph.value_info if value.name in known)
     known.update(part.inputs, part.outputs, stored)
     graph.quantization_annotation.extend(
@@ -130,8 +130,8 @@ def excerpt(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYPES) -
     )
     used = functions_used(source, iter(graph.node))
     head.functions.extend(f for f in source.functions if function_key(f) in used)
-    graph.sparse_initializer.extend(wiring.sparse[n] for n in stored if n in wiring.sparse)
-    dense = (wiring.initializers[name] for name in stored if name in wiring.initializers)
+    graph.sparse_initializer.extend(values.sparse[n] for n in stored if n in values.sparse)
+    dense = (values.initializers[name] for name in stored if name in values.initializers)
     return Excerpt(head, graph, tuple(dense))
 
 
@@ -142,10 +142,10 @@ def open_defaults(model: Model, part: Part) -> tuple[str, ...]:
 
 def _closure(model: Model, part: Part) -> tuple[list[int], list[str], list[str]]:
     """Nodes in the source's order, stored values and open defaults that a part consists of."""
-    wiring, given = model.wiring, set(part.inputs)
+    values, given = model.values, set(part.inputs)
     nodes = set(part.nodes)
-    made = {name for index in nodes for name in wiring.makes[index]}
-    pending = [name for index in part.nodes for name in wiring.reads[index]]
+    made = {name for index in nodes for name in values.produces[index]}
+    pending = [name for index in part.nodes for name in values.consumes[index]]
     pending.extend(part.outputs)
     seen: set[str] = set()
     while pending:
@@ -153,15 +153,15 @@ def _closure(model: Model, part: Part) -> tuple[list[int], list[str], list[str]]
         if name in seen or name in made or name in given:
             continue
         seen.add(name)
-        maker = wiring.producer.get(name)
-        if maker in wiring.constant and maker is not None:
+        maker = values.producer.get(name)
+        if maker in values.constant and maker is not None:
             nodes.add(maker)
-            pending.extend(wiring.reads[maker])
-        elif name not in wiring.initializers and name not in wiring.sparse:
+            pending.extend(values.consumes[maker])
+        elif name not in values.initializers and name not in values.sparse:
             raise InputError(f"the part needs {name!r}, which it neither makes nor is given")
-    used = [name for name in (*wiring.initializers, *wiring.sparse) if name in seen]
-    kept = sorted(nodes) if wiring.is_sorted else [i for i in wiring.order if i in nodes]
-    return kept, used, [name for name in wiring.defaults if name in seen]
+    used = [name for name in (*values.initializers, *values.sparse) if name in seen]
+    kept = sorted(nodes) if values.is_sorted else [i for i in values.order if i in nodes]
+    return kept, used, [name for name in values.defaults if name in seen]
 
 
 def _frame(source: ModelProto) -> ModelProto:
@@ -188,7 +188,7 @@ def _empty_graph(source: GraphProto) -> GraphProto:
 
 def _entering(model: Model, name: str, types: Mapping[str, Tensor]) -> ValueInfoProto:
     """How a part declares a value that it is given: it must be known what it is."""
-    value = model.wiring.inputs.get(name) or _crossing(model, name, types)
+    value = model.values.inputs.get(name) or _crossing(model, name, types)
     if not value.type.WhichOneof("value"):
         raise InputError(f"the type of tensor {name!r} is not known: give it, or cut elsewhere")
     return value
@@ -196,7 +196,7 @@ def _entering(model: Model, name: str, types: Mapping[str, Tensor]) -> ValueInfo
 
 def _leaving(model: Model, name: str, types: Mapping[str, Tensor]) -> ValueInfoProto:
     """How a part declares a value that it returns; an engine can work out an unknown type."""
-    declared = model.wiring.outputs.get(name) or model.wiring.inputs.get(name)
+    declared = model.values.outputs.get(name) or model.values.inputs.get(name)
     return declared or _crossing(model, name, types)
 
 

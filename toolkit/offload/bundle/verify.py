@@ -63,28 +63,28 @@ def parts_at(model: Model, tensors: Iterable[str]) -> dict[str, Part]:
     Raises:
         InputError: a tensor that the model doesn't have.
     """
-    wiring = model.wiring
+    values = model.values
     device: set[int] = set()
     wanted = set(tensors)
     for name in wanted:
-        if name not in wiring.producer and not wiring.is_given(name):
+        if name not in values.producer and not values.is_given(name):
             raise InputError(f"the model has no tensor {name!r} to cut at")
-    needed, rest = set(wiring.outputs), []
-    for index in reversed(wiring.order):
-        if index in wiring.constant:
+    needed, rest = set(values.outputs), []
+    for index in reversed(values.order):
+        if index in values.constant:
             continue
-        if not wanted.isdisjoint(wiring.makes[index]):
+        if not wanted.isdisjoint(values.produces[index]):
             device.add(index)
-            wanted.update(wiring.reads[index])
-        elif not needed.isdisjoint(wiring.makes[index]):
+            wanted.update(values.consumes[index])
+        elif not needed.isdisjoint(values.produces[index]):
             rest.append(index)
-            needed.update(wiring.reads[index])
-    made = [name for index in sorted(device) for name in wiring.makes[index] if name in needed]
-    given = [name for name in wiring.inputs if name in wanted]
-    later = {name for index in rest for name in wiring.reads[index]}
-    later.update(name for name in wiring.outputs if name in wiring.inputs)
-    crosses = [name for name in (*wiring.inputs, *made) if name in later]
-    answers = [name for name in wiring.outputs if name not in set(made)]
+            needed.update(values.consumes[index])
+    made = [name for index in sorted(device) for name in values.produces[index] if name in needed]
+    given = [name for name in values.inputs if name in wanted]
+    later = {name for index in rest for name in values.consumes[index]}
+    later.update(name for name in values.outputs if name in values.inputs)
+    crosses = [name for name in (*values.inputs, *made) if name in later]
+    answers = [name for name in values.outputs if name not in set(made)]
     return {
         DEVICE_FILE: Part(tuple(sorted(device)), tuple(given), tuple(made)),
         SERVER_FILE: Part(tuple(sorted(rest)), tuple(crosses), tuple(answers)),

@@ -161,7 +161,7 @@ def _write_segments(
     users = {Path(file).stem: open_defaults(model, part) for file, part in parts.items()}
     defaults = tuple(
         InputDefault(value_of(value), tuple(part for part, names in users.items() if name in names))
-        for name, value in model.wiring.defaults.items()
+        for name, value in model.values.defaults.items()
     )
     return files, batch, defaults
 

@@ -36,14 +36,14 @@ class Types:
     Attributes:
         source: the model.
         outline: its main graph after shape inference, nodes in topological order.
-        wiring: its resolved names.
+        values: its resolved names.
         found: tensors whose types were found by running the model.
         numbers: of small inputs, on which the work is counted.
     """
 
     source: ModelProto = field(repr=False)
     outline: ModelProto = field(repr=False)
-    wiring: ValueIndex = field(repr=False)
+    values: ValueIndex = field(repr=False)
     found: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     numbers: Mapping[str, Array] = field(default_factory=dict, repr=False)
 
@@ -68,7 +68,7 @@ class Types:
     def inferred(self, name: str) -> TypeProto | None:
         """The type that follows from the graph's inputs; made-up names of sizes are removed."""
         typed = self._first(name)
-        if not is_known(typed) and not self.is_open and name in self.wiring.producer:
+        if not is_known(typed) and not self.is_open and name in self.values.producer:
             typed = self._visited[0].type(name)
         if typed is None or not _is_complete(typed):
             return self._stored.get(name)
@@ -81,7 +81,7 @@ class Types:
 
         Numbers of shape computations can't be carried on then: they aren't known.
         """
-        inputs = (self._values[name].type for name in self.wiring.inputs if name in self._values)
+        inputs = (self._values[name].type for name in self.values.inputs if name in self._values)
         return any(typed.HasField("tensor_type") and not is_known(typed) for typed in inputs)
 
     def is_sized(self, name: str) -> bool:
@@ -102,9 +102,9 @@ class Types:
         """Tensors of numbers that nodes make, of sizes that aren't known here."""
         return [
             name
-            for node in self.wiring.order
-            if node not in self.wiring.constant
-            for name in filter(None, self.wiring.makes[node])
+            for node in self.values.order
+            if node not in self.values.constant
+            for name in filter(None, self.values.produces[node])
             if not is_known(self.inferred(name)) and self.can_cross(name)
         ]
 
@@ -131,14 +131,14 @@ class Types:
             scope.values[tensor.name] = stored_value(tensor)
         for name in self._stored.keys() - scope.values.keys():  # a default, or sparse
             scope.values[name] = KnownValue(self._stored[name])
-        for name in self.wiring.inputs:
+        for name in self.values.inputs:
             numbers = self.numbers.get(name)
             given = numbers is not None
             scope.values[name] = KnownValue(
                 self._first(name), constant=given, numbers=numbers, settled=given
             )
         works = scope.visit(graph.node, self._first)
-        return scope, dict(zip(self.wiring.order, works, strict=True))
+        return scope, dict(zip(self.values.order, works, strict=True))
 
     def declared(self, name: str) -> TypeProto | None:
         """What the file says. Exporters are often wrong: only the element type is reliable."""
@@ -197,7 +197,7 @@ def known_size(dim: onnx.TensorShapeProto.Dimension) -> int | None:
 
 def infer_types(
     proto: ModelProto,
-    wiring: ValueIndex,
+    values: ValueIndex,
     weights: WeightFiles,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     found: Mapping[str, Tensor] | None = None,
@@ -211,7 +211,7 @@ def infer_types(
 
     Args:
         proto: the model.
-        wiring: its resolved names.
+        values: its resolved names.
         weights: where external data is.
         shapes: sizes for graph inputs with dynamic dimensions.
         found: tensors whose types were found by running the model with inputs of these sizes.
@@ -220,16 +220,16 @@ def infer_types(
     Raises:
         InputError: `shapes` names no input, or contradicts the file.
     """
-    outline = _outline(proto, wiring, weights)
+    outline = _outline(proto, values, weights)
     _bind(outline, shapes or {})
     try:
         outline = onnx.shape_inference.infer_shapes(outline, data_prop=True)
     except (onnx.shape_inference.InferenceError, ValueError, RuntimeError):
         outline.graph.ClearField("value_info")  # a graph that inference can't follow at all
-    return Types(proto, outline, wiring, found or {}, numbers or {})
+    return Types(proto, outline, values, found or {}, numbers or {})
 
 
-def _outline(proto: ModelProto, wiring: ValueIndex, weights: WeightFiles) -> ModelProto:
+def _outline(proto: ModelProto, values: ValueIndex, weights: WeightFiles) -> ModelProto:
     """The model with large stored numbers left out."""
     outline = ModelProto(ir_version=proto.ir_version, functions=proto.functions)
     outline.opset_import.extend(proto.opset_import)
@@ -241,9 +241,9 @@ def _outline(proto: ModelProto, wiring: ValueIndex, weights: WeightFiles) -> Mod
             if dim.dim_value < 0:
                 dim.ClearField("dim_value")
     nodes = list(proto.graph.node)
-    for index in wiring.holders:
+    for index in values.holders:
         nodes[index] = _light(nodes[index], weights)
-    graph.node.extend(nodes if wiring.is_sorted else [nodes[index] for index in wiring.order])
+    graph.node.extend(nodes if values.is_sorted else [nodes[index] for index in values.order])
     listed = {value.name for value in proto.graph.input} if proto.ir_version >= 4 else set()
     graph.initializer.extend(
         _light_tensor(tensor, weights)
@@ -251,18 +251,18 @@ def _outline(proto: ModelProto, wiring: ValueIndex, weights: WeightFiles) -> Mod
         if tensor.name not in listed  # a default may be overridden: its numbers prove nothing
     )
     graph.sparse_initializer.extend(proto.graph.sparse_initializer)
-    graph.value_info.extend(_unknown_operators(proto, wiring))
+    graph.value_info.extend(_unknown_operators(proto, values))
     return outline
 
 
-def _unknown_operators(proto: ModelProto, wiring: ValueIndex) -> Iterable[ValueInfoProto]:
+def _unknown_operators(proto: ModelProto, values: ValueIndex) -> Iterable[ValueInfoProto]:
     calls = {function_key(function) for function in proto.functions}
-    holders = ((index, proto.graph.node[index]) for index in wiring.holders)
+    holders = ((index, proto.graph.node[index]) for index in values.holders)
     foreign = {
         name
         for index, node in holders
         if node.domain not in ("", "ai.onnx", "ai.onnx.ml") and function_key(node) not in calls
-        for name in wiring.makes[index]
+        for name in values.produces[index]
     }
     return (value for value in proto.graph.value_info if value.name in foreign) if foreign else ()
 

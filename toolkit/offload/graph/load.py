@@ -14,7 +14,6 @@ from offload.graph.onnx_file import (
     FOREIGN_BYTES,
     LARGE_FILE_BYTES,
     OWN_FILE,
-    Extent,
     WeightFiles,
     foreign_content,
     read_large,
@@ -42,14 +41,9 @@ class Model:
     weights: WeightFiles = field(repr=False)
 
     @property
-    def extents(self) -> tuple[Extent, ...]:
-        """Where the bytes of external tensors are."""
-        return self.weights.extents
-
-    @property
     def outside_bytes(self) -> int:
         """Bytes of weights in other files than the model's own."""
-        return sum(e.length_bytes for e in self.extents if e.location != OWN_FILE)
+        return sum(e.length_bytes for e in self.weights.extents if e.location != OWN_FILE)
 
     @property
     def has_outside(self) -> bool:
@@ -78,14 +72,14 @@ class Model:
         return digest.hexdigest()
 
     @cached_property
-    def wiring(self) -> ValueIndex:
+    def values(self) -> ValueIndex:
         """Who makes and who reads each value of the main graph."""
         return index_values(self.proto)
 
     @cached_property
     def types(self) -> Types:
         """Types of the values of the main graph, dynamic dimensions left dynamic."""
-        return infer_types(self.proto, self.wiring, self.weights)
+        return infer_types(self.proto, self.values, self.weights)
 
 
 def load_model(source: str | Path | ModelProto, directory: Path | None = None) -> Model:
@@ -111,7 +105,7 @@ def load_model(source: str | Path | ModelProto, directory: Path | None = None) -
     try:
         weights = WeightFiles.of(proto, directory, path) if outside else WeightFiles()
         model = Model(proto, path, directory, weights)
-        if not model.wiring.order and not model.wiring.outputs:
+        if not model.values.order and not model.values.outputs:
             raise InputError("the graph is empty")
     except InputError as error:
         raise InputError(f"{where}: {error}") from None

@@ -122,27 +122,27 @@ def read_graph(
     pairs = [
         (node, reader)
         for node in live.order
-        for name in live.makes[node]
+        for name in live.produces[node]
         if not types.can_cross(name)
         for reader in live.readers.get(name, ())
     ]
     fused = {
         node
         for node in live.order
-        if not any(_may_cut(types, name, live, surviving) for name in live.makes[node])
+        if not any(_may_cut(types, name, live, surviving) for name in live.produces[node])
     }
     groups = grouped(live.order, live.edges, pairs, fused)
     tensors: dict[str, Tensor] = {}
     works = {node: counted.work(node) for node in live.order}
     total = sum(works.values(), Work())
     layers = tuple(_layers(model, types, live, groups, tensors, works, total))
-    for name in (*model.wiring.inputs, *model.wiring.outputs):
+    for name in (*model.values.inputs, *model.values.outputs):
         tensors.setdefault(name, types.tensor(name))
     return Graph(
         name=model.name,
         digest=model.digest,
-        inputs=tuple(model.wiring.inputs),
-        outputs=tuple(model.wiring.outputs),
+        inputs=tuple(model.values.inputs),
+        outputs=tuple(model.values.outputs),
         layers=layers,
         tensors=tensors,
         uncounted_share=uncounted_share(total),
@@ -158,7 +158,7 @@ def infer_with(model: Model, shapes: Mapping[str, tuple[int, ...]] | None) -> Ty
     """
     if not shapes:
         return model.types
-    return infer_types(model.proto, model.wiring, model.weights, shapes)
+    return infer_types(model.proto, model.values, model.weights, shapes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,39 +167,39 @@ class _LayerNodes:
 
     Attributes:
         order: node indexes, topological.
-        makes: for each node, the outputs that somebody needs.
+        produces: for each node, the outputs that somebody needs.
         readers: for each value, the nodes that need it.
         edges: for each node, the nodes that need one of its outputs.
         returned: names of the graph's outputs.
     """
 
     order: tuple[int, ...]
-    makes: Mapping[int, tuple[str, ...]]
+    produces: Mapping[int, tuple[str, ...]]
     readers: Mapping[str, list[int]]
     edges: Mapping[int, list[int]]
     returned: frozenset[str]
 
     @classmethod
     def of(cls, model: Model) -> "_LayerNodes":
-        wiring = model.wiring
-        returned = frozenset(wiring.outputs)
+        values = model.values
+        returned = frozenset(values.outputs)
         wanted, alive = set(returned), []
-        for index in reversed(wiring.order):
-            made = wiring.makes[index]
-            if index not in wiring.constant and not wanted.isdisjoint(made):
+        for index in reversed(values.order):
+            made = values.produces[index]
+            if index not in values.constant and not wanted.isdisjoint(made):
                 alive.append(index)
-                wanted.update(wiring.reads[index])
+                wanted.update(values.consumes[index])
         order = tuple(reversed(alive))
         readers: dict[str, list[int]] = {}
         for index in order:
-            for name in wiring.reads[index]:
+            for name in values.consumes[index]:
                 readers.setdefault(name, []).append(index)
-        makes = {
-            index: tuple(name for name in wiring.makes[index] if name and name in wanted)
+        produces = {
+            index: tuple(name for name in values.produces[index] if name and name in wanted)
             for index in order
         }
-        edges = {i: [r for name in makes[i] for r in readers.get(name, ())] for i in order}
-        return cls(order, makes, readers, edges, returned)
+        edges = {i: [r for name in produces[i] for r in readers.get(name, ())] for i in order}
+        return cls(order, produces, readers, edges, returned)
 
 
 def _may_cut(types: Types, name: str, live: _LayerNodes, surviving: frozenset[str] | None) -> bool:
@@ -221,14 +221,14 @@ def _layers(
     works: Mapping[int, Work],
     total: Work,
 ) -> Iterator[Layer]:
-    nodes, wiring = model.proto.graph.node, model.wiring
+    nodes, values = model.proto.graph.node, model.values
     group_of = {node: number for number, group in enumerate(groups) for node in group}
     taken: set[str] = set()
     for number, group in enumerate(groups):
-        made = [name for node in group for name in live.makes[node]]
+        made = [name for node in group for name in live.produces[node]]
         own = set(made)
-        read = list(dict.fromkeys(name for node in group for name in wiring.reads[node]))
-        stored = [name for name in read if wiring.is_constant(name) or name in wiring.defaults]
+        read = list(dict.fromkeys(name for node in group for name in values.consumes[node]))
+        stored = [name for name in read if values.is_constant(name) or name in values.defaults]
         inputs = [name for name in read if name not in own and name not in set(stored)]
         outputs = [
             name

@@ -59,7 +59,7 @@ def nested_nodes(node: NodeProto) -> Iterator[NodeProto]:
             pending.extend(body.node)
 
 
-def reads(node: NodeProto) -> tuple[str, ...]:
+def consumed_values(node: NodeProto) -> tuple[str, ...]:
     """Names of the values that a node needs from its own graph, in order of first use.
 
     Linear in the size of the node with its bodies.
@@ -76,7 +76,7 @@ def captures(body: GraphProto) -> tuple[str, ...]:
     own.update(tensor.name for tensor in body.initializer)
     own.update(tensor.values.name for tensor in body.sparse_initializer)
     own.update(name for node in body.node for name in node.output)
-    read = [name for node in body.node for name in reads(node)]
+    read = [name for node in body.node for name in consumed_values(node)]
     read.extend(value.name for value in body.output)
     return tuple(dict.fromkeys(name for name in read if name and name not in own))
 
@@ -161,8 +161,8 @@ class ValueIndex:
     """The names of a main graph, resolved.
 
     Attributes:
-        reads: for each node, the values it needs, captures of its bodies included.
-        makes: for each node, the names of its outputs, empty ones included.
+        consumes: for each node, the values it needs, captures of its bodies included.
+        produces: for each node, the names of its outputs, empty ones included.
         holders: nodes that may have bodies or stored tensors inside.
         producer: the node that makes a value.
         order: node indexes in a topological order; ascending when the file is sorted.
@@ -174,8 +174,8 @@ class ValueIndex:
         sparse: stored sparse tensors by name.
     """
 
-    reads: tuple[tuple[str, ...], ...]
-    makes: tuple[tuple[str, ...], ...]
+    consumes: tuple[tuple[str, ...], ...]
+    produces: tuple[tuple[str, ...], ...]
     holders: frozenset[int]
     producer: Mapping[str, int]
     order: tuple[int, ...]
@@ -214,22 +214,23 @@ def index_values(proto: ModelProto) -> ValueIndex:
     nodes = list(graph.node)  # each access to the message makes a new object for the node
     holders = frozenset(index for index, node in enumerate(nodes) if may_hold(node))
     needed = tuple(
-        reads(node) if index in holders else _inputs(node) for index, node in enumerate(nodes)
+        consumed_values(node) if index in holders else _inputs(node)
+        for index, node in enumerate(nodes)
     )
-    makes = tuple(tuple(node.output) for node in nodes)
+    produces = tuple(tuple(node.output) for node in nodes)
     initializers = {tensor.name: tensor for tensor in graph.initializer}
     sparse = {tensor.values.name: tensor for tensor in graph.sparse_initializer}
     stored = initializers.keys() | sparse.keys()
     overridable = stored if proto.ir_version >= _OVERRIDABLE_SINCE_IR else frozenset()
-    producer = _producers(makes)
+    producer = _producers(produces)
     inputs = {value.name: value for value in graph.input if value.name not in stored}
     _check_known(graph, needed, producer.keys() | stored | inputs.keys())
     order = _order(needed, producer)
     defaults = {value.name: value for value in graph.input if value.name in overridable}
     fixed = stored - defaults.keys()
     return ValueIndex(
-        reads=needed,
-        makes=makes,
+        consumes=needed,
+        produces=produces,
         holders=holders,
         producer=producer,
         order=order,
@@ -249,9 +250,9 @@ def _inputs(node: NodeProto) -> tuple[str, ...]:
     return tuple(dict.fromkeys(filter(None, names)))
 
 
-def _producers(makes: tuple[tuple[str, ...], ...]) -> dict[str, int]:
+def _producers(produces: tuple[tuple[str, ...], ...]) -> dict[str, int]:
     producer: dict[str, int] = {}
-    for index, names in enumerate(makes):
+    for index, names in enumerate(produces):
         for name in names:
             if name and producer.setdefault(name, index) != index:
                 raise InputError(f"two nodes make the value {name!r}: the model is not valid ONNX")
@@ -266,7 +267,7 @@ def _check_known(
             missing = next(name for name in names if name not in known)
             raise InputError(
                 f"node {index} ({graph.node[index].op_type}) reads {missing!r}, "
-                "which nothing makes: the model is not valid ONNX"
+                "which nothing produces: the model is not valid ONNX"
             )
     for value in graph.output:
         if value.name not in known:
