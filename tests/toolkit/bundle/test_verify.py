@@ -10,7 +10,7 @@ import pytest
 from offload.bundle import verify
 from offload.bundle.engine_input import EngineInput, part_input
 from offload.bundle.subgraph import Part
-from offload.bundle.verify import CutCheck, distinct_cuts, halves, noise
+from offload.bundle.verify import CutCheck, distinct_cuts, noise, parts_of_cut
 from offload.errors import InputError
 from offload.graph import value_index
 from offload.graph.load import Model, load_model
@@ -79,12 +79,12 @@ def test_swapped_cut_tensors_are_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_server_that_forgets_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(graph: Any, device: Any) -> dict[str, Part]:
-        parts = halves(graph, device)
+        parts = parts_of_cut(graph, device)
         server = parts["server-0.onnx"]
         parts["server-0.onnx"] = dataclasses.replace(server, outputs=server.outputs[:-1])
         return parts
 
-    monkeypatch.setattr(verify, "halves", forgetful)
+    monkeypatch.setattr(verify, "parts_of_cut", forgetful)
     assert any(m.tensor == "y" for item in checked(CROSSED, tmp_path) for m in item.mismatches)
 
 

@@ -13,7 +13,12 @@ from offload.bundle.subgraph import Part
 from offload.graph.infer import as_tensor
 from offload.graph.load import Model
 from offload.graph.onnx_file import is_external
-from offload.graph.value_index import FunctionKey, function_key, is_repeatable, repeatable_calls
+from offload.graph.value_index import (
+    FunctionKey,
+    deterministic_functions,
+    function_key,
+    is_deterministic,
+)
 
 
 class BatchDim(Enum):
@@ -83,7 +88,7 @@ class BatchFacts:
     @cached_property
     def calls(self) -> frozenset[FunctionKey]:
         """Those that give the same answer each time."""
-        return repeatable_calls(self.model.proto)
+        return deterministic_functions(self.model.proto)
 
     @cached_property
     def _stored(self) -> Mapping[str, TensorProto]:
@@ -579,7 +584,7 @@ def why_alone(model: Model, part: Part) -> str:
 
 def _state(facts: BatchFacts, node: NodeProto, reads: tuple[str, ...]) -> Known | None:
     if all(facts.state(name) is SAME for name in reads):
-        return SAME if is_repeatable(node, facts.calls) else None
+        return SAME if is_deterministic(node, facts.calls) else None
     own = node.domain in ("", "ai.onnx") and function_key(node) not in facts.functions
     rule = RULES.get(node.op_type) if own else None
     return rule(NodeView(node, facts)) if rule else None

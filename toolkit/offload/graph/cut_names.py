@@ -45,7 +45,7 @@ def why_not_cuttable(model: Model, name: str) -> str:
         )
     if name in values.producer:
         return f"cannot cut at {name!r}: {_why_together(model, name)}"
-    for index in sorted(values.holders):
+    for index in sorted(values.containers):
         holder = model.proto.graph.node[index]
         if any(name in inner.output for inner in nested_nodes(holder)):
             return (

@@ -241,7 +241,7 @@ def _outline(proto: ModelProto, values: ValueIndex, weights: WeightFiles) -> Mod
             if dim.dim_value < 0:
                 dim.ClearField("dim_value")
     nodes = list(proto.graph.node)
-    for index in values.holders:
+    for index in values.containers:
         nodes[index] = _light(nodes[index], weights)
     graph.node.extend(nodes if values.is_sorted else [nodes[index] for index in values.order])
     listed = {value.name for value in proto.graph.input} if proto.ir_version >= 4 else set()
@@ -257,7 +257,7 @@ def _outline(proto: ModelProto, values: ValueIndex, weights: WeightFiles) -> Mod
 
 def _unknown_operators(proto: ModelProto, values: ValueIndex) -> Iterable[ValueInfoProto]:
     calls = {function_key(function) for function in proto.functions}
-    holders = ((index, proto.graph.node[index]) for index in values.holders)
+    holders = ((index, proto.graph.node[index]) for index in values.containers)
     foreign = {
         name
         for index, node in holders
