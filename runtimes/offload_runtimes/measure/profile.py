@@ -154,7 +154,7 @@ class OptimizedModel:
         def inferred(
             tensors: Mapping[str, Tensor], numbers: Mapping[str, Array] | None = None
         ) -> Types:
-            known = {**self.types.found, **tensors}
+            known = {**self.types.measured, **tensors}
             return infer_types(model.proto, model.values, model.weights, shapes, known, numbers)
 
         types = inferred(fixed) if fixed else self.types

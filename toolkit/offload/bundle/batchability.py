@@ -10,9 +10,9 @@ from typing import Any, TypeAlias
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from offload.bundle.subgraph import Part
-from offload.graph.infer import as_tensor
 from offload.graph.load import Model
 from offload.graph.onnx_file import is_external
+from offload.graph.onnx_types import as_tensor
 from offload.graph.value_index import (
     FunctionKey,
     attribute_value,

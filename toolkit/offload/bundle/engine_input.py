@@ -15,7 +15,8 @@ from offload.bundle.weights import write_part
 from offload.files import write_bytes
 from offload.graph.load import Model, load_model
 from offload.graph.model import Tensor
-from offload.graph.onnx_file import dense_bytes, extent, external_tensors, point_to
+from offload.graph.onnx_file import extent, external_tensors, point_to
+from offload.graph.onnx_types import dense_bytes
 from offload.planning.plan import Plan, Segment
 
 EngineInput = Path | bytes
@@ -59,7 +60,7 @@ def part_input(
 def _rooted(model: Model, proto: ModelProto) -> bytes:
     """Serialise a model, its external data named from the root directory, small ones inside."""
     for tensor in external_tensors(proto.graph, proto.functions):
-        if (dense_bytes(tensor.data_type, tensor.dims) or 0) <= _SMALL_BYTES:
+        if (dense_bytes(tensor) or 0) <= _SMALL_BYTES:
             tensor.CopyFrom(model.weights.loaded(tensor))
             continue
         where = extent(tensor)

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from onnx import GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto
 
 from offload.errors import InputError
-from offload.graph.infer import tensor_type
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.graph.onnx_file import is_external, is_outside
+from offload.graph.onnx_types import tensor_type
 from offload.graph.value_index import function_key, functions_used
 
 # Until this version of the format, initializers had to be listed among the inputs, where newer

@@ -23,13 +23,13 @@ from offload.graph.model import Tensor
 from offload.graph.onnx_file import (
     OWN_FILE,
     Extent,
-    dense_bytes,
     extent,
     external_tensors,
     is_external,
     is_outside,
     point_to,
 )
+from offload.graph.onnx_types import dense_bytes
 
 # A protobuf message may not reach 2 GiB, and some readers copy it: stay well below.
 INLINE_LIMIT_BYTES = 1_500_000_000
@@ -187,7 +187,7 @@ def _raw(tensor: TensorProto) -> bytes:
 
 
 def _dense_bytes(tensor: TensorProto) -> int:
-    return dense_bytes(tensor.data_type, tensor.dims) or 0
+    return dense_bytes(tensor) or 0
 
 
 def _inline_bytes(piece: Excerpt) -> int:
