@@ -27,10 +27,10 @@ from offload.bundle.subgraph import Part, open_defaults
 from offload.bundle.weights import write_parts
 from offload.errors import InputError
 from offload.files import staged_folder
-from offload.graph.dimensions import dimension_name
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.graph.onnx_file import extent, external_tensors
+from offload.graph.onnx_types import declared_shape, type_name
 from offload.planning.plan import Plan, Segment, Side
 from offload.planning.plan_set import EVERYWHERE, BandwidthRange, PlanSet
 from offload.records import to_json
@@ -252,30 +252,4 @@ def _source(model: Model, graph: Graph) -> dict[str, Any]:
 
 def value_of(info: onnx.ValueInfoProto) -> ModelValue:
     """A graph input or output as onnxruntime would list it, dynamic dimensions still dynamic."""
-    return ModelValue(info.name, _type_name(info.type), _shape(info.type))
-
-
-def _type_name(kind: onnx.TypeProto) -> str:
-    if kind.HasField("tensor_type"):
-        return f"tensor({onnx.TensorProto.DataType.Name(kind.tensor_type.elem_type).lower()})"
-    if kind.HasField("sequence_type"):
-        return f"seq({_type_name(kind.sequence_type.elem_type)})"
-    if kind.HasField("optional_type"):
-        return f"optional({_type_name(kind.optional_type.elem_type)})"
-    if kind.HasField("map_type"):
-        key = onnx.TensorProto.DataType.Name(kind.map_type.key_type).lower()
-        return f"map({key},{_type_name(kind.map_type.value_type)})"
-    return "unknown"
-
-
-def _shape(kind: onnx.TypeProto) -> tuple[int | str | None, ...] | None:
-    if not kind.HasField("tensor_type") or not kind.tensor_type.HasField("shape"):
-        return None
-    return tuple(_size(dim) for dim in kind.tensor_type.shape.dim)
-
-
-def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
-    """Some exporters (Paddle) write -1 for a dynamic size."""
-    if dim.HasField("dim_value"):
-        return dim.dim_value if dim.dim_value >= 0 else None
-    return dimension_name(dim.dim_param)
+    return ModelValue(info.name, type_name(info.type), declared_shape(info.type))
