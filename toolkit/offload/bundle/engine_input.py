@@ -10,7 +10,7 @@ from onnx import GraphProto, ModelProto, OperatorSetIdProto, TensorProto, helper
 
 from offload.bundle.boundary_ops import boundary_ops, expose
 from offload.bundle.bundle import Bundle
-from offload.bundle.subgraph import Part, excerpt
+from offload.bundle.subgraph import Part, excerpt_part
 from offload.bundle.weights import write_part
 from offload.files import write_bytes
 from offload.graph.load import Model, load_model
@@ -52,7 +52,7 @@ def part_input(
         OSError: the file cannot be written.
     """
     if model.weights.extents:
-        return _rooted(model, excerpt(model, part, types).whole())
+        return _rooted(model, excerpt_part(model, part, types).whole())
     write_part(model, part, path, types)
     return path
 

@@ -105,14 +105,14 @@ def extract_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYP
         InputError: the part needs a value that it is not given, or a value between parts is no
             tensor of numbers (text, sequence, map, optional), or of unknown type.
     """
-    proto = excerpt(model, part, types).whole()
+    proto = excerpt_part(model, part, types).whole()
     for tensor in proto.graph.initializer:
         if is_external(tensor) and not is_outside(tensor):
             tensor.CopyFrom(model.weights.loaded(tensor))
     return proto
 
 
-def excerpt(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYPES) -> Excerpt:
+def excerpt_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYPES) -> Excerpt:
     """`extract_part` before weights are copied."""
     nodes, stored, open_defaults = _closure(model, part)
     source, values = model.proto, model.values
