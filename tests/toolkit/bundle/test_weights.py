@@ -128,7 +128,7 @@ def test_nothing_is_left_behind_on_failure(tmp_path: Path, monkeypatch: pytest.M
 def test_a_part_that_lacks_a_value() -> None:
     model = load_model(two_layers())
     part = part_of(read_graph(model), [1])
-    with pytest.raises(InputError, match="needs 'h', which it neither makes nor is given"):
+    with pytest.raises(InputError, match="needs 'h', which it neither produces nor has as input"):
         extract_part(model, type(part)(part.nodes, (), part.outputs))
 
 
