@@ -49,7 +49,7 @@ def from_json(kind: type[T], value: object) -> T:
         TypeError: a value is missing or not of the declared type; the message names the field.
     """
     if hasattr(kind, "from_json"):
-        return cast(T, kind.from_json(value))
+        return cast(T, cast(Any, kind).from_json(value))
     return fields_from_json(kind, value)
 
 

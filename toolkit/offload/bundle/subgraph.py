@@ -138,8 +138,8 @@ def excerpt_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYP
         graph.input.append(value)
     graph.input.extend(values.defaults[name] for name in open_defaults)
     for name in part.outputs:  # an engine can infer the type of an output, so it may be unknown
-        value = values.outputs.get(name) or values.inputs.get(name)
-        graph.output.append(value or _boundary_value(model, name, types))
+        declared = values.outputs.get(name) or values.inputs.get(name)
+        graph.output.append(declared or _boundary_value(model, name, types))
     known = {name for index in nodes for name in values.produces[index]} - set(part.outputs)
     graph.value_info.extend(value for value in source.graph.value_info if value.name in known)
     known.update(part.inputs, part.outputs, stored)
