@@ -64,6 +64,24 @@ def test_a_class_may_have_a_form_of_its_own() -> None:
     assert from_json(Holder, {"own": [2.0]}) == Holder(Own(2.0))
 
 
+@dataclass(frozen=True)
+class Named:
+    name: str
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, str]) -> "Named":
+        return cls(value.get("name", ""))
+
+
+@dataclass(frozen=True)
+class MayBeNamed:
+    named: Named | None
+
+
+def test_none_is_read_where_a_class_with_its_own_from_json_is_optional() -> None:
+    assert from_json(MayBeNamed, {"named": None}) == MayBeNamed(None)
+
+
 def test_defaults_may_be_absent_and_unknown_keys_are_ignored() -> None:
     value = to_json(RIGHT) | {"more": 1}
     del value["size"], value["other"], value["inners"]

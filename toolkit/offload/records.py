@@ -105,6 +105,8 @@ def _read_container(declared: Any, value: object, where: str) -> Any:
 
 
 def _read_union(options: tuple[Any, ...], value: object, where: str) -> Any:
+    if value is None and types.NoneType in options:
+        return None
     errors = []
     for option in options:
         try:
