@@ -79,8 +79,8 @@ class Walk:
                 return lowest
             complete = np.nonzero((places > 0).all(axis=1))[0]
             if len(complete):
-                row = places[complete[0]]
-                return row
+                full: Places = places[complete[0]]
+                return full
             sizes = (places > 0).sum(axis=1)
             for size in np.unique(sizes):
                 same = sizes == size
