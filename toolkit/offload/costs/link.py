@@ -76,7 +76,10 @@ class Link:
 
         Raises:
             InputError: another format, or a field is missing or has the wrong type.
+            TypeError: the value is not an object.
         """
+        if not isinstance(value, Mapping):
+            raise TypeError(f"a link must be an object, got {value!r}")
         if value.get("format") != LINK_FORMAT:
             raise InputError("link file is of another version: probe the link again")
         try:
