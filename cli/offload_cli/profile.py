@@ -82,7 +82,7 @@ def profile(
         loaded = load_model(source)
         feeds = read_arrays(given) if given else None
         sizes = {name: array.shape for name, array in (feeds or {}).items()}
-        named = {name: sizes[name] for name in loaded.wiring.inputs if name in sizes}
+        named = {name: sizes[name] for name in loaded.values.inputs if name in sizes}
         subject = optimized_model(loaded, folder, {**named, **shapes})
         values = subject.inputs.values
         samples = read_calibration(calibration, values).feeds if calibration else ()
