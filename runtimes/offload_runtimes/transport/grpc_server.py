@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from offload.errors import InputError, ServerError
 
 import offload_runtimes.protocol.offload_pb2 as pb
@@ -239,7 +240,8 @@ class GrpcHost:
             ],
             maximum_concurrent_rpcs=max_sessions + _SPARE,
         )
-        self._health = _add_health_service(self._server)
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self.set_serving(False)
         self.address = str(self._listen)
 
@@ -269,10 +271,9 @@ class GrpcHost:
 
     def set_serving(self, is_serving: bool) -> None:
         """Answer health checks with SERVING or NOT_SERVING from now on."""
-        if self._health:
-            # The values of grpc.health.v1.HealthCheckResponse.ServingStatus.
-            for service in ("", SERVICE):
-                self._health.set(service, 1 if is_serving else 2)
+        status = health_pb2.HealthCheckResponse
+        for service in ("", SERVICE):
+            self._health.set(service, status.SERVING if is_serving else status.NOT_SERVING)
 
     def _handler(self) -> grpc.GenericRpcHandler:
         methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
@@ -364,17 +365,3 @@ def echo(connection: Connection) -> None:
         pass  # not a probe, or the device does not read: the stream ends
     finally:
         connection.close()
-
-
-def _add_health_service(server: grpc.Server) -> Any:
-    """Add the service of grpcio-health-checking; None if it is not installed.
-
-    The light runtime of a device does without it.
-    """
-    try:
-        from grpc_health.v1 import health, health_pb2_grpc
-    except ModuleNotFoundError:
-        return None
-    servicer = health.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    return servicer
