@@ -225,7 +225,7 @@ def cells(name: str, links: list[str], slowdown: float, repeats: int) -> Iterato
 def settled(
     net: Net, bench: MachinePair, link: str, repeats: int
 ) -> tuple[dict[str, PlanTrial], int]:
-    """Runs of all plans during which the machine kept the profiled speed, and the attempts needed."""
+    """Runs of all plans while the machine kept the profiled speed, and the attempts needed."""
     server = net.at_this_pace()
     for attempt in range(1, ATTEMPTS + 1):
         every = plans(net, server, bench.slowdown, link)
