@@ -48,7 +48,7 @@ def main(bundle: str, server: str, slowdown: str, plan: str, seconds: str, *file
 
 
 def settled(bundle: str, server: str, slowdown: float, given: dict[str, Array]) -> Pacer:
-    """A pace that knows the parts of all plans, and that no noise changes any more."""
+    """A pace with fixed run times for the parts of all plans, free of noise."""
     pacer = Pacer(slowdown)
     for plan in range(len(open_bundle(bundle, (Side.DEVICE,)).plans)):
         with OffloadSession(bundle, server, threads=1, slowdown=pacer, plan=plan) as session:

@@ -66,7 +66,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 
 
 def middle(path: Path) -> str:
-    """A tensor that alone crosses in file order, nearest to half of the layers."""
+    """The single-tensor cut in file order nearest to half of the layers."""
     graph = read_graph(load_model(path))
     lasts = [
         max((u for n in layer.outputs for u in graph.consumers.get(n, ())), default=-1)
@@ -85,7 +85,7 @@ Times = dict[str, list[float] | str]
 
 
 def timed(found: Times, tool: Tool) -> list[float]:
-    """The seconds of a tool; none for one that failed."""
+    """The seconds of a tool; empty if it failed."""
     taken = found[tool.name]
     return [] if isinstance(taken, str) else taken
 
@@ -122,7 +122,7 @@ def show_times(name: str, found: Times) -> None:
 
 
 def failure(tool: Tool, case: Trap, folder: Path) -> str:
-    """Empty when the tool splits a trap right at all tried cuts, else what went wrong."""
+    """Empty if the tool splits an edge case right at all tried cuts, otherwise the error."""
     source = folder / "whole.onnx"
     onnx.save(case.model, source)
     engine = opener(EngineOptions(threads=1))
@@ -154,7 +154,7 @@ def failure(tool: Tool, case: Trap, folder: Path) -> str:
 
 
 def correctness(folder: Path) -> dict[str, dict[str, str]]:
-    """For each tool, the traps it fails and how."""
+    """For each tool, the edge cases it fails and how."""
     found: dict[str, dict[str, str]] = {}
     for tool in (OURS, *PEERS):
         failures = {case.name: failure(tool, case, folder) for case in TRAPS}
