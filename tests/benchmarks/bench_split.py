@@ -34,11 +34,11 @@ from onnx import TensorProto, helper
 
 from tests.benchmarks.goals import Goal, report
 from tests.benchmarks.peers import FLOOR, OURS, PEERS, Tool
-from tests.edge_cases import TRAPS, Trap
+from tests.edge_cases import EDGE_CASES, EdgeCase
 from tests.toolkit.tensor_cuts import parts_at
 
 REPEATS = 7
-CUTS_OF_A_TRAP = 8
+CUTS_OF_A_CASE = 8
 FLOOR_GOAL = 1.5
 
 
@@ -121,15 +121,15 @@ def show_times(name: str, found: Times) -> None:
         print(f"| {name} | {tool} | {mid:.1f} | {low:.1f}–{high:.1f} | {ratio:.2f} |")
 
 
-def failure(tool: Tool, case: Trap, folder: Path) -> str:
-    """Empty if the tool splits an edge case right at all tried cuts, otherwise the error."""
+def failure(tool: Tool, case: EdgeCase, folder: Path) -> str:
+    """Empty when the tool splits a case right at all tried cuts, else what went wrong."""
     source = folder / "whole.onnx"
     onnx.save(case.model, source)
     engine = opener(EngineOptions(threads=1))
     expected = engine(source, False)(case.feeds)
     model = load_model(source)
     graph, freedom = read_graph(model), Tolerances.of(model)
-    for device in distinct_cuts(graph, CUTS_OF_A_TRAP):
+    for device in distinct_cuts(graph, CUTS_OF_A_CASE):
         parts = parts_of_cut(graph, device)
         known = {name: graph.tensors[name].dtype for name in crossing_tensors(parts)}
         if not crossing_tensors(parts) or None in known.values():
@@ -154,10 +154,10 @@ def failure(tool: Tool, case: Trap, folder: Path) -> str:
 
 
 def correctness(folder: Path) -> dict[str, dict[str, str]]:
-    """For each tool, the edge cases it fails and how."""
+    """For each tool, the cases it fails and how."""
     found: dict[str, dict[str, str]] = {}
     for tool in (OURS, *PEERS):
-        failures = {case.name: failure(tool, case, folder) for case in TRAPS}
+        failures = {case.name: failure(tool, case, folder) for case in EDGE_CASES}
         found[tool.name] = {name: how for name, how in failures.items() if how}
     return found
 
@@ -166,7 +166,7 @@ def show_correctness(found: dict[str, dict[str, str]]) -> None:
     print("\n| tool | right | of | failures |\n|---|---|---|---|")
     for tool, failures in found.items():
         listed = "; ".join(f"{name} ({how})" for name, how in failures.items())
-        print(f"| {tool} | {len(TRAPS) - len(failures)} | {len(TRAPS)} | {listed} |")
+        print(f"| {tool} | {len(EDGE_CASES) - len(failures)} | {len(EDGE_CASES)} | {listed} |")
 
 
 def rows(times: dict[str, Times], wrong: dict[str, dict[str, str]]) -> list[Goal]:
@@ -186,7 +186,7 @@ def rows(times: dict[str, Times], wrong: dict[str, dict[str, str]]) -> list[Goal
             Goal(f"{name}: times the fastest peer ({best})", "<= 1", f"{against:.2f}", against <= 1)
         )
     failed = len(wrong[OURS.name])
-    found.append(Goal("traps failed", "0", str(failed), failed == 0))
+    found.append(Goal("edge cases failed", "0", str(failed), failed == 0))
     return found
 
 

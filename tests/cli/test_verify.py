@@ -9,9 +9,9 @@ from offload_cli.main import app
 from onnx import NodeProto
 from typer.testing import CliRunner
 
-from tests.edge_cases import TRAPS
+from tests.edge_cases import EDGE_CASES
 
-BY_NAME = {trap.name: trap.model for trap in TRAPS}
+BY_NAME = {case.name: case.model for case in EDGE_CASES}
 
 
 def saved(name: str, folder: Path) -> str:

@@ -1,6 +1,6 @@
-"""Small models that each hold one thing which is easily split wrong."""
+"""Small models with one property each that is easily split wrong."""
 
 from tests.edge_cases import bodies, files, kinds, values
-from tests.edge_cases.trap import TRAPS, Arrays, Trap, text
+from tests.edge_cases.edge_case import EDGE_CASES, Arrays, EdgeCase, text
 
-__all__ = ["TRAPS", "Arrays", "Trap", "bodies", "files", "kinds", "text", "values"]
+__all__ = ["EDGE_CASES", "Arrays", "EdgeCase", "bodies", "files", "kinds", "text", "values"]

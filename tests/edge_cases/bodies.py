@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.edge_cases.trap import CONDITION, SIGNATURE, WEIGHT, X, either, floats, plain
+from tests.edge_cases.edge_case import CONDITION, SIGNATURE, WEIGHT, X, either, floats, plain
 
 plain(
     "if captures activations, weights and constants",

@@ -3,22 +3,22 @@
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from tests.edge_cases.trap import (
+from tests.edge_cases.edge_case import (
     CONDITION,
+    EDGE_CASES,
     SIGNATURE,
-    TRAPS,
     WEIGHT,
-    Trap,
+    EdgeCase,
     X,
+    edge_case,
     either,
     floats,
     plain,
     rename,
-    trap,
 )
 
 
-@trap(f"{SIGNATURE} {{ a = Add(x, w) b = Exp(a) y = Sub(b, a) }}")
+@edge_case(f"{SIGNATURE} {{ a = Add(x, w) b = Exp(a) y = Sub(b, a) }}")
 def sparse_initializer(model: ModelProto) -> None:
     values = numpy_helper.from_array(np.array([5, -3], np.float32), "w")
     where = numpy_helper.from_array(np.array([1, 3], np.int64), "")
@@ -34,7 +34,7 @@ plain(
 )
 
 
-@trap(
+@edge_case(
     f"""{SIGNATURE} {WEIGHT} {{ {CONDITION} a = Relu(x) b = Mul(a, w)
     y = If (c) {either("t_out = Add(a, b)", "e_out = Sub(a, b)")} }}"""
 )
@@ -50,7 +50,7 @@ def odd_names(model: ModelProto) -> None:
     rename(model.graph, odd)
 
 
-TRAPS[-1] = Trap(TRAPS[-1].name, TRAPS[-1].model, {"in put:0": X["x"]})
+EDGE_CASES[-1] = EdgeCase(EDGE_CASES[-1].name, EDGE_CASES[-1].model, {"in put:0": X["x"]})
 plain(
     "dead nodes and dead weights",
     f"""{SIGNATURE} {WEIGHT} {{ dead = Exp(x) deader = Mul(dead, w) a = Relu(x) b = Tanh(a)
@@ -58,7 +58,7 @@ plain(
 )
 
 
-@trap(f"{SIGNATURE} {{ a = Relu(x) b = Exp(a) y = Tanh(b) }}")
+@edge_case(f"{SIGNATURE} {{ a = Relu(x) b = Exp(a) y = Tanh(b) }}")
 def metadata(model: ModelProto) -> None:
     helper.set_model_props(model, {"alphabet": "abc", "größe": "1"})
     model.producer_name, model.doc_string, model.domain = "maker", "what it is", "org.example"
@@ -66,14 +66,14 @@ def metadata(model: ModelProto) -> None:
     model.model_version = 7
 
 
-@trap(f"{SIGNATURE} {{ a = Relu(x) b = Exp(a) d = Tanh(b) y = Neg(d) }}")
+@edge_case(f"{SIGNATURE} {{ a = Relu(x) b = Exp(a) d = Tanh(b) y = Neg(d) }}")
 def wrong_declared_shapes(model: ModelProto) -> None:
     model.graph.value_info.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, [7, 4]))
     model.graph.value_info.append(helper.make_tensor_value_info("d", TensorProto.FLOAT, [1, 4]))
     model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4]))
 
 
-@trap(f"{SIGNATURE} {{ b = Exp(a) a = Relu(x) y = Sub(d, a) d = Tanh(b) }}")
+@edge_case(f"{SIGNATURE} {{ b = Exp(a) a = Relu(x) y = Sub(d, a) d = Tanh(b) }}")
 def nodes_out_of_order(model: ModelProto) -> None:
     for index, node in enumerate(model.graph.node):
         node.name = f"n{index}"
@@ -102,7 +102,7 @@ plain(
 )
 
 
-@trap(f"{SIGNATURE} {{ a = Relu(x) k = Constant () b = Mul(a, k) y = Add(b, k) }}")
+@edge_case(f"{SIGNATURE} {{ a = Relu(x) k = Constant () b = Mul(a, k) y = Add(b, k) }}")
 def sparse_constant(model: ModelProto) -> None:
     values = numpy_helper.from_array(np.array([5, -3], np.float32), "")
     where = numpy_helper.from_array(np.array([1, 3], np.int64), "")
@@ -110,6 +110,6 @@ def sparse_constant(model: ModelProto) -> None:
     model.graph.node[1].attribute.append(helper.make_attribute("sparse_value", sparse))
 
 
-@trap(f"{SIGNATURE} {{ a = Relu(x) b = Exp(a) y = Tanh(b) }}")
+@edge_case(f"{SIGNATURE} {{ a = Relu(x) b = Exp(a) y = Tanh(b) }}")
 def sizes_written_as_minus_one(model: ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = -1

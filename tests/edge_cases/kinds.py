@@ -1,6 +1,6 @@
 """Types, and operators that choose or hide shapes."""
 
-from tests.edge_cases.trap import SIGNATURE, WEIGHT, plain
+from tests.edge_cases.edge_case import SIGNATURE, WEIGHT, plain
 
 QUANTISED = """<float scale = {0.02}, uint8 zero = {128}, float wscale = {0.01}, int8 wzero = {0},
     int8[4,4] w = {1,-2,3,4, 50,6,-70,8, 9,10,-11,12, 13,-14,15,16}>"""

@@ -2,17 +2,17 @@
 
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from tests.edge_cases.trap import (
+from tests.edge_cases.edge_case import (
+    EDGE_CASES,
     SIGNATURE,
-    TRAPS,
     WEIGHT,
     Arrays,
-    Trap,
+    EdgeCase,
     X,
+    edge_case,
     floats,
     plain,
     text,
-    trap,
 )
 
 plain(
@@ -43,8 +43,8 @@ def lstm(outputs: str, states: bool) -> tuple[ModelProto, Arrays]:
     return model, feeds
 
 
-TRAPS.append(Trap("lstm with only its second output", *lstm(", h", states=False)))
-TRAPS.append(Trap("lstm with states in and out", *lstm("all, h, cn", states=True)))
+EDGE_CASES.append(EdgeCase("lstm with only its second output", *lstm(", h", states=False)))
+EDGE_CASES.append(EdgeCase("lstm with states in and out", *lstm("all, h, cn", states=True)))
 plain(
     "split and top k",
     """g (float[N,4] x) => (float[N,2] y, int64[N,2] where) { a = Relu(x)
@@ -83,17 +83,17 @@ plain(
 )
 
 
-@trap(f"{SIGNATURE} {WEIGHT} {{ a = Mul(x, w) b = Relu(a) y = Add(b, w) }}", ir=3, opset=9)
+@edge_case(f"{SIGNATURE} {WEIGHT} {{ a = Mul(x, w) b = Relu(a) y = Add(b, w) }}", ir=3, opset=9)
 def initializers_listed_as_inputs(model: ModelProto) -> None:
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4]))
 
 
-@trap(f"{SIGNATURE} {WEIGHT} {{ a = Mul(x, w) b = Relu(a) y = Add(b, w) }}")
+@edge_case(f"{SIGNATURE} {WEIGHT} {{ a = Mul(x, w) b = Relu(a) y = Add(b, w) }}")
 def defaults_kept(model: ModelProto) -> None:
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4]))
 
 
-@trap(
+@edge_case(
     f"{SIGNATURE} {WEIGHT} {{ a = Mul(x, w) b = Relu(a) e = Exp(w) y = Add(b, e) }}",
     {**X, "w": floats(4)},
 )
@@ -101,7 +101,7 @@ def defaults_overridden(model: ModelProto) -> None:
     model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4]))
 
 
-@trap(
+@edge_case(
     """g (float[N,3,H,W] x) => (float[N,2,H2,W2] y) <float[4] scales = {1, 1, 2, 2}> {
     a = Conv (x, k) b = Relu(a) p = MaxPool <kernel_shape=[2,2]> (b) y = Resize (p, , scales) }""",
     {"x": floats(2, 3, 9, 7)},

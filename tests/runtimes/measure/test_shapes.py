@@ -12,7 +12,7 @@ from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.measure.inner_tensors import shapes_by_running
 from offload_runtimes.measure.profile import optimized_model
 
-from tests.edge_cases import TRAPS, Arrays, Trap
+from tests.edge_cases import EDGE_CASES, Arrays, EdgeCase
 
 EXPORTED = sorted((Path(__file__).parents[2] / "frameworks" / "exported").rglob("*.onnx"))
 
@@ -49,11 +49,11 @@ def test_exported_models(path: Path) -> None:
     assert not left or any(node.domain == "ai.onnx.ml" for node in model.proto.graph.node)
 
 
-@pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap.name)
-def test_tricky_models(trap: Trap, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", EDGE_CASES, ids=lambda case: case.name)
+def test_tricky_models(case: EdgeCase, tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
-    onnx.save(trap.model, path)
-    compare(load_model(path), path, trap.feeds)
+    onnx.save(case.model, path)
+    compare(load_model(path), path, case.feeds)
 
 
 VENDORS = """<ir_version: 8, opset_import: ["" : 17, "com.microsoft" : 1]>

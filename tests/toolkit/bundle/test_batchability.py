@@ -1,4 +1,4 @@
-"""Rows that are said to stay apart give the same together as alone; traps are seen as such."""
+"""Rows that are said to stay apart give the same together as alone; edge cases are recognised."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

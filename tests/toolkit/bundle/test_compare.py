@@ -5,14 +5,14 @@ import pytest
 from offload.bundle.compare import Tolerances, gap
 from offload.graph.load import load_model
 
-from tests.edge_cases import TRAPS
+from tests.edge_cases import EDGE_CASES
 
 
 def F(values: object) -> np.ndarray[Any, Any]:  # noqa: N802  short for the table
     return np.array(values, np.float32)
 
 
-BY_NAME = {trap.name: trap.model for trap in TRAPS}
+BY_NAME = {case.name: case.model for case in EDGE_CASES}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Every cut of every trap: the two halves give, to the bit, what the whole gives."""
+"""Every cut of every edge case: both parts return the bits of the whole model."""
 
 import itertools
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from offload.graph.read import read_graph
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.engine.profiling import tensor_types
 
-from tests.edge_cases import TRAPS, Arrays, Trap
+from tests.edge_cases import EDGE_CASES, Arrays, EdgeCase
 from tests.toolkit.tensor_cuts import parts_at
 
 AS_WRITTEN = EngineOptions(optimize=False, threads=1)
@@ -64,7 +64,7 @@ def check_format(proto: onnx.ModelProto) -> None:
 
 
 def check_cut(
-    model: Model, case: Trap, parts: dict[str, Part], known: dict[str, Tensor], folder: Path
+    model: Model, case: EdgeCase, parts: dict[str, Part], known: dict[str, Tensor], folder: Path
 ) -> Iterator[tuple[str, Any]]:
     write_parts(model, parts, folder, known)
     values = dict(case.feeds)
@@ -77,8 +77,8 @@ def check_cut(
             yield from made.items()
 
 
-@pytest.mark.parametrize("case", TRAPS, ids=lambda case: case.name)
-def test_every_cut_is_right(case: Trap, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", EDGE_CASES, ids=lambda case: case.name)
+def test_every_cut_is_right(case: EdgeCase, tmp_path: Path) -> None:
     source = tmp_path / "whole.onnx"
     onnx.save(case.model, source)
     expected = run(source, case.feeds)
@@ -91,8 +91,8 @@ def test_every_cut_is_right(case: Trap, tmp_path: Path) -> None:
         assert_right(case, made, expected, sorted(device))
 
 
-@pytest.mark.parametrize("case", TRAPS, ids=lambda case: case.name)
-def test_cutting_at_tensors_straight_from_the_file_is_right(case: Trap, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", EDGE_CASES, ids=lambda case: case.name)
+def test_cutting_at_tensors_straight_from_the_file_is_right(case: EdgeCase, tmp_path: Path) -> None:
     source = tmp_path / "whole.onnx"
     onnx.save(case.model, source)
     expected = run(source, case.feeds)
@@ -105,7 +105,7 @@ def test_cutting_at_tensors_straight_from_the_file_is_right(case: Trap, tmp_path
         assert_right(case, made, expected, tensors)
 
 
-def assert_right(case: Trap, made: Arrays, expected: Arrays, place: object) -> None:
+def assert_right(case: EdgeCase, made: Arrays, expected: Arrays, place: object) -> None:
     for name, want in expected.items():
         assert made[name].dtype == want.dtype
         if case.exact:

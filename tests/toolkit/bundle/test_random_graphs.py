@@ -12,7 +12,7 @@ from offload.graph.load import load_model
 from offload.graph.read import read_graph
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
-from tests.edge_cases import Trap
+from tests.edge_cases import EdgeCase
 from tests.toolkit.bundle.test_every_cut import check_cut, run
 
 WEIGHTS = {name: np.arange(4, dtype=np.float32) + shift for shift, name in enumerate(("w", "v"))}
@@ -98,6 +98,6 @@ def test_a_random_cut_is_right(proto: ModelProto, seed: int) -> None:
         graph = read_graph(model)
         chosen = rng.integers(0, 2, len(graph.layers)).nonzero()[0].tolist()
         parts = parts_of_cut(graph, graph.ancestors(chosen))
-        made = dict(check_cut(model, Trap("random", proto, feeds), parts, {}, Path(folder)))
+        made = dict(check_cut(model, EdgeCase("random", proto, feeds), parts, {}, Path(folder)))
     for name, want in expected.items():
         assert np.array_equal(made[name], want), name

@@ -7,9 +7,9 @@ from offload.graph.model import Tensor
 from offload.graph.read import read_graph
 from onnx import ModelProto
 
-from tests.edge_cases import TRAPS, text
+from tests.edge_cases import EDGE_CASES, text
 
-BY_NAME = {trap.name: trap.model for trap in TRAPS}
+BY_NAME = {case.name: case.model for case in EDGE_CASES}
 
 
 def cut(proto: ModelProto, first: int, last: int) -> ModelProto:

@@ -19,9 +19,9 @@ from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure.verify import check_of
 from onnx import ModelProto, NodeProto
 
-from tests.edge_cases import TRAPS, text
+from tests.edge_cases import EDGE_CASES, text
 
-BY_NAME = {trap.name: trap.model for trap in TRAPS}
+BY_NAME = {case.name: case.model for case in EDGE_CASES}
 CAPTURES = BY_NAME["if captures activations, weights and constants"]
 CROSSED = text(
     """g (float[N,4] x) => (float[N,4] y) { a = Relu(x) b = Exp(x) d = Tanh(a) e = Neg(b)

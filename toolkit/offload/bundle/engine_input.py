@@ -1,4 +1,4 @@
-"""Give a model, or a part of it, to an engine without copying its weights."""
+"""Models and parts as an engine loads them, without a copy of their weights if possible."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,15 +20,15 @@ from offload.graph.onnx_types import dense_bytes
 from offload.planning.plan import Plan, Segment
 
 EngineInput = Path | bytes
-# External data in bytes are named from here.
+# Locations of external data in serialised models are relative to this directory.
 ROOT = Path("/")
-# Shape arithmetic reads small numbers, and engines want those inside the model.
+# Engines need small tensors inside the model: shape arithmetic reads them.
 _SMALL_BYTES = 1024
 _NO_TYPES: Mapping[str, Tensor] = {}
 
 
 def whole_input(model: Model) -> EngineInput:
-    """The whole model: its file, or bytes where its weights were not read with it."""
+    """The whole model: its file, or its bytes if its weights are external."""
     if not model.weights.extents:
         return model.path or model.proto.SerializeToString()
     proto = ModelProto()
@@ -39,12 +39,12 @@ def whole_input(model: Model) -> EngineInput:
 def part_input(
     model: Model, part: Part, path: Path, types: Mapping[str, Tensor] = _NO_TYPES
 ) -> EngineInput:
-    """A part: bytes where weights were not read with the model, else a file, weights copied.
+    """A part: its bytes if the model's weights are external, else a file with copied weights.
 
     Args:
         model: the source.
-        part: what to cut out.
-        path: the file to write where one is needed; its folder must exist.
+        part: the part to extract.
+        path: the file to write if one is needed; its folder must exist.
         types: as for `extract_part`.
 
     Raises:
@@ -58,7 +58,7 @@ def part_input(
 
 
 def _rooted(model: Model, proto: ModelProto) -> bytes:
-    """Serialise a model, its external data named from the root directory, small ones inside."""
+    """Serialise a model: small weights inside, locations of others relative to `ROOT`."""
     for tensor in external_tensors(proto.graph, proto.functions):
         if (dense_bytes(tensor) or 0) <= _SMALL_BYTES:
             tensor.CopyFrom(model.weights.loaded(tensor))
@@ -75,17 +75,17 @@ _OPSET = 13  # for a model that imports no version of ONNX's own operators
 def with_shapes(
     model: Model, names: Sequence[str], path: Path
 ) -> tuple[EngineInput, Mapping[str, str]]:
-    """The model, returning inner tensors and, for each, its shape.
+    """The model with inner tensors and their shapes as outputs.
 
-    An engine that is asked for the shapes only need not keep the tensors.
+    An engine that computes the shapes only need not keep the tensors.
 
     Args:
         model: the source.
-        names: tensors of numbers that nodes of its main graph make.
-        path: the file to write where one is needed; its folder must exist.
+        names: tensors of numbers that nodes of its main graph produce.
+        path: the file to write if one is needed; its folder must exist.
 
     Returns:
-        What an engine loads, and the output with a tensor's shape, by the tensor's name.
+        The model to load, and the name of the output with the shape of each tensor.
     """
     values = model.values
     nodes = tuple(index for index in values.order if index not in values.constant)
@@ -114,14 +114,13 @@ def with_shapes(
 
 
 def bare_segments(plan: Plan) -> tuple[Segment, ...]:
-    """The segments that compute, device's first, with the model's own tensors at their ends."""
-    found = []
+    """The segments that compute something, without boundary operations, device's first."""
+    segments = []
     for segment in plan.segments:
         inputs, outputs = boundary_ops(plan, segment).bare(segment.inputs, segment.outputs)
-        made = tuple(name for name in outputs if name not in inputs)
-        if segment.nodes or made:
-            found.append(replace(segment, inputs=inputs, outputs=outputs))
-    return tuple(found)
+        if segment.nodes or not set(outputs) <= set(inputs):
+            segments.append(replace(segment, inputs=inputs, outputs=outputs))
+    return tuple(segments)
 
 
 def bare_inputs(
@@ -131,55 +130,55 @@ def bare_inputs(
     types: Mapping[str, Tensor],
     shown: Mapping[str, Iterable[str]] = MappingProxyType({}),
 ) -> dict[str, EngineInput]:
-    """The segments of a plan from its model, without encodings, by file name.
+    """The segments of a plan, extracted from its model without encodings, by file name.
 
     Args:
         model: the source.
-        plan: of that model.
-        folder: where files go, if the model keeps its weights inside.
+        plan: a plan of this model.
+        folder: the folder for files, if the model's weights are not external.
         types: types of tensors that shape inference can't follow.
-        shown: by segment, tensors that it makes and gives as outputs too.
+        shown: for each segment, inner tensors to add to its outputs.
 
     Raises:
         InputError: a tensor at the cut can't cross.
     """
-    found = {}
+    sources = {}
     for s in bare_segments(plan):
         outputs = tuple(dict.fromkeys((*s.outputs, *shown.get(s.id, ()))))
         part = Part(s.nodes, s.inputs, outputs)
-        found[s.file] = part_input(model, part, folder / s.file, types)
-    return found
+        sources[s.file] = part_input(model, part, folder / s.file, types)
+    return sources
 
 
 def exposed_inputs(bundle: Bundle) -> dict[str, EngineInput]:
-    """The segments of a bundle that is complete, its encodings taken out again, by file name."""
-    found = {}
+    """The segments of a complete bundle, with their encodings removed, by file name."""
+    sources = {}
     for segment in bare_segments(bundle.plan):
-        worn = boundary_ops(bundle.plan, bundle.plan.segment(segment.id))
+        operations = boundary_ops(bundle.plan, bundle.plan.segment(segment.id))
         proto = onnx.load(bundle.segment_path(segment.part), load_external_data=False)
-        expose(proto, (*worn.encodes, *worn.decodes))
-        found[segment.file] = whole_input(load_model(proto, bundle.path))
-    return found
+        expose(proto, (*operations.encodes, *operations.decodes))
+        sources[segment.file] = whole_input(load_model(proto, bundle.path))
+    return sources
 
 
 def undefined_names(source: EngineInput) -> tuple[str, ...]:
-    """Names read somewhere in a model and defined nowhere in it, sorted.
+    """Names that are used in a model but not defined in it, sorted.
 
-    Deliberately simple, and apart from how parts are made: it only has to explain a failure.
+    Deliberately simple and independent of how parts are extracted: it explains a failure.
     """
-    read: set[str] = set()
-    made: set[str] = set()
+    used: set[str] = set()
+    defined: set[str] = set()
     content = source if isinstance(source, bytes) else source.read_bytes()
     pending: list[GraphProto] = [ModelProto.FromString(content).graph]
     while pending:
         graph = pending.pop()
-        made.update(value.name for value in graph.input)
-        made.update(tensor.name for tensor in graph.initializer)
-        made.update(tensor.values.name for tensor in graph.sparse_initializer)
-        read.update(value.name for value in graph.output)
+        defined.update(value.name for value in graph.input)
+        defined.update(tensor.name for tensor in graph.initializer)
+        defined.update(tensor.values.name for tensor in graph.sparse_initializer)
+        used.update(value.name for value in graph.output)
         for node in graph.node:
-            made.update(node.output)
-            read.update(node.input)
+            defined.update(node.output)
+            used.update(node.input)
             for attribute in node.attribute:
                 pending.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
-    return tuple(sorted(read - made - {""}))
+    return tuple(sorted(used - defined - {""}))

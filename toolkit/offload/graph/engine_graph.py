@@ -1,4 +1,4 @@
-"""Read the graph that onnxruntime runs after its own optimisations: its tensors and kernels."""
+"""Tensors and kernels of the graph that onnxruntime runs after its own optimisations."""
 
 import re
 from collections import Counter
@@ -14,15 +14,15 @@ from offload.graph.load import Model
 from offload.graph.model import Graph
 
 _BLOCKED = "_nchwc"
-# Where no kernel takes a tensor as it is (most float16 tensors on the CPU), onnxruntime computes it
-# in float32 under a name that begins so, and ends with a number where it had to be made unique.
+# Where no kernel supports a tensor's type (most float16 tensors on the CPU), onnxruntime computes
+# the tensor in float32, under a name with this prefix and, if needed for uniqueness, a number.
 _WIDENED = "InsertedPrecisionFreeCast_"
 _MADE_UNIQUE = re.compile(r"(_token)?_\d+$")
 
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """One node of the optimised graph: the name it was given, and what it reads and makes."""
+    """One node of the optimised graph: its name, inputs and outputs."""
 
     name: str
     inputs: tuple[str, ...]
@@ -32,7 +32,7 @@ class Kernel:
 def name_kernels(optimized: Path) -> tuple[Kernel, ...]:
     """Give every node of an optimised model file a unique name, in place, and list them.
 
-    The engine reports times by node name, which exporters repeat or leave out.
+    The engine reports times by node name, and exporters repeat names or leave them out.
     """
     proto = onnx.load(optimized, load_external_data=False)
     for index, node in enumerate(proto.graph.node):
@@ -45,7 +45,7 @@ def name_kernels(optimized: Path) -> tuple[Kernel, ...]:
 
 
 def surviving_tensors(model: Model, kernels: Iterable[Kernel]) -> frozenset[str]:
-    """Names, in the source model, of the tensors that the kernels make."""
+    """Names, in the source model, of the tensors that the kernels produce."""
     producer = model.values.producer
     return frozenset(_source(name, producer) for kernel in kernels for name in kernel.outputs)
 
@@ -55,53 +55,52 @@ def kernel_layers(
 ) -> Mapping[str, Mapping[int, float]]:
     """The layers that each kernel's time belongs to, with their shares of it, by kernel name.
 
-    A kernel does the work of the nodes between the tensors it reads and those it makes. Where
-    these are in several layers (a cut breaks the fused kernel, or several kernels compute a
-    tensor anew), its time is shared among them by their work. Kernels that the engine added
-    itself (casts, layout changes) count for the layer that reads what they make, or, at the very
-    end, for the one that makes what they read. Where the engine lays a kernel's tensors out in
-    blocks of channels as it loads the file, it renames the kernel after its output: that name is
-    known too.
+    A kernel does the work of the nodes between its inputs and its outputs. If these nodes are in
+    several layers (a cut splits the fused kernel, or several kernels compute a tensor again), its
+    time is divided among them by their work. Kernels that the engine added (casts, layout changes)
+    count for the layer that consumes their output, or at the end of the graph for the layer that
+    produces their input. When the engine uses a layout in blocks of channels, it renames a kernel
+    after its output while it loads the file: the result contains this name too.
 
-    O(kernels + edges), a tensor that several kernels compute counted for each of them.
+    O(kernels + edges), where a tensor that several kernels compute counts for each of them.
     """
     producer = model.values.producer
     layer_of = {node: index for index, layer in enumerate(graph.layers) for node in layer.nodes}
-    kept = surviving_tensors(model, kernels)
-    found: dict[str, Mapping[int, float]] = {}
-    read_by: dict[str, Mapping[int, float]] = {}
+    surviving = surviving_tensors(model, kernels)
+    shares: dict[str, Mapping[int, float]] = {}
+    consumer_shares: dict[str, Mapping[int, float]] = {}
     for kernel in reversed(kernels):
-        made = {_source(name, producer) for name in kernel.outputs}
-        known = [read_by[name] for name in kernel.outputs if name in read_by]
-        if not made <= {_source(name, producer) for name in kernel.inputs}:
-            nodes = _between(model, made, kept)
+        produced = {_source(name, producer) for name in kernel.outputs}
+        candidates = [consumer_shares[name] for name in kernel.outputs if name in consumer_shares]
+        if not produced <= {_source(name, producer) for name in kernel.inputs}:
+            nodes = _nodes_of_kernel(model, produced, surviving)
             counts = Counter(layer_of[node] for node in nodes if node in layer_of)
             parts = {layer: n / len(graph.layers[layer].nodes) for layer, n in counts.items()}
-            known = [shares_by_work(graph, parts), *known] if parts else known
-        known += [
+            candidates = [shares_by_work(graph, parts), *candidates] if parts else candidates
+        candidates += [
             {layer_of[node]: 1.0}
             for name in kernel.inputs
             if (node := producer.get(_source(name, producer), -1)) in layer_of
         ]
-        if known:
+        if candidates:
             names = (kernel.name, *(name + _BLOCKED for name in kernel.outputs))
-            found.update(dict.fromkeys(names, known[0]))
-            read_by.update(dict.fromkeys(kernel.inputs, known[0]))
-    return found
+            shares.update(dict.fromkeys(names, candidates[0]))
+            consumer_shares.update(dict.fromkeys(kernel.inputs, candidates[0]))
+    return shares
 
 
-def _between(model: Model, made: Iterable[str], kept: frozenset[str]) -> set[int]:
-    """The nodes that make some tensors from others that the engine keeps."""
+def _nodes_of_kernel(model: Model, produced: Iterable[str], surviving: frozenset[str]) -> set[int]:
+    """The nodes that compute some tensors from tensors that exist in the engine."""
     values = model.values
-    pending = [values.producer[name] for name in made if name in values.producer]
-    found: set[int] = set()
+    pending = [values.producer[name] for name in produced if name in values.producer]
+    nodes: set[int] = set()
     while pending:
         node = pending.pop()
-        if node not in found:
-            found.add(node)
-            inner = (name for name in values.consumes[node] if name not in kept)
+        if node not in nodes:
+            nodes.add(node)
+            inner = (name for name in values.consumes[node] if name not in surviving)
             pending += [values.producer[name] for name in inner if name in values.producer]
-    return found
+    return nodes
 
 
 def _source(name: str, producer: Mapping[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""Small models that each hold one thing which is easily split wrong."""
+"""Small models with one property each that is easily split wrong."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ WEIGHT = "<float[4] w = {1.5, -2, 3, 0.5}>"
 
 
 @dataclass(frozen=True)
-class Trap:
+class EdgeCase:
     """A model and what to feed it; `exact` is False where an engine rounds between kernels."""
 
     name: str
@@ -50,10 +50,10 @@ def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
 
 
 X = {"x": floats(3, 4)}
-TRAPS: list[Trap] = []
+EDGE_CASES: list[EdgeCase] = []
 
 
-def trap(
+def edge_case(
     graph: str, feeds: Arrays | None = None, *, exact: bool = True, **options: Any
 ) -> Callable[[Callable[[ModelProto], None]], None]:
     """Register the model written in a function's decorator, after the function changed it."""
@@ -61,14 +61,14 @@ def trap(
     def register(change: Callable[[ModelProto], None]) -> None:
         model = text(graph, **options)
         change(model)
-        TRAPS.append(Trap(change.__name__, model, X if feeds is None else feeds, exact))
+        EDGE_CASES.append(EdgeCase(change.__name__, model, X if feeds is None else feeds, exact))
 
     return register
 
 
 def plain(name: str, graph: str, feeds: Arrays | None = None, **options: Any) -> None:
     exact = options.pop("exact", True)
-    TRAPS.append(Trap(name, text(graph, **options), X if feeds is None else feeds, exact))
+    EDGE_CASES.append(EdgeCase(name, text(graph, **options), X if feeds is None else feeds, exact))
 
 
 def if_body(name: str, body: str) -> str:
