@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from offload.errors import InputError
 from offload.files import temporary_folder
-from offload.planning.constraints import PlanRequest, Power
+from offload.planning.problem import Constraints, Objective, Power
 from offload.units import parse_bytes, parse_duration_s, parse_energy_j
 from offload_models.image import Rgb, save_with_image_input
 from offload_runtimes.measure.split import SplitRequest
@@ -58,7 +58,7 @@ PowerOption = Annotated[
 ]
 
 
-def plan_request(
+def constraints_of(
     objective: str,
     pin_device: int,
     keep_input: bool,
@@ -66,14 +66,14 @@ def plan_request(
     deadline: str,
     energy: str,
     power: str,
-) -> PlanRequest:
-    """The wish of the options.
+) -> Constraints:
+    """The objective and the limits of the options.
 
     Raises:
-        InputError: a quantity is not understood.
+        InputError: an unknown objective or quantity, or energy without power.
     """
-    return PlanRequest(
-        objective=objective,
+    return Constraints(
+        objective=Objective.parse(objective),
         pin_device=pin_device,
         keep_input=keep_input,
         memory_bytes=parse_bytes(memory) if memory else None,

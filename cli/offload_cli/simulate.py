@@ -37,8 +37,8 @@ from offload_cli.planning_options import (
     KeepInputOption,
     PinOption,
     ServerOption,
+    constraints_of,
     pictured,
-    plan_request,
 )
 
 HEAD = ("slow-down", "from", "to", "winner", "latency", "gain", "layers on device", "sends")
@@ -94,17 +94,17 @@ def simulate(
         device=parse_machine(device),
         server=parse_machine(server),
         shapes=parse_shapes(shape),
-        plan_request=plan_request("latency", pin_device, keep_input, "", "", "", ""),
+        constraints=constraints_of("latency", pin_device, keep_input, "", "", "", ""),
         options=EngineOptions(tuple(provider), threads, allow_cpu=allow_cpu),
         allowance=lossless(encoding, calibration),
     )
     with output.steps() as progress, pictured(request, image) as request:
         prepared = prepare(request, progress)
-        catalogue = encoding_selector(prepared, progress).lossless()
+        table = encoding_selector(prepared, progress).lossless()
         progress(f"planning {len(links) * len(factors)} situations")
-        cells = list(sweep(partial(prepared.situation, catalogue=catalogue), links, factors))
+        cells = list(sweep(partial(prepared.problem, table=table), links, factors))
     machines = f"device {prepared.device.machine}, server {prepared.server.machine}"
-    sent = "raw tensors" if catalogue is None else "lossless encodings where they pay"
+    sent = "raw tensors" if table is None else "lossless encodings where they pay"
     title, under = f"{model.stem}: latency over bandwidth", f"{machines}, {sent}"
     rows = table_of(cells)
     chart = what_if_svg(cells, title, under) if svg or html else ""

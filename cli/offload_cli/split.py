@@ -51,8 +51,8 @@ from offload_cli.planning_options import (
     PowerOption,
     ServerOption,
     ToleranceOption,
+    constraints_of,
     pictured,
-    plan_request,
 )
 from offload_cli.plans import bundle_json, plans_sentence, show_plan, show_plans
 
@@ -155,7 +155,7 @@ def split(
         slowdown=slowdown,
         shapes=parse_shapes(shape),
         solver=solver,
-        plan_request=plan_request(
+        constraints=constraints_of(
             objective, pin_device, keep_input, memory, deadline, energy, power
         ),
         options=EngineOptions(tuple(provider), threads, allow_cpu=allow_cpu),
@@ -184,8 +184,8 @@ def split(
 def _front(prepared: PlanningInputs, progress: Progress) -> tuple[SchemeEstimate, ...]:
     """The front with the lossless encodings that are allowed: no plan of it is rehearsed."""
     progress("looking for plans of more throughput")
-    catalogue = encoding_selector(prepared, progress).lossless()
-    return pareto(prepared.situation(catalogue=catalogue), prepared.request.solver)
+    table = encoding_selector(prepared, progress).lossless()
+    return pareto(prepared.problem(table=table), prepared.request.solver)
 
 
 def _front_json(plans: Sequence[SchemeEstimate]) -> list[dict[str, object]]:

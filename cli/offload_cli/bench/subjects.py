@@ -13,7 +13,6 @@ from offload.costs.profile import Profile, load_profile
 from offload.errors import InputError
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph
-from offload.planning.constraints import PlanRequest, constraints_of
 from offload.planning.cut import Cut, all_local, cut_at
 from offload.planning.plan import Plan
 from offload.planning.planner import (
@@ -24,8 +23,9 @@ from offload.planning.planner import (
     serial_cut,
     simplest_within_margin,
 )
+from offload.planning.problem import Constraints, PlanningProblem
 from offload.planning.program import scheduling_problem
-from offload.planning.scheme import PlanningProblem, Scheme, SchemeEstimate, candidate
+from offload.planning.scheme import Scheme, SchemeEstimate, estimate
 from offload.scheduling.solve import solve
 from offload_models import image, multi_stream, randwire, zoo
 from offload_runtimes.engine import Array, EngineOptions, load
@@ -250,7 +250,7 @@ def plans_of(prepared: PreparedStudy, link: Link) -> dict[str, Planned]:
         return _inside(prepared, link)
     floats, situation = prepared.floats, planning_problem(prepared, link)
     found = compare(situation)
-    best = simplest_within_margin(found, choose(found))
+    best = simplest_within_margin(found, choose(situation, found))
     shared = next(c.cut for c in found if c.scheme is Scheme.PARTITION)
     orders = {"fifo": _ordered(situation, shared, "fifo"), "paper": _papers(situation, shared)}
     plans = {
@@ -266,15 +266,15 @@ def plans_of(prepared: PreparedStudy, link: Link) -> dict[str, Planned]:
 def planning_problem(prepared: PreparedStudy, link: Link) -> PlanningProblem:
     """The study's model with float input on a link, under the study's limits."""
     floats = prepared.floats
-    demand = constraints_of(PlanRequest(keep_input=prepared.study.keep_input), floats.graph)
-    return PlanningProblem.of(floats.graph, floats.device, floats.server, link, demand)
+    constraints = Constraints(keep_input=prepared.study.keep_input)
+    return PlanningProblem.of(floats.graph, floats.device, floats.server, link, constraints)
 
 
 def _raw(camera: Variant, link: Link) -> dict[str, Planned]:
     situation = PlanningProblem.of(camera.graph, camera.device, camera.server, link)
     found = compare(situation)
     cloud = next(c for c in found if c.scheme is Scheme.CLOUD)
-    best = simplest_within_margin(found, choose(found))
+    best = simplest_within_margin(found, choose(situation, found))
     return {
         "cloud-raw": Planned(camera, plan_of(situation, found, cloud), cloud is best),
         "auto-raw": Planned(camera, plan_of(situation, found, best), True),
@@ -285,9 +285,9 @@ def _inside(prepared: PreparedStudy, link: Link) -> dict[str, Planned]:
     """LO; PO, every order and OPSS on a cut through three tensors or more, best or not."""
     situation = planning_problem(prepared, link)
     cut = inner_cut(situation)
-    serial = candidate(situation, Scheme.PARTITION, cut)
-    best = candidate(situation, Scheme.OPSS, cut)
-    whole = candidate(situation, Scheme.LOCAL, all_local(situation.graph))
+    serial = estimate(situation, Scheme.PARTITION, cut)
+    best = estimate(situation, Scheme.OPSS, cut)
+    whole = estimate(situation, Scheme.LOCAL, all_local(situation.graph))
     found = {
         "local": whole,
         "partition": serial,
@@ -315,14 +315,14 @@ def inner_cut(situation: PlanningProblem, least: int = 3) -> Cut:
         raise InputError(f"{graph.name} has no cut of {least} tensors")
 
     def brings(cut: Cut) -> float:
-        serial = candidate(situation, Scheme.PARTITION, cut)
+        serial = estimate(situation, Scheme.PARTITION, cut)
         return serial.latency_s / _ordered(situation, cut, "fifo").latency_s
 
     return max(found, key=brings)
 
 
 def _ordered(situation: PlanningProblem, cut: Cut, solver: str) -> SchemeEstimate:
-    return candidate(situation, Scheme.OPSS, cut, solver)
+    return estimate(situation, Scheme.OPSS, cut, solver)
 
 
 def _papers(situation: PlanningProblem, cut: Cut) -> SchemeEstimate:

@@ -13,7 +13,7 @@ from offload.graph.load import load_model
 from offload.planning.cut import cut_after
 from offload.planning.plan import Plan
 from offload.planning.planner import make_plan
-from offload.planning.scheme import PlanningProblem
+from offload.planning.problem import PlanningProblem
 from offload.report.gantt import gantt_svg, gantt_text
 from offload.report.page import Section
 from offload.units import format_bytes, format_s
@@ -135,7 +135,7 @@ def _encoded(
 
     def planned(allowed: EncodingTable | None) -> Plan:
         asked = PlanningProblem.of(
-            bench.graph, device, profile, bench.link, situation.demand, allowed
+            bench.graph, device, profile, bench.link, situation.constraints, allowed
         )
         return make_plan(asked)
 

@@ -17,12 +17,12 @@ from offload.files import temporary_folder
 from offload.graph.cut_names import cut_names
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph, Tensor
-from offload.planning.constraints import Objective, PlanRequest, constraints_of
 from offload.planning.cut import Cut, cut_at_names
 from offload.planning.plan import Plan
 from offload.planning.plan_set import PlanSet, plans_over
 from offload.planning.planner import make_plan
-from offload.planning.scheme import PlanningProblem, Scheme
+from offload.planning.problem import Constraints, Objective, PlanningProblem
+from offload.planning.scheme import Scheme
 
 from offload_runtimes.engine import Array, EngineOptions
 from offload_runtimes.measure import Progress
@@ -56,7 +56,7 @@ class SplitRequest:
         slowdown: factor on the device's seconds; 1 for a device as profiled.
         shapes: sizes of inputs with dynamic dimensions.
         solver: the scheduler that orders the device's layers.
-        plan_request: the objective and the limits.
+        constraints: the objective and the limits.
         options: how onnxruntime runs while profiling here.
         allowance: the encodings that tensors may have on their way.
         again: whether what is known of this machine is measured again.
@@ -71,7 +71,7 @@ class SplitRequest:
     slowdown: float = 1.0
     shapes: Mapping[str, tuple[int, ...]] | None = None
     solver: str = "optimal"
-    plan_request: PlanRequest = field(default_factory=PlanRequest)
+    constraints: Constraints = field(default_factory=Constraints)
     options: EngineOptions = field(default_factory=EngineOptions)
     allowance: EncodingPolicy = field(default_factory=EncodingPolicy)
     links: tuple[Link, ...] = ()
@@ -107,23 +107,24 @@ class PlanningInputs:
     calibration: Calibration | None = None
     open_sizes: str = ""
 
-    def situation(
+    def problem(
         self,
         link: Link | None = None,
         slowdown: float = 1.0,
-        catalogue: EncodingTable | None = None,
+        table: EncodingTable | None = None,
     ) -> PlanningProblem:
         """The situation on the request's link or another, the device slowed down further.
 
         `catalogue` holds the encodings to choose from; None: all cross raw.
 
         Raises:
-            InputError: a profile is of another model, or the plan_request does not fit the model.
+            InputError: a profile is of another model, or the constraints does not fit the model.
         """
         device = self.device.scaled(slowdown) if slowdown != 1 else self.device
-        demand = constraints_of(self.request.plan_request, self.graph)
         chosen = link or self.request.link
-        return PlanningProblem.of(self.graph, device, self.server, chosen, demand, catalogue)
+        return PlanningProblem.of(
+            self.graph, device, self.server, chosen, self.request.constraints, table
+        )
 
 
 def prepare(request: SplitRequest, progress: Progress = lambda _: None) -> PlanningInputs:
@@ -255,7 +256,7 @@ def write_split(
     def planned(link: Link) -> Plan:
         def on(catalogue: EncodingTable | None) -> Plan:
             progress(f"planning for {link.describe()}")
-            situation = prepared.situation(link, catalogue=catalogue)
+            situation = prepared.problem(link, table=catalogue)
             return make_plan(situation, request.scheme, cut, request.solver)
 
         plan = replace(chooser.plan(on), device=prepared.device.machine)
@@ -288,14 +289,12 @@ def _weight_bytes(model: Model) -> int:
 def _ranged(request: SplitRequest, planned: Callable[[Link], Plan]) -> PlanSet:
     if not request.links:
         return PlanSet((planned(request.link),))
-    if request.plan_request.objective == Objective.ENERGY:
+    if request.constraints.objective == Objective.ENERGY:
         raise InputError(
             "plans for a range of links are compared by latency or throughput while they run:"
             " give one link with the objective energy"
         )
-    limited = (
-        request.plan_request.deadline_s is not None or request.plan_request.energy_j is not None
-    )
+    limited = request.constraints.deadline_s is not None or request.constraints.energy_j is not None
     return plans_over(planned, request.links, 0.0 if limited else request.worth)
 
 

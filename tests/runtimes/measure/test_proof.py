@@ -16,7 +16,7 @@ from offload.graph.load import load_model
 from offload.graph.read import read_graph
 from offload.planning.cut import cut_at
 from offload.planning.planner import make_plan
-from offload.planning.scheme import PlanningProblem
+from offload.planning.problem import PlanningProblem
 from offload_cli.main import app
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure import proof_record as evidence

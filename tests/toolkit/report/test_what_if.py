@@ -7,7 +7,7 @@ from offload.costs.link import Link
 from offload.errors import InputError
 from offload.planning.costs import Costs
 from offload.planning.planner import make_plan
-from offload.planning.scheme import PlanningProblem
+from offload.planning.problem import PlanningProblem
 from offload.planning.sweep import SweepPoint, parse_links, sweep, winning_intervals
 from offload.report.charts import what_if_html, what_if_svg
 from offload.report.svg import COLOURS, NAMES, LogAxis
