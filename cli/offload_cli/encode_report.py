@@ -101,7 +101,7 @@ def _show(output: Output, tensor: CutTensor) -> None:
     off = "" if error is None else f", size predicted {error:+.1%} off"
     output.table(
         COLUMNS,
-        [_row(tensor, way) for way in tensor.ways],
+        [_row(tensor, way) for way in tensor.options],
         title=f"{tensor.send.tensor}: {tensor.dtype} {shape}, {tensor.zeros:.0%} zeros{off}",
     )
 
@@ -131,7 +131,7 @@ def _picture(bundle: Bundle, found: EncodeReport) -> str:
                 float(way.measured.mean_bytes),
                 format_bytes(way.measured.mean_bytes),
             )
-            for way in tensor.ways
+            for way in tensor.options
         ]
         for tensor in found.tensors
     }
@@ -154,7 +154,7 @@ def _json(found: EncodeReport, given: Calibration) -> dict[str, object]:
                 "zeros": tensor.zeros,
                 "raw_bytes": tensor.raw_bytes,
                 "prediction_error": tensor.prediction_error,
-                "ways": [_way_json(way) for way in tensor.ways],
+                "ways": [_way_json(way) for way in tensor.options],
             }
             for tensor in found.tensors
         ],
