@@ -115,7 +115,7 @@ def test_what_is_proved_elsewhere_is_the_bundles_own_proof(tmp_path: Path) -> No
 
 
 def test_a_bundle_without_proof(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="carries no proof"):
+    with pytest.raises(BundleError, match="has no proof"):
         repeat(bundle_of(tmp_path, proving=False), OPTIONS)
 
 
