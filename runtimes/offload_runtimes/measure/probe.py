@@ -1,8 +1,8 @@
-"""Measure the link to a running server: echoes of several sizes, each way apart.
+"""Measure the link to a running server: echoes of several sizes, up and down separately.
 
-Messages are sent as an inference sends tensors: each after a pause, for after a computation the
-other end is asleep, and from thread to thread as in a session. Sent back to back they would look
-up to 1 ms quicker to start than any tensor will be.
+Messages are sent as an inference sends tensors: each after a pause, because the other end sleeps
+during a computation, and from thread to thread as in a session. Sent back to back, they would
+start up to 1 ms faster than any tensor.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ Answers: TypeAlias = "queue.SimpleQueue[bytes | OffloadError]"
 SIZES_BYTES = (1_000, 8_000, 32_000, 128_000, 512_000, 2_000_000, 8_000_000)
 PAUSE_S = 0.02
 SILENCE_S = 60.0
-"""How long one message may take on the slowest link that can be probed."""
+"""Timeout of one message, on the slowest link that can be probed."""
 
 
 def probe(
@@ -46,27 +46,27 @@ def probe(
 ) -> list[Sample]:
     """Time messages of several sizes to a server and back.
 
-    A large request with an empty answer gives the way up, an empty request with a large answer
-    the way down; half of an empty round trip is taken off each. Larger sizes are left out when
-    the time budget does not allow for them, so slow links are measured too.
+    A large request with an empty reply measures the upload, an empty request with a large reply
+    the download; half of an empty round trip is subtracted from each. Sizes that exceed the time
+    budget are left out, so slow links are measured too.
 
     Args:
         server: `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`.
         sizes_bytes: payloads.
-        repeats: messages of each size, each way.
-        budget_s: seconds after which no more are sent.
+        repeats: messages of each size in each direction.
+        budget_s: seconds after which no more messages are sent.
         timeout_s: seconds to reach the server.
         security: certificates and token; None: plaintext.
-        link: emulate a link of this cost, each way.
+        link: emulate a link of this cost.
 
     Returns:
         Samples in the order taken, smaller sizes first, at least `repeats` of the smallest.
 
     Raises:
-        InputError: a size is negative or larger than servers answer, or the address is not
+        InputError: a size is negative or larger than the server's limit, or the address is not
             understood.
-        ServerError: the server can't be reached, does not answer within `timeout_s`, or goes away
-            later: a minute without an answer counts as gone.
+        ServerError: the server can't be reached, does not reply within `timeout_s`, or stops
+            replying for a minute.
     """
     if not sizes_bytes or min(sizes_bytes) < 0 or max(sizes_bytes) > PROBE_LIMIT_BYTES - 4096:
         raise InputError(f"probe sizes must be 0 to {PROBE_LIMIT_BYTES - 4096} bytes")
@@ -79,32 +79,22 @@ def probe(
         half_s = statistics.median(_round_trip_s(ask, 0, 0) for _ in range(2 * repeats)) / 2
         end_s = time.monotonic() + budget_s
         for number, size in enumerate(sorted(sizes_bytes)):
-            if number >= MIN_SIZES and _needed_s(samples[-1], size) * repeats > _left_s(end_s):
-                return samples
+            if number >= MIN_SIZES:
+                last = samples[-1]
+                most_s = (last.up_s + last.down_s) * size / max(last.size_bytes, 1) * repeats
+                if most_s > end_s - time.monotonic():
+                    return samples
             for _ in range(repeats):
-                samples.append(_sample(ask, size, half_s))
-                if _left_s(end_s) < 0:
+                up_s = _round_trip_s(ask, size, 0) - half_s
+                down_s = _round_trip_s(ask, 0, size) - half_s
+                samples.append(Sample(size, max(up_s, 0.0), max(down_s, 0.0)))
+                if time.monotonic() > end_s:
                     return samples
     return samples
 
 
-def _left_s(end_s: float) -> float:
-    return end_s - time.monotonic()
-
-
-def _needed_s(last: Sample, size_bytes: int) -> float:
-    """What a larger size will take both ways, at most."""
-    return (last.up_s + last.down_s) * size_bytes / max(last.size_bytes, 1)
-
-
-def _sample(ask: Ask, size_bytes: int, half_s: float) -> Sample:
-    up_s = _round_trip_s(ask, size_bytes, 0) - half_s
-    down_s = _round_trip_s(ask, 0, size_bytes) - half_s
-    return Sample(size_bytes, max(up_s, 0.0), max(down_s, 0.0))
-
-
 def _round_trip_s(ask: Ask, up_bytes: int, down_bytes: int, timeout_s: float = SILENCE_S) -> float:
-    # Random bytes: nothing on the way can make them fewer.
+    # Random bytes cannot be compressed on the way.
     request = pb.ProbeRequest(data=os.urandom(up_bytes), reply_bytes=down_bytes)
     message = request.SerializeToString()
     time.sleep(PAUSE_S)
@@ -115,7 +105,7 @@ def _round_trip_s(ask: Ask, up_bytes: int, down_bytes: int, timeout_s: float = S
 
 @contextlib.contextmanager
 def _asking(connector: GrpcConnector, timeout_s: float, link: LinkCost | None) -> Iterator[Ask]:
-    """A function that sends a message to the server's echo service and waits for the answer."""
+    """A function that sends a message to the server's echo service and waits for the reply."""
     outbox: Mailbox = queue.SimpleQueue()
     inbox: Answers = queue.SimpleQueue()
     up, down = (Pipe(link.upload_s), Pipe(link.download_s)) if link else (None, None)
@@ -151,7 +141,7 @@ def _outgoing(outbox: Mailbox, pipe: Pipe | None) -> Iterator[bytes]:
 
 @dataclass(frozen=True, slots=True)
 class _ProbeAnswers:
-    """Takes answers, and last the reason why no more will come."""
+    """Receives replies, and last the reason why there are no more."""
 
     answers: Answers
     pipe: Pipe | None

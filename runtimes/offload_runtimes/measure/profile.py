@@ -338,9 +338,10 @@ def _add_kernels(
     """Profile an optimised model and add its kernels' seconds to their layers."""
     shares = kernel_layers(subject.model, subject.graph, kernels)
     runs = max(1, min(runs, _MOST_EVENTS // max(1, len(kernels)) - WARM_RUNS))
-    for kernel in profile_nodes(optimized, feeds, options, runs=runs, warm_runs=WARM_RUNS):
-        for layer, share in shares.get(kernel.name, {}).items():
-            seconds[layer] += share * kernel.seconds
+    kernel_s = profile_nodes(optimized, feeds, options, runs=runs, warm_runs=WARM_RUNS)
+    for name, node_s in kernel_s.items():
+        for layer, share in shares.get(name, {}).items():
+            seconds[layer] += share * node_s
 
 
 def _has_loop(model: Model, layer: Layer) -> bool:
