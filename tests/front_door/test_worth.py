@@ -1,4 +1,4 @@
-"""A more complex plan must gain more than predictions may be off by."""
+"""A more complex plan must gain more than the prediction error."""
 
 from onnx import helper
 

@@ -75,8 +75,8 @@ class Arena:
         try:
             self._probe.run(None, {"shape": np.array([_TOO_MANY], np.int64)}, _quiet())
         except Exception as error:  # noqa: BLE001  its text is read
-            found = _LEFT.search(str(error))
-            return int(found[1]) if found else None
+            match = _LEFT.search(str(error))
+            return int(match[1]) if match else None
         return None
 
     def check(self, name: str) -> None:
@@ -146,10 +146,10 @@ def lack_of_memory(error: Exception) -> str | None:
     """The lack of memory in ORT's error, as the end of a sentence; None: another error."""
     if _LEFT.search(str(error)):
         return "needs more memory than the server allows"
-    found = _REFUSED.search(str(error))
-    if not found and not isinstance(error, MemoryError):
+    match = _REFUSED.search(str(error))
+    if not match and not isinstance(error, MemoryError):
         return None
-    size = f" ({format_bytes(int(found[1]))} at once)" if found and found[1] else ""
+    size = f" ({format_bytes(int(match[1]))} at once)" if match and match[1] else ""
     return f"needs more memory than this machine has{size}"
 
 

@@ -94,13 +94,13 @@ def as_feed(where: str, expected: ModelValue, value: Any) -> Any:
         if not shape_fits(expected.shape, array.shape):
             raise _unfit(where, expected, array)
         return array
-    if (found := _SEQUENCE.fullmatch(kind)) and not found[1].startswith("seq("):
+    if (match := _SEQUENCE.fullmatch(kind)) and not match[1].startswith("seq("):
         if not isinstance(value, list | tuple):
             raise _unfit(where, expected, value)
-        element = ModelValue(expected.name, found[1], None)
-        return [as_feed(where, element, one) for one in value]
-    if found := _MAP.fullmatch(kind):
-        key, entry = (str if of == "string" else Number for of in found.groups())
+        element = ModelValue(expected.name, match[1], None)
+        return [as_feed(where, element, item) for item in value]
+    if match := _MAP.fullmatch(kind):
+        key, entry = (str if of == "string" else Number for of in match.groups())
         if not isinstance(value, Mapping) or not all(
             isinstance(k, key) and isinstance(v, entry) for k, v in value.items()
         ):

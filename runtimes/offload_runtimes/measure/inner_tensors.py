@@ -33,7 +33,7 @@ def inner_tensors(
 ) -> Iterator[Mapping[str, Array]]:
     """Values of inner tensors, some of one input at a time; O(nodes) for each input.
 
-    Each mapping is emptied when the next one is asked for, so that its arrays are released.
+    Each mapping is emptied when the next one is requested, so that its arrays are released.
 
     Args:
         model: the model.

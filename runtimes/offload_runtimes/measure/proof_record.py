@@ -109,9 +109,9 @@ def prove(
     engine = opener(EngineOptions(optimize=False))
     whole_model = engine(whole_input(model), False)
     feeds, inputs = None, inputs_of(model)
-    for given in (GivenInputs(), GivenInputs(shapes=shapes)):
+    for sizes in (GivenInputs(), GivenInputs(shapes=shapes)):
         with contextlib.suppress(InputError):
-            feeds = sample(inputs, whole_model, given, 1)[0]
+            feeds = sample(inputs, whole_model, sizes, 1)[0]
             break
     if feeds is None:
         return ()

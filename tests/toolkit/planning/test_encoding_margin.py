@@ -1,4 +1,4 @@
-"""Encodings are used where they gain more than predictions may be off by, and only there."""
+"""Encodings are used only where they gain more than the prediction error."""
 
 from dataclasses import replace
 
@@ -7,12 +7,7 @@ from offload.costs.encodings import ENCODINGS, RAW
 from offload.planning.costs import Costs, TransferOption
 from offload.planning.cut import cut_at
 from offload.planning.plan import Plan
-from offload.planning.planner import (
-    SERVER_CALL_S,
-    compare,
-    error_margin_s,
-    make_plan,
-)
+from offload.planning.planner import SERVER_CALL_S, compare, error_margin_s, make_plan
 from offload.planning.problem import PlanningProblem
 from offload.planning.scheme import Scheme
 
