@@ -152,9 +152,8 @@ class Costs:
 
     def device_time_s(self, cut: Cut) -> float:
         """Device seconds of a cut, with encoding."""
-        return sum(self.device_s[layer] for layer in cut.device) + sum(
-            map(self.leave_s, cut.uploads)
-        )
+        leave_s = sum(map(self.leave_s, cut.uploads))
+        return sum(self.device_s[layer] for layer in cut.device) + leave_s
 
     def upload_time_s(self, cut: Cut) -> float:
         """Seconds of all uploads of a cut, one after the other."""
@@ -198,10 +197,8 @@ class Costs:
 
     def options_of(self, cut: Cut) -> list[TransferOption]:
         """The options chosen for a cut's tensors, up and down, where there is a choice."""
-        uploads, downloads = (
-            map(self.upload_option, cut.uploads),
-            map(self.download_option, cut.downloads),
-        )
+        uploads = [self.upload_option(name) for name in cut.uploads]
+        downloads = [self.download_option(name) for name in cut.downloads]
         return [option for option in (*uploads, *downloads) if option is not None]
 
     def allowing(self, is_allowed: Callable[[Encoding], bool]) -> "Costs":

@@ -137,15 +137,13 @@ def _fewest_programs(planned: Sequence[PlannedLink], worth: float) -> list[Plann
     while uncovered:
         chosen.append(max(programs, key=lambda p: (len(near[p] & uncovered), -sum(values[p]))))
         uncovered -= near[chosen[-1]]
-    return [
-        (
-            link,
-            plan
-            if plan.program in chosen
-            else programs[min(chosen, key=lambda p: values[p][index])],
-        )
-        for index, (link, plan) in enumerate(planned)
-    ]
+    result = []
+    for index, (link, plan) in enumerate(planned):
+        program = plan.program
+        if program not in chosen:
+            program = min(chosen, key=lambda p: values[p][index])
+        result.append((link, plan if program == plan.program else programs[program]))
+    return result
 
 
 def _border_bps(slower: PlannedLink, faster: PlannedLink) -> float:
