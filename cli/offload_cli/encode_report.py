@@ -85,7 +85,7 @@ def encode_report(
         dimensions = "x".join(map(str, tensor.shape))
         output.table(
             COLUMNS,
-            [_row(tensor, row) for row in tensor.ways],
+            [_row(tensor, row) for row in tensor.options],
             title=f"{tensor.send.tensor}: {tensor.dtype} {dimensions}, {tensor.zeros:.0%}"
             f" zeros{size}",
         )
@@ -119,7 +119,7 @@ def _chart(bundle: Bundle, report: EncodeReport) -> str:
                 float(row.measured.mean_bytes),
                 format_bytes(row.measured.mean_bytes),
             )
-            for row in tensor.ways
+            for row in tensor.options
         ]
         for tensor in report.tensors
     }
@@ -151,7 +151,7 @@ def _json(report: EncodeReport, samples: Calibration) -> dict[str, object]:
                         "decode_s": row.measured.decode_s,
                         "effect": _finite(asdict(row.effect)),
                     }
-                    for row in tensor.ways
+                    for row in tensor.options
                 ],
             }
             for tensor in report.tensors

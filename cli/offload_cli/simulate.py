@@ -12,7 +12,7 @@ from offload.costs.encodings import EncodingPolicy, parse_allowed
 from offload.costs.link import parse_link
 from offload.errors import InputError
 from offload.files import write_text
-from offload.planning.constraints import PlanRequest
+from offload.planning.problem import Constraints
 from offload.planning.sweep import SweepPoint, is_range, parse_links, sweep, winning_intervals
 from offload.report.charts import what_if_html, what_if_svg
 from offload.units import format_bps, format_s
@@ -107,7 +107,7 @@ def simulate(
         device=parse_machine(device),
         server=parse_machine(server),
         shapes=parse_shapes(shape),
-        plan_request=PlanRequest(pin_device=pin_device, keep_input=keep_input),
+        constraints=Constraints(pin_device=pin_device, keep_input=keep_input),
         options=EngineOptions(tuple(provider), threads, allow_cpu=allow_cpu),
         allowance=lossless_policy(encoding, calibration),
     )
@@ -116,10 +116,10 @@ def simulate(
         image_input(model, image, request.shapes or {}) as (source, shapes),
     ):
         inputs = prepare(replace(request, model=source, shapes=shapes), progress)
-        catalogue = encoding_selector(inputs, progress).lossless()
+        table = encoding_selector(inputs, progress).lossless()
         progress(f"planning {len(links) * len(factors)} combinations of link and slow-down")
-        cells = list(sweep(partial(inputs.situation, catalogue=catalogue), links, factors))
-    sent = "raw tensors" if catalogue is None else "lossless encodings where they pay"
+        cells = list(sweep(partial(inputs.problem, table=table), links, factors))
+    sent = "raw tensors" if table is None else "lossless encodings where they pay"
     title = f"{model.stem}: latency over bandwidth"
     subtitle = f"device {inputs.device.machine}, server {inputs.server.machine}, {sent}"
     rows = table_of(cells)

@@ -9,9 +9,9 @@ import typer
 from offload.costs.encodings import EncodingPolicy
 from offload.costs.link import parse_link
 from offload.errors import InputError
-from offload.planning.constraints import PlanRequest, Power
 from offload.planning.plan import Alternative
 from offload.planning.planner import pareto
+from offload.planning.problem import Constraints, Objective, Power
 from offload.planning.sweep import is_range, parse_links
 from offload.units import format_bytes, format_s, parse_bytes, parse_duration_s, parse_energy_j
 from offload_runtimes.engine import EngineOptions
@@ -232,8 +232,8 @@ def split(
         slowdown=slowdown,
         shapes=parse_shapes(shape),
         solver=solver,
-        plan_request=PlanRequest(
-            objective=objective,
+        constraints=Constraints(
+            objective=Objective.parse(objective),
             pin_device=pin_device,
             keep_input=keep_input,
             memory_bytes=parse_bytes(memory) if memory else None,
@@ -254,8 +254,8 @@ def split(
         bundle = write_split(inputs, path, progress)
         if list_front:
             progress("looking for plans with more throughput")
-            catalogue = encoding_selector(inputs, progress).lossless()
-            estimates = pareto(inputs.situation(catalogue=catalogue), solver)
+            table = encoding_selector(inputs, progress).lossless()
+            estimates = pareto(inputs.problem(table=table), solver)
             front = [estimate.alternative for estimate in estimates]
     value = bundle_json(bundle)
     if list_front:

@@ -1,4 +1,4 @@
-"""What a device installs: the requirements of running bundles, without those of making them.
+"""The packages that a device installs to run bundles, without those to make them.
 
 Installed with pip's `--no-deps`: onnxruntime's other requirements (flatbuffers, packaging) serve
 its tools, not its inference.
@@ -19,9 +19,9 @@ REQUIREMENTS = (
     "grpcio-health-checking>=1.70",  # the server's health checks
     "typing-extensions>=4.12",  # grpcio imports it
 )
-# The wheels of onnxruntime: all own the same module, so only one may be installed.
+# The wheels of onnxruntime: all contain the same module, so only one may be installed.
 ORT_WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
-# What PyPI's onnxruntime-gpu loads of CUDA 13; the driver comes from the system.
+# The libraries of CUDA 13 that PyPI's onnxruntime-gpu loads; the driver comes from the system.
 CUDA_WHEELS = (
     "nvidia-cublas~=13.0",
     "nvidia-cuda-nvrtc~=13.0",
@@ -36,7 +36,7 @@ MINIMUM_PYTHON = (3, 11)
 
 
 def wheel_of(providers: Sequence[str]) -> str:
-    """The wheel of onnxruntime that has the first of these providers that is not the CPU."""
+    """The wheel of onnxruntime for the first of these providers that is not the CPU."""
     for name in providers:
         stem = name.lower().removesuffix("executionprovider")
         if stem in ("cuda", "tensorrt"):

@@ -1,4 +1,4 @@
-"""Named values in files: arrays in .npz, sequences and maps as JSON, pictures in a folder."""
+"""Read and write named values: arrays in .npz, sequences and maps as JSON, pictures in a folder."""
 
 import json
 import zipfile
@@ -23,9 +23,19 @@ def read_values(path: Path) -> dict[str, Any]:
     """Values by name, from an .npz of arrays or a .json with an object.
 
     Raises:
-        InputError: no such file, or of another kind.
+        InputError: no such file, or another format.
     """
-    return _read_json(path) if path.suffix == ".json" else read_arrays(path)
+    if path.suffix != ".json":
+        return read_arrays(path)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"input {path} does not exist: check the path") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not a JSON file ({error}): write an object in it") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold a JSON object with a value for each input, by its name")
+    return values
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
@@ -38,14 +48,14 @@ def read_arrays(path: Path) -> dict[str, Array]:
         raise InputError(f"{path} is a folder: give an .npz file")
     try:
         with path.open("rb") as stream:
-            found = np.load(stream, allow_pickle=False)
-            if isinstance(found, np.ndarray):
+            archive = np.load(stream, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
                 raise InputError(
                     f"{path} holds one array without a name: write it with"
                     " np.savez(path, NAME=array), NAME being the input's"
                 )
-            with found:
-                arrays = {name: found[name] for name in found.files}
+            with archive:
+                arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise InputError(f"input {path} does not exist: check the path") from None
     except InputError:
@@ -63,35 +73,23 @@ def read_arrays(path: Path) -> dict[str, Array]:
     return arrays
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"input {path} does not exist: check the path") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a JSON file ({error}): write an object in it") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path} must hold a JSON object with a value for each input, by its name")
-    return found
-
-
 def typed(values: Mapping[str, Any], inputs: Iterable[ModelValue]) -> dict[str, Any]:
-    """Values as they were read, those from JSON as the inputs declare them.
+    """Values with those from JSON converted to the declared types of the inputs.
 
     Raises:
         InputError: a JSON value does not fit its input.
     """
     declared = {value.name: value.type for value in inputs}
-    found = {}
+    converted = {}
     for name, value in values.items():
         try:
-            found[name] = _typed(value, declared.get(name, ""))
+            converted[name] = _typed(value, declared.get(name, ""))
         except (ValueError, TypeError, OverflowError, AttributeError) as error:
             raise InputError(
-                f"input {name!r} is a {declared.get(name)}, which its JSON value does not fit"
+                f"the JSON value of input {name!r} does not fit its type {declared.get(name)}"
                 f" ({error})"
             ) from error
-    return found
+    return converted
 
 
 def _typed(value: Any, kind: str) -> Any:
@@ -106,10 +104,10 @@ def _typed(value: Any, kind: str) -> Any:
 
 
 def write_values(path: Path, values: Mapping[str, Any]) -> tuple[Path, ...]:
-    """Write values by name, whole or not at all: the arrays to an .npz.
+    """Write values by name, atomically: the arrays to an .npz.
 
-    What an .npz cannot hold without pickling (sequences, maps, text that ends with a NUL
-    character) goes to a JSON object beside it: `out.json` beside `out.npz`.
+    Values that an .npz cannot hold without pickling (sequences, maps, text that ends with a NUL
+    character) are written to a JSON object next to it: `out.json` for `out.npz`.
 
     Returns:
         The files written.
@@ -129,14 +127,14 @@ def write_values(path: Path, values: Mapping[str, Any]) -> tuple[Path, ...]:
                         np.lib.format.write_array(member, array, allow_pickle=False)
         if not others:
             return (path,)
-        beside = path.with_suffix(".json") if path.suffix == ".npz" else Path(f"{path}.json")
-        with staged_file(beside) as staged_json:
+        json_path = path.with_suffix(".json") if path.suffix == ".npz" else Path(f"{path}.json")
+        with staged_file(json_path) as staged_json:
             staged_json.write_text(json.dumps(others, ensure_ascii=False), encoding="utf-8")
-    return path, beside
+    return path, json_path
 
 
 def _plain(value: Any) -> "np.ndarray[Any, np.dtype[Any]] | None":
-    """The array as an .npz holds it without pickling; None where it cannot."""
+    """The array as an .npz can hold it without pickling; None where it cannot."""
     if not isinstance(value, np.ndarray):
         return None
     if value.dtype != object:
@@ -182,14 +180,14 @@ class Picture:
 
 
 def read_frames(path: Path, values: Sequence[ModelValue]) -> Iterator[Frame]:
-    """The runs that a file or folder of inputs stands for: one for an .npz, one for each picture.
+    """The runs of a file or folder of inputs: one for an .npz, one for each picture.
 
     Args:
         path: an .npz or .json file, or a folder of pictures for a model with one picture as input.
         values: the model's inputs, all sizes but the first bound where pictures are read.
 
     Raises:
-        InputError: nothing there, not of that form, or the model takes no picture.
+        InputError: the path does not exist or has another form, or no input accepts pictures.
     """
     if not path.is_dir():
         yield Frame("", read_values(path))
@@ -200,30 +198,30 @@ def read_frames(path: Path, values: Sequence[ModelValue]) -> Iterator[Frame]:
 
 
 def find_pictures(folder: Path) -> list[Picture]:
-    """The pictures of a folder in order of their names; those of sub-folders have labels.
+    """The pictures of a folder in order of their names, with labels if they are in sub-folders.
 
     Sub-folders in order of their names are the classes 0, 1, ... where they hold pictures.
     Hidden files and folders are left out.
 
     Raises:
-        InputError: the folder holds no pictures, or pictures beside folders of pictures.
+        InputError: the folder holds no pictures, or both pictures and folders of pictures.
     """
-    here, folders = _listed(folder)
+    pictures_here, folders = _listed(folder)
     classes = [(path, _listed(path)[0]) for path in folders]
     if any(pictures for _, pictures in classes):
-        if here:
+        if pictures_here:
             raise InputError(
-                f"{folder} holds pictures beside folders of pictures, such as {here[0].name}: move"
-                " every picture to the folder of its class, or none"
+                f"{folder} holds both pictures, such as {pictures_here[0].name}, and folders of"
+                " pictures: move every picture to the folder of its class, or none"
             )
         return [
             Picture(f"{place.name}/{path.name}", path, label)
             for label, (place, pictures) in enumerate(classes)
             for path in pictures
         ]
-    if not here:
+    if not pictures_here:
         raise InputError(f"{folder} holds no pictures ({', '.join(PICTURES)}): give some")
-    return [Picture(path.name, path, None) for path in here]
+    return [Picture(path.name, path, None) for path in pictures_here]
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
@@ -234,7 +232,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
 
 
 def picture_input(folder: Path, values: Sequence[ModelValue]) -> ModelValue:
-    """The input that takes the pictures of a folder.
+    """The input that accepts the pictures of a folder.
 
     Raises:
         InputError: the model has several inputs, or its input isn't a picture of known sizes.
@@ -256,7 +254,8 @@ def read_picture(path: Path, value: ModelValue) -> Array:
     to 1; N is 1.
 
     Raises:
-        InputError: the file is no picture, Pillow isn't installed, or the input takes no picture.
+        InputError: the file is not a picture, Pillow isn't installed, or the input does not accept
+            pictures.
     """
     try:
         from PIL import Image, UnidentifiedImageError
@@ -281,8 +280,8 @@ def _layout(value: ModelValue) -> tuple[int, int, bool]:
         last = value.type == "tensor(uint8)" and not _differs(shape[3], 3)
         first = value.type == "tensor(float)" and not _differs(shape[1], 3)
         if (last or first) and not _differs(shape[0], 1):
-            rest = ModelValue(value.name, value.type, (1, *shape[1:]))
-            if open_inputs([rest]):
+            single = ModelValue(value.name, value.type, (1, *shape[1:]))
+            if open_inputs([single]):
                 raise InputError(open_sizes_sentence([value]))
             height, width = shape[1:3] if last else shape[2:]
             return height, width, last
@@ -293,6 +292,6 @@ def _layout(value: ModelValue) -> tuple[int, int, bool]:
     )
 
 
-def _differs(size: Any, wanted: int) -> bool:
-    """Whether a dimension has another size than the wanted one; an open one may have it."""
-    return isinstance(size, int) and size != wanted
+def _differs(size: Any, expected: int) -> bool:
+    """Whether a dimension cannot have the expected size; an open one can."""
+    return isinstance(size, int) and size != expected

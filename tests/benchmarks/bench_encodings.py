@@ -30,7 +30,7 @@ from offload.costs.profile import Profile
 from offload.graph.load import load_model
 from offload.planning.plan import Plan
 from offload.planning.planner import make_plan
-from offload.planning.scheme import PlanningProblem
+from offload.planning.problem import PlanningProblem
 from offload.units import format_s
 from offload_models import pretrained
 from offload_models.image import with_image_input

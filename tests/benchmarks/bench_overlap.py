@@ -22,7 +22,8 @@ from offload.graph.load import Model, load_model
 from offload.planning.cut import Cut, cut_after
 from offload.planning.plan import Side
 from offload.planning.planner import compare, plan_of
-from offload.planning.scheme import PlanningProblem, SchemeEstimate
+from offload.planning.problem import PlanningProblem
+from offload.planning.scheme import SchemeEstimate
 from offload.report.gantt import gantt_svg, gantt_text
 from offload.scheduling.timeline import Timeline
 from offload_models.zoo import build, save

@@ -15,8 +15,8 @@ from pathlib import Path
 from offload.costs.link import Link
 from offload.planning.cut import Cut
 from offload.planning.planner import serial_cut
-from offload.planning.scheme import PlanningProblem, Scheme, candidate
-from offload.planning.server_pipelining import start_early
+from offload.planning.problem import PlanningProblem
+from offload.planning.scheme import Scheme, estimate, start_early
 from offload_cli.bench.subjects import PreparedStudy, Study, find_study, planning_problem, prepare
 from offload_models import randwire
 
@@ -60,8 +60,8 @@ def points(ready: PreparedStudy) -> Iterator[Point]:
 
 
 def _gain(situation: PlanningProblem, cut: Cut) -> float:
-    serial = candidate(situation, Scheme.PARTITION, cut)
-    ours = start_early(situation, candidate(situation, Scheme.OPSS, cut))
+    serial = estimate(situation, Scheme.PARTITION, cut)
+    ours = start_early(situation, estimate(situation, Scheme.OPSS, cut))
     return serial.latency_s / ours.latency_s
 
 

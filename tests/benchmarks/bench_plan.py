@@ -18,7 +18,8 @@ from offload.costs.link import parse_link
 from offload.graph.model import Graph, Layer, Tensor
 from offload.planning.costs import Costs
 from offload.planning.planner import compare, make_plan
-from offload.planning.scheme import PlanningProblem, Scheme
+from offload.planning.problem import PlanningProblem
+from offload.planning.scheme import Scheme
 from offload.planning.sweep import SweepPoint, parse_links, sweep
 from offload.units import format_s
 from offload_models.zoo import build, save
@@ -52,7 +53,7 @@ def planning_s(found: PlanningInputs) -> list[float]:
     for link, _ in itertools.product(LINKS, range(3)):
         fresh = replace(found, graph=replace(found.graph))
         start = time.perf_counter()
-        make_plan(fresh.situation(link))
+        make_plan(fresh.problem(link))
         seconds.append(time.perf_counter() - start)
     return seconds
 
@@ -127,8 +128,8 @@ def main() -> int:
             speed[name] = planning_s(found)
             rows = []
             for slowdown, link in itertools.product(SLOWDOWNS, LINKS):
-                (cell,) = sweep(found.situation, [link], [slowdown])
-                wrong += not right(cell, found.situation(link, slowdown))
+                (cell,) = sweep(found.problem, [link], [slowdown])
+                wrong += not right(cell, found.problem(link, slowdown))
                 rows.append(figures(cell))
             cells += len(rows)
             zoo += rows

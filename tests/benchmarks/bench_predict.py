@@ -29,7 +29,8 @@ from offload.graph.load import Model, load_model
 from offload.planning.closed_sets import articulations
 from offload.planning.cut import Cut, cut_at
 from offload.planning.planner import compare, plan_of
-from offload.planning.scheme import PlanningProblem, Scheme, SchemeEstimate, candidate, predict
+from offload.planning.problem import PlanningProblem
+from offload.planning.scheme import Scheme, SchemeEstimate, estimate, estimate_program
 from offload.units import format_s
 from offload_models.zoo import build, save
 from offload_runtimes.engine import Engine, EngineOptions, load
@@ -92,7 +93,7 @@ class Bench:
                 yield self.case(measured, link, plan, found)
 
     def case(self, measured: "Measured", link: str, plan: str, found: SchemeEstimate) -> Case:
-        made = plan_of(measured.situation(), (found,), found)
+        made = plan_of(measured.problem(), (found,), found)
         graph = measured.subject.graph
         bundle = write_bundle(measured.model, graph, made, self.folder / "bundle")
         feeds = draw(measured.subject.inputs)
@@ -106,7 +107,7 @@ class Bench:
             }
             seconds = time_in_turns(turns, self.runs, BUDGET_S)
         drift = statistics.median(seconds["whole"]) / measured.profile.whole_s
-        now = predict(measured.situation(drift), found.cut, found.program)
+        now = estimate_program(measured.problem(drift), found.scheme, found.cut, found.program)
         middle = statistics.median(seconds["plan"])
         low, high = np.quantile(seconds["plan"], (0.25, 0.75))
         return Case(
@@ -115,7 +116,7 @@ class Bench:
             plan,
             0 < len(found.cut.device) < len(graph.layers),
             made.latency_s,
-            now.makespan_s,
+            now.latency_s,
             middle,
             float(high - low) / middle,
         )
@@ -132,28 +133,28 @@ class Measured:
     link: Link
     slowdown: float
 
-    def situation(self, drift: float = 1.0) -> PlanningProblem:
+    def problem(self, drift: float = 1.0) -> PlanningProblem:
         server = self.profile.scaled(drift)
         return PlanningProblem.of(
             self.subject.graph, server.scaled(self.slowdown), server, self.link
         )
 
     def plans(self) -> dict[str, SchemeEstimate]:
-        """Different plans, by name."""
-        situation = self.situation()
-        cut = half_cut(situation)
-        named = [(found.scheme.value, found) for found in compare(situation)]
+        """Plans that differ, by name."""
+        problem = self.problem()
+        cut = half_cut(problem)
+        named = [(found.scheme.value, found) for found in compare(problem)]
         if cut is not None:
-            named.append((HALF, candidate(situation, Scheme.OPSS, cut)))
+            named.append((HALF, estimate(problem, Scheme.OPSS, cut)))
         by_program: dict[object, str] = {}
         for name, found in named:
             by_program.setdefault((found.program.segments, found.program.steps), name)
         return {name: found for name, found in named if name in by_program.values()}
 
 
-def half_cut(situation: PlanningProblem) -> Cut | None:
-    """The cut at the articulation point nearest to half of the device's seconds."""
-    graph, seconds = situation.graph, situation.costs.device_s
+def half_cut(problem: PlanningProblem) -> Cut | None:
+    """The cut at the layer that everything passes nearest to half of the device's seconds."""
+    graph, seconds = problem.graph, problem.costs.device_s
     sets = [graph.ancestors((gate,)) for gate in articulations(graph)]
     sets = [device for device in sets if len(device) < len(graph.layers)]
     if not sets:

@@ -22,7 +22,7 @@ from offload.graph.model import Graph
 from offload.graph.read import read_graph
 from offload.planning.cut import cut_at
 from offload.planning.planner import make_plan
-from offload.planning.scheme import PlanningProblem
+from offload.planning.problem import PlanningProblem
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.local import open_session
 from offload_runtimes.measure.verify import check_of, missing_types, opener

@@ -45,7 +45,7 @@ def test_a_preflight_runs_on_the_provider(door: Door) -> None:
     # This provider is in the CPU's wheel, starts, and computes nothing of an ordinary model.
     done = door.light("preflight", "--provider", "AzureExecutionProvider")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "AzureExecutionProvider computes nothing here" in done.stderr
+    assert "AzureExecutionProvider computes nothing on this machine" in done.stderr
 
 
 @pytest.mark.door

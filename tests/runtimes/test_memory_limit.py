@@ -10,8 +10,8 @@ import pytest
 from offload.costs.link import parse_link
 from offload.costs.profile import estimate_profile
 from offload.graph.load import load_model
-from offload.planning.constraints import PlanRequest
-from offload.planning.costs import CLIENT_BYTES
+from offload.planning.memory import CLIENT_BYTES
+from offload.planning.problem import Constraints
 from offload_models.zoo import build, save
 from offload_runtimes.measure.profile import client_bytes, read_fused
 from offload_runtimes.measure.split import SplitRequest, prepare, split
@@ -51,8 +51,8 @@ def test_the_client_stays_within_the_limit_it_was_planned_for(tmp_path: Path, na
     free = split(request, tmp_path / "free.bundle").plan
     local = next(a for a in free.alternatives if a.scheme == "local")
     for limit_bytes in (local.memory_bytes, local.memory_bytes - 1):
-        wish = PlanRequest(memory_bytes=limit_bytes, keep_input=True)
-        bundle = split(replace(request, plan_request=wish), tmp_path / "net.bundle")
+        constraints = Constraints(memory_bytes=limit_bytes, keep_input=True)
+        bundle = split(replace(request, constraints=constraints), tmp_path / "net.bundle")
         assert bundle.plan.is_local == (limit_bytes == local.memory_bytes)
         with Server([] if bundle.plan.is_local else [bundle]) as server:
             address = "" if bundle.plan.is_local else server.address
@@ -66,5 +66,5 @@ def test_a_profile_says_what_the_client_takes_and_an_estimate_does_not(tmp_path:
     measured = client_bytes(threads=1)
     assert measured is not None
     assert 20e6 < measured < 400e6
-    assert prepare(request).situation().client_bytes == measured
-    assert prepare(replace(request, device=8e9)).situation().client_bytes == CLIENT_BYTES
+    assert prepare(request).problem().client_bytes == measured
+    assert prepare(replace(request, device=8e9)).problem().client_bytes == CLIENT_BYTES

@@ -12,7 +12,7 @@ import numpy as np
 from offload.bundle.write import write_bundle
 from offload.costs.link import Link
 from offload.errors import InputError
-from offload.planning.constraints import Constraints, Power
+from offload.planning.problem import Constraints, Power
 from offload.planning.scheme import Scheme
 from offload.scheduling.timeline import Lane
 from offload_runtimes.emulation.experiment import BundleEntry, ExperimentJob, MeasuredRun, run_job

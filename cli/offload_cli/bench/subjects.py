@@ -12,7 +12,6 @@ from offload.costs.profile import Profile, load_profile
 from offload.errors import InputError
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph
-from offload.planning.constraints import PlanRequest, constraints_of
 from offload.planning.cut import Cut, all_local, cut_at
 from offload.planning.plan import Plan
 from offload.planning.planner import (
@@ -23,8 +22,9 @@ from offload.planning.planner import (
     serial_cut,
     simplest_within_margin,
 )
+from offload.planning.problem import Constraints, PlanningProblem
 from offload.planning.program import scheduling_problem
-from offload.planning.scheme import PlanningProblem, Scheme, SchemeEstimate, candidate
+from offload.planning.scheme import Scheme, SchemeEstimate, estimate
 from offload.scheduling.solve import solve
 from offload_models import image, multi_stream, randwire, zoo
 from offload_runtimes.engine import Array, EngineOptions, load
@@ -236,36 +236,34 @@ def plans_of(prepared: PreparedStudy, link: Link) -> dict[str, PlannedScheme]:
     if prepared.study.inside:
         cut = inner_cut(problem)
         estimates = {
-            "local": candidate(problem, Scheme.LOCAL, all_local(problem.graph)),
-            "partition": candidate(problem, Scheme.PARTITION, cut),
-            "fifo": candidate(problem, Scheme.OPSS, cut, "fifo"),
+            "local": estimate(problem, Scheme.LOCAL, all_local(problem.graph)),
+            "partition": estimate(problem, Scheme.PARTITION, cut),
+            "fifo": estimate(problem, Scheme.OPSS, cut, "fifo"),
             "paper": _paper_estimate(problem, cut),
-            "opss": candidate(problem, Scheme.OPSS, cut),
+            "opss": estimate(problem, Scheme.OPSS, cut),
         }
         compared = tuple(estimates[key] for key in ("local", "partition", "opss"))
         return {
-            key: PlannedScheme(floats, plan_of(problem, compared, estimate))
-            for key, estimate in estimates.items()
+            key: PlannedScheme(floats, plan_of(problem, compared, scheme))
+            for key, scheme in estimates.items()
         }
     compared = compare(problem)
-    best = simplest_within_margin(compared, choose(compared))
+    best = simplest_within_margin(compared, choose(problem, compared))
     plans = {
-        estimate.scheme.value: PlannedScheme(
-            floats, plan_of(problem, compared, estimate), estimate is best
-        )
-        for estimate in compared
+        plan.scheme.value: PlannedScheme(floats, plan_of(problem, compared, plan), plan is best)
+        for plan in compared
     }
-    cut = next(estimate.cut for estimate in compared if estimate.scheme is Scheme.PARTITION)
-    for key, estimate in (
-        ("fifo", candidate(problem, Scheme.OPSS, cut, "fifo")),
+    cut = next(plan.cut for plan in compared if plan.scheme is Scheme.PARTITION)
+    for key, plan in (
+        ("fifo", estimate(problem, Scheme.OPSS, cut, "fifo")),
         ("paper", _paper_estimate(problem, cut)),
     ):
-        plans[key] = PlannedScheme(floats, plan_of(problem, compared, estimate))
+        plans[key] = PlannedScheme(floats, plan_of(problem, compared, plan))
     if camera := prepared.camera:
         problem = PlanningProblem.of(camera.graph, camera.device, camera.server, link)
         compared = compare(problem)
-        cloud = next(estimate for estimate in compared if estimate.scheme is Scheme.CLOUD)
-        best = simplest_within_margin(compared, choose(compared))
+        cloud = next(plan for plan in compared if plan.scheme is Scheme.CLOUD)
+        best = simplest_within_margin(compared, choose(problem, compared))
         cloud_plan = plan_of(problem, compared, cloud)
         plans["cloud-raw"] = PlannedScheme(camera, cloud_plan, cloud is best)
         plans["auto-raw"] = PlannedScheme(camera, plan_of(problem, compared, best), True)
@@ -275,8 +273,7 @@ def plans_of(prepared: PreparedStudy, link: Link) -> dict[str, PlannedScheme]:
 def planning_problem(prepared: PreparedStudy, link: Link) -> PlanningProblem:
     """The planning problem of the study's model with float input, under the study's limits."""
     floats = prepared.floats
-    request = PlanRequest(keep_input=prepared.study.keep_input)
-    limits = constraints_of(request, floats.graph)
+    limits = Constraints(keep_input=prepared.study.keep_input)
     return PlanningProblem.of(floats.graph, floats.device, floats.server, link, limits)
 
 
@@ -293,8 +290,8 @@ def inner_cut(problem: PlanningProblem, least: int = 3) -> Cut:
         raise InputError(f"{graph.name} has no cut of {least} tensors")
 
     def overlap_gain(cut: Cut) -> float:
-        serial = candidate(problem, Scheme.PARTITION, cut)
-        return serial.latency_s / candidate(problem, Scheme.OPSS, cut, "fifo").latency_s
+        serial = estimate(problem, Scheme.PARTITION, cut)
+        return serial.latency_s / estimate(problem, Scheme.OPSS, cut, "fifo").latency_s
 
     return max(cuts, key=overlap_gain)
 
@@ -302,9 +299,9 @@ def inner_cut(problem: PlanningProblem, least: int = 3) -> Cut:
 def _paper_estimate(problem: PlanningProblem, cut: Cut) -> SchemeEstimate:
     """A cut ordered by the paper's solver for trees, otherwise by that for all graphs."""
     try:
-        return candidate(problem, Scheme.OPSS, cut, _TREE_SOLVER)
+        return estimate(problem, Scheme.OPSS, cut, _TREE_SOLVER)
     except InputError:
-        return candidate(problem, Scheme.OPSS, cut, _GENERAL_SOLVER)
+        return estimate(problem, Scheme.OPSS, cut, _GENERAL_SOLVER)
 
 
 def overheads(prepared: PreparedStudy, link: Link) -> dict[str, tuple[float, ...]]:

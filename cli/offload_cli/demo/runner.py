@@ -12,7 +12,7 @@ from offload.graph.load import load_model
 from offload.planning.cut import cut_after
 from offload.planning.plan import Plan
 from offload.planning.planner import make_plan
-from offload.planning.scheme import PlanningProblem
+from offload.planning.problem import PlanningProblem
 from offload.report.gantt import gantt_svg, gantt_text
 from offload.report.page import Section
 from offload.units import format_bytes, format_s
@@ -81,7 +81,7 @@ def run_scenario(
         # The best plans with fewer bytes: without loss, and with loss within the tolerance.
         def plan_with(encodings: EncodingTable | None) -> Plan:
             return make_plan(
-                PlanningProblem.of(graph, device, profile, link, problem.demand, encodings)
+                PlanningProblem.of(graph, device, profile, link, problem.constraints, encodings)
             )
 
         calibration = Calibration(scenario.calibration or (scenario.feeds,))

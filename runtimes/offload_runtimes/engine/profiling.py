@@ -1,4 +1,4 @@
-"""Ask onnxruntime about a model: seconds of each kernel, types of tensors, the fused graph."""
+"""Profile a model with onnxruntime: seconds of each kernel, types of tensors, the fused graph."""
 
 import json
 import os
@@ -8,9 +8,8 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,26 +32,11 @@ _RUN = "model_run"
 _FOLDED_BYTES = 1 << 20
 _ASYNCHRONOUS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 _WAITING = """
-import dataclasses, json, pathlib, pickle, sys
+import json, pathlib, pickle, sys
 from offload_runtimes.engine import profiling
 nodes = profiling._timed_nodes(*pickle.load(sys.stdin.buffer))
-pathlib.Path(sys.argv[1]).write_text(json.dumps([dataclasses.asdict(node) for node in nodes]))
+pathlib.Path(sys.argv[1]).write_text(json.dumps(nodes))
 """
-
-
-@dataclass(frozen=True, slots=True)
-class NodeTime:
-    """What one kernel of the optimised graph takes.
-
-    Attributes:
-        name: the node's name in the optimised graph (`optimize_to` writes that graph).
-        op: its operator; fused kernels have names of their own (`FusedConv`).
-        seconds: median over runs; calls within one run (loop bodies) are added up.
-    """
-
-    name: str
-    op: str
-    seconds: float
 
 
 def profile_nodes(
@@ -63,23 +47,26 @@ def profile_nodes(
     runs: int = 10,
     warm_runs: int = 3,
     limit_s: float = 15.0,
-) -> tuple[NodeTime, ...]:
-    """Seconds of every kernel, by ORT's own profiler, in order of first execution.
+) -> dict[str, float]:
+    """Seconds of every kernel by its node's name, from ORT's profiler, in order of execution.
 
-    The profiler itself costs time (small kernels look slower than they are), so the sum is
-    more than an undisturbed run takes: calibrate against one. It writes an event for each kernel
-    of each step of a loop and stops at a million events: do not give it long loops.
+    Names are those of the optimised graph (`optimize_to` writes it). A kernel's seconds are the
+    median over runs; its calls within one run (loop bodies) are added up.
+
+    The profiler itself costs time (small kernels look slower than they are), so the sum is more
+    than the time of a run without it: calibrate against one. It writes an event for each kernel of
+    each step of a loop and stops at a million events: do not give it long loops.
 
     Args:
         model: the model.
         feeds: an array for every input.
         options: how onnxruntime runs it.
-        runs: repeats behind each median.
+        runs: runs of each median.
         warm_runs: runs before those.
-        limit_s: no run is begun after so many seconds, but for the first two.
+        limit_s: seconds after which no run starts, except for the first two.
 
-    On a GPU, kernels are started one after the other without waiting; they are timed in a process
-    of its own that waits for each.
+    On a GPU, kernels are started without waiting for each other; they are timed in a separate
+    process that waits for each.
 
     Raises:
         InputError: the model is refused or the feeds do not fit.
@@ -97,29 +84,41 @@ def _timed_nodes(
     runs: int,
     warm_runs: int,
     limit_s: float,
-) -> tuple[NodeTime, ...]:
+) -> dict[str, float]:
     with _profiled(model, feeds, options, warm_runs + runs, limit_s) as (events, done):
-        return _node_times(events, min(warm_runs, done // 2))
+        run: dict[str, float] = defaultdict(float)
+        by_run: list[dict[str, float]] = []
+        for event in events:  # a run ends with `model_run`
+            name = event.get("name", "")
+            if name.endswith(_KERNEL):
+                run[name.removesuffix(_KERNEL)] += event["dur"] * 1e-6
+            elif name == _RUN:
+                by_run.append(run)
+                run = defaultdict(float)
+    timed = by_run[min(warm_runs, done // 2) :]
+    names = dict.fromkeys(name for run in timed for name in run)
+    return {name: statistics.median(run.get(name, 0.0) for run in timed) for name in names}
 
 
-def _timed_nodes_waiting(model: str | Path | bytes, *arguments: Any) -> tuple[NodeTime, ...]:
+def _timed_nodes_waiting(model: str | Path | bytes, *arguments: Any) -> dict[str, float]:
     """As `_timed_nodes`, in a process where CUDA waits for every kernel that it starts.
 
     CUDA reads that setting once, when a process first uses it.
     """
     with temporary_folder() as folder:
-        found = folder / "nodes"
+        path = folder / "nodes"
         done = subprocess.run(
-            [sys.executable, "-c", _WAITING, str(found)],
+            [sys.executable, "-c", _WAITING, str(path)],
             input=pickle.dumps((model, *arguments)),
             env={**os.environ, "CUDA_LAUNCH_BLOCKING": "1"},
             capture_output=True,
             check=False,
         )
-        if done.returncode or not found.is_file():
-            said = done.stderr.decode(errors="replace").strip().splitlines()
-            raise InputError(f"timing kernels failed: {said[-1] if said else done.returncode}")
-        return tuple(NodeTime(**node) for node in json.loads(found.read_text()))
+        if done.returncode or not path.is_file():
+            lines = done.stderr.decode(errors="replace").strip().splitlines()
+            raise InputError(f"timing kernels failed: {lines[-1] if lines else done.returncode}")
+        seconds: dict[str, float] = json.loads(path.read_text())
+        return seconds
 
 
 def kernel_providers(
@@ -133,8 +132,8 @@ def kernel_providers(
         InputError: the model is refused or the feeds do not fit.
     """
     with _profiled(model, feeds, options, runs=1, limit_s=0.0) as (events, _):
-        found = {event.get("args", {}).get("provider", "") for event in events}
-    return frozenset(short_name(name) for name in found if name)
+        providers = {event.get("args", {}).get("provider", "") for event in events}
+    return frozenset(short_name(name) for name in providers if name)
 
 
 @contextmanager
@@ -145,7 +144,7 @@ def _profiled(
     runs: int,
     limit_s: float,
 ) -> Iterator[tuple[Iterator[dict[str, Any]], int]]:
-    """The events that ORT's profiler records in some runs, and how many there were in the time."""
+    """The events that ORT's profiler records in some runs, and the number of runs."""
     settings = session_options(options)
     settings.enable_profiling = True
     with temporary_folder() as folder:
@@ -174,38 +173,18 @@ def _events(path: Path) -> Iterator[dict[str, Any]]:
                     raise InputError(f"onnxruntime's profile {path} is cut short") from None
 
 
-def _node_times(events: Iterable[Mapping[str, Any]], warm_runs: int) -> tuple[NodeTime, ...]:
-    """Median of each node over the runs after the warm ones; a run ends with `model_run`."""
-    run: dict[tuple[str, str], float] = defaultdict(float)
-    runs: list[dict[tuple[str, str], float]] = []
-    for event in events:
-        name = event.get("name", "")
-        if name.endswith(_KERNEL):
-            key = (name.removesuffix(_KERNEL), event["args"]["op_name"])
-            run[key] += event["dur"] * 1e-6
-        elif name == _RUN:
-            runs.append(run)
-            run = defaultdict(float)
-    kept = runs[warm_runs:]
-    return tuple(
-        NodeTime(name, op, statistics.median(run.get((name, op), 0.0) for run in kept))
-        for name, op in dict.fromkeys(key for run in kept for key in run)
-    )
-
-
 def optimize_to(model: str | Path | bytes, target: str | Path, *, fold_large: bool = True) -> None:
     """Write the graph as ORT has it after its EXTENDED optimisations.
 
-    Tensors that still exist there are the places where a model may be cut without breaking a
-    fused kernel. Weights of a file go to a file of their own beside the target. Weights that
-    bytes refer to stay where they are and are not read, but for those that ORT changes; such a
-    target must be loaded as bytes, too.
+    A model may be cut at the tensors that still exist there without breaking a fused kernel.
+    Weights of a file are written to a file next to the target. Weights that bytes refer to stay
+    where they are and are not read, except for those that ORT changes; load such a target as
+    bytes, too.
 
     Args:
         model: the model.
-        target: the file to write; a `.weights` file may come beside it.
-        fold_large: whether nodes that make more than 1 MB of nothing but weights are computed,
-            which takes memory for what they make.
+        target: the file to write; there may be a `.weights` file next to it.
+        fold_large: whether to fold constants of more than 1 MB, which takes memory for them.
 
     Raises:
         InputError: onnxruntime refuses the model.
@@ -226,7 +205,7 @@ def optimize_to(model: str | Path | bytes, target: str | Path, *, fold_large: bo
         )
     open_session(model, settings, options)
     if not Path(target).is_file():
-        raise InputError(f"onnxruntime could not write {target}: choose another place")
+        raise InputError(f"onnxruntime could not write {target}: choose another folder")
 
 
 def tensor_types(model: str | Path | bytes) -> dict[str, ModelValue]:

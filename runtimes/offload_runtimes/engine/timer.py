@@ -1,4 +1,4 @@
-"""One thread that calls functions at given times: deadlines, heart-beats, links."""
+"""One thread that calls functions at given times: deadlines, heartbeats, emulated links."""
 
 import heapq
 import itertools
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-_KEPT = 64
+_MOST_CANCELLED = 64
 
 
 @dataclass(order=True, slots=True)
@@ -18,10 +18,10 @@ class _Timer:
 
 
 class TimerThread:
-    """Calls short functions on a thread of its own when their time comes.
+    """Calls short functions at given times, on a thread of its own.
 
-    Starting a thread for every deadline costs 0.1 ms; this thread is started once, with the
-    first use. Times are `time.monotonic` seconds; functions due together run in order of setting.
+    Starting a thread for every deadline costs 0.1 ms; this thread is started once, at the first
+    use. Times are `time.monotonic` seconds; functions due together run in order of setting.
     """
 
     def __init__(self) -> None:
@@ -47,8 +47,11 @@ class TimerThread:
             with self._lock:
                 entry.call = None
                 self._cancelled += 1
-                if self._cancelled > _KEPT and self._cancelled > len(self._entries) // 2:
-                    self._forget_cancelled()
+                # Most deadlines are cancelled: without this they would pile up until they are due.
+                if self._cancelled > max(_MOST_CANCELLED, len(self._entries) // 2):
+                    self._entries = [each for each in self._entries if each.call is not None]
+                    heapq.heapify(self._entries)
+                    self._cancelled = 0
 
         return cancel
 
@@ -56,24 +59,15 @@ class TimerThread:
         """Call a function after some seconds; returns a function that cancels it."""
         return self.at(time.monotonic() + delay_s, call)
 
-    def _forget_cancelled(self) -> None:
-        """Most deadlines are never met: without this they would pile up until they are due."""
-        self._entries = [entry for entry in self._entries if entry.call is not None]
-        heapq.heapify(self._entries)
-        self._cancelled = 0
-
     def _run(self) -> None:
         while True:
-            call = self._next()
+            with self._lock:
+                while not self._entries or self._entries[0].due_s > time.monotonic():
+                    wait_s = self._entries[0].due_s - time.monotonic() if self._entries else None
+                    self._changed.wait(wait_s if wait_s is None or wait_s > 0 else 0)
+                call = heapq.heappop(self._entries).call
             if call is not None:
                 call()
-
-    def _next(self) -> Callable[[], None] | None:
-        with self._lock:
-            while not self._entries or self._entries[0].due_s > time.monotonic():
-                wait_s = self._entries[0].due_s - time.monotonic() if self._entries else None
-                self._changed.wait(wait_s if wait_s is None or wait_s > 0 else 0)
-            return heapq.heappop(self._entries).call
 
 
 ALARM = TimerThread()

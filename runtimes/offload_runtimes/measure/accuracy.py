@@ -1,4 +1,4 @@
-"""What encodings change in the outputs, measured on calibration inputs."""
+"""Measure the output error that encodings cause on calibration inputs."""
 
 import math
 from collections import Counter
@@ -17,7 +17,7 @@ from offload_runtimes.engine import Array, Engine, EngineOptions, load_once
 from offload_runtimes.measure.calibration import Calibration
 from offload_runtimes.protocol.codecs import codec
 
-# Pairs of rows whose distances are held at once; longer outputs are matched in sorted order.
+# The most pairs of rows whose distances are computed; longer outputs are matched in sorted order.
 _MOST_PAIRS = 1 << 20
 
 
@@ -33,9 +33,9 @@ def varying_axis(*arrays: Array) -> int | None:
 def matched_change(want: Array, got: Array, axis: int) -> tuple[float, float]:
     """Largest and mean change of an output whose length along an axis depends on data.
 
-    Each row of one is matched with the nearest row of the other that is still free. Matched
-    floats change by their difference relative to the range of the wanted output. Rows without a
-    partner, and rows of whole numbers, truth values or text that have no equal, change entirely:
+    Each row of one array is matched with the nearest row of the other that is still free. The
+    change of matched floats is their difference relative to the range of `want`. Rows without a
+    partner, and rows of integers, booleans or text without an equal row, change entirely:
     the largest change is at least their share of all rows, the mean counts each of them as 1.
 
     O(n m) for n and m rows of floats, at most a million pairs; O(n log n) else.
@@ -52,58 +52,46 @@ def matched_change(want: Array, got: Array, axis: int) -> tuple[float, float]:
     finite = wide[np.isfinite(wide)]
     spread = float(np.ptp(finite)) if finite.size else 0.0
     spread = spread or (float(np.abs(finite).max()) if finite.size else 0.0) or 1.0
-    apart = _apart(wide, other) / spread
-    lonely = count - len(apart)
-    worst = max(float(apart.max(initial=0.0)), lonely / count)
-    mean = (float(apart.mean(axis=1).sum()) if apart.size else 0.0) + lonely
+    rows, partners = _pairs(wide, other)
+    first, second = wide[rows], other[partners]
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(first - second)
+    apart[(first == second) | (np.isnan(first) & np.isnan(second))] = 0.0
+    apart[np.isnan(apart)] = np.inf  # only one of both is NaN
+    apart /= spread
+    unmatched = count - len(apart)
+    worst = max(float(apart.max(initial=0.0)), unmatched / count)
+    mean = (float(apart.mean(axis=1).sum()) if apart.size else 0.0) + unmatched
     return worst, mean / count
 
 
 def _rows(array: Array, axis: int) -> Array:
-    """One row for each place along an axis."""
-    moved: Array = np.moveaxis(array, axis, 0)
+    """One row for each index of an axis."""
+    moved = np.moveaxis(array, axis, 0)
     rows: Array = moved.reshape(moved.shape[0], math.prod(moved.shape[1:]))
     return rows
 
 
-def _apart(one: Array, two: Array) -> Array:
-    """Differences of matched rows, as many as the shorter has; infinite where only one is NaN."""
-    places, partners = _pairs(one, two)
-    first, second = one[places], two[partners]
-    with np.errstate(invalid="ignore"):
-        apart: Array = np.abs(first - second)
-    apart[first == second] = 0.0
-    apart[np.isnan(first) & np.isnan(second)] = 0.0
-    apart[np.isnan(apart)] = np.inf
-    return apart
-
-
 def _pairs(one: Array, two: Array) -> tuple[Array, Array]:
-    """Places of matched rows: the nearest pair first, then the nearest of those left."""
+    """Indexes of matched rows: the nearest pair first, then the nearest of the remaining rows."""
     count = min(len(one), len(two))
     if len(one) * len(two) > _MOST_PAIRS:
-        return _sorted(one)[:count], _sorted(two)[:count]
+        return np.lexsort(one.T[::-1])[:count], np.lexsort(two.T[::-1])[:count]
     far = np.zeros((len(one), len(two)))
     for column in range(one.shape[1]):
         with np.errstate(invalid="ignore"):
             far = np.fmax(far, np.abs(one[:, column, None] - two[None, :, column]))
     free_rows, free_others = np.ones(len(one), bool), np.ones(len(two), bool)
-    found = []
+    pairs = []
     for flat in np.argsort(far, axis=None, kind="stable"):
         row, other = divmod(int(flat), len(two))
         if free_rows[row] and free_others[other]:
             free_rows[row] = free_others[other] = False
-            found.append((row, other))
-            if len(found) == count:
+            pairs.append((row, other))
+            if len(pairs) == count:
                 break
-    places = np.array(found, np.int64).reshape(-1, 2)
-    return places[:, 0], places[:, 1]
-
-
-def _sorted(rows: Array) -> Array:
-    """Places in lexicographic order, the first column first."""
-    order: Array = np.lexsort(rows.T[::-1])
-    return order
+    matched = np.array(pairs, np.int64).reshape(-1, 2)
+    return matched[:, 0], matched[:, 1]
 
 
 Tensors = Mapping[str, Array]
@@ -112,13 +100,13 @@ _TOP = 5
 
 @dataclass(frozen=True, slots=True)
 class LossyCrossing:
-    """How one tensor crosses: the encoding, and its scale where it quantises."""
+    """The encoding of one tensor, with its scale where it quantises."""
 
     encoding: Encoding
     affine: Affine | None = None
 
     def passed(self, array: Array) -> Array:
-        """The tensor as it arrives; NaN throughout where it must not cross so."""
+        """The tensor after encoding and decoding; all NaN where it must not be encoded so."""
         if self.encoding.is_lossless:
             return array
         if self.encoding.form is TensorFormat.PLAIN:
@@ -135,16 +123,16 @@ class LossyCrossing:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """The outputs' change over all inputs.
+    """The change of the outputs over all inputs.
 
     Attributes:
-        worst: largest change of any value, relative to its output's range; of whole numbers and
-            truth values, the share that is another, and the change of the floats that they were
-            made of; of outputs whose length depends on data, that of matched rows or the share of
-            rows without a partner; infinite where NaN or infinity moved.
-        mean: mean change, likewise relative.
+        worst: largest change of any value, relative to its output's range; for integers and
+            booleans, the share that differs, and the change of the floats from which they are
+            computed; for outputs whose length depends on data, the change of matched rows or the
+            share of rows without a partner; infinite where NaN or infinity moved.
+        mean: mean change, relative to the same range.
         top1: share of rows (of float outputs, along the last axis) whose best class stays best.
-        top5: share whose best class stays among the best five.
+        top5: share of rows whose best class stays among the best five.
         accuracy: share of the labels that is right; None without labels.
     """
 
@@ -155,14 +143,11 @@ class Effect:
     accuracy: float | None
 
 
-NO_EFFECT = Effect(0.0, 0.0, 1.0, 1.0, None)
-
-
 class AccuracyTrial:
     """A plan's segments without encodings, run on the calibration inputs.
 
-    What the device makes is computed once; then the server's part is run for each choice of
-    encodings. The undisturbed run is the yardstick.
+    The device's segments run once; then the server's run for each choice of encodings. The
+    outputs are compared with those of a run without encodings.
     """
 
     def __init__(
@@ -177,12 +162,12 @@ class AccuracyTrial:
         """Load the bare segments of a plan and run the device's.
 
         Args:
-            plan: whose segments they are.
+            plan: the plan of the segments.
             sources: the segments by file name.
             calibration: the inputs.
             options: how onnxruntime runs.
-            shown: tensors of the server's that are compared besides the outputs.
-            varying: of tensors whose length depends on data, the axis that varies.
+            shown: tensors of the server that are compared in addition to the outputs.
+            varying: the axis that varies of tensors whose length depends on data.
 
         Raises:
             InputError: the engine refuses a segment or an input.
@@ -197,7 +182,7 @@ class AccuracyTrial:
         device = [engines[s.id] for s in segments if s.side is Side.DEVICE]
         needed = {*self._names, *(v.name for engine in self._server for v in engine.inputs)}
         needed.update(send.tensor for send in plan.uploads)
-        self._made = [
+        self._device_tensors = [
             {name: array for name, array in _run(device, feeds).items() if name in needed}
             for feeds in calibration.feeds
         ]
@@ -205,36 +190,62 @@ class AccuracyTrial:
     @cached_property
     def expected(self) -> list[Tensors]:
         """The outputs of each input without encodings."""
-        return [self._outputs(_run(self._server, made)) for made in self._made]
+        return [self._outputs(_run(self._server, tensors)) for tensors in self._device_tensors]
 
     def crossing(self, tensor: str) -> list[Array]:
-        """A tensor that crosses, for each input."""
-        return [made[tensor] for made in self._made]
+        """A tensor that is sent, for each input."""
+        return [tensors[tensor] for tensors in self._device_tensors]
 
     def planned(self) -> dict[str, LossyCrossing]:
-        """How the plan's tensors cross."""
+        """The encodings of the plan's uploads."""
         return {
             send.tensor: LossyCrossing(encoding(send.encoding), send.affine)
             for send in self.plan.uploads
         }
 
     def effect(self, choice: Mapping[str, LossyCrossing]) -> Effect:
-        """What a choice of encodings does; tensors that it does not name cross as they are."""
-        found = []
-        for made in self._made:
-            passed = {name: lossy.passed(made[name]) for name, lossy in choice.items()}
-            found.append(self._outputs(_run(self._server, {**made, **passed})))
-        return self._compared(found)
+        """The effect of a choice of encodings; tensors that it does not name are not encoded."""
+        results = []
+        for tensors in self._device_tensors:
+            passed = {name: lossy.passed(tensors[name]) for name, lossy in choice.items()}
+            results.append(self._outputs(_run(self._server, {**tensors, **passed})))
+        # The axis of a tensor whose length depends on data, known or seen.
+        axes = {
+            name: self._varying[name]
+            if name in self._varying
+            else varying_axis(*(outputs[name] for outputs in (*self.expected, *results)))
+            for name in self._names
+        }
+        pairs = [
+            (name, want[name], got[name])
+            for want, got in zip(self.expected, results, strict=True)
+            for name in want
+        ]
+        changes = [change(want, got, axes[name]) for name, want, got in pairs]
+        rows = [
+            ranks(want, got)
+            for name, want, got in pairs
+            if want.dtype.kind == "f" and want.ndim and axes[name] is None
+        ]
+        best_ranks = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+        labels = self.calibration.labels
+        return Effect(
+            max((worst for worst, _ in changes), default=0.0),
+            float(np.mean([mean for _, mean in changes])) if changes else 0.0,
+            float(np.mean(best_ranks < 1)) if best_ranks.size else 1.0,
+            float(np.mean(best_ranks < _TOP)) if best_ranks.size else 1.0,
+            accuracy(results, labels) if labels else None,
+        )
 
     def unproven(
         self, lossy: Mapping[str, LossyCrossing], dependent: Container[str] | None = None
     ) -> str | None:
-        """Why unchanged outputs prove nothing here, as a part of a sentence; None: they do.
+        """Why unchanged outputs prove nothing, as a part of a sentence; None: they prove it.
 
-        An output shows what an encoding does only where the inputs bring something out: it must
-        differ between them. With a single input it must hold more than one value, and noise in
-        place of the encoded tensors must move some output. Whole numbers are left to the floats
-        that they were made of, if there are any.
+        An output shows the effect of an encoding only if it differs between the inputs. With a
+        single input it must hold more than one value, and noise in place of the encoded tensors
+        must change some output. Integers are judged by the floats from which they are computed,
+        if there are any.
 
         Args:
             lossy: the encoded tensors, by name.
@@ -265,48 +276,19 @@ class AccuracyTrial:
         """The outputs that change when the encoded tensors become noise of their own range."""
         rng = np.random.default_rng(0)
         moved: set[str] = set()
-        for made, want in zip(self._made, self.expected, strict=True):
-            noise = {name: _noise(made[name], rng) for name in lossy}
-            got = _run(self._server, {**made, **noise})
+        for tensors, want in zip(self._device_tensors, self.expected, strict=True):
+            noise = {name: _noise(tensors[name], rng) for name in lossy}
+            got = _run(self._server, {**tensors, **noise})
             moved.update(name for name in self._names if not _equal(want[name], got[name]))
         return frozenset(moved)
 
-    def _compared(self, found: Sequence[Tensors]) -> Effect:
-        labels = self.calibration.labels
-        axes = {name: self._axis(name, found) for name in self._names}
-        pairs = [
-            (name, want[name], got[name])
-            for want, got in zip(self.expected, found, strict=True)
-            for name in want
-        ]
-        changes = [change(want, got, axes[name]) for name, want, got in pairs]
-        rows = [
-            ranks(want, got)
-            for name, want, got in pairs
-            if want.dtype.kind == "f" and want.ndim and axes[name] is None
-        ]
-        places = np.concatenate(rows) if rows else np.zeros(0, np.int64)
-        return Effect(
-            max((worst for worst, _ in changes), default=0.0),
-            float(np.mean([mean for _, mean in changes])) if changes else 0.0,
-            float(np.mean(places < 1)) if places.size else 1.0,
-            float(np.mean(places < _TOP)) if places.size else 1.0,
-            accuracy(found, labels) if labels else None,
-        )
-
-    def _axis(self, name: str, found: Sequence[Tensors]) -> int | None:
-        """The axis of a tensor whose length depends on data, known or seen."""
-        if name in self._varying:
-            return self._varying[name]
-        return varying_axis(*(outputs[name] for outputs in (*self.expected, *found)))
-
     def _outputs(self, tensors: Tensors) -> Tensors:
-        """What the server answers: what the device makes of the outputs no encoding touches."""
+        """The tensors to compare; encodings do not change outputs that the device computes."""
         return {name: tensors[name] for name in self._names}
 
 
-def _run(engines: Iterable[Engine], given: Tensors) -> dict[str, Array]:
-    tensors = dict(given)
+def _run(engines: Iterable[Engine], inputs: Tensors) -> dict[str, Array]:
+    tensors = dict(inputs)
     for engine in engines:
         feeds = {value.name: tensors[value.name] for value in engine.inputs}
         names = [value.name for value in engine.outputs]
@@ -317,10 +299,12 @@ def _run(engines: Iterable[Engine], given: Tensors) -> dict[str, Array]:
 def change(want: Array, got: Array, axis: int | None = None) -> tuple[float, float]:
     """Largest and mean change of an output, relative to its range; see `Effect.worst`.
 
-    `axis`: the one whose length depends on data, None: the output's shape is fixed.
+    `axis`: the axis whose length depends on data; None: the output's shape is fixed.
     """
-    if axis is not None and _fit(want, got, axis):
-        return matched_change(want, got, axis)
+    if axis is not None and want.ndim == got.ndim and -want.ndim <= axis < want.ndim:
+        others = [np.delete(array.shape, axis).tolist() for array in (want, got)]
+        if others[0] == others[1]:
+            return matched_change(want, got, axis)
     if want.shape != got.shape:
         return float("inf"), float("inf")
     if not want.size or np.array_equal(want, got, equal_nan=want.dtype.kind == "f"):
@@ -339,19 +323,12 @@ def change(want: Array, got: Array, axis: int | None = None) -> tuple[float, flo
     return float(apart.max()) / spread, float(apart.mean()) / spread
 
 
-def _fit(want: Array, got: Array, axis: int) -> bool:
-    """Whether two arrays have the same shape but for an axis."""
-    if want.ndim != got.ndim or not -want.ndim <= axis < want.ndim:
-        return False
-    return np.delete(want.shape, axis).tolist() == np.delete(got.shape, axis).tolist()
-
-
 def _equal(one: Array, two: Array) -> bool:
     return np.array_equal(one, two, equal_nan=one.dtype.kind == two.dtype.kind == "f")
 
 
 def _noise(array: Array, rng: np.random.Generator) -> Array:
-    """Numbers of the array's own range, in no order."""
+    """Random numbers of the array's own range."""
     if not array.size:
         return array
     low, high = (float(bound) for bound in (np.nanmin(array), np.nanmax(array)))
@@ -361,22 +338,24 @@ def _noise(array: Array, rng: np.random.Generator) -> Array:
 
 
 def ranks(want: Array, got: Array) -> Array:
-    """For each row along the last axis: how many classes now beat the one that was best."""
+    """For each row along the last axis: the new rank of the class that was best, from 0."""
     if want.shape != got.shape or want.shape[-1] < 2:
         return np.zeros(0, np.int64)
     rows, others = want.reshape(-1, want.shape[-1]), got.reshape(-1, got.shape[-1])
     best = rows.argmax(axis=1)
     now = others[np.arange(len(others)), best]
-    found: Array = (others > now[:, None]).sum(axis=1) + np.isnan(now) * _TOP
-    return found
+    rank: Array = (others > now[:, None]).sum(axis=1) + np.isnan(now) * _TOP
+    return rank
 
 
-def accuracy(found: Sequence[Tensors], labels: Sequence[int]) -> float | None:
-    """Share of labels that the first output gives; None where the numbers don't match."""
-    answers = []
-    for outputs in found:
+def accuracy(results: Sequence[Tensors], labels: Sequence[int]) -> float | None:
+    """Share of labels that the first output predicts; None where the numbers don't match."""
+    classes = []
+    for outputs in results:
         array = next(iter(outputs.values()))
         best = array.argmax(axis=-1) if array.dtype.kind == "f" else array
-        answers.append(np.atleast_1d(best).reshape(-1))
-    given = np.concatenate(answers)
-    return float(np.mean(given == np.asarray(labels))) if given.shape == (len(labels),) else None
+        classes.append(np.atleast_1d(best).reshape(-1))
+    predicted = np.concatenate(classes)
+    if predicted.shape != (len(labels),):
+        return None
+    return float(np.mean(predicted == np.asarray(labels)))

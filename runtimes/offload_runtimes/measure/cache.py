@@ -1,5 +1,6 @@
-"""What was measured on this machine, kept in the user's cache: nothing is measured twice."""
+"""Cache measurements of this machine in the user's cache folder."""
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -8,28 +9,21 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from offload.errors import InputError
 from offload.files import write_text
-
-
-class Cacheable(Protocol):
-    """What can be kept."""
-
-    def to_json(self) -> Mapping[str, Any]:
-        """A JSON object."""
-
+from offload.records import to_json
 
 Array = np.ndarray[Any, np.dtype[Any]]
-T = TypeVar("T", bound=Cacheable)
+T = TypeVar("T")
 
 
 def cache_folder() -> Path | None:
-    """Where what was measured on this machine is kept for the user; None: there is no home."""
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        return Path(given) / "onnx-offload"
+    """The folder of this user's measurements; None: the account has no home."""
+    if folder := os.environ.get("XDG_CACHE_HOME"):
+        return Path(folder) / "onnx-offload"
     home = os.path.expanduser("~")  # noqa: PTH111  Path's raises where there is none
     return None if home == "~" else Path(home) / ".cache/onnx-offload"
 
@@ -54,60 +48,57 @@ def cached(
     progress: Callable[[str], None],
     outdated: Callable[[T], str] = lambda _: "",
 ) -> T:
-    """What lies in the cache by a name, else what is measured now and left there.
+    """Read a measurement from the cache, or measure and store it.
 
     Where there is no cache, or it can't be read or written, it is measured every time, with one
     warning (RuntimeWarning) a process.
 
     Args:
-        name: relative to the `cache_folder`; it must tell all that the measurement depends on.
-        read: reads the file; InputError where it is another version's or doesn't fit.
-        measure: takes the time.
-        again: measure even when a file is there.
+        name: path relative to the `cache_folder`, unique for all that the measurement depends on.
+        read: reads the file; InputError where it has another format or doesn't fit.
+        measure: measures.
+        again: measure even when there is a file.
         progress: called with a phrase about the file that is used, or that doesn't fit.
-        outdated: says why what lies there doesn't hold any more; empty where it does.
+        outdated: why a cached measurement is no longer valid; empty where it is.
 
     Raises:
         InputError: as `measure`.
     """
     folder = cache_folder()
     path = None if folder is None else folder / name
-    if path is not None and not again and _is_file(path):
+    is_cached = False
+    if path is not None and not again:
+        with contextlib.suppress(OSError):  # a folder above may not be readable
+            is_cached = path.is_file()
+    if path is not None and is_cached:
         try:
             known = read(path)
             when = datetime.fromtimestamp(path.stat().st_mtime).astimezone()
         except (InputError, OSError):
-            progress("what was measured before doesn't fit: measuring again")
+            progress("the cached measurement doesn't fit: measuring again")
         else:
             since = f"{name.parent}: measured at {when:%Y-%m-%d %H:%M}"
             why = outdated(known)
             if not why:
-                progress(f"{since}, --again measures anew")
+                progress(f"{since}, --again measures again")
                 return known
             progress(f"{since}, but {why}: measuring again")
-    found = measure()
+    measured = measure()
     if path is None:
         _warn("this account has no home")
-        return found
+        return measured
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(found.to_json()))
+        write_text(path, json.dumps(to_json(measured)))
     except OSError as error:
         _warn(f"{folder} can't be written ({error.strerror})")
-    return found
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a folder above may not be searched
-        return False
+    return measured
 
 
 @functools.cache
 def _warn(why: str) -> None:
     warnings.warn(
-        f"measurements are not kept: {why}; set XDG_CACHE_HOME to a folder of yours",
+        f"measurements are not cached: {why}; set XDG_CACHE_HOME to a folder that you can write",
         RuntimeWarning,
         stacklevel=3,
     )

@@ -1,14 +1,14 @@
-"""Time pieces of a model as they will run, and bend a table of layers to what they take.
+"""Time pieces of a model as they will run, and scale the profiled layers to the measured times.
 
-The sum of its layers' times is not what a fused segment takes: the engine overlaps work, lays
-tensors out anew at a segment's ends, and its profiler slows small kernels down. So the whole and
-the pieces it falls into are timed undisturbed, in turns, so that what else the machine does hits
+A fused segment does not take the sum of its layers' times: the engine overlaps work, changes
+the layout of tensors at a segment's ends, and its profiler slows small kernels down. So the whole
+and its pieces are timed without a profiler, in turns, so that other load on the machine affects
 all alike.
 """
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -23,7 +23,7 @@ from offload_runtimes.engine import Arena, EngineOptions, load
 from offload_runtimes.engine.values import Array
 
 WARM_RUNS = 3
-_WARM_S = 2.0  # what takes longer is warm after fewer runs
+_WARM_S = 2.0  # slow work is warm after fewer runs
 PIECES = 6
 _LEAST_S = 3e-4  # a shorter piece is mostly the engine's own call
 _NEAR = 0.4
@@ -34,41 +34,35 @@ Feeds = Mapping[str, Array]
 
 
 def divided(graph: Graph, seconds: Sequence[float], count: int = PIECES) -> list[range]:
-    """Neighbouring layers in at most so many pieces of about equal time; O(V x count + E).
+    """Divide the layers into at most `count` ranges of about equal time; O(V x count + E).
 
-    Near each even division the place is taken where the fewest bytes pass; places that something
-    passes that is no tensor of numbers are none.
+    Near each even division the place where the fewest bytes pass is taken, if only tensors of
+    numbers pass there.
     """
     sums = [0.0, *np.cumsum(seconds).tolist()]
     count = max(1, min(count, int(sums[-1] / _LEAST_S)))
     step = sums[-1] / count
-    bytes_at = list(_passing(graph))
-    places = [place for place, passing in enumerate(bytes_at) if passing is not None]
-    ends = []
-    for aim in (step * number for number in range(1, count)):
-        near = [place for place in places if abs(sums[place] - aim) < _NEAR * step]
-        if near:
-            ends.append(min(near, key=lambda p: (bytes_at[p] or 0, abs(sums[p] - aim))))
-    edges = [0, *ends, len(seconds)]
-    return [range(start, end) for start, end in pairwise(edges)]
-
-
-def _passing(graph: Graph) -> Iterator[int | None]:
-    """Bytes that pass from before each layer to it and those after; None: not only tensors."""
     last = {name: users[-1] for name, users in graph.consumers.items()}
     alive: set[str] = set()
+    bytes_at: dict[int, int] = {}  # before a layer: bytes that pass, if all are of tensors
     for index, layer in enumerate(graph.layers):
         tensors = [graph.tensors[name] for name in alive]
-        able = all(tensor.dtype not in (None, "string") for tensor in tensors)
-        yield sum(tensor.size_bytes or 0 for tensor in tensors) if able and alive else None
+        if alive and all(tensor.dtype not in (None, "string") for tensor in tensors):
+            bytes_at[index] = sum(tensor.size_bytes or 0 for tensor in tensors)
         alive -= {name for name in layer.inputs if last[name] == index}
         alive |= {name for name in layer.outputs if name in last}
+    ends = []
+    for aim in (step * number for number in range(1, count)):
+        near = [place for place in bytes_at if abs(sums[place] - aim) < _NEAR * step]
+        if near:
+            ends.append(min(near, key=lambda p: (bytes_at[p], abs(sums[p] - aim))))
+    return [range(start, end) for start, end in pairwise([0, *ends, len(seconds)])]
 
 
 def time_in_turns(
     runs: Mapping[str, Callable[[], object]], repeats: int, budget_s: float
 ) -> dict[str, list[float]]:
-    """Seconds of each of several pieces of work, one after the other, again and again.
+    """Seconds of several pieces of work, run one after the other, repeatedly.
 
     At least three rounds, then until the repeats or the seconds are used up.
     """
@@ -100,7 +94,7 @@ def pieces(
     types: Mapping[str, Tensor] = MappingProxyType({}),
     arena: Arena | None = None,
 ) -> dict[str, Callable[[], list[Array]]]:
-    """For each of several ranges of layers, a run of it as a segment, on what those before made.
+    """By range of layers, a function that runs it as a segment on its real inputs.
 
     Raises:
         InputError: the engine refuses a piece.
@@ -124,8 +118,8 @@ def calibrated(
 ) -> tuple[list[float], float]:
     """Scale the layers of each piece to what it was measured to take.
 
-    What the pieces take together beyond the whole is what it costs to end one segment and begin
-    another; it is shared out evenly and is no layer's.
+    The pieces together take longer than the whole: that excess is the cost of ending one segment
+    and beginning another. It is divided evenly among the pieces and belongs to no layer.
 
     Args:
         seconds: the layers' times as the profiler shared them, in any unit.
@@ -139,30 +133,30 @@ def calibrated(
     excess_s = max(0.0, sum(pieces_s) - whole_s) / len(ranges)
     own = [max(piece_s - excess_s, 0.0) for piece_s in pieces_s]
     scale = whole_s / sum(own)
-    found: list[float] = []
+    layers_s: list[float] = []
     for layers, piece_s in zip(ranges, own, strict=True):
         shares = [seconds[layer] for layer in layers]
         total = sum(shares)
         even = 1 / len(shares)
-        found += [piece_s * scale * (share / total if total else even) for share in shares]
-    return found, excess_s
+        layers_s += [piece_s * scale * (share / total if total else even) for share in shares]
+    return layers_s, excess_s
 
 
 def remarks(whole: Sequence[float]) -> list[str]:
-    """What is suspicious about repeated timings of one piece of work, each in one sentence."""
+    """Warnings about repeated timings of one piece of work, each in one sentence."""
     third = len(whole) // 3
-    said = []
+    warnings = []
     if third >= 2:
         first, last = statistics.median(whole[:third]), statistics.median(whole[-third:])
         if last > _SLOWER * first:
-            said.append(
+            warnings.append(
                 f"the machine became {last / first:.2f}x slower while it was measured: if it is"
                 " throttling, let it cool and measure again"
             )
     low, middle, high = (float(np.quantile(whole, q)) for q in (0.25, 0.5, 0.75))
     if high - low > _SCATTER * middle:
-        said.append(
+        warnings.append(
             f"half of the runs scatter over {(high - low) / middle:.0%} of the median: something"
             " else keeps the machine busy; measure again when it is quiet"
         )
-    return said
+    return warnings

@@ -1,4 +1,4 @@
-"""The calibration noun: inputs that stand for those to come, with labels if there are any."""
+"""Calibration inputs: representative inputs of a model, with labels if there are any."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ _RANDOM_INPUTS = 2
 
 @dataclass(frozen=True)
 class Calibration:
-    """Inputs of a model.
+    """Calibration inputs of a model.
 
     Attributes:
         feeds: one mapping of arrays per input, at least one.
         labels: the right class of each sample, in order; empty: not known.
-        is_random: whether nobody gave them: sizes they show are a guess.
+        is_random: whether they are random, so that sizes measured on them are a guess.
     """
 
     feeds: tuple[Mapping[str, Array], ...]
@@ -32,7 +32,7 @@ class Calibration:
 
 
 def random_calibration(inputs: ModelInputs) -> Calibration:
-    """Random inputs; pictures are noise over all of their range, which nothing compresses.
+    """Random inputs; pictures are noise over their whole range, which does not compress.
 
     Raises:
         InputError: an input's size is open, or no random value fits its type.
@@ -51,24 +51,26 @@ def read_calibration(path: Path, values: Sequence[ModelValue]) -> Calibration:
 
     Args:
         path: the file or folder.
-        values: what the model wants, with the sizes that a sample has.
+        values: the model's inputs, with the sizes of a sample.
 
     Raises:
-        InputError: nothing there, not of that form, of another shape than the model wants, or
-            several rows for an input whose first axis is open: they may be one sample or many.
+        InputError: the path does not exist or has another form, an array has the wrong shape, or
+            has several rows where the first axis is open: they may be one sample or many.
     """
     if path.is_dir():
-        value, found = picture_input(path, values), find_pictures(path)
+        value, pictures = picture_input(path, values), find_pictures(path)
         return Calibration(
-            tuple({value.name: read_picture(picture.path, value)} for picture in found),
-            tuple(picture.label for picture in found if picture.label is not None),
+            tuple({value.name: read_picture(picture.path, value)} for picture in pictures),
+            tuple(picture.label for picture in pictures if picture.label is not None),
         )
     arrays = read_arrays(path)
     names = [value.name for value in values]
     for name in arrays:
         if name not in names and name != LABELS:
             listed = ", ".join(map(repr, names)) or "none"
-            raise InputError(f"{path} holds {name!r}, which is no input: the model has {listed}")
+            raise InputError(
+                f"{path} holds {name!r}, which is not an input: the model has {listed}"
+            )
     samples = {value.name: _samples(path, value, arrays) for value in values}
     counts = {name: len(each) for name, each in samples.items()}
     if not all(counts.values()):
@@ -80,16 +82,12 @@ def read_calibration(path: Path, values: Sequence[ModelValue]) -> Calibration:
         {name: each[index if len(each) > 1 else 0] for name, each in samples.items()}
         for index in range(count)
     )
-    labels = () if LABELS in names else _labels(path, arrays.get(LABELS))
-    return Calibration(feeds, labels)
-
-
-def _labels(path: Path, found: Array | None) -> tuple[int, ...]:
-    if found is None:
-        return ()
-    if found.dtype.kind not in "iu" or found.ndim != 1:
+    labels = None if LABELS in names else arrays.get(LABELS)
+    if labels is None:
+        return Calibration(feeds)
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise InputError(f"labels in {path} must be whole numbers, one for each sample")
-    return tuple(int(label) for label in found)
+    return Calibration(feeds, tuple(int(label) for label in labels))
 
 
 def _samples(path: Path, value: ModelValue, arrays: Mapping[str, Array]) -> list[Array]:
@@ -102,7 +100,12 @@ def _samples(path: Path, value: ModelValue, arrays: Mapping[str, Array]) -> list
         return [array]
     if shape_fits(shape, array.shape):
         if shape and not isinstance(shape[0], int) and len(array) > 1:
-            raise _ambiguous(path, value, array)
+            rows_shape = "x".join(map(str, (1, *array.shape[1:])))
+            raise InputError(
+                f"{path} holds {len(array)} rows for input {value.name!r}, whose first axis is"
+                " open: say how many rows a sample has, like"
+                f" --shape {value.name}={rows_shape}"
+            )
         return [array]
     if shape_fits(shape, array.shape[1:]) and array.ndim:
         return [array[index, ...] for index in range(len(array))]
@@ -113,13 +116,4 @@ def _samples(path: Path, value: ModelValue, arrays: Mapping[str, Array]) -> list
     raise InputError(
         f"{path}: input {value.name!r} is {show_shape(shape)}, the calibration array"
         f" {show_shape(array.shape)}: give samples of that shape, stacked on a first axis"
-    )
-
-
-def _ambiguous(path: Path, value: ModelValue, array: Array) -> InputError:
-    """Rows of an open first axis: a batch, or as many samples."""
-    each = "x".join(map(str, (1, *array.shape[1:])))
-    return InputError(
-        f"{path} holds {len(array)} rows for input {value.name!r}, whose first axis is open: say"
-        f" how many rows a sample has, like --shape {value.name}={each}"
     )

@@ -1,4 +1,4 @@
-"""What every tensor at a bundle's cut takes under every encoding, and what that does."""
+"""Report the size of every tensor at a bundle's cut under every encoding, and its effect."""
 
 from dataclasses import dataclass
 
@@ -6,10 +6,10 @@ import numpy as np
 from offload.bundle.bundle import Bundle
 from offload.bundle.engine_input import exposed_inputs
 from offload.costs.encoding_table import EncodedSize
-from offload.costs.encodings import ENCODINGS, RAW, Encoding
+from offload.costs.encodings import ENCODINGS, RAW
 from offload.planning.plan import Send
 
-from offload_runtimes.engine import Array, EngineOptions
+from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure import Progress
 from offload_runtimes.measure.accuracy import AccuracyTrial, Effect, LossyCrossing
 from offload_runtimes.measure.calibration import Calibration
@@ -19,7 +19,7 @@ from offload_runtimes.protocol.codecs import has_pictures
 
 @dataclass(frozen=True, slots=True)
 class EncodingRow:
-    """One encoding of one tensor: its figures, and what it alone does to the outputs."""
+    """One encoding of one tensor: its sizes and seconds, and its effect alone on the outputs."""
 
     measured: EncodedSize
     effect: Effect
@@ -35,7 +35,7 @@ class CutTensor:
         shape: of the first input.
         zeros: share of values that are 0.
         raw_bytes: mean bytes as it is.
-        ways: every encoding that suits it, raw first.
+        options: every encoding that suits it, raw first.
     """
 
     send: Send
@@ -43,18 +43,17 @@ class CutTensor:
     shape: tuple[int, ...]
     zeros: float
     raw_bytes: float
-    ways: tuple[EncodingRow, ...]
+    options: tuple[EncodingRow, ...]
 
     @property
     def used(self) -> EncodingRow | None:
-        """The way that the plan takes; None where it does not suit these inputs."""
-        return next(
-            (way for way in self.ways if way.measured.encoding.name == self.send.encoding), None
-        )
+        """The encoding that the plan uses; None where it does not suit these inputs."""
+        rows = (row for row in self.options if row.measured.encoding.name == self.send.encoding)
+        return next(rows, None)
 
     @property
     def prediction_error(self) -> float | None:
-        """How far the plan's predicted size is off on these inputs, relative to what they take."""
+        """Relative error of the plan's predicted size on these inputs."""
         if self.used is None or not self.send.size_bytes or not self.used.measured.mean_bytes:
             return None
         return self.send.size_bytes / self.used.measured.mean_bytes - 1
@@ -62,12 +61,12 @@ class CutTensor:
 
 @dataclass(frozen=True)
 class EncodeReport:
-    """A bundle's cut.
+    """The encodings at a bundle's cut.
 
     Attributes:
         tensors: those at the cut, in order of sending.
         effect: of the plan as a whole.
-        unproven: why the inputs don't show what an encoding changes; None: they do.
+        unproven: why the inputs don't show the effect of an encoding; None: they do.
     """
 
     tensors: tuple[CutTensor, ...]
@@ -81,7 +80,7 @@ def encode_report(
     options: EngineOptions,
     progress: Progress = lambda _: None,
 ) -> EncodeReport:
-    """Run both parts on the inputs with the cut's tensors in every encoding, one at a time.
+    """Run both sides on the inputs with the cut's tensors in every encoding, one at a time.
 
     Seconds are this machine's. O(inputs x tensors x encodings) runs of the server's part.
 
@@ -94,49 +93,37 @@ def encode_report(
     Raises:
         InputError: the model refuses an input.
     """
-    progress("running the device's part")
-    rehearsal = AccuracyTrial(bundle.plan, exposed_inputs(bundle), calibration, options)
-    found = []
+    progress("running the device's segments")
+    trial = AccuracyTrial(bundle.plan, exposed_inputs(bundle), calibration, options)
+    tensors = []
     for send in bundle.plan.uploads:
         progress(f"encoding {send.tensor}")
-        found.append(_tensor(send, rehearsal))
-    planned = rehearsal.planned()
-    return EncodeReport(tuple(found), rehearsal.effect(planned), rehearsal.unproven(planned))
+        tensors.append(_tensor(send, trial))
+    planned = trial.planned()
+    return EncodeReport(tuple(tensors), trial.effect(planned), trial.unproven(planned))
 
 
-def _tensor(send: Send, rehearsal: AccuracyTrial) -> CutTensor:
-    arrays = rehearsal.crossing(send.tensor)
-    return CutTensor(
-        send,
-        arrays[0].dtype.name,
-        arrays[0].shape,
-        _zeros(arrays),
-        float(np.mean([array.nbytes for array in arrays])),
-        tuple(
-            EncodingRow(e, rehearsal.effect({send.tensor: lossy}))
-            for e, lossy in _ways(send, arrays)
-        ),
-    )
-
-
-def _zeros(arrays: list[Array]) -> float:
-    count = sum(array.size for array in arrays)
-    return sum(int(np.count_nonzero(array == 0)) for array in arrays) / count if count else 0.0
-
-
-def _ways(send: Send, arrays: list[Array]) -> list[tuple[EncodedSize, LossyCrossing]]:
-    """Every encoding that suits; the plan's own scale for the one it uses."""
-    suitable = (e for e in ENCODINGS.values() if has_pictures() or not e.is_picture)
-    survey = EncodingSurvey.of(tuple(suitable))
+def _tensor(send: Send, trial: AccuracyTrial) -> CutTensor:
+    """The report of one tensor; the plan's own scale for the encoding that it uses."""
+    arrays = trial.crossing(send.tensor)
+    encodings = [e for e in ENCODINGS.values() if has_pictures() or not e.is_picture]
+    survey = EncodingSurvey.of(encodings)
     for array in arrays:
         survey.bound({send.tensor: array})
     for array in arrays:
         survey.encode({send.tensor: array})
-    found = survey.entries().get(send.tensor, ())
-    return [(entry, _lossy(send, entry.encoding, entry)) for entry in found]
-
-
-def _lossy(send: Send, encoding: Encoding, entry: EncodedSize) -> LossyCrossing:
-    if encoding is RAW or encoding.name != send.encoding:
-        return LossyCrossing(encoding, entry.affine)
-    return LossyCrossing(encoding, send.affine)
+    options = []
+    for entry in survey.entries().get(send.tensor, ()):
+        is_used = entry.encoding is not RAW and entry.encoding.name == send.encoding
+        lossy = LossyCrossing(entry.encoding, send.affine if is_used else entry.affine)
+        options.append(EncodingRow(entry, trial.effect({send.tensor: lossy})))
+    count = sum(array.size for array in arrays)
+    zeros = sum(int(np.count_nonzero(array == 0)) for array in arrays)
+    return CutTensor(
+        send,
+        arrays[0].dtype.name,
+        arrays[0].shape,
+        zeros / count if count else 0.0,
+        float(np.mean([array.nbytes for array in arrays])),
+        tuple(options),
+    )

@@ -1,4 +1,4 @@
-"""Run a model part by part to look at its inner tensors and their sizes."""
+"""Run a model part by part to read its inner tensors and their sizes."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,11 +15,11 @@ from offload.graph.onnx_types import size_bytes
 from offload_runtimes.engine import Array, EngineOptions, load_once
 
 Feeds = Mapping[str, Array]
-# Bytes of tensors that one range makes, unless a single layer makes more.
+# Bytes of tensors that one range computes, unless a single layer computes more.
 RANGE_BYTES = 1 << 26
-# Bytes that wait for later ranges, over all inputs that are run together.
+# Bytes held for later ranges, over all inputs that are run together.
 _WAITING_BYTES = 1 << 27
-# A tensor of unknown size is taken to have so many bytes.
+# Bytes assumed for a tensor of unknown size.
 _UNKNOWN_BYTES = 1 << 22
 
 
@@ -31,30 +31,30 @@ def inner_tensors(
     options: EngineOptions,
     types: Mapping[str, Tensor] | None = None,
 ) -> Iterator[Mapping[str, Array]]:
-    """Values of tensors that layers make, some of one input at a time; O(nodes) for each input.
+    """Values of inner tensors, some of one input at a time; O(nodes) for each input.
 
-    Each mapping is emptied when the next one is asked for, so that its arrays are released.
+    Each mapping is emptied when the next one is requested, so that its arrays are released.
 
     Args:
         model: the model.
         graph: its layers.
-        names: tensors that layers make.
-        feeds: the inputs; each tensor comes once for each of them.
+        names: tensors that layers compute.
+        feeds: the inputs; each tensor is returned once for each of them.
         options: how onnxruntime runs.
         types: types of tensors that shape inference can't follow.
 
     Raises:
         InputError: the engine refuses a part, or an input.
     """
-    wanted = frozenset(names)
+    requested = frozenset(names)
     last = {name: readers[-1] for name, readers in graph.consumers.items()}
     together = max(1, _WAITING_BYTES // max(1, _most_waiting_bytes(graph, last)))
-    count = max((graph.producer[name] + 1 for name in wanted), default=0)
+    count = max((graph.producer[name] + 1 for name in requested), default=0)
     ranges = list(_ranges(graph, count, last, types or {}))
     for start in range(0, len(feeds), together):
         waiting = [dict(each) for each in feeds[start : start + together]]
         for layers in ranges:
-            shown = [n for layer in layers for n in graph.layers[layer].outputs if n in wanted]
+            shown = [n for layer in layers for n in graph.layers[layer].outputs if n in requested]
             part = part_of(graph, layers, shown)
             with temporary_folder() as folder:
                 source = part_input(model, part, folder / "part.onnx", types or {})
@@ -63,31 +63,31 @@ def inner_tensors(
                 arrays = engine.run(part.outputs, {name: values[name] for name in part.inputs})
                 values.update(zip(part.outputs, arrays, strict=True))
                 del arrays
-                found = {name: values[name] for name in shown}
+                tensors = {name: values[name] for name in shown}
                 for name in [n for n in values if last.get(n, -1) < layers.stop]:
                     del values[name]
-                if found:  # what it was made from is gone by now
-                    yield found
-                found.clear()
+                if tensors:  # their inputs are released by now
+                    yield tensors
+                tensors.clear()
             del engine
 
 
 def _ranges(
     graph: Graph, count: int, last: Mapping[str, int], types: Mapping[str, Tensor]
 ) -> Iterator[range]:
-    """The first `count` layers in ranges that make about `RANGE_BYTES` each.
+    """The first `count` layers in ranges that compute about `RANGE_BYTES` each.
 
     A range ends only where the types of all values that later layers read are known.
     """
-    start, held_bytes = 0, 0
+    start, range_bytes = 0, 0
     untyped: set[str] = set()
     for index in range(count):
         layer = graph.layers[index]
-        made_bytes = sum(_bytes(graph, name) for name in layer.outputs)
-        if index > start and not untyped and held_bytes + made_bytes > RANGE_BYTES:
+        layer_bytes = sum(_bytes(graph, name) for name in layer.outputs)
+        if index > start and not untyped and range_bytes + layer_bytes > RANGE_BYTES:
             yield range(start, index)
-            start, held_bytes = index, 0
-        held_bytes += made_bytes
+            start, range_bytes = index, 0
+        range_bytes += layer_bytes
         untyped |= {
             name
             for name in layer.outputs
@@ -99,7 +99,7 @@ def _ranges(
 
 
 def _most_waiting_bytes(graph: Graph, last: Mapping[str, int]) -> int:
-    """The most bytes that are made before some layer and read by it or a later one."""
+    """The most bytes that are computed before some layer and read by it or a later one."""
     alive = sum(_bytes(graph, name) for name in graph.inputs)
     most = alive
     for index, layer in enumerate(graph.layers):
@@ -115,7 +115,7 @@ def _bytes(graph: Graph, name: str) -> int:
 
 
 def unsized(model: Model, graph: Graph) -> list[str]:
-    """Tensors of numbers that layers make, of a size that shape inference cannot tell."""
+    """Tensors of numbers that layers compute whose size shape inference does not know."""
     return [
         name
         for name in graph.producer
@@ -135,30 +135,31 @@ def measured_sizes(
     Raises:
         InputError: the model refuses a sample.
     """
-    found: dict[str, list[int]] = {}
+    sizes: dict[str, list[int]] = {}
     names = unsized(model, graph)
     if names:
         for values in inner_tensors(model, graph, names, samples, options, types):
             for name, array in values.items():
-                found.setdefault(name, []).append(array.nbytes)
-    return {name: _size(found[name]) for name in names}
-
-
-def _size(sizes: Sequence[int]) -> Size:
-    return Size(round(statistics.fmean(sizes)), round(float(np.quantile(sizes, 0.95))))
+                sizes.setdefault(name, []).append(array.nbytes)
+    return {
+        name: Size(
+            round(statistics.fmean(sizes[name])), round(float(np.quantile(sizes[name], 0.95)))
+        )
+        for name in names
+    }
 
 
 def shapes_by_running(
     model: Model, names: Sequence[str], samples: Sequence[Mapping[str, Array]]
 ) -> dict[str, Tensor]:
-    """Types of inner tensors over a run for each sample; those that vary are left out.
+    """Types of inner tensors from a run of each sample; those that vary are left out.
 
-    Only shapes leave the engine, so that no more is in memory than in any run.
+    Only shapes leave the engine, so that it needs no more memory than any run.
 
     Args:
         model: the model.
-        names: tensors that it makes.
-        samples: inputs of the same sizes and of different numbers.
+        names: tensors that it computes.
+        samples: inputs of the same sizes with different numbers.
 
     Raises:
         InputError: the model refuses a sample.
@@ -166,13 +167,13 @@ def shapes_by_running(
     with temporary_folder() as folder:
         source, outputs = with_shapes(model, names, folder / "shapes.onnx")
         engine = load_once(source, EngineOptions(optimize=False))
-        asked = list(outputs.values())
-        runs = [engine.run(asked, feeds) for feeds in samples]
+        names_of_shapes = list(outputs.values())
+        runs = [engine.run(names_of_shapes, feeds) for feeds in samples]
     kinds = {value.name: value.type for value in engine.outputs}
-    found = {}
+    tensors = {}
     for name, shapes in zip(outputs, zip(*runs, strict=True), strict=True):
         kind = kinds[name]
         if kind.startswith("tensor(") and all(np.array_equal(s, shapes[0]) for s in shapes):
             dtype, shape = kind[len("tensor(") : -1], tuple(map(int, shapes[0]))
-            found[name] = Tensor(name, dtype, shape, size_bytes(dtype, shape))
-    return found
+            tensors[name] = Tensor(name, dtype, shape, size_bytes(dtype, shape))
+    return tensors

@@ -1,4 +1,4 @@
-"""Try plans for real: make each a bundle, run it on an emulated device and link, compare."""
+"""Run plans for real: write each as a bundle, run it on an emulated device and link, compare."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,14 +22,14 @@ from offload_runtimes.measure.accuracy import change
 
 @dataclass(frozen=True)
 class PlanTrial:
-    """What one plan did.
+    """The measurement of one plan.
 
     Attributes:
         label: the plan's name for people.
         plan: the plan that ran, with its prediction.
         seconds: latency of each repeat.
         timeline: measured, of the repeat nearest to the median.
-        outputs: what it answered, by output name.
+        outputs: its outputs by name.
         difference: largest difference from the whole model's outputs, relative to their range.
     """
 
@@ -47,18 +47,18 @@ class PlanTrial:
 
     @property
     def upload_bytes(self) -> int:
-        """Bytes sent up per inference, as planned."""
+        """Bytes uploaded per inference, as planned."""
         return sum(send.size_bytes or 0 for send in self.plan.uploads)
 
 
 @dataclass(frozen=True)
 class MachinePair:
-    """The machine pair that plans are tried on.
+    """The emulated machine pair that plans run on.
 
     Attributes:
         model: the model, loaded from a file.
         graph: its layers.
-        feeds: the input of every run.
+        feeds: the inputs of every run.
         link: the emulated link.
         slowdown: how many times slower the emulated device is than this machine.
         options: how onnxruntime runs on both sides.
@@ -81,25 +81,29 @@ def try_plans(
     progress: Progress = lambda _: None,
     more: Sequence[str] = (),
 ) -> tuple[PlanTrial, ...]:
-    """Run every plan, repeats interleaved so that a noisy moment hits all alike.
+    """Run every plan, with repeats interleaved so that noise affects all alike.
 
     Args:
         bench: machine pair, model and input.
         plans: by label.
-        repeats: runs of each plan after one that warms up.
+        repeats: runs of each plan after a warm-up run.
         progress: called with a phrase before each step.
         more: labels of plans that are run again after that, in this order.
 
     Raises:
         BundleError, InputError, ServerError: as the runtime.
     """
-    whole = _whole(bench)
+    engine = load_once(whole_input(bench.model), bench.options)
+    names = [value.name for value in engine.outputs]
+    whole = dict(zip(names, engine.run(None, bench.feeds), strict=True))
+    del engine  # its memory is needed by the sessions
     sessions = {}
-    found: dict[str, list[tuple[dict[str, Array], Timeline]]] = {label: [] for label in plans}
+    runs: dict[str, list[tuple[dict[str, Array], Timeline]]] = {label: [] for label in plans}
     try:
         for label, plan in plans.items():
             progress(f"preparing {label}")
-            bundle = write_bundle(bench.model, bench.graph, plan, bench.folder / _file_name(label))
+            name = "".join(c if c.isalnum() else "-" for c in label) + ".bundle"
+            bundle = write_bundle(bench.model, bench.graph, plan, bench.folder / name)
             sessions[label] = open_session(
                 bundle,
                 link=bench.link,
@@ -114,17 +118,11 @@ def try_plans(
         for number, label in enumerate((*turns, *more)):
             progress(f"running {label} ({number} of {len(turns) + len(more)})")
             outputs, timeline = sessions[label].run_timed(None, bench.feeds)
-            found[label].append((dict(zip(whole, outputs, strict=True)), timeline))
+            runs[label].append((dict(zip(whole, outputs, strict=True)), timeline))
     finally:
         for session in sessions.values():
             session.close()
-    return tuple(_trial(label, plan, found[label][1:], whole) for label, plan in plans.items())
-
-
-def _whole(bench: MachinePair) -> dict[str, Array]:
-    engine = load_once(whole_input(bench.model), bench.options)
-    outputs = engine.run(None, bench.feeds)
-    return {value.name: output for value, output in zip(engine.outputs, outputs, strict=True)}
+    return tuple(_trial(label, plan, runs[label][1:], whole) for label, plan in plans.items())
 
 
 def _trial(
@@ -139,7 +137,3 @@ def _trial(
     outputs = runs[-1][0]
     worst = max((change(array, outputs[name])[0] for name, array in whole.items()), default=0.0)
     return PlanTrial(label, plan, seconds, timeline, outputs, worst)
-
-
-def _file_name(label: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in label) + ".bundle"

@@ -7,6 +7,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import pairwise
@@ -32,7 +33,6 @@ from offload.units import format_s
 
 from offload_runtimes.engine import (
     Arena,
-    Engine,
     EngineOptions,
     load,
     load_once,
@@ -50,7 +50,7 @@ from offload_runtimes.protocol.codecs import reference_s
 
 _TINY_SHAPE = (1, 8)
 _TIMEOUT_S = 60.0
-# A process of its own, with all that an inference touches: engine, connection, threads.
+# Run in a process of its own, with all that an inference uses: engine, connection, threads.
 _CLIENT = """
 import sys
 from pathlib import Path
@@ -70,7 +70,7 @@ def client_bytes(threads: int | None = None) -> int | None:
 
     None where that cannot be measured (no Linux, no loopback, no second process).
     """
-    from offload_runtimes.server import Server  # here: planning starts without gRPC
+    from offload_runtimes.server import Server  # not on top: planning starts without gRPC
 
     model = identity_model(
         Send("t", None, TensorFormat.HALF.value), _TINY_SHAPE
@@ -88,7 +88,7 @@ def client_bytes(threads: int | None = None) -> int | None:
 
 WARM_RUNS = 3
 KERNEL_RUNS = 10
-# The engine's profiler keeps a million events, of kernels and of other things.
+# The engine's profiler keeps a million events, of kernels and others.
 _MOST_EVENTS = 400_000
 _LOOPS = frozenset(("Loop", "Scan", "SequenceMap"))
 _LOOP_SECONDS_S = 5.0
@@ -96,26 +96,24 @@ MAX_SECONDS_S = 15.0
 CHECK_RUNS = 5
 _DRIFT = 0.2
 _CALL_S = 1e-4
-# Of a model with more weights than this, the engine computes no large ones from others just to
-# show its graph.
+# In a model with more weights than this, large constants are not folded when its graph is read.
 _FOLDED_BYTES = 1 << 26
 _WHOLE = "whole"
-# Inputs of so few whole numbers may be flags, lengths or trip counts.
+# Integer inputs with at most this many elements may be flags, lengths or trip counts.
 _SMALL_SIZE = 64
 
 
 @dataclass(frozen=True)
 class OptimizedModel:
-    """A model ready to be measured: its layers as the engine fuses them.
+    """A model as the engine optimises it, with its fused layers.
 
     Attributes:
         model: the loaded model; it must come from a file.
         graph: its layers.
         kernels: the nodes of the optimised graph.
-        optimized: the optimised model, as an engine loads it; a file is in a folder that the
-            caller owns.
-        types: of the model's values, with the sizes that its layers were read with.
-        counted: what the work of the layers is counted by; None: `types`.
+        optimized: the optimised model, as an engine loads it; a file is in the caller's folder.
+        types: of the model's values, with the sizes used to read its layers.
+        counted: types by which the work of the layers is counted; None: `types`.
     """
 
     model: Model
@@ -126,30 +124,30 @@ class OptimizedModel:
     counted: Types | None = None
 
     def broken_at(self, tensors: Iterable[str]) -> Graph:
-        """The layers with those broken up that the engine fuses across given tensors."""
-        cached = surviving_tensors(self.model, self.kernels) | frozenset(tensors)
-        return read_graph(self.model, surviving=cached, types=self.types, counted=self.counted)
+        """The layers, without fusing across the given tensors."""
+        cuttable = surviving_tensors(self.model, self.kernels) | frozenset(tensors)
+        return read_graph(self.model, surviving=cuttable, types=self.types, counted=self.counted)
 
     def counted_on(self, feeds: Mapping[str, Array]) -> "OptimizedModel":
-        """The same layers, their work counted as one input makes it.
+        """The same layers, with their work counted for one input.
 
         Sizes that depend on data, and the branches and steps that small inputs choose, are those
-        of this input. What follows from the inputs' sizes alone becomes known for all inputs.
+        of this input. Sizes that follow from the inputs' sizes alone become known for all inputs.
 
         Raises:
             InputError: the model refuses the input.
         """
         model = self.model
-        given = {name: np.asarray(feeds[name]) for name in model.values.inputs if name in feeds}
-        shapes = {name: array.shape for name, array in given.items()}
+        arrays = {name: np.asarray(feeds[name]) for name in model.values.inputs if name in feeds}
+        shapes = {name: array.shape for name, array in arrays.items()}
         numbers = {
             name: array
-            for name, array in given.items()
+            for name, array in arrays.items()
             if array.dtype.kind in "biu" and array.size <= _SMALL_SIZE
         }
         names = self.types.unknown()
-        found = shapes_by_running(model, names, [feeds]) if names else {}
-        fixed = {name: found[name] for name in self.types.unresolved() if name in found}
+        by_running = shapes_by_running(model, names, [feeds]) if names else {}
+        fixed = {n: by_running[n] for n in self.types.unresolved() if n in by_running}
 
         def inferred(
             tensors: Mapping[str, Tensor], numbers: Mapping[str, Array] | None = None
@@ -158,12 +156,12 @@ class OptimizedModel:
             return infer_types(model.proto, model.values, model.weights, shapes, known, numbers)
 
         types = inferred(fixed) if fixed else self.types
-        subject = replace(self, types=types, counted=inferred(found, numbers))
+        subject = replace(self, types=types, counted=inferred(by_running, numbers))
         return replace(subject, graph=subject.broken_at(()))
 
     @cached_property
     def inputs(self) -> ModelInputs:
-        """What the model takes, with the sizes that its layers were read with."""
+        """The model's inputs, with the sizes used to read its layers."""
         return inputs_of(self.model, self.graph)
 
 
@@ -198,32 +196,23 @@ def optimized_model(
     surviving = surviving_tensors(model, kernels) | keep
     types = infer_with(model, shapes)
     graph = read_graph(model, shapes, surviving, types)
-    found = _found_by_running(model, graph, types)
-    if found:
-        types = infer_types(model.proto, model.values, model.weights, shapes, found)
-        graph = read_graph(model, shapes, surviving, types)
-    return OptimizedModel(model, graph, kernels, optimized, types)
-
-
-def _found_by_running(model: Model, graph: Graph, types: Types) -> dict[str, Tensor]:
-    """Types that follow from the inputs' sizes where inference can't follow; {}: none.
-
-    Two random inputs are run: what differs between them depends on data.
-    """
     names = types.unresolved()
-    if not names:
-        return {}
-    inputs = inputs_of(model, graph)
-    try:
-        return shapes_by_running(model, names, [draw(inputs, seed) for seed in range(2)])
-    except InputError:
-        return {}  # no random input fits: the sizes stay unknown, and the work uncounted
+    if names:
+        inputs, by_running = inputs_of(model, graph), {}
+        # If no random input fits, the sizes stay unknown, and the work uncounted.
+        with suppress(InputError):
+            # A size that differs between two random inputs depends on data.
+            by_running = shapes_by_running(model, names, [draw(inputs, seed) for seed in range(2)])
+        if by_running:
+            types = infer_types(model.proto, model.values, model.weights, shapes, by_running)
+            graph = read_graph(model, shapes, surviving, types)
+    return OptimizedModel(model, graph, kernels, optimized, types)
 
 
 def _optimized(
     model: Model, source: EngineInput, target: Path
 ) -> tuple[EngineInput, tuple[Kernel, ...]]:
-    """A model, or a part of it, as the engine optimises it, and its kernels by unique names."""
+    """A model or part as the engine optimises it, and its kernels with unique names."""
     unread_bytes = sum(extent.length_bytes for extent in model.weights.extents)
     optimize_to(source, target, fold_large=unread_bytes <= _FOLDED_BYTES)
     kernels = name_kernels(target)
@@ -241,34 +230,42 @@ def measure(
 ) -> Profile:
     """Seconds per layer on this machine, and bytes of tensors whose size depends on data.
 
-    The whole model and the pieces it falls into are timed undisturbed, in turns, as the runtime
-    runs them; ORT's profiler, which slows small kernels, only says how a piece's time is shared
-    among its layers.
+    The whole model and pieces of it are timed without a profiler, in turns, as the runtime runs
+    them; ORT's profiler, which slows small kernels, only gives each layer's share of a piece.
 
     Args:
         subject: the model and its layers.
         options: how the runtime will run it.
         feeds: inputs to run on; the first of the samples or random ones by default.
-        samples: inputs that stand for those to come, to measure sizes on.
+        samples: representative inputs, to measure sizes on.
         runs: repeats; fewer when the model is slow (20 s in all at most).
         progress: called with a phrase before each step.
 
     Raises:
-        InputError: an input leaves a size open that no shape was given for, or has a type for
-            which no value can be drawn.
+        InputError: the size of an input is open and no shape was given, or no random value can be
+            drawn for its type.
     """
-    given = dict(feeds or (samples[0] if samples else draw(subject.inputs)))
+    inputs = dict(feeds or (samples[0] if samples else draw(subject.inputs)))
     types = missing_types(subject.model, subject.graph)
-    sizes = measured_sizes(subject.model, subject.graph, options, samples or [given], types)
+    sizes = measured_sizes(subject.model, subject.graph, options, samples or [inputs], types)
     guessed = bool(sizes) and not samples and not feeds
     progress("timing its kernels")
-    shares = _share(subject, options, given, min(runs, KERNEL_RUNS), types)
+    shares = _share(subject, options, inputs, min(runs, KERNEL_RUNS), types)
     progress("timing the whole model and parts of it")
     ranges = divided(subject.graph, shares)
-    timed, provider = _time_parts(subject, options, given, ranges, runs, types)
-    whole = timed.pop(_WHOLE)
+
+    def timed(folder: Path, arena: Arena | None) -> tuple[dict[str, list[float]], str]:
+        engine = load(whole_input(subject.model), options, arena)
+        parts = pieces(subject.model, subject.graph, ranges, folder, options, inputs, types, arena)
+        work = {_WHOLE: lambda: engine.run(None, inputs), **parts}
+        return time_in_turns(work, runs, MAX_SECONDS_S), short_name(engine.providers[0])
+
+    # One arena for all models: only one runs at a time. They are gone before it is swept.
+    with temporary_folder() as folder, shared_arena() as arena:
+        seconds_of, provider = timed(folder, arena)
+    whole = seconds_of.pop(_WHOLE)
     whole_s = statistics.median(whole)
-    pieces_s = [statistics.median(times) for times in timed.values()] or [whole_s]
+    pieces_s = [statistics.median(times) for times in seconds_of.values()] or [whole_s]
     seconds, segment_s = calibrated(shares, whole_s, ranges, pieces_s)
     low, high = (float(np.quantile(whole, q)) / whole_s for q in (0.25, 0.75))
     return Profile(
@@ -290,30 +287,6 @@ def measure(
     )
 
 
-def _time_parts(
-    subject: OptimizedModel,
-    options: EngineOptions,
-    feeds: Mapping[str, Array],
-    ranges: Sequence[range],
-    runs: int,
-    types: Mapping[str, Tensor],
-) -> tuple[dict[str, list[float]], str]:
-    """Seconds of the whole model and of each of its pieces, in their order; the provider used.
-
-    They take their memory from one arena: of all that are loaded, only one runs at a time.
-    """
-    model, graph = subject.model, subject.graph
-
-    def timed(folder: Path, arena: Arena | None) -> tuple[dict[str, list[float]], str]:
-        engine = load(whole_input(model), options, arena)
-        parts = pieces(model, graph, ranges, folder, options, feeds, types, arena)
-        work = {_WHOLE: lambda: engine.run(None, feeds), **parts}
-        return time_in_turns(work, runs, MAX_SECONDS_S), short_name(engine.providers[0])
-
-    with temporary_folder() as folder, shared_arena() as arena:
-        return timed(folder, arena)  # what it loaded is gone before the arena is swept
-
-
 def _share(
     subject: OptimizedModel,
     options: EngineOptions,
@@ -321,15 +294,15 @@ def _share(
     runs: int,
     types: Mapping[str, Tensor],
 ) -> list[float]:
-    """Kernel seconds summed by layer; a layer the engine folded away costs nothing.
+    """Kernel seconds summed by layer; a layer that the engine folded away costs nothing.
 
-    Layers with loops are timed by the clock, each on its own: the profiler would write an event
+    A layer with a loop is timed by the clock, on its own: the profiler would write an event
     for each kernel of each step, and its own cost would be counted as the loop's. The layers
     between them are profiled as parts.
     """
     model, graph = subject.model, subject.graph
     seconds = [0.0] * len(graph.layers)
-    loops = [index for index, layer in enumerate(graph.layers) if _loops(model, layer)]
+    loops = [index for index, layer in enumerate(graph.layers) if _has_loop(model, layer)]
     if not loops:
         _add_kernels(seconds, subject, subject.optimized, subject.kernels, feeds, options, runs)
         return seconds
@@ -341,13 +314,15 @@ def _share(
         with temporary_folder() as folder:
             source = part_input(model, part, folder / "part.onnx", types)
             engine = (load if layers.start in loops else load_once)(source, options)
-            made = engine.run(part.outputs, needed)
+            outputs = engine.run(part.outputs, needed)
             if layers.start in loops:
-                seconds[layers.start] = _clocked(engine, needed, runs)
+                work = {"": lambda e=engine, feeds=needed: e.run(None, feeds)}
+                times = time_in_turns(work, runs, _LOOP_SECONDS_S)[""]
+                seconds[layers.start] = statistics.median(times)
             else:
                 optimized, kernels = _optimized(model, source, folder / "optimized.onnx")
                 _add_kernels(seconds, subject, optimized, kernels, needed, options, runs)
-        values.update(zip(part.outputs, made, strict=True))
+        values.update(zip(part.outputs, outputs, strict=True))
     return seconds
 
 
@@ -363,19 +338,14 @@ def _add_kernels(
     """Profile an optimised model and add its kernels' seconds to their layers."""
     shares = kernel_layers(subject.model, subject.graph, kernels)
     runs = max(1, min(runs, _MOST_EVENTS // max(1, len(kernels)) - WARM_RUNS))
-    for kernel in profile_nodes(optimized, feeds, options, runs=runs, warm_runs=WARM_RUNS):
-        for layer, share in shares.get(kernel.name, {}).items():
-            seconds[layer] += share * kernel.seconds
+    kernel_s = profile_nodes(optimized, feeds, options, runs=runs, warm_runs=WARM_RUNS)
+    for name, node_s in kernel_s.items():
+        for layer, share in shares.get(name, {}).items():
+            seconds[layer] += share * node_s
 
 
-def _clocked(engine: Engine, feeds: Mapping[str, Array], runs: int) -> float:
-    """Median seconds of a run that is not the first; fewer runs where they are slow."""
-    times = time_in_turns({"": lambda: engine.run(None, feeds)}, runs, _LOOP_SECONDS_S)[""]
-    return statistics.median(times)
-
-
-def _loops(model: Model, layer: Layer) -> bool:
-    """Whether a layer has a node that runs others again and again, at any depth."""
+def _has_loop(model: Model, layer: Layer) -> bool:
+    """Whether a layer has a node that runs others repeatedly, at any depth."""
     nodes = [model.proto.graph.node[index] for index in layer.nodes]
     called = functions_used(model.proto, iter(nodes))
     nodes += [n for f in model.proto.functions if function_key(f) in called for n in f.node]
@@ -399,14 +369,14 @@ def cached_profile(
 ) -> Profile:
     """The profile of a model on this machine, measured once and kept in the user's cache.
 
-    With inputs it is kept by their digest too.
+    With inputs, their digest is part of the cache's key.
 
     Args:
         subject: the model and its layers.
         options: how the runtime will run it.
-        again: measure even when a table is there.
+        again: measure even when the cache has a profile.
         feeds: inputs to time on; the first of the samples or random ones by default.
-        samples: inputs that stand for those to come, to measure sizes on.
+        samples: representative inputs, to measure sizes on.
         runs: repeats when measuring.
         progress: called with a phrase before each step.
 
@@ -415,18 +385,18 @@ def cached_profile(
     """
 
     def read(path: Path) -> Profile:
-        found = load_profile(path)
-        found.costs_of(subject.graph)
-        return found
+        profile = load_profile(path)
+        profile.costs_of(subject.graph)  # InputError if it does not fit
+        return profile
 
     def measured() -> Profile:
         return measure(subject, options, feeds=feeds, samples=samples, runs=runs, progress=progress)
 
     def outdated(known: Profile) -> str:
-        progress("checking the kept profile against the model's speed now")
-        given = dict(feeds or (samples[0] if samples else draw(subject.inputs)))
+        progress("checking the cached profile against the model's speed now")
+        inputs = dict(feeds or (samples[0] if samples else draw(subject.inputs)))
         engine = load(whole_input(subject.model), options)
-        work = {_WHOLE: lambda: engine.run(None, given)}
+        work = {_WHOLE: lambda: engine.run(None, inputs)}
         times = time_in_turns(work, CHECK_RUNS, MAX_SECONDS_S)[_WHOLE]
         return drift(known.whole_s, statistics.median(times))
 
@@ -434,20 +404,20 @@ def cached_profile(
     return cached(path, read, measured, again=again, progress=progress, outdated=outdated)
 
 
-def drift(kept_s: float, now_s: float) -> str:
-    """How the seconds of a kept profile differ from what a run takes now; empty: they agree.
+def drift(cached_s: float, now_s: float) -> str:
+    """How the seconds of a cached profile differ from those of a run now; empty: they agree.
 
-    They agree within 20 %, or within what a call of the engine varies by.
+    They agree within 20 %, or within the variation of an engine's call.
     """
-    if abs(now_s - kept_s) <= max(_DRIFT * kept_s, _CALL_S):
+    if abs(now_s - cached_s) <= max(_DRIFT * cached_s, _CALL_S):
         return ""
-    return f"a run took {format_s(kept_s)} then and takes {format_s(now_s)} now"
+    return f"a run took {format_s(cached_s)} then and takes {format_s(now_s)} now"
 
 
 def cache_path(
     graph: Graph, options: EngineOptions, inputs: Sequence[Mapping[str, Array]] = ()
 ) -> Path:
-    """The cache's file for a profile: one a model, machine, setting and inputs."""
+    """The cache's file for a profile: one a model, machine, options and inputs."""
     shapes = [(name, graph.tensors[name].shape) for name in graph.inputs]
     setting = repr((machine_name(), options, shapes)) + (feeds_digest(inputs) if inputs else "")
     name = f"{graph.digest[:16]}-{hashlib.sha256(setting.encode()).hexdigest()[:16]}.json"

@@ -1,8 +1,8 @@
 """The proof of a bundle: inputs and outputs of its segments that any machine must reproduce.
 
-It is made where the whole bundle is, from a seeded sample of the model's inputs, and repeated
-where a half of it was brought to: the device's segments and the server's can each be proved
-without the other side.
+It is made on the machine with the whole bundle, from a seeded sample of the model's inputs, and
+repeated on each machine that a half is deployed to: the device's segments and the server's are
+proved without the other side.
 """
 
 import io
@@ -18,7 +18,7 @@ from offload.bundle.compare import difference
 from offload.bundle.sample_inputs import GivenInputs, ModelInputs, sample
 from offload.errors import BundleError, InputError
 from offload.files import write_bytes
-from offload.planning.plan import Segment, Side
+from offload.planning.plan import Side
 
 from offload_runtimes.engine import ORT_VERSION, Array, EngineOptions, load_once, short_name
 from offload_runtimes.value_files import read_arrays
@@ -43,12 +43,12 @@ class SegmentProof:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Segments' proofs, and how far another machine's numbers may be off.
+    """The proofs of segments, and the difference that another machine may have.
 
     Attributes:
         segments: one for each segment.
-        allowed: largest difference, relative to the largest value of its tensor; half
-            precision is always allowed `HALF_TOLERANCE`.
+        allowed: largest difference, relative to the largest value of its tensor; for half
+            precision at least `HALF_TOLERANCE`.
     """
 
     segments: tuple[SegmentProof, ...]
@@ -59,21 +59,21 @@ class Proof:
         return Proof(tuple(p for p in self.segments if p.segment in segments), self.allowed)
 
     def limit(self, dtype: np.dtype[Any]) -> float:
-        """How far a tensor may be off."""
+        """The largest relative difference allowed for a tensor."""
         return max(self.allowed, HALF_TOLERANCE) if dtype.itemsize < 4 else self.allowed
 
 
 @dataclass(frozen=True, slots=True)
 class ProofRun:
-    """What repeating a proof found.
+    """The result of repeating a proof.
 
     Attributes:
-        segments: how many segments were run.
-        outputs: how many outputs they gave.
-        equal: how many of these have the bits that the proof holds.
+        segments: the number of segments run.
+        outputs: the number of their outputs.
+        equal: the number of outputs with exactly the proof's bits.
         worst: the largest difference, relative to the largest value of its tensor.
         tensor: the tensor it is in; empty when there is none.
-        allowed: how large it may be.
+        allowed: the largest difference allowed.
         ort: version of the onnxruntime that ran them.
         providers: execution providers really in use, by their short names.
     """
@@ -89,7 +89,7 @@ class ProofRun:
 
     @property
     def ok(self) -> bool:
-        """Whether the machine gives the right numbers."""
+        """Whether the machine computes the right numbers."""
         return self.worst <= self.allowed
 
     def to_json(self) -> dict[str, Any]:
@@ -99,24 +99,24 @@ class ProofRun:
 
 
 def proof_of(bundle: Bundle) -> Proof:
-    """The proof that a whole bundle carries; one made here when it carries none.
+    """The proof in a whole bundle; one is made here if it has none.
 
     Raises:
-        BundleError: a half of the bundle is not here, or its proof is damaged.
-        InputError: it carries none, and no sample was found that the model takes.
+        BundleError: a half of the bundle is missing, or its proof is damaged.
+        InputError: it has none, and no sample was found that the model accepts.
     """
-    carried = bundle.path / ARRAYS
-    return read_proof(carried) if carried.is_file() else make_proof(bundle)
+    path = bundle.path / ARRAYS
+    return read_proof(path) if path.is_file() else make_proof(bundle)
 
 
 def make_proof(bundle: Bundle) -> Proof:
     """Run a whole bundle here on a sample of its inputs.
 
-    Sizes left open by the model are given the first of a few values that it takes.
+    Open input sizes get the first of a few values that the model accepts.
 
     Raises:
-        BundleError: a half of the bundle is not here.
-        InputError: no sample was found that the model takes.
+        BundleError: a half of the bundle is missing.
+        InputError: no sample was found that the model accepts.
     """
     for side in Side:
         if not bundle.holds(side):
@@ -132,17 +132,20 @@ def make_proof(bundle: Bundle) -> Proof:
 
     advice = "split the model again with sizes for its inputs, --shape NAME=SIZES"
     sample(ModelInputs(bundle.inputs), run, GivenInputs(seed=_SEED), 1, advice)
-    kept = of_numbers(each_once(proofs))
-    if not kept:
-        raise InputError(f"{bundle.path.name} has no part that takes numbers alone")
-    return Proof(kept)
+    numeric = of_numbers(each_once(proofs))
+    if not numeric:
+        raise InputError(
+            f"bundle {bundle.path.name} cannot be proved: all its segments need text, sequences or"
+            " maps as inputs"
+        )
+    return Proof(numeric)
 
 
 def run_segments(bundle: Bundle, feeds: Tensors, options: EngineOptions) -> list[SegmentProof]:
     """Run every segment of a whole bundle of one plan on inputs of the model.
 
     Raises:
-        BundleError: the plan never gives a segment what it needs.
+        BundleError: the plan never computes the inputs of a segment.
         InputError: onnxruntime refuses a segment or these inputs.
     """
     known = dict(feeds)
@@ -151,27 +154,31 @@ def run_segments(bundle: Bundle, feeds: Tensors, options: EngineOptions) -> list
     while waiting:
         segment = next((s for s in waiting if known.keys() >= set(s.inputs)), None)
         if segment is None:
-            raise BundleError(f"bundle {bundle.path}: its plan cannot be run, make it again")
+            raise BundleError(
+                f"the plan of bundle {bundle.path} cannot be run: make the bundle again"
+            )
         waiting.remove(segment)
         inputs = {name: known[name] for name in segment.inputs}
-        outputs = _run(bundle, segment, inputs, options)
+        engine = load_once(bundle.segment_path(segment.part), options)
+        arrays = engine.run(segment.outputs, inputs)
+        outputs = dict(zip(segment.outputs, arrays, strict=True))
         known.update(outputs)
         proofs.append(SegmentProof(segment.part, inputs, outputs))
     return proofs
 
 
 def each_once(proofs: Iterable[SegmentProof]) -> tuple[SegmentProof, ...]:
-    """The first proof of each part: plans have parts in common."""
-    found: dict[str, SegmentProof] = {}
+    """The first proof of each part: plans share parts."""
+    first: dict[str, SegmentProof] = {}
     for proof in proofs:
-        found.setdefault(proof.segment, proof)
-    return tuple(found.values())
+        first.setdefault(proof.segment, proof)
+    return tuple(first.values())
 
 
 def of_numbers(proofs: Iterable[SegmentProof]) -> tuple[SegmentProof, ...]:
-    """The proofs without what an `.npz` holds only pickled: text, sequences and maps.
+    """The proofs without text, sequences and maps, which an `.npz` holds only pickled.
 
-    Segments that need such as inputs are left out; of the others, outputs that are such.
+    Segments with such inputs are left out, and such outputs of the others.
     """
     return tuple(
         SegmentProof(
@@ -189,19 +196,14 @@ def is_numbers(value: object) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.kind in "biufc"
 
 
-def _run(bundle: Bundle, segment: Segment, inputs: Tensors, options: EngineOptions) -> Tensors:
-    engine = load_once(bundle.segment_path(segment.part), options)
-    arrays = engine.run(segment.outputs, inputs)
-    return dict(zip(segment.outputs, arrays, strict=True))
-
-
 def repeat_proof(bundle: Bundle, proof: Proof, options: EngineOptions) -> ProofRun:
     """Run proofs on this machine.
 
     Raises:
         InputError: onnxruntime refuses a segment.
     """
-    apart: list[tuple[float, float, str, float]] = []  # share of the limit, how far, where, limit
+    # By output: share of the limit, difference, tensor, limit.
+    differences: list[tuple[float, float, str, float]] = []
     equal = 0
     providers: dict[str, None] = {}
     segments = {segment.part: segment for segment in bundle.parts()}
@@ -210,15 +212,15 @@ def repeat_proof(bundle: Bundle, proof: Proof, options: EngineOptions) -> ProofR
         engine = load_once(bundle.segment_path(segment.part), options)
         providers[short_name(engine.providers[0])] = None
         arrays = engine.run(segment.outputs, part.inputs)
-        found = dict(zip(segment.outputs, arrays, strict=True))
+        outputs = dict(zip(segment.outputs, arrays, strict=True))
         for name, want in part.outputs.items():
-            off, limit = difference(want, found[name]), proof.limit(want.dtype)
-            apart.append((off / limit, off, name, limit))
-            equal += want.tobytes() == found[name].tobytes()
-    _, worst, tensor, allowed = max(apart, default=(0.0, 0.0, "", proof.allowed))
+            off, limit = difference(want, outputs[name]), proof.limit(want.dtype)
+            differences.append((off / limit, off, name, limit))
+            equal += want.tobytes() == outputs[name].tobytes()
+    _, worst, tensor, allowed = max(differences, default=(0.0, 0.0, "", proof.allowed))
     return ProofRun(
         len(proof.segments),
-        len(apart),
+        len(differences),
         equal,
         worst,
         tensor if worst else "",
@@ -228,7 +230,7 @@ def repeat_proof(bundle: Bundle, proof: Proof, options: EngineOptions) -> ProofR
 
 
 def write_proof(path: Path, proof: Proof) -> None:
-    """Write a proof to one `.npz`, whole or not at all."""
+    """Write a proof to one `.npz`, atomically."""
     arrays: dict[str, Array] = {}
 
     def store(tensors: Tensors) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Give the toolkit's check of splits its engine: onnxruntime."""
+"""Check splits with onnxruntime as the engine."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,18 +20,18 @@ _SETS_OF_INPUTS = 2
 
 
 def opener(options: EngineOptions) -> Opener:
-    """An engine for `Check`: files are run as `options` say, optimisation aside."""
+    """An engine for `Check` that runs models with these options, except for `optimize`."""
 
     def open_model(source: EngineInput, optimize: bool) -> Runner:
         engine = load_once(source, replace(options, optimize=optimize))
         required = [value.name for value in engine.inputs]
-        open_names = [value.name for value in engine.defaults]
+        optional = [value.name for value in engine.defaults]
         names = [value.name for value in engine.outputs]
 
         def run(feeds: Feeds) -> Mapping[str, Any]:
-            given = [*required, *(name for name in open_names if name in feeds)]
-            answers = engine.run(None, {name: feeds[name] for name in given if name in feeds})
-            return dict(zip(names, answers, strict=True))
+            inputs = (*required, *optional)
+            outputs = engine.run(None, {name: feeds[name] for name in inputs if name in feeds})
+            return dict(zip(names, outputs, strict=True))
 
         return run
 
@@ -41,8 +41,7 @@ def opener(options: EngineOptions) -> Opener:
 def missing_types(model: Model, graph: Graph) -> dict[str, Tensor]:
     """Types, as onnxruntime infers them, of tensors that ONNX's shape inference can't follow.
 
-    Operators of other vendors are known to the engine only. Nothing is asked, and {} returned,
-    for models without such.
+    Only the engine knows operators of other vendors. {} for models without such operators.
 
     Raises:
         InputError: onnxruntime refuses the model.
@@ -54,18 +53,18 @@ def missing_types(model: Model, graph: Graph) -> dict[str, Tensor]:
         return {}
     whole = part_of(graph, range(len(graph.layers)), unknown)
     with temporary_folder() as folder:
-        found = tensor_types(part_input(model, whole, folder / "whole.onnx"))
-    return {name: _tensor(name, found[name].type, found[name].shape) for name in unknown}
+        values = tensor_types(part_input(model, whole, folder / "whole.onnx"))
+    tensors = {}
+    for name in unknown:
+        kind, shape = values[name].type, values[name].shape
+        dtype = kind[len("tensor(") : -1] if kind.startswith("tensor(") else None
+        sizes = tuple(s if isinstance(s, int) else None for s in shape) if shape else None
+        tensors[name] = Tensor(name, dtype, sizes, None)
+    return tensors
 
 
-def _tensor(name: str, kind: str, shape: tuple[int | str | None, ...] | None) -> Tensor:
-    dtype = kind[len("tensor(") : -1] if kind.startswith("tensor(") else None
-    sizes = tuple(size if isinstance(size, int) else None for size in shape) if shape else None
-    return Tensor(name, dtype, sizes, None)
-
-
-def check_of(model: Model, options: EngineOptions, given: GivenInputs | None = None) -> Check:
-    """All that checking a model's cuts needs: its layers, its types, live inputs.
+def check_of(model: Model, options: EngineOptions, inputs: GivenInputs | None = None) -> Check:
+    """The check of a model's cuts: its layers, its types, and inputs that it accepts.
 
     Raises:
         InputError: onnxruntime refuses the model, or no inputs were found that it accepts.
@@ -74,10 +73,10 @@ def check_of(model: Model, options: EngineOptions, given: GivenInputs | None = N
     graph = read_graph(model)
     whole = engine(whole_input(model), False) if model.path else None
     accepts: Runner = whole or (lambda _: {})
-    inputs = sample(inputs_of(model), accepts, given or GivenInputs(), _SETS_OF_INPUTS)
-    return Check(model, graph, engine, inputs, missing_types(model, graph))
+    samples = sample(inputs_of(model), accepts, inputs or GivenInputs(), _SETS_OF_INPUTS)
+    return Check(model, graph, engine, samples, missing_types(model, graph))
 
 
 def cuts_of(check: Check, most: int) -> tuple[frozenset[int], ...]:
-    """The cuts that `offload verify` tries: at most so many, evenly spread."""
+    """The cuts that `offload verify` tries: at most `most`, evenly spread."""
     return distinct_cuts(check.graph, most)

@@ -17,7 +17,7 @@ from offload.graph.read import read_graph
 from offload.planning.cut import cut_after
 from offload.planning.plan import Side
 from offload.planning.planner import make_plan
-from offload.planning.scheme import PlanningProblem
+from offload.planning.problem import PlanningProblem
 from offload_models.zoo import ZOO
 from offload_runtimes.deploy.deployment import deploy_to
 from offload_runtimes.deploy.targets import find_target

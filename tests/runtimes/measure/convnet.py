@@ -16,7 +16,7 @@ from offload.graph.read import read_graph
 from offload.planning.cut import cut_after
 from offload.planning.plan import Plan
 from offload.planning.planner import make_plan
-from offload.planning.scheme import PlanningProblem
+from offload.planning.problem import PlanningProblem
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure.calibration import Calibration
 from offload_runtimes.measure.encoding_sizes import measure_encodings

@@ -35,7 +35,7 @@ def test_samples_alone_joined_and_stacked(
         ({"x": np.zeros((1, 3, 4, 6), np.float32)}, "is .1x3x4x5., the calibration array"),
         ({"x": np.zeros((3, 4, 5), np.float32)}, "calibration array"),
         ({"x": np.zeros((1, 3, 4, 5))}, "must be float32"),
-        ({"y": np.zeros((1, 3, 4, 5), np.float32)}, "'y', which is no input"),
+        ({"y": np.zeros((1, 3, 4, 5), np.float32)}, "'y', which is not an input"),
         ({"labels": np.zeros(1, int)}, "lacks input 'x'"),
         ({"x": np.zeros((0, 3, 4, 5), np.float32)}, "no sample"),
         ({"x": np.zeros((1, 3, 4, 5), np.float32), "labels": np.zeros(1)}, "whole numbers"),

@@ -124,7 +124,7 @@ def test_the_report_measures_every_encoding(convnet: Net, tmp_path: Path) -> Non
     (tensor,) = found.tensors
     assert (tensor.send.tensor, tensor.dtype, tensor.shape) == ("t", "float32", (1, 8, 16, 16))
     assert 0.2 < tensor.zeros < 0.8
-    ways = {way.measured.encoding.name: way for way in tensor.ways}
+    ways = {way.measured.encoding.name: way for way in tensor.options}
     assert list(ways) == TENSOR_ENCODINGS
     assert tensor.used is ways[bundle.plan.uploads[0].encoding]
     sizes = {name: way.measured.mean_bytes for name, way in ways.items()}

@@ -16,7 +16,7 @@ from offload.graph.load import load_model
 from offload.graph.read import read_graph
 from offload.planning.cut import cut_at
 from offload.planning.planner import make_plan
-from offload.planning.scheme import PlanningProblem
+from offload.planning.problem import PlanningProblem
 from offload_cli.main import app
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure import proof_record as evidence
@@ -115,7 +115,7 @@ def test_what_is_proved_elsewhere_is_the_bundles_own_proof(tmp_path: Path) -> No
 
 
 def test_a_bundle_without_proof(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="carries no proof"):
+    with pytest.raises(BundleError, match="has no proof"):
         repeat(bundle_of(tmp_path, proving=False), OPTIONS)
 
 

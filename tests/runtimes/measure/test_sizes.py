@@ -53,14 +53,14 @@ def test_a_profile_keeps_them_and_says_when_they_are_a_guess(tmp_path: Path) -> 
 
 def test_plans_count_them_and_may_cut_there(tmp_path: Path) -> None:
     path, link = saved(tmp_path), Link(8e6, 8e6)
-    free = prepare(SplitRequest(path, link, "local", device=1e9, server=1e9)).situation()
+    free = prepare(SplitRequest(path, link, "local", device=1e9, server=1e9)).problem()
     assert "z" in free.costs.unsized
     subject = optimized_model(load_model(path), tmp_path)
     samples = [positive(count) for count in (0, 10, 20)]
     profile = measure(subject, PLAIN, samples=samples, runs=3)
     (tmp_path / "device.json").write_text(json.dumps(profile.to_json()))
     request = SplitRequest(path, link, "opss", ("z",), device=tmp_path / "device.json", server=1e9)
-    situation = prepare(request).situation()
+    situation = prepare(request).problem()
     assert not situation.costs.unsized
     assert situation.costs.upload_s["z"] == pytest.approx(link.upload_s(160))
     plan = split(request, tmp_path / "net.bundle").plan

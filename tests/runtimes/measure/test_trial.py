@@ -6,7 +6,7 @@ from offload.costs.link import Link
 from offload.graph.load import load_model
 from offload.planning.cut import cut_after
 from offload.planning.planner import make_plan
-from offload.planning.scheme import PlanningProblem
+from offload.planning.problem import PlanningProblem
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure.plan_trial import MachinePair, try_plans
 from offload_runtimes.measure.profile import measure, optimized_model

@@ -15,7 +15,7 @@ from offload.graph.model import Graph
 from offload.graph.read import read_graph
 from offload.planning.plan_set import PlanSet, plans_over
 from offload.planning.planner import make_plan
-from offload.planning.scheme import PlanningProblem
+from offload.planning.problem import PlanningProblem
 from offload.planning.sweep import parse_links
 from onnx import TensorProto, helper, numpy_helper
 

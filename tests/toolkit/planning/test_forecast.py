@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from offload.costs.link import Link
 from offload.errors import InputError
 from offload.graph.model import Graph, Tensor
-from offload.planning.constraints import Constraints, Objective
 from offload.planning.costs import Costs
 from offload.planning.plan import Forecast, Plan
 from offload.planning.planner import compare, make_plan, plan_of
-from offload.planning.scheme import PlanningProblem, SchemeEstimate, forecast_of, judged
+from offload.planning.problem import Constraints, Objective, PlanningProblem
+from offload.planning.scheme import SchemeEstimate, estimate_program, forecast_of
 from offload.records import from_json, to_json
 
 from tests.toolkit.graphs import graph_of, situations
@@ -55,11 +55,13 @@ def test_it_is_what_the_planner_would_predict(
         on(*drawn, Link(rate, 2 * rate, 0.002, 0.001, overhead=1.05), objective) for rate in rates
     )
     for found in compare(here):
-        forecast = forecast_of(here, found.cut, found.program)
+        forecast = forecast_of(here, found)
         for situation in (here, there):
             link = situation.link
             assert link
-            moved: SchemeEstimate = judged(situation, replace(found, costs=situation.costs))
+            moved: SchemeEstimate = estimate_program(
+                situation, found.scheme, found.cut, found.program
+            )
             assert forecast.latency_s(link) == pytest.approx(moved.latency_s)
             assert forecast.period_s(link) == pytest.approx(moved.alternative.period_s)
             assert forecast.value_s(link) == pytest.approx(moved.value)
@@ -89,5 +91,5 @@ def test_a_damaged_one_is_refused() -> None:
     plan = make_plan(on(*DIAMOND, Link(1e6, 1e6), Objective.LATENCY))
     assert plan.forecast
     value = to_json(plan.forecast)
-    with pytest.raises(InputError, match="one entry a job"):
+    with pytest.raises(InputError, match="one entry of upload_bytes for each job"):
         from_json(Forecast, {**value, "upload_bytes": [*value["upload_bytes"], 1]})

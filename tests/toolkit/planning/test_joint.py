@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from offload.errors import InputError
 from offload.graph.model import Graph
 from offload.planning.closed_sets import articulations, closed_sets, neurosurgeon, set_costs
-from offload.planning.constraints import Constraints, Objective, Power
 from offload.planning.costs import Costs
 from offload.planning.cut import Cut, all_cloud, all_local, cut_at
 from offload.planning.joint import LatencyOf, joint
+from offload.planning.problem import Constraints, Objective, PlanningProblem, Power
 
 from tests.toolkit.graphs import closed_sets as all_closed_sets
 from tests.toolkit.graphs import graph_of, situations
-from tests.toolkit.planning.oracle import assert_tally_is_right, solved_s
+from tests.toolkit.planning.oracle import assert_set_costs_are_right, solved_s
 
 
 def best_order_s(graph: Graph, costs: Costs, cut: Cut) -> float:
@@ -43,7 +43,9 @@ def best_order_s(graph: Graph, costs: Costs, cut: Cut) -> float:
                     longer[state] = min(longer.get(state, np.inf), s)
         finish = longer
     (uploaded_s,) = finish.values()
-    return max(costs.compute_s(cut), uploaded_s + costs.rest_s(cut) + costs.result_s(cut))
+    return max(
+        costs.device_time_s(cut), uploaded_s + costs.server_time_s(cut) + costs.download_time_s(cut)
+    )
 
 
 def priced(graph: Graph, costs: Costs) -> LatencyOf:
@@ -83,7 +85,7 @@ def test_joint_is_brute_force_on_random_graphs(seed: int) -> None:
     for _ in range(50):
         layers = int(random.choice((3, 5, 7, 8, 9, 12), p=(0.1, 0.3, 0.3, 0.2, 0.08, 0.02)))
         graph, costs = random_situation(random, layers)
-        found = joint(graph, costs, priced(graph, costs))
+        found = joint(PlanningProblem(graph, costs), priced(graph, costs))
         assert found.status == "optimal"
         assert found.value == pytest.approx(brute_force_s(graph, costs))
 
@@ -98,8 +100,8 @@ def sending(costs: Costs) -> Costs:
 def test_branching_agrees_with_listing(situation: tuple[Graph, Costs]) -> None:
     graph, costs = situation[0], sending(situation[1])
 
-    listed = joint(graph, costs, priced(graph, costs))
-    branched = joint(graph, costs, priced(graph, costs), limit=0, budget_s=60)
+    listed = joint(PlanningProblem(graph, costs), priced(graph, costs))
+    branched = joint(PlanningProblem(graph, costs), priced(graph, costs), 0, budget_s=60)
     assert branched.status == listed.status == "optimal"
     assert branched.value == pytest.approx(listed.value)
     assert branched.lower_bound <= branched.value * (1 + 1e-9) + 1e-12
@@ -107,7 +109,7 @@ def test_branching_agrees_with_listing(situation: tuple[Graph, Costs]) -> None:
 
 def test_out_of_time_still_gives_a_cut_and_a_bound() -> None:
     graph, costs = random_situation(np.random.default_rng(1), 40)
-    found = joint(graph, costs, priced(graph, costs), limit=0, budget_s=0.0)
+    found = joint(PlanningProblem(graph, costs), priced(graph, costs), 0, budget_s=0.0)
     assert found.cut is not None
     assert found.lower_bound <= found.value
     assert found.status == ("optimal" if found.lower_bound == found.value else "feasible")
@@ -130,13 +132,13 @@ def test_listed_sets_are_all_the_closed_ones(situation: tuple[Graph, Costs]) -> 
 @given(situations(7))
 def test_tally_sums_like_costs_and_bounds_from_below(situation: tuple[Graph, Costs]) -> None:
     graph, costs = situation
-    assert_tally_is_right(graph, costs)
+    assert_set_costs_are_right(graph, costs)
     table = closed_sets(graph)
     assert table is not None
-    uploads_s = set_costs(graph, costs, table).upload_s
+    uploads_s = set_costs(graph, costs, table).stages_s[1]
     for column, held in enumerate(table.T):
         cut = cut_at(graph, frozenset(np.flatnonzero(held).tolist()))
-        assert uploads_s[column] == pytest.approx(costs.sending_s(cut))
+        assert uploads_s[column] == pytest.approx(costs.upload_time_s(cut))
 
 
 @given(situations(5), st.sampled_from([Objective.THROUGHPUT, Objective.ENERGY]))
@@ -145,30 +147,32 @@ def test_other_objectives_are_brute_force_too(
     situation: tuple[Graph, Costs], objective: Objective
 ) -> None:
     graph, costs = situation[0], sending(situation[1])
-    demand = Constraints(objective, power=Power(1.0, 2.0, 0.5))
+    constraints = Constraints(objective, power=Power(1.0, 2.0, 0.5))
+    problem = PlanningProblem(graph, costs, constraints)
 
     def value(cut: Cut) -> float:
-        stages = (costs.compute_s(cut), costs.sending_s(cut))
+        stages = costs.stages_s(cut)
         if objective is Objective.THROUGHPUT:
-            return max(*stages, costs.rest_s(cut), costs.result_s(cut))
+            return max(stages)
         return solved_s(graph, costs, cut) + 2.0 * stages[0] + 0.5 * stages[1]
 
     best = min(value(cut_at(graph, device)) for device in all_closed_sets(graph))
     for limit in (50_000, 0):
-        found = joint(graph, costs, priced(graph, costs), demand, limit, budget_s=60)
+        found = joint(problem, priced(graph, costs), limit, budget_s=60)
         assert found.value == pytest.approx(best)
 
 
-@given(situations(6), st.integers(0, 5))
+@given(situations(6), st.integers(0, 6))
 @settings(max_examples=40, deadline=None)
 def test_pinned_layers_stay_and_limits_hold(situation: tuple[Graph, Costs], pin: int) -> None:
     graph, costs = situation[0], sending(situation[1])
-    pinned = frozenset({min(pin, len(graph.layers) - 1)})
+    count = min(pin, len(graph.layers))
+    pinned = frozenset(range(count))
+    problem = PlanningProblem(graph, costs, Constraints(pin_device=count, deadline_s=30.0))
     for limit in (50_000, 0):
-        demand = Constraints(pinned=pinned, deadline_s=30.0)
-        found = joint(graph, costs, priced(graph, costs), demand, limit)
+        found = joint(problem, priced(graph, costs), limit)
         if found.cut is not None:
-            assert found.cut.device >= graph.ancestors(pinned)
+            assert found.cut.device >= pinned
             assert found.value <= 30.0
         else:
             held = [d for d in all_closed_sets(graph) if d >= pinned]
@@ -204,6 +208,7 @@ def test_neurosurgeon_is_the_best_cut_of_at_most_one_tensor_below_a_gate(
     gates = [graph.ancestors((layer,)) for layer in articulations(graph)]
     cuts = [cut_at(graph, gate) for gate in gates]
     cuts = [all_local(graph), all_cloud(graph), *(c for c in cuts if len(c.uploads) <= 1)]
-    found = neurosurgeon(graph, costs)
+    found = neurosurgeon(PlanningProblem(graph, costs))
     assert found is not None
-    assert costs.serial_s(found) == pytest.approx(min(map(costs.serial_s, cuts)))
+    best_s = min(sum(costs.stages_s(cut)) for cut in cuts)
+    assert sum(costs.stages_s(found)) == pytest.approx(best_s)

@@ -5,7 +5,7 @@ from offload.errors import InputError
 from offload.planning.costs import Costs
 from offload.planning.plan import Plan
 from offload.planning.planner import make_plan
-from offload.planning.scheme import PlanningProblem
+from offload.planning.problem import PlanningProblem
 
 from tests.toolkit.graphs import graph_of
 

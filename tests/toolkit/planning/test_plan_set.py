@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from offload.costs.link import Link
 from offload.errors import InputError
 from offload.graph.model import Graph
-from offload.planning.constraints import Constraints, Objective
 from offload.planning.costs import Costs
 from offload.planning.plan import Plan
-from offload.planning.plan_set import EVERYWHERE, BandwidthRange, PlanSet, plans_over, tiles
+from offload.planning.plan_set import EVERYWHERE, BandwidthRange, PlanSet, covers_all, plans_over
 from offload.planning.planner import make_plan
+from offload.planning.problem import Constraints, Objective
 from offload.planning.sweep import parse_links
 
 from tests.toolkit.graphs import situations
@@ -44,7 +44,7 @@ def test_ranges_tile_and_give_every_link_its_winner(
         assert before.plan != after.plan, "neighbours with the same program are one range"
     programs = [plan.program for plan in found.plans]
     assert len(set(programs)) == len(programs), "a program is kept once"
-    assert tiles(found.ranges, len(found.plans))
+    assert covers_all(found.ranges, len(found.plans))
     for link, plan in zip(LINKS, plans, strict=True):
         (its,) = [r for r in found.ranges if r.low_bps <= link.up_bps < r.high_bps]
         assert found.at(link.up_bps) == its.plan
@@ -56,7 +56,7 @@ def test_plans_that_are_not_worth_it_are_left_out(drawn: tuple[Graph, Costs], wo
     plans, every = swept(*drawn)
     by_rate = {link.up_bps: plan for link, plan in zip(LINKS, plans, strict=True)}
     found = plans_over(lambda link: by_rate[link.up_bps], LINKS, worth)
-    assert tiles(found.ranges, len(found.plans))
+    assert covers_all(found.ranges, len(found.plans))
     assert len(found.plans) <= len(every.plans)
     assert {plan.program for plan in found.plans} <= {plan.program for plan in every.plans}
     for link, plan in zip(LINKS, plans, strict=True):
@@ -93,10 +93,10 @@ def test_the_diamond_leaves_the_device_step_by_step() -> None:
 
 
 def test_limits_that_one_link_breaks_are_refused() -> None:
-    demand = Constraints(deadline_s=0.15)
+    constraints = Constraints(deadline_s=0.15)
 
     def planned(link: Link) -> Plan:
-        return make_plan(replace(on(*DIAMOND, link, Objective.LATENCY), demand=demand))
+        return make_plan(replace(on(*DIAMOND, link, Objective.LATENCY), constraints=constraints))
 
     with pytest.raises(InputError, match=r"^on a link of .*: no plan keeps the limits deadline"):
         plans_over(planned, LINKS)
@@ -114,8 +114,8 @@ def test_limits_that_one_link_breaks_are_refused() -> None:
     ],
 )
 def test_gaps_are_seen(ranges: tuple[BandwidthRange, ...]) -> None:
-    assert tiles(EVERYWHERE, 1)
-    assert not tiles(ranges, 2 if ranges else 0)
+    assert covers_all(EVERYWHERE, 1)
+    assert not covers_all(ranges, 2 if ranges else 0)
 
 
 def test_ranges_keep_open_ends_through_json() -> None:

@@ -85,5 +85,5 @@ def test_ties_stay() -> None:
 
 @pytest.mark.parametrize("wrong", [{"margin": -0.1}, {"estimates": 0}, {"dwell_s": -1.0}])
 def test_wrong_rules_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(InputError, match="switching needs"):
+    with pytest.raises(InputError, match="margin and times must be"):
         SwitchPolicy(**wrong)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from offload.costs.link import Link
 from offload.errors import InputError
 from offload.planning.costs import Costs
 from offload.planning.planner import make_plan
-from offload.planning.scheme import PlanningProblem
+from offload.planning.problem import PlanningProblem
 from offload.planning.sweep import SweepPoint, parse_links, sweep, winning_intervals
 from offload.report.charts import what_if_html, what_if_svg
 from offload.report.svg import COLOURS, NAMES, Axis
@@ -18,7 +18,7 @@ GRAPH = graph_of([(0, 1), (0, 2), (1, 3), (2, 3)], 4)
 BYTES = {"x": 4e6, "t0": 2e6, "t1": 1e5, "t2": 1e5, "t3": 1e3}
 
 
-def situation_at(link: Link, slowdown: float) -> PlanningProblem:
+def problem_at(link: Link, slowdown: float) -> PlanningProblem:
     device_s = (0.2 * slowdown, 0.3 * slowdown, 0.3 * slowdown, 0.4 * slowdown)
     return PlanningProblem(
         GRAPH,
@@ -33,7 +33,7 @@ def situation_at(link: Link, slowdown: float) -> PlanningProblem:
 
 
 LINKS = parse_links("1..1000 Mbit/s", Link(1e6, 2e6, 0.01, 0.01), 25)
-CELLS = list(sweep(situation_at, LINKS, (1.0, 3.0)))
+CELLS = list(sweep(problem_at, LINKS, (1.0, 3.0)))
 
 
 def test_ranges_are_even_by_ratio_and_keep_the_way_down() -> None:
@@ -52,7 +52,7 @@ def test_the_sentence_of_every_cell_names_the_one_that_won() -> None:
     assert len(CELLS) == 50
     for cell in CELLS:
         link = next(link for link in LINKS if link.up_bps == cell.rate_bps)
-        said = make_plan(situation_at(link, cell.slowdown)).reason
+        said = make_plan(problem_at(link, cell.slowdown)).reason
         assert f"({cell.winner})" in said.partition(" wins at ")[0].partition(" takes ")[0]
         simple = [cell.latency_s(scheme) for scheme in ("local", "cloud", "partition")]
         assert cell.chosen.latency_s <= min(s for s in simple if s is not None) * (1 + 1e-9)

@@ -25,7 +25,7 @@ from typing import Any
 
 from offload.errors import BundleError, InputError
 from offload.planning.plan import Plan, Segment, Side
-from offload.planning.plan_set import EVERYWHERE, BandwidthRange, PlanSet, tiles
+from offload.planning.plan_set import EVERYWHERE, BandwidthRange, PlanSet, covers_all
 from offload.records import from_json
 
 BUNDLE_FORMAT = 1
@@ -240,8 +240,8 @@ def _plans(manifest: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Bandwidt
         return (PLAN,), EVERYWHERE
     names = tuple(map(str, manifest["plans"]))
     ranges = tuple(map(BandwidthRange.from_json, manifest["ranges"]))
-    if not set(names) <= manifest["files"].keys() or not tiles(ranges, len(names)):
-        raise ValueError("plans and ranges do not match")
+    if not set(names) <= manifest["files"].keys() or not covers_all(ranges, len(names)):
+        raise ValueError("plans and ranges do not fit together")
     return names, ranges
 
 

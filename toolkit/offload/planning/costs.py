@@ -1,36 +1,38 @@
-"""Seconds and bytes of everything that a choice of cut weighs."""
+"""Seconds and bytes that layers, tensors and cuts cost: what the search for a cut compares."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from offload.costs.encoding_table import EncodedSize, EncodingTable
+from offload.costs.encoding_table import EncodingTable
 from offload.costs.encodings import ENCODINGS, RAW, Encoding
 from offload.costs.link import Link
-from offload.costs.profile import Profile, Size
+from offload.costs.profile import Profile
 from offload.costs.quantization import Affine
 from offload.graph.model import Graph, Tensor
 from offload.planning.cut import Cut
 
-# An encoding must save this part of a raw passage on an input that compresses badly, encoding
-# and decoding at half the speed measured: else what varies could make it slower than raw.
-WORTH = 0.02
-SLOW = 2.0
+# An encoding must save this share of the raw transfer for an input that compresses badly, with
+# encoding and decoding `CODEC_SLOWDOWN` times slower than measured: timings and sizes vary.
+MIN_SAVING = 0.02
+CODEC_SLOWDOWN = 2.0
+_WORD_BYTES = 32  # assumed for each text of an input
+_STRUCTURE_BYTES = 4096  # assumed for an input that is a sequence or a map
 
 
 @dataclass(frozen=True, slots=True)
-class Crossing:
-    """One way for one tensor.
+class TransferOption:
+    """The cost of sending one tensor with one encoding.
 
     Attributes:
         encoding: how it is encoded.
         raw_bytes: bytes of the tensor itself.
         size_bytes: mean bytes on the wire.
         p95_bytes: 95 of 100 inputs take no more.
-        encode_s: seconds of the side that sends.
-        link_s: seconds of the link, for the mean.
+        encode_s: seconds of the sender.
+        link_s: seconds on the link for the mean size.
         p95_link_s: 95 of 100 inputs take no longer.
-        decode_s: seconds of the side that receives.
+        decode_s: seconds of the receiver.
         affine: scale and zero point where the encoding needs them.
     """
 
@@ -49,75 +51,63 @@ class Crossing:
         """Seconds when nothing overlaps."""
         return self.encode_s + self.link_s + self.decode_s
 
+    @property
+    def slow_s(self) -> float:
+        """Seconds for an input that compresses badly, encoded and decoded slowly."""
+        return CODEC_SLOWDOWN * (self.encode_s + self.decode_s) + self.p95_link_s
 
-def crossings(
+
+TransferOptions = Mapping[str, tuple[TransferOption, ...]]
+"""By tensor name: the encodings it may be sent with, the chosen one first."""
+
+
+def transfer_options(
     sizes: Mapping[str, int],
-    catalogue: EncodingTable,
+    table: EncodingTable,
     sender: Profile,
     receiver: Profile,
-    passing_s: Callable[[float], float],
-) -> dict[str, tuple[Crossing, ...]]:
-    """By tensor: raw, and what pays against it even when little goes well (`WORTH`).
+    link_s: Callable[[float], float],
+) -> dict[str, tuple[TransferOption, ...]]:
+    """By tensor: raw, and each encoding that is faster than raw even when it is slow.
 
     Args:
-        sizes: bytes of each tensor that may cross.
-        catalogue: what it takes encoded, with seconds of the machine that measured.
-        sender: whose seconds encoding takes.
-        receiver: whose seconds decoding takes. Either may know sizes that depend on data.
-        passing_s: the link's seconds for so many bytes.
+        sizes: bytes of each tensor that may be sent.
+        table: measured sizes of encoded tensors, with seconds of the machine that measured.
+        sender: profile of the machine that encodes.
+        receiver: profile of the machine that decodes. Either may know sizes that depend on data.
+        link_s: seconds on the link for a number of bytes.
     """
-    slower, slow = _factor(sender, catalogue), _factor(receiver, catalogue)
-    found = {}
+    encode_factor, decode_factor = _codec_factor(sender, table), _codec_factor(receiver, table)
+    options = {}
     for name, size_bytes in sizes.items():
         measured = sender.sizes.get(name) or receiver.sizes.get(name)
-        raw = _raw(size_bytes, measured, passing_s)
-        limit_s = raw.total_s * (1 - WORTH)
-        ways = [
-            _crossing(entry, size_bytes, slower, slow, passing_s) for entry in catalogue.of(name)
+        p95_bytes = size_bytes if measured is None else max(size_bytes, measured.p95_bytes)
+        raw_s = (0.0, link_s(size_bytes), link_s(p95_bytes), 0.0)
+        raw = TransferOption(RAW, size_bytes, size_bytes, p95_bytes, *raw_s)
+        encoded = [
+            TransferOption(
+                entry.encoding,
+                size_bytes,
+                entry.mean_bytes,
+                entry.p95_bytes,
+                entry.encode_s * encode_factor,
+                link_s(entry.mean_bytes),
+                link_s(entry.p95_bytes),
+                entry.decode_s * decode_factor,
+                entry.affine,
+            )
+            for entry in table.of(name)
         ]
-        found[name] = (raw, *(way for way in ways if _worst_s(way) < limit_s))
-    return found
+        limit_s = raw.total_s * (1 - MIN_SAVING)
+        options[name] = (raw, *(option for option in encoded if option.slow_s < limit_s))
+    return options
 
 
-def _raw(size_bytes: int, measured: Size | None, passing_s: Callable[[float], float]) -> Crossing:
-    p95_bytes = size_bytes if measured is None else max(size_bytes, measured.p95_bytes)
-    seconds = (0.0, passing_s(size_bytes), passing_s(p95_bytes), 0.0)
-    return Crossing(RAW, size_bytes, size_bytes, p95_bytes, *seconds)
-
-
-def _crossing(
-    entry: EncodedSize,
-    raw_bytes: int,
-    encode: float,
-    decode: float,
-    passing_s: Callable[[float], float],
-) -> Crossing:
-    return Crossing(
-        entry.encoding,
-        raw_bytes,
-        entry.mean_bytes,
-        entry.p95_bytes,
-        entry.encode_s * encode,
-        passing_s(entry.mean_bytes),
-        passing_s(entry.p95_bytes),
-        entry.decode_s * decode,
-        entry.affine,
-    )
-
-
-def _worst_s(way: Crossing) -> float:
-    return SLOW * (way.encode_s + way.decode_s) + way.p95_link_s
-
-
-def _factor(profile: Profile, catalogue: EncodingTable) -> float:
-    """How many times slower a machine is than the one that measured the catalogue."""
-    if profile.codec_s and catalogue.codec_s:
-        return profile.codec_s / catalogue.codec_s
-    return profile.whole_s / catalogue.whole_s if catalogue.whole_s else 1.0
-
-
-_WORD_BYTES = 32  # assumed of each text of an input
-_STRUCTURE_BYTES = 4096  # assumed of an input that is a sequence or a map
+def _codec_factor(profile: Profile, table: EncodingTable) -> float:
+    """How many times slower a machine is than the one that measured the table."""
+    if profile.codec_s and table.codec_s:
+        return profile.codec_s / table.codec_s
+    return profile.whole_s / table.whole_s if table.whole_s else 1.0
 
 
 @dataclass(frozen=True)
@@ -127,18 +117,18 @@ class Costs:
     Attributes:
         device_s: seconds per layer on the device, in the graph's order.
         server_s: seconds per layer on the server.
-        upload_s: seconds to send a tensor up, by name; its start-up only where unsized.
-        download_s: seconds to send a graph output down, by name, encoding and decoding included.
+        upload_s: seconds to upload a tensor, by name; only the link's start-up where unsized.
+        download_s: seconds to download a graph output, by name, with encoding and decoding.
         size_bytes: bytes of a tensor on the wire, by name, where known.
         unsized: tensors whose size depends on data; no search cuts there.
-        encode_s: seconds of the device to encode a tensor for its way up; 0 where absent.
+        encode_s: seconds of the device to encode a tensor; 0 where absent.
         decode_s: seconds of the server to decode it; 0 where absent.
-        ways: the ways a tensor may cross, the one chosen first; absent: raw only.
-        answers: the ways a graph output may come back, likewise.
-        device_segment_s: seconds of the device for a segment besides its layers, unless it is the
-            whole model.
-        server_segment_s: the same of the server.
-        made: tensors that layers make: on the device a segment ends where one is sent.
+        upload_options: the encodings a tensor may be uploaded with; absent: raw only.
+        download_options: the encodings a graph output may be downloaded with; absent: raw only.
+        device_segment_s: seconds of the device for each segment in addition to its layers,
+            unless the segment is the whole model.
+        server_segment_s: the same for the server.
+        produced: tensors that layers compute: sending one ends a segment on the device.
     """
 
     device_s: tuple[float, ...]
@@ -149,105 +139,112 @@ class Costs:
     unsized: frozenset[str] = frozenset()
     encode_s: Mapping[str, float] = field(default_factory=dict)
     decode_s: Mapping[str, float] = field(default_factory=dict)
-    ways: Mapping[str, tuple[Crossing, ...]] = field(default_factory=dict)
-    answers: Mapping[str, tuple[Crossing, ...]] = field(default_factory=dict)
+    upload_options: TransferOptions = field(default_factory=dict)
+    download_options: TransferOptions = field(default_factory=dict)
     device_segment_s: float = 0.0
     server_segment_s: float = 0.0
-    made: frozenset[str] = frozenset()
+    produced: frozenset[str] = frozenset()
 
     def leave_s(self, tensor: str) -> float:
-        """Seconds of the device that sending a tensor adds: ending a segment, and encoding."""
-        ending_s = self.device_segment_s if tensor in self.made else 0.0
-        return ending_s + self.encode_s.get(tensor, 0.0)
+        """Seconds that sending a tensor costs the device: ending a segment, and encoding."""
+        segment_s = self.device_segment_s if tensor in self.produced else 0.0
+        return segment_s + self.encode_s.get(tensor, 0.0)
 
-    def compute_s(self, cut: Cut) -> float:
-        """Device seconds of a cut, encoding included."""
-        leaving_s = sum(map(self.leave_s, cut.uploads))
-        return sum(self.device_s[layer] for layer in cut.device) + leaving_s
+    def device_time_s(self, cut: Cut) -> float:
+        """Device seconds of a cut, with encoding."""
+        leave_s = sum(map(self.leave_s, cut.uploads))
+        return sum(self.device_s[layer] for layer in cut.device) + leave_s
 
-    def rest_s(self, cut: Cut) -> float:
-        """Server seconds of a cut: its layers, decoding, and what a segment costs besides."""
-        parted = 0 < len(cut.device) < len(self.server_s)
-        return self.work_s(cut) + (self.server_segment_s if parted else 0.0)
+    def upload_time_s(self, cut: Cut) -> float:
+        """Seconds of all uploads of a cut, one after the other."""
+        return sum(self.upload_s[name] for name in cut.uploads)
 
-    def work_s(self, cut: Cut) -> float:
-        """Server seconds of a cut: its layers and decoding."""
+    def server_work_s(self, cut: Cut) -> float:
+        """Server seconds of a cut for its layers and decoding."""
         decoding_s = sum(self.decode_s.get(name, 0.0) for name in cut.uploads)
         layers_s = sum(s for layer, s in enumerate(self.server_s) if layer not in cut.device)
         return layers_s + decoding_s
 
-    def sending_s(self, cut: Cut) -> float:
-        """Seconds of all uploads of a cut, one after the other."""
-        return sum(self.upload_s[name] for name in cut.uploads)
+    def server_time_s(self, cut: Cut) -> float:
+        """Server seconds of a cut: layers, decoding, and the cost of a segment."""
+        is_split = 0 < len(cut.device) < len(self.server_s)
+        return self.server_work_s(cut) + (self.server_segment_s if is_split else 0.0)
 
-    def result_s(self, cut: Cut) -> float:
+    def download_time_s(self, cut: Cut) -> float:
         """Seconds of all downloads of a cut, one after the other."""
         return sum(self.download_s[name] for name in cut.downloads)
 
-    def serial_s(self, cut: Cut) -> float:
-        """Latency of a cut when nothing overlaps: what a partition-only scheme gets."""
-        return self.compute_s(cut) + self.sending_s(cut) + self.rest_s(cut) + self.result_s(cut)
+    def stages_s(self, cut: Cut) -> tuple[float, float, float, float]:
+        """Seconds of device, uplink, server and downlink; their sum is the serial latency."""
+        return (
+            self.device_time_s(cut),
+            self.upload_time_s(cut),
+            self.server_time_s(cut),
+            self.download_time_s(cut),
+        )
 
     def upload_bytes(self, cut: Cut) -> int:
-        """Payload bytes a cut sends up, tensors of unknown size left out."""
+        """Payload bytes that a cut uploads, without tensors of unknown size."""
         return sum(self.size_bytes.get(name, 0) for name in cut.uploads)
 
-    def crossing(self, tensor: str) -> Crossing | None:
-        """The way chosen for a tensor; None where raw is the only one."""
-        ways = self.ways.get(tensor)
-        return ways[0] if ways else None
+    def upload_option(self, tensor: str) -> TransferOption | None:
+        """The encoding chosen for an upload; None where raw is the only one."""
+        return next(iter(self.upload_options.get(tensor, ())), None)
 
-    def answer(self, tensor: str) -> Crossing | None:
-        """The way a graph output comes back; None where raw is the only one."""
-        ways = self.answers.get(tensor)
-        return ways[0] if ways else None
+    def download_option(self, tensor: str) -> TransferOption | None:
+        """The encoding chosen for a download; None where raw is the only one."""
+        return next(iter(self.download_options.get(tensor, ())), None)
 
-    def taken(self, cut: Cut) -> tuple[Crossing, ...]:
-        """The ways that a cut's tensors take, up and down, where there is a choice."""
-        up, down = map(self.crossing, cut.uploads), map(self.answer, cut.downloads)
-        return tuple(way for way in (*up, *down) if way is not None)
+    def options_of(self, cut: Cut) -> list[TransferOption]:
+        """The options chosen for a cut's tensors, up and down, where there is a choice."""
+        uploads = [self.upload_option(name) for name in cut.uploads]
+        downloads = [self.download_option(name) for name in cut.downloads]
+        return [option for option in (*uploads, *downloads) if option is not None]
 
-    def only(self, suits: Callable[[Encoding], bool]) -> "Costs":
-        """The same with the encodings that suit, and raw."""
+    def allowing(self, is_allowed: Callable[[Encoding], bool]) -> "Costs":
+        """The costs with raw and the allowed encodings only."""
 
-        def left(ways: Mapping[str, tuple[Crossing, ...]]) -> dict[str, tuple[Crossing, ...]]:
+        def allowed(options: TransferOptions) -> TransferOptions:
             return {
-                name: tuple(w for w in each if w.encoding is RAW or suits(w.encoding))
-                for name, each in ways.items()
+                name: tuple(o for o in each if o.encoding is RAW or is_allowed(o.encoding))
+                for name, each in options.items()
             }
 
-        return self.encoded(left(self.ways)).answering(left(self.answers))
+        uploads, downloads = allowed(self.upload_options), allowed(self.download_options)
+        return self.with_uploads(uploads).with_downloads(downloads)
 
-    def answering(self, ways: Mapping[str, tuple[Crossing, ...]]) -> "Costs":
-        """The same, graph outputs coming back the quickest of their ways."""
-        ranked = {name: tuple(sorted(each, key=_total_s)) for name, each in ways.items()}
-        first = {name: each[0].total_s for name, each in ranked.items()}
-        return replace(self, download_s={**self.download_s, **first}, answers=ranked)
+    def with_downloads(self, options: TransferOptions) -> "Costs":
+        """The costs when each graph output is downloaded with the quickest of its options."""
+        ranked = _quickest_first(options)
+        quickest_s = {name: each[0].total_s for name, each in ranked.items()}
+        return replace(self, download_s={**self.download_s, **quickest_s}, download_options=ranked)
 
-    def choosing(self, tensor: str, way: Crossing) -> "Costs":
-        """The same, a tensor crossing another of its ways."""
-        others = (other for other in self.ways[tensor] if other != way)
-        return self._crossing({**self.ways, tensor: (way, *others)})
+    def with_uploads(self, options: TransferOptions) -> "Costs":
+        """The costs when each tensor is uploaded with the quickest of its options."""
+        return self._uploading(_quickest_first(options))
 
-    def encoded(self, ways: Mapping[str, tuple[Crossing, ...]]) -> "Costs":
-        """The same, tensors crossing the quickest of their ways (encode, send, decode)."""
-        ranked = {name: tuple(sorted(each, key=_total_s)) for name, each in ways.items()}
-        return self._crossing(ranked)
+    def with_upload(self, tensor: str, option: TransferOption) -> "Costs":
+        """The costs when one tensor is uploaded with another of its options."""
+        others = (other for other in self.upload_options[tensor] if other != option)
+        return self._uploading({**self.upload_options, tensor: (option, *others)})
 
-    def _crossing(self, ways: Mapping[str, tuple[Crossing, ...]]) -> "Costs":
-        first = {name: each[0] for name, each in ways.items()}
+    def _uploading(self, options: TransferOptions) -> "Costs":
+        first = {name: each[0] for name, each in options.items()}
         return replace(
             self,
-            upload_s={**self.upload_s, **{name: way.link_s for name, way in first.items()}},
-            size_bytes={**self.size_bytes, **{name: way.size_bytes for name, way in first.items()}},
-            encode_s={name: way.encode_s for name, way in first.items()},
-            decode_s={name: way.decode_s for name, way in first.items()},
-            ways=ways,
+            upload_s={**self.upload_s, **{name: o.link_s for name, o in first.items()}},
+            size_bytes={**self.size_bytes, **{name: o.size_bytes for name, o in first.items()}},
+            encode_s={name: o.encode_s for name, o in first.items()},
+            decode_s={name: o.decode_s for name, o in first.items()},
+            upload_options=options,
         )
 
 
-def _total_s(way: Crossing) -> float:
-    return way.total_s
+def _quickest_first(options: TransferOptions) -> TransferOptions:
+    return {
+        name: tuple(sorted(each, key=lambda option: option.total_s))
+        for name, each in options.items()
+    }
 
 
 def costs_of(
@@ -255,27 +252,27 @@ def costs_of(
     device: Profile,
     server: Profile,
     link: Link,
-    catalogue: EncodingTable | None = None,
+    table: EncodingTable | None = None,
 ) -> Costs:
-    """Gather the costs of a graph.
+    """The costs of a graph from two profiles and a link.
 
     Args:
         graph: the layers.
         device: their seconds on the device.
         server: their seconds on the server.
-        link: what a byte costs.
-        catalogue: encodings that tensors may have on their way, down only what is lossless; None:
-            all cross raw (a tensor whose size was measured may still vary).
+        link: seconds per byte.
+        table: encodings that tensors may be sent with; downloads use the lossless ones. None: all
+            are sent raw (a tensor whose size was measured may still vary).
 
     Raises:
-        InputError: a profile is not of this graph.
+        InputError: a profile belongs to another graph.
     """
     sizes = {name: t.size_bytes for name, t in graph.tensors.items() if t.size_bytes is not None}
     for name in graph.inputs:
         if name not in sizes and (assumed := _assumed_bytes(graph.tensors[name])) is not None:
             sizes[name] = assumed
     movable = (*graph.inputs, *graph.producer)
-    plain = Costs(
+    raw = Costs(
         device.costs_of(graph),
         server.costs_of(graph),
         {name: link.upload_s(sizes.get(name, 0)) for name in movable},
@@ -284,81 +281,23 @@ def costs_of(
         frozenset(movable) - sizes.keys(),
         device_segment_s=device.segment_s,
         server_segment_s=server.segment_s,
-        made=frozenset(graph.producer),
+        produced=frozenset(graph.producer),
     )
-    known = catalogue or EncodingTable()
-    varying = {*device.sizes, *server.sizes} & sizes.keys()
-    open_sizes = {name: sizes[name] for name in (varying if catalogue is None else sizes)}
-    tensors = {name: open_sizes[name] for name in movable if name in open_sizes}
-    answers = {name: open_sizes[name] for name in graph.outputs if name in open_sizes}
-    plainly = known.allowing([each for each in ENCODINGS.values() if each.is_lossless])
-    ways = crossings(tensors, known, device, server, link.upload_s)
-    back = crossings(answers, plainly, server, device, link.download_s)
-    return plain.encoded(ways).answering(back)
+    measured = table or EncodingTable()
+    lossless = measured.allowing([each for each in ENCODINGS.values() if each.is_lossless])
+    varying = {*device.sizes, *server.sizes}
+    optional = {name: sizes[name] for name in sizes if table is not None or name in varying}
+    uploads = {name: optional[name] for name in movable if name in optional}
+    downloads = {name: optional[name] for name in graph.outputs if name in optional}
+    return raw.with_uploads(
+        transfer_options(uploads, measured, device, server, link.upload_s)
+    ).with_downloads(transfer_options(downloads, lossless, server, device, link.download_s))
 
 
 def _assumed_bytes(tensor: Tensor) -> int | None:
-    """Bytes assumed of an input of the model that is not an array of numbers."""
+    """Bytes assumed for a model input that is not an array of numbers; None: not known."""
     if tensor.dtype is None:
         return _STRUCTURE_BYTES
     if tensor.dtype != "string" or tensor.shape is None or None in tensor.shape:
         return None
     return _WORD_BYTES * math.prod(size or 0 for size in tensor.shape)
-
-
-# A client's process that has loaded next to nothing, where nobody measured it: 79 to 96 MB were
-# seen on x86-64.
-CLIENT_BYTES = 100_000_000
-# What a client's process takes beyond that for each byte it holds, measured with onnxruntime 1.2x
-# on 46 cuts of zoo models. The limit must hold, so these are on the safe side. A file of weights is
-# read, unpacked and packed anew for the kernels: 1.2 to 3.2. Tensors live in arenas that grow in
-# leaps: up to 2.9. What is sent is copied on its way out by packing, by the message and by gRPC, on
-# threads whose heaps keep what they had: up to 11.
-WEIGHT_COPIES = 3.3
-TENSOR_COPIES = 3.0
-UPLOAD_COPIES = 12.0
-SPARE_BYTES = 6_000_000  # more segments, other threads
-
-
-def process_bytes(
-    graph: Graph, cut: Cut, order: Sequence[int], client_bytes: int = CLIENT_BYTES
-) -> int:
-    """Memory of the device's process that runs a cut in this order, on the safe side.
-
-    Args:
-        graph: the layers.
-        cut: what the device computes and what crosses.
-        order: the device's layers, in order.
-        client_bytes: what the process takes before it has loaded anything.
-    """
-    weights = sum(graph.layers[layer].weight_bytes for layer in cut.device)
-    uploads = sum(_size(graph, name) for name in cut.uploads)
-    copied = WEIGHT_COPIES * weights + TENSOR_COPIES * peak_bytes(graph, cut, order)
-    return client_bytes + SPARE_BYTES + round(copied + UPLOAD_COPIES * uploads)
-
-
-def peak_bytes(graph: Graph, cut: Cut, order: Sequence[int]) -> int:
-    """The most bytes of tensors alive at once on the device in this order.
-
-    A tensor lives until its last reader on the device has run; inputs, uploads and graph outputs
-    live to the end, so that the device could finish alone. Tensors of unknown size count
-    nothing. O(layers + edges).
-    """
-    kept = {*cut.uploads, *graph.outputs}
-    readers = {
-        name: sum(user in cut.device for user in users) for name, users in graph.consumers.items()
-    }
-    alive = peak = sum(_size(graph, name) for name in graph.inputs)
-    for index in order:
-        layer = graph.layers[index]
-        alive += sum(_size(graph, name) for name in layer.outputs)
-        peak = max(peak, alive)
-        for name in layer.inputs:
-            readers[name] -= 1
-            if not readers[name] and name not in kept and name in graph.producer:
-                alive -= _size(graph, name)
-    return peak
-
-
-def _size(graph: Graph, name: str) -> int:
-    return graph.tensors[name].size_bytes or 0

@@ -1,4 +1,4 @@
-"""The cut: the layers that the device computes and the tensors that cross."""
+"""The cut: the layers that the device computes and the tensors that are sent."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from offload.graph.model import Graph
 
 @dataclass(frozen=True)
 class Cut:
-    """A down-closed set of layers for the device; the rest is the server's.
+    """A down-closed set of layers for the device; the server computes the others.
 
     Attributes:
-        device: indexes of the device's layers; all they need is among them.
-        uploads: tensors the server needs and the device has (graph inputs included), in the
-            order the graph makes them.
-        downloads: graph outputs the server makes, in the graph's order.
+        device: indexes of the device's layers, with all layers that they need.
+        uploads: tensors that the server needs and the device has (graph inputs included), in the
+            order in which the graph computes them.
+        downloads: graph outputs that the server computes, in the graph's order.
     """
 
     device: frozenset[int]
@@ -26,27 +26,30 @@ class Cut:
 
 
 def cut_at(graph: Graph, device: Iterable[int]) -> Cut:
-    """The cut whose device set is given. O(layers + edges).
+    """The cut with a given device set. O(layers + edges).
 
     Raises:
-        InputError: a device layer needs one that isn't in the set.
+        InputError: a device layer needs a layer that isn't in the set.
     """
-    kept = frozenset(device)
-    for layer in kept:
+    layers = frozenset(device)
+    for layer in layers:
         for needed in graph.predecessors[layer]:
-            if needed not in kept:
+            if needed not in layers:
                 raise InputError(
                     f"layer {graph.layers[layer].name!r} cannot run on the device without"
                     f" {graph.layers[needed].name!r}: cut later or keep both there"
                 )
-    producer = graph.producer
-    here = (name for name in (*graph.inputs, *producer) if producer.get(name, -1) in kept | {-1})
-    users = graph.consumers
-    uploads = tuple(name for name in here if any(user not in kept for user in users.get(name, ())))
-    downloads = tuple(
-        name for name in graph.outputs if name in producer and producer[name] not in kept
+    producer, consumers = graph.producer, graph.consumers
+    uploads = tuple(
+        name
+        for name in (*graph.inputs, *producer)
+        if (name not in producer or producer[name] in layers)
+        and any(user not in layers for user in consumers.get(name, ()))
     )
-    return Cut(kept, uploads, downloads)
+    downloads = tuple(
+        name for name in graph.outputs if name in producer and producer[name] not in layers
+    )
+    return Cut(layers, uploads, downloads)
 
 
 def all_local(graph: Graph) -> Cut:
@@ -63,22 +66,22 @@ def cut_after(graph: Graph, tensors: Iterable[str]) -> Cut:
     """The cut at named tensors: the device computes exactly what they need.
 
     Raises:
-        InputError: a tensor the graph doesn't have, with the nearest names.
+        InputError: the graph has no such tensor; the message lists the nearest names.
     """
-    wanted = []
+    layers = []
     for name in tensors:
         if name in graph.producer:
-            wanted.append(graph.producer[name])
+            layers.append(graph.producer[name])
         elif name not in graph.inputs:
             raise InputError(unknown_tensor(name, (*graph.inputs, *graph.producer)))
-    return cut_at(graph, graph.ancestors(wanted))
+    return cut_at(graph, graph.ancestors(layers))
 
 
 def cut_at_names(model: Model, graph: Graph, names: Iterable[str]) -> Cut:
     """The cut at named tensors of a model: the device computes exactly what they need.
 
-    Unlike `cut_after`, it takes tensors that no other layer reads, and says why a tensor cannot
-    be cut at.
+    Unlike `cut_after`, it accepts tensors that no other layer reads, and says why a model cannot
+    be cut at a tensor.
 
     Args:
         model: the loaded model.
@@ -89,7 +92,7 @@ def cut_at_names(model: Model, graph: Graph, names: Iterable[str]) -> Cut:
         InputError: the model has no such tensor, or cannot be cut there.
     """
     layer_of = {node: index for index, layer in enumerate(graph.layers) for node in layer.nodes}
-    wanted = []
+    layers = []
     for name in names:
         if name in graph.inputs:
             continue
@@ -98,5 +101,5 @@ def cut_at_names(model: Model, graph: Graph, names: Iterable[str]) -> Cut:
             name in model.values.consumes[node] for node in graph.layers[layer].nodes
         ):
             raise InputError(why_not_cuttable(model, name))
-        wanted.append(layer)
-    return cut_at(graph, graph.ancestors(wanted))
+        layers.append(layer)
+    return cut_at(graph, graph.ancestors(layers))

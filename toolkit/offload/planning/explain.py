@@ -1,9 +1,9 @@
-"""Say in one sentence which plan wins and why, or why none is possible."""
+"""Explain in one sentence which plan was chosen and why, or why no plan is possible."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from offload.planning.constraints import Constraints, Objective
 from offload.planning.plan import Alternative
+from offload.planning.problem import Objective, PlanningProblem
 from offload.units import format_bytes, format_s
 
 TITLES = {
@@ -14,6 +14,7 @@ TITLES = {
     "opss": "split, uploads overlapped",
     "joint": "split so that uploads overlap best",
 }
+_ROUNDING = 1e-9
 
 
 def explain(
@@ -23,67 +24,46 @@ def explain(
     refused: Sequence[Alternative] = (),
     doubtful: Sequence[str] = (),
 ) -> str:
-    """One sentence for a person: the chosen scheme, its figure, and what it beats.
+    """One sentence for a person: the chosen scheme, its figure, and the next best scheme.
 
     Args:
         alternatives: everything compared that keeps the limits.
         chosen: scheme of the plan that will run, which may be forced and not the best.
-        objective: what was to be smallest.
+        objective: the quantity that was minimised.
         refused: what was compared too, but breaks a limit.
-        doubtful: schemes that are better by less than predictions may be off by.
+        doubtful: schemes that are better by less than the prediction error.
     """
-    said = _said([a for a in alternatives if a.scheme not in doubtful], chosen, objective)
+    figure, shown = _FIGURES[objective]
     plan = next(a for a in alternatives if a.scheme == chosen)
+    value = figure(plan)
+    certain = sorted((a for a in alternatives if a.scheme not in doubtful), key=figure)
+    slower = [a for a in certain if figure(a) > value * (1 + _ROUNDING)]
+    if figure(certain[0]) < value * (1 - _ROUNDING):
+        sentence = (
+            f"{_title(plan)} was asked for and takes {shown(plan)};"
+            f" {_title(certain[0])} would take {shown(certain[0])}"
+        )
+    elif slower:
+        word = "less" if objective is Objective.ENERGY else "faster"
+        gain = f"{figure(slower[0]) / value:.2f}x {word}" if value else word
+        sentence = (
+            f"{_title(plan)} wins at {shown(plan)}, {gain} than {_title(slower[0])}"
+            f" ({shown(slower[0])}): {_why(plan)}"
+        )
+    else:
+        sentence = f"{_title(plan)} ties with every other feasible scheme at {shown(plan)}"
     near = [a for a in alternatives if a.scheme in doubtful]
     if near:
-        best = min(near, key=lambda a: _figure(a, objective))
-        said = (
-            f"{said.removesuffix('.')}; {_title(best)} is predicted to take"
-            f" {_shown(best, objective)}, which is better by less than predictions may be off by."
+        best = min(near, key=figure)
+        sentence += (
+            f"; {_title(best)} is predicted to take {shown(best)}, which is better but within the"
+            " prediction error"
         )
-    better = [a for a in refused if _figure(a, objective) < _figure(plan, objective)]
-    if not better:
-        return said
-    best = min(better, key=lambda a: _figure(a, objective))
-    return (
-        f"{said.removesuffix('.')}; {_title(best)} would take {_shown(best, objective)} but breaks"
-        " a limit."
-    )
-
-
-def _said(alternatives: Sequence[Alternative], chosen: str, objective: Objective) -> str:
-    plan = next(a for a in alternatives if a.scheme == chosen)
-    figure = _figure(plan, objective)
-    best = min(alternatives, key=lambda a: _figure(a, objective))
-    if _figure(best, objective) < figure * (1 - 1e-9):
-        return (
-            f"{_title(plan)} was asked for and takes {_shown(plan, objective)};"
-            f" {_title(best)} would take {_shown(best, objective)}."
-        )
-    others = [a for a in alternatives if _figure(a, objective) > figure * (1 + 1e-9)]
-    if not others:
-        return f"{_title(plan)} takes {_shown(plan, objective)}, as all alternatives left do."
-    second = min(others, key=lambda a: _figure(a, objective))
-    return (
-        f"{_title(plan)} wins at {_shown(plan, objective)}, {_gain(plan, second, objective)} than"
-        f" {_title(second)} ({_shown(second, objective)}): {_because(plan)}."
-    )
-
-
-def _figure(alternative: Alternative, objective: Objective) -> float:
-    if objective is Objective.THROUGHPUT:
-        return alternative.period_s
-    if objective is Objective.ENERGY:
-        return alternative.energy_j or 0.0
-    return alternative.latency_s
-
-
-def _shown(alternative: Alternative, objective: Objective) -> str:
-    if objective is Objective.THROUGHPUT:
-        return f"{format_s(alternative.period_s)} a frame"
-    if objective is Objective.ENERGY:
-        return format_j(alternative.energy_j or 0.0)
-    return format_s(alternative.latency_s)
+    better = [a for a in refused if figure(a) < value]
+    if better:
+        best = min(better, key=figure)
+        sentence += f"; {_title(best)} would take {shown(best)} but breaks a limit"
+    return sentence + "."
 
 
 def format_j(joules: float) -> str:
@@ -91,47 +71,53 @@ def format_j(joules: float) -> str:
     return f"{joules:.3g} J" if joules >= 1 else f"{joules * 1e3:.3g} mJ"
 
 
-def _gain(plan: Alternative, second: Alternative, objective: Objective) -> str:
-    word = "less" if objective is Objective.ENERGY else "faster"
-    figure = _figure(plan, objective)
-    return f"{_figure(second, objective) / figure:.2f}x {word}" if figure else word
+# By objective: the figure that is compared, and how it is written.
+_FIGURES: dict[Objective, tuple[Callable[[Alternative], float], Callable[[Alternative], str]]] = {
+    Objective.LATENCY: (lambda a: a.latency_s, lambda a: format_s(a.latency_s)),
+    Objective.THROUGHPUT: (lambda a: a.period_s, lambda a: f"{format_s(a.period_s)} a frame"),
+    Objective.ENERGY: (lambda a: a.energy_j or 0.0, lambda a: format_j(a.energy_j or 0.0)),
+}
 
 
 def _title(alternative: Alternative) -> str:
     return f"{TITLES.get(alternative.scheme, alternative.scheme)} ({alternative.scheme})"
 
 
-def _because(plan: Alternative) -> str:
+def _why(plan: Alternative) -> str:
     sent = format_bytes(plan.upload_bytes)
     if plan.scheme == "local":
         return "no cut saves more device time than its upload costs"
     if plan.scheme == "cloud":
-        return f"sending the {sent} of input costs less than computing any layer here first"
+        return f"uploading the {sent} of input costs less than computing a layer on the device"
     if plan.scheme in ("neurosurgeon", "partition"):
         return f"the cut sends {sent}, and there is nothing to overlap"
     count = len(plan.cut)
-    return f"{count} tensor{'s'[: count != 1]} ({sent}) go up while the device computes on"
+    return f"{count} tensor{'s'[: count != 1]} ({sent}) are uploaded while the device computes"
 
 
-def impossible(demand: Constraints, asked: Sequence[Alternative], scheme: str = "auto") -> str:
-    """One sentence: which limits no plan keeps, and what the nearest plans need.
+def impossible(
+    problem: PlanningProblem, nearest: Sequence[Alternative], scheme: str = "auto"
+) -> str:
+    """One sentence: the limits that no plan keeps, and the least that the nearest plans need.
 
     `scheme` may be `auto`, `the cut` for a forced one, or a scheme's name.
     """
-    limits, needs = [], []
-    if demand.pinned:
-        count = len(demand.pinned)
+    limits, needs, constraints = [], [], problem.constraints
+    if problem.pinned:
+        count = len(problem.pinned)
         limits.append(f"{count} layer{'s'[: count != 1]} pinned to the device")
     for text, limit, figures, shown in (
-        ("memory", demand.memory_bytes, [a.memory_bytes for a in asked], format_bytes),
-        ("deadline", demand.deadline_s, [a.latency_s for a in asked], format_s),
-        ("period", demand.period_s, [a.period_s for a in asked], format_s),
-        ("energy", demand.energy_j, [a.energy_j or 0.0 for a in asked], format_j),
+        ("memory", constraints.memory_bytes, [a.memory_bytes for a in nearest], format_bytes),
+        ("deadline", constraints.deadline_s, [a.latency_s for a in nearest], format_s),
+        ("period", constraints.period_s, [a.period_s for a in nearest], format_s),
+        ("energy", constraints.energy_j, [a.energy_j or 0.0 for a in nearest], format_j),
     ):
         if limit is not None:
             limits.append(f"{text} {shown(limit)}")
             needs += [f"{text} {shown(min(figures))}"] if figures else []
-    others = {"auto": "no plan keeps", "the cut": "the cut asked for does not keep"}
-    who = others.get(scheme, f"scheme {scheme!r} does not keep")
-    nearest = f" (the least found: {', '.join(needs)})" if needs else ""
-    return f"{who} the limits {', '.join(limits) or 'asked for'}{nearest}: loosen one"
+    if not limits:
+        return f"scheme {scheme!r} cannot run this model: the size of an input is not known"
+    subjects = {"auto": "no plan keeps", "the cut": "the requested cut does not keep"}
+    subject = subjects.get(scheme, f"scheme {scheme!r} does not keep")
+    least = f" (the least found: {', '.join(needs)})" if needs else ""
+    return f"{subject} the limits {', '.join(limits)}{least}: loosen one"

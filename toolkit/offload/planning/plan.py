@@ -1,4 +1,4 @@
-"""The plan: who computes what, what is sent when, and what was predicted."""
+"""The plan: what each side computes, what is sent when, and the predicted times."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,14 +17,14 @@ from offload.scheduling.timeline import Lane, Span, Timeline, makespan_s, simula
 
 @dataclass(frozen=True)
 class Forecast:
-    """A program's work, the link left open.
+    """The predicted times of a program as a function of the link.
 
     Attributes:
-        work: the program as the scheduler's jobs, one a step; what crosses takes no time in it
-            but for encoding and decoding.
-        upload_bytes: bytes that each job sends up; None for one that sends nothing.
-        download_bytes: bytes of each message that comes back.
-        by_period: whether plans are compared by the seconds between two answers of a stream,
+        work: the program as the scheduler's jobs, one a step; uploads and downloads take no time
+            in it except for encoding and decoding.
+        upload_bytes: bytes that each job uploads; None for one that sends nothing.
+        download_bytes: bytes of each message that is downloaded.
+        by_period: whether plans are compared by the seconds between two outputs of a stream,
             not by the latency of one.
     """
 
@@ -43,17 +43,17 @@ class Forecast:
         return replace(self.work, jobs=tuple(jobs), download_s=download_s)
 
     def latency_s(self, link: Link) -> float:
-        """Predicted seconds from input to answer on a link."""
+        """Predicted seconds from input to output on a link."""
         return makespan_s(self.on(link), range(len(self.upload_bytes)))
 
     def period_s(self, link: Link) -> float:
-        """Predicted seconds between two answers of a stream: the busiest resource's."""
-        found = self.on(link)
-        server_s = found.server_s + sum(job.compute_s for job in found.server_jobs)
-        return max(found.total_compute_s, found.total_upload_s, server_s, found.download_s)
+        """Predicted seconds between two outputs of a stream: those of the busiest resource."""
+        work = self.on(link)
+        server_s = work.server_s + sum(job.compute_s for job in work.server_jobs)
+        return max(work.total_compute_s, work.total_upload_s, server_s, work.download_s)
 
     def value_s(self, link: Link) -> float:
-        """What plans are compared by on a link: the smaller the better."""
+        """The figure by which plans are compared on a link: the smaller the better."""
         return self.period_s(link) if self.by_period else self.latency_s(link)
 
     def timeline(self, link: Link) -> Timeline:
@@ -62,18 +62,21 @@ class Forecast:
 
     def __post_init__(self) -> None:
         if len(self.upload_bytes) != len(self.work.jobs):
-            raise InputError("the forecast's bytes are not one entry a job")
+            raise InputError("a forecast must have one entry of upload_bytes for each job")
 
 
 def readable(timeline: Timeline) -> Timeline:
-    """Job numbers made a program's names unique; people want segments and tensors."""
-    return Timeline.of(replace(span, name=_name(span)) for span in timeline.spans)
+    """The timeline of a program with its segments' and tensors' names as span names.
 
+    The scheduler's jobs have a number before the name, which makes the names unique.
+    """
 
-def _name(span: Span) -> str:
-    if span.lane is Lane.SERVER:
-        return "server-0" if span.name == "rest" else span.name
-    return span.name.partition(":")[2] or span.name
+    def name(span: Span) -> str:
+        if span.lane is Lane.SERVER:
+            return "server-0" if span.name == "rest" else span.name
+        return span.name.partition(":")[2] or span.name
+
+    return Timeline.of(replace(span, name=name(span)) for span in timeline.spans)
 
 
 PLAN_FORMAT = 2
@@ -96,9 +99,9 @@ class Segment:
         layers: names of its layers, in execution order.
         nodes: indexes of their nodes in the source model's main graph, ascending.
         inputs: tensors it needs: graph inputs, or outputs of segments that run before it.
-        outputs: tensors it makes that a later segment, a send or the caller needs.
-        common: the part of the bundle that computes it; empty: the one named as its id. Plans
-            of one bundle that have a segment in common name the same part.
+        outputs: tensors it computes that a later segment, a send or the caller needs.
+        common: the part of the bundle that computes it; empty: the part named like its id. Plans
+            of one bundle that share a segment name the same part.
     """
 
     id: str
@@ -122,12 +125,12 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """A tensor that crosses the link.
+    """A tensor that is sent over the link.
 
     Attributes:
         tensor: its name in the source model.
-        size_bytes: bytes it takes on the wire as predicted; None where the shape depends on data.
-        encoding: name of its encoding (`offload.encoding`); `raw` is little-endian, C order.
+        size_bytes: predicted bytes on the wire; None where the shape depends on data.
+        encoding: name of its encoding (`offload.costs.encodings`); `raw` is little-endian, C order.
         p95_bytes: 95 of 100 inputs take no more; None where `size_bytes` is exact.
         tensor_bytes: bytes of the tensor itself; None where they are `size_bytes`, or unknown.
         affine: scale and zero point where the encoding quantises.
@@ -141,21 +144,21 @@ class Send:
     affine: Affine | None = None
 
     def __post_init__(self) -> None:
-        encoding(self.encoding)  # refuses one that this version does not know
+        encoding(self.encoding)  # InputError: this version does not know it
 
     @property
     def wire(self) -> str:
-        """What it is called while it crosses, in segments and steps."""
+        """Its name on the wire, in segments and steps."""
         return encoding(self.encoding).wire_name(self.tensor)
 
     @property
     def guard(self) -> str | None:
-        """The scalar that is no finite number where the tensor must not cross; None: none."""
+        """The scalar that is not finite where the tensor must not be sent; None: none."""
         return encoding(self.encoding).guard_name(self.tensor)
 
 
 class Action(StrEnum):
-    """What a step of the device's program does."""
+    """The action of a step of the device's program."""
 
     RUN = "run"
     SEND = "send"
@@ -181,16 +184,16 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Alternative:
-    """A plan that was compared and what it was predicted to cost.
+    """A plan that was compared, with its predicted figures.
 
     Attributes:
         scheme: `local`, `cloud`, `partition`, `opss`, ...
-        latency_s: predicted seconds from input to answer.
-        upload_bytes: bytes sent up per inference.
+        latency_s: predicted seconds from input to output.
+        upload_bytes: bytes uploaded per inference.
         device_layers: number of layers the device computes.
-        cut: tensors that cross upwards, in order of sending.
-        period_s: predicted seconds between two answers of a stream: the busiest resource's.
-        memory_bytes: memory of the device's process, on the safe side.
+        cut: tensors that are uploaded, in order of sending.
+        period_s: predicted seconds between two outputs of a stream: those of the busiest resource.
+        memory_bytes: memory of the device's process, rounded up.
         energy_j: the device's joules per inference; None where its power isn't known.
     """
 
@@ -216,18 +219,18 @@ class Plan:
         downloads: sends from server to device.
         steps: the device's program.
         timeline: the predicted timeline.
-        latency_s: predicted seconds from input to answer.
-        lower_bound_s: no order of the same cut can be predicted faster.
+        latency_s: predicted seconds from input to output.
+        lower_bound_s: no order of the same cut has a smaller predicted latency.
         status: `optimal` when the bound is met, else `feasible`.
         solver: the scheduler that found the order.
         instance: the scheduling problem that was solved, as `Instance.to_json` writes it.
         alternatives: everything compared, the chosen one included.
         reason: one sentence: which plan wins and why.
-        latency_p95_s: as `latency_s`, each tensor as large as 95 of 100 are at most; None where
-            no size varies.
+        latency_p95_s: `latency_s` with each tensor's 95th percentile size; None where no size
+            varies.
         link: the link it was made for; None where costs were given by hand.
-        forecast: what it takes on other links; None in bundles of older versions.
-        device: the machine whose profile it rests on, as the profile names it; empty: not known.
+        forecast: its times on other links; None where they are not predicted.
+        device: the machine of the device's profile, as the profile names it; empty: not known.
     """
 
     model: str
@@ -265,14 +268,14 @@ class Plan:
 
     @property
     def is_lossless(self) -> bool:
-        """Whether all that crosses comes back bit by bit."""
+        """Whether every tensor that is sent arrives bit by bit."""
         return all(encoding(send.encoding).is_lossless for send in (*self.uploads, *self.downloads))
 
     @property
     def program(self) -> tuple[object, ...]:
-        """What runs and how it crosses: equal for plans that do the same."""
-        ways = tuple((send.tensor, send.encoding) for send in (*self.uploads, *self.downloads))
-        return self.segments, self.steps, ways
+        """What runs and what is sent how: equal for plans that do the same."""
+        sends = tuple((send.tensor, send.encoding) for send in (*self.uploads, *self.downloads))
+        return self.segments, self.steps, sends
 
     @property
     def is_local(self) -> bool:
@@ -302,9 +305,10 @@ class Plan:
             InputError: another format number, or a field is missing or of the wrong kind.
         """
         if not isinstance(value, Mapping) or value.get("format") != PLAN_FORMAT:
-            told = value.get("format") if isinstance(value, Mapping) else None
+            number = value.get("format") if isinstance(value, Mapping) else None
             raise InputError(
-                f"plan has format {told!r}, this version reads {PLAN_FORMAT}: make the bundle again"
+                f"plan has format {number!r}, this version reads {PLAN_FORMAT}:"
+                " make the bundle again"
             )
         try:
             return fields_from_json(cls, value)

@@ -10,18 +10,18 @@ from offload.costs.link import Link
 from offload.errors import InputError
 from offload.planning.plan import Plan
 
-_HALVINGS = 40
-Cell: TypeAlias = tuple[Link, Plan]
+_BISECTIONS = 40
+PlannedLink: TypeAlias = tuple[Link, Plan]
 
 
 @dataclass(frozen=True, slots=True)
 class BandwidthRange:
-    """The bandwidths up for which one plan of several is meant: [low_bps, high_bps).
+    """The upload bandwidths for which one plan of several is made: [low_bps, high_bps).
 
     Attributes:
-        low_bps: 0 in the first range: it also holds below the sweep.
-        high_bps: infinite in the last: it also holds above the sweep.
-        plan: the plan's number.
+        low_bps: 0 in the first range, which also holds below the sweep.
+        high_bps: infinite in the last range, which also holds above the sweep.
+        plan: the plan's index.
     """
 
     low_bps: float
@@ -45,22 +45,22 @@ EVERYWHERE = (BandwidthRange(0.0, math.inf, 0),)
 
 @dataclass(frozen=True)
 class PlanSet:
-    """Several plans of one model, and the ranges of bandwidth that tell when each is best.
+    """Several plans of one model, and the range of bandwidth in which each is best.
 
     Attributes:
         plans: different programs, in order of the first range of each.
-        ranges: they tile 0 to infinity, ascending; neighbours have different plans.
+        ranges: they cover 0 to infinity without gaps, ascending; neighbours have different plans.
     """
 
     plans: tuple[Plan, ...]
     ranges: tuple[BandwidthRange, ...] = EVERYWHERE
 
     def at(self, rate_bps: float) -> int:
-        """The number of the plan for a bandwidth."""
+        """The index of the plan for a bandwidth."""
         return next(r.plan for r in reversed(self.ranges) if r.low_bps <= rate_bps)
 
 
-def tiles(ranges: Sequence[BandwidthRange], plans: int) -> bool:
+def covers_all(ranges: Sequence[BandwidthRange], plans: int) -> bool:
     """Whether ranges leave no gap from 0 to infinity, and each plan has one."""
     return (
         bool(ranges)
@@ -73,7 +73,7 @@ def tiles(ranges: Sequence[BandwidthRange], plans: int) -> bool:
 
 
 def plans_over(
-    planned: Callable[[Link], Plan], links: Sequence[Link], worth: float = 0.0
+    make_plan: Callable[[Link], Plan], links: Sequence[Link], worth: float = 0.0
 ) -> PlanSet:
     """Plan every link of a sweep and keep each program once, with the ranges where it wins.
 
@@ -86,84 +86,76 @@ def plans_over(
     forecasts of n links at worst.
 
     Args:
-        planned: the best plan for a link.
+        make_plan: the best plan for a link.
         links: ascending in bandwidth, all else alike.
         worth: 0 keeps all.
 
     Raises:
         InputError: no plan keeps the limits on some link.
     """
-    cells = [(link, _planned(planned, link)) for link in links]
-    if worth and all(plan.forecast for _, plan in cells):
-        cells = _worthwhile(cells, worth)
-    groups = [list(group) for _, group in groupby(cells, lambda cell: cell[1].program)]
-    borders = [0.0, *(_border(a[-1], b[0]) for a, b in pairwise(groups)), math.inf]
-    longest: dict[object, list[Cell]] = {}
+    planned: list[PlannedLink] = []
+    for link in links:
+        try:
+            planned.append((link, make_plan(link)))
+        except InputError as error:
+            raise InputError(f"on a link of {link.describe()}: {error}") from error
+    if worth and all(plan.forecast for _, plan in planned):
+        planned = _fewest_programs(planned, worth)
+    groups = [list(group) for _, group in groupby(planned, lambda each: each[1].program)]
+    borders = [0.0, *(_border_bps(a[-1], b[0]) for a, b in pairwise(groups)), math.inf]
+    longest: dict[object, list[PlannedLink]] = {}
     for group in groups:
         program = group[0][1].program
         longest[program] = max(longest.get(program, []), group, key=len)
     number = {program: index for index, program in enumerate(longest)}
-    return PlanSet(
-        tuple(_middle(group) for group in longest.values()),
-        tuple(
-            BandwidthRange(low, high, number[group[0][1].program])
-            for (low, high), group in zip(pairwise(borders), groups, strict=True)
-        ),
+    plans = []
+    for group in longest.values():
+        # Prefer the plans that were made for links of their own range.
+        own = [plan for link, plan in group if plan.link == link] or [plan for _, plan in group]
+        plans.append(own[len(own) // 2])
+    ranges = (
+        BandwidthRange(low, high, number[group[0][1].program])
+        for (low, high), group in zip(pairwise(borders), groups, strict=True)
     )
+    return PlanSet(tuple(plans), tuple(ranges))
 
 
-def _middle(group: Sequence[Cell]) -> Plan:
-    """The plan for the middle of a range; of those made for its own links, if there are any."""
-    own = [plan for link, plan in group if plan.link == link] or [plan for _, plan in group]
-    return own[len(own) // 2]
-
-
-def _worthwhile(cells: Sequence[Cell], worth: float) -> list[Cell]:
+def _fewest_programs(planned: Sequence[PlannedLink], worth: float) -> list[PlannedLink]:
     """The links with the fewest programs that are nearly as good everywhere."""
-    programs = {plan.program: plan for _, plan in cells}
-    takes = {
-        program: [_value_s(plan, link) for link, _ in cells] for program, plan in programs.items()
+    programs = {plan.program: plan for _, plan in planned}
+    values = {
+        program: [plan.forecast.value_s(link) if plan.forecast else math.inf for link, _ in planned]
+        for program, plan in programs.items()
     }
-    own = [takes[plan.program][index] for index, (_, plan) in enumerate(cells)]
+    best = [values[plan.program][index] for index, (_, plan) in enumerate(planned)]
     near = {
-        program: {i for i, value in enumerate(values) if value <= own[i] * (1 + worth)}
-        for program, values in takes.items()
+        program: {i for i, value in enumerate(each) if value <= best[i] * (1 + worth)}
+        for program, each in values.items()
     }
-    kept: list[tuple[object, ...]] = []
-    left = set(range(len(cells)))
-    while left:
-        kept.append(max(programs, key=lambda p: (len(near[p] & left), -sum(takes[p]))))
-        left -= near[kept[-1]]
-
-    def chosen(index: int, plan: Plan) -> Plan:
-        if plan.program in kept:
-            return plan
-        return programs[min(kept, key=lambda p: takes[p][index])]
-
-    return [(link, chosen(index, plan)) for index, (link, plan) in enumerate(cells)]
-
-
-def _value_s(plan: Plan, link: Link) -> float:
-    return math.inf if plan.forecast is None else plan.forecast.value_s(link)
+    chosen: list[tuple[object, ...]] = []
+    uncovered = set(range(len(planned)))
+    while uncovered:
+        chosen.append(max(programs, key=lambda p: (len(near[p] & uncovered), -sum(values[p]))))
+        uncovered -= near[chosen[-1]]
+    result = []
+    for index, (link, plan) in enumerate(planned):
+        program = plan.program
+        if program not in chosen:
+            program = min(chosen, key=lambda p: values[p][index])
+        result.append((link, plan if program == plan.program else programs[program]))
+    return result
 
 
-def _planned(planned: Callable[[Link], Plan], link: Link) -> Plan:
-    try:
-        return planned(link)
-    except InputError as error:
-        raise InputError(f"on a link of {link.describe()}: {error}") from error
-
-
-def _border(slower: Cell, faster: Cell) -> float:
+def _border_bps(slower: PlannedLink, faster: PlannedLink) -> float:
     """The bandwidth at which the plan for the faster link overtakes the other, by bisection.
 
-    The geometric middle where forecasts do not cross: two plans that take as long.
+    The geometric middle where the forecasts do not cross: two plans that take the same time.
     """
     (low, before), (high, after) = slower, faster
     first, second = low.up_bps, high.up_bps
     if before.forecast is None or after.forecast is None:
         return math.sqrt(first * second)
-    for _ in range(_HALVINGS):
+    for _ in range(_BISECTIONS):
         middle = math.sqrt(first * second)
         link = replace(low, up_bps=middle, down_bps=middle * low.down_bps / low.up_bps)
         if after.forecast.value_s(link) < before.forecast.value_s(link):
@@ -175,14 +167,14 @@ def _border(slower: Cell, faster: Cell) -> float:
 
 @dataclass(frozen=True, slots=True)
 class SwitchPolicy:
-    """How sure one must be before changing plans.
+    """When to change from one plan to another.
 
     Attributes:
-        margin: how much better the other plan must be, as a share of what it takes itself.
+        margin: how much better the other plan must be, as a share of its own time.
         estimates: in how many estimates in a row.
-        dwell_s: seconds that a plan is kept at least.
-        probe_s: seconds without a send after which the link is sounded, or nothing would tell
-            when it becomes better.
+        dwell_s: the least seconds between two changes.
+        probe_s: seconds without a send after which the link is probed, so that an improvement is
+            noticed.
     """
 
     margin: float = 0.1
@@ -193,16 +185,18 @@ class SwitchPolicy:
     def __post_init__(self) -> None:
         least = min(self.margin, self.dwell_s, self.probe_s)
         if not (least >= 0 and self.margin < math.inf and self.estimates >= 1):
-            raise InputError("switching needs a margin and times not below 0, and one estimate")
+            raise InputError(
+                "cannot switch plans like this: margin and times must be ≥ 0, estimates ≥ 1"
+            )
 
 
 @dataclass(frozen=True, slots=True)
 class SwitchState:
-    """The plan that is followed, and how strongly another one presses.
+    """The plan in use, and how often in a row another one was better.
 
     Attributes:
-        plan: its number.
-        since_s: when it was taken up; in the endless past for the first.
+        plan: its index.
+        since_s: when it was chosen; minus infinity for the first.
         losses: estimates in a row in which another plan was better by the margin.
     """
 
@@ -212,26 +206,26 @@ class SwitchState:
 
 
 def best_of(values: Sequence[float], plan: int = 0) -> int:
-    """The number of the smallest value; `plan` itself where no other is smaller."""
+    """The index of the smallest value; `plan` itself where no other is smaller."""
     return min(range(len(values)), key=lambda number: (values[number], number != plan, number))
 
 
 def step(
-    standing: SwitchState, values: Sequence[float], now_s: float, rule: SwitchPolicy
+    state: SwitchState, values: Sequence[float], now_s: float, policy: SwitchPolicy
 ) -> SwitchState:
-    """The standing after one more estimate.
+    """The state after one more estimate of the link.
 
     Args:
-        standing: before it.
-        values: what each plan takes on the link as it is estimated; infinite for one that cannot
+        state: before the estimate.
+        values: seconds that each plan takes on the estimated link; infinite for one that cannot
             be run.
         now_s: the time of the estimate.
-        rule: how sure one must be.
+        policy: when to change.
     """
-    best = best_of(values, standing.plan)
-    if values[standing.plan] <= values[best] * (1 + rule.margin):
-        return replace(standing, losses=0)
-    losses = standing.losses + 1
-    if losses < rule.estimates or now_s - standing.since_s < rule.dwell_s:
-        return replace(standing, losses=losses)
+    best = best_of(values, state.plan)
+    if values[state.plan] <= values[best] * (1 + policy.margin):
+        return replace(state, losses=0)
+    losses = state.losses + 1
+    if losses < policy.estimates or now_s - state.since_s < policy.dwell_s:
+        return replace(state, losses=losses)
     return SwitchState(best, now_s)

@@ -1,91 +1,89 @@
-"""Compare the ways to run a model and choose the best within the limits."""
+"""Compare the schemes for a model and choose the best within the limits."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from offload.costs.encodings import RAW, Encoding
+from offload.costs.encodings import RAW
 from offload.errors import InputError
-from offload.planning.apply_encodings import best_encoded, encoded
 from offload.planning.closed_sets import articulations, neurosurgeon
-from offload.planning.constraints import Constraints, Objective
-from offload.planning.costs import SLOW, process_bytes
+from offload.planning.costs import CODEC_SLOWDOWN
 from offload.planning.cut import Cut, all_cloud, all_local, cut_at
 from offload.planning.explain import explain, impossible
-from offload.planning.joint import JointCut, LatencyOf, joint
+from offload.planning.joint import JointCut, joint
+from offload.planning.memory import process_bytes
 from offload.planning.mincut import min_cut
 from offload.planning.plan import Plan, Side
-from offload.planning.program import scheduling_problem
+from offload.planning.problem import Objective, PlanningProblem
+from offload.planning.program import program_instance, scheduling_problem, with_encodings
 from offload.planning.scheme import (
-    PlanningProblem,
     Scheme,
     SchemeEstimate,
-    candidate,
+    best_encodings,
+    estimate,
     forecast_of,
-    predict,
-    program_instance,
+    start_early,
 )
-from offload.planning.server_pipelining import start_early
 from offload.scheduling.schedule import simple_bound_s
 from offload.scheduling.solve import solve
+from offload.scheduling.timeline import makespan_s
 
-# By so much of the seconds in which two plans differ, their difference may be off: profiles and
-# links are a few percent wrong (docs/planning.md).
-DOUBT = 0.05
-# A plan that asks the server takes so much longer than predicted: threads, messages, wake-ups.
-ASKING_S = 0.002
+# Relative prediction error assumed for the seconds in which two plans differ: profiles and links
+# are a few percent wrong (docs/planning.md).
+PREDICTION_ERROR = 0.05
+# How much longer than predicted a plan that calls the server may take: threads, messages, wake-ups.
+SERVER_CALL_S = 0.002
 # Each further segment may cost its side this share of its seconds more than predicted.
-SEGMENT_DOUBT = 0.01
-# Schemes that stand unless another gains more than predictions are off by: everything on one
+SEGMENT_ERROR = 0.01
+# Schemes that are chosen unless another gains more than the prediction error: everything on one
 # side, and a split with nothing overlapped.
 SIMPLE = (Scheme.LOCAL, Scheme.CLOUD, Scheme.NEUROSURGEON, Scheme.PARTITION)
+# Seconds to order one cut while many are compared; the chosen cut gets the full time.
+_ORDER_BUDGET_S = 0.02
+_SAME = 1 + 1e-9
+_MAX_PARETO = 20
+_INFINITE = float("inf")
 
 
 def error_margin_s(one: SchemeEstimate, other: SchemeEstimate) -> float:
-    """By how much the difference between two plans' latencies may be wrong.
+    """How wrong the predicted difference between two plans' latencies may be.
 
-    What both do alike is wrong alike. The seconds in which they differ, of the device, the link
-    and the server, are each `DOUBT` off; encoding and decoding may be half as fast as measured,
-    and sizes such as 95 of 100 inputs keep to. Where only one of them asks the server, it may take
-    `ASKING_S` more; each segment that one has more than the other adds `SEGMENT_DOUBT` of what
-    its side computes.
+    Errors in what both plans do are the same in both. The seconds in which they differ, on the
+    device, the link and the server, are each wrong by `PREDICTION_ERROR`; encoding and decoding
+    may take twice as long as measured, for sizes as large as 95 of 100 inputs have. Where only
+    one of them calls the server, it may take `SERVER_CALL_S` more; each segment that one has more
+    than the other adds `SEGMENT_ERROR` of its side's seconds.
     """
     a, b = one.costs, other.costs
-    layers_s = sum(a.device_s[layer] for layer in one.cut.device ^ other.cut.device)
-    server_s = sum(a.server_s[layer] for layer in one.cut.device ^ other.cut.device)
-    up_s = abs(a.sending_s(one.cut) - b.sending_s(other.cut))
-    down_s = abs(a.result_s(one.cut) - b.result_s(other.cut))
-    asking_s = ASKING_S if bool(one.cut.downloads) != bool(other.cut.downloads) else 0.0
-    return (
-        DOUBT * (layers_s + server_s + up_s + down_s)
-        + asking_s
-        + _further_segments_s(one, other)
-        + abs(_varying_s(one) - _varying_s(other))
-    )
-
-
-def _further_segments_s(one: SchemeEstimate, other: SchemeEstimate) -> float:
-    total_s = 0.0
+    different = one.cut.device ^ other.cut.device
+    layers_s = sum(a.device_s[layer] + a.server_s[layer] for layer in different)
+    up_s = abs(a.upload_time_s(one.cut) - b.upload_time_s(other.cut))
+    down_s = abs(a.download_time_s(one.cut) - b.download_time_s(other.cut))
+    margin_s = PREDICTION_ERROR * (layers_s + up_s + down_s)
+    if bool(one.cut.downloads) != bool(other.cut.downloads):
+        margin_s += SERVER_CALL_S
     for side in Side:
-        counts = [sum(s.side is side for s in each.program.segments) for each in (one, other)]
+        counts = [len(each.program.on(side)) for each in (one, other)]
         more = one if counts[0] > counts[1] else other
-        cut, costs = more.cut, more.costs
-        side_s = costs.compute_s(cut) if side is Side.DEVICE else costs.rest_s(cut)
-        further = max(counts) - max(min(counts), 1)  # the first is no further one
-        total_s += SEGMENT_DOUBT * side_s * max(further, 0)
-    return total_s
-
-
-def _varying_s(found: SchemeEstimate) -> float:
-    return sum(
-        (SLOW - 1) * (way.encode_s + way.decode_s) + way.p95_link_s - way.link_s
-        for way in found.costs.taken(found.cut)
-    )
+        costs = more.costs
+        side_s = (costs.device_time_s if side is Side.DEVICE else costs.server_time_s)(more.cut)
+        # The first segment of a side is not an additional one.
+        margin_s += SEGMENT_ERROR * side_s * max(max(counts) - max(min(counts), 1), 0)
+    varying_s = [
+        sum(
+            (CODEC_SLOWDOWN - 1) * (option.encode_s + option.decode_s)
+            + option.p95_link_s
+            - option.link_s
+            for option in each.costs.options_of(each.cut)
+        )
+        for each in (one, other)
+    ]
+    return margin_s + abs(varying_s[0] - varying_s[1])
 
 
 def exceeds_margin(one: SchemeEstimate, other: SchemeEstimate) -> bool:
-    """Whether a plan is better than another by more than the doubt, in what is asked for."""
-    if other.value == float("inf"):
+    """Whether a plan's objective is better than another's by more than the error margin."""
+    if other.value == _INFINITE:
         return True
     gain = other.value - one.value
     return gain * other.latency_s > error_margin_s(one, other) * other.value
@@ -94,154 +92,90 @@ def exceeds_margin(one: SchemeEstimate, other: SchemeEstimate) -> bool:
 def simplest_within_margin(
     candidates: Sequence[SchemeEstimate], best: SchemeEstimate
 ) -> SchemeEstimate:
-    """The plan to choose: the best simple one, unless the best of all pays against it.
-
-    Args:
-        candidates: what was compared.
-        best: the one of the smallest value.
-    """
-    able = [c for c in candidates if c.scheme in SIMPLE and c.value < float("inf")]
+    """The best simple scheme, unless the best of all exceeds the error margin against it."""
+    able = [c for c in candidates if c.scheme in SIMPLE and c.value < _INFINITE]
     simple = min(able, key=lambda c: c.value, default=None)
     if simple is None or best.scheme in SIMPLE or exceeds_margin(best, simple):
         return best
     return simple
 
 
-def keeps_to(found: SchemeEstimate, suits: Callable[[Encoding], bool]) -> bool:
-    """Whether a plan uses only encodings that suit."""
-    return all(suits(way.encoding) for way in found.costs.taken(found.cut))
-
-
-def only(situation: PlanningProblem, suits: Callable[[Encoding], bool]) -> PlanningProblem:
-    """The situation with the encodings that suit, and raw."""
-    return replace(situation, costs=situation.costs.only(suits))
-
-
-def is_raw(encoding: Encoding) -> bool:
-    """For `keeps_to` and `only`: nothing is encoded."""
-    return encoding is RAW
-
-
-def is_lossless(encoding: Encoding) -> bool:
-    """For `keeps_to` and `only`: nothing is lost."""
-    return encoding.is_lossless
-
-
-def less_said(one: SchemeEstimate, other: SchemeEstimate, words: str) -> str:
-    """One sentence for a plan's reason: why it goes without; empty where nothing is lost by it."""
-    gain = 1 - one.value / other.value if other.value else 0.0
-    if gain <= 0:
-        return ""
-    return (
-        f"More would be gained by encodings ({gain:.1%}), but less than predictions may be off by:"
-        f" all crosses {words}."
-    )
-
-
-# Seconds to order one cut while many are compared; the chosen cut gets the full time.
-_ORDER_BUDGET_S = 0.02
-_SAME = 1 + 1e-9
-
-
 def compare(
-    situation: PlanningProblem, cut: Cut | None = None, solver: str = "optimal"
+    problem: PlanningProblem, cut: Cut | None = None, solver: str = "optimal"
 ) -> tuple[SchemeEstimate, ...]:
     """All schemes that can run, simplest first.
 
     Args:
-        situation: the graph, its costs and what is asked for.
-        cut: replaces the cut of PO and OPSS; the others stay, to be compared with.
+        problem: the graph, its costs and the constraints.
+        cut: replaces the cut of PO and OPSS; the other schemes are compared with it.
         solver: the scheduler of OPSS and of the joint search.
     """
-    graph, costs, demand = situation.graph, situation.costs, situation.demand
-    pinned = graph.ancestors(demand.pinned)
-    shared = serial_cut(situation) if cut is None else cut
-    cloud = None if pinned or costs.unsized.intersection(graph.inputs) else all_cloud(graph)
-    chain = neurosurgeon(graph, costs, demand)
-    plain = (
+    graph = problem.graph
+    shared = serial_cut(problem) if cut is None else cut
+    may_send_input = not (problem.pinned or problem.costs.unsized.intersection(graph.inputs))
+    cuts = (
         (Scheme.LOCAL, all_local(graph)),
-        (Scheme.CLOUD, cloud),
-        (Scheme.NEUROSURGEON, chain),
+        (Scheme.CLOUD, all_cloud(graph) if may_send_input else None),
+        (Scheme.NEUROSURGEON, neurosurgeon(problem)),
         (Scheme.PARTITION, shared),
         (Scheme.OPSS, shared),
     )
-    worked: dict[tuple[Cut, bool, bool], SchemeEstimate] = {}
-    named = []
-    for scheme, its in plain:
-        if its is not None:
-            key = (its, scheme.overlaps, scheme.starts_early)
-            if key not in worked:
-                worked[key] = _worked(situation, scheme, its, solver)
-            named.append(worked[key].called(scheme))
-    return (*named, *_joint(situation, search(situation, solver), named, solver))
+    known: dict[tuple[Cut, bool, bool], SchemeEstimate] = {}
+
+    def refined(scheme: Scheme, cut: Cut) -> SchemeEstimate:
+        """The scheme on a cut with the best encodings, the server starting early."""
+        key = (cut, scheme.overlaps, scheme.starts_early)
+        if key not in known:
+            plain = estimate(problem, scheme, cut, solver)
+            known[key] = start_early(problem, best_encodings(problem, plain, solver))
+        return known[key].renamed(scheme)
+
+    estimates = [refined(scheme, cut) for scheme, cut in cuts if cut is not None]
+    searched = search(problem, solver)
+    if searched.cut is not None:
+        near = dict.fromkeys((shared, searched.cut, *searched.near))
+        joint_estimates = (refined(Scheme.JOINT, cut) for cut in near)
+        estimates.append(min(joint_estimates, key=lambda c: c.value))
+    return tuple(estimates)
 
 
-def serial_cut(situation: PlanningProblem) -> Cut:
+def serial_cut(problem: PlanningProblem) -> Cut:
     """PO's cut: the best when nothing overlaps.
 
-    The device's part is then one segment, however many tensors go up.
+    The device then runs one segment, however many tensors are uploaded.
     """
-    demand, graph = situation.demand, situation.graph
-    costs = replace(situation.costs, device_segment_s=0.0)
-    return min_cut(graph, costs, graph.ancestors(demand.pinned))
+    costs = replace(problem.costs, device_segment_s=0.0)
+    return min_cut(problem.graph, costs, problem.pinned)
 
 
-def _worked(situation: PlanningProblem, scheme: Scheme, cut: Cut, solver: str) -> SchemeEstimate:
-    """A scheme on a cut, with the encodings that suit it, the server starting early."""
-    found = candidate(situation, scheme, cut, solver)
-    return start_early(situation, best_encoded(situation, found, solver))
+def search(problem: PlanningProblem, solver: str = "optimal") -> JointCut:
+    """The joint search for the device set, pricing each set by its best order."""
+    graph, costs, constraints = problem.graph, problem.costs, problem.constraints
 
-
-def search(situation: PlanningProblem, solver: str = "optimal") -> JointCut:
-    """The joint search for the device set, with each set's best order as its price."""
-    graph, costs, demand = situation.graph, situation.costs, situation.demand
-    return joint(graph, costs, _latency_of(situation, solver), demand)
-
-
-def _joint(
-    situation: PlanningProblem, found: JointCut, known: Sequence[SchemeEstimate], solver: str
-) -> list[SchemeEstimate]:
-    """The best of the search's cuts once the server may start early: one, or none."""
-    if found.cut is None:
-        return []
-    options = [c.called(Scheme.JOINT) for c in known if c.scheme.starts_early]
-    known_cuts = {option.cut for option in options}
-    cuts = (cut for cut in (found.cut, *found.near) if cut not in known_cuts)
-    options += [_worked(situation, Scheme.JOINT, cut, solver) for cut in cuts]
-    return [min(options, key=_value)]
-
-
-def _value(found: SchemeEstimate) -> float:
-    return found.value
-
-
-def _latency_of(situation: PlanningProblem, solver: str) -> LatencyOf:
-    graph, costs, demand = situation.graph, situation.costs, situation.demand
-    never = (float("inf"), float("inf"))
-
-    def priced(cut: Cut) -> tuple[float, float]:
-        problem = scheduling_problem(graph, costs, cut)
-        if problem is None:
-            return (costs.rest_s(cut) + costs.result_s(cut),) * 2
-        schedule = solve(problem.instance, solver, _ORDER_BUDGET_S)
-        if demand.memory_bytes is not None:
-            layers = (problem.layers[job] for job in schedule.order)
+    def latency_of(cut: Cut) -> tuple[float, float]:
+        scheduling = scheduling_problem(graph, costs, cut)
+        if scheduling is None:
+            latency_s = costs.server_time_s(cut) + costs.download_time_s(cut)
+            return latency_s, latency_s
+        schedule = solve(scheduling.instance, solver, _ORDER_BUDGET_S)
+        if constraints.memory_bytes is not None:
+            layers = (scheduling.layers[job] for job in schedule.order)
             order = [layer for layer in layers if layer is not None]
-            needed = process_bytes(graph, cut, order, situation.client_bytes)
-            if needed > demand.memory_bytes:
-                return never
+            needed_bytes = process_bytes(graph, cut, order, problem.client_bytes)
+            if needed_bytes > constraints.memory_bytes:
+                return _INFINITE, _INFINITE
         return schedule.makespan_s, schedule.lower_bound_s
 
-    return priced
+    return joint(problem, latency_of)
 
 
 def choose(
+    problem: PlanningProblem,
     candidates: Sequence[SchemeEstimate],
     scheme: str = "auto",
     forced: bool = False,
-    demand: Constraints | None = None,
 ) -> SchemeEstimate:
-    """The best candidate, or the one asked for; a forced cut is run pipelined.
+    """The best candidate, or the requested scheme; a forced cut is run pipelined.
 
     Raises:
         InputError: no such scheme, or none that keeps the limits.
@@ -249,68 +183,68 @@ def choose(
     known = ("auto", *(s.value for s in Scheme))
     if scheme not in known:
         raise InputError(f"scheme {scheme!r} is not known: use one of {', '.join(known)}")
-    wanted = Scheme.OPSS.value if forced and scheme == "auto" else scheme
-    who = "the cut" if forced and scheme == "auto" else wanted
-    able = [c for c in candidates if c.value < float("inf") and wanted in ("auto", c.scheme)]
+    requested = Scheme.OPSS.value if forced and scheme == "auto" else scheme
+    suitable = [c for c in candidates if requested in ("auto", c.scheme)]
+    able = [c for c in suitable if c.value < _INFINITE]
     if not able:
-        asked = [c.alternative for c in candidates if wanted in ("auto", c.scheme)]
-        raise InputError(impossible(demand or Constraints(), asked, who))
-    best = min(map(_value, able))
+        subject = "the cut" if forced and scheme == "auto" else requested
+        raise InputError(impossible(problem, [c.alternative for c in suitable], subject))
+    best = min(c.value for c in able)
     return next(c for c in able if c.value <= best * _SAME)
 
 
 def make_plan(
-    situation: PlanningProblem,
+    problem: PlanningProblem,
     scheme: str = "auto",
     cut: Cut | None = None,
     solver: str = "optimal",
 ) -> Plan:
-    """Compare the schemes, choose one and write it down as a plan; arguments as `decide`.
+    """Compare the schemes and write the chosen one as a plan; arguments as for `decide`.
 
     Raises:
         InputError: no such scheme or solver, or no plan keeps the limits.
     """
-    found = decide(situation, scheme, cut, solver)
-    plan = plan_of(found.situation, found.candidates, found.chosen, found.doubtful)
-    return replace(plan, reason=f"{plan.reason} {found.why}") if found.why else plan
+    choice = decide(problem, scheme, cut, solver)
+    plan = plan_of(choice.problem, choice.candidates, choice.chosen, choice.doubtful)
+    return replace(plan, reason=f"{plan.reason} {choice.note}") if choice.note else plan
 
 
 @dataclass(frozen=True)
 class PlanChoice:
-    """What was compared and what was chosen.
+    """The schemes compared and the one chosen.
 
     Attributes:
-        situation: with the encodings that were allowed in the end.
+        problem: with the encodings that were allowed in the end.
         candidates: all schemes that can run, simplest first.
         chosen: one of them.
-        compared: the candidates with all encodings of the situation asked for.
-        doubtful: schemes that are predicted to be better than the chosen one, but by less than
-            predictions may be off by.
-        why: one sentence where encodings were left out that would gain a little; else empty.
+        compared: the candidates with all encodings of the original problem.
+        doubtful: schemes that are predicted to be better than the chosen one, but within the
+            error margin.
+        note: one sentence where encodings were left out that would gain a little; else empty.
     """
 
-    situation: PlanningProblem
+    problem: PlanningProblem
     candidates: tuple[SchemeEstimate, ...]
     chosen: SchemeEstimate
     compared: tuple[SchemeEstimate, ...]
     doubtful: tuple[str, ...] = ()
-    why: str = ""
+    note: str = ""
 
 
 def decide(
-    situation: PlanningProblem,
+    problem: PlanningProblem,
     scheme: str = "auto",
     cut: Cut | None = None,
     solver: str = "optimal",
 ) -> PlanChoice:
     """Compare the schemes and choose one.
 
-    A plan must gain more than predictions are off by (`pays`) wherever it is more complex: an
+    A plan must gain more than the error margin (`exceeds_margin`) wherever it is more complex: an
     overlapped one against the best of LO, CO and PO, a lossy one against the best lossless plan,
     and one with encodings against the best raw plan.
 
     Args:
-        situation: the graph, its costs and what is asked for.
+        problem: the graph, its costs and the constraints.
         scheme: `auto` for the best, or a scheme's name.
         cut: forces the cut of PO and OPSS; with `auto`, OPSS on that cut is chosen.
         solver: the scheduler.
@@ -319,57 +253,63 @@ def decide(
         InputError: no such scheme or solver, or no plan keeps the limits.
     """
 
-    def found(asked: PlanningProblem) -> PlanChoice:
-        candidates = compare(asked, cut, solver)
-        if scheme == "auto" and cut is None and all(c.value == float("inf") for c in candidates):
-            candidates = (*candidates, *_at_gates(asked))  # to say what the nearest would need
-        chosen = choose(candidates, scheme, cut is not None, asked.demand)
-        if scheme != "auto" or cut is not None:
-            return PlanChoice(asked, candidates, chosen, candidates)
-        standing = simplest_within_margin(candidates, chosen)
-        better = (c for c in candidates if c.value < standing.value / _SAME)
+    def choice_for(problem: PlanningProblem) -> PlanChoice:
+        candidates = compare(problem, cut, solver)
+        is_free = scheme == "auto" and cut is None
+        if is_free and all(c.value == _INFINITE for c in candidates):
+            # For the error message: what the nearest cut at a gate would need.
+            gates = (problem.graph.ancestors((a,)) for a in articulations(problem.graph))
+            cuts = [cut_at(problem.graph, gate) for gate in gates if gate >= problem.pinned]
+            candidates += tuple(estimate(problem, Scheme.NEUROSURGEON, each) for each in cuts)
+        chosen = choose(problem, candidates, scheme, cut is not None)
+        if not is_free:
+            return PlanChoice(problem, candidates, chosen, candidates)
+        simple = simplest_within_margin(candidates, chosen)
+        better = (c for c in candidates if c.value < simple.value / _SAME)
         doubtful = tuple(dict.fromkeys(c.scheme.value for c in better))
-        return PlanChoice(asked, candidates, standing, candidates, doubtful)
+        return PlanChoice(problem, candidates, simple, candidates, doubtful)
 
-    kept = found(situation)
-    if not (situation.costs.ways or situation.costs.answers):
-        return kept
-    for suits, words in ((is_lossless, "lossless"), (is_raw, "raw")):
-        # A plan that only encodings make doubtful may pay without them.
-        if kept.doubtful or not keeps_to(kept.chosen, suits):
-            with suppress(InputError):  # only encodings keep the limits
-                less = found(only(situation, suits))
-                if not exceeds_margin(kept.chosen, less.chosen):
-                    why = less_said(kept.chosen, less.chosen, words)
-                    kept = replace(less, compared=kept.compared, why=why)
-    return kept
-
-
-def _at_gates(situation: PlanningProblem) -> Iterator[SchemeEstimate]:
-    """All cuts at a layer that everything passes and that keep what is pinned."""
-    graph = situation.graph
-    pinned = graph.ancestors(situation.demand.pinned)
-    for gate in articulations(graph):
-        device = graph.ancestors((gate,))
-        if device >= pinned:
-            yield candidate(situation, Scheme.NEUROSURGEON, cut_at(graph, device))
+    choice = choice_for(problem)
+    if not (problem.costs.upload_options or problem.costs.download_options):
+        return choice
+    for is_allowed, word in (
+        (lambda encoding: encoding.is_lossless, "lossless"),
+        (lambda encoding: encoding is RAW, "raw"),
+    ):
+        options = choice.chosen.costs.options_of(choice.chosen.cut)
+        if all(is_allowed(option.encoding) for option in options) and not choice.doubtful:
+            continue  # a doubtful plan may be certain without encodings
+        with suppress(InputError):  # the limits may be kept only with encodings
+            less = choice_for(replace(problem, costs=problem.costs.allowing(is_allowed)))
+            if not exceeds_margin(choice.chosen, less.chosen):
+                gain = 1 - choice.chosen.value / less.chosen.value if less.chosen.value else 0.0
+                note = (
+                    f"Encodings would gain {gain:.1%} more, which is within the prediction error:"
+                    f" all tensors are sent {word}."
+                )
+                less = replace(less, note=note if gain > 0 else "")
+                choice = replace(less, compared=choice.compared)
+    return choice
 
 
 def plan_of(
-    situation: PlanningProblem,
+    problem: PlanningProblem,
     candidates: Sequence[SchemeEstimate],
     chosen: SchemeEstimate,
     doubtful: Sequence[str] = (),
 ) -> Plan:
     """One of the compared candidates as a plan; `doubtful` as in `PlanChoice`."""
-    allowed = [c.alternative for c in candidates if c.value < float("inf")]
-    refused = [c.alternative for c in candidates if c.value == float("inf")]
-    schedule = chosen.schedule
-    program = encoded(chosen.program, chosen.costs, situation.graph.outputs)
-    bound_s = _bound_s(situation, chosen)
-    proved = chosen.latency_s <= bound_s * _SAME
+    allowed = [c.alternative for c in candidates if c.value < _INFINITE]
+    refused = [c.alternative for c in candidates if c.value == _INFINITE]
+    objective, schedule = problem.constraints.objective, chosen.schedule
+    program = with_encodings(chosen.program, chosen.costs, problem.graph.outputs)
+    if len(program.on(Side.SERVER)) > 1:
+        bound_s = simple_bound_s(chosen.instance)
+    else:
+        bound_s = schedule.lower_bound_s if schedule else chosen.latency_s
+        bound_s = min(bound_s, chosen.latency_s)
     return Plan(
-        model=situation.graph.digest,
+        model=problem.graph.digest,
         scheme=chosen.scheme.value,
         segments=program.segments,
         uploads=program.uploads,
@@ -377,58 +317,51 @@ def plan_of(
         steps=program.steps,
         timeline=chosen.timeline,
         latency_s=chosen.latency_s,
-        latency_p95_s=_p95_s(situation, chosen),
-        link=situation.link,
-        forecast=forecast_of(replace(situation, costs=chosen.costs), chosen.cut, chosen.program),
+        latency_p95_s=_p95_s(problem, chosen),
+        link=problem.link,
+        forecast=forecast_of(problem, chosen),
         lower_bound_s=bound_s,
-        status="optimal" if proved else "feasible",
+        status="optimal" if chosen.latency_s <= bound_s * _SAME else "feasible",
         solver=schedule.solver if schedule else "none",
-        instance=chosen.problem.instance.to_json() if chosen.problem else {},
+        instance=chosen.scheduling.instance.to_json() if chosen.scheduling else {},
         alternatives=tuple(c.alternative for c in candidates),
-        reason=explain(allowed, chosen.scheme.value, situation.demand.objective, refused, doubtful),
+        reason=explain(allowed, chosen.scheme.value, objective, refused, doubtful),
     )
 
 
-def _p95_s(situation: PlanningProblem, chosen: SchemeEstimate) -> float | None:
-    """The predicted latency when what crosses compresses badly."""
+def _p95_s(problem: PlanningProblem, chosen: SchemeEstimate) -> float | None:
+    """The predicted latency when the tensors compress badly; None where no size varies."""
     costs = chosen.costs
-    if all(way.p95_link_s == way.link_s for way in costs.taken(chosen.cut)):
+    if all(option.p95_link_s == option.link_s for option in costs.options_of(chosen.cut)):
         return None
-    up = {name: each[0].p95_link_s for name, each in costs.ways.items()}
-    down = {
+    upload_s = {name: each[0].p95_link_s for name, each in costs.upload_options.items()}
+    download_s = {
         name: each[0].total_s + each[0].p95_link_s - each[0].link_s
-        for name, each in costs.answers.items()
+        for name, each in costs.download_options.items()
     }
-    costs = replace(
-        costs, upload_s={**costs.upload_s, **up}, download_s={**costs.download_s, **down}
+    slow = replace(
+        costs,
+        upload_s={**costs.upload_s, **upload_s},
+        download_s={**costs.download_s, **download_s},
     )
-    asked = replace(situation, costs=costs)
-    return predict(asked, chosen.cut, chosen.program).makespan_s
+    instance = program_instance(problem.graph, slow, chosen.cut, chosen.program)
+    return makespan_s(instance, range(len(instance.jobs)))
 
 
-def _bound_s(situation: PlanningProblem, chosen: SchemeEstimate) -> float:
-    """A lower bound on the latency of the chosen cut with any order."""
-    server = [s for s in chosen.program.segments if s.side is Side.SERVER]
-    if len(server) > 1:
-        asked = replace(situation, costs=chosen.costs)
-        return simple_bound_s(program_instance(asked, chosen.cut, chosen.program))
-    bound_s = chosen.schedule.lower_bound_s if chosen.schedule else chosen.latency_s
-    return min(bound_s, chosen.latency_s)
-
-
-def pareto(situation: PlanningProblem, solver: str = "optimal") -> tuple[SchemeEstimate, ...]:
-    """The plans of which none is both faster and more frequent than another, fastest first.
+def pareto(problem: PlanningProblem, solver: str = "optimal") -> tuple[SchemeEstimate, ...]:
+    """The plans that no other beats in both latency and period, fastest first.
 
     The fastest plan is found, then the fastest with a shorter period than that, and so on: one
     joint search a plan (the front has 2 to 10 in practice, at most 20 are sought).
     """
     front: list[SchemeEstimate] = []
-    demand = replace(situation.demand, objective=Objective.LATENCY)
-    while len(front) < 20:
-        asked = replace(situation, demand=demand)
-        found = [c for c in compare(asked, solver=solver) if c.value < float("inf")]
-        if not found:
+    constraints = replace(problem.constraints, objective=Objective.LATENCY)
+    while len(front) < _MAX_PARETO:
+        limited = replace(problem, constraints=constraints)
+        able = [c for c in compare(limited, solver=solver) if c.value < _INFINITE]
+        if not able:
             break
-        front.append(choose(found))
-        demand = replace(demand, period_s=front[-1].alternative.period_s * (1 - 1e-6))
+        front.append(choose(limited, able))
+        period_s = front[-1].alternative.period_s * (1 - 1e-6)
+        constraints = replace(constraints, period_s=period_s)
     return tuple(front)

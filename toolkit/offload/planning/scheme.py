@@ -1,32 +1,37 @@
-"""One way to run a model: its cut, its program, its predicted times."""
+"""Schemes: the ways to run a model, each with a cut, a program and predicted times."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from offload.costs.encoding_table import EncodingTable
-from offload.costs.link import Link
-from offload.costs.profile import Profile
-from offload.graph.model import Graph
-from offload.planning.constraints import Constraints, Objective
-from offload.planning.costs import CLIENT_BYTES, Costs, costs_of, process_bytes
+from offload.planning.costs import Costs
 from offload.planning.cut import Cut
+from offload.planning.memory import process_bytes
 from offload.planning.plan import Action, Alternative, Forecast, Side, readable
+from offload.planning.problem import Objective, PlanningProblem
 from offload.planning.program import (
     Program,
     SchedulingProblem,
     pipelined,
+    program_instance,
     scheduling_problem,
+    segment_of,
     serial,
 )
-from offload.scheduling.instance import Instance, Job, ServerJob
+from offload.scheduling.instance import Instance
 from offload.scheduling.schedule import Schedule
 from offload.scheduling.solve import solve
-from offload.scheduling.timeline import Timeline, simulate
+from offload.scheduling.timeline import Timeline, makespan_s, simulate
+
+# Rounds over all tensors in the search for encodings.
+_ROUNDS = 3
+_BETTER = 1 - 1e-9
+# Latency that several server segments must save: each costs the server about 1 %.
+_MIN_EARLY_GAIN = 0.01
 
 
 class Scheme(StrEnum):
-    """A way to run a model, from the simplest; equal latencies go to the simpler one."""
+    """A way to run a model, from the simplest; of equal latencies the simpler one is chosen."""
 
     LOCAL = "local"
     CLOUD = "cloud"
@@ -37,7 +42,7 @@ class Scheme(StrEnum):
 
     @property
     def overlaps(self) -> bool:
-        """Whether uploads run while the device computes on."""
+        """Whether uploads run while the device computes."""
         return self in (Scheme.CLOUD, Scheme.LOCAL, Scheme.OPSS, Scheme.JOINT)
 
     @property
@@ -47,213 +52,190 @@ class Scheme(StrEnum):
 
 
 @dataclass(frozen=True)
-class PlanningProblem:
-    """A graph, what everything costs, and what is asked for: all a scheme is worked out from.
-
-    Attributes:
-        graph: the layers.
-        costs: of layers and tensors.
-        demand: the objective and the limits.
-        link: the link of the costs; None where they were given by hand.
-        client_bytes: memory of the device's process before it has loaded anything.
-    """
-
-    graph: Graph
-    costs: Costs
-    demand: Constraints = field(default_factory=Constraints)
-    link: Link | None = None
-    client_bytes: int = CLIENT_BYTES
-
-    @classmethod
-    def of(
-        cls,
-        graph: Graph,
-        device: Profile,
-        server: Profile,
-        link: Link,
-        demand: Constraints | None = None,
-        catalogue: EncodingTable | None = None,
-    ) -> "PlanningProblem":
-        """Gather the costs; `catalogue` holds the encodings allowed, None: raw only.
-
-        Raises:
-            InputError: a profile is of another model or another version.
-        """
-        costs = costs_of(graph, device, server, link, catalogue)
-        client_bytes = device.client_bytes or CLIENT_BYTES
-        return cls(graph, costs, demand or Constraints(), link, client_bytes)
-
-
-@dataclass(frozen=True)
 class SchemeEstimate:
-    """One scheme worked out in full.
+    """One scheme on one cut, with its program and its predicted times.
 
     Attributes:
         scheme: its name.
-        costs: with the encodings it chose.
-        cut: what the device computes and what crosses.
+        costs: with the encodings that it chose.
+        cut: the device's layers and the tensors to send.
         program: what both sides run.
-        timeline: predicted, by segment and tensor.
-        problem: the scheduling problem that was solved, if there was one.
-        schedule: its solution.
-        value: what was to be smallest; infinite where a limit is broken.
+        instance: the program as the scheduler's jobs, in the program's order.
+        value: the objective's value; infinite where a limit is broken.
         alternative: its figures, as the plan keeps them.
+        scheduling: the scheduling problem that was solved, if there was one.
+        schedule: its solution.
     """
 
     scheme: Scheme
     costs: Costs
     cut: Cut
     program: Program
-    timeline: Timeline
-    problem: SchedulingProblem | None
-    schedule: Schedule | None
+    instance: Instance
     value: float
     alternative: Alternative
+    scheduling: SchedulingProblem | None = None
+    schedule: Schedule | None = None
 
     @property
     def latency_s(self) -> float:
-        """Predicted seconds from input to answer."""
+        """Predicted seconds from input to output."""
         return self.alternative.latency_s
 
-    def called(self, scheme: Scheme) -> "SchemeEstimate":
-        """The same as another scheme's, which came to the same cut."""
+    @property
+    def timeline(self) -> Timeline:
+        """Predicted timeline, one span a segment or a tensor."""
+        return readable(simulate(self.instance, range(len(self.instance.jobs))))
+
+    def renamed(self, scheme: Scheme) -> "SchemeEstimate":
+        """The same estimate for another scheme that came to the same cut."""
         figures = replace(self.alternative, scheme=scheme.value)
         return replace(self, scheme=scheme, alternative=figures)
 
 
-def candidate(
-    situation: PlanningProblem, scheme: Scheme, cut: Cut, solver: str = "optimal"
+def estimate(
+    problem: PlanningProblem, scheme: Scheme, cut: Cut, solver: str = "optimal"
 ) -> SchemeEstimate:
-    """Work out one scheme on one cut."""
-    graph, costs = situation.graph, situation.costs
-    problem = scheduling_problem(graph, costs, cut)
-    schedule = None
-    if problem is None or not scheme.overlaps:
-        program = serial(graph, costs, cut)
-    else:
-        schedule = solve(problem.instance, solver)
-        program = pipelined(graph, costs, cut, problem, schedule.order)
-    found = SchemeEstimate(scheme, costs, cut, program, _NOTHING, problem, schedule, 0.0, _NO)
-    return judged(situation, found)
+    """Order the layers of a cut as a scheme does and predict its times."""
+    graph, costs = problem.graph, problem.costs
+    scheduling = scheduling_problem(graph, costs, cut)
+    if scheduling is None or not scheme.overlaps:
+        return estimate_program(problem, scheme, cut, serial(graph, costs, cut), scheduling)
+    schedule = solve(scheduling.instance, solver)
+    program = pipelined(graph, costs, cut, scheduling, schedule.order)
+    return estimate_program(problem, scheme, cut, program, scheduling, schedule)
 
 
-_NOTHING = Timeline(())
-_NO = Alternative("", 0.0, 0, 0, ())
-
-
-def judged(situation: PlanningProblem, found: SchemeEstimate) -> SchemeEstimate:
-    """The candidate with the timeline, figures and value of its program."""
-    situation = replace(situation, costs=found.costs)
-    graph, costs, demand = situation.graph, situation.costs, situation.demand
-    cut, program = found.cut, found.program
-    timeline = predict(situation, cut, program)
-    stages = (costs.compute_s(cut), costs.sending_s(cut), costs.rest_s(cut), costs.result_s(cut))
-    latency_s = timeline.makespan_s
-    order = device_order(graph, program)
-    memory_bytes = process_bytes(graph, cut, order, situation.client_bytes)
-    value = float(demand.value(latency_s, *stages))
-    if demand.memory_bytes is not None and memory_bytes > demand.memory_bytes:
+def estimate_program(
+    problem: PlanningProblem,
+    scheme: Scheme,
+    cut: Cut,
+    program: Program,
+    scheduling: SchedulingProblem | None = None,
+    schedule: Schedule | None = None,
+) -> SchemeEstimate:
+    """Predict the times, memory and energy of a program on a cut."""
+    graph, costs, constraints = problem.graph, problem.costs, problem.constraints
+    instance = program_instance(graph, costs, cut, program)
+    latency_s = makespan_s(instance, range(len(instance.jobs)))
+    stages_s = costs.stages_s(cut)
+    order = program.device_order(graph)
+    memory_bytes = process_bytes(graph, cut, order, problem.client_bytes)
+    value = float(constraints.value(latency_s, *stages_s))
+    limit = constraints.memory_bytes
+    if (limit is not None and memory_bytes > limit) or not problem.pinned <= cut.device:
         value = float("inf")
-    if not graph.ancestors(demand.pinned) <= cut.device:
-        value = float("inf")
+    energy_j = constraints.energy(latency_s, *stages_s[:2])
     figures = Alternative(
-        scheme=found.scheme.value,
+        scheme=scheme.value,
         latency_s=latency_s,
         upload_bytes=costs.upload_bytes(cut),
         device_layers=len(cut.device),
         cut=tuple(send.tensor for send in program.uploads),
-        period_s=max(stages),
+        period_s=max(stages_s),
         memory_bytes=memory_bytes,
-        energy_j=float(demand.energy(latency_s, *stages[:2])) if demand.power else None,
+        energy_j=float(energy_j) if constraints.power else None,
     )
-    return replace(found, timeline=timeline, value=value, alternative=figures)
+    return SchemeEstimate(
+        scheme, costs, cut, program, instance, value, figures, scheduling, schedule
+    )
 
 
-def device_order(graph: Graph, program: Program) -> tuple[int, ...]:
-    """The device's layers in the order of the program."""
-    index = {layer.name: number for number, layer in enumerate(graph.layers)}
-    device = (segment for segment in program.segments if segment.side is Side.DEVICE)
-    return tuple(index[name] for segment in device for name in segment.layers)
+def best_encodings(
+    problem: PlanningProblem, best: SchemeEstimate, solver: str = "optimal"
+) -> SchemeEstimate:
+    """The estimate with the encodings that suit its order and overlap best.
+
+    The search for the cut took each tensor's quickest encoding alone. Where uploads overlap, one
+    that hides behind computation need not be small, and seconds of encoding that hide nothing
+    delay all that follows: each tensor's other options are tried in turn, with the best order of
+    each, until no change of one tensor helps (a local optimum).
+    O(rounds x tensors x options) schedules.
+    """
+    if not best.scheme.overlaps:
+        return best
+    for _ in range(_ROUNDS):
+        before = best.value
+        for tensor in best.cut.uploads:
+            for option in best.costs.upload_options.get(tensor, ())[1:]:
+                changed = replace(problem, costs=best.costs.with_upload(tensor, option))
+                other = estimate(changed, best.scheme, best.cut, solver)
+                if other.value < best.value * _BETTER:
+                    best = other
+        if best.value >= before * _BETTER:
+            break
+    return best
 
 
-def predict(situation: PlanningProblem, cut: Cut, program: Program) -> Timeline:
-    """The timeline of a program by the scheduler's clock, one span a segment or a send."""
-    instance = program_instance(situation, cut, program)
-    return readable(simulate(instance, range(len(instance.jobs))))
+def start_early(problem: PlanningProblem, plain: SchemeEstimate) -> SchemeEstimate:
+    """The estimate with the server's layers in segments by arrival, where that is faster.
+
+    A layer's wave is the last upload that it waits for, its own or those of layers before it.
+    Waves run as soon as they can, one segment each; neighbours are joined while that costs
+    next to nothing, and all of them when the gain is below 1 %.
+    """
+    program = plain.program
+    if len(program.uploads) < 2 or not plain.scheme.starts_early:
+        return plain
+    arrival = {send.tensor: index for index, send in enumerate(program.uploads)}
+    wave: dict[int, int] = {}
+    for index, layer in enumerate(problem.graph.layers):
+        if index not in plain.cut.device:
+            waits = [arrival.get(name, 0) for name in layer.inputs]
+            waits += [wave[p] for p in problem.graph.predecessors[index] if p in wave]
+            wave[index] = max(waits, default=0)
+    waves = [
+        tuple(layer for layer, number in wave.items() if number == arrived)
+        for arrived in sorted(set(wave.values()))
+    ]
+    if len(waves) < 2:
+        return plain
+
+    def in_waves(waves: Sequence[Sequence[int]]) -> SchemeEstimate:
+        server = (
+            segment_of(problem.graph, Side.SERVER, number, sorted(layers))
+            for number, layers in enumerate(waves)
+        )
+        segments = (*program.on(Side.DEVICE), *server)
+        return estimate_program(
+            replace(problem, costs=plain.costs),
+            plain.scheme,
+            plain.cut,
+            replace(program, segments=segments),
+            plain.scheduling,
+            plain.schedule,
+        )
+
+    best = in_waves(waves)
+    if best.latency_s > plain.latency_s * (1 - _MIN_EARLY_GAIN):
+        return plain
+    index = 0
+    while index + 1 < len(waves):
+        joined = [*waves[:index], (*waves[index], *waves[index + 1]), *waves[index + 2 :]]
+        fewer = in_waves(joined)
+        if len(joined) > 1 and fewer.latency_s <= best.latency_s * (1 + _MIN_EARLY_GAIN / 10):
+            best, waves = fewer, joined
+        else:
+            index += 1
+    return best
 
 
-def forecast_of(situation: PlanningProblem, cut: Cut, program: Program) -> Forecast:
-    """What a program takes on any link; on the situation's own, what `predict` says."""
-    costs, tensors = situation.costs, situation.graph.tensors
-    sizes = costs.size_bytes
+def forecast_of(problem: PlanningProblem, chosen: SchemeEstimate) -> Forecast:
+    """The times of an estimate's program on any link; the estimate's own on the problem's link."""
+    sizes, tensors, program = chosen.costs.size_bytes, problem.graph.tensors, chosen.program
     upload_bytes = [
         sizes.get(step.target, 0) if step.action is Action.SEND else None for step in program.steps
     ]
-    found = program_instance(situation, cut, program)
-    bare = tuple(replace(job, upload_s=0.0) for job in found.jobs)
-    back = [costs.answer(send.tensor) for send in program.downloads]
-    plain_bytes = [tensors[send.tensor].size_bytes or 0 for send in program.downloads]
-    return Forecast(
-        replace(found, jobs=bare, download_s=sum(w.encode_s + w.decode_s for w in back if w)),
-        tuple(upload_bytes or [None]),
-        tuple(w.size_bytes if w else raw for w, raw in zip(back, plain_bytes, strict=True)),
-        situation.demand.objective is Objective.THROUGHPUT,
+    jobs = tuple(replace(job, upload_s=0.0) for job in chosen.instance.jobs)
+    options = [chosen.costs.download_option(send.tensor) for send in program.downloads]
+    codec_s = sum(option.encode_s + option.decode_s for option in options if option)
+    download_bytes = tuple(
+        option.size_bytes if option else tensors[send.tensor].size_bytes or 0
+        for option, send in zip(options, program.downloads, strict=True)
     )
-
-
-def program_instance(situation: PlanningProblem, cut: Cut, program: Program) -> Instance:
-    """A program as the scheduler's jobs, in the program's own order."""
-    costs = situation.costs
-    run_s = _run_s(situation, program, Side.DEVICE)
-    jobs, sends = [], {}
-    for index, step in enumerate(program.steps):
-        name = f"{index}:{step.target}"
-        if step.action is Action.RUN:
-            jobs.append(Job(name, run_s[step.target]))
-        else:
-            sends[step.target] = index
-            encode_s = costs.encode_s.get(step.target, 0.0)
-            jobs.append(Job(name, encode_s, costs.upload_s[step.target]))
-    jobs = jobs or [Job("nothing", 0.0)]
-    server = _server_jobs(situation, program, sends)
-    if len(server) > 1:
-        return Instance(tuple(jobs), (), 0.0, costs.result_s(cut), server)
-    return Instance(tuple(jobs), (), costs.rest_s(cut), costs.result_s(cut))
-
-
-def _run_s(situation: PlanningProblem, program: Program, side: Side) -> dict[str, float]:
-    """Seconds of each of a side's segments; what is not the whole model costs something extra."""
-    costs, layers = situation.costs, situation.graph.layers
-    on_device = side is Side.DEVICE
-    seconds = costs.device_s if on_device else costs.server_s
-    extra_s = costs.device_segment_s if on_device else costs.server_segment_s
-    by_name = {layer.name: seconds[index] for index, layer in enumerate(layers)}
-    return {
-        segment.id: sum(by_name[name] for name in segment.layers)
-        + (extra_s if len(segment.layers) < len(layers) else 0.0)
-        for segment in program.segments
-        if segment.side is side
-    }
-
-
-def _server_jobs(
-    situation: PlanningProblem, program: Program, sends: Mapping[str, int]
-) -> tuple[ServerJob, ...]:
-    costs = situation.costs
-    run_s = _run_s(situation, program, Side.SERVER)
-    segments = [segment for segment in program.segments if segment.side is Side.SERVER]
-    maker = {name: index for index, s in enumerate(segments) for name in s.outputs}
-    first: dict[str, str] = {}  # the segment that a tensor is decoded for
-    for segment in segments:
-        for name in segment.inputs:
-            first.setdefault(name, segment.id)
-    return tuple(
-        ServerJob(
-            segment.id,
-            run_s[segment.id]
-            + sum(s for name, s in costs.decode_s.items() if first.get(name) == segment.id),
-            tuple(sends[name] for name in segment.inputs if name in sends),
-            tuple(sorted({maker[name] for name in segment.inputs if name in maker})),
-        )
-        for segment in segments
+    return Forecast(
+        replace(chosen.instance, jobs=jobs, download_s=codec_s),
+        tuple(upload_bytes or [None]),
+        download_bytes,
+        problem.constraints.objective is Objective.THROUGHPUT,
     )

@@ -1,4 +1,4 @@
-"""What-if: the schemes over a range of links and slow-downs, and where each plan wins."""
+"""What-if sweep: the schemes over a range of links and slow-downs, and where each plan wins."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -9,19 +9,19 @@ from offload.costs.link import Link
 from offload.errors import InputError
 from offload.planning.plan import Alternative
 from offload.planning.planner import decide
-from offload.planning.scheme import PlanningProblem
+from offload.planning.problem import PlanningProblem
 from offload.units import parse_rate_bps
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One situation of a sweep.
+    """The schemes on one link with one slow-down.
 
     Attributes:
         rate_bps: the link's bandwidth.
         slowdown: factor on the device's seconds.
-        alternatives: every scheme's figures, simplest first, with all encodings that are allowed.
-        chosen: the figures of the plan that is chosen, with the encodings that pay for sure.
+        alternatives: every scheme's figures, simplest first, with all allowed encodings.
+        chosen: the figures of the chosen plan, with encodings that exceed the error margin.
     """
 
     rate_bps: float
@@ -31,7 +31,7 @@ class SweepPoint:
 
     @property
     def winner(self) -> str:
-        """The scheme that is chosen."""
+        """The chosen scheme."""
         return self.chosen.scheme
 
     def latency_s(self, scheme: str) -> float | None:
@@ -41,12 +41,12 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class WinningInterval:
-    """Neighbouring cells of one slow-down in which the same plan wins: scheme and cut.
+    """Neighbouring points of one slow-down at which the same plan (scheme and cut) wins.
 
     Attributes:
-        from_bps: where it begins, between its first cell and the one before.
+        from_bps: where it begins, between its first point and the one before.
         to_bps: where it ends.
-        cells: its cells, slowest link first.
+        cells: its points, slowest link first.
     """
 
     from_bps: float
@@ -55,45 +55,45 @@ class WinningInterval:
 
 
 def sweep(
-    situation_at: Callable[[Link, float], PlanningProblem],
+    problem_at: Callable[[Link, float], PlanningProblem],
     links: Sequence[Link],
     slowdowns: Sequence[float] = (1.0,),
 ) -> Iterator[SweepPoint]:
     """Plan every link with every slow-down, link by link within a slow-down.
 
     Raises:
-        InputError: no plan keeps the limits in some cell.
+        InputError: no plan keeps the limits at some point.
     """
     for slowdown in slowdowns:
         for link in links:
-            found = decide(situation_at(link, slowdown))
-            figures = tuple(candidate.alternative for candidate in found.compared)
-            yield SweepPoint(link.up_bps, slowdown, figures, found.chosen.alternative)
+            choice = decide(problem_at(link, slowdown))
+            figures = tuple(candidate.alternative for candidate in choice.compared)
+            yield SweepPoint(link.up_bps, slowdown, figures, choice.chosen.alternative)
 
 
 def winning_intervals(cells: Sequence[SweepPoint]) -> list[WinningInterval]:
-    """Where each plan wins, from the cells of one slow-down; borders in the geometric middle."""
+    """Where each plan wins, from the points of one slow-down; borders in the geometric middle."""
     groups = [tuple(g) for _, g in groupby(cells, lambda c: (c.winner, frozenset(c.chosen.cut)))]
-    found = []
+    intervals = []
     for index, group in enumerate(groups):
         first, last = group[0].rate_bps, group[-1].rate_bps
         if index:
             first = math.sqrt(first * groups[index - 1][-1].rate_bps)
         if index + 1 < len(groups):
             last = math.sqrt(last * groups[index + 1][0].rate_bps)
-        found.append(WinningInterval(first, last, group))
-    return found
+        intervals.append(WinningInterval(first, last, group))
+    return intervals
 
 
 def is_range(text: str) -> bool:
-    """Whether it is a range for `parse_links`: a file's path may hold dots too."""
+    """Whether a text is a range for `parse_links`, not a file's path with dots."""
     return ".." in text and not text.endswith(".json")
 
 
 def parse_links(text: str, like: Link, points: int) -> list[Link]:
-    """Links from `1..100Mbit/s`, evenly spaced by ratio; all else is as in a given link.
+    """Links from `1..100Mbit/s`, evenly spaced by ratio; the rest is copied from a given link.
 
-    The way down keeps its ratio to the way up.
+    The download rate keeps its ratio to the upload rate.
 
     Raises:
         InputError: not a range of two rates, the smaller first.

@@ -45,7 +45,8 @@ class StateView(NamedTuple):
 
     def put(self, rows: npt.NDArray[Any], fresh: "StateView") -> None:
         """Replace the view of some states, in place."""
-        for column, values in zip(self, fresh, strict=True):
+        columns: tuple[npt.NDArray[Any], ...] = self
+        for column, values in zip(columns, fresh, strict=True):
             column[rows] = values
 
     @classmethod

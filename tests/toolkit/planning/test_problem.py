@@ -1,25 +1,27 @@
 import pytest
 from offload.errors import InputError
-from offload.planning.constraints import Objective, PlanRequest, Power, constraints_of
+from offload.planning.costs import Costs
+from offload.planning.problem import Constraints, Objective, PlanningProblem, Power
 from offload.units import parse_bytes, parse_energy_j
 
 from tests.toolkit.graphs import graph_of
 
 GRAPH = graph_of([(0, 1), (2, 3), (1, 3)], 4)
+COSTS = Costs((1.0,) * 4, (0.1,) * 4, {}, {}, {})
 
 
 def test_keeping_the_input_pins_its_readers() -> None:
-    assert constraints_of(PlanRequest(keep_input=True), GRAPH).pinned == {0, 2}
-    assert constraints_of(PlanRequest(pin_device=2), GRAPH).pinned == {0, 1}
+    assert PlanningProblem(GRAPH, COSTS, Constraints(keep_input=True)).pinned == {0, 2}
+    assert PlanningProblem(GRAPH, COSTS, Constraints(pin_device=2)).pinned == {0, 1}
 
 
 def test_wishes_that_make_no_sense_are_refused() -> None:
     with pytest.raises(InputError, match="5 layers cannot be pinned: the model has 4"):
-        constraints_of(PlanRequest(pin_device=5), GRAPH)
+        PlanningProblem(GRAPH, COSTS, Constraints(pin_device=5))
     with pytest.raises(InputError, match="objective 'speed' is not known: use one of latency"):
-        constraints_of(PlanRequest("speed"), GRAPH)
+        Objective.parse("speed")
     with pytest.raises(InputError, match="give --power"):
-        constraints_of(PlanRequest(Objective.ENERGY.value), GRAPH)
+        Constraints(Objective.ENERGY)
 
 
 def test_quantities_are_read_in_their_units() -> None:

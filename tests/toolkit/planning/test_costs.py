@@ -10,14 +10,15 @@ from offload.costs.encodings import ENCODINGS, RAW, ZSTD
 from offload.costs.link import Link
 from offload.costs.profile import Profile
 from offload.graph.model import Graph
-from offload.planning.costs import Costs, crossings
+from offload.planning.costs import Costs, transfer_options
 from offload.planning.cut import cut_at
 from offload.planning.joint import joint
 from offload.planning.mincut import min_cut
+from offload.planning.problem import PlanningProblem
 
 from tests.toolkit.graphs import closed_sets as all_closed_sets
 from tests.toolkit.graphs import situations
-from tests.toolkit.planning.oracle import assert_tally_is_right, solved_s
+from tests.toolkit.planning.oracle import assert_set_costs_are_right, solved_s
 
 
 @st.composite
@@ -31,7 +32,7 @@ def encoded_situations(draw: st.DrawFn, most: int) -> tuple[Graph, Costs]:
         encode_s={name: draw(some) for name in costs.upload_s},
         decode_s={name: draw(some) for name in costs.upload_s},
         device_segment_s=draw(some),
-        made=frozenset(graph.producer),
+        produced=frozenset(graph.producer),
     )
 
 
@@ -39,8 +40,8 @@ def encoded_situations(draw: st.DrawFn, most: int) -> tuple[Graph, Costs]:
 @settings(max_examples=40, deadline=None)
 def test_the_minimum_cut_counts_encoding(situation: tuple[Graph, Costs]) -> None:
     graph, costs = situation
-    best = min(costs.serial_s(cut_at(graph, device)) for device in all_closed_sets(graph))
-    assert costs.serial_s(min_cut(graph, costs)) == pytest.approx(best)
+    best = min(sum(costs.stages_s(cut_at(graph, device))) for device in all_closed_sets(graph))
+    assert sum(costs.stages_s(min_cut(graph, costs))) == pytest.approx(best)
 
 
 @given(encoded_situations(5), st.floats(0, 5))
@@ -53,7 +54,10 @@ def test_the_joint_search_counts_encoding_and_segments(
     best = min(solved_s(graph, costs, cut) for cut in cuts)
     for limit in (50_000, 0):  # all listed; branched on
         found = joint(
-            graph, costs, lambda cut: (solved_s(graph, costs, cut),) * 2, limit=limit, budget_s=60
+            PlanningProblem(graph, costs),
+            lambda cut: (solved_s(graph, costs, cut),) * 2,
+            limit=limit,
+            budget_s=60,
         )
         assert found.value == pytest.approx(best)
         assert found.lower_bound <= best * (1 + 1e-9)
@@ -64,7 +68,7 @@ def test_the_joint_search_counts_encoding_and_segments(
 def test_the_tally_counts_encoding_and_segments(
     situation: tuple[Graph, Costs], segment_s: float
 ) -> None:
-    assert_tally_is_right(situation[0], replace(situation[1], server_segment_s=segment_s))
+    assert_set_costs_are_right(situation[0], replace(situation[1], server_segment_s=segment_s))
 
 
 def profile(codec_s: float | None, whole_s: float = 1.0) -> Profile:
@@ -74,34 +78,40 @@ def profile(codec_s: float | None, whole_s: float = 1.0) -> Profile:
 LINK = Link(8e3, 8e3)  # a millisecond a byte
 
 
-def ways(entry: EncodedSize, device: Profile) -> list[str]:
+def options(entry: EncodedSize, device: Profile) -> list[str]:
     catalogue = EncodingTable({"t": (entry,)}, codec_s=0.01, whole_s=1.0)
-    found = crossings({"t": 1000}, catalogue, device, profile(0.01), LINK.upload_s)["t"]
-    return [way.encoding.name for way in found]
+    found = transfer_options({"t": 1000}, catalogue, device, profile(0.01), LINK.upload_s)["t"]
+    return [option.encoding.name for option in found]
 
 
 def test_seconds_are_carried_over_by_the_reference_work() -> None:
     entry = EncodedSize(ZSTD, 500, 500, 0.05, 0.02)
     catalogue = EncodingTable({"t": (entry,)}, codec_s=0.01, whole_s=1.0)
-    _, way = crossings({"t": 1000}, catalogue, profile(0.02), profile(None, 3.0), LINK.upload_s)[
-        "t"
-    ]
-    assert way.encode_s == pytest.approx(0.1)
-    assert way.decode_s == pytest.approx(0.06)
-    assert way.link_s == pytest.approx(LINK.upload_s(500))
+    _, option = transfer_options(
+        {"t": 1000}, catalogue, profile(0.02), profile(None, 3.0), LINK.upload_s
+    )["t"]
+    assert option.encode_s == pytest.approx(0.1)
+    assert option.decode_s == pytest.approx(0.06)
+    assert option.link_s == pytest.approx(LINK.upload_s(500))
 
 
 def test_a_bad_input_takes_longer() -> None:
     catalogue = EncodingTable({"t": (EncodedSize(ZSTD, 500, 600, 0.01, 0.01),)}, codec_s=0.01)
-    _, way = crossings({"t": 1000}, catalogue, profile(0.01), profile(0.01), LINK.upload_s)["t"]
-    assert way.p95_link_s - way.link_s == pytest.approx(LINK.upload_s(600) - LINK.upload_s(500))
+    _, option = transfer_options(
+        {"t": 1000}, catalogue, profile(0.01), profile(0.01), LINK.upload_s
+    )["t"]
+    assert option.p95_link_s - option.link_s == pytest.approx(
+        LINK.upload_s(600) - LINK.upload_s(500)
+    )
 
 
 def test_what_may_be_slower_than_raw_is_not_offered() -> None:
-    assert ways(EncodedSize(ZSTD, 500, 600, 0.01, 0.01), profile(0.01)) == ["raw", "zstd"]
-    assert ways(EncodedSize(ZSTD, 500, 990, 0.01, 0.01), profile(0.01)) == ["raw"]  # some inputs
-    assert ways(EncodedSize(ZSTD, 500, 600, 0.01, 0.01), profile(0.4)) == ["raw"]  # a slow device
-    assert ways(EncodedSize(ZSTD, 1000, 1000, 0.0, 0.0), profile(0.01)) == ["raw"]
+    assert options(EncodedSize(ZSTD, 500, 600, 0.01, 0.01), profile(0.01)) == ["raw", "zstd"]
+    assert options(EncodedSize(ZSTD, 500, 990, 0.01, 0.01), profile(0.01)) == ["raw"]  # some inputs
+    assert options(EncodedSize(ZSTD, 500, 600, 0.01, 0.01), profile(0.4)) == [
+        "raw"
+    ]  # a slow device
+    assert options(EncodedSize(ZSTD, 1000, 1000, 0.0, 0.0), profile(0.01)) == ["raw"]
 
 
 def test_the_quickest_way_comes_first_and_others_can_be_chosen() -> None:
@@ -110,12 +120,12 @@ def test_the_quickest_way_comes_first_and_others_can_be_chosen() -> None:
         EncodedSize(ENCODINGS["fp16"], 500, 500, 0.01, 0.0),
     )
     catalogue = EncodingTable({"t": entries}, codec_s=0.01)
-    found = crossings({"t": 1000}, catalogue, profile(0.01), profile(0.01), LINK.upload_s)
-    costs = Costs((), (), {"t": 1.0}, {}, {"t": 1000}).encoded(found)
-    assert [way.encoding.name for way in costs.ways["t"]] == ["fp16", "zstd", "raw"]
+    found = transfer_options({"t": 1000}, catalogue, profile(0.01), profile(0.01), LINK.upload_s)
+    costs = Costs((), (), {"t": 1.0}, {}, {"t": 1000}).with_uploads(found)
+    assert [option.encoding.name for option in costs.upload_options["t"]] == ["fp16", "zstd", "raw"]
     assert costs.size_bytes["t"] == 500
-    raw = costs.choosing("t", costs.ways["t"][2])
-    assert raw.crossing("t") is not None
-    assert raw.ways["t"][0].encoding is RAW
+    raw = costs.with_upload("t", costs.upload_options["t"][2])
+    assert raw.upload_option("t") is not None
+    assert raw.upload_options["t"][0].encoding is RAW
     assert (raw.size_bytes["t"], raw.encode_s["t"]) == (1000, 0.0)
     assert raw.upload_s["t"] == pytest.approx(LINK.upload_s(1000))
