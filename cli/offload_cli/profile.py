@@ -78,7 +78,7 @@ def profile(
         loaded = load_model(source)
         feeds = read_arrays(input_file) if input_file else None
         input_shapes = {name: array.shape for name, array in (feeds or {}).items()}
-        known = {name: input_shapes[name] for name in loaded.wiring.inputs if name in input_shapes}
+        known = {name: input_shapes[name] for name in loaded.values.inputs if name in input_shapes}
         optimized = optimized_model(loaded, folder, {**known, **shapes})
         values = optimized.inputs.values
         measured = cached_profile(

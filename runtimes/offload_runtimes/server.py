@@ -23,7 +23,6 @@ from offload_runtimes.engine import Arena, EngineOptions, arena_of, short_name
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.server_state import ServerSession, SessionLimits
 from offload_runtimes.protocol.tensor_specs import (
-    MESSAGE_LIMIT_BYTES,
     TENSOR_LIMIT_BYTES,
     Contract,
     upload_limit_bytes,
@@ -43,13 +42,12 @@ from offload_runtimes.serving.dispatch import Dispatcher
 from offload_runtimes.serving.metrics import Observer
 from offload_runtimes.serving.shared_runs import BatchRunner, SessionState
 from offload_runtimes.transport.connection import Connection
-from offload_runtimes.transport.grpc_server import GrpcHost, echo
+from offload_runtimes.transport.grpc_server import GrpcHost
 from offload_runtimes.versions import versions
 
 _POLL_S = 0.02
 _LINK_SHARE = 4  # one in so many bytes is for what crosses the link, the rest for models
 _LEAST_BYTES = 1 << 20
-_BACKLOG_BYTES = 1 << 26  # of answers that one device has not read
 
 
 class Server:
@@ -158,13 +156,9 @@ class Server:
         self._host = GrpcHost(
             address,
             self.serve,
-            echo,
             receive_limit_bytes=self._max_message_bytes,
-            send_limit_bytes=MESSAGE_LIMIT_BYTES,
             max_sessions=max_sessions,
-            backlog_bytes=_BACKLOG_BYTES,
             memory=self._memory,
-            is_serving=lambda: self._serving,
             credentials=self._credentials,
             refused=self._observer.refused,
         )
@@ -357,6 +351,7 @@ class Server:
             if self._metrics:
                 self._metrics_server = _metrics_server(self._metrics, self._observer)
             self._serving = True
+            self._host.set_serving(True)
             self._host.start()
             self._forget = close_at_exit(self.stop)
         except OffloadError:
@@ -367,6 +362,7 @@ class Server:
     def drain(self, timeout_s: float = 30.0) -> bool:
         """Take no new sessions and frames, wait for those in flight; whether all were answered."""
         self._serving = False
+        self._host.set_serving(False)
         for served in self._open_sessions():
             with served.lock:
                 self._dispatcher.apply(served, served.session.drain())
@@ -378,6 +374,7 @@ class Server:
     def stop(self, grace_s: float = 0.2) -> None:
         """End all sessions and the threads; may be called twice."""
         self._serving = False
+        self._host.set_serving(False)
         for served in self._open_sessions():
             self._close(served, ServerError("the server is shutting down: try again"))
         self._host.stop(grace_s)
@@ -402,7 +399,7 @@ class Server:
         """Serve one session on a connection until it ends; one call, one thread."""
         number = next(self._numbers)
         # By its number: an account that held on to its session would outlive it with all tensors.
-        account = self._memory.account(partial(self._evict, number))
+        account = self._memory.reserve(partial(self._evict, number))
         session = ServerSession(
             self._contracts, self._limits, account, self._max_message_bytes, self._names
         )

@@ -71,7 +71,7 @@ class Track:
 
     @contextmanager
     def served(self) -> Iterator[str]:
-        module = ("-m", "offload_runtimes.emulation.server_worker")
+        module = ("-m", "offload_runtimes.workers.server_worker")
         listen = f"{self.bed.address(Side.SERVER)}:0"
         command = (sys.executable, *module, listen, "1", str(self.bundle.path))
         with subprocess.Popen(

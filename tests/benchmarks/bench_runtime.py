@@ -23,7 +23,7 @@ from offload.planning.plan import Send, Side
 from offload.scheduling.timeline import Lane
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.inference_runner import PendingInference
-from offload_runtimes.device.stream import answers
+from offload_runtimes.device.stream import stream_answers
 from offload_runtimes.engine import EngineOptions, load
 from onnx import helper
 
@@ -163,10 +163,10 @@ def streamed(session: OffloadSession, made: Made, frames: int) -> tuple[float, L
     running: list[PendingInference] = []
 
     def prepare(feeds: Mapping[str, np.ndarray]) -> PendingInference:
-        running.append(session._prepared(None, feeds, None, copy=True))
+        running.append(session._prepare(None, feeds, None, copy=True))
         return running[-1]
 
-    stream = answers(prepare, itertools.repeat(made.feeds(), frames + 20), 6)
+    stream = stream_answers(prepare, itertools.repeat(made.feeds(), frames + 20), 6)
     for _ in range(10):
         next(stream)
     start_s = time.perf_counter()
@@ -174,7 +174,7 @@ def streamed(session: OffloadSession, made: Made, frames: int) -> tuple[float, L
         next(stream)
     took_s = time.perf_counter() - start_s
     list(stream)
-    timelines = [one.inference.timeline() for one in running[10:-10]]
+    timelines = [one.frame.timeline() for one in running[10:-10]]
     busy_s = {lane: statistics.mean(t.busy_s(lane) for t in timelines) for lane in Lane}
     slowest = max(busy_s, key=busy_s.__getitem__)
     return frames / took_s, slowest, busy_s[slowest]

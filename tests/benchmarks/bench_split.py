@@ -20,10 +20,9 @@ from offload.bundle.compare import Tolerances, gap
 from offload.bundle.verify import (
     DEVICE_FILE,
     SERVER_FILE,
-    crossing,
+    crossing_tensors,
     distinct_cuts,
-    halves,
-    parts_at,
+    parts_of_cut,
 )
 from offload.errors import OffloadError
 from offload.graph.load import load_model
@@ -36,6 +35,7 @@ from onnx import TensorProto, helper
 from tests.benchmarks.goals import Goal, report
 from tests.benchmarks.peers import FLOOR, OURS, PEERS, Tool
 from tests.edge_cases import TRAPS, Trap
+from tests.toolkit.tensor_cuts import parts_at
 
 REPEATS = 7
 CUTS_OF_A_TRAP = 8
@@ -130,9 +130,9 @@ def failure(tool: Tool, case: Trap, folder: Path) -> str:
     model = load_model(source)
     graph, freedom = read_graph(model), Tolerances.of(model)
     for device in distinct_cuts(graph, CUTS_OF_A_TRAP):
-        parts = halves(graph, device)
-        known = {name: graph.tensors[name].dtype for name in crossing(parts)}
-        if not crossing(parts) or None in known.values():
+        parts = parts_of_cut(graph, device)
+        known = {name: graph.tensors[name].dtype for name in crossing_tensors(parts)}
+        if not crossing_tensors(parts) or None in known.values():
             continue
         try:
             tool.split(source, {n: parts[n] for n in (DEVICE_FILE, SERVER_FILE)}, folder)

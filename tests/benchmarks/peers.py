@@ -9,9 +9,10 @@ from pathlib import Path
 import onnx
 import onnx_graphsurgeon as gs
 from offload.bundle.subgraph import Part
-from offload.bundle.verify import parts_at
 from offload.bundle.weights import write_parts
 from offload.graph.load import load_model
+
+from tests.toolkit.tensor_cuts import parts_at
 
 Parts = Mapping[str, Part]
 Splitter = Callable[[Path, Parts, Path], None]

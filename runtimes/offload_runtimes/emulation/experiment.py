@@ -193,7 +193,7 @@ class SshHost:
         return f"{self.folder}/{path.name}"
 
 
-_PACKAGE = "offload_runtimes.emulation"
+_PACKAGE = "offload_runtimes.workers"
 _GRACE_S = 20.0
 
 

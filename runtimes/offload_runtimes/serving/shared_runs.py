@@ -165,8 +165,8 @@ class BatchRunner:
         joint = SharedRun(call, [member.task.call for member in members])
         outputs = members[0].task.run.segment.outputs
         feeds = [member.task.run.feeds for member in members]
-        account = self._memory.account(lambda: None)
-        account.hold(_joined_bytes(members), still=False)
+        account = self._memory.reserve(lambda: None)
+        account.hold(_joined_bytes(members), idle=False)
         try:
             return joint.run(outputs, feeds, [member.rows for member in members])
         finally:

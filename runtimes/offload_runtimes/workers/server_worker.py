@@ -1,4 +1,4 @@
-"""An experiment's server: `python -m offload_runtimes.emulation.server_worker LISTEN BUNDLE...`.
+"""An experiment's server: `python -m offload_runtimes.workers.server_worker LISTEN BUNDLE...`.
 
 Says `{"listening": HOST:PORT}` when ready, and stops when its standard input ends, so that it
 never outlives the one who started it.
