@@ -37,7 +37,7 @@ def verify(
         ),
     ],
     cuts: Annotated[int, typer.Option(min=2, metavar="N", help="Check at most N cuts.")] = 24,
-    given: Annotated[
+    input_texts: Annotated[
         list[str],
         typer.Option(
             "--input",
@@ -71,7 +71,7 @@ def verify(
     if path.is_dir():
         _verify_bundle(output, path, options)
         return
-    inputs = parse_inputs(given, parse_shapes(shape), seed)
+    inputs = parse_inputs(input_texts, parse_shapes(shape), seed)
     model = load_model(path)
     check = check_of(model, options, inputs)
     places = cuts_of(check, cuts)

@@ -17,20 +17,20 @@ class Shaped:
     """A testbed of two namespaces that is up.
 
     Attributes:
-        made: the testbed.
+        testbed: the testbed.
         kind: how the link comes about, in words.
     """
 
-    made: bed.Testbed
+    testbed: bed.Testbed
     kind: str = "sockets through a shaped link between namespaces"
 
     def rig(self, link: Link, slowdown: float) -> tuple[HostPair, Link | None]:
         """The sides in the testbed, its link shaped; a slow-down above 1 is a CPU quota."""
-        self.made.shape(link)
-        device, server = (NamespaceHost(self.made.layout, side) for side in Side)
-        hosts = HostPair(device, server, self.made.address(Side.SERVER))
+        self.testbed.shape(link)
+        device, server = (NamespaceHost(self.testbed.layout, side) for side in Side)
+        hosts = HostPair(device, server, self.testbed.address(Side.SERVER))
         if slowdown > 1:
-            hosts = replace(hosts, slow=partial(self.made.slow, slowdown=slowdown))
+            hosts = replace(hosts, slow=partial(self.testbed.slow, slowdown=slowdown))
         return hosts, None
 
 
@@ -102,5 +102,5 @@ def shaped(link: Link) -> Iterator[Shaped]:
     Raises:
         InputError: this machine cannot run testbeds.
     """
-    with bed.open_testbed(link) as made:
-        yield Shaped(made)
+    with bed.open_testbed(link) as testbed:
+        yield Shaped(testbed)

@@ -247,7 +247,7 @@ def _overlap_goals(groups: Sequence[Group], model: str) -> list[Goal]:
 
     (free, free_text), (private, private_text) = most(""), most("_private")
     inside, inside_text = most("_inside")
-    wanted = f"> {MARGIN}x on a network"
+    goal = f"> {MARGIN}x on a network"
     rows = []
     if free or private:
         text = free_text
@@ -255,10 +255,10 @@ def _overlap_goals(groups: Sequence[Group], model: str) -> list[Goal]:
             otherwise = f"; else {free_text}" if free else ""
             text = f"{private_text}, the input kept on the device{otherwise}"
         best = max(free, private)
-        rows.append(Goal(f"OPSS over PO, {model}", wanted, text, best > MARGIN))
+        rows.append(Goal(f"OPSS over PO, {model}", goal, text, best > MARGIN))
     if inside:
         measure = f"OPSS over PO, {model}, cut forced inside a stage"
-        rows.append(Goal(measure, wanted, inside_text, inside > MARGIN))
+        rows.append(Goal(measure, goal, inside_text, inside > MARGIN))
     return rows
 
 

@@ -162,7 +162,7 @@ def test_it_runs_between_namespaces(by_quota: bool, tmp_path: Path) -> None:
     at_once_bytes = 3_072  # the shaper's burst
     assert sent.median_s > 8 * (sent.upload_bytes - at_once_bytes) / LINK.up_bps
     assert isinstance(environment, Shaped)
-    assert environment.made.layout not in bed.testbeds()
+    assert environment.testbed.layout not in bed.testbeds()
 
 
 def test_an_interrupt_is_said_and_what_is_finished_stays(
