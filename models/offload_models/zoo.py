@@ -22,6 +22,9 @@ from offload_models import (
 )
 from offload_models.onnx_topologies import build_topology
 
+Builder = Callable[..., onnx.ModelProto]
+"""A function of `seed` and `batch` (a size, or a name to keep it dynamic)."""
+
 
 @dataclass(frozen=True, slots=True)
 class ZooModel:
@@ -29,7 +32,7 @@ class ZooModel:
 
     Attributes:
         name: its name in the zoo.
-        build: builds the model from `seed` and `batch` (a size, or a name to keep it dynamic).
+        build: the builder.
         summary: one line for a table.
         paper: authors, year and title of its source.
         parameters: published number of trained parameters: weights, biases, scales and shifts,
@@ -37,7 +40,7 @@ class ZooModel:
     """
 
     name: str
-    build: Callable[..., onnx.ModelProto]
+    build: Builder
     summary: str
     paper: str
     parameters: int
