@@ -1,4 +1,4 @@
-"""AlexNet-Parallel: two towers of convolutions that never meet before the classifier."""
+"""AlexNet-Parallel: two towers of convolutions, joined only before the classifier."""
 
 import onnx
 
@@ -9,10 +9,10 @@ def build(seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
     """AlexNet as two independent towers, `image` Nx3x224x224 -> `logits` Nx1000.
 
     Krizhevsky, Sutskever, Hinton: ImageNet classification with deep convolutional neural
-    networks, NIPS 2012. There two GPUs hold half of the kernels each and meet once before the
-    classifier, in the third layer; here they don't, as in the offloading papers that name it
-    AlexNet-Parallel (Zhang et al., UbiComp 2020), so each tower is a path of its own. The
-    classical cut is the two outputs `tower1/pool5` and `tower2/pool5`, or any earlier pair.
+    networks, NIPS 2012. There each of two GPUs holds half of the kernels, and they exchange data
+    once before the classifier, in the third layer. Here they do not, as in the offloading papers
+    that call it AlexNet-Parallel (Zhang et al., UbiComp 2020), so the towers are separate paths.
+    The classical cut is the two outputs `tower1/pool5` and `tower2/pool5`, or any earlier pair.
     """
     net = Network("alexnet_parallel", seed, batch)
     image = net.input("image", (3, 224, 224))

@@ -1,7 +1,7 @@
-"""A network under construction: every layer becomes one ONNX node with live weights.
+"""Build a network layer by layer: every layer becomes one ONNX node with live weights.
 
-Each layer is run on a few sample images while it is added: the shapes come out of it, and the
-weights are placed by the values it meets (see `offload_models.weight_init`).
+Each layer runs on a few sample images when it is added. This gives its output shape and the
+activations from which its weights are scaled (see `offload_models.weight_init`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ IR_VERSION = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerOutput:
-    """A tensor of the network and what it holds for the sample images."""
+    """A tensor of the network and its values for the sample images."""
 
     variable: gs.Variable
     sample: Array
@@ -32,12 +32,12 @@ class LayerOutput:
 
 
 class Network:
-    """Adds layers one by one; a node and the tensor it makes share one readable name.
+    """Adds layers one by one; a node and its output tensor share one readable name.
 
     Args:
         name: the graph's name.
-        seed: of all random choices; one seed gives one network (on one machine: the last bits
-            of the weights follow its floating-point library).
+        seed: seed of all random choices; the same seed gives the same network on one machine
+            (the last bits of the weights depend on its floating-point library).
         batch: size of axis 0, or a name for it to keep it dynamic.
     """
 
@@ -65,54 +65,58 @@ class Network:
     ) -> LayerOutput:  # fmt: skip
         """Convolution with bias; batch normalisation, where the paper has one, is folded in.
 
-        What comes out has a standard deviation of about `gain` in each channel.
+        The output has a standard deviation of about `gain` in each channel.
         """
         weight = weight_init.he_weight(self.rng, (channels, x.channels // groups, kernel, kernel))
         raw = kernels.conv(x.sample, weight, stride, pad, groups)
         scale, bias = (np.float32(gain) * part for part in weight_init.conv_affine(self.rng, raw))
-        made = raw * per_channel(scale, raw) + per_channel(bias, raw)
+        output = raw * per_channel(scale, raw) + per_channel(bias, raw)
         attrs = {
             "kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4,
             "dilations": [1, 1], "group": groups,
         }  # fmt: skip
         constants = {"weight": weight * per_channel(scale, weight, axis=0), "bias": bias}
-        return self._add("Conv", name, [x], made, attrs, constants)
+        return self._add("Conv", name, [x], output, attrs, constants)
 
     def conv_relu(
         self, name: str, x: LayerOutput, channels: int, kernel: int, stride: int = 1, pad: int = 0,
         groups: int = 1,
     ) -> LayerOutput:  # fmt: skip
         """A convolution and its ReLU, which is named `<name>/relu`."""
-        made = self.conv(name, x, channels, kernel, stride, pad, groups)
-        return self.relu(f"{name}/relu", made)
+        output = self.conv(name, x, channels, kernel, stride, pad, groups)
+        return self.relu(f"{name}/relu", output)
 
     def batch_norm(self, name: str, x: LayerOutput) -> LayerOutput:
-        """Batch normalisation of its own, where no convolution stands before to hold it."""
+        """Batch normalisation as a node, for inputs that are not the output of a convolution."""
         mean, std = weight_init.channel_statistics(x.sample)
         gamma, beta = weight_init.norm_affine(self.rng, x.channels)
         scale = np.asarray(gamma / np.sqrt(std**2 + 1e-5), np.float32)
         scaled = per_channel(scale, x.sample)
-        made = (x.sample - per_channel(mean, x.sample)) * scaled + per_channel(beta, x.sample)
+        output = (x.sample - per_channel(mean, x.sample)) * scaled + per_channel(beta, x.sample)
         constants = {"gamma": gamma, "beta": beta, "mean": mean, "variance": std**2}
-        return self._add("BatchNormalization", name, [x], made, {"epsilon": 1e-5}, constants)
+        return self._add("BatchNormalization", name, [x], output, {"epsilon": 1e-5}, constants)
 
-    def dense(self, name: str, x: LayerOutput, units: int) -> LayerOutput:
-        """Fully connected layer with bias on batch x features."""
-        return self._dense(name, x, units, std=1.0)
+    def dense(self, name: str, x: LayerOutput, units: int, std: float = 1.0) -> LayerOutput:
+        """Fully connected layer with bias on batch x features; outputs of deviation `std`."""
+        weight = weight_init.he_weight(self.rng, (units, x.sample.shape[1]))
+        raw = x.sample @ weight.T
+        scale, bias = weight_init.dense_affine(self.rng, raw, std)
+        constants = {"weight": weight * scale, "bias": bias}
+        return self._add("Gemm", name, [x], raw * scale + bias, {"transB": 1}, constants)
 
     def logits(self, name: str, x: LayerOutput, classes: int) -> LayerOutput:
         """The last fully connected layer: scores of standard deviation about 2.
 
         Such scores make a softmax neither flat nor one-hot.
         """
-        return self._dense(name, x, classes, weight_init.LOGIT_STD)
+        return self.dense(name, x, classes, weight_init.LOGIT_STD)
 
     def dense_relu(self, name: str, x: LayerOutput, units: int) -> LayerOutput:
         """A fully connected layer and its ReLU, which is named `<name>/relu`."""
         return self.relu(f"{name}/relu", self.dense(name, x, units))
 
     def classify(self, x: LayerOutput, classes: int = 1000) -> LayerOutput:
-        """Mean over the image, then `logits`: how most networks since 2014 end."""
+        """Mean over the image, then `logits`: the classifier of most networks since 2014."""
         pooled = self.global_average_pool("pool", x)
         return self.logits("logits", self.flatten("flatten", pooled), classes)
 
@@ -144,30 +148,30 @@ class Network:
 
     def concat(self, name: str, values: Sequence[LayerOutput]) -> LayerOutput:
         """Channels of all values, one after another."""
-        made = np.concatenate([value.sample for value in values], axis=1)
-        return self._add("Concat", name, values, made, {"axis": 1})
+        output = np.concatenate([value.sample for value in values], axis=1)
+        return self._add("Concat", name, values, output, {"axis": 1})
 
     def max_pool(
         self, name: str, x: LayerOutput, kernel: int, stride: int, pads: tuple[int, int] = (0, 0)
     ) -> LayerOutput:
         """Maximum over windows; `pads` are rows (and columns) added before and after."""
-        made = kernels.max_pool(x.sample, kernel, stride, pads)
+        output = kernels.max_pool(x.sample, kernel, stride, pads)
         attrs = {
             "kernel_shape": [kernel] * 2, "strides": [stride] * 2,
             "pads": [pads[0], pads[0], pads[1], pads[1]],
         }  # fmt: skip
-        return self._add("MaxPool", name, [x], made, attrs)
+        return self._add("MaxPool", name, [x], output, attrs)
 
     def average_pool(self, name: str, x: LayerOutput, kernel: int, stride: int) -> LayerOutput:
         """Mean over windows."""
-        made = kernels.average_pool(x.sample, kernel, stride)
+        output = kernels.average_pool(x.sample, kernel, stride)
         attrs = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2}
-        return self._add("AveragePool", name, [x], made, attrs)
+        return self._add("AveragePool", name, [x], output, attrs)
 
     def global_average_pool(self, name: str, x: LayerOutput) -> LayerOutput:
         """Mean over each channel's whole image: batch x C x 1 x 1."""
-        made = x.sample.mean(axis=(2, 3), keepdims=True)
-        return self._add("GlobalAveragePool", name, [x], made)
+        output = x.sample.mean(axis=(2, 3), keepdims=True)
+        return self._add("GlobalAveragePool", name, [x], output)
 
     def flatten(self, name: str, x: LayerOutput) -> LayerOutput:
         """Batch x everything else."""
@@ -175,16 +179,9 @@ class Network:
 
     def lrn(self, name: str, x: LayerOutput, alpha: float = 1e-4, bias: float = 1.0) -> LayerOutput:
         """Local response normalisation over 5 channels with the exponent 0.75."""
-        made = kernels.lrn(x.sample, 5, alpha, 0.75, bias)
+        output = kernels.lrn(x.sample, 5, alpha, 0.75, bias)
         attrs = {"size": 5, "alpha": alpha, "beta": 0.75, "bias": bias}
-        return self._add("LRN", name, [x], made, attrs)
-
-    def _dense(self, name: str, x: LayerOutput, units: int, std: float) -> LayerOutput:
-        weight = weight_init.he_weight(self.rng, (units, x.sample.shape[1]))
-        raw = x.sample @ weight.T
-        scale, bias = weight_init.dense_affine(self.rng, raw, std)
-        constants = {"weight": weight * scale, "bias": bias}
-        return self._add("Gemm", name, [x], raw * scale + bias, {"transB": 1}, constants)
+        return self._add("LRN", name, [x], output, attrs)
 
     def _value(self, name: str, sample: Array) -> LayerOutput:
         shape = [self._batch, *sample.shape[1:]]
@@ -193,12 +190,14 @@ class Network:
         )
 
     def _add(
-        self, op: str, name: str, inputs: Sequence[LayerOutput], made: Array,
+        self, op: str, name: str, inputs: Sequence[LayerOutput], output: Array,
         attrs: Mapping[str, object] | None = None, constants: Mapping[str, Array] | None = None,
     ) -> LayerOutput:  # fmt: skip
-        value = self._value(name, made)
-        held = [gs.Constant(f"{name}.{part}", array) for part, array in (constants or {}).items()]
-        tensors = [*(x.variable for x in inputs), *held]
+        value = self._value(name, output)
+        weights = [
+            gs.Constant(f"{name}.{part}", array) for part, array in (constants or {}).items()
+        ]
+        tensors = [*(x.variable for x in inputs), *weights]
         node = gs.Node(op, name, dict(attrs or {}), inputs=tensors, outputs=[value.variable])
         self._graph.nodes.append(node)
         return value

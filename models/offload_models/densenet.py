@@ -12,8 +12,8 @@ def build(seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
     """DenseNet-121, `image` Nx3x224x224 -> `logits` Nx1000.
 
     Huang, Liu, van der Maaten, Weinberger: Densely connected convolutional networks, CVPR 2017.
-    Batch normalisation stays a node of its own before each 1x1 convolution, since what comes
-    before it has other readers; the others are folded, as exporters do for inference.
+    Batch normalisation stays a separate node before each 1x1 convolution, because other nodes
+    read its input too; the others are folded, as exporters do for inference.
     """
     net = Network("densenet121", seed, batch)
     x = net.conv_relu("conv0", net.input("image", (3, 224, 224)), 64, 7, stride=2, pad=3)

@@ -52,5 +52,5 @@ def conv_relu6(
     groups: int = 1,
 ) -> LayerOutput:
     """A convolution that keeps the size (up to its stride), and its ReLU6 `<name>/relu6`."""
-    made = net.conv(name, x, channels, kernel, stride, kernel // 2, groups)
-    return net.relu6(f"{name}/relu6", made)
+    x = net.conv(name, x, channels, kernel, stride, kernel // 2, groups)
+    return net.relu6(f"{name}/relu6", x)

@@ -1,4 +1,4 @@
-"""HO-RCNN: three streams, of a person, of a thing, and of where they are."""
+"""HO-RCNN: three streams, for the person, the object and their positions."""
 
 import onnx
 
@@ -37,7 +37,7 @@ def appearance(net: Network, name: str, hidden: int) -> LayerOutput:
 
 
 def pairwise(net: Network, name: str) -> LayerOutput:
-    """A small network on the interaction pattern: first channel the person, second the thing."""
+    """A small network on the interaction pattern: first channel the person, second the object."""
     x = net.conv_relu(f"{name}/conv1", net.input(name, (2, 64, 64)), 64, 5)
     x = net.max_pool(f"{name}/pool1", x, 3, 2, pads=(0, 1))
     x = net.conv_relu(f"{name}/conv2", x, 32, 5)

@@ -1,13 +1,12 @@
-"""The topologies that come inside the onnx package, brought to life.
+"""The topologies shipped with the onnx package, with seeded live weights.
 
-The package ships nine published networks as a few kilobytes each: all weights are 0.02, made by
-ConstantOfShape nodes, so that most give one answer to any input. Here they get seeded live
-weights, and the form that runtimes like best: weights are initializers and no longer inputs.
-Nodes keep their order, names and operators otherwise.
+The package contains nine published networks as files of a few kilobytes: all their weights are
+0.02, produced by ConstantOfShape nodes, so that most of them return one answer for any input. This
+module draws live weights and stores them as initializers that are not graph inputs, the form that
+runtimes optimise best. Nodes keep their order, names and operators otherwise.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,62 +23,83 @@ Shape = tuple[int, ...]
 Attributes = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class TopologyBuilder:
-    """Builds one of the nine from its file `light_<topology>.onnx` in the onnx package."""
+def build_topology(topology: str, seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
+    """Build `light_<topology>.onnx` of the onnx package with live weights; the batch is always 1.
 
-    topology: str
-
-    def __call__(self, seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
-        """The topology with the live weights of this seed; its batch is always 1.
-
-        Raises:
-            InputError: another batch is asked for, or this onnx has no such file.
-        """
-        if batch != 1:
-            raise InputError(f"light_{self.topology} has a batch of 1: it can't be {batch}")
-        folder = Path(onnx.__file__).parent / "backend/test/data/light"
-        path = folder / f"light_{self.topology}.onnx"
-        if not path.is_file():
-            raise InputError(f"onnx {onnx.__version__} has no {path.name}: install onnx 1.21-1.23")
-        return draw_weights(onnx.load(path), np.random.default_rng(seed))
+    Raises:
+        InputError: another batch is requested, or this onnx version has no such file.
+    """
+    if batch != 1:
+        raise InputError(f"light_{topology} has a batch of 1: it can't be {batch}")
+    path = Path(onnx.__file__).parent / f"backend/test/data/light/light_{topology}.onnx"
+    if not path.is_file():
+        raise InputError(f"onnx {onnx.__version__} has no {path.name}: install onnx 1.21-1.23")
+    return draw_weights(onnx.load(path), np.random.default_rng(seed))
 
 
 def draw_weights(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.ModelProto:
-    """Replace every constant float weight by a live one; see the module for the rest.
+    """Replace every constant float weight by a live one, layer by layer on sample images.
 
-    The model needs one image input, Nx3x224x224, and the operators of these nine topologies.
+    The model needs one image input, Nx3x224x224, and may use only the operators of these nine
+    topologies. The scores before the softmax are scaled by the last layer with weights; what
+    follows that layer (ReLU, mean over the image, reshape) scales with them.
     """
-    life = WeightDrawing(rng, blank_shapes(model.graph), integers(model.graph))
-    given = {name.name for name in model.graph.initializer}
-    image = next(value for value in model.graph.input if value.name not in given)
-    life.samples[image.name] = weight_init.sample_images(rng, (3, 224, 224))
-    layers = [node for node in model.graph.node if node.output[0] not in life.blanks]
+    graph = model.graph
+    initializers = {tensor.name for tensor in graph.initializer}
+    image = next(value for value in graph.input if value.name not in initializers)
+    shapes, integers = weight_shapes(graph), integer_constants(graph)
+    samples = {image.name: weight_init.sample_images(rng, (3, 224, 224))}
+    weights: dict[str, Array] = {}
+    layers = [node for node in graph.node if node.output[0] not in shapes]
     for node in layers:
-        life.run(node)
-    life.scale_scores(layers)
-    return with_weights(model, layers, image, {**life.integers, **life.weights})
+        names = [name for name in node.input if name in shapes]
+        inputs = [samples[name] for name in node.input if name in samples]
+        if names:
+            draw = DRAW[node.op_type]
+            drawn = draw(rng, attributes(node), inputs[0], [shapes[name] for name in names])
+            weights.update(zip(names, drawn, strict=True))
+            inputs += [weights[name] for name in names]
+        inputs += [integers[name] for name in node.input if name in integers]
+        samples[node.output[0]] = RUN[node.op_type](attributes(node), *inputs)
+
+    last = [node for node in layers if node.op_type in ("Conv", "Gemm")][-1]
+    softmax = [node.input[0] for node in layers if node.op_type == "Softmax"]
+    scores = samples[softmax[0] if softmax else layers[-1].output[0]]
+    std = scores.reshape(len(scores), -1).std(axis=1).mean()
+    for name in last.input[1:]:
+        weights[name] *= np.float32(weight_init.LOGIT_STD / std)
+
+    constants = {**integers, **weights}
+    used = dict.fromkeys(name for node in layers for name in node.input if name in constants)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    result.ir_version = IR_VERSION
+    for part in ("node", "initializer", "input", "value_info"):
+        result.graph.ClearField(part)
+    result.graph.node.extend(layers)
+    result.graph.input.append(image)
+    result.graph.initializer.extend(numpy_helper.from_array(constants[n], n) for n in used)
+    return result
 
 
-def blank_shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
-    """Shapes of the weights without values: all constants of float, also reshaped ones."""
+def weight_shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
+    """Shapes of the weights to draw: all constants of float, also reshaped ones."""
     shapes = {i.name: tuple(i.dims) for i in graph.initializer if i.data_type == 1}
-    numbers = integers(graph)
+    integers = integer_constants(graph)
     for node in graph.node:
-        source, made = node.input[0], node.output[0]
+        source, output = node.input[0], node.output[0]
         if node.op_type == "ConstantOfShape":
-            shapes[made] = tuple(int(size) for size in numbers[source])
+            shapes[output] = tuple(int(size) for size in integers[source])
         elif node.op_type == "Unsqueeze" and source in shapes:
-            shapes[made] = (*shapes[source], *[1] * len(attributes(node)["axes"]))
+            shapes[output] = (*shapes[source], *[1] * len(attributes(node)["axes"]))
         elif node.op_type == "Reshape" and source in shapes:
-            shapes[made] = tuple(int(size) for size in numbers[node.input[1]])
+            shapes[output] = tuple(int(size) for size in integers[node.input[1]])
     return shapes
 
 
-def integers(graph: onnx.GraphProto) -> dict[str, Array]:
+def integer_constants(graph: onnx.GraphProto) -> dict[str, Array]:
     """The constants that are shapes, not weights."""
-    held = (i for i in graph.initializer if i.data_type != 1)
-    return {i.name: numpy_helper.to_array(i) for i in held}
+    return {i.name: numpy_helper.to_array(i) for i in graph.initializer if i.data_type != 1}
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -87,66 +107,10 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
     return {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
-@dataclass
-class WeightDrawing:
-    """Runs a graph's layers on sample images in order, drawing the weights each one needs."""
-
-    rng: np.random.Generator
-    blanks: Mapping[str, Shape]
-    integers: Mapping[str, Array]
-    samples: dict[str, Array] = field(default_factory=dict)
-    weights: dict[str, Array] = field(default_factory=dict)
-
-    def run(self, node: onnx.NodeProto) -> None:
-        """Draw the node's weights by what it is fed, then compute what it makes."""
-        names = [name for name in node.input if name in self.blanks]
-        fed = [self.samples[name] for name in node.input if name in self.samples]
-        if names:
-            shapes = [self.blanks[name] for name in names]
-            drawn = DRAW[node.op_type](self.rng, attributes(node), fed[0], shapes)
-            self.weights.update(zip(names, drawn, strict=True))
-            fed += [self.weights[name] for name in names]
-        fed += [self.integers[name] for name in node.input if name in self.integers]
-        self.samples[node.output[0]] = RUN[node.op_type](attributes(node), *fed)
-
-    def scale_scores(self, layers: list[onnx.NodeProto]) -> None:
-        """Give the scores before the softmax their spread, by the last layer with weights.
-
-        What may come after it (ReLU, mean over the image, reshaping) scales along.
-        """
-        last = max(i for i, node in enumerate(layers) if node.op_type in ("Conv", "Gemm"))
-        softmax = [node.input[0] for node in layers if node.op_type == "Softmax"]
-        scores = self.samples[softmax[0] if softmax else layers[-1].output[0]]
-        factor = np.float32(
-            weight_init.LOGIT_STD / scores.reshape(len(scores), -1).std(axis=1).mean()
-        )
-        for name in layers[last].input[1:]:
-            self.weights[name] *= factor
-
-
-def with_weights(
-    model: onnx.ModelProto,
-    layers: list[onnx.NodeProto],
-    image: onnx.ValueInfoProto,
-    constants: Mapping[str, Array],
-) -> onnx.ModelProto:
-    """The model of these layers alone, with those constants that they use as initializers."""
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    made.ir_version = IR_VERSION
-    used = dict.fromkeys(name for node in layers for name in node.input if name in constants)
-    for part in ("node", "initializer", "input", "value_info"):
-        made.graph.ClearField(part)
-    made.graph.node.extend(layers)
-    made.graph.input.append(image)
-    made.graph.initializer.extend(numpy_helper.from_array(constants[n], n) for n in used)
-    return made
-
-
 def draw_conv(
     rng: np.random.Generator, attrs: Attributes, x: Array, shapes: list[Shape]
 ) -> Iterator[Array]:
-    """Kernels, and the bias where there is one; else a normalisation follows and places them."""
+    """Kernels, and the bias if there is one; otherwise a normalisation follows."""
     weight = weight_init.he_weight(rng, shapes[0])
     if len(shapes) == 1:
         yield weight
@@ -190,8 +154,8 @@ DRAW: Mapping[str, Callable[..., Iterable[Array]]] = {
 def run_conv(attrs: Attributes, x: Array, weight: Array, bias: Array | None = None) -> Array:
     """Convolution with equal padding on all sides."""
     pad, stride, groups = attrs.get("pads", [0])[0], attrs["strides"][0], attrs.get("group", 1)
-    made = kernels.conv(x, weight, stride, pad, groups)
-    return made if bias is None else made + per_channel(bias, made)
+    result = kernels.conv(x, weight, stride, pad, groups)
+    return result if bias is None else result + per_channel(bias, result)
 
 
 def run_norm(attrs: Attributes, x: Array, *weights: Array) -> Array:
@@ -203,7 +167,7 @@ def run_norm(attrs: Attributes, x: Array, *weights: Array) -> Array:
 
 
 def run_pool(kernel: Callable[..., Array]) -> Callable[[Attributes, Array], Array]:
-    """A pooling with the node's window, stride and padding."""
+    """A pooling function with the node's window, stride and padding."""
 
     def run(attrs: Attributes, x: Array) -> Array:
         top, bottom = attrs.get("pads", [0, 0, 0, 0])[::2]

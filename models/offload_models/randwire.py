@@ -59,18 +59,18 @@ def small_world(
 def stage(
     net: Network, name: str, x: LayerOutput, channels: int, sources: Mapping[int, tuple[int, ...]]
 ) -> LayerOutput:
-    """One random graph: nodes without a source read `x` and halve it, the unread are averaged."""
-    made: dict[int, LayerOutput] = {}
+    """One random graph: nodes without a source halve the size of `x`; unread nodes are averaged."""
+    outputs: dict[int, LayerOutput] = {}
     for node, before in sources.items():
         at = f"{name}/node{node}"
-        read = gather(net, at, [(v, made[v]) for v in before]) if before else x
-        made[node] = node_transform(net, at, read, channels, stride=1 if before else 2)
+        read = gather(net, at, [(v, outputs[v]) for v in before]) if before else x
+        outputs[node] = node_transform(net, at, read, channels, stride=1 if before else 2)
     used = {v for before in sources.values() for v in before}
-    return net.mean(f"{name}/output", [made[v] for v in sources if v not in used])
+    return net.mean(f"{name}/output", [outputs[v] for v in sources if v not in used])
 
 
 def gather(net: Network, name: str, values: list[tuple[int, LayerOutput]]) -> LayerOutput:
-    """Sum of the sources, each with a weight of its own between 0 and 1 (a trained sigmoid)."""
+    """Weighted sum of the sources; each weight is a sigmoid, between 0 and 1."""
     weights = 1 / (1 + np.exp(-net.rng.normal(0.0, 1.0, len(values))))
     parts = [
         net.weigh(f"{name}/from{v}", x, float(weight))

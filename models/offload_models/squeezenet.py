@@ -16,7 +16,7 @@ FIRES = {
     "fire9": (64, 256, 256),
 }
 POOL_AFTER = {"fire4": "pool4", "fire8": "pool8"}
-# The mean over a channel's image is taken after the last ReLU and flattens the scores.
+# The mean over a channel's image follows the last ReLU and reduces the spread of the scores.
 SCORE_GAIN = 8.0
 
 

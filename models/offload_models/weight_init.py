@@ -1,9 +1,9 @@
-"""Random weights that are live: another input must give another answer.
+"""Random weight initialisation that keeps a network live: different inputs, different outputs.
 
-Plainly drawn weights of a deep ReLU network lose the input on the way. So weights are He-drawn
-(He et al. 2015), then shifted and scaled per channel to the statistics that a few sample images
-meet there, which is what a batch normalisation does in a trained network (data-dependent
-initialisation: Salimans & Kingma 2016; LSUV: Mishkin & Matas 2015).
+With plain random weights the output of a deep ReLU network hardly depends on the input. So weights
+are He-initialised (He et al. 2015), then shifted and scaled per channel by the statistics of a few
+sample images, as a batch normalisation does in a trained network (data-dependent initialisation:
+Salimans & Kingma 2016; LSUV: Mishkin & Matas 2015).
 """
 
 from math import prod
@@ -14,16 +14,16 @@ from offload_models.kernels import Array
 
 # Scores of this standard deviation make a softmax neither flat nor one-hot.
 LOGIT_STD = 2.0
-# How far a channel's mean is pulled to nought: not at all, and deep networks answer every input
-# alike; all the way, and rounding errors grow from layer to layer.
+# How far a channel's mean is moved to 0. With 0, deep networks return the same output for every
+# input; with 1, rounding errors grow from layer to layer.
 CENTRE = 0.4
 
 
 def sample_images(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """Four images to place weights by: Gaussian noise, flat patches, uniform noise, near grey.
+    """Four sample images: Gaussian noise, flat patches, uniform noise, near grey.
 
-    Together they cover what a model is usually fed: normalised photographs, test noise of either
-    kind, and blank frames. Shape: 4 x C x H x W.
+    Together they cover the usual inputs: normalised photographs, both kinds of test noise, and
+    blank frames. Shape: 4 x C x H x W.
     """
     channels, height, width = shape
     patch = 16
@@ -48,7 +48,7 @@ def channel_statistics(x: Array) -> tuple[Array, Array]:
 
 
 def conv_affine(rng: np.random.Generator, raw: Array) -> tuple[Array, Array]:
-    """Scale and bias per channel, as of a batch normalisation folded into a convolution."""
+    """Scale and bias per channel of a batch normalisation folded into a convolution."""
     mean, std = channel_statistics(raw)
     gamma, beta = norm_affine(rng, len(mean))
     scale = (gamma / np.maximum(std, 1e-3 * std.max() + 1e-12)).astype(np.float32)

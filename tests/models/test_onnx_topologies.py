@@ -1,4 +1,4 @@
-"""The revived light models against their originals and the runtime's arithmetic."""
+"""The light models with drawn weights against their originals and the runtime's arithmetic."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from offload.errors import InputError
 from offload_models import kernels
-from offload_models.onnx_topologies import TopologyBuilder
+from offload_models.onnx_topologies import build_topology
 
 FOLDER = Path(onnx.__file__).parent / "backend/test/data/light"
 
@@ -24,7 +24,7 @@ def fed(graph: onnx.GraphProto, node: onnx.NodeProto) -> bool:
 @pytest.mark.parametrize("topology", ["inception_v1", "shufflenet"])
 def test_the_layers_are_those_of_the_original(topology: str) -> None:
     original = onnx.load(FOLDER / f"light_{topology}.onnx").graph
-    revived = TopologyBuilder(topology)().graph
+    revived = build_topology(topology).graph
     layers = [node for node in original.node if node.op_type != "ConstantOfShape"]
     dropped = [node for node in layers if node not in list(revived.node)]
     assert [node for node in layers if node not in dropped] == list(revived.node)
@@ -35,7 +35,7 @@ def test_the_layers_are_those_of_the_original(topology: str) -> None:
 
 def test_a_missing_file_is_said_in_a_sentence() -> None:
     with pytest.raises(InputError, match="light_nothing"):
-        TopologyBuilder("nothing")()
+        build_topology("nothing")
 
 
 def runtime(op: str, *arrays: kernels.Array, **attributes: Any) -> kernels.Array:

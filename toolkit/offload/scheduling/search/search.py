@@ -115,7 +115,7 @@ def search(reduced: ReducedInstance, deadline_s: float) -> tuple[list[int], floa
             break
         # The half with the lower peak only has to get below the bound of the other.
         for half in highest_first():
-            floor_s = max(bound_s, *[each.bound_s for each in halves])
+            floor_s = max(bound_s, *[other.bound_s for other in halves])
             half.bisect(floor_s, width, tolerance_s, deadline_s)
         bound_s = max(bound_s, *[half.bound_s for half in halves])
     return [bit for half in halves for bit in half.order], bound_s
