@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 from offload.bundle.bundle import Bundle, open_bundle
-from offload.bundle.sample_inputs import bundle_inputs
+from offload.bundle.model_inputs import bundle_inputs
 from offload.errors import InputError
 from offload.files import write_text
 from offload.planning.plan import Side

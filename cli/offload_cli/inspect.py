@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 from offload.bundle.bundle import Bundle, open_bundle
-from offload.bundle.sample_inputs import inputs_of, open_sizes_sentence
+from offload.bundle.model_inputs import inputs_of
+from offload.bundle.sample_inputs import open_sizes_sentence
 from offload.costs.profile import uncounted
 from offload.graph.load import load_model
 from offload.graph.model import Graph, Layer

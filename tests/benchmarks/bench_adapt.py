@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 from offload.bundle.bundle import Bundle
-from offload.bundle.sample_inputs import draw, inputs_of
+from offload.bundle.model_inputs import inputs_of
+from offload.bundle.sample_inputs import draw
 from offload.costs.link import Link, parse_link
 from offload.graph.load import load_model
 from offload.planning.plan import Side

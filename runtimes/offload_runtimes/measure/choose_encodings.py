@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import chain
 
 from offload.bundle.engine_input import bare_inputs
-from offload.bundle.sample_inputs import inputs_of
+from offload.bundle.model_inputs import inputs_of
 from offload.costs.encoding_table import EncodingTable
 from offload.costs.encodings import (
     ENCODINGS,

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from offload.bundle.boundary_ops import identity_model
 from offload.bundle.engine_input import EngineInput, part_input, whole_input
-from offload.bundle.sample_inputs import ModelInputs, draw, inputs_of
+from offload.bundle.model_inputs import inputs_of
+from offload.bundle.sample_inputs import ModelInputs, draw
 from offload.bundle.subgraph import part_of
 from offload.costs.encodings import TensorFormat
 from offload.costs.profile import RANDOM_SIZES, LayerCost, Profile, load_profile

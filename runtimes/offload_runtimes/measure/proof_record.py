@@ -16,7 +16,8 @@ from typing import Any
 from offload.bundle.bundle import Bundle
 from offload.bundle.compare import Tolerances, gap
 from offload.bundle.engine_input import whole_input
-from offload.bundle.sample_inputs import GivenInputs, inputs_of, sample
+from offload.bundle.model_inputs import inputs_of
+from offload.bundle.sample_inputs import GivenInputs, sample
 from offload.errors import BundleError, InputError
 from offload.files import write_text
 from offload.graph.load import Model

@@ -5,7 +5,8 @@ from dataclasses import replace
 from typing import Any
 
 from offload.bundle.engine_input import EngineInput, part_input, whole_input
-from offload.bundle.sample_inputs import Feeds, GivenInputs, inputs_of, sample
+from offload.bundle.model_inputs import inputs_of
+from offload.bundle.sample_inputs import Feeds, GivenInputs, sample
 from offload.bundle.subgraph import part_of
 from offload.bundle.verify import Check, Opener, Runner, distinct_cuts
 from offload.files import temporary_folder

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from offload.bundle.sample_inputs import GivenInputs, inputs_of, sample
+from offload.bundle.model_inputs import inputs_of
+from offload.bundle.sample_inputs import GivenInputs, sample
 from offload.graph.infer import infer_types
 from offload.graph.load import Model, load_model
 from offload_runtimes.engine import EngineOptions, load

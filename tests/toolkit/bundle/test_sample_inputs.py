@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from offload.bundle.bundle import ModelValue
+from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import (
     Feeds,
     GivenInputs,
@@ -8,7 +9,6 @@ from offload.bundle.sample_inputs import (
     ValueRange,
     bound,
     draw,
-    inputs_of,
     open_sizes_sentence,
     sample,
     shape_options,

@@ -1,7 +1,7 @@
 """The link model: transfer time g = c + w / b in each direction, and its fit to measurements."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,9 @@ class Link:
             raise TypeError(f"a link must be an object, got {value!r}")
         if value.get("format") != LINK_FORMAT:
             raise InputError("link file is of another version: probe the link again")
+        unknown = value.keys() - {"format", *(field.name for field in fields(cls))}
+        if unknown:
+            raise InputError(f"link file has an unknown key {min(unknown)!r}: probe the link again")
         try:
             return fields_from_json(cls, value)
         except TypeError as error:
