@@ -63,7 +63,7 @@ def run(root: Path, command: list[str], timeout_s: float, alone: bool = False) -
 def servers(root: Path) -> list[dict[str, Any]]:
     """What the servers of this account say that serve something inside the root.
 
-    Each has a socket (`serving/status.py`); one that is left from a killed server is removed.
+    Each has a socket (`daemon.status_socket`); one that is left from a killed server is removed.
     """
     found = []
     for folder in status_folders():

@@ -12,7 +12,7 @@ from offload.errors import InputError, OffloadError, ServerError
 from offload_runtimes.deploy.targets import TargetConfig
 
 _AGENT = Path(__file__).parent.parent / "agent"
-_MODULES = ("disk", "machine", "journal", "store", "serve")  # each needs only those before it
+_MODULES = ("machine", "store", "serve")  # each imports only those before it
 _PACKAGE = "offload_runtimes.agent"
 _PIECE_BYTES = 1 << 18
 _BOOT = """

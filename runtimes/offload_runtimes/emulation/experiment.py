@@ -231,10 +231,10 @@ def run_job(rig: HostPair, job: ExperimentJob, bundles: Sequence[str]) -> Iterat
         ServerError: a side died in the middle.
     """
     threads = str(job.threads or 0)
-    serve = (rig.python, "-m", f"{_PACKAGE}.host_bundles", f"{rig.listen}:{rig.port}", threads)
+    serve = (rig.python, "-m", f"{_PACKAGE}.server_worker", f"{rig.listen}:{rig.port}", threads)
     with _process(rig.server.command((*serve, *bundles)), "server") as server:
         address = _next(server, "server")["listening"] if bundles else ""
-        with _process(rig.device.command((rig.python, "-m", f"{_PACKAGE}.drive")), "device") as it:
+        with _process(rig.device.command((rig.python, "-m", f"{_PACKAGE}.device_worker")), "device") as it:
             _write(it, replace(job, server=address).to_line())
             ready = _next(it, "device")["ready"]
             if rig.slow:

@@ -22,7 +22,7 @@ from offload.costs.link import PRESETS
 from offload.planning.plan import Side
 from offload_runtimes.emulation import testbed as bed
 import subprocess
-with bed.open_bed(PRESETS["wifi"]) as made:
+with bed.open_testbed(PRESETS["wifi"]) as made:
     subprocess.Popen(made.command(Side.SERVER, ["sleep", "100"]))
     print(made.layout.name, flush=True)
     time.sleep(100)
