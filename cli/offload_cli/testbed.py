@@ -10,7 +10,6 @@ from offload.errors import InputError
 from offload.planning.plan import Side
 from offload_runtimes.emulation import host
 from offload_runtimes.emulation import testbed as bed
-from offload_runtimes.emulation.namespaces import TestbedNames
 
 from offload_cli.options import FormatOption, LinkOption
 from offload_cli.output import Format, Output
@@ -42,7 +41,7 @@ def up(
     for gone in bed.sweep():
         output.remark(f"removed what {gone.name} had left behind")
     made = bed.up(bed.named(name), asked)
-    output.result(_json(made.layout), f"{_sentence(made.layout)}, {asked.describe()}")
+    output.result(_json(made), f"{_sentence(made)}, {asked.describe()}")
 
 
 @app.command()
@@ -60,7 +59,7 @@ def down(name: NameOption = "lab", form: FormatOption = Format.TEXT) -> None:
 def status(form: FormatOption = Format.TEXT) -> None:
     """Say whether this machine can have testbeds, and which are up."""
     output = Output(form)
-    why_not, quotas = host.obstacle(), host.hierarchy()
+    why_not, quotas = host.obstacle(), host.cpu_controller()
     found = bed.testbeds()
     output.result(
         {
@@ -102,7 +101,7 @@ def run(
         raise InputError(f"the command {words[0]!r} is missing: install iproute2") from error
 
 
-def _json(layout: TestbedNames) -> dict[str, object]:
+def _json(layout: bed.Testbed) -> dict[str, object]:
     return {
         "name": layout.name,
         "namespaces": {side.value: layout.namespace(side) for side in Side},
@@ -110,6 +109,6 @@ def _json(layout: TestbedNames) -> dict[str, object]:
     }
 
 
-def _sentence(layout: TestbedNames) -> str:
+def _sentence(layout: bed.Testbed) -> str:
     device, server = (layout.address(side) for side in Side)
     return f"{layout.name}: device {device}, server {server}"

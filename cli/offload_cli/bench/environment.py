@@ -10,7 +10,7 @@ from offload.costs.link import Link
 from offload.errors import InputError
 from offload.planning.plan import Side
 from offload_runtimes.emulation import testbed as bed
-from offload_runtimes.emulation.experiment import HostPair, LocalHost, NamespaceHost, SshHost
+from offload_runtimes.emulation.experiment import HostPair, LocalHost, SshHost
 
 
 class Environment(Protocol):
@@ -38,7 +38,7 @@ class Shaped:
     def rig(self, link: Link, slowdown: float) -> tuple[HostPair, Link | None]:
         """Shape the link; a slow-down above 1 becomes a CPU quota."""
         self.made.shape(link)
-        device, server = (NamespaceHost(self.made.layout, side) for side in Side)
+        device, server = (LocalHost(self.made, side) for side in Side)
         found = HostPair(device, server, self.made.address(Side.SERVER))
         if slowdown > 1:
             found = replace(found, slow=partial(self.made.slow, slowdown=slowdown))

@@ -1,7 +1,8 @@
-"""An experiment's server: `python -m offload_runtimes.emulation.server_worker LISTEN BUNDLE...`.
+"""The server process of an experiment.
 
-Says `{"listening": HOST:PORT}` when ready, and stops when its standard input ends, so that it
-never outlives the one who started it.
+`python -m offload_runtimes.emulation.server_worker LISTEN THREADS BUNDLE...` prints
+`{"listening": HOST:PORT}` when ready. It stops when its standard input closes, so that it never
+outlives the process that started it.
 """
 
 import json
@@ -14,7 +15,7 @@ from offload_runtimes.server import Server
 
 
 def main(listen: str, threads: str, bundles: list[str]) -> int:
-    """Serve bundles until standard input ends; exit code 1 when they can't be served."""
+    """Serve bundles until standard input closes; the exit code is 1 if they cannot be served."""
     options = EngineOptions(threads=int(threads) or None)
     try:
         server = Server(bundles, listen, options=options, insecure=True).start()
