@@ -107,12 +107,14 @@ def _read_container(declared: Any, value: object, where: str) -> Any:
 
 
 def _read_union(options: tuple[Any, ...], value: object, where: str) -> Any:
+    if value is None and types.NoneType in options:
+        return None
     refusals = []
     for option in options:
-        try:
-            return _read(option, value, where)
-        except TypeError as error:
-            if option is not types.NoneType:
+        if option is not types.NoneType:
+            try:
+                return _read(option, value, where)
+            except TypeError as error:
                 refusals.append(error)
     if len(refusals) == 1:
         raise refusals[0]

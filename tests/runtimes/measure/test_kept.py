@@ -29,7 +29,7 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Net, list
         times.append(1)
         return found.catalogue
 
-    monkeypatch.setattr(kept, "catalogue_of", counted)
+    monkeypatch.setattr(kept, "measure_encodings", counted)
     return found, times
 
 
