@@ -153,8 +153,8 @@ def _serve(asked: argparse.Namespace) -> None:
     from offload_runtimes.server import Server
     from offload_runtimes.serving.batching import Batching
     from offload_runtimes.serving.metrics import log_to_stderr
+    from offload_runtimes.serving.serve_options import ServeOptions
 
-    options = EngineOptions(tuple(asked.provider), asked.threads, allow_cpu=asked.allow_cpu)
     security = ServerSecurity(
         asked.cert,
         asked.key,
@@ -164,17 +164,16 @@ def _serve(asked: argparse.Namespace) -> None:
     )
     if asked.log:
         log_to_stderr()
-    server = Server(
-        asked.bundles,
-        asked.listen,
-        options=options,
+    options = ServeOptions(
+        EngineOptions(tuple(asked.provider), asked.threads, allow_cpu=asked.allow_cpu),
         max_sessions=asked.max_sessions,
-        metrics=asked.metrics,
         max_memory_bytes=int(parse_bytes(asked.max_memory)) if asked.max_memory else None,
         max_releases=asked.releases,
         batching=Batching(asked.batch, asked.batch_wait),
+        metrics=asked.metrics,
         security=security,
     )
+    server = Server(asked.bundles, asked.listen, options)
 
     def ready(address: str) -> None:
         told = {

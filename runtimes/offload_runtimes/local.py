@@ -60,6 +60,7 @@ def open_session(
         if not opened.holds(side):
             raise InputError(f"{opened.path} does not have the {side.value}'s half: {advice}")
     from offload_runtimes.server import Server  # a device with a server elsewhere does without
+    from offload_runtimes.serving.serve_options import ServeOptions
 
     chosen = server_options or EngineOptions(
         tuple(options.get("providers", ())),
@@ -68,4 +69,4 @@ def open_session(
         allow_cpu=bool(options.get("allow_cpu", False)),
     )
     options.pop("security", None)  # within one process there is nobody to hide from
-    return LocalSession(opened, Server([opened], options=chosen), **options)
+    return LocalSession(opened, Server([opened], options=ServeOptions(chosen)), **options)

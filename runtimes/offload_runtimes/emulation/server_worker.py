@@ -11,14 +11,17 @@ import sys
 from offload.errors import OffloadError
 
 from offload_runtimes.engine import EngineOptions
+from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.server import Server
+from offload_runtimes.serving.serve_options import ServeOptions
 
 
 def main(listen: str, threads: str, bundles: list[str]) -> int:
     """Serve bundles until standard input closes; the exit code is 1 if they cannot be served."""
-    options = EngineOptions(threads=int(threads) or None)
+    engine = EngineOptions(threads=int(threads) or None)
+    options = ServeOptions(engine, security=ServerSecurity(insecure=True))
     try:
-        server = Server(bundles, listen, options=options, insecure=True).start()
+        server = Server(bundles, listen, options).start()
     except (OffloadError, OSError) as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return 1
