@@ -243,7 +243,7 @@ def cached_encodings(
     *,
     again: bool = False,
 ) -> EncodingTable:
-    """As `measure_encodings`, measured once for a model, its calibration, encodings and this machine.
+    """`measure_encodings`, cached by model, calibration, encodings and machine.
 
     With `again` it is measured even when a catalogue is there.
     """

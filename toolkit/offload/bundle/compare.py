@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from offload.graph.load import Model
+if TYPE_CHECKING:  # a device that repeats a proof has no onnx
+    from offload.graph.load import Model
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -62,7 +63,7 @@ class Tolerances:
     half: str | None
 
     @classmethod
-    def of(cls, model: Model) -> "Tolerances":
+    def of(cls, model: "Model") -> "Tolerances":
         """Look at a model's operators and types."""
         ops = {node.op_type for node in model.proto.graph.node}
         found = model.types.dtypes()
