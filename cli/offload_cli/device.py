@@ -82,7 +82,7 @@ def init(
     done = [one for one in found if isinstance(one, Installed)]
     values = [_json(one) for one in done]
     text = "\n".join(
-        f"{one.place.name}: ready ({one.machine}, {one.provider}),"
+        f"{one.target.name}: ready ({one.machine}, {one.provider}),"
         f" {format_bytes(_size_bytes(one))} installed"
         for one in done
     )
@@ -110,7 +110,7 @@ def rollback(
     done = [one for one in found if isinstance(one, RolledBack)]
     values = [
         {
-            "target": one.place.name,
+            "target": one.target.name,
             "runtime": one.runtime,
             "previous": one.previous,
             "version": one.version,
@@ -119,7 +119,7 @@ def rollback(
         for one in done
     ]
     text = "\n".join(
-        f"{one.place.name}: runtime {one.runtime} is in use again (version {one.version},"
+        f"{one.target.name}: runtime {one.runtime} is in use again (version {one.version},"
         f" onnxruntime {one.onnxruntime})"
         for one in done
     )
@@ -130,7 +130,7 @@ def rollback(
 
 def _json(done: Installed) -> dict[str, Any]:
     return {
-        "target": done.place.name,
+        "target": done.target.name,
         "python": done.python,
         "machine": done.machine,
         "provider": done.provider,

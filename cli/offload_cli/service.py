@@ -8,8 +8,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from offload.errors import InputError, OffloadError
 from offload_runtimes.deploy import service
-from offload_runtimes.deploy.agent_client import Target
-from offload_runtimes.deploy.connect import connect
+from offload_runtimes.deploy.agent_client import AgentClient, connect
 from offload_runtimes.deploy.stages import find_runtime
 from offload_runtimes.deploy.targets import TargetConfig
 
@@ -47,8 +46,8 @@ def install(
     Example: `offload service install server`
     """
 
-    async def do(channel: Target) -> str:
-        place = channel.place
+    async def do(channel: AgentClient) -> str:
+        place = channel.target
         root = (await channel.call("facts"))["root"]
         python = await find_runtime(channel, root)
         if python is None:
@@ -134,7 +133,7 @@ def logs(
     Example: `offload service logs server --lines 100`
     """
 
-    async def read(channel: Target, unit: str) -> str:
+    async def read(channel: AgentClient, unit: str) -> str:
         return await service.logs(channel, unit, lines)
 
     found = _each(targets, devices, _with_unit(read))
@@ -148,14 +147,14 @@ def logs(
 
 
 def _with_unit(
-    do: Callable[[Target, str], Awaitable[Found]],
-) -> Callable[[Target], Awaitable[Found]]:
+    do: Callable[[AgentClient, str], Awaitable[Found]],
+) -> Callable[[AgentClient], Awaitable[Found]]:
     """Do something with the unit that was installed on a target."""
 
-    async def with_unit(channel: Target) -> Found:
+    async def with_unit(channel: AgentClient) -> Found:
         unit = await service.installed_unit(channel)
         if unit is None:
-            name = channel.place.name
+            name = channel.target.name
             raise InputError(f"{name} has no service: `offload service install {name}` first")
         return await do(channel, unit)
 
@@ -163,7 +162,7 @@ def _with_unit(
 
 
 def _each(
-    targets: Sequence[str], devices: Path, do: Callable[[Target], Awaitable[Found]]
+    targets: Sequence[str], devices: Path, do: Callable[[AgentClient], Awaitable[Found]]
 ) -> dict[str, Found | OffloadError]:
     """Do something with the agent on each target; results or errors by the targets' names."""
 

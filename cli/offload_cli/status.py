@@ -39,23 +39,23 @@ def status(
         if one.error:
             output.warning(one.error)
         if one.damaged:
-            output.warning(f"{one.place.name}: changed since deployed: {', '.join(one.damaged)}")
+            output.warning(f"{one.target.name}: changed since deployed: {', '.join(one.damaged)}")
         version = (one.runtime or {}).get("version", offload.__version__)
         if version != offload.__version__:
-            output.warning(other_version(one.place.name, version))
+            output.warning(other_version(one.target.name, version))
 
 
 def _row(one: Status) -> tuple[str, ...]:
-    role = one.place.role.value if one.place.role else "both"
+    role = one.target.role.value if one.target.role else "both"
     if one.error:
-        return (one.place.name, role, *["?"] * 6)
+        return (one.target.name, role, *["?"] * 6)
     service = "none" if one.unit is None else "running" if one.running else "stopped"
     runtime = "none"
     if one.runtime:
         runtime = f"{one.runtime['version']}, onnxruntime {one.runtime['onnxruntime']}"
     current = one.current
     return (
-        one.place.name,
+        one.target.name,
         role,
         current.id if current else "none",
         when(current.time_s) if current else "",
@@ -75,8 +75,8 @@ def _server(server: Mapping[str, Any]) -> str:
 
 def _json(one: Status) -> dict[str, Any]:
     return {
-        "target": one.place.name,
-        "role": one.place.role.value if one.place.role else None,
+        "target": one.target.name,
+        "role": one.target.role.value if one.target.role else None,
         "current": release_json(one.current) if one.current else None,
         "damaged": list(one.damaged),
         "service": one.unit,
