@@ -37,6 +37,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnx_graphsurgeon": ("offload.graph", "offload.bundle", "offload_models"),
     "onnxruntime": ("offload_runtimes.engine",),
     "grpc": ("offload_runtimes.transport",),
+    "grpc_health": ("offload_runtimes.transport",),
     "networkx": ("offload.graph", "offload.planning"),
     "typer": ("offload_cli",),
     "zstandard": ("offload_runtimes.protocol.codecs",),

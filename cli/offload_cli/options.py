@@ -1,10 +1,10 @@
-"""Options that several commands share: models, machines, certificates, targets."""
+"""Options that several commands share: models, engine, links, certificates, targets."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from offload.errors import InputError, OffloadError, sentence
@@ -13,52 +13,78 @@ from offload_runtimes.security.credentials import ClientSecurity, read_tokens
 
 from offload_cli.output import Format, Output
 
-FormatOption = Annotated[
-    Format,
-    typer.Option("--format", help="`text` for people; `json` for scripts: one value on stdout."),
-]
+# Panels of `offload COMMAND --help`; options without one are listed first.
+MACHINES, LINK, LIMITS, ENCODINGS = "Machines", "Link", "Limits", "Encodings"
+SECURITY, EXPERT = "Security", "Expert"
 
+FormatOption = Annotated[
+    Format, typer.Option("--format", help="Print `text` for people or one `json` value.")
+]
 ModelArgument = Annotated[Path, typer.Argument(help="The .onnx file.", show_default=False)]
 BundleArgument = Annotated[
-    Path, typer.Argument(help="A bundle's folder, made by `offload split`.", show_default=False)
+    Path, typer.Argument(help="The folder that `offload split` wrote.", show_default=False)
 ]
 PlanOption = Annotated[
-    int | None,
-    typer.Option("--plan", min=0, help="Of a bundle of several plans: this one, by its number."),
+    int | None, typer.Option("--plan", min=0, help="Plan index, for bundles with several plans.")
 ]
 ShapeOption = Annotated[
     list[str],
     typer.Option(
         "--shape",
-        help="Sizes for an input with dynamic dimensions, like `x=1x3x224x224`; repeatable.",
+        metavar="SHAPE",
+        help="Set the shape of an input with dynamic axes, like `x=1x3x224x224`; repeatable.",
     ),
 ]
+
 ThreadsOption = Annotated[
-    int | None, typer.Option(help="Threads of onnxruntime; default: one per physical core.")
+    int | None,
+    typer.Option(
+        rich_help_panel=EXPERT, help="Set onnxruntime's threads; default: one per physical core."
+    ),
 ]
 ProviderOption = Annotated[
     list[str],
     typer.Option(
         "--provider",
-        help="Execution provider: `cpu`, `cuda`, `tensorrt`, `openvino`; repeatable, in order of"
-        " preference. A provider that is missing is an error.",
+        rich_help_panel=EXPERT,
+        metavar="NAME",
+        help="Use `cpu`, `cuda`, `tensorrt` or `openvino`; repeat in order of preference. A missing"
+        " provider is an error.",
     ),
 ]
 AllowCpuOption = Annotated[
     bool,
     typer.Option(
-        "--allow-cpu", help="Run on the CPU, with a warning, where a provider is missing."
+        "--allow-cpu",
+        rich_help_panel=EXPERT,
+        help="Run on the CPU, with a warning, if a provider is missing.",
     ),
 ]
-LikeOption = Annotated[
-    str, typer.Option(help="A link whose start-up times and way down a range shares.")
-]
-PointsOption = Annotated[int, typer.Option(min=2, max=200, help="Links in a range.")]
+
 LinkOption = Annotated[
     str,
     typer.Option(
-        help="The link: `3g`, `4g`, `wifi`, `50mbit`, `100mbit`, `'20 Mbit/s,10 ms'`, or a file"
-        " written by `offload probe`."
+        metavar="LINK",
+        help="Set the link: `3g`, `4g`, `wifi`, `50mbit`, `100mbit`, `'20 Mbit/s,10 ms'`, or a file"
+        " from `offload probe`.",
+    ),
+]
+LikeOption = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=LINK,
+        metavar="LINK",
+        help="For a range: take start-up times and download bandwidth from this link.",
+    ),
+]
+PointsOption = Annotated[
+    int,
+    typer.Option(
+        rich_help_panel=LINK,
+        metavar="N",
+        min=2,
+        max=200,
+        help="For a range: plan for N bandwidths.",
     ),
 ]
 
@@ -83,35 +109,49 @@ TOKEN_VARIABLE = "OFFLOAD_TOKEN"
 
 CaOption = Annotated[
     Path | None,
-    typer.Option("--ca", help="Authority (.pem) the server's certificate comes from: use TLS."),
+    typer.Option(
+        "--ca",
+        rich_help_panel=SECURITY,
+        help="Use TLS and trust this certificate authority (.pem).",
+    ),
 ]
 CertificateOption = Annotated[
-    Path | None, typer.Option("--cert", help="Own certificate (.pem), for mutual TLS.")
+    Path | None,
+    typer.Option(
+        "--cert", rich_help_panel=SECURITY, help="Present this certificate (.pem), for mutual TLS."
+    ),
 ]
-KeyOption = Annotated[Path | None, typer.Option("--key", help="Private key of --cert.")]
+KeyOption = Annotated[
+    Path | None,
+    typer.Option("--key", rich_help_panel=SECURITY, help="Use this private key for --cert."),
+]
 TokenOption = Annotated[
     Path | None,
-    typer.Option("--token-file", help=f"File with the token; default: ${TOKEN_VARIABLE}."),
+    typer.Option(
+        "--token-file",
+        rich_help_panel=SECURITY,
+        help=f"Read the token from this file; default: ${TOKEN_VARIABLE}.",
+    ),
 ]
 
 
 def client_security(
     ca: Path | None, certificate: Path | None, key: Path | None, token_file: Path | None
 ) -> ClientSecurity:
-    """What a device was told about certificates and tokens."""
+    """The certificates and the token of a device, from its options."""
     return ClientSecurity(ca, certificate, key, read_token(token_file))
 
 
 def read_token(path: Path | None) -> str | None:
     """The first token of a file, or that of the environment.
 
-    Never of the command line, which others see.
+    A token is never a command-line argument: other users could see it.
     """
     return read_tokens(path)[0] if path else os.environ.get(TOKEN_VARIABLE) or None
 
 
 DevicesOption = Annotated[
-    Path, typer.Option("--devices", help="The file that names your devices and servers.")
+    Path, typer.Option("--devices", help="Read names of devices and servers from this file.")
 ]
 TargetArgument = Annotated[
     str,
@@ -131,39 +171,54 @@ DEFAULT_DEVICES = Path(DEVICES)
 
 
 def find_targets(texts: Sequence[str], devices: Path) -> list[TargetConfig]:
-    """The targets a user means, each once.
+    """The targets that the texts name, without duplicates.
 
     Raises:
-        InputError: one isn't understood, or the file of devices is wrong.
+        InputError: a text is not understood, or the devices file is wrong.
     """
     known = read_devices(devices)
     return list(dict.fromkeys(find_target(text, known) for text in texts))
 
 
-Found = TypeVar("Found")
+Result = TypeVar("Result")
 
 
 def on_each(
-    places: Sequence[TargetConfig], do: Callable[[TargetConfig], Found]
-) -> list[Found | OffloadError]:
-    """Do something at each target, all at once; why it failed stands in a target's place."""
+    texts: Sequence[str], devices: Path, action: Callable[[TargetConfig], Result]
+) -> dict[str, Result | OffloadError]:
+    """Call an action for all targets in parallel; results or errors by the target's name."""
 
-    def one(place: TargetConfig) -> Found | OffloadError:
+    def attempt(target: TargetConfig) -> Result | OffloadError:
         try:
-            return do(place)
+            return action(target)
         except OffloadError as error:
             return error
 
-    with ThreadPoolExecutor(max_workers=max(1, len(places))) as pool:
-        return list(pool.map(one, places))
+    targets = find_targets(texts, devices)
+    with ThreadPoolExecutor(max_workers=max(1, len(targets))) as pool:
+        results = pool.map(attempt, targets)
+        return dict(zip((target.name for target in targets), results, strict=True))
 
 
-def report_errors(output: Output, errors: Sequence[OffloadError]) -> None:
-    """Print one sentence for each target that failed; exits with 1 if any did.
+def report_each(
+    output: Output,
+    results: Mapping[str, Result | OffloadError],
+    value: Callable[[str, Result], Any],
+    text: Callable[[str, Result], str],
+) -> None:
+    """Print each target's result, then one sentence for each that failed; exit with 1 if any did.
+
+    JSON is one value for one target, a list for several.
 
     Raises:
-        OffloadError: the only one.
+        OffloadError: if exactly one target failed.
     """
+    done = {name: r for name, r in results.items() if not isinstance(r, OffloadError)}
+    if done:
+        values = [value(name, result) for name, result in done.items()]
+        lines = "\n".join(text(name, result) for name, result in done.items())
+        output.result(values[0] if len(results) == 1 else values, lines)
+    errors = [result for result in results.values() if isinstance(result, OffloadError)]
     if len(errors) == 1:
         raise errors[0]
     for error in errors:

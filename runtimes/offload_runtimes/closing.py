@@ -1,7 +1,7 @@
-"""Close what its user did not: when it is collected, and when the process ends.
+"""Close forgotten sessions and servers: when they are garbage collected, or at process exit.
 
 Threads of gRPC and onnxruntime that outlive the interpreter abort the process or keep it from
-ending.
+exiting.
 """
 
 import atexit
@@ -14,18 +14,20 @@ from typing import TypeAlias
 
 Close: TypeAlias = Callable[[], None]
 _open: dict[int, Close] = {}
-_inherited: list[Close] = []  # by fork; their threads are the parent's
+_closing: set[threading.Thread] = set()
+_inherited: list[Close] = []  # from the parent of a fork, which owns their threads
 _numbers = itertools.count()
 
 
 def close_at_exit(close: Close, owner: object = None) -> Close:
-    """Call `close` when the process ends, the last one opened first; it may be called twice.
+    """Call `close` at process exit, in reverse order of opening; `close` may be called twice.
 
-    With an owner, `close` is also called once the owner is collected, on a thread of its own:
-    the owner may be collected on a thread that `close` waits for. `close` must not refer to it.
+    With an owner, `close` is also called when the owner is garbage collected. This happens on a
+    thread of its own, as `close` may wait for the thread on which the owner is collected. `close`
+    must not refer to the owner.
 
     Returns:
-        A function that forgets `close`, for when it was called before.
+        A function that removes `close` again, to be called after `close` itself.
     """
     number = next(_numbers)
     _open[number] = close
@@ -33,13 +35,16 @@ def close_at_exit(close: Close, owner: object = None) -> Close:
     def forget() -> None:
         _open.pop(number, None)
 
-    def close_now() -> None:
+    def close_on_thread() -> None:
         close()
         forget()
+        _closing.discard(threading.current_thread())
 
     def collected() -> None:
         if number in _open:
-            threading.Thread(target=close_now, name="closing", daemon=True).start()
+            thread = threading.Thread(target=close_on_thread, name="closing", daemon=True)
+            _closing.add(thread)
+            thread.start()
 
     if owner is not None:
         weakref.finalize(owner, collected).atexit = False
@@ -51,12 +56,15 @@ def _close_all() -> None:
     while _open:
         _, close = _open.popitem()
         close()
+    for thread in tuple(_closing):  # their entries may be removed already
+        thread.join()
 
 
 def _forget_all() -> None:
-    """In a child of fork: what the parent opened is not the child's to close."""
+    """After a fork, in the child: only the parent closes what it opened."""
     _inherited.extend(_open.values())
     _open.clear()
+    _closing.clear()
 
 
 os.register_at_fork(after_in_child=_forget_all)

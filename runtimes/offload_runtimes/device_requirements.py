@@ -16,6 +16,7 @@ REQUIREMENTS = (
     "protobuf>=7.35.1",
     "zstandard>=0.23",
     "prometheus-client>=0.22",  # the server's metrics
+    "grpcio-health-checking>=1.70",  # the server's health checks
     "typing-extensions>=4.12",  # grpcio imports it
 )
 # The wheels of onnxruntime: all own the same module, so only one may be installed.

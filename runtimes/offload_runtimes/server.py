@@ -21,7 +21,7 @@ from offload_runtimes.closing import close_at_exit
 from offload_runtimes.engine import Arena, arena_of, short_name
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.server_state import ServerSession
-from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES, TENSOR_LIMIT_BYTES
+from offload_runtimes.protocol.tensor_specs import TENSOR_LIMIT_BYTES
 from offload_runtimes.security.server_credentials import ServerCredentials
 from offload_runtimes.serving.bundles import ServedBundles
 from offload_runtimes.serving.dispatch import Dispatcher
@@ -29,13 +29,12 @@ from offload_runtimes.serving.metrics import Observer
 from offload_runtimes.serving.serve_options import ServeOptions
 from offload_runtimes.serving.sessions import SessionState
 from offload_runtimes.transport.connection import Connection
-from offload_runtimes.transport.grpc_server import GrpcHost, echo
+from offload_runtimes.transport.grpc_server import GrpcHost
 from offload_runtimes.versions import versions
 
 _POLL_S = 0.02
 _LINK_FRACTION = 4  # a quarter of the memory is for uploads and answers, the rest for models
 _LEAST_BYTES = 1 << 20
-_BACKLOG_BYTES = 1 << 26  # of answers that one device has not read
 
 
 class Server:
@@ -93,13 +92,9 @@ class Server:
         self._host = GrpcHost(
             address,
             self.serve,
-            echo,
             receive_limit_bytes=self._bundles.max_message_bytes,
-            send_limit_bytes=MESSAGE_LIMIT_BYTES,
             max_sessions=options.max_sessions,
-            backlog_bytes=_BACKLOG_BYTES,
             memory=self._memory,
-            is_serving=lambda: self._serving,
             credentials=self._credentials,
             refused=self._observer.refused,
         )
@@ -215,6 +210,7 @@ class Server:
             if self._metrics:
                 self._start_metrics()
             self._serving = True
+            self._host.set_serving(True)
             self._host.start()
             self._forget = close_at_exit(self.stop)
         except OffloadError:
@@ -237,6 +233,7 @@ class Server:
     def drain(self, timeout_s: float = 30.0) -> bool:
         """Refuse new work and wait for the frames in flight; True if all were answered."""
         self._serving = False
+        self._host.set_serving(False)
         for session in self._open_sessions():
             with session.lock:
                 self._dispatcher.apply(session, session.protocol.drain())
@@ -248,6 +245,7 @@ class Server:
     def stop(self, grace_s: float = 0.2) -> None:
         """End all sessions and the threads; may be called twice."""
         self._serving = False
+        self._host.set_serving(False)
         for session in self._open_sessions():
             self._close(session, ServerError("the server is shutting down: try again"))
         self._host.stop(grace_s)
@@ -272,7 +270,7 @@ class Server:
         """Serve one session on a connection until it ends; one call, one thread."""
         number = next(self._numbers)
         # Evicted by its number: a reference to the session would keep it and its tensors alive.
-        account = self._memory.account(partial(self._evict, number))
+        account = self._memory.reserve(partial(self._evict, number))
         protocol = ServerSession(
             self._bundles.contracts,
             self._limits,

@@ -1,4 +1,4 @@
-"""What encodings gain: every model and link, raw schemes against lossless, fp16 and uint8 allowed.
+"""Gains of encodings: raw schemes against lossless, fp16 and uint8, on every model and link.
 
     python -m tests.benchmarks.bench_encodings [--models a,b] [--links 3g,wifi] [--repeats 4]
 
@@ -144,7 +144,7 @@ def inputs_of(name: str, proto: onnx.ModelProto) -> Iterator[dict[str, Array]]:
 
 @dataclass(frozen=True)
 class Net:
-    """One model: what it costs here, what its tensors take, and the input that is timed."""
+    """One model: its profile, the sizes of its encoded tensors, and the timed input."""
 
     subject: OptimizedModel
     profile: Profile
@@ -153,7 +153,7 @@ class Net:
     feeds: dict[str, Array]
 
     def at_this_pace(self) -> Profile:
-        """The profile as the machine runs now: it is slower and faster by the minute."""
+        """A fresh profile: the speed of the machine changes by the minute."""
         assert self.subject.model.path is not None
         engine, seconds = load(self.subject.model.path, OPTIONS), []
         for _ in range(PACE_RUNS):
@@ -177,7 +177,7 @@ def read_net(name: str, folder: Path) -> Net:
 
 
 def plans(net: Net, server: Profile, slowdown: float, link_name: str) -> dict[str, Plan]:
-    """The schemes without encodings, then the best with more and more allowed."""
+    """The raw schemes, then the best plan with more and more encodings allowed."""
     link, graph, device = parse_link(link_name), net.subject.graph, server.scaled(slowdown)
 
     def planned(catalogue: EncodingTable | None) -> Plan:
@@ -225,7 +225,7 @@ def cells(name: str, links: list[str], slowdown: float, repeats: int) -> Iterato
 def settled(
     net: Net, bench: MachinePair, link: str, repeats: int
 ) -> tuple[dict[str, PlanTrial], int]:
-    """All plans tried while the machine kept the pace that they were made for; how often."""
+    """Runs of all plans while the machine kept the profiled speed, and the attempts needed."""
     server = net.at_this_pace()
     for attempt in range(1, ATTEMPTS + 1):
         every = plans(net, server, bench.slowdown, link)
@@ -238,7 +238,7 @@ def settled(
 
 
 def is_bit_equal(bench: MachinePair, every: dict[str, Plan]) -> bool:
-    """Whether the lossless plan gives the whole model's bits when nothing is optimised."""
+    """Whether the lossless plan is bit-equal to the whole model without optimisations."""
     assert bench.model.path is not None
     plain = EngineOptions(threads=1, optimize=False)
     expected = load(bench.model.path, plain).run(None, bench.feeds)

@@ -1,4 +1,4 @@
-"""Where PO's own cut goes through several tensors, and what overlap is predicted to bring there.
+"""Where PO cuts several tensors, and the predicted gain of overlap there.
 
 Run as `make bench-own-cut`. Nothing is sent: the layers of each model are measured once, then the
 planner cuts it for slow-downs times bandwidths. RandWire comes in many wirings, since the random
@@ -48,7 +48,7 @@ class Point:
 
 
 def points(ready: PreparedStudy) -> Iterator[Point]:
-    """All of the grid; device seconds of the study are this machine's."""
+    """The whole grid; the study's device profile is this machine's."""
     here = ready.floats.device
     for slowdown in SLOWDOWNS:
         slow = replace(ready, floats=replace(ready.floats, device=here.scaled(slowdown)))
@@ -66,7 +66,7 @@ def _gain(situation: PlanningProblem, cut: Cut) -> float:
 
 
 def grid(found: Iterable[Point]) -> Iterator[str]:
-    """Lines of a table: a row for a slow-down, a column for a bandwidth."""
+    """Lines of a table: one row per slow-down, one column per bandwidth."""
     rows: dict[float, list[str]] = {}
     for point in found:
         rows.setdefault(point.slowdown, []).append(point.shown)
@@ -76,7 +76,7 @@ def grid(found: Iterable[Point]) -> Iterator[str]:
 
 
 def summary(name: str, found: list[Point]) -> str:
-    """One line on a grid: how often PO's cut has several tensors, and the most that brings."""
+    """One line on a grid: how often PO cuts several tensors, and the largest gain."""
     several = [p for p in found if p.tensors > 1 and not p.is_cloud]
     best = max(found, key=lambda p: p.gain)
     where = f" ({best.slowdown:g}x, {best.rate_mbps:g} Mbit/s)" if best.gain > 1 else ""
@@ -84,7 +84,7 @@ def summary(name: str, found: list[Point]) -> str:
 
 
 def measured(study: Study) -> PreparedStudy:
-    """The study with its layers measured; its camera form is not."""
+    """The study with its float variant profiled, without the camera variant."""
     with tempfile.TemporaryDirectory(prefix="offload-") as folder:
         return prepare(study, Path(folder), 1.0, None, lambda _: None)
 

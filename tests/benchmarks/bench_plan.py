@@ -1,4 +1,4 @@
-"""How long planning takes, and what each scheme gains: zoo models and random graphs.
+"""Planning time and gain of each scheme on zoo models and random graphs.
 
 Run as `make bench-plan`. Layer times are estimated from FLOPs (device 8 GFLOP/s, server 20 times
 that), so the figures do not depend on this machine; only the planning seconds do.
@@ -47,7 +47,7 @@ def prepared(name: str, folder: Path) -> PlanningInputs:
 
 
 def planning_s(found: PlanningInputs) -> list[float]:
-    """Seconds to plan each link, from a graph that was just loaded: nothing is remembered."""
+    """Seconds to plan for each link, from a freshly loaded graph without caches."""
     seconds = []
     for link, _ in itertools.product(LINKS, range(3)):
         fresh = replace(found, graph=replace(found.graph))
@@ -67,7 +67,7 @@ def right(cell: SweepPoint, situation: PlanningProblem) -> bool:
 
 
 def random_situation(seed: int, layers: int = 24) -> PlanningProblem:
-    """A random graph of parallel branches, its times so that all resources compete."""
+    """A random graph of parallel branches, with times for which all resources compete."""
     dice = np.random.default_rng(seed)
     needs: list[list[int]] = [[] for _ in range(layers)]
     for after in range(1, layers):
@@ -100,7 +100,7 @@ def random_situation(seed: int, layers: int = 24) -> PlanningProblem:
 
 
 def gains(latencies: Sequence[dict[str, float]]) -> Iterator[str]:
-    """Mean and largest gain of each scheme over the better of all here and all there."""
+    """Mean and largest gain of each scheme over the better of all local and all remote."""
     for scheme in ("neurosurgeon", "partition", "opss", "joint"):
         found = [min(row["local"], row["cloud"]) / row[scheme] for row in latencies]
         yield f"{statistics.mean(found):5.3f}x {max(found):5.2f}x"

@@ -123,7 +123,7 @@ class Bench:
 
 @dataclass(frozen=True)
 class Measured:
-    """A model, its profile, the whole of it to time beside each plan, and a machine pair."""
+    """A model, its profile, the whole model to time next to each plan, and a machine pair."""
 
     model: Model
     subject: OptimizedModel
@@ -139,7 +139,7 @@ class Measured:
         )
 
     def plans(self) -> dict[str, SchemeEstimate]:
-        """Plans that differ, by name."""
+        """Different plans, by name."""
         situation = self.situation()
         cut = half_cut(situation)
         named = [(found.scheme.value, found) for found in compare(situation)]
@@ -152,7 +152,7 @@ class Measured:
 
 
 def half_cut(situation: PlanningProblem) -> Cut | None:
-    """The cut at the layer that everything passes nearest to half of the device's seconds."""
+    """The cut at the articulation point nearest to half of the device's seconds."""
     graph, seconds = situation.graph, situation.costs.device_s
     sets = [graph.ancestors((gate,)) for gate in articulations(graph)]
     sets = [device for device in sets if len(device) < len(graph.layers)]

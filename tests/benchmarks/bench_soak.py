@@ -1,4 +1,4 @@
-"""Many sessions for long with faults now and then: nothing wrong, memory flat on both sides.
+"""Many sessions for a long time with faults: no wrong output, flat memory on both sides.
 
 Run as `make soak`. The sessions live in this process, the server in its own; a proxy cuts,
 stalls and corrupts. Memory is compared between the first quarter after warming up and the last.

@@ -20,10 +20,9 @@ from offload.bundle.compare import Tolerances, gap
 from offload.bundle.verify import (
     DEVICE_FILE,
     SERVER_FILE,
-    crossing,
+    crossing_tensors,
     distinct_cuts,
-    halves,
-    parts_at,
+    parts_of_cut,
 )
 from offload.errors import OffloadError
 from offload.graph.load import load_model
@@ -36,6 +35,7 @@ from onnx import TensorProto, helper
 from tests.benchmarks.goals import Goal, report
 from tests.benchmarks.peers import FLOOR, OURS, PEERS, Tool
 from tests.edge_cases import TRAPS, Trap
+from tests.toolkit.tensor_cuts import parts_at
 
 REPEATS = 7
 CUTS_OF_A_TRAP = 8
@@ -66,7 +66,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 
 
 def middle(path: Path) -> str:
-    """A tensor that alone crosses in file order, nearest to half of the layers."""
+    """The single-tensor cut in file order nearest to half of the layers."""
     graph = read_graph(load_model(path))
     lasts = [
         max((u for n in layer.outputs for u in graph.consumers.get(n, ())), default=-1)
@@ -85,7 +85,7 @@ Times = dict[str, list[float] | str]
 
 
 def timed(found: Times, tool: Tool) -> list[float]:
-    """The seconds of a tool; none for one that failed."""
+    """The seconds of a tool; empty if it failed."""
     taken = found[tool.name]
     return [] if isinstance(taken, str) else taken
 
@@ -122,7 +122,7 @@ def show_times(name: str, found: Times) -> None:
 
 
 def failure(tool: Tool, case: Trap, folder: Path) -> str:
-    """Empty when the tool splits a trap right at all tried cuts, else what went wrong."""
+    """Empty if the tool splits an edge case right at all tried cuts, otherwise the error."""
     source = folder / "whole.onnx"
     onnx.save(case.model, source)
     engine = opener(EngineOptions(threads=1))
@@ -130,9 +130,9 @@ def failure(tool: Tool, case: Trap, folder: Path) -> str:
     model = load_model(source)
     graph, freedom = read_graph(model), Tolerances.of(model)
     for device in distinct_cuts(graph, CUTS_OF_A_TRAP):
-        parts = halves(graph, device)
-        known = {name: graph.tensors[name].dtype for name in crossing(parts)}
-        if not crossing(parts) or None in known.values():
+        parts = parts_of_cut(graph, device)
+        known = {name: graph.tensors[name].dtype for name in crossing_tensors(parts)}
+        if not crossing_tensors(parts) or None in known.values():
             continue
         try:
             tool.split(source, {n: parts[n] for n in (DEVICE_FILE, SERVER_FILE)}, folder)
@@ -154,7 +154,7 @@ def failure(tool: Tool, case: Trap, folder: Path) -> str:
 
 
 def correctness(folder: Path) -> dict[str, dict[str, str]]:
-    """For each tool, the traps it fails and how."""
+    """For each tool, the edge cases it fails and how."""
     found: dict[str, dict[str, str]] = {}
     for tool in (OURS, *PEERS):
         failures = {case.name: failure(tool, case, folder) for case in TRAPS}

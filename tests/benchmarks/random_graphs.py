@@ -85,7 +85,7 @@ def _instance(
     cuts: Collection[int],
     even: bool = False,
 ) -> Instance:
-    """Random times; what no cut point needs is left out."""
+    """Random times; layers that no cut point needs are removed."""
     kept = _ancestors(edges, cuts)
     index = {layer: place for place, layer in enumerate(sorted(kept))}
 

@@ -1,4 +1,4 @@
-"""A server in a process of its own, to be killed, stopped, and looked at."""
+"""A server in a process of its own, to kill, stop and inspect."""
 
 import os
 import signal

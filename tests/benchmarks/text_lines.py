@@ -54,7 +54,7 @@ def split_with(folder: Path, model: str, tolerance: float) -> Bundle:
 
 
 def same_texts(folder: Path) -> tuple[int, Bundle]:
-    """How many of the lines are read the same by the split with a tolerance and the whole."""
+    """Number of lines that the split with a tolerance and the whole model read alike."""
     bundle = split_with(folder, "text_recognition", TOLERANCE)
     source = folder / "text_recognition.onnx"
     letters, whole = alphabet(load_model(source).proto), load(source, OPTIONS)
@@ -68,7 +68,7 @@ def same_texts(folder: Path) -> tuple[int, Bundle]:
 
 
 def goals() -> list[Goal]:
-    """The goals' lines; prints what the plans say of themselves."""
+    """The goals; prints the reasons of the plans."""
     with tempfile.TemporaryDirectory(prefix="offload-bench-") as place:
         same, bundle = same_texts(Path(place))
         tight = split_with(Path(place), "text_orientation", 1e-9)

@@ -101,7 +101,7 @@ def test_a_wish_that_cannot_be_met_is_one_sentence(
     ("device", "said"),
     [
         ("other.json", "profile is of another model ("),
-        ("version.json", "profile has format 99, this version reads 1: make it again"),
+        ("version.json", "profile has format 99, expected 1: profile again"),
         ("net.onnx", "is not a profile"),
         ("nowhere.json", "does not exist: write it with `offload profile -o`"),
     ],

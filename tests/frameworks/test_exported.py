@@ -99,7 +99,7 @@ def test_rows_together_are_rows_alone_where_that_is_said(path: Path) -> None:
     """An open batch alone is not enough: the encoders and recurrent networks have one, too."""
     model = load_model(path)
     nodes = tuple(range(len(model.proto.graph.node)))
-    why = why_alone(model, Part(nodes, (*model.wiring.inputs,), (*model.wiring.outputs,)))
+    why = why_alone(model, Part(nodes, (*model.values.inputs,), (*model.values.outputs,)))
     if "OFFLOAD_EXPORTED" not in os.environ:
         assert (why == "") == (f"{path.parent.name}/{path.stem}" in BATCHED), why
     if not why:

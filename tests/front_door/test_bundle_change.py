@@ -177,7 +177,7 @@ def test_old_half_of_a_device_follows_its_directory(versions: Versions, tmp_path
                 failed = refused(session)
                 assert f"{versions.digest('v1')[:12]} is not served here" in failed
                 assert f"the server holds {versions.digest('v2')[:12]} (v2.bundle)" in failed
-                models = weakref.ref(session._active.opened.device)
+                models = weakref.ref(session._active.opened.executor)
                 gc.disable()
                 device.deploy("v2")
                 eventually(lambda: session.is_split)

@@ -30,6 +30,18 @@ def left():
     print("left:", sorted(kinds & alive), sorted(threads))
 atexit.register(left)
 """
+SLOW = """
+import time
+from offload_runtimes.device.closing import close_at_exit
+class Owner: pass
+def close():
+    forget()
+    time.sleep(0.5)
+    print("closed")
+owner = Owner()
+forget = close_at_exit(close, owner)
+del owner
+"""
 RUN = """
 import numpy as np
 from offload_runtimes import open_session, OffloadSession
@@ -122,3 +134,9 @@ def test_forks(chain: Door) -> None:
     for line in lines[8:10]:
         assert line.startswith("InputError the session was opened before this process was forked")
     assert lines[10:] == ["parent (1, 16)"]
+
+
+def test_the_end_waits_for_a_session_that_is_being_closed(chain: Door) -> None:
+    """Collected just before the end, a session is closed on a thread of its own."""
+    done = python(chain, SLOW)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "closed\n", "")

@@ -13,6 +13,7 @@ from offload_runtimes.protocol.server_state import SessionLimits
 from offload_runtimes.protocol.tensor_specs import Contract, TensorSpec, TensorSpecs
 
 from tests.fuzz.draw import Draw
+from tests.runtimes.tensor_messages import encode_tensor
 
 DIGEST = "d" * 64
 LIMIT_BYTES = 4096
@@ -90,12 +91,12 @@ def _right(name: str, dtype: str, shape: tuple[int, ...], codec: str, draw: Draw
     """A tensor as a right device encodes it, if it can be encoded so."""
     if dtype == "value" and codec not in ("png", "jpeg"):
         value = _structure(draw)
-        return wire.encode_tensor(draw.number(), name, value, codec, plan=draw.byte() % 3)
+        return encode_tensor(draw.number(), name, value, codec, plan=draw.byte() % 3)
     array: Array = np.zeros(shape, _DTYPES.get(name, "<f4"))
     if codec in ("png", "jpeg") and (dtype != "|u1" or len(shape) < 3 or shape[-1] != 3):
         codec = "raw"
     array.reshape(-1)[:1] = draw.byte() % 2
-    return wire.encode_tensor(draw.number(), name, array, codec, plan=draw.byte() % 3)
+    return encode_tensor(draw.number(), name, array, codec, plan=draw.byte() % 3)
 
 
 def _structure(draw: Draw, depth: int = 0) -> Any:

@@ -78,8 +78,8 @@ class _Server:
 
     def __init__(self) -> None:
         self.memory = MemoryBudget(4 * LIMIT_BYTES)
-        self.others = self.memory.account(lambda: None)
-        account = self.memory.account(lambda: None)
+        self.others = self.memory.reserve(lambda: None)
+        account = self.memory.reserve(lambda: None)
         self.session = ServerSession({DIGEST: agreed()}, ROOM, account)
         self.running: list[RunSegment] = []
 

@@ -45,8 +45,14 @@ WRONG = {
     "a size in words": (changed_plan("uploads", 0, "size_bytes", to="many"), "must be int"),
     "endless": (changed_plan("uploads", 0, "affine", to={"zeros": [float("inf")]}), "damaged"),
     "no tree": (b"[" * 100_000, "recursion"),
-    "outside": (changed_plan("segments", 1, "common", to="../../x"), r"lacks \('\.\./\.\./x'\)"),
-    "not there": (changed_plan("segments", 1, "common", to="server-7"), r"lacks \('server-7'\)"),
+    "outside": (
+        changed_plan("segments", 1, "common", to="../../x"),
+        r"lacks the part '\.\./\.\./x'",
+    ),
+    "not there": (
+        changed_plan("segments", 1, "common", to="server-7"),
+        r"lacks the part 'server-7'",
+    ),
 }
 
 

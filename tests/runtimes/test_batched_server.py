@@ -25,11 +25,13 @@ from offload_runtimes.protocol import messages as wire
 from offload_runtimes.server import Server
 from offload_runtimes.serving.batching import Batching
 from offload_runtimes.serving.serve_options import ServeOptions
-from offload_runtimes.transport.connection import Connection, pair
+from offload_runtimes.transport.connection import Connection
 from onnx import NodeProto, TensorProto, helper
 
 from tests.runtimes import bundles, models
 from tests.runtimes.bundles import Made
+from tests.runtimes.memory_transport import pair
+from tests.runtimes.tensor_messages import encode_tensor
 from tests.runtimes.waiting import eventually
 
 Feeds = Mapping[str, np.ndarray]
@@ -238,7 +240,7 @@ def sent(made: Made, server: Server) -> Connection:
     connection = serve(server)
     connection.send(hello(made))
     for name in ("t0", "t1"):
-        connection.send(wire.encode_tensor(1, name, np.zeros((1, 64), np.float32), "raw"))
+        connection.send(encode_tensor(1, name, np.zeros((1, 64), np.float32), "raw"))
     connection.send(wire.message(ping=pb.Ping(number=1, sent=4)))
     while (reply := connection.receive()) is not None:
         if wire.parse(reply)[0].WhichOneof("body") == "pong":

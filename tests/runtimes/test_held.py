@@ -21,6 +21,7 @@ from onnx import helper
 
 from tests.runtimes import bundles, models
 from tests.runtimes.bundles import Made
+from tests.runtimes.tensor_messages import encode_tensor
 from tests.runtimes.waiting import eventually
 
 COUNT = 24_000  # floats: 96 kB
@@ -63,7 +64,7 @@ class Raw:
 
     def send(self, frame: int, name: str) -> None:
         array = np.ones(COUNT if name == "a" else 1, np.float32)
-        self.outbox.put(wire.encode_tensor(frame, name, array, "raw"))
+        self.outbox.put(encode_tensor(frame, name, array, "raw"))
 
     def body(self) -> tuple[pb.Message, memoryview]:
         return wire.parse(next(self.answers))
@@ -97,7 +98,7 @@ def test_the_frame_that_is_too_much_fails_alone(server: Server, made: Made) -> N
     other.send(3, "a")
     failure = other.body()[0].failure
     assert (failure.frame, failure.kind) == (3, pb.Failure.SERVER)
-    assert "as much for its devices as it may (--max-memory)" in failure.sentence
+    assert "memory for devices' tensors is in use on the server (--max-memory)" in failure.sentence
     other.send(1, "b")
     other.send(2, "b")
     assert [other.body()[0].tensor.frame for _ in range(2)] == [1, 2]

@@ -26,11 +26,13 @@ from offload_runtimes.server import Server
 from offload_runtimes.serving.metrics import JsonLines
 from offload_runtimes.serving.serve_options import ServeOptions
 from offload_runtimes.transport import SESSION, VERSION_KEY
-from offload_runtimes.transport.connection import Connection, Mailbox, MemoryConnector, pair
+from offload_runtimes.transport.connection import Connection, Mailbox
 from onnx import helper
 
 from tests.runtimes import bundles, models
 from tests.runtimes.bundles import Made
+from tests.runtimes.memory_transport import MemoryConnector, pair
+from tests.runtimes.tensor_messages import encode_tensor
 from tests.runtimes.waiting import eventually
 
 
@@ -55,7 +57,7 @@ def serve(server: Server) -> Connection:
 
 
 def tensor(frame: int, name: str = "t0", shape: tuple[int, ...] = (1, 64)) -> bytes:
-    return wire.encode_tensor(frame, name, np.zeros(shape, np.float32), "raw")
+    return encode_tensor(frame, name, np.zeros(shape, np.float32), "raw")
 
 
 def hello(made: Made) -> bytes:
@@ -364,7 +366,7 @@ def test_a_device_session_is_gone_with_its_last_user(server: Server, made: Made)
     session = OffloadSession(made.bundle, server.address)
     session.run(None, made.feeds())
     session.close()
-    (engine, *_) = session._active.opened.device._engines.values()
+    (engine, *_) = session._active.opened.executor._engines.values()
     gone, unloaded = weakref.ref(session), weakref.ref(engine)
     del session, engine, _
     eventually(lambda: gone() is None and unloaded() is None)

@@ -1,8 +1,8 @@
-"""Results of the experiments: one cell a scheme, model and network; their summary and goals."""
+"""Results of the benchmark, one cell per scheme, model and network; summary and goals."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from offload.errors import InputError
 from offload.files import write_text
+from offload.records import fields_to_json, from_json, to_json
 from offload.report.svg import SHORT
 from offload.scheduling.timeline import Timeline
 from offload.units import format_s
@@ -22,16 +23,16 @@ class Cell:
     """One scheme of one model on one network.
 
     Attributes:
-        model, network, scheme: which.
-        runs_as: the scheme that was run for it, the same program; itself mostly.
-        picked: the planner would choose it, among float inputs or among a camera's bytes.
-        predicted_s: latency as planned.
-        latencies_s: measured, one a run.
-        upload_bytes: sent up per inference, as planned.
-        cut: tensors that go up.
-        energy_j: the device's, by the power model from the measured times.
+        model, network, scheme: their names.
+        runs_as: the scheme whose runs it shares because the program is the same; mostly itself.
+        picked: the planner chooses it, among schemes with float input or with a camera's bytes.
+        predicted_s: predicted latency.
+        latencies_s: measured latencies, one per run.
+        upload_bytes: bytes uploaded per inference, as planned.
+        cut: tensors that are uploaded.
+        energy_j: the device's energy, by the power model from the measured times.
         difference: largest difference from the whole model's outputs, relative to the largest.
-        predicted: the timeline as planned.
+        predicted: the predicted timeline.
         measured: the timeline of the run nearest to the median.
     """
 
@@ -56,37 +57,17 @@ class Cell:
 
     @property
     def p95_s(self) -> float:
-        """Their 95th percentile; with few runs, close to the largest."""
+        """95th percentile of the measured latencies; with few runs, close to the largest."""
         return float(np.quantile(self.latencies_s, 0.95))
 
     @property
     def is_equal(self) -> bool:
-        """Whether the outputs are the whole model's."""
+        """Whether the outputs are those of the whole model."""
         return self.difference <= TOLERANCE
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object; `from_json` reads it."""
-        return {
-            **asdict(self),
-            "median_s": self.median_s,
-            "p95_s": self.p95_s,
-            "predicted": self.predicted.to_json(),
-            "measured": self.measured.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Cell":
-        """Read what `to_json` wrote."""
-        kept = {name: value[name] for name in cls.__dataclass_fields__}
-        return cls(
-            **{
-                **kept,
-                "latencies_s": tuple(value["latencies_s"]),
-                "cut": tuple(value["cut"]),
-                "predicted": Timeline.from_json(value["predicted"]),
-                "measured": Timeline.from_json(value["measured"]),
-            }
-        )
+        """A JSON object of the fields, the median and the 95th percentile."""
+        return {**fields_to_json(self), "median_s": self.median_s, "p95_s": self.p95_s}
 
 
 @dataclass(frozen=True)
@@ -94,18 +75,18 @@ class Group:
     """All schemes of one model on one network.
 
     Attributes:
-        settings: what they were measured with; other settings make other groups.
-        cells: one a scheme.
+        settings: what the results depend on.
+        cells: one per scheme.
         overheads: seconds of planning, by scheme.
     """
 
     settings: Mapping[str, Any]
     cells: tuple[Cell, ...]
-    overheads: Mapping[str, Sequence[float]]
+    overheads: Mapping[str, tuple[float, ...]]
 
     @property
     def model(self) -> str:
-        """The model measured."""
+        """The measured model."""
         return self.cells[0].model
 
     @property
@@ -114,17 +95,12 @@ class Group:
         return self.cells[0].network
 
     def cell(self, scheme: str) -> Cell | None:
-        """The cell of a scheme, if the model has it."""
+        """The cell of a scheme; None if the model does not have it."""
         return next((cell for cell in self.cells if cell.scheme == scheme), None)
 
     def save(self, path: Path) -> None:
-        """Write to a file, whole or not at all."""
-        value = {
-            "settings": dict(self.settings),
-            "cells": [cell.to_json() for cell in self.cells],
-            "overheads": {key: list(found) for key, found in self.overheads.items()},
-        }
-        write_text(path, json.dumps(value, indent=1))
+        """Write to a file atomically."""
+        write_text(path, json.dumps(to_json(self), indent=1))
 
     @classmethod
     def load(cls, path: Path) -> "Group":
@@ -134,11 +110,9 @@ class Group:
             InputError: the file is damaged.
         """
         try:
-            value = json.loads(path.read_text())
-            cells = tuple(Cell.from_json(cell) for cell in value["cells"])
-            return cls(value["settings"], cells, value["overheads"])
+            return from_json(cls, json.loads(path.read_text()))
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path} is damaged: remove it, and it is measured again") from error
+            raise InputError(f"{path} is damaged: remove it to measure again") from error
 
 
 MARGIN = 1.02
@@ -149,7 +123,7 @@ _RAW_RIVALS = ("local", "cloud-raw")
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """One row of the table: what, how much is wanted, what was found, whether that is enough."""
+    """A row of a table of goals: what was measured, the goal, the result, whether it is met."""
 
     measure: str
     goal: str
@@ -158,17 +132,17 @@ class Goal:
 
     @property
     def row(self) -> tuple[str, ...]:
-        """The row as shown."""
+        """The cells of the row."""
         return self.measure, self.goal, self.measured, "yes" if self.met else "no"
 
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """What the planner picked in one cell, and the best of the schemes that it must not lose to.
+    """The planner's pick for one model and network, and the best simpler scheme.
 
     Attributes:
-        kind: of input: `fp32` or `raw`.
-        picked: what the planner picks.
+        kind: the input, `fp32` or `raw`.
+        picked: the scheme that the planner picks.
         best: the fastest measured of LO, CO and PO.
     """
 
@@ -178,40 +152,39 @@ class Pick:
 
     @property
     def ratio(self) -> float:
-        """How much longer the pick takes, as measured."""
+        """Measured latency of the pick over that of the best."""
         return self.picked.median_s / self.best.median_s
 
     @property
     def is_good(self) -> bool:
-        """Whether it is as good, or next to."""
+        """Whether the pick takes at most 2 % longer than the best."""
         return self.ratio <= MARGIN
 
     @property
     def why(self) -> str:
-        """Why it is not, as far as the figures tell."""
-        low, high = min(self.picked.latencies_s), max(self.best.latencies_s)
-        if low <= high * MARGIN:
+        """The likely reason for a pick that is not good."""
+        if min(self.picked.latencies_s) <= max(self.best.latencies_s) * MARGIN:
             return "the runs of both overlap: the difference is within the noise"
         if self.kind == "raw" and self.best.scheme == "local" and not self.picked.upload_bytes:
             return (
-                "it stays on the device, too, where it turns the camera's bytes into the floats"
-                f" that LO is given: predicted {format_s(self.picked.predicted_s)}"
+                "it stays on the device as LO does, but converts the camera's bytes into the floats"
+                f" that LO gets: predicted {format_s(self.picked.predicted_s)}"
             )
-        wrong = max((self.picked, self.best), key=_error)
+
+        def error(cell: Cell) -> float:
+            ratio = cell.median_s / cell.predicted_s if cell.predicted_s else 1.0
+            return max(ratio, 1 / ratio)
+
+        wrong = max((self.picked, self.best), key=error)
         return (
             f"{SHORT[wrong.scheme]} was predicted at {format_s(wrong.predicted_s)} and took"
-            f" {format_s(wrong.median_s)}: the layer table or the link is off there"
+            f" {format_s(wrong.median_s)}: the profile or the link is off there"
         )
-
-
-def _error(cell: Cell) -> float:
-    ratio = cell.median_s / cell.predicted_s if cell.predicted_s else 1.0
-    return max(ratio, 1 / ratio)
 
 
 def picks(groups: Sequence[Group]) -> list[Pick]:
     """Every choice of the planner that was measured."""
-    found = []
+    choices = []
     for group in groups:
         floats = next((c for c in group.cells if c.picked and not c.scheme.endswith("raw")), None)
         for kind, picked, rivals in (
@@ -220,114 +193,115 @@ def picks(groups: Sequence[Group]) -> list[Pick]:
         ):
             cells = [cell for cell in map(group.cell, rivals) if cell]
             if picked and cells:
-                found.append(Pick(kind, picked, min(cells, key=lambda c: c.median_s)))
-    return found
+                choices.append(Pick(kind, picked, min(cells, key=lambda c: c.median_s)))
+    return choices
 
 
 def gain(group: Group, scheme: str, over: str = "partition") -> float | None:
-    """How many times faster a scheme was measured than another; None without both."""
+    """Measured latency of another scheme over this one's; None without both."""
     slow, fast = group.cell(over), group.cell(scheme)
     return slow.median_s / fast.median_s if slow and fast else None
 
 
 def predicted_gain(group: Group, scheme: str, over: str = "partition") -> float | None:
-    """The same as planned: what a quiet machine would show."""
+    """Predicted latency of another scheme over this one's; None without both."""
     slow, fast = group.cell(over), group.cell(scheme)
     return slow.predicted_s / fast.predicted_s if slow and fast else None
 
 
 def goals(groups: Sequence[Group]) -> list[Goal]:
-    """The table, for what was measured."""
-    made = picks(groups)
-    good = sum(pick.is_good for pick in made)
+    """The goals for what was measured, and whether each is met."""
+    choices = picks(groups)
+    good = sum(pick.is_good for pick in choices)
     cells = [cell for group in groups for cell in group.cells]
     equal = sum(cell.is_equal for cell in cells)
     worst = max((cell.difference for cell in cells), default=0.0)
-    rows = [
+    return [
         Goal(
             "the planner's pick, against the best measured of LO, CO, PO",
-            f"within 2 % in all {len(made)}",
-            f"{good} of {len(made)}",
-            good == len(made),
-        )
-    ]
-    rows += [row for model in OVERLAPPING for row in _overlap(groups, model)]
-    rows.append(
+            f"within 2 % in all {len(choices)}",
+            f"{good} of {len(choices)}",
+            good == len(choices),
+        ),
+        *(row for model in OVERLAPPING for row in _overlap_goals(groups, model)),
         Goal(
             "outputs, against the whole model's",
             f"within {TOLERANCE:g} in all {len(cells)} cells",
             f"{equal} of {len(cells)}, {worst:.1e} at most",
             equal == len(cells),
-        )
-    )
-    return rows
+        ),
+    ]
 
 
-def _overlap(groups: Sequence[Group], model: str) -> list[Goal]:
-    """OPSS against PO at the same cut, on the network where it helps most."""
-    free, private, inside = (
-        [group for group in groups if group.model == f"{model}{kind}" and gain(group, "opss")]
-        for kind in ("", "_private", "_inside")
-    )
+def _overlap_goals(groups: Sequence[Group], model: str) -> list[Goal]:
+    """OPSS against PO at the same cut, on the network where it gains most."""
+
+    def most(kind: str) -> tuple[float, str]:
+        gains = [
+            (measured, group.network, predicted_gain(group, "opss") or 0.0)
+            for group in groups
+            if group.model == model + kind and (measured := gain(group, "opss"))
+        ]
+        best, network, predicted = max(gains, default=(0.0, "", 0.0))
+        return best, f"{best:.2f}x on {network}, {predicted:.2f}x predicted"
+
+    (free, free_text), (private, private_text) = most(""), most("_private")
+    inside, inside_text = most("_inside")
+    wanted = f"> {MARGIN}x on a network"
     rows = []
     if free or private:
-        best, said = _most(free)
-        kept, said_kept = _most(private)
-        if kept > best:
-            said = f"{said_kept}, the input kept on the device" + (f"; else {said}" if free else "")
-        rows.append((f"OPSS over PO, {model}", said, max(best, kept)))
+        text = free_text
+        if private > free:
+            otherwise = f"; else {free_text}" if free else ""
+            text = f"{private_text}, the input kept on the device{otherwise}"
+        best = max(free, private)
+        rows.append(Goal(f"OPSS over PO, {model}", wanted, text, best > MARGIN))
     if inside:
-        most, said = _most(inside)
-        rows.append((f"OPSS over PO, {model}, cut forced inside a stage", said, most))
-    wanted = f"> {MARGIN}x on a network"
-    return [Goal(what, wanted, said, found > MARGIN) for what, said, found in rows]
-
-
-def _most(groups: Sequence[Group]) -> tuple[float, str]:
-    """The largest factor of OPSS over PO, and where it was; 0 without any."""
-    found = [(gain(g, "opss") or 0.0, g.network, predicted_gain(g, "opss") or 0.0) for g in groups]
-    best, network, planned = max(found, default=(0.0, "", 0.0))
-    return best, f"{best:.2f}x on {network}, {planned:.2f}x predicted"
+        measure = f"OPSS over PO, {model}, cut forced inside a stage"
+        rows.append(Goal(measure, wanted, inside_text, inside > MARGIN))
+    return rows
 
 
 PLANNING = ("paper", "opss", "joint")
 
 
 def facts(groups: Sequence[Group]) -> list[tuple[str, str]]:
-    """Statements and their figures."""
-    made = picks(groups)
-    other = [1 / pick.ratio for pick in made if pick.picked.runs_as != pick.best.runs_as]
+    """Statements about all cells, and their figures."""
+    choices = picks(groups)
+    other = [1 / pick.ratio for pick in choices if pick.picked.runs_as != pick.best.runs_as]
     own = [cell for group in groups for cell in group.cells if cell.runs_as == cell.scheme]
-    local = [cell for cell in own if cell.scheme == "local"]
-    rest = [cell for cell in own if cell.scheme != "local"]
+    gains = sum(factor > MARGIN for factor in other)
+    factors = (
+        f"{len(other)}: {min(other):.2f} to {max(other):.2f}, {gains} of them more than {MARGIN}"
+        if other
+        else "0"
+    )
+    same = str(len(choices) - len(other))
     return [
-        ("picks that are the best of LO, CO and PO, the same program", str(len(made) - len(other))),
-        ("other picks, and how many times faster than that best they are", _range(other)),
-        ("predictions off by, median, LO left out", _off(rest)),
-        ("predictions off by, median, LO, to which the device is paced", _off(local)),
+        ("picks that run the same program as the best of LO, CO and PO", same),
+        ("other picks, and their gain over that best", factors),
+        ("prediction error, median, without LO", _prediction_error(own, local=False)),
+        ("prediction error, median, LO (the device is paced to it)", _prediction_error(own, True)),
     ]
 
 
+def _prediction_error(cells: Sequence[Cell], local: bool) -> str:
+    errors = [
+        abs(cell.median_s / cell.predicted_s - 1)
+        for cell in cells
+        if cell.predicted_s and (cell.scheme == "local") is local
+    ]
+    return f"{100 * median(errors):.1f} % of {len(errors)}" if errors else ""
+
+
 def planning(groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    """For each model: the least and the most seconds that planning took, by scheme."""
-    models = dict.fromkeys(group.model for group in groups)
-    return [(model, *(_planned(groups, model, key) for key in PLANNING)) for model in models]
-
-
-def _planned(groups: Sequence[Group], model: str, scheme: str) -> str:
-    found = [s for g in groups if g.model == model for s in g.overheads.get(scheme, ())]
-    return f"{format_s(min(found))} to {format_s(max(found))}" if found else ""
-
-
-def _range(factors: Sequence[float]) -> str:
-    if not factors:
-        return "0"
-    gains = sum(factor > 1.02 for factor in factors)
-    return (
-        f"{len(factors)}: {min(factors):.2f} to {max(factors):.2f}, {gains} of them more than 1.02"
-    )
-
-
-def _off(cells: Sequence[Cell]) -> str:
-    found = [abs(cell.median_s / cell.predicted_s - 1) for cell in cells if cell.predicted_s]
-    return f"{100 * median(found):.1f} % of {len(found)}" if found else ""
+    """For each model: the least and the most seconds of planning, by scheme."""
+    rows = []
+    for model in dict.fromkeys(group.model for group in groups):
+        row = [model]
+        for key in PLANNING:
+            seconds = [s for g in groups if g.model == model for s in g.overheads.get(key, ())]
+            span = f"{format_s(min(seconds))} to {format_s(max(seconds))}" if seconds else ""
+            row.append(span)
+        rows.append(tuple(row))
+    return rows

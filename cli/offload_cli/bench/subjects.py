@@ -1,11 +1,10 @@
-"""What the experiments measure: models, their inputs and costs, and every scheme as a plan."""
+"""Subjects of the benchmark: models, their inputs and profiles, and a plan for each scheme."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 from offload.costs.link import Link
@@ -38,11 +37,12 @@ PAPERS = ("alexnet_parallel", "googlenet", "multi_stream", "randwire")
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FLOATS = "image_fp32"
 _LIGHT_HEADS = 256
-# Of the first 24, the one whose own cut, with the input kept, gains most: `make bench-own-cut`.
+# The wiring of the first 24 that gains most when the input stays on the device
+# (`make bench-own-cut`).
 _PRIVATE_WIRING = 8
 _RUNS = 10
-# What else the machine does only ever makes layers slower: the quickest table is kept.
-_TABLES = 3
+# Other work on the machine only makes layers slower: the quickest of three profiles is used.
+_PROFILES = 3
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Study:
     """A model to measure.
 
     Attributes:
-        name: what it is called in tables.
-        build: makes the model.
-        inside: cut inside the model, through several tensors, whatever would be best.
-        keep_input: the input never leaves the device, as `offload split --keep-input` has it.
+        name: its name in tables.
+        build: builds the model.
+        inside: force a cut inside the model, through several tensors, even if another is better.
+        keep_input: never send the input, as with `offload split --keep-input`.
     """
 
     name: str
@@ -63,33 +63,31 @@ class Study:
 
     @property
     def takes_camera(self) -> bool:
-        """Whether a camera's bytes may be its input too."""
+        """Whether a variant with a camera's bytes as input is measured too."""
         return not (self.inside or self.keep_input)
 
 
-def _studies() -> Mapping[str, Study]:
-    found = {name: Study(name, model.build) for name, model in zoo.ZOO.items()}
-    light = partial(multi_stream.build, hidden=_LIGHT_HEADS)
-    found["multi_stream"] = Study("multi_stream", light)
-    inside = Study("randwire_inside", zoo.ZOO["randwire"].build, inside=True)
-    wiring = partial(randwire.build, seed=_PRIVATE_WIRING)
-    private = Study("randwire_private", wiring, keep_input=True)
-    return MappingProxyType({**found, inside.name: inside, private.name: private})
-
-
-STUDIES = _studies()
+_OWN_STUDIES = (
+    Study("multi_stream", partial(multi_stream.build, hidden=_LIGHT_HEADS)),
+    Study("randwire_inside", zoo.ZOO["randwire"].build, inside=True),
+    Study("randwire_private", partial(randwire.build, seed=_PRIVATE_WIRING), keep_input=True),
+)
+STUDIES: Mapping[str, Study] = {
+    **{name: Study(name, model.build) for name, model in zoo.ZOO.items()},
+    **{study.name: study for study in _OWN_STUDIES},
+}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One form of a model: as built, or with a camera's bytes as its input.
+    """A model with float input, as built, or with a camera's bytes as input.
 
     Attributes:
         model: loaded from its file.
         graph: its layers.
-        device: seconds per layer on the device.
-        server: seconds per layer on the server.
-        feeds: .npz of its input.
+        device: the device's profile.
+        server: the server's profile.
+        feeds: .npz of its inputs.
     """
 
     model: Model
@@ -104,9 +102,9 @@ class PreparedStudy:
     """A study ready to be measured.
 
     Attributes:
-        study: what it is.
+        study: the model and how it is cut.
         floats: the model with float input, as built.
-        camera: the same with one uint8 image as input, if it has a single image.
+        camera: the model with one uint8 image as input; None if its input is not one image.
         expected: .npz of the outputs that both must give.
     """
 
@@ -120,7 +118,7 @@ def find_study(name: str) -> Study:
     """The study of that name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such study.
     """
     if name not in STUDIES:
         raise InputError(f"no model is called {name!r}: choose from {', '.join(STUDIES)}")
@@ -130,14 +128,14 @@ def find_study(name: str) -> Study:
 def prepare(
     study: Study, folder: Path, slowdown: float, profiles: Path | None, progress: Progress
 ) -> PreparedStudy:
-    """Build a model and its inputs into a folder and measure its layers.
+    """Build a model and its inputs in a folder, and profile it.
 
     Args:
         study: which model.
         folder: gets the files.
         slowdown: how many times slower than this machine the device is.
-        profiles: folder of `MODEL.device.json` and `MODEL.server.json`, which replace measuring
-            here where they are.
+        profiles: folder of `MODEL.device.json` and `MODEL.server.json`; what is missing there is
+            measured here.
         progress: called with a phrase before each step.
 
     Raises:
@@ -149,12 +147,28 @@ def prepare(
     single = list(image.input_shapes(proto)) == ["image"] and study.takes_camera
     if single:
         proto = image.rename_input(proto, "image", _FLOATS)
-    picture, feeds = _inputs(image.input_shapes(proto), single)
+    picture, feeds = _seeded_inputs(image.input_shapes(proto), single)
+
+    def given_profile(side: str) -> Profile | None:
+        path = profiles / f"{study.name}.{side}.json" if profiles else None
+        return load_profile(path) if path and path.is_file() else None
 
     def variant(kind: str, feeds: Mapping[str, Array]) -> Variant:
-        given = [_given(profiles, f"{study.name}.{side}.json") for side in ("device", "server")]
+        """Load and profile `KIND.onnx`, and save its inputs as `KIND.npz`."""
+        device, server = given_profile("device"), given_profile("server")
         progress(f"{study.name}: measuring its layers ({kind})")
-        return _variant(folder, kind, feeds, slowdown, given)
+        scratch, arrays = folder / kind, folder / f"{kind}.npz"
+        scratch.mkdir(exist_ok=True)
+        _save(arrays, feeds)
+        model = load_model(folder / f"{kind}.onnx")
+        optimized = optimized_model(model, scratch)
+        if server is None or device is None:
+            profiles_here = [
+                measure(optimized, OPTIONS, feeds=feeds, runs=_RUNS) for _ in range(_PROFILES)
+            ]
+            quickest = min(profiles_here, key=lambda profile: profile.whole_s)
+            server, device = server or quickest, device or quickest.scaled(slowdown)
+        return Variant(model, optimized.graph, device, server, arrays)
 
     zoo.save(proto, folder / "floats.onnx")
     floats = variant("floats", feeds)
@@ -164,15 +178,18 @@ def prepare(
         raw = image.with_image_input(proto, _FLOATS, height, width, _MEAN, _STD)
         zoo.save(raw, folder / "camera.onnx")
         camera = variant("camera", {"image": picture})
+    assert floats.model.path is not None
+    engine = load(floats.model.path, OPTIONS)
+    names = [value.name for value in engine.outputs]
     expected = folder / "expected.npz"
-    _save(expected, _answers(floats.model, feeds))
+    _save(expected, dict(zip(names, engine.run(names, feeds), strict=True)))
     return PreparedStudy(study, floats, camera, expected)
 
 
-def _inputs(
+def _seeded_inputs(
     shapes: Mapping[str, tuple[int, ...]], single: bool
 ) -> tuple[Array | None, dict[str, Array]]:
-    """A seeded image and the floats that it stands for; else random floats for every input."""
+    """A seeded image and its normalised floats; without a single image, floats for every input."""
     random = np.random.default_rng(0)
     if not single:
         return None, {n: random.random(shape, dtype=np.float32) for n, shape in shapes.items()}
@@ -182,55 +199,24 @@ def _inputs(
     return picture, {_FLOATS: np.ascontiguousarray(floats.astype(np.float32).transpose(0, 3, 1, 2))}
 
 
-def _variant(
-    folder: Path,
-    kind: str,
-    feeds: Mapping[str, Array],
-    slowdown: float,
-    given: Sequence[Profile | None],
-) -> Variant:
-    scratch, arrays = folder / kind, folder / f"{kind}.npz"
-    scratch.mkdir(exist_ok=True)
-    _save(arrays, feeds)
-    model = load_model(folder / f"{kind}.onnx")
-    subject = optimized_model(model, scratch)
-    device, server = given
-    if server is None or device is None:
-        tables = [measure(subject, OPTIONS, feeds=feeds, runs=_RUNS) for _ in range(_TABLES)]
-        here = min(tables, key=lambda table: table.whole_s)
-        server, device = server or here, device or here.scaled(slowdown)
-    return Variant(model, subject.graph, device, server, arrays)
-
-
-def _given(profiles: Path | None, name: str) -> Profile | None:
-    path = profiles / name if profiles else None
-    return load_profile(path) if path and path.is_file() else None
-
-
-def _answers(model: Model, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    assert model.path is not None
-    engine = load(model.path, OPTIONS)
-    names = [value.name for value in engine.outputs]
-    return dict(zip(names, engine.run(names, feeds), strict=True))
-
-
 def _save(path: Path, arrays: Mapping[str, Array]) -> None:
     np.savez(path, **arrays)  # type: ignore[arg-type]  # numpy takes any keyword
 
 
-PAPERS_SOLVERS = ("tree-merge", "levels")
+# The paper's solvers: for trees, and for all other graphs.
+_TREE_SOLVER, _GENERAL_SOLVER = "tree-merge", "levels"
 _REPEATS = 10
 _SEARCHES = 3
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedScheme:
     """One scheme as it will run.
 
     Attributes:
-        variant: the form of the model.
+        variant: the model it runs.
         plan: the plan, with its prediction.
-        picked: the planner would choose it.
+        picked: the planner chooses it.
     """
 
     variant: Variant
@@ -239,130 +225,114 @@ class Planned:
 
     @property
     def program(self) -> object:
-        """Equal for schemes that come to the same thing; the engine orders a segment itself."""
+        """Equal for schemes that run the same; the engine orders the layers of a segment."""
         segments = tuple((s.id, s.side, frozenset(s.layers)) for s in self.plan.segments)
         return self.variant.model.path, segments, self.plan.steps
 
 
-def plans_of(prepared: PreparedStudy, link: Link) -> dict[str, Planned]:
+def plans_of(prepared: PreparedStudy, link: Link) -> dict[str, PlannedScheme]:
     """A plan for every scheme, by the scheme's key."""
+    floats, problem = prepared.floats, planning_problem(prepared, link)
     if prepared.study.inside:
-        return _inside(prepared, link)
-    floats, situation = prepared.floats, planning_problem(prepared, link)
-    found = compare(situation)
-    best = simplest_within_margin(found, choose(found))
-    shared = next(c.cut for c in found if c.scheme is Scheme.PARTITION)
-    orders = {"fifo": _ordered(situation, shared, "fifo"), "paper": _papers(situation, shared)}
+        cut = inner_cut(problem)
+        estimates = {
+            "local": candidate(problem, Scheme.LOCAL, all_local(problem.graph)),
+            "partition": candidate(problem, Scheme.PARTITION, cut),
+            "fifo": candidate(problem, Scheme.OPSS, cut, "fifo"),
+            "paper": _paper_estimate(problem, cut),
+            "opss": candidate(problem, Scheme.OPSS, cut),
+        }
+        compared = tuple(estimates[key] for key in ("local", "partition", "opss"))
+        return {
+            key: PlannedScheme(floats, plan_of(problem, compared, estimate))
+            for key, estimate in estimates.items()
+        }
+    compared = compare(problem)
+    best = simplest_within_margin(compared, choose(compared))
     plans = {
-        c.scheme.value: Planned(floats, plan_of(situation, found, c), c is best) for c in found
+        estimate.scheme.value: PlannedScheme(
+            floats, plan_of(problem, compared, estimate), estimate is best
+        )
+        for estimate in compared
     }
-    for key, one in orders.items():
-        plans[key] = Planned(floats, plan_of(situation, found, one))
-    if prepared.camera:
-        plans |= _raw(prepared.camera, link)
+    cut = next(estimate.cut for estimate in compared if estimate.scheme is Scheme.PARTITION)
+    for key, estimate in (
+        ("fifo", candidate(problem, Scheme.OPSS, cut, "fifo")),
+        ("paper", _paper_estimate(problem, cut)),
+    ):
+        plans[key] = PlannedScheme(floats, plan_of(problem, compared, estimate))
+    if camera := prepared.camera:
+        problem = PlanningProblem.of(camera.graph, camera.device, camera.server, link)
+        compared = compare(problem)
+        cloud = next(estimate for estimate in compared if estimate.scheme is Scheme.CLOUD)
+        best = simplest_within_margin(compared, choose(compared))
+        cloud_plan = plan_of(problem, compared, cloud)
+        plans["cloud-raw"] = PlannedScheme(camera, cloud_plan, cloud is best)
+        plans["auto-raw"] = PlannedScheme(camera, plan_of(problem, compared, best), True)
     return plans
 
 
 def planning_problem(prepared: PreparedStudy, link: Link) -> PlanningProblem:
-    """The study's model with float input on a link, under the study's limits."""
+    """The planning problem of the study's model with float input, under the study's limits."""
     floats = prepared.floats
-    demand = constraints_of(PlanRequest(keep_input=prepared.study.keep_input), floats.graph)
-    return PlanningProblem.of(floats.graph, floats.device, floats.server, link, demand)
+    request = PlanRequest(keep_input=prepared.study.keep_input)
+    limits = constraints_of(request, floats.graph)
+    return PlanningProblem.of(floats.graph, floats.device, floats.server, link, limits)
 
 
-def _raw(camera: Variant, link: Link) -> dict[str, Planned]:
-    situation = PlanningProblem.of(camera.graph, camera.device, camera.server, link)
-    found = compare(situation)
-    cloud = next(c for c in found if c.scheme is Scheme.CLOUD)
-    best = simplest_within_margin(found, choose(found))
-    return {
-        "cloud-raw": Planned(camera, plan_of(situation, found, cloud), cloud is best),
-        "auto-raw": Planned(camera, plan_of(situation, found, best), True),
-    }
-
-
-def _inside(prepared: PreparedStudy, link: Link) -> dict[str, Planned]:
-    """LO; PO, every order and OPSS on a cut through three tensors or more, best or not."""
-    situation = planning_problem(prepared, link)
-    cut = inner_cut(situation)
-    serial = candidate(situation, Scheme.PARTITION, cut)
-    best = candidate(situation, Scheme.OPSS, cut)
-    whole = candidate(situation, Scheme.LOCAL, all_local(situation.graph))
-    found = {
-        "local": whole,
-        "partition": serial,
-        "fifo": _ordered(situation, cut, "fifo"),
-        "paper": _papers(situation, cut),
-        "opss": best,
-    }
-    all_of_them = (whole, serial, best)
-    return {
-        key: Planned(prepared.floats, plan_of(situation, all_of_them, c))
-        for key, c in found.items()
-    }
-
-
-def inner_cut(situation: PlanningProblem, least: int = 3) -> Cut:
-    """The cut behind a prefix of the layers, through several tensors, where overlap brings most.
+def inner_cut(problem: PlanningProblem, least: int = 3) -> Cut:
+    """The cut after a prefix of the layers, through several tensors, where overlap gains most.
 
     Raises:
-        InputError: the model has no place with so many tensors.
+        InputError: the model has no cut of `least` tensors.
     """
-    graph = situation.graph
+    graph = problem.graph
     prefixes = (cut_at(graph, frozenset(range(end))) for end in range(1, len(graph.layers)))
-    found = [cut for cut in prefixes if len(cut.uploads) >= least]
-    if not found:
+    cuts = [cut for cut in prefixes if len(cut.uploads) >= least]
+    if not cuts:
         raise InputError(f"{graph.name} has no cut of {least} tensors")
 
-    def brings(cut: Cut) -> float:
-        serial = candidate(situation, Scheme.PARTITION, cut)
-        return serial.latency_s / _ordered(situation, cut, "fifo").latency_s
+    def overlap_gain(cut: Cut) -> float:
+        serial = candidate(problem, Scheme.PARTITION, cut)
+        return serial.latency_s / candidate(problem, Scheme.OPSS, cut, "fifo").latency_s
 
-    return max(found, key=brings)
-
-
-def _ordered(situation: PlanningProblem, cut: Cut, solver: str) -> SchemeEstimate:
-    return candidate(situation, Scheme.OPSS, cut, solver)
+    return max(cuts, key=overlap_gain)
 
 
-def _papers(situation: PlanningProblem, cut: Cut) -> SchemeEstimate:
-    """The paper's scheduler for trees, or the one for all other graphs."""
-    trees, general = PAPERS_SOLVERS
+def _paper_estimate(problem: PlanningProblem, cut: Cut) -> SchemeEstimate:
+    """A cut ordered by the paper's solver for trees, otherwise by that for all graphs."""
     try:
-        return _ordered(situation, cut, trees)
+        return candidate(problem, Scheme.OPSS, cut, _TREE_SOLVER)
     except InputError:
-        return _ordered(situation, cut, general)
+        return candidate(problem, Scheme.OPSS, cut, _GENERAL_SOLVER)
 
 
-def overheads(prepared: PreparedStudy, link: Link) -> dict[str, list[float]]:
-    """Seconds of planning, by scheme: the cut and its order, repeated."""
-    situation = planning_problem(prepared, link)
-    graph, costs = situation.graph, situation.costs
+def overheads(prepared: PreparedStudy, link: Link) -> dict[str, tuple[float, ...]]:
+    """Seconds of planning, by scheme: choosing cut and order, several times each."""
+    problem = planning_problem(prepared, link)
 
-    def order(solver: Callable[[PlanningProblem, Cut], object]) -> Callable[[], object]:
-        return lambda: solver(situation, serial_cut(situation))
-
-    def best(_: PlanningProblem, cut: Cut) -> object:
-        problem = scheduling_problem(graph, costs, cut)
-        return problem and solve(problem.instance)
-
-    def papers(_: PlanningProblem, cut: Cut) -> object:
-        problem = scheduling_problem(graph, costs, cut)
-        trees, general = PAPERS_SOLVERS
+    def order(solver: str, fallback: str = "") -> None:
+        """Choose PO's cut, then order its layers; the fallback is for graphs it refuses."""
+        jobs = scheduling_problem(problem.graph, problem.costs, serial_cut(problem))
+        if jobs is None:
+            return
         try:
-            return problem and solve(problem.instance, trees)
+            solve(jobs.instance, solver)
         except InputError:
-            return problem and solve(problem.instance, general)
+            if not fallback:
+                raise
+            solve(jobs.instance, fallback)
 
-    jobs: Mapping[str, tuple[Callable[[], object], int]] = {
-        "paper": (order(papers), _REPEATS),
-        "opss": (order(best), _REPEATS),
-        "joint": (lambda: search(situation), _SEARCHES),
-    }
-    return {key: [_seconds(job) for _ in range(count)] for key, (job, count) in jobs.items()}
-
-
-def _seconds(job: Callable[[], object]) -> float:
-    start_s = time.perf_counter()
-    job()
-    return time.perf_counter() - start_s
+    seconds: dict[str, tuple[float, ...]] = {}
+    for key, action, count in (
+        ("paper", partial(order, _TREE_SOLVER, _GENERAL_SOLVER), _REPEATS),
+        ("opss", partial(order, "optimal"), _REPEATS),
+        ("joint", partial(search, problem), _SEARCHES),
+    ):
+        times = []
+        for _ in range(count):
+            start_s = time.perf_counter()
+            action()
+            times.append(time.perf_counter() - start_s)
+        seconds[key] = tuple(times)
+    return seconds

@@ -1,4 +1,4 @@
-"""The verb `offload demo`."""
+"""`offload demo`: predict and measure every scheme on real models and inputs."""
 
 import json
 from pathlib import Path
@@ -10,81 +10,83 @@ from offload.files import write_text
 from offload.report.gantt import chrome_trace
 from offload.report.page import page
 
-from offload_cli.demo.runner import ScenarioResult, perform, section, tell
+from offload_cli.demo.runner import ScenarioResult, run_scenario, section, show
 from offload_cli.demo.scenarios import scenarios
 from offload_cli.options import FormatOption
 from offload_cli.output import Format, Output
 
 
 def demo(
-    text: Annotated[str, typer.Option(help="The line of text that is rendered and read.")] = (
+    text: Annotated[str, typer.Option(help="Render and read this line of text.")] = (
         "Split inference 42"
     ),
-    link: Annotated[str, typer.Option(help="Emulate this link in all scenes.")] = "",
+    link: Annotated[
+        str, typer.Option(metavar="LINK", help="Emulate this link; default: each scenario's own.")
+    ] = "",
     slowdown: Annotated[
-        float, typer.Option(min=0.0, help="Emulate a device so many times slower; 0: each its own.")
+        float,
+        typer.Option(
+            min=0.0,
+            metavar="FACTOR",
+            help="Emulate a device that is FACTOR times slower; 0: each scenario's own.",
+        ),
     ] = 0.0,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs behind each median.")] = 5,
+    repeats: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Run N times; the median is reported.")
+    ] = 5,
     folder: Annotated[
-        Path, typer.Option("-o", "--output", help="Where charts, traces and the page go.")
+        Path, typer.Option("-o", "--output", help="Write charts, traces and the page here.")
     ] = Path("out/demo"),
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """See it work: real weights, a real input, every scheme predicted and measured.
+    """Predict and measure every scheme on real models and inputs.
 
-    LO computes all on the device, CO all on the server, Neurosurgeon cuts at one tensor,
-    PO at any with nothing overlapped, OPSS overlaps uploads with computation, joint chooses the
-    cut for the overlap, all sending tensors as they are. Lossless may compress them, lossy may
-    also make them float16 or uint8 as far as the outputs stay near. Schemes that come to the same
-    program share a row.
+    LO runs all layers on the device, CO all on the server. Neurosurgeon cuts at one tensor, PO
+    anywhere without overlap, OPSS overlaps uploads with computation, joint chooses cut and order
+    together; all send raw tensors. Lossless may compress them; lossy may also send float16 or
+    uint8, within a tolerance on the outputs. Schemes with the same program share a row.
 
     The device is this machine made slower, the link is emulated, the server is real gRPC on
-    loopback; no root is needed. The text is rendered, PP-OCR reads it.
+    loopback. No root is needed.
 
     Example: `offload demo --link 3g --slowdown 10`
     """
     output = Output(form)
-    scenes = []
-    for act in scenarios(text):
-        chosen, factor = parse_link(link or act.link), slowdown or act.slowdown
+    results = []
+    for scenario in scenarios(text):
+        chosen, factor = parse_link(link or scenario.link), slowdown or scenario.slowdown
         output.remark(f"device: this machine {factor:g}x slower; link: {chosen.describe()}")
         with output.steps() as progress:
-            scene = perform(act, chosen, factor, repeats, progress)
-        tell(output, scene)
-        scenes.append(scene)
-    written = _write(folder, scenes)
-    output.text(f"\nCharts, traces and a page to look at: {written}")
-    if output.is_json:
-        output.result([_json(scene) for scene in scenes])
-
-
-def _write(folder: Path, scenes: list[ScenarioResult]) -> Path:
+            result = run_scenario(scenario, chosen, factor, repeats, progress)
+        show(output, result)
+        results.append(result)
     folder.mkdir(parents=True, exist_ok=True)
-    for number, scene in enumerate(scenes):
-        timelines = {
-            f"{trial.label} {kind}": timeline
-            for trial in scene.trials
-            for kind, timeline in (("predicted", trial.plan.timeline), ("measured", trial.timeline))
-        }
-        write_text(folder / f"scene-{number}.trace.json", json.dumps(chrome_trace(timelines)))
-        for trial, svg in zip(scene.trials, section(scene).charts, strict=True):
+    sections = [section(result) for result in results]
+    for number, (result, part) in enumerate(zip(results, sections, strict=True)):
+        timelines = {}
+        for trial, svg in zip(result.trials, part.charts, strict=True):
+            timelines[f"{trial.label} predicted"] = trial.plan.timeline
+            timelines[f"{trial.label} measured"] = trial.timeline
             name = trial.label.partition(" = ")[0].lower().replace(" ", "-")
             write_text(folder / f"scene-{number}-{name}.svg", svg)
+        write_text(folder / f"scene-{number}.trace.json", json.dumps(chrome_trace(timelines)))
     introduction = (
-        "One inference, split between an emulated small device and a server, every way there is:"
+        "One inference, split between an emulated small device and a server by every scheme:"
         " predicted and measured in this run."
     )
-    target = folder / "index.html"
-    write_text(target, page("offload demo", introduction, map(section, scenes)))
-    return target
+    written = folder / "index.html"
+    write_text(written, page("offload demo", introduction, sections))
+    output.text(f"\nCharts, traces and a page to look at: {written}")
+    if output.is_json:
+        output.result([_json(result) for result in results])
 
 
-def _json(scene: ScenarioResult) -> dict[str, object]:
+def _json(result: ScenarioResult) -> dict[str, object]:
     return {
-        "title": scene.act.title,
-        "layers": scene.layers,
-        "chosen": scene.chosen.scheme,
-        "reason": scene.sentence,
+        "title": result.scenario.title,
+        "layers": result.layers,
+        "chosen": result.chosen.scheme,
+        "reason": result.sentence,
         "schemes": [
             {
                 "label": trial.label,
@@ -92,9 +94,9 @@ def _json(scene: ScenarioResult) -> dict[str, object]:
                 "measured_s": trial.latency_s,
                 "seconds": list(trial.seconds),
                 "upload_bytes": trial.upload_bytes,
-                "answer": scene.act.answer(trial.outputs),
+                "answer": result.scenario.answer(trial.outputs),
                 "difference": trial.difference,
             }
-            for trial in scene.trials
+            for trial in result.trials
         ],
     }

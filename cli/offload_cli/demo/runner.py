@@ -1,13 +1,12 @@
-"""Run one act: profile, plan, try every scheme for real, and say what came out."""
+"""Run a scenario of the demo: profile, plan and run every scheme, then show the results."""
 
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from offload.costs.encoding_table import EncodingTable
 from offload.costs.encodings import LOSSLESS, EncodingPolicy, parse_allowed
 from offload.costs.link import Link
-from offload.costs.profile import Profile
 from offload.errors import OffloadError
 from offload.graph.load import load_model
 from offload.planning.cut import cut_after
@@ -28,7 +27,7 @@ from offload_runtimes.measure.profile import measure, optimized_model
 from offload_cli.demo.scenarios import Scenario
 from offload_cli.output import Output
 
-# One thread stands for a small device, and leaves the other core to the server.
+# One thread, as on a small device; the other core is left to the server.
 OPTIONS = EngineOptions(threads=1)
 TOLERANCE = 1e-4
 LOSSY_TOLERANCE = 0.02
@@ -38,18 +37,18 @@ COLUMNS = ("scheme", ">predicted", ">measured", ">spread", ">sent", "answer")
 
 @dataclass(frozen=True)
 class ScenarioResult:
-    """What an act came to.
+    """The results of a scenario.
 
     Attributes:
-        act: what was run.
-        layers: number of layers found.
+        scenario: what was run.
+        layers: number of layers of the model.
         chosen: the plan that `auto` chooses.
-        trials: every scheme, tried.
-        winner: label of the fastest as measured.
-        sentence: which plan wins and why.
+        trials: the runs of every scheme.
+        winner: the label of the fastest, as measured.
+        sentence: the chosen plan's reason, and whether it was the fastest.
     """
 
-    act: Scenario
+    scenario: Scenario
     layers: int
     chosen: Plan
     trials: tuple[PlanTrial, ...]
@@ -57,140 +56,109 @@ class ScenarioResult:
     sentence: str
 
 
-def perform(
-    act: Scenario, link: Link, slowdown: float, repeats: int, progress: Progress
+def run_scenario(
+    scenario: Scenario, link: Link, slowdown: float, repeats: int, progress: Progress
 ) -> ScenarioResult:
-    """Try every scheme of an act on the emulated device and link.
+    """Run every scheme of a scenario on the emulated device and link.
 
     Raises:
-        OffloadError: two schemes disagree about the answer.
+        OffloadError: two lossless schemes give different answers.
     """
     with tempfile.TemporaryDirectory(prefix="offload-demo-") as name:
         folder = Path(name)
         progress("building the model")
-        act.write(folder / "model.onnx")
+        scenario.write(folder / "model.onnx")
         model = load_model(folder / "model.onnx")
-        keep = frozenset(filter(None, (act.float_input,)))
-        subject = optimized_model(model, folder, None, keep)
-        profile = measure(subject, OPTIONS, feeds=act.feeds, progress=progress)
-        situation = PlanningProblem.of(subject.graph, profile.scaled(slowdown), profile, link)
-        bench = MachinePair(model, subject.graph, act.feeds, link, slowdown, OPTIONS, folder)
-        plans = _plans(act, situation) | _encoded(act, bench, situation, profile, progress)
-        trials = _tried(bench, plans, repeats, progress)
-        _check_answers(act, trials)
-        chosen = plans[LOSSLESS_ROW]
-    winner = min(trials, key=lambda trial: trial.latency_s)
-    return ScenarioResult(
-        act,
-        len(subject.graph.layers),
-        chosen,
-        trials,
-        winner.label,
-        _sentence(chosen, winner),
-    )
+        keep = frozenset(filter(None, (scenario.float_input,)))
+        optimized = optimized_model(model, folder, None, keep)
+        graph = optimized.graph
+        profile = measure(optimized, OPTIONS, feeds=scenario.feeds, progress=progress)
+        device = profile.scaled(slowdown)
+        problem = PlanningProblem.of(graph, device, profile, link)
+        machines = MachinePair(model, graph, scenario.feeds, link, slowdown, OPTIONS, folder)
+        plans = scheme_plans(scenario, problem)
 
+        # The best plans with fewer bytes: without loss, and with loss within the tolerance.
+        def plan_with(encodings: EncodingTable | None) -> Plan:
+            return make_plan(
+                PlanningProblem.of(graph, device, profile, link, problem.demand, encodings)
+            )
 
-def _tried(
-    bench: MachinePair, plans: dict[str, Plan], repeats: int, progress: Progress
-) -> tuple[PlanTrial, ...]:
-    """Plans that come to the same program are tried once, under the simplest one's name."""
-    first: dict[object, str] = {}
-    twins: dict[str, list[str]] = {}
-    for label, plan in plans.items():
-        twins.setdefault(first.setdefault(plan.program, label), []).append(label)
-    distinct = {labels[0]: plans[labels[0]] for labels in twins.values()}
-    tried = try_plans(bench, distinct, repeats, progress)
-    return tuple(replace(trial, label=" = ".join(twins[trial.label])) for trial in tried)
+        calibration = Calibration(scenario.calibration or (scenario.feeds,))
+        allowed = parse_allowed("any")
+        encodings = cached_encodings(model, graph, calibration, allowed, OPTIONS, None, progress)
+        policy = EncodingPolicy(allowed, LOSSY_TOLERANCE)
+        selector = EncodingSelector(model, graph, policy, OPTIONS)
+        plans[LOSSLESS_ROW] = plan_with(encodings.allowing(LOSSLESS))
+        plans[LOSSY_ROW] = selector.within(plan_with, calibration, encodings)
 
-
-def _plans(act: Scenario, situation: PlanningProblem) -> dict[str, Plan]:
-    plans = {"LO": make_plan(situation, "local")}
-    if act.float_input:
-        cut = cut_after(situation.graph, [act.float_input])
-        plans["CO fp32"] = make_plan(situation, "partition", cut)
-        plans["CO raw"] = make_plan(situation, "cloud")
-    else:
-        plans["CO"] = make_plan(situation, "cloud")
-    plans["Neurosurgeon"] = make_plan(situation, "neurosurgeon")
-    plans["PO"] = make_plan(situation, "partition")
-    plans["OPSS"] = make_plan(situation, "opss")
-    plans["joint"] = make_plan(situation, "joint")
-    return plans
-
-
-def _encoded(
-    act: Scenario,
-    bench: MachinePair,
-    situation: PlanningProblem,
-    profile: Profile,
-    progress: Progress,
-) -> dict[str, Plan]:
-    """The best plan with fewer bytes: no bit lost, and as much as the tolerance allows."""
-    calibration = Calibration(act.calibration or (act.feeds,))
-    every = parse_allowed("any")
-    catalogue = cached_encodings(
-        bench.model, bench.graph, calibration, every, bench.options, None, progress
-    )
-    device = profile.scaled(bench.slowdown)
-
-    def planned(allowed: EncodingTable | None) -> Plan:
-        asked = PlanningProblem.of(
-            bench.graph, device, profile, bench.link, situation.demand, allowed
-        )
-        return make_plan(asked)
-
-    allowance = EncodingPolicy(every, LOSSY_TOLERANCE)
-    chooser = EncodingSelector(bench.model, bench.graph, allowance, bench.options)
-    return {
-        LOSSLESS_ROW: planned(catalogue.allowing(LOSSLESS)),
-        LOSSY_ROW: chooser.within(planned, calibration, catalogue),
-    }
-
-
-def _check_answers(act: Scenario, trials: tuple[PlanTrial, ...]) -> None:
+        # Plans with the same program run once, labelled "CO = PO".
+        labels: dict[object, list[str]] = {}
+        for label, plan in plans.items():
+            labels.setdefault(plan.program, []).append(label)
+        distinct = {" = ".join(same): plans[same[0]] for same in labels.values()}
+        trials = tuple(try_plans(machines, distinct, repeats, progress))
     exact = [trial for trial in trials if trial.plan.is_lossless]
-    answers = {act.answer(trial.outputs) for trial in exact}
+    answers = {scenario.answer(trial.outputs) for trial in exact}
     worst = max(trial.difference for trial in exact)
     if len(answers) > 1 or worst > TOLERANCE:
         raise OffloadError(f"the schemes disagree ({worst:.1e} apart): {sorted(answers)}")
+    chosen = plans[LOSSLESS_ROW]
+    winner = min(trials, key=lambda trial: trial.latency_s)
+    measured = format_s(winner.latency_s)
+    verdict = (
+        f"Measured, it wins too, at {measured}."
+        if chosen.program == winner.plan.program
+        else f"Measured, {winner.label} was faster: {measured}."
+    )
+    sentence = f"{chosen.reason.rstrip('.')}. {verdict}"
+    return ScenarioResult(scenario, len(graph.layers), chosen, trials, winner.label, sentence)
 
 
-def _sentence(chosen: Plan, winner: PlanTrial) -> str:
-    planned = chosen.reason.rstrip(".")
-    if chosen.program == winner.plan.program:
-        return f"{planned}. Measured, it wins too, at {format_s(winner.latency_s)}."
-    return f"{planned}. Measured, {winner.label} was faster: {format_s(winner.latency_s)}."
+def scheme_plans(scenario: Scenario, problem: PlanningProblem) -> dict[str, Plan]:
+    """A plan for every scheme, all tensors raw, by its label in the table."""
+    plans = {"LO": make_plan(problem, "local")}
+    if scenario.float_input:
+        cut = cut_after(problem.graph, [scenario.float_input])
+        plans["CO fp32"] = make_plan(problem, "partition", cut)
+        plans["CO raw"] = make_plan(problem, "cloud")
+    else:
+        plans["CO"] = make_plan(problem, "cloud")
+    plans["Neurosurgeon"] = make_plan(problem, "neurosurgeon")
+    plans["PO"] = make_plan(problem, "partition")
+    plans["OPSS"] = make_plan(problem, "opss")
+    plans["joint"] = make_plan(problem, "joint")
+    return plans
 
 
-def tell(output: Output, scene: ScenarioResult) -> None:
-    """Print a scene for a person: table, verdict, and where the time went."""
-    output.text(f"\n{scene.act.title}: {scene.layers} layers")
-    output.table(COLUMNS, rows(scene))
-    output.text(_agreement(scene))
-    output.text(scene.sentence)
-    for trial in scene.trials:
-        if trial.label == scene.winner:
+def show(output: Output, result: ScenarioResult) -> None:
+    """Print a result: table, comparison of the answers, verdict and the winner's timeline."""
+    answer = result.scenario.answer
+    exact = [trial for trial in result.trials if trial.plan.is_lossless]
+    worst = max(trial.difference for trial in exact)
+    answers = {answer(trial.outputs) for trial in exact}
+    agreement = (
+        f"All lossless schemes give the same answer (largest difference {worst:.1e} of the range)."
+    )
+    for trial in result.trials:
+        if not trial.plan.is_lossless:
+            same = "the same" if answer(trial.outputs) in answers else "another"
+            sends = ", ".join(f"{send.tensor} as {send.encoding}" for send in trial.plan.uploads)
+            agreement += (
+                f" {trial.label}, sending {sends}, gives {same} answer ({trial.difference:.1e})."
+            )
+    output.text(f"\n{result.scenario.title}: {result.layers} layers")
+    output.table(COLUMNS, rows(result))
+    output.text(agreement)
+    output.text(result.sentence)
+    for trial in result.trials:
+        if trial.label == result.winner:
             output.text()
             output.text(gantt_text({f"{trial.label}, measured": trial.timeline}, 100))
 
 
-def _agreement(scene: ScenarioResult) -> str:
-    exact = [trial for trial in scene.trials if trial.plan.is_lossless]
-    worst = max(trial.difference for trial in exact)
-    kept = (
-        f"All that lose nothing give the same answer (largest difference {worst:.1e} of the range)."
-    )
-    lossy = [trial for trial in scene.trials if not trial.plan.is_lossless]
-    answers = {scene.act.answer(trial.outputs) for trial in exact}
-    for trial in lossy:
-        same = "the same" if scene.act.answer(trial.outputs) in answers else "another"
-        how = ", ".join(f"{send.tensor} as {send.encoding}" for send in trial.plan.uploads)
-        kept += f" {trial.label}, sending {how}, gives {same} answer ({trial.difference:.1e})."
-    return kept
-
-
-def rows(scene: ScenarioResult) -> list[tuple[str, ...]]:
-    """One row a scheme."""
+def rows(result: ScenarioResult) -> list[tuple[str, ...]]:
+    """One row per scheme."""
     return [
         (
             trial.label,
@@ -198,26 +166,27 @@ def rows(scene: ScenarioResult) -> list[tuple[str, ...]]:
             format_s(trial.latency_s),
             f"{format_s(min(trial.seconds))} .. {format_s(max(trial.seconds))}",
             format_bytes(trial.upload_bytes),
-            scene.act.answer(trial.outputs),
+            result.scenario.answer(trial.outputs),
         )
-        for trial in scene.trials
+        for trial in result.trials
     ]
 
 
-def section(scene: ScenarioResult) -> Section:
-    """A scene as a part of the HTML page."""
-    labels = [trial.label for trial in scene.trials]
+def section(result: ScenarioResult) -> Section:
+    """A result as a part of the HTML page, with a Gantt chart per scheme."""
+    labels = [trial.label for trial in result.trials]
+    title = result.scenario.title
     return Section(
-        scene.act.title,
-        scene.sentence,
+        title,
+        result.sentence,
         tuple(column.lstrip(">") for column in COLUMNS),
-        rows(scene),
-        labels.index(scene.winner),
-        tuple(chart(scene, trial) for trial in scene.trials),
+        rows(result),
+        labels.index(result.winner),
+        tuple(
+            gantt_svg(
+                {"predicted": trial.plan.timeline, "measured": trial.timeline},
+                f"{title}: {trial.label}",
+            )
+            for trial in result.trials
+        ),
     )
-
-
-def chart(scene: ScenarioResult, trial: PlanTrial) -> str:
-    """Predicted over measured, as an SVG document."""
-    shown = {"predicted": trial.plan.timeline, "measured": trial.timeline}
-    return gantt_svg(shown, f"{scene.act.title}: {trial.label}")

@@ -1,4 +1,4 @@
-"""What the demo runs: a model, an input, a situation, and what the answer means."""
+"""The demo's scenarios: a model, inputs, a link, and what the outputs mean."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,25 +11,26 @@ from offload_models.zoo import save
 from offload_runtimes.engine.values import Array
 
 PAGE_LINES = 16
-GRAIN = 4.0  # a camera's noise: a flat drawing would be easier to send than any photograph
+GRAIN = 4.0  # camera noise: without it, a drawing compresses better than any photograph
 
-OTHERS = ("fewer bytes at the cut", "Pipeline 7 of 12")
+# Other lines of text, on which encodings are measured.
+CALIBRATION_TEXTS = ("fewer bytes at the cut", "Pipeline 7 of 12")
 
 Outputs = Mapping[str, Array]
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """One scene of the demo.
+    """A model and its input on a link and a slowed device.
 
     Attributes:
-        title: what happens, for people.
+        title: a sentence for people.
         write: writes the model to a file.
-        feeds: its input.
-        answer: what its outputs mean, in words.
-        link: the link the act is set on.
+        feeds: the input.
+        answer: describes the outputs in words.
+        link: the link to emulate.
         slowdown: how many times slower the device is than this machine.
-        float_input: the tensor an fp32 client would send instead of the raw input, if any.
+        float_input: the tensor that a client with fp32 input would send, if any.
         calibration: other inputs, on which encodings are measured; empty: the input itself.
     """
 
@@ -44,7 +45,7 @@ class Scenario:
 
 
 def scenarios(text: str, seed: int = 0) -> tuple[Scenario, ...]:
-    """The demo's scenes: one for the server, one for the device, one for both together."""
+    """Three scenarios: best on the server, best on the device, best split between both."""
     return (reading(text), turning(text), three_streams(seed))
 
 
@@ -54,9 +55,9 @@ def reading(text: str) -> Scenario:
     Raises:
         InputError: the package with the weights, or Pillow, is not installed.
     """
-    wants = pretrained.PRETRAINED["text_recognition"]
-    model = pretrained.build(wants.name)
-    image = render_line(text, wants.width, wants.height, grain=GRAIN)[None]
+    info = pretrained.PRETRAINED["text_recognition"]
+    model = pretrained.build(info.name)
+    image = render_line(text, info.width, info.height, grain=GRAIN)[None]
     letters = alphabet(model)
     return Scenario(
         f"PP-OCR (real weights) reads the rendered line {text!r}",
@@ -65,52 +66,49 @@ def reading(text: str) -> Scenario:
         lambda outputs: f"reads {ctc_collapse(outputs['path'], letters)!r}",
         "4g",
         20.0,
-        wants.input_name,
+        info.input_name,
         tuple(
-            {"image": render_line(other, wants.width, wants.height, False, GRAIN, seed)[None]}
-            for seed, other in enumerate(OTHERS, 1)
+            {"image": render_line(other, info.width, info.height, False, GRAIN, seed)[None]}
+            for seed, other in enumerate(CALIBRATION_TEXTS, 1)
         ),
     )
 
 
 def turning(text: str) -> Scenario:
-    """PP-OCR's small classifier tells which lines of a page stand on their heads.
+    """PP-OCR's small classifier finds the upside-down lines of a page.
 
     Raises:
         InputError: the package with the weights, or Pillow, is not installed.
     """
-    wants = pretrained.PRETRAINED["text_orientation"]
+    info = pretrained.PRETRAINED["text_orientation"]
+
+    def upside_down_lines(outputs: Outputs) -> str:
+        (scores,) = outputs.values()
+        lines = [str(line) for line, score in enumerate(scores) if is_upside_down(score)]
+        return f"lines {' '.join(lines)}"
 
     def page(shown: str) -> Array:
         return np.stack(
             [
-                render_line(shown, wants.width, wants.height, line % 3 == 0, GRAIN, line)
+                render_line(shown, info.width, info.height, line % 3 == 0, GRAIN, line)
                 for line in range(PAGE_LINES)
             ]
         )
 
     return Scenario(
         f"PP-OCR's classifier (real weights) finds the upside-down ones of {PAGE_LINES} lines",
-        lambda path: save(pretrained.build(wants.name, batch=PAGE_LINES), path),
+        lambda path: save(pretrained.build(info.name, batch=PAGE_LINES), path),
         {"image": page(text)},
-        lambda outputs: "lines " + " ".join(map(str, _turned(_first(outputs)))),
+        upside_down_lines,
         "wifi",
         10.0,
-        wants.input_name,
-        tuple({"image": page(other)} for other in OTHERS),
+        info.input_name,
+        tuple({"image": page(other)} for other in CALIBRATION_TEXTS),
     )
 
 
-def _turned(scores: Array) -> list[int]:
-    return [line for line, score in enumerate(scores) if is_upside_down(score)]
-
-
-def _first(outputs: Outputs) -> Array:
-    return next(iter(outputs.values()))
-
-
 def three_streams(seed: int) -> Scenario:
-    """Multi-Stream with light heads: three towers, so that one uploads while the next computes."""
+    """Multi-Stream with small heads: one tower's output is sent while the next is computed."""
     random = np.random.default_rng(seed)
     model = multi_stream.build(seed, hidden=256)
     feeds, *others = (
@@ -126,7 +124,7 @@ def three_streams(seed: int) -> Scenario:
         "Multi-Stream (three towers, seeded weights) scores a human-object pair",
         lambda path: save(model, path),
         feeds,
-        lambda outputs: f"best class {int(np.argmax(_first(outputs)))}",
+        lambda outputs: f"best class {int(np.argmax(next(iter(outputs.values()))))}",
         "wifi",
         10.0,
         calibration=tuple(others),

@@ -1,18 +1,22 @@
-"""What a session has done so far, counted."""
+"""Count and log what a session does."""
 
+import logging
 import threading
 from dataclasses import dataclass, fields
 from enum import StrEnum
+
+LOG = logging.getLogger("offload.device")
+LOG.addHandler(logging.NullHandler())
 
 
 class Outcome(StrEnum):
     """How one inference was computed.
 
     Attributes:
-        SPLIT: as planned, the server doing its part (or the plan needing none).
-        RESUMED: begun with the server, finished here when it was lost.
-        HEDGED: finished here because the deadline was near.
-        LOCAL: done here from the start, the server being away.
+        SPLIT: by its plan, with the server (or without, if the plan needs none).
+        RESUMED: begun with the server, finished on the device after the server was lost.
+        HEDGED: finished on the device because the deadline was near.
+        LOCAL: computed on the device from the start, as the server was away.
     """
 
     SPLIT = "split"
@@ -23,8 +27,13 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Inferences answered, by outcome; frames dropped by a `latest` stream; servers lost; changes
-    of plan.
+    """Counts of a session.
+
+    Attributes:
+        split, resumed, hedged, local: inferences by outcome, see Outcome.
+        dropped: frames dropped by a stream with `latest=True`.
+        losses: times that the server was lost.
+        switches: changes of plan.
     """
 
     split: int = 0
@@ -42,16 +51,16 @@ class Counts:
 
 
 class Counters:
-    """Counts from several threads."""
+    """The counts of a session, increased by several threads."""
 
     def __init__(self) -> None:
         self._counts = dict.fromkeys((field.name for field in fields(Counts)), 0)
         self._lock = threading.Lock()
 
-    def add(self, what: str) -> None:
-        """Count one more of what a field of Counts is called."""
+    def add(self, name: str) -> None:
+        """Increase a count, named as a field of Counts."""
         with self._lock:
-            self._counts[what] += 1
+            self._counts[name] += 1
 
     @property
     def counts(self) -> Counts:

@@ -1,75 +1,64 @@
-"""Follow a plan: with the server while it answers, from the tensors at hand when it does not."""
+"""Run inferences by their plan: with the server, or on the device alone if the server is lost."""
 
 import threading
 import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from copy import copy, deepcopy
-from enum import StrEnum
+from copy import copy as shallow_copy
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
 from offload.bundle.bundle import Bundle
-from offload.costs.encodings import RAW
+from offload.costs.encodings import RAW, encoding
 from offload.errors import DeadlineError, InputError, OffloadError
 from offload.planning.plan import Action, Plan, Segment, Side
 from offload.scheduling.timeline import Lane, Timeline
 from offload.units import format_s
 
 from offload_runtimes.device.counters import Counters, Outcome
-from offload_runtimes.device.inference import FrameTensors
 from offload_runtimes.device.reconnect import ReconnectLoop
-from offload_runtimes.device.segment_executor import SegmentExecutor, SendNames
+from offload_runtimes.device.segment_executor import FrameTensors, SegmentExecutor, UploadStep
 from offload_runtimes.device.server_connection import ServerConnection
+from offload_runtimes.device.session_options import OnServerLoss
 from offload_runtimes.engine import Array
 from offload_runtimes.protocol.messages import pack
 
+# How long before a deadline the device starts the missing segments: 1.5 times their usual time,
+# plus 5 % of the time allowed, or 10 ms if that is longer.
+_SAFETY_FACTOR = 1.5
+_SAFETY_SHARE = 0.05
+_SAFETY_S = 0.01
 
-def rest(plan: Plan, is_here: Callable[[str], bool], wanted: Iterable[str]) -> tuple[Segment, ...]:
-    """The fewest segments, of either side, that make the wanted tensors from those at hand.
+
+def missing_segments(
+    plan: Plan, is_here: Callable[[str], bool], outputs: Iterable[str]
+) -> tuple[Segment, ...]:
+    """The fewest segments, of either side, that compute outputs from the available tensors.
 
     Args:
         plan: the plan.
-        is_here: whether a tensor is at hand.
-        wanted: names of tensors.
+        is_here: whether a tensor is available.
+        outputs: names of tensors.
 
     Returns:
         Segments in an order in which they can run; O(segments + tensors).
     """
-    makers = {name: segment for segment in plan.segments for name in segment.outputs}
+    producers = {name: segment for segment in plan.segments for name in segment.outputs}
     order: dict[str, Segment] = {}
 
-    def need(name: str) -> None:
-        segment = makers.get(name)
+    def visit(name: str) -> None:
+        segment = producers.get(name)
         if segment is None or segment.id in order or is_here(name):
             return
-        for before in segment.inputs:
-            need(before)
+        for tensor in segment.inputs:
+            visit(tensor)
         order[segment.id] = segment
 
-    for name in wanted:
-        need(name)
+    for name in outputs:
+        visit(name)
     return tuple(order.values())
-
-
-_MARGIN = 1.5  # how much longer than usual the rest may take here
-_MARGIN_OF_DEADLINE = 0.05
-_MARGIN_S = 0.01
-
-
-class OnServerLoss(StrEnum):
-    """What the device does when the server is dead, slow or unreachable.
-
-    Attributes:
-        RESUME: finish from the tensors at hand; use the server again once it answers.
-        LOCAL: finish from the tensors at hand; stay local for the rest of the session.
-        RAISE: raise ServerError.
-    """
-
-    RESUME = "resume"
-    LOCAL = "local"
-    RAISE = "raise"
 
 
 class InferenceRunner:
@@ -78,22 +67,37 @@ class InferenceRunner:
     def __init__(
         self,
         bundle: Bundle,
-        device: SegmentExecutor,
-        policy: OnServerLoss,
-        keeper: ReconnectLoop | None,
-        tally: Counters,
-        choose: Callable[[], tuple[int, str]] = lambda: (0, ""),
+        executor: SegmentExecutor,
+        on_server_loss: OnServerLoss | str,
+        reconnect: ReconnectLoop | None,
+        counters: Counters,
+        choose_plan: Callable[[], tuple[int, str]] = lambda: (0, ""),
     ) -> None:
-        """`choose` says which of the bundle's plans an inference follows, and what changed."""
-        self._choose = choose
+        """`choose_plan` returns the plan of the next inference, and what changed, if anything."""
+        self._choose_plan = choose_plan
         self._plans = bundle.plans
-        self._local = [plan.is_local for plan in bundle.plans]
-        self._steps = [_resolved(plan) for plan in bundle.plans]
-        self._defaults = [_server_defaults(bundle, plan) for plan in bundle.plans]
-        self._device = device
-        self._keeper = keeper
-        self._tally = tally
-        self._can_finish_here = policy is not OnServerLoss.RAISE and bundle.holds(Side.SERVER)
+        self._is_local = [plan.is_local for plan in bundle.plans]
+        self._steps: list[list[Segment | UploadStep]] = []
+        self._defaults: list[tuple[str, ...]] = []  # those that the server's segments use
+        for plan in bundle.plans:
+            uploads = {
+                send.wire: UploadStep(send.wire, encoding(send.encoding).codec, send.guard, send)
+                for send in plan.uploads
+            }
+            self._steps.append(
+                [
+                    plan.segment(step.target) if step.action is Action.RUN else uploads[step.target]
+                    for step in plan.steps
+                ]
+            )
+            names = (name for s in plan.on(Side.SERVER) for name in bundle.defaults_of(s.part))
+            self._defaults.append(tuple(dict.fromkeys(names)))
+        self._executor = executor
+        self._reconnect = reconnect
+        self._counters = counters
+        self._can_finish_here = OnServerLoss(
+            on_server_loss
+        ) is not OnServerLoss.RAISE and bundle.holds(Side.SERVER)
         self._under_way: weakref.WeakSet[PendingInference] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._closed = ""
@@ -110,242 +114,213 @@ class InferenceRunner:
 
         Args:
             feeds: an array for every input.
-            names: the outputs wanted.
+            names: the outputs to compute.
             allowed_s: seconds for the answer; None: any time.
-            copy: copy the inputs where some of the work waits in a queue, so that the caller may
-                write to them once `PendingInference.start` has returned.
+            copy: copy the inputs if some are sent after `PendingInference.start` has returned, so
+                that the caller may write to them then.
 
         Raises:
             InputError: the session was closed.
         """
-        number, change = self._choose()
-        if copy and not self._local[number]:
+        number, change = self._choose_plan()
+        if copy and not self._is_local[number]:
             feeds = {name: deepcopy(array) for name, array in feeds.items()}
-        inference = FrameTensors(feeds, number)
+        frame = FrameTensors(feeds, number)
         if change:
-            inference.note(Lane.DEVICE, change, inference.started_s, inference.started_s)
-        running = PendingInference(self, self._plans[number], inference, tuple(names), allowed_s)
+            frame.record(Lane.DEVICE, change, frame.started_s, frame.started_s)
+        inference = PendingInference(self, self._plans[number], frame, tuple(names), allowed_s)
         with self._lock:
             if self._closed:
                 raise InputError(self._closed)
-            self._under_way.add(running)
-        return running
+            self._under_way.add(inference)
+        return inference
 
-    def start(self, running: "PendingInference") -> None:
-        """Do the device's part of the plan; what the server is to do is then under way.
+    def start(self, inference: "PendingInference") -> None:
+        """Do the device's part of the plan; uploads may still be under way when this returns.
 
         Raises:
             InputError: this input cannot be computed, or the inference was cancelled.
         """
-        number = running.inference.plan
-        keeper = None if self._local[number] else self._keeper
-        remote = keeper.remote if keeper else None
-        if keeper and remote is None:
-            running.error, running.outcome = keeper.why, Outcome.LOCAL
+        frame = inference.frame
+        reconnect = None if self._is_local[frame.plan] else self._reconnect
+        connection = reconnect.connection if reconnect else None
+        if reconnect and connection is None:
+            inference.error, inference.outcome = reconnect.why, Outcome.LOCAL
             if self._can_finish_here:
-                for why in keeper.take_warnings():
+                for why in reconnect.take_warnings():
                     warnings.warn(
                         f"going on without the server: {why}", RuntimeWarning, stacklevel=2
                     )
             return
         try:
-            self._start(running, remote)
-            if running.inference.cancelled:
-                raise InputError(running.inference.cancelled)
+            self._run_steps(inference, connection)
+            if frame.cancelled:
+                raise InputError(frame.cancelled)
         except OffloadError as error:
-            if running.inference.cancelled:
-                running.end()
-                raise InputError(running.inference.cancelled) from None
+            if frame.cancelled:
+                inference.end()
+                raise InputError(frame.cancelled) from None
             if isinstance(error, InputError):
-                running.end()
+                inference.end()
                 raise
-            running.lost(error)
+            inference.lose_server(error)
 
-    def finish(self, running: "PendingInference") -> dict[str, Array]:
-        """Wait for outputs; compute them here when they will not come, or not in time.
+    def _run_steps(
+        self, inference: "PendingInference", connection: ServerConnection | None
+    ) -> None:
+        frame, number = inference.frame, inference.frame.plan
+        if connection:
+            connection.begin(frame, self._server_until_s(inference))
+            inference.connection = connection
+            defaults = [name for name in self._defaults[number] if frame.is_here(name)]
+            if defaults or not inference.plan.uploads:
+                connection.announce(frame, defaults)
+            for name, value in frame.take(defaults).items():
+                connection.send(frame, name, pack(value, RAW.codec))
+        for step in self._steps[number]:
+            if isinstance(step, Segment):
+                if not frame.has(step.inputs):
+                    frame.take(step.inputs, self._server_until_s(inference))
+                self._executor.run(step, frame, inference.until_s)
+            elif connection:
+                connection.send(frame, step.wire, self._executor.pack(step, frame))
+
+    def finish(self, inference: "PendingInference") -> dict[str, Array]:
+        """Wait for the outputs; compute them here if they will not come, or not in time.
 
         Raises:
-            ServerError: the server is lost and the policy or the bundle forbids going on here.
+            ServerError: the server is lost and the device may not or cannot finish alone.
             DeadlineError: the time is over.
             InputError: this input cannot be computed, or the inference was cancelled.
         """
+        frame, names = inference.frame, inference.names
         try:
-            return self._finish(running)
+            if inference.error is None:
+                try:
+                    frame.take(names, self._server_until_s(inference))
+                except InputError:
+                    raise
+                except OffloadError as error:
+                    inference.lose_server(error)
+            if inference.error is not None:
+                if not self._can_finish_here:
+                    # A copy: the loop keeps its error, which must not refer to our frames.
+                    raise shallow_copy(inference.error)
+                self._finish_here(inference)
+            outputs = frame.take(names, inference.until_s)
         except OffloadError as error:
-            if running.inference.cancelled:
-                raise InputError(running.inference.cancelled) from None
-            if isinstance(error, DeadlineError) and running.is_overdue:
+            if frame.cancelled:
+                raise InputError(frame.cancelled) from None
+            if isinstance(error, DeadlineError) and inference.is_overdue:
                 raise DeadlineError(
-                    f"no answer within the {format_s(running.allowed_s or 0)} allowed: allow more"
-                    " time"
+                    f"no answer within the {format_s(inference.allowed_s or 0)} allowed: allow"
+                    " more time"
                 ) from error
             raise
+        self._counters.add(inference.outcome)
+        return outputs
 
     def close(self, why: str, timeout_s: float) -> None:
-        """Cancel what is under way, refuse what comes, wait until nothing is computed any more."""
+        """Cancel all inferences, refuse new ones, and wait until nothing is computed any more."""
         with self._lock:
             self._closed = self._closed or why
             under_way = list(self._under_way)
-        for running in under_way:
-            running.cancel(why)
-        self._device.wait_idle(timeout_s)
+        for inference in under_way:
+            inference.cancel(why)
+        self._executor.wait_idle(timeout_s)
 
-    def _finish(self, running: "PendingInference") -> dict[str, Array]:
-        inference, names = running.inference, running.names
-        if running.error is None:
-            try:
-                inference.take(names, self._patience(running))
-            except InputError:
-                raise
-            except OffloadError as error:
-                running.lost(error)
-        if running.error is not None:
-            if not self._can_finish_here:
-                raise copy(running.error)  # the keeper's own must not refer to our frames
-            self._finish_here(running)
-        found = inference.take(names, running.until_s)
-        self._tally.add(running.outcome)
-        return found
-
-    def _start(self, running: "PendingInference", remote: ServerConnection | None) -> None:
-        inference = running.inference
-        if remote:
-            remote.begin(inference, self._patience(running))
-            running.remote = remote
-            self._announce(running, remote)
-        for step in self._steps[inference.plan]:
-            if isinstance(step, Segment):
-                if not inference.has(step.inputs):
-                    inference.take(step.inputs, self._patience(running))
-                self._device.run(step, inference, running.until_s)
-            elif remote:
-                remote.send(inference, step.wire, self._device.pack(step, inference))
-
-    def _announce(self, running: "PendingInference", remote: ServerConnection) -> None:
-        """Tell the server of a frame what no upload of its plan would."""
-        inference, number = running.inference, running.inference.plan
-        given = [name for name in self._defaults[number] if inference.is_here(name)]
-        if given or not running.plan.uploads:
-            remote.announce(inference, given)
-        for name, value in inference.take(given).items():
-            remote.send(inference, name, pack(value, RAW.codec))
-
-    def _finish_here(self, running: "PendingInference") -> None:
-        """Compute what is missing; stops as soon as a late answer of the server is there."""
-        inference, names = running.inference, running.names
-        left = rest(running.plan, inference.is_here, names)
-        self._load(running, left)
-        for segment in left:
-            if inference.has(names):
+    def _finish_here(self, inference: "PendingInference") -> None:
+        """Compute what is missing; stop as soon as a late answer of the server is complete."""
+        frame, names, until_s = inference.frame, inference.names, inference.until_s
+        segments = missing_segments(inference.plan, frame.is_here, names)
+        if until_s is None:
+            self._executor.load(segments)
+        elif loading := self._executor.load_in_background(segments):
+            loading.add_done_callback(lambda _: frame.wake())
+            frame.wait_for(lambda: loading.done() or frame.has(names), until_s)
+            if loading.done():
+                loading.result()
+        for segment in segments:
+            if frame.has(names):
                 return
             try:
-                self._device.run(segment, inference, running.until_s, unless=names)
+                self._executor.run(segment, frame, until_s, unless=names)
             except DeadlineError:
-                if not inference.has(names):
+                if not frame.has(names):
                     raise
 
-    def _load(self, running: "PendingInference", segments: Sequence[Segment]) -> None:
-        """Load segments; in the background while there is a deadline, or the answer comes."""
-        if running.until_s is None:
-            self._device.load(segments)
-            return
-        loading = self._device.load_in_background(segments)
-        if loading is None:
-            return
-        inference = running.inference
-        loading.add_done_callback(lambda _: inference.wake())
-        inference.wait_for(lambda: loading.done() or inference.has(running.names), running.until_s)
-        if loading.done():
-            loading.result()
-
-    def _patience(self, running: "PendingInference") -> float | None:
-        """Until when the server may be waited for, so that the device alone still makes it."""
-        until_s = running.until_s
+    def _server_until_s(self, inference: "PendingInference") -> float | None:
+        """Until when to wait for the server, so that the device alone still meets the deadline."""
+        until_s, frame = inference.until_s, inference.frame
         if until_s is None or not self._can_finish_here:
             return until_s
-        left = rest(running.plan, running.inference.is_here, running.names)
-        needed_s = self._device.estimate_s(left)
-        if needed_s is None:  # never run here: half of the time is anybody's guess
+        segments = missing_segments(inference.plan, frame.is_here, inference.names)
+        usual_s = self._executor.estimate_s(segments)
+        if usual_s is None:  # not measured yet: assume half of the remaining time
             now_s = time.monotonic()
             return now_s + (until_s - now_s) / 2
-        allowed_s = until_s - running.inference.started_s
-        spare_s = max(_MARGIN_S, _MARGIN_OF_DEADLINE * allowed_s)
-        return until_s - _MARGIN * needed_s - spare_s
-
-
-def _server_defaults(bundle: Bundle, plan: Plan) -> tuple[str, ...]:
-    """The inputs with a default that the server's segments of a plan use."""
-    names = (name for s in plan.on(Side.SERVER) for name in bundle.defaults_of(s.part))
-    return tuple(dict.fromkeys(names))
-
-
-def _resolved(plan: Plan) -> list[Segment | SendNames]:
-    """The device's steps: segments to run and tensors to send."""
-    sends = {send.wire: SendNames.of(send) for send in plan.uploads}
-    return [
-        plan.segment(step.target) if step.action is Action.RUN else sends[step.target]
-        for step in plan.steps
-    ]
+        spare_s = max(_SAFETY_S, _SAFETY_SHARE * (until_s - frame.started_s))
+        return until_s - _SAFETY_FACTOR * usual_s - spare_s
 
 
 class PendingInference:
-    """One inference under way; `finish` gives its answer.
+    """One inference; `finish` returns its outputs.
 
     Attributes:
-        plan: the plan it follows from its beginning to its end.
-        inference: its tensors.
-        names: the outputs wanted.
-        allowed_s: seconds from its beginning to the answer; None: any time.
-        until_s: when its time is over, by `time.monotonic`; None: never.
-        remote: the session that computes the server's part.
+        plan: the plan that it follows from start to end.
+        frame: its tensors.
+        names: the outputs to compute.
+        allowed_s: seconds from its start to the answer; None: any time.
+        until_s: its deadline, by `time.monotonic`; None: none.
+        connection: the session that computes the server's part.
         error: why the server's part will not come, or not in time.
-        outcome: how it was computed, so far as is known.
-        session: who must not be closed as forgotten before it is over.
+        outcome: how it was computed, as far as is known.
+        session: kept alive until the inference is over.
     """
 
     def __init__(
         self,
-        execution: InferenceRunner,
+        runner: InferenceRunner,
         plan: Plan,
-        inference: FrameTensors,
+        frame: FrameTensors,
         names: tuple[str, ...],
         allowed_s: float | None,
     ) -> None:
-        self._execution = execution
+        self._runner = runner
         self.plan = plan
-        self.inference = inference
+        self.frame = frame
         self.names = names
         self.allowed_s = allowed_s
-        self.until_s = None if allowed_s is None else inference.started_s + allowed_s
-        self.remote: ServerConnection | None = None
+        self.until_s = None if allowed_s is None else frame.started_s + allowed_s
+        self.connection: ServerConnection | None = None
         self.error: OffloadError | None = None
         self.outcome = Outcome.SPLIT
         self.session: object = None
 
     @property
     def is_overdue(self) -> bool:
-        """Whether the time for the answer is over."""
+        """Whether the deadline has passed."""
         return self.until_s is not None and time.monotonic() >= self.until_s
 
     def start(self) -> None:
         """Do the device's part; errors as `run`."""
-        self._execution.start(self)
+        self._runner.start(self)
 
     def finish(self) -> list[Any]:
-        """The outputs wanted, in order; errors as `run`."""
+        """Wait for the outputs, in the order requested; errors as `run`."""
         try:
-            found = self._execution.finish(self)
+            outputs = self._runner.finish(self)
         finally:
             self.end()
-        return [_own(found[name]) for name in self.names]
+        return [_writable(outputs[name]) for name in self.names]
 
     @property
     def timeline(self) -> Timeline:
-        """What was measured so far: who did what from when to when."""
-        return self.inference.timeline()
+        """What was measured so far: what each side did, and when."""
+        return self.frame.timeline()
 
-    def lost(self, error: OffloadError) -> None:
-        """Note that the server can't be waited for, and why; what won't pass by itself is said."""
+    def lose_server(self, error: OffloadError) -> None:
+        """Stop waiting for the server because of an error; warn if it will not pass by itself."""
         if not error.retry:
             warnings.warn(f"going on without the server: {error}", RuntimeWarning, stacklevel=2)
         self.error = error
@@ -353,20 +328,20 @@ class PendingInference:
         self.outcome = Outcome.HEDGED if hedged else Outcome.RESUMED
 
     def cancel(self, why: str) -> None:
-        """Stop it, here and on the server; `start` and `finish` raise InputError then."""
-        self.inference.cancel(why)
+        """Stop it, here and on the server; `start` and `finish` then raise InputError."""
+        self.frame.cancel(why)
         self.end()
 
     def end(self) -> None:
         """Let the server forget it."""
-        if self.remote:
-            self.remote.end(self.inference)
+        if self.connection:
+            self.connection.end(self.frame)
 
 
-def _own(value: Any) -> Any:
-    """A value the caller may write to: an array from the wire is a view of its message."""
+def _writable(value: Any) -> Any:
+    """A value that the caller may write to: an array from the server is a view of its message."""
     if isinstance(value, list):
-        return [_own(element) for element in value]
+        return [_writable(element) for element in value]
     if isinstance(value, np.ndarray) and not value.flags.writeable:
         return value.copy()
     return value

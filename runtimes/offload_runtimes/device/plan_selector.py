@@ -1,11 +1,10 @@
-"""Which plan of a bundle the next inference follows, as the link changes.
+"""Choose the plan of the next inference, as the link changes.
 
-The pilot never touches an inference: one that has begun ends by the plan it began with, so a
-change falls between frames. It estimates the link from what the session sends anyway, and asks
-the server to send back some bytes when that is too little to tell.
+An inference that has begun ends by its own plan, so a change falls between frames. The link is
+estimated from the session's own messages; if they are too few, the server is asked to send some
+bytes back.
 """
 
-import logging
 import threading
 import time
 from collections import deque
@@ -20,18 +19,17 @@ from offload.errors import OffloadError
 from offload.planning.plan import Plan
 from offload.planning.plan_set import SwitchPolicy, SwitchState, best_of, step
 
+from offload_runtimes.device.counters import LOG
 from offload_runtimes.device.link_monitor import LATE_S, SURPRISING, LinkMonitor
 from offload_runtimes.protocol.messages import MAX_PING_BYTES
 
-LOG = logging.getLogger("offload.device")
-LOG.addHandler(logging.NullHandler())
-
-_LOST_S = 5.0  # after which a probe is not waited for any more
-_PROBE_TAKES_S = 0.02  # long enough to tell a rate, short enough not to be in a frame's way
-_MOST_OF_LINK = 0.1  # that probes may take on the whole, where the smallest takes long
-_LEAST_PROBE_BYTES = 4096
-_FIRST_WAIT_S = 1.0
-_KEPT = 100
+_UNKNOWN_LINK = Link(10e6, 10e6)
+_LOST_PROBE_S = 5.0  # a probe that is not answered by then does not delay the next one
+_PROBE_S = 0.02  # time of a probe: long enough to measure a rate, too short to delay a frame
+_PROBE_SHARE = 0.1  # of the link's time, at most, in the long run
+_SMALLEST_PROBE_BYTES = 4096
+_FIRST_PROBES_S = 1.0
+_SWITCHES = 100  # that are remembered
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +38,9 @@ class PlanSwitch:
 
     Attributes:
         at_s: seconds after the session began.
-        before: number of the plan that was left.
-        after: number of the plan taken up.
-        link: the link as it was estimated then.
+        before: index of the old plan.
+        after: index of the new plan.
+        link: estimate of the link at that time.
     """
 
     at_s: float
@@ -55,24 +53,28 @@ class PlanSwitch:
 
 
 class Probeable(Protocol):
-    """What the pilot asks of a session with a server."""
+    """A session with a server, as the plan selector uses it."""
 
     def probe(self, size_bytes: int) -> None:
-        """Have so many bytes sent there and back; the gauge hears how long they took."""
+        """Send some bytes to the server and back; the link monitor records their times."""
 
     def waiting(self, now_s: float) -> tuple[int, float]:
-        """What has been on its way for long: so many bytes at most, so many seconds at least."""
+        """Upper bound of the bytes under way, lower bound of the seconds they have waited."""
 
 
 class PlanSelector:
-    """Follows the link and chooses.
+    """Estimates the link and chooses the plan of the next inference.
 
     Args:
-        bundle: its plans.
-        load: makes a plan's segments ready to run; may raise an OffloadError.
-        only: the plan to follow whatever the link; None: the best.
-        rule: how sure to be before changing plans.
+        bundle: the bundle with the plans.
+        load: loads a plan's segments; may raise an OffloadError.
+        only: index of the plan to follow on every link; None: the best plan.
+        policy: how certain to be before changing plans.
         switched: called after each change.
+
+    Attributes:
+        monitor: measures the link.
+        may_change: whether there are several plans to choose from.
     """
 
     def __init__(
@@ -80,28 +82,28 @@ class PlanSelector:
         bundle: Bundle,
         load: Callable[[Plan], None],
         only: int | None,
-        rule: SwitchPolicy,
+        policy: SwitchPolicy,
         switched: Callable[[], None],
     ) -> None:
         chosen = bundle.only(only or 0).plan
-        known = [plan.forecast for plan in bundle.plans if plan.forecast is not None]
-        self.may_change = only is None and len(bundle.plans) == len(known) > 1
-        largest = max((b or 0 for each in known for b in each.upload_bytes), default=0)
-        self._link = chosen.link or _UNKNOWN
-        self.gauge = LinkMonitor(self._link, min(max(largest, 1), _LEAST_PROBE_BYTES))
+        forecasts = [plan.forecast for plan in bundle.plans if plan.forecast is not None]
+        self.may_change = only is None and len(bundle.plans) == len(forecasts) > 1
+        largest = max((size or 0 for f in forecasts for size in f.upload_bytes), default=0)
+        self._link = chosen.link or _UNKNOWN_LINK
+        self.monitor = LinkMonitor(self._link, min(max(largest, 1), _SMALLEST_PROBE_BYTES))
         self._plans = bundle.plans
         self._outputs = bundle.outputs
-        self._forecasts = known
+        self._forecasts = forecasts
         self._load = load
-        self._rule = rule
+        self._policy = policy
         self._switched = switched
-        self._standing = SwitchState(only or 0)
+        self._state = SwitchState(only or 0)
         self._is_measured = False
         self._refused: set[int] = set()
-        self._switches: deque[PlanSwitch] = deque(maxlen=_KEPT)
-        self._mark = ""
-        self._reviewed = 0
-        self._probed = (-1, float("-inf"))
+        self._switches: deque[PlanSwitch] = deque(maxlen=_SWITCHES)
+        self._change = ""  # for the timeline of the next inference
+        self._reviewed_uploads = 0
+        self._last_probe = (-1, float("-inf"))  # uploads before it, when
         self._lock = threading.Lock()
         self._began_s = time.monotonic()
         self._stopped = threading.Event()
@@ -109,18 +111,19 @@ class PlanSelector:
 
     @property
     def plan(self) -> int:
-        """The number of the plan that the next inference follows."""
-        return self._standing.plan
+        """Index of the plan that the next inference follows."""
+        return self._state.plan
 
     @property
     def open_plans(self) -> tuple[Plan, ...]:
-        """The plans that may be followed."""
+        """The plans to choose from."""
         return self._plans if self.may_change else (self._plans[self.plan],)
 
     @property
     def loaded_first(self) -> tuple[Plan, ...]:
-        """Plans to load before connecting: the one that is fixed, and those whose segments alone
-        tell what a tensor that comes back is.
+        """Plans to load before connecting.
+
+        A fixed plan, and plans with downloads whose types only the device's segments define.
         """
         outputs = {value.name for value in self._outputs}
         return tuple(
@@ -131,7 +134,7 @@ class PlanSelector:
 
     @property
     def link(self) -> Link | None:
-        """The link as it was last estimated; None when it never was."""
+        """Last estimate of the link; None if there was none."""
         return self._link if self._is_measured else None
 
     @property
@@ -140,36 +143,36 @@ class PlanSelector:
         return tuple(self._switches)
 
     def take(self) -> tuple[int, str]:
-        """The plan of an inference that begins now; and, if it is its first, what changed."""
+        """Index of the plan of a new inference, and a text about the change if it is its first."""
         with self._lock:
-            mark, self._mark = self._mark, ""
-            return self._standing.plan, mark
+            change, self._change = self._change, ""
+            return self._state.plan, change
 
-    def settle(self, remote: Probeable | None) -> None:
-        """Choose and load the first plan: by sounding the link, else the one for slow links.
+    def settle(self, connection: Probeable | None) -> None:
+        """Choose and load the first plan: probe the link, else take the plan for slow links.
 
         Raises:
-            OffloadError: it cannot be loaded.
+            OffloadError: the plan cannot be loaded.
         """
-        if remote is not None and self.may_change:
-            until_s = time.monotonic() + _FIRST_WAIT_S
+        if connection is not None and self.may_change:
+            until_s = time.monotonic() + _FIRST_PROBES_S
             for count in range(1, LEAST_SENDS + 1):
-                remote.probe(self.gauge.large_bytes)
-                if not self.gauge.wait(count, until_s - time.monotonic()):
+                connection.probe(self.monitor.large_bytes)
+                if not self.monitor.wait(count, until_s - time.monotonic()):
                     break
-            if self._estimated(time.monotonic()):
-                self._standing = SwitchState(best_of(self._values(self._link)))
+            if self._update_link(time.monotonic()):
+                self._state = SwitchState(best_of(self._values(self._link)))
         self._load(self._plans[self.plan])
 
-    def watch(self, remote: Callable[[], Probeable | None], every_s: float) -> None:
-        """Attend to the link on a thread of its own until closed."""
+    def watch(self, connection: Callable[[], Probeable | None], every_s: float) -> None:
+        """Call `attend` on a thread of its own until closed."""
 
         def attend() -> None:
             while not self._stopped.wait(every_s):
-                self.attend(remote(), time.monotonic(), every_s)
+                self.attend(connection(), time.monotonic(), every_s)
 
         if self.may_change:
-            self._thread = threading.Thread(target=attend, name="pilot", daemon=True)
+            self._thread = threading.Thread(target=attend, name="plan selector", daemon=True)
             self._thread.start()
 
     def close(self) -> None:
@@ -178,41 +181,61 @@ class PlanSelector:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(5)
 
-    def attend(self, remote: Probeable | None, now_s: float, every_s: float) -> None:
-        """Sound the link if nothing else tells of it; think again if something was seen."""
-        if remote is not None and self._is_silent(now_s, every_s):
-            self._probed = (self.gauge.seen, now_s)
-            remote.probe(self._probe_bytes())
-        slower = 1.0 if remote is None else self._slower(*remote.waiting(now_s))
-        if self.gauge.seen != self._reviewed or slower > 1:
-            self._reviewed = self.gauge.seen
+    def attend(self, connection: Probeable | None, now_s: float, every_s: float) -> None:
+        """Probe the link if nothing else measures it; review the plan if there is news."""
+        monitor, link = self.monitor, self._link
+        slower = 1.0  # how many times slower the link must be for what is under way to be so late
+        if connection is not None:
+            if self._must_probe(now_s, every_s):
+                self._last_probe = (monitor.uploads, now_s)
+                connection.probe(self._probe_bytes())
+            size_bytes, waited_s = connection.waiting(now_s)
+            expected_s = link.upload_s(size_bytes)
+            if size_bytes >= monitor.large_bytes and waited_s > expected_s + LATE_S:
+                slower = max(1.0, waited_s / expected_s)
+        if monitor.uploads != self._reviewed_uploads or slower > 1:
+            self._reviewed_uploads = monitor.uploads
             self.review(now_s, slower)
 
     def review(self, now_s: float, slower: float = 1.0) -> None:
-        """Estimate the link, and change plans if another has been better for long enough.
+        """Estimate the link, and change plans if another one has been better for long enough.
 
-        `slower`: how many times slower it must be than what has passed tells.
+        `slower`: divide the estimated upload rate by this number.
         """
-        if not self._estimated(now_s):
+        if not self._update_link(now_s):
             return
-        link, before = replace(self._link, up_bps=self._link.up_bps / slower), self._standing
-        after = step(before, self._values(link), now_s, self._rule)
-        if after.plan != before.plan and not self._is_ready(after.plan):
-            return
+        link, before = replace(self._link, up_bps=self._link.up_bps / slower), self._state
+        after = step(before, self._values(link), now_s, self._policy)
+        if after.plan != before.plan:
+            try:
+                self._load(self._plans[after.plan])  # before any inference follows it
+            except OffloadError as error:
+                self._refused.add(after.plan)
+                fields = {"plan": after.plan, "error": str(error)}
+                LOG.warning("plan refused", extra={"fields": fields})
+                return
         with self._lock:
-            self._standing = after
+            self._state = after
             if after.plan == before.plan:
                 return
             switch = PlanSwitch(now_s - self._began_s, before.plan, after.plan, link)
             self._switches.append(switch)
-            self._mark = str(switch)
+            self._change = str(switch)
         self._switched()
-        fields = {"before": before.plan, "after": after.plan, "up_bps": round(link.up_bps)}
-        LOG.info("plan switched", extra={"fields": fields})
+        LOG.info(
+            "plan switched",
+            extra={
+                "fields": {
+                    "before": before.plan,
+                    "after": after.plan,
+                    "up_bps": round(link.up_bps),
+                }
+            },
+        )
 
-    def _estimated(self, now_s: float) -> bool:
-        """Estimate the link; whether enough was seen for that."""
-        link = self.gauge.link(now_s)
+    def _update_link(self, now_s: float) -> bool:
+        """Estimate the link; whether there were enough messages."""
+        link = self.monitor.link(now_s)
         self._link = link or self._link
         self._is_measured = self._is_measured or link is not None
         return link is not None
@@ -223,39 +246,22 @@ class PlanSelector:
             for number, forecast in enumerate(self._forecasts)
         ]
 
-    def _is_ready(self, plan: int) -> bool:
-        """Load a plan before any inference follows it; one that cannot be is given up."""
-        try:
-            self._load(self._plans[plan])
-        except OffloadError as error:
-            self._refused.add(plan)
-            LOG.warning("plan refused", extra={"fields": {"plan": plan, "error": str(error)}})
-            return False
-        return True
-
-    def _slower(self, size_bytes: int, waited_s: float) -> float:
-        """How many times slower the link must be for what is on its way to be as late as it is."""
-        expected_s = self._link.upload_s(size_bytes)
-        late = size_bytes >= self.gauge.large_bytes and waited_s > expected_s + LATE_S
-        return max(1.0, waited_s / expected_s) if late else 1.0
-
-    def _is_silent(self, now_s: float, every_s: float) -> bool:
-        """Whether the link must be sounded: sooner while there are doubts about the plan."""
-        off = self.gauge.surprise(self._link)
-        doubts = self._standing.losses > 0 or self.gauge.seen < LEAST_SENDS
-        doubts = doubts or not 1 / SURPRISING < off < SURPRISING
-        takes_s = self._link.upload_s(self._probe_bytes())
-        patience_s = max(self._rule.probe_s, takes_s / _MOST_OF_LINK)
-        seen, probed_s = self._probed
-        under_way = seen == self.gauge.seen and now_s - probed_s < _LOST_S
-        silent_s = now_s - self.gauge.told_s
-        return not under_way and silent_s >= (
-            min(every_s / 2, patience_s) if doubts else patience_s
+    def _must_probe(self, now_s: float, every_s: float) -> bool:
+        """Whether to probe the link: sooner while the plan or the estimate is in doubt."""
+        uploads, probed_s = self._last_probe
+        if uploads == self.monitor.uploads and now_s - probed_s < _LOST_PROBE_S:
+            return False  # a probe is under way
+        is_in_doubt = (
+            self._state.losses > 0
+            or self.monitor.uploads < LEAST_SENDS
+            or not 1 / SURPRISING < self.monitor.surprise(self._link) < SURPRISING
         )
+        probe_s = self._link.upload_s(self._probe_bytes())
+        interval_s = max(self._policy.probe_s, probe_s / _PROBE_SHARE)
+        if is_in_doubt:
+            interval_s = min(every_s / 2, interval_s)
+        return now_s - self.monitor.last_large_s >= interval_s
 
     def _probe_bytes(self) -> int:
-        wanted = int(self._link.up_bps * _PROBE_TAKES_S / 8)
-        return min(max(wanted, self.gauge.large_bytes), MAX_PING_BYTES)
-
-
-_UNKNOWN = Link(10e6, 10e6)
+        size_bytes = int(self._link.up_bps * _PROBE_S / 8)
+        return min(max(size_bytes, self.monitor.large_bytes), MAX_PING_BYTES)

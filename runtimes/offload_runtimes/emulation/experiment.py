@@ -149,7 +149,7 @@ class SshHost:
         return ("ssh", "-o", "BatchMode=yes", self.host, script)
 
 
-_PACKAGE = "offload_runtimes.emulation"
+_PACKAGE = "offload_runtimes.workers"
 _GRACE_S = 20.0
 
 

@@ -10,7 +10,7 @@ from offload.costs.profile import Size
 from offload.files import temporary_folder
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
-from offload.graph.onnx_file import size_bytes
+from offload.graph.onnx_types import size_bytes
 
 from offload_runtimes.engine import Array, EngineOptions, load_once
 

@@ -1,18 +1,16 @@
-"""Measure the link to a running server: echoes of several sizes, each way apart.
+"""Measure the link to a running server with echoes of several sizes, each direction apart.
 
-Messages are sent as an inference sends tensors: each after a pause, for after a computation the
-other end is asleep, and from thread to thread as in a session. Sent back to back they would look
-up to 1 ms quicker to start than any tensor will be.
+Messages are sent as an inference sends tensors: each after a pause, as the other end is asleep
+after a computation, and from thread to thread as in a session. Without the pauses, messages would
+start up to 1 ms sooner than a tensor does.
 """
 
-import contextlib
 import os
 import queue
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Sequence
+from typing import Self
 
 from offload.costs.link import MIN_SIZES, Sample
 from offload.errors import InputError, OffloadError, ServerError
@@ -20,18 +18,16 @@ from offload.units import format_s
 
 import offload_runtimes.protocol.offload_pb2 as pb
 from offload_runtimes.address import parse_address
-from offload_runtimes.emulate import LinkCost, OwnThread, Pipe
+from offload_runtimes.device.session_options import LinkCost
 from offload_runtimes.security.credentials import ClientSecurity
 from offload_runtimes.transport import PROBE, PROBE_LIMIT_BYTES
-from offload_runtimes.transport.connection import Mailbox
+from offload_runtimes.transport.connection import Connector, Mailbox
 from offload_runtimes.transport.grpc_client import GrpcConnector
 
-Ask: TypeAlias = Callable[[bytes, float], object]
-Answers: TypeAlias = "queue.SimpleQueue[bytes | OffloadError]"
 SIZES_BYTES = (1_000, 8_000, 32_000, 128_000, 512_000, 2_000_000, 8_000_000)
 PAUSE_S = 0.02
 SILENCE_S = 60.0
-"""How long one message may take on the slowest link that can be probed."""
+"""Longest time of one message, on the slowest link that can be probed."""
 
 
 def probe(
@@ -46,120 +42,100 @@ def probe(
 ) -> list[Sample]:
     """Time messages of several sizes to a server and back.
 
-    A large request with an empty answer gives the way up, an empty request with a large answer
-    the way down; half of an empty round trip is taken off each. Larger sizes are left out when
-    the time budget does not allow for them, so slow links are measured too.
+    A large request with an empty answer measures the upload, an empty request with a large answer
+    the download; half of an empty round trip is subtracted from each. Sizes that do not fit the
+    time budget are left out, so that slow links can be measured, too.
 
     Args:
         server: `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`.
         sizes_bytes: payloads.
-        repeats: messages of each size, each way.
+        repeats: messages of each size in each direction.
         budget_s: seconds after which no more are sent.
         timeout_s: seconds to reach the server.
         security: certificates and token; None: plaintext.
-        link: emulate a link of this cost, each way.
+        link: emulate a link with these costs in each direction.
 
     Returns:
         Samples in the order taken, smaller sizes first, at least `repeats` of the smallest.
 
     Raises:
-        InputError: a size is negative or larger than servers answer, or the address is not
-            understood.
-        ServerError: the server can't be reached, does not answer within `timeout_s`, or goes away
-            later: a minute without an answer counts as gone.
+        InputError: a size is negative or larger than servers answer, or the address cannot be
+            read.
+        ServerError: the server cannot be reached, does not answer within `timeout_s`, or is lost
+            later: it counts as lost after a minute without an answer.
     """
     if not sizes_bytes or min(sizes_bytes) < 0 or max(sizes_bytes) > PROBE_LIMIT_BYTES - 4096:
         raise InputError(f"probe sizes must be 0 to {PROBE_LIMIT_BYTES - 4096} bytes")
+    connector: Connector
+    connector = GrpcConnector(parse_address(server), PROBE_LIMIT_BYTES, security, method=PROBE)
+    if link is not None:
+        from offload_runtimes.emulation.link import EmulatedLink
+
+        connector = EmulatedLink(connector, link, is_delayed=lambda _: True)
     samples: list[Sample] = []
-    with _asking(
-        GrpcConnector(parse_address(server), PROBE_LIMIT_BYTES, security), timeout_s, link
-    ) as ask:
-        _round_trip_s(ask, 0, 0, timeout_s)
-        _round_trip_s(ask, 64_000, 64_000)  # lets the connection's windows grow
-        half_s = statistics.median(_round_trip_s(ask, 0, 0) for _ in range(2 * repeats)) / 2
+    with _ProbeStream(connector, timeout_s) as stream:
+        stream.round_trip_s(0, 0, timeout_s)
+        stream.round_trip_s(64_000, 64_000)  # lets the connection's windows grow
+        half_s = statistics.median(stream.round_trip_s(0, 0) for _ in range(2 * repeats)) / 2
         end_s = time.monotonic() + budget_s
-        for number, size in enumerate(sorted(sizes_bytes)):
-            if number >= MIN_SIZES and _needed_s(samples[-1], size) * repeats > _left_s(end_s):
-                return samples
+        for number, size_bytes in enumerate(sorted(sizes_bytes)):
+            if number >= MIN_SIZES:
+                last = samples[-1]
+                needed_s = (last.up_s + last.down_s) * size_bytes / max(last.size_bytes, 1)
+                if needed_s * repeats > end_s - time.monotonic():
+                    return samples
             for _ in range(repeats):
-                samples.append(_sample(ask, size, half_s))
-                if _left_s(end_s) < 0:
+                up_s = stream.round_trip_s(size_bytes, 0) - half_s
+                down_s = stream.round_trip_s(0, size_bytes) - half_s
+                samples.append(Sample(size_bytes, max(up_s, 0.0), max(down_s, 0.0)))
+                if time.monotonic() > end_s:
                     return samples
     return samples
 
 
-def _left_s(end_s: float) -> float:
-    return end_s - time.monotonic()
+class _ProbeStream:
+    """A stream to the server's echo service."""
 
+    def __init__(self, connector: Connector, timeout_s: float) -> None:
+        self._server = connector.address
+        self._timeout_s = timeout_s
+        self._outbox: Mailbox = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[bytes | OffloadError] = queue.SimpleQueue()
+        outgoing = iter(self._outbox.get, None)
+        self._stream = connector.connect(outgoing, timeout_s)
+        self._stream.deliver(self)
 
-def _needed_s(last: Sample, size_bytes: int) -> float:
-    """What a larger size will take both ways, at most."""
-    return (last.up_s + last.down_s) * size_bytes / max(last.size_bytes, 1)
+    def received(self, message: bytes) -> None:
+        """An answer came."""
+        self._answers.put(message)
 
+    def ended(self, error: OffloadError | None) -> None:
+        """No more answers will come."""
+        self._answers.put(error or ServerError("the server ended the probe: is it shutting down?"))
 
-def _sample(ask: Ask, size_bytes: int, half_s: float) -> Sample:
-    up_s = _round_trip_s(ask, size_bytes, 0) - half_s
-    down_s = _round_trip_s(ask, 0, size_bytes) - half_s
-    return Sample(size_bytes, max(up_s, 0.0), max(down_s, 0.0))
-
-
-def _round_trip_s(ask: Ask, up_bytes: int, down_bytes: int, timeout_s: float = SILENCE_S) -> float:
-    # Random bytes: nothing on the way can make them fewer.
-    request = pb.ProbeRequest(data=os.urandom(up_bytes), reply_bytes=down_bytes)
-    message = request.SerializeToString()
-    time.sleep(PAUSE_S)
-    start_s = time.monotonic()
-    ask(message, timeout_s)
-    return time.monotonic() - start_s
-
-
-@contextlib.contextmanager
-def _asking(connector: GrpcConnector, timeout_s: float, link: LinkCost | None) -> Iterator[Ask]:
-    """A function that sends a message to the server's echo service and waits for the answer."""
-    outbox: Mailbox = queue.SimpleQueue()
-    inbox: Answers = queue.SimpleQueue()
-    up, down = (Pipe(link.upload_s), Pipe(link.download_s)) if link else (None, None)
-    stream = connector.open(PROBE, _outgoing(outbox, up), timeout_s)
-    stream.deliver(OwnThread(_ProbeAnswers(inbox, down)) if link else _ProbeAnswers(inbox, None))
-
-    def ask(message: bytes, answer_timeout_s: float) -> None:
-        outbox.put(message)
+    def round_trip_s(self, up_bytes: int, down_bytes: int, timeout_s: float = SILENCE_S) -> float:
+        """Send a message after a pause and wait for its answer; the seconds in between."""
+        # Random bytes cannot be compressed on their way.
+        request = pb.ProbeRequest(data=os.urandom(up_bytes), reply_bytes=down_bytes)
+        message = request.SerializeToString()
+        time.sleep(PAUSE_S)
+        start_s = time.monotonic()
+        self._outbox.put(message)
         try:
-            answer = inbox.get(timeout=answer_timeout_s)
+            answer = self._answers.get(timeout=timeout_s)
         except queue.Empty:
             raise ServerError(
-                f"server {connector.address} is connected but did not answer a probe in"
-                f" {format_s(answer_timeout_s)}: check that it is `offload serve`, not overloaded"
+                f"server {self._server} is connected but did not answer a probe in"
+                f" {format_s(timeout_s)}: check that it is `offload serve`, not overloaded"
             ) from None
         if isinstance(answer, OffloadError):
             raise answer
+        return time.monotonic() - start_s
 
-    try:
-        yield ask
-    finally:
-        outbox.put(None)
-        stream.close()
-        stream.wait(timeout_s)
+    def __enter__(self) -> Self:
+        return self
 
-
-def _outgoing(outbox: Mailbox, pipe: Pipe | None) -> Iterator[bytes]:
-    while (message := outbox.get()) is not None:
-        if pipe:
-            pipe.transit(len(message))
-        yield message
-
-
-@dataclass(frozen=True, slots=True)
-class _ProbeAnswers:
-    """Takes answers, and last the reason why no more will come."""
-
-    answers: Answers
-    pipe: Pipe | None
-
-    def received(self, message: bytes) -> None:
-        if self.pipe:
-            self.pipe.transit(len(message))
-        self.answers.put(message)
-
-    def ended(self, error: OffloadError | None) -> None:
-        self.answers.put(error or ServerError("the server ended the probe: is it shutting down?"))
+    def __exit__(self, *_: object) -> None:
+        self._outbox.put(None)
+        self._stream.close()
+        self._stream.wait(self._timeout_s)

@@ -140,7 +140,7 @@ class OptimizedModel:
             InputError: the model refuses the input.
         """
         model = self.model
-        given = {name: np.asarray(feeds[name]) for name in model.wiring.inputs if name in feeds}
+        given = {name: np.asarray(feeds[name]) for name in model.values.inputs if name in feeds}
         shapes = {name: array.shape for name, array in given.items()}
         numbers = {
             name: array
@@ -154,8 +154,8 @@ class OptimizedModel:
         def inferred(
             tensors: Mapping[str, Tensor], numbers: Mapping[str, Array] | None = None
         ) -> Types:
-            known = {**self.types.found, **tensors}
-            return infer_types(model.proto, model.wiring, model.weights, shapes, known, numbers)
+            known = {**self.types.measured, **tensors}
+            return infer_types(model.proto, model.values, model.weights, shapes, known, numbers)
 
         types = inferred(fixed) if fixed else self.types
         subject = replace(self, types=types, counted=inferred(found, numbers))
@@ -200,7 +200,7 @@ def optimized_model(
     graph = read_graph(model, shapes, surviving, types)
     found = _found_by_running(model, graph, types)
     if found:
-        types = infer_types(model.proto, model.wiring, model.weights, shapes, found)
+        types = infer_types(model.proto, model.values, model.weights, shapes, found)
         graph = read_graph(model, shapes, surviving, types)
     return OptimizedModel(model, graph, kernels, optimized, types)
 
@@ -224,7 +224,7 @@ def _optimized(
     model: Model, source: EngineInput, target: Path
 ) -> tuple[EngineInput, tuple[Kernel, ...]]:
     """A model, or a part of it, as the engine optimises it, and its kernels by unique names."""
-    unread_bytes = sum(extent.length_bytes for extent in model.extents)
+    unread_bytes = sum(extent.length_bytes for extent in model.weights.extents)
     optimize_to(source, target, fold_large=unread_bytes <= _FOLDED_BYTES)
     kernels = name_kernels(target)
     return (target.read_bytes() if isinstance(source, bytes) else target), kernels

@@ -1,4 +1,4 @@
-"""The device's end of a session: what it may send, what it makes of what comes back."""
+"""Protocol state of a session on the device, without I/O: messages in, events out."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -8,17 +8,17 @@ from offload.errors import OffloadError
 
 import offload_runtimes.protocol.offload_pb2 as pb
 from offload_runtimes.protocol import messages as wire
-from offload_runtimes.protocol.messages import PackedTensor, ProtocolError
+from offload_runtimes.protocol.messages import ProtocolError
 from offload_runtimes.protocol.tensor_specs import Contract
 
 
 @dataclass(frozen=True, slots=True)
 class SessionOpened:
-    """The server took the session.
+    """The server accepted the session.
 
     Attributes:
-        max_frames: frames that may be in flight.
-        max_message_bytes: the largest message that the server takes.
+        max_frames: frames that may be in flight at the same time.
+        max_message_bytes: the largest message that the server accepts.
     """
 
     max_frames: int
@@ -27,9 +27,9 @@ class SessionOpened:
 
 @dataclass(frozen=True, slots=True)
 class ServerSpan:
-    """What the server did for a frame, in seconds of its own clock.
+    """A run of a segment, or the arrival of a tensor, in seconds of the server's clock.
 
-    An arrival (`is_arrival`) has no start; else a segment ran.
+    An arrival (`is_arrival`) has no start.
     """
 
     name: str
@@ -40,9 +40,9 @@ class ServerSpan:
 
 @dataclass(frozen=True, slots=True)
 class DownloadReceived:
-    """A download of a frame came as `codec`; the server queued it at `sent_s` of its clock.
+    """A tensor of a frame came; the server queued it at `sent_s` of its clock.
 
-    `value` is an array, a list or a dict; its bytes were `size_bytes` long, decoded.
+    `value` is an array, a list or a dict, `size_bytes` long when decoded.
     """
 
     frame: int
@@ -51,7 +51,6 @@ class DownloadReceived:
     size_bytes: int
     sent_s: float
     spans: tuple[ServerSpan, ...]
-    codec: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +63,7 @@ class FailureReceived:
 
 @dataclass(frozen=True, slots=True)
 class PongReceived:
-    """The server answered a ping when its clock showed `server_s`."""
+    """The server answered a ping at `server_s` of its clock."""
 
     number: int
     server_s: float
@@ -72,7 +71,7 @@ class PongReceived:
 
 @dataclass(frozen=True, slots=True)
 class ServerLeaving:
-    """The server takes no more frames."""
+    """The server accepts no more frames."""
 
 
 Event: TypeAlias = SessionOpened | DownloadReceived | FailureReceived | PongReceived | ServerLeaving
@@ -80,7 +79,7 @@ Event: TypeAlias = SessionOpened | DownloadReceived | FailureReceived | PongRece
 
 @dataclass(slots=True)
 class _ClientFrame:
-    """A frame in flight: its plan's contract, and the downloads that have not come."""
+    """A frame in flight: its plan's contract, and the downloads that have not come yet."""
 
     contract: Contract
     missing: set[str]
@@ -88,11 +87,11 @@ class _ClientFrame:
 
 @dataclass
 class DeviceSession:
-    """State of one session; `receive` turns the server's messages into events.
+    """State of a session; `receive` turns the server's messages into events.
 
     Attributes:
-        contracts: what may cross, by plan.
-        server: the server's address, for messages.
+        contracts: the tensors that may be sent, by plan.
+        server: the server's address, for error messages.
     """
 
     contracts: tuple[Contract, ...]
@@ -108,28 +107,22 @@ class DeviceSession:
         return wire.message(hello=hello)
 
     def open_frame(self, plan: int = 0) -> int:
-        """Number a new frame, which will follow one of the plans."""
+        """Number of a new frame, which follows one of the plans."""
         self._last_frame += 1
-        agreed = self.contracts[plan]
-        self._frames[self._last_frame] = _ClientFrame(agreed, set(agreed.downloads))
+        contract = self.contracts[plan]
+        self._frames[self._last_frame] = _ClientFrame(contract, set(contract.downloads))
         return self._last_frame
 
     def begin(self, frame: int, plan: int, defaults: Iterable[str]) -> bytes:
         """The message that begins a frame before its tensors.
 
-        Needed where the plan has nothing to upload, and before `defaults`: the inputs with a
-        default that the caller gave, whose tensors follow.
+        Needed if the plan has no uploads, and before `defaults`: optional inputs that the caller
+        gave, whose tensors follow.
         """
         return wire.message(begin=pb.Begin(frame=frame, plan=plan, defaults=defaults))
 
-    def upload(
-        self, frame: int, name: str, packed: PackedTensor, now_s: float, plan: int = 0
-    ) -> bytes:
-        """The message that sends a tensor of a frame, which follows that plan."""
-        return wire.tensor_message(frame, name, packed, now_s, plan=plan)
-
     def cancel(self, frame: int) -> bytes | None:
-        """The message that gives a frame up; None when it is over already."""
+        """The message that cancels a frame; None if the frame is over already."""
         if self._frames.pop(frame, None) is None:
             return None
         return wire.message(cancel=pb.Cancel(frame=frame))
@@ -137,15 +130,15 @@ class DeviceSession:
     def ping(self, number: int, sent: int, data: bytes = b"") -> bytes:
         """A message that the server answers at once, with the same data.
 
-        `sent`: how many messages have been sent, this one included.
+        `sent`: number of messages sent so far, including this one.
         """
         return wire.message(ping=pb.Ping(number=number, data=data, sent=sent))
 
     def receive(self, data: bytes) -> Event | None:
-        """What one message from the server means; None: nothing any more.
+        """The event of a message from the server; None if it is about a frame that is over.
 
         Raises:
-            ProtocolError: the server does not keep to the protocol, or a message was lost.
+            ProtocolError: the server violates the protocol, or a message was lost.
         """
         self._received += 1
         message, payload = wire.parse(data)
@@ -153,11 +146,18 @@ class DeviceSession:
         if body == "failure":
             return self._failed(message.failure)
         if body == "welcome":
-            return self._welcome(message.welcome)
+            welcome = message.welcome
+            if self._opened or welcome.protocol != wire.PROTOCOL or not welcome.max_frames:
+                raise ProtocolError(
+                    f"server {self.server} speaks protocol {welcome.protocol}, this device speaks"
+                    f" {wire.PROTOCOL}: install the same version of onnx-offload on both"
+                )
+            self._opened = True
+            return SessionOpened(welcome.max_frames, welcome.max_message_bytes)
         if not self._opened:
             raise ProtocolError(f"server {self.server} answered before it accepted the session")
         if body == "tensor":
-            return self._tensor(message.tensor, payload)
+            return self._downloaded(message.tensor, payload)
         if body == "pong":
             wire.check_none_lost(message.pong.sent, self._received)
             return PongReceived(message.pong.number, message.pong.server_s)
@@ -165,31 +165,24 @@ class DeviceSession:
             return ServerLeaving()
         raise ProtocolError(f"server {self.server} sent a {body}, which only a device may")
 
-    def _welcome(self, welcome: pb.Welcome) -> SessionOpened:
-        if self._opened or welcome.protocol != wire.PROTOCOL or not welcome.max_frames:
-            raise ProtocolError(
-                f"server {self.server} speaks protocol {welcome.protocol}, this device speaks"
-                f" {wire.PROTOCOL}: install the same version of onnx-offload on both"
-            )
-        self._opened = True
-        return SessionOpened(welcome.max_frames, welcome.max_message_bytes)
-
-    def _tensor(self, tensor: pb.Tensor, payload: memoryview) -> DownloadReceived | None:
+    def _downloaded(self, tensor: pb.Tensor, payload: memoryview) -> DownloadReceived | None:
         if tensor.frame not in self._frames:
             if 0 < tensor.frame <= self._last_frame:
-                return None  # the frame was given up while this was on its way
-            raise ProtocolError(f"server {self.server} sent a frame that was never asked for")
+                return None  # the frame was cancelled while this was on its way
+            raise ProtocolError(f"server {self.server} sent a frame that was never requested")
         frame = self._frames[tensor.frame]
-        layout, value = wire.decode_tensor(tensor, payload, frame.contract.downloads)
-        if layout.name not in frame.missing:
-            raise ProtocolError(f"server {self.server} sent {layout.name!r} twice")
-        frame.missing.remove(layout.name)
+        header, value = wire.decode_tensor(tensor, payload, frame.contract.downloads)
+        if header.name not in frame.missing:
+            raise ProtocolError(f"server {self.server} sent {header.name!r} twice")
+        frame.missing.remove(header.name)
         if not frame.missing:
             del self._frames[tensor.frame]
-        spans = _spans(tensor)
-        size_bytes = layout.size_bytes
+        spans = tuple(
+            ServerSpan(span.name, span.start_s, span.end_s, span.kind == pb.Span.ARRIVAL)
+            for span in tensor.spans
+        )
         return DownloadReceived(
-            tensor.frame, layout.name, value, size_bytes, tensor.sent_s, spans, layout.codec
+            tensor.frame, header.name, value, header.size_bytes, tensor.sent_s, spans
         )
 
     def _failed(self, failure: pb.Failure) -> FailureReceived | None:
@@ -199,10 +192,3 @@ class DeviceSession:
         if self._frames.pop(failure.frame, None) is None:
             return None
         return FailureReceived(failure.frame, error)
-
-
-def _spans(tensor: pb.Tensor) -> tuple[ServerSpan, ...]:
-    return tuple(
-        ServerSpan(span.name, span.start_s, span.end_s, span.kind == pb.Span.ARRIVAL)
-        for span in tensor.spans
-    )

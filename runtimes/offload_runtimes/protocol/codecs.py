@@ -1,7 +1,7 @@
-"""The registry of codecs on the wire: bytes to fewer bytes and back.
+"""Codecs that compress the bytes of tensors for sending: raw, zstd, planes, png, jpeg.
 
-They lose nothing, but for `jpeg`, which is for pictures. Encodings that lose precision of any
-tensor (float16, uint8) are nodes inside the subgraphs, not codecs.
+They are lossless, except for `jpeg`, which is for pictures. Encodings that reduce the precision of
+any tensor (float16, uint8) are nodes inside the subgraphs, not codecs.
 """
 
 import io
@@ -22,9 +22,9 @@ from offload.errors import InputError
 Shape = tuple[int, ...]
 Buffer: TypeAlias = bytes | memoryview
 JPEG_QUALITY = 90
-_WIDTHS = (2, 4, 8)  # bytes of what has planes
+_WIDTHS = (2, 4, 8)  # bytes of the elements that `planes` splits
 _ALL, _MASKED = b"\0", b"\1"
-_FEW_ZEROS = 1 / 16  # a mask of less would take what it saves
+_FEW_ZEROS = 1 / 16  # with a smaller share, the mask costs as much as it saves
 _MOST_SIDE, _MOST_PIXELS = 1 << 16, 1 << 26  # of JPEG; of what Pillow opens without a warning
 
 
@@ -33,10 +33,10 @@ class Codec:
     """One encoding.
 
     Attributes:
-        name: what plans and messages call it.
-        encode: bytes, and the shape of their array, to encoded bytes.
-        decode: encoded bytes, the exact size they must decode to and the shape of their array, to
-            bytes; ValueError when they don't.
+        name: its name in plans and messages.
+        encode: takes bytes and the shape of their array, returns encoded bytes.
+        decode: takes encoded bytes, the exact size and the shape of the decoded array, returns
+            the decoded bytes; ValueError if they have another size.
     """
 
     name: str
@@ -71,7 +71,7 @@ def _zstd_decode(data: Buffer, size_bytes: int, _: Shape = ()) -> bytes:
 
 
 def _zstd_size(frame: Buffer) -> int:
-    """What a frame says that it decodes to."""
+    """Decoded size that a zstd frame declares."""
     try:
         return int(zstandard.frame_content_size(frame))
     except zstandard.ZstdError as error:
@@ -79,42 +79,41 @@ def _zstd_size(frame: Buffer) -> int:
 
 
 def _words(size_bytes: int, shape: Shape) -> int:
-    """Bytes of each element of an array; 0 where it is empty."""
+    """Bytes of each element of an array; 0 if it is empty."""
     count = math.prod(shape)
     return size_bytes // count if count else 0
 
 
 def _planes_encode(data: Buffer, shape: Shape) -> bytes:
-    """Zeros as one bit each where there are many, the rest byte by byte of significance.
+    """Group bytes by significance before zstd; zeros, if there are many, become one bit each.
 
-    Floats differ in their low bytes and agree in their high ones: apart, the latter compress
-    (the idea of Blosc's shuffle). One byte says whether a mask of what is not zero precedes.
+    The high bytes of floats are similar, the low ones are not: grouped, the former compress well
+    (Blosc's shuffle). The first byte says whether a mask of the nonzero elements follows.
     """
     width = _words(len(data), shape)
     if width not in _WIDTHS:
         return _ALL + _zstd.compressor.compress(data)
     words = np.frombuffer(data, f"<u{width}")
     mask = words != 0
-    kept = np.count_nonzero(mask)
-    if len(words) - kept < _FEW_ZEROS * len(words):
-        return _ALL + _blocks(_turned(words, width))
-    return _MASKED + _blocks([np.packbits(mask).tobytes(), *_turned(words[mask], width)])
+    if len(words) - np.count_nonzero(mask) < _FEW_ZEROS * len(words):
+        return _ALL + _blocks(_to_planes(words, width))
+    return _MASKED + _blocks([np.packbits(mask).tobytes(), *_to_planes(words[mask], width)])
 
 
-def _turned(words: npt.NDArray[Any], width: int) -> list[bytes]:
+def _to_planes(words: npt.NDArray[Any], width: int) -> list[bytes]:
     return [plane.tobytes() for plane in words.view(np.uint8).reshape(-1, width).T]
 
 
 def _blocks(parts: Sequence[bytes]) -> bytes:
-    """One frame, each part with a table of symbols of its own: parts are unlike each other."""
+    """Compress parts into one frame, each with its own symbol table, as the parts differ."""
     writer = _zstd.compressor.compressobj(size=sum(map(len, parts)))
-    found: list[bytes] = []
+    blocks: list[bytes] = []
     for part in parts:
-        found += (writer.compress(part), writer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
-    return b"".join((*found, writer.flush()))
+        blocks += (writer.compress(part), writer.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+    return b"".join((*blocks, writer.flush()))
 
 
-def _turned_back(data: Buffer, width: int) -> npt.NDArray[Any]:
+def _from_planes(data: Buffer, width: int) -> npt.NDArray[Any]:
     planes = np.frombuffer(data, np.uint8).reshape(width, -1)
     return np.ascontiguousarray(planes.T).reshape(-1).view(f"<u{width}")
 
@@ -124,32 +123,32 @@ def _planes_decode(data: Buffer, size_bytes: int, shape: Shape) -> bytes:
     width = _words(size_bytes, shape)
     if flag == _ALL:
         planes = _zstd_decode(frame, size_bytes)
-        return planes if width not in _WIDTHS else _turned_back(planes, width).tobytes()
+        return planes if width not in _WIDTHS else _from_planes(planes, width).tobytes()
     if flag != _MASKED or width not in _WIDTHS:
-        raise ValueError("these bytes do not begin as planes do")
+        raise ValueError("these bytes are not encoded as planes")
     count = size_bytes // width
     mask_bytes = -(-count // 8)
     declared = _zstd_size(frame)
     if not mask_bytes <= declared <= mask_bytes + size_bytes:
         raise ValueError(f"the frame declares {declared} bytes for {size_bytes}")
-    rest = memoryview(_zstd_decode(frame, declared))
-    mask = np.unpackbits(np.frombuffer(rest, np.uint8, mask_bytes), count=count).view(bool)
+    decoded = memoryview(_zstd_decode(frame, declared))
+    mask = np.unpackbits(np.frombuffer(decoded, np.uint8, mask_bytes), count=count).view(bool)
     if np.count_nonzero(mask) * width != declared - mask_bytes:
         raise ValueError("the mask and the planes do not fit")
     words = np.zeros(count, f"<u{width}")
-    words[mask] = _turned_back(rest[mask_bytes:], width)
+    words[mask] = _from_planes(decoded[mask_bytes:], width)
     return words.tobytes()
 
 
 def suits(name: str, dtype: str, shape: Shape) -> bool:
-    """Whether a codec is for arrays like this."""
+    """Whether a codec is meant for arrays of this dtype and shape."""
     if name in ("png", "jpeg"):
         return suits_picture(dtype, shape)
     return name != "planes" or dtype not in ("uint8", "int8", "bool")
 
 
 def suits_picture(dtype: str, shape: Shape) -> bool:
-    """Whether an array is one picture or several: uint8 ... x H x W x 3, none of them empty."""
+    """Whether an array is one or several pictures: uint8 ... x H x W x 3, not empty."""
     if dtype != "uint8" or len(shape) < 3 or shape[-1] != 3 or 0 in shape:
         return False
     rows = math.prod(shape[:-2])
@@ -157,12 +156,12 @@ def suits_picture(dtype: str, shape: Shape) -> bool:
 
 
 def has_pictures() -> bool:
-    """Whether this machine can encode and decode pictures: whether Pillow is installed."""
+    """Whether Pillow is installed, which encodes and decodes pictures."""
     return find_spec("PIL") is not None
 
 
-def _drawn(kind: str, data: Buffer, shape: Shape) -> bytes:
-    """Pictures below each other as one picture file."""
+def _encode_picture(kind: str, data: Buffer, shape: Shape) -> bytes:
+    """Encode pictures, stacked vertically, as one picture file."""
     from PIL import Image
 
     stack = np.frombuffer(data, np.uint8).reshape(-1, *shape[-2:])
@@ -172,20 +171,20 @@ def _drawn(kind: str, data: Buffer, shape: Shape) -> bytes:
     return file.getvalue()
 
 
-def _seen(kind: str, data: Buffer, size_bytes: int, shape: Shape) -> bytes:
+def _decode_picture(kind: str, data: Buffer, size_bytes: int, shape: Shape) -> bytes:
     from PIL import Image
 
     width = shape[-2] if len(shape) > 2 else 0
     try:
         with Image.open(io.BytesIO(data), formats=(kind,)) as opened:
-            # Looked at before anything is decoded: a small file may claim to be huge.
+            # Checked before anything is decoded: a small file may declare a huge size.
             if opened.mode != "RGB" or opened.width != width:
                 raise ValueError(f"the picture is {opened.mode}, {opened.width} wide")
             if opened.width * opened.height * 3 != size_bytes:
                 raise ValueError(f"the picture has {opened.height} rows")
             return opened.tobytes()
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"no {kind} that can be read ({error})") from error
+        raise ValueError(f"the {kind} cannot be read ({error})") from error
 
 
 _CODECS = {
@@ -194,7 +193,10 @@ _CODECS = {
         Codec("raw", lambda data, _: data, _raw_decode),
         Codec("zstd", lambda data, _: _zstd.compressor.compress(data), _zstd_decode),
         Codec("planes", _planes_encode, _planes_decode),
-        *(Codec(kind, partial(_drawn, kind), partial(_seen, kind)) for kind in ("png", "jpeg")),
+        *(
+            Codec(kind, partial(_encode_picture, kind), partial(_decode_picture, kind))
+            for kind in ("png", "jpeg")
+        ),
     )
 }
 NAMES = tuple(_CODECS)
@@ -205,23 +207,25 @@ _REFERENCE_RUNS = 5
 
 
 def reference_s() -> float:
-    """Seconds this machine needs to compress and restore 1 MiB like activations: a profile's
-    yardstick for encoding, by which seconds measured on one machine are carried to another."""
+    """Seconds that this machine needs to compress and decompress 1 MiB similar to activations.
+
+    Profiles store it, to scale encoding times measured on one machine to another.
+    """
     random = np.random.default_rng(0)
     values = np.maximum(random.standard_normal(_REFERENCE_BYTES // 4, np.float32), 0)
-    data, found = values.tobytes(), []
+    data, durations = values.tobytes(), []
     for _ in range(_REFERENCE_RUNS):
         start_s = time.thread_time()
         _zstd_decode(_zstd.compressor.compress(data), len(data))
-        found.append(time.thread_time() - start_s)
-    return min(found)
+        durations.append(time.thread_time() - start_s)
+    return min(durations)
 
 
 def codec(name: str) -> Codec:
-    """The codec of that name.
+    """Find a codec by name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such codec.
     """
     try:
         return _CODECS[name]

@@ -1,4 +1,4 @@
-"""One bound on the bytes that all sessions of a server hold together, and who must give way."""
+"""Limit the bytes that all sessions of a server hold, and evict idle sessions if needed."""
 
 import math
 import threading
@@ -9,92 +9,86 @@ _PATIENCE_S = 5.0
 
 
 class MemoryBudget:
-    """Bytes of uploads and of answers that devices have not read, over all sessions.
+    """Limits the bytes of uploads and of unread answers, over all sessions.
 
-    What is held is added up anew from what each account holds whenever one wants more, so that
-    there is no counter to go wrong.
+    The sum is computed anew from all reservations whenever one grows, so no counter can drift.
     """
 
     def __init__(self, limit_bytes: float = math.inf, patience_s: float = _PATIENCE_S) -> None:
-        """An account may lie still so long while others lack memory before it is evicted."""
+        """A reservation that was idle for `patience_s` is evicted if others lack memory."""
         self.limit_bytes = limit_bytes
         self._patience_s = patience_s
-        self._accounts: set[Reservation] = set()  # those that hold something
+        self._reservations: set[Reservation] = set()  # those that are not empty
         self._lock = threading.Lock()
 
     @property
     def held_bytes(self) -> int:
-        """What all accounts hold now."""
+        """Bytes of all reservations now."""
         with self._lock:
             return self._sum()
 
-    def account(self, evict: Callable[[], object]) -> "Reservation":
-        """A new account, which holds nothing.
+    def reserve(self, evict: Callable[[], object]) -> "Reservation":
+        """A new reservation of 0 bytes.
 
-        `evict` is called, at most once, when others lack the memory that lies still here; it must
-        return at once and lead to a `hold(0)` soon.
+        `evict` is called at most once, if the reservation is idle while others lack memory. It
+        must return at once and lead to a `hold(0)` soon.
         """
         return Reservation(self, evict)
 
-    def hold(self, account: "Reservation", size_bytes: int, still: bool) -> bool:
+    def hold(self, reservation: "Reservation", size_bytes: int, idle: bool) -> bool:
         """See `Reservation.hold`."""
+        evicted: Reservation | None = None
         with self._lock:
-            more_bytes = size_bytes - account.held_bytes
-            if more_bytes > 0 and self._sum() + more_bytes > self.limit_bytes:
-                evicted = self._outstayed(account)
-            else:
-                account.note(size_bytes, still)
-                (self._accounts.add if size_bytes else self._accounts.discard)(account)
+            more_bytes = size_bytes - reservation.held_bytes
+            if more_bytes <= 0 or self._sum() + more_bytes <= self.limit_bytes:
+                reservation.held_bytes = size_bytes
+                reservation.idle_since_s = time.monotonic() if idle else math.inf
+                change = self._reservations.add if size_bytes else self._reservations.discard
+                change(reservation)
                 return True
+            before_s = time.monotonic() - self._patience_s
+            others = [
+                other
+                for other in self._reservations
+                if other is not reservation and other.idle_since_s < before_s
+            ]
+            if others:
+                evicted = min(others, key=lambda other: other.idle_since_s)
+                evicted.idle_since_s = math.inf  # evict it only once
         if evicted is not None:
             evicted.evict()
         return False
 
     def _sum(self) -> int:
-        return sum([account.held_bytes for account in self._accounts])
-
-    def _outstayed(self, asking: "Reservation") -> "Reservation | None":
-        """The account that has lain still the longest, if that is too long."""
-        before_s = time.monotonic() - self._patience_s
-        others = (other for other in self._accounts if other is not asking)
-        still = [other for other in others if other.still_since_s < before_s]
-        chosen = min(still, key=lambda other: other.still_since_s, default=None)
-        if chosen is not None:
-            chosen.still_since_s = math.inf  # once is enough
-        return chosen
+        return sum([reservation.held_bytes for reservation in self._reservations])
 
 
 class Reservation:
-    """What one session, or one stream's unread answers, hold of a memory.
+    """Bytes that one session, or the unread answers of one stream, hold of a budget.
 
     Attributes:
-        evict: makes the holder give up what it holds.
-        held_bytes: what it holds.
-        still_since_s: since when only the device can free it; infinity while the server can.
+        evict: makes the owner release the bytes.
+        held_bytes: bytes held now.
+        idle_since_s: since when only the device can release them; infinity while the server can.
     """
 
-    def __init__(self, memory: MemoryBudget, evict: Callable[[], object]) -> None:
-        self._memory = memory
+    def __init__(self, budget: MemoryBudget, evict: Callable[[], object]) -> None:
+        self._budget = budget
         self.evict = evict
         self.held_bytes = 0
-        self.still_since_s = math.inf
+        self.idle_since_s = math.inf
 
     @property
     def limit_bytes(self) -> float:
-        """What all accounts together may hold."""
-        return self._memory.limit_bytes
+        """Limit of all reservations together."""
+        return self._budget.limit_bytes
 
-    def hold(self, size_bytes: int, *, still: bool = True) -> bool:
-        """Hold so much from now on; False, and nothing changes, where all hold too much then.
+    def hold(self, size_bytes: int, *, idle: bool = True) -> bool:
+        """Change the bytes held; False, and no change, if all would exceed the limit.
 
-        Holding less never fails. `still`: only the device can free it, the server has no work to
-        do on it.
+        Holding fewer bytes never fails. `idle`: the server has no work to do on them, only the
+        device can release them.
         """
         if not size_bytes and not self.held_bytes:
-            return True  # as for most answers, which are small
-        return self._memory.hold(self, size_bytes, still)
-
-    def note(self, size_bytes: int, still: bool) -> None:
-        """What it holds now; called by the memory alone."""
-        self.held_bytes = size_bytes
-        self.still_since_s = time.monotonic() if still else math.inf
+            return True  # most answers are small and need no reservation
+        return self._budget.hold(self, size_bytes, idle)

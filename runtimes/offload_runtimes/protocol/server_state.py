@@ -1,4 +1,4 @@
-"""The server's end of a session: which segments can run, what goes back, what is refused."""
+"""Protocol state of a session on the server, without I/O: messages in, events out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,25 +18,11 @@ from offload_runtimes.protocol.messages import ProtocolError
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES, Contract
 
 _NAMED_BUNDLES = 8
-_FULL = (
-    "the server holds as much for its devices as it may (--max-memory): try again, or allow more"
-)
-
-
-def _full(needed_bytes: int, limit_bytes: float) -> OffloadError:
-    """Why a frame is refused that needs so much: it never fits, or others hold too much now."""
-    if needed_bytes <= limit_bytes:
-        return ServerError(_FULL)
-    return InputError(
-        f"this inference sends {format_bytes(needed_bytes)} to the server, which allows"
-        f" {format_bytes(int(limit_bytes))} for what all devices send (--max-memory): give it a"
-        " smaller batch, or allow more"
-    )
 
 
 @dataclass(frozen=True, slots=True)
 class SessionLimits:
-    """What one session may hold.
+    """Limits of one session.
 
     Attributes:
         max_frames: frames in flight.
@@ -49,14 +35,14 @@ class SessionLimits:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Send a message to the device."""
+    """Event: send a message to the device."""
 
     data: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class RunSegment:
-    """Run a segment, then call `finished` or `failed`.
+    """Event: run a segment, then call `finished` or `failed`.
 
     `feeds` are arrays, lists (sequences) and dicts (maps).
     """
@@ -68,7 +54,7 @@ class RunSegment:
 
 @dataclass(frozen=True, slots=True)
 class FrameOver:
-    """A frame is over: stop what still runs for it.
+    """Event: a frame is over; stop segments that still run for it.
 
     `outcome` is `answered`, `failed`, `cancelled` (by the device) or `dropped` (with the session).
     """
@@ -79,7 +65,7 @@ class FrameOver:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """Send a last message and end the session."""
+    """Event: send a last message and end the session."""
 
     data: bytes
     error: OffloadError
@@ -87,7 +73,7 @@ class Close:
 
 @dataclass(frozen=True, slots=True)
 class PlanSwitched:
-    """The device's frames follow another plan from now on."""
+    """Event: the device's frames follow another plan from now on."""
 
     before: int
     after: int
@@ -98,13 +84,13 @@ Event: TypeAlias = Reply | RunSegment | FrameOver | Close | PlanSwitched
 
 @dataclass
 class _ServerFrame:
-    """One inference in flight: its plan, the tensors at hand, segments that haven't started.
+    """One inference in flight: its plan, its tensors so far, segments that have not started.
 
     Attributes:
-        awaited: inputs with a default that the device announced and that have not come.
-        running: ids of the segments that have started and are not over.
-        uploaded_bytes: memory of the tensors at hand that came from the device.
-        made_bytes: memory of those that segments made.
+        awaited: inputs with a default that the device announced and that have not come yet.
+        running: ids of the segments that run.
+        uploaded_bytes: memory of the tensors that came from the device.
+        computed_bytes: memory of the tensors that segments computed.
     """
 
     plan: int
@@ -112,61 +98,65 @@ class _ServerFrame:
     waiting: list[Segment]
     awaited: set[str] = field(default_factory=set)
     tensors: dict[str, Any] = field(default_factory=dict)
-    spans: list[wire.Happening] = field(default_factory=list)
+    spans: list[wire.SpanRecord] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     uploaded_bytes: int = 0
-    made_bytes: int = 0
+    computed_bytes: int = 0
 
     def startable(self) -> list[Segment]:
-        """Segments whose inputs are all here, taken off the waiting list."""
-        ready = [segment for segment in self.waiting if self._can_start(segment)]
+        """Segments whose inputs have all come; they are taken off the waiting list."""
+        ready = [
+            segment
+            for segment in self.waiting
+            if all(map(self.tensors.__contains__, segment.inputs))
+            and (
+                not self.awaited
+                or self.awaited.isdisjoint(self.contract.defaults.get(segment.part, ()))
+            )
+        ]
         if ready:
             self.waiting = [segment for segment in self.waiting if segment not in ready]
             self.running.update(segment.id for segment in ready)
         return ready
 
-    def _can_start(self, segment: Segment) -> bool:
-        is_here = self.tensors.__contains__
-        return all(map(is_here, segment.inputs)) and (
-            not self.awaited
-            or self.awaited.isdisjoint(self.contract.defaults.get(segment.part, ()))
-        )
-
     def feeds(self, segment: Segment) -> dict[str, Any]:
-        """What a segment is given: its inputs, and the inputs with a default that came."""
-        given = self.contract.defaults.get(segment.part, ())
-        names = (*segment.inputs, *(name for name in given if name in self.tensors))
+        """Inputs of a segment, including the inputs with a default that came."""
+        defaults = self.contract.defaults.get(segment.part, ())
+        names = (*segment.inputs, *(name for name in defaults if name in self.tensors))
         return {name: self.tensors[name] for name in names}
 
 
 class ServerSession:
-    """State of one session; events tell the shell around it what to do.
+    """State of a session; its methods return events for the caller to carry out.
 
-    Not safe for several threads at once: the shell holds a lock around each call.
+    Not thread-safe: the caller holds a lock around each call.
     """
 
     def __init__(
         self,
         contracts: Mapping[str, Sequence[Contract]],
         limits: SessionLimits,
-        account: Reservation | None = None,
+        reservation: Reservation | None = None,
         max_message_bytes: int = MESSAGE_LIMIT_BYTES,
         names: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`contracts` holds those of each bundle by its digest, in the order of its plans; `names`
-        is what a device that asks for another bundle is told of them.
+        """A session that waits for the hello.
 
-        What was uploaded is held on `account`; what segments made is the engines' to count. The
-        device is told that messages may be as long as `max_message_bytes`.
+        Args:
+            contracts: for each bundle, by its digest, one contract for each plan.
+            limits: what the session may hold.
+            reservation: holds the uploaded bytes; the engines count what segments compute.
+            max_message_bytes: largest message that the device may send.
+            names: names of the bundles, for a device that requests another one.
         """
         self._max_message_bytes = max_message_bytes
         self._contracts = contracts
         self._names = names
         self._limits = limits
-        self._account = account or MemoryBudget().account(lambda: None)
-        self._agreed: Sequence[Contract] = ()
+        self._reservation = reservation or MemoryBudget().reserve(lambda: None)
+        self._agreed: Sequence[Contract] = ()  # of the session's bundle
         self._frames: dict[int, _ServerFrame] = {}
-        self._ending: dict[int, _ServerFrame] = {}  # over, but something of theirs still runs
+        self._ending: dict[int, _ServerFrame] = {}  # over, but segments still run
         self._last_frame = 0
         self._failed: set[int] = set()
         self._draining = False
@@ -177,7 +167,7 @@ class ServerSession:
 
     @property
     def frames(self) -> int:
-        """Frames begun so far."""
+        """Number of frames begun so far."""
         return self._last_frame
 
     @property
@@ -187,16 +177,16 @@ class ServerSession:
 
     @property
     def uploaded_bytes(self) -> int:
-        """What it holds of what was uploaded, for frames in flight and for what still runs."""
-        return sum([frame.uploaded_bytes for frame in self._held()])
+        """Bytes of uploads held for frames in flight and for segments that still run."""
+        return sum([frame.uploaded_bytes for frame in self._all_frames()])
 
     @property
     def frames_in_flight(self) -> int:
-        """Frames that are not answered yet."""
+        """Number of frames that are not answered yet."""
         return len(self._frames)
 
     def receive(self, data: bytes, now_s: float) -> list[Event]:
-        """What one message from the device asks for; a wrong one closes the session."""
+        """Handle a message from the device; a wrong one closes the session."""
         if self.closed:
             return []
         self._received += 1
@@ -208,8 +198,8 @@ class ServerSession:
     def finished(
         self, run: RunSegment, outputs: Mapping[str, Any], start_s: float, end_s: float
     ) -> list[Event]:
-        """A segment made its outputs: send the downloads, run what they allow."""
-        frame = self._reported(run)
+        """A segment has finished: send its downloads, run the segments that can start now."""
+        frame = self._run_over(run)
         if frame is None:
             return []
         frame.spans.append((pb.Span.COMPUTE, run.segment.id, start_s, end_s))
@@ -218,29 +208,29 @@ class ServerSession:
         except InputError as error:
             return self._fail(run.frame, error)
         frame.tensors.update(outputs)
-        frame.made_bytes += sum(map(size_bytes, outputs.values()))
+        frame.computed_bytes += sum(map(size_bytes, outputs.values()))
         events: list[Event] = self._started(run.frame, frame)
         events.extend(map(self._reply, downloads))
         return [*events, *self._forget_if_done(run.frame, frame)]
 
     def failed(self, run: RunSegment, error: OffloadError) -> list[Event]:
-        """A segment could not be run, or its outputs not be sent: that frame fails alone."""
-        self._reported(run)
+        """A segment could not run, or its outputs not be sent: only its frame fails."""
+        self._run_over(run)
         return self._fail(run.frame, error)
 
     def close(self, error: OffloadError | None = None) -> list[Event]:
-        """End the session and free what it held."""
+        """End the session and free its memory."""
         if self.closed:
             return []
         self.closed = True
         events: list[Event] = [FrameOver(frame, "dropped") for frame in self._frames]
         self._frames.clear()
-        self._ending.clear()  # what hasn't begun of theirs never will
+        self._ending.clear()  # their other segments will not start
         self._hold()
         return events if error is None else [*events, Close(wire.encode_failure(error), error)]
 
     def drain(self) -> list[Event]:
-        """Take no more frames and say so; those in flight are still answered."""
+        """Accept no more frames and tell the device; frames in flight are still answered."""
         if self.closed or self._draining:
             return []
         self._draining = True
@@ -252,7 +242,9 @@ class ServerSession:
             if len(message.ping.data) > wire.MAX_PING_BYTES:
                 raise ProtocolError(f"a ping may carry {wire.MAX_PING_BYTES} bytes, no more")
             wire.check_none_lost(message.ping.sent, self._received)
-            return [self._pong(message.ping, now_s)]
+            number, data = message.ping.number, message.ping.data
+            pong = pb.Pong(number=number, server_s=now_s, data=data, sent=self._sent + 1)
+            return [self._reply(wire.message(pong=pong))]
         if body == "hello":
             return [self._reply(self._hello(message.hello))]
         if not self._agreed:
@@ -266,13 +258,8 @@ class ServerSession:
             return [] if self._end(number) is None else [FrameOver(number, "cancelled")]
         raise ProtocolError(f"a device must not send a {body}")
 
-    def _pong(self, ping: pb.Ping, now_s: float) -> Reply:
-        sent = self._sent + 1
-        pong = pb.Pong(number=ping.number, server_s=now_s, data=ping.data, sent=sent)
-        return self._reply(wire.message(pong=pong))
-
     def _reply(self, data: bytes) -> Reply:
-        """Replies are sent in the order in which they are made."""
+        """Count a reply; replies are sent in the order of these calls."""
         self._sent += 1
         return Reply(data)
 
@@ -286,9 +273,15 @@ class ServerSession:
             )
         self._agreed = self._contracts.get(hello.bundle, ())
         if not self._agreed:
+            bundles = [
+                f"{digest[:12]} ({name})" if (name := self._names.get(digest)) else digest[:12]
+                for digest in list(self._contracts)
+            ]
+            if (more := len(bundles) - _NAMED_BUNDLES) > 0:
+                bundles[_NAMED_BUNDLES:] = [f"{more} more"]
             raise BundleError(
-                f"bundle {hello.bundle[:12]} is not served here, {self._held_bundles()}: deploy one"
-                " bundle to the device and the server"
+                f"bundle {hello.bundle[:12]} is not served here, the server holds"
+                f" {', '.join(bundles) or 'none'}: deploy one bundle to the device and the server"
             )
         welcome = pb.Welcome(
             protocol=wire.PROTOCOL,
@@ -297,26 +290,16 @@ class ServerSession:
         )
         return wire.message(welcome=welcome)
 
-    def _held_bundles(self) -> str:
-        """The bundles that are served, as a part of a sentence."""
-        found = [
-            f"{digest[:12]} ({name})" if (name := self._names.get(digest)) else digest[:12]
-            for digest in list(self._contracts)
-        ]
-        more = len(found) - _NAMED_BUNDLES
-        names = ", ".join([*found[:_NAMED_BUNDLES], *([f"{more} more"] if more > 0 else [])])
-        return f"the server holds {names}" if found else "the server holds none"
-
     def _begin(self, begin: pb.Begin) -> list[Event]:
-        """A frame that has nothing to upload, or whose inputs with a default come first."""
+        """Begin a frame without uploads, or one whose inputs with a default come first."""
         if refused := self._refused(begin.frame):
             return refused
         if begin.frame in self._frames:
             raise ProtocolError(f"frame {begin.frame} has begun already")
         frame = self._frame(begin.frame, begin.plan)
-        known = {name for names in frame.contract.defaults.values() for name in names}
+        defaults = {name for names in frame.contract.defaults.values() for name in names}
         frame.awaited = set(begin.defaults)
-        if not known.issuperset(frame.awaited):
+        if not defaults.issuperset(frame.awaited):
             raise ProtocolError("an input with a default was announced that the bundle lacks")
         return [
             *self._switched(begin.frame, frame.plan),
@@ -330,26 +313,36 @@ class ServerSession:
         if tensor.frame in self._failed:
             return []
         frame = self._frame(tensor.frame, tensor.plan)
-        ports = frame.contract.uploads
-        layout = wire.read_header(tensor, payload, ports)
-        if layout.name in frame.tensors:
-            raise ProtocolError(f"tensor {layout.name!r} came twice for one frame")
-        # Memory is taken before anything is decoded: a few bytes may stand for many.
-        frame.uploaded_bytes += layout.memory_bytes
-        held_bytes = sum(held.uploaded_bytes + held.made_bytes for held in self._held())
+        specs = frame.contract.uploads
+        header = wire.read_header(tensor, payload, specs)
+        if header.name in frame.tensors:
+            raise ProtocolError(f"tensor {header.name!r} came twice for one frame")
+        # Memory is reserved before anything is decoded: a few bytes may decode to many.
+        frame.uploaded_bytes += header.memory_bytes
+        held_bytes = sum(f.uploaded_bytes + f.computed_bytes for f in self._all_frames())
         if held_bytes > self._limits.max_bytes:
             raise ProtocolError("too many bytes in flight: wait for answers before sending more")
         if not self._hold():
-            needed_bytes = frame.uploaded_bytes
-            frame.uploaded_bytes -= layout.memory_bytes
-            return self._fail(tensor.frame, _full(needed_bytes, self._account.limit_bytes))
-        frame.tensors[layout.name] = wire.decode(layout, payload, ports)
-        frame.awaited.discard(layout.name)
-        frame.spans.append((pb.Span.ARRIVAL, layout.name, 0.0, now_s))
+            frame_bytes, limit_bytes = frame.uploaded_bytes, self._reservation.limit_bytes
+            frame.uploaded_bytes -= header.memory_bytes
+            error: OffloadError = ServerError(
+                "the memory for devices' tensors is in use on the server (--max-memory): try again,"
+                " or allow more"
+            )
+            if frame_bytes > limit_bytes:
+                error = InputError(
+                    f"this inference sends {format_bytes(frame_bytes)} to the server, which allows"
+                    f" {format_bytes(int(limit_bytes))} for the tensors of all devices"
+                    " (--max-memory): use a smaller batch, or allow more"
+                )
+            return self._fail(tensor.frame, error)
+        frame.tensors[header.name] = wire.decode(header, payload, specs)
+        frame.awaited.discard(header.name)
+        frame.spans.append((pb.Span.ARRIVAL, header.name, 0.0, now_s))
         return [*self._switched(tensor.frame, frame.plan), *self._started(tensor.frame, frame)]
 
     def _refused(self, number: int) -> list[Event]:
-        """What a new frame is told while the server shuts down; nothing: it may begin."""
+        """Reject a new frame while the server shuts down; empty: the frame may begin."""
         if not self._draining or number <= self._last_frame:
             return []
         self._failed.add(number)
@@ -358,7 +351,7 @@ class ServerSession:
         return [self._reply(wire.encode_failure(error, number))]
 
     def _switched(self, number: int, plan: int) -> list[Event]:
-        """What the newest frame tells: older ones may still be under way by another plan."""
+        """Whether the newest frame changes the plan; older frames may still follow another one."""
         if number < self._last_frame or plan == self._plan:
             return []
         before, self._plan = self._plan, plan
@@ -380,8 +373,8 @@ class ServerSession:
         if self._failed:
             oldest = number - 2 * self._limits.max_frames
             self._failed = {old for old in self._failed if old > oldest}
-        agreed = self._agreed[plan]
-        self._frames[number] = frame = _ServerFrame(plan, agreed, list(agreed.segments))
+        contract = self._agreed[plan]
+        self._frames[number] = frame = _ServerFrame(plan, contract, list(contract.segments))
         return frame
 
     def _started(self, number: int, frame: _ServerFrame) -> list[Event]:
@@ -396,8 +389,8 @@ class ServerSession:
         self._hold()
         return []
 
-    def _reported(self, run: RunSegment) -> _ServerFrame | None:
-        """Note that a run is over; its frame, None when that is over, or was told before."""
+    def _run_over(self, run: RunSegment) -> _ServerFrame | None:
+        """Record that a run is over; its frame, None if the frame is over or this is known."""
         frame = self._frames.get(run.frame)
         if frame is not None:
             if run.segment.id not in frame.running:
@@ -415,50 +408,50 @@ class ServerSession:
     def _fail(self, number: int, error: OffloadError) -> list[Event]:
         if self._end(number) is None:
             return []
-        self._failed.add(number)  # the rest of its tensors may still be on their way
+        self._failed.add(number)  # its other tensors may still be on their way
         return [FrameOver(number, "failed"), self._reply(wire.encode_failure(error, number))]
 
     def _end(self, number: int) -> _ServerFrame | None:
-        """Take a frame out of flight; what runs for it holds its tensors until it is over."""
+        """Remove a frame; its tensors stay reserved until the segments that run for it are over."""
         frame = self._frames.pop(number, None)
         if frame is not None and frame.running:
             self._ending[number] = frame
         self._hold()
         return frame
 
-    def _held(self) -> list[_ServerFrame]:
+    def _all_frames(self) -> list[_ServerFrame]:
         return [*self._frames.values(), *self._ending.values()]
 
     def _hold(self) -> bool:
-        """Tell the account what this session holds; whether that is allowed."""
+        """Reserve the uploaded bytes of all frames; whether they fit the server's limit."""
         uploaded_bytes, runs = 0, False
-        for frame in self._held():
+        for frame in self._all_frames():
             uploaded_bytes += frame.uploaded_bytes
             runs = runs or bool(frame.running)
-        return self._account.hold(uploaded_bytes, still=not runs)
+        return self._reservation.hold(uploaded_bytes, idle=not runs)
 
 
 def _downloads(
     number: int, frame: _ServerFrame, outputs: Mapping[str, Any], now_s: float
 ) -> list[bytes]:
-    """The messages that send back what a segment made, all of them or none.
+    """Encode the downloads among a segment's outputs.
 
     Raises:
-        InputError: a value cannot be sent: a message that is too long breaks its stream.
+        InputError: a value cannot be sent, or is too long: the message would break the stream.
     """
     messages = []
     for name, value in outputs.items():
-        port = frame.contract.downloads.get(name)
-        if port is None:
+        spec = frame.contract.downloads.get(name)
+        if spec is None:
             continue
         try:
-            packed = wire.pack(value, port.encoding)
+            packed = wire.pack(value, spec.encoding)
         except ValueError as error:
             raise InputError(f"the answer {name!r} cannot be sent: {error}") from error
-        if packed.data.nbytes > port.limit_bytes:
+        if packed.data.nbytes > spec.limit_bytes:
             raise InputError(
                 f"the answer {name!r} takes {format_bytes(packed.data.nbytes)}, the server sends"
-                f" {format_bytes(port.limit_bytes)} at most: give it smaller inputs"
+                f" {format_bytes(spec.limit_bytes)} at most: use smaller inputs"
             )
         spans, frame.spans = frame.spans, []
         messages.append(wire.tensor_message(number, name, packed, now_s, spans))

@@ -1,7 +1,7 @@
-"""Text, sequences and maps to bytes and back, as the `Value` messages of `offload.proto`.
+"""Encode and decode text, sequences and maps, as the `Value` messages of `offload.proto`.
 
-Python's form is onnxruntime's: text is an object array of `str`, a sequence is a list, a map is a
-dict from `int` or `str` to `int`, `float` or `str`.
+In Python they are as in onnxruntime: text is an object array of `str`, a sequence is a list, a map
+is a dict from `int` or `str` to `int`, `float` or `str`.
 """
 
 import math
@@ -19,24 +19,24 @@ _MAX_RANK = 16
 
 
 def is_structured(value: object) -> bool:
-    """Whether a value is not an array of numbers."""
+    """Whether a value is text, a sequence or a map: not an array of numbers."""
     return not isinstance(value, np.ndarray) or value.dtype.kind not in "biufc"
 
 
 def encode(value: Any) -> bytes:
-    """The bytes of a value.
+    """Encode a value.
 
     Raises:
-        ValueError: it is not one that onnxruntime gives (say an optional without a value).
+        ValueError: it is not a value that onnxruntime returns (or an optional without a value).
     """
     return _message(value).SerializeToString()
 
 
 def decode(data: bytes | memoryview) -> Any:
-    """The value that bytes stand for; arrays of numbers are read-only views of them.
+    """Decode a value; arrays of numbers are read-only views of the bytes.
 
     Raises:
-        ValueError: they are not those of a value.
+        ValueError: the bytes are not an encoded value.
     """
     message = pb.Value()
     try:
@@ -69,7 +69,7 @@ def _text(array: Array) -> pb.Value:
 
 
 def _column(values: Iterable[Any]) -> pb.Value:
-    """The keys or the values of a map."""
+    """Encode the keys or the values of a map."""
     listed = list(values)
     if any(isinstance(value, str) for value in listed):
         return _text(np.array(listed, object))
@@ -80,7 +80,12 @@ def _column(values: Iterable[Any]) -> pb.Value:
 def _value(message: pb.Value) -> Any:
     kind = message.WhichOneof("kind")
     if kind == "numbers":
-        return _array(message.numbers)
+        numbers = message.numbers
+        dtype = _DTYPES.get(numbers.dtype)
+        if dtype is None:
+            raise ValueError(f"numbers of type {numbers.dtype[:20]!r} are not supported")
+        array: Array = np.frombuffer(numbers.data, dtype.newbyteorder("<"))
+        return array.astype(dtype, copy=False).reshape(_shape(numbers.shape))
     if kind == "text":
         words = np.empty(len(message.text.elements), object)
         words[:] = message.text.elements
@@ -93,22 +98,15 @@ def _value(message: pb.Value) -> Any:
     raise ValueError("a value is empty")
 
 
-def _array(numbers: pb.Numbers) -> Array:
-    dtype = _DTYPES.get(numbers.dtype)
-    if dtype is None:
-        raise ValueError(f"numbers of type {numbers.dtype[:20]!r} are not known")
-    array: Array = np.frombuffer(numbers.data, dtype.newbyteorder("<"))
-    return array.astype(dtype, copy=False).reshape(_shape(numbers.shape))
-
-
 def _entries(message: pb.Value) -> list[Any]:
+    """The keys or the values of a map."""
     if message.WhichOneof("kind") not in ("numbers", "text"):
-        raise ValueError("a map of maps is not known")
+        raise ValueError("a map of maps is not supported")
     column = _value(message)
     if column.ndim != 1:
         raise ValueError("the keys or values of a map are not a list")
-    listed: list[Any] = column.tolist()
-    return listed
+    entries: list[Any] = column.tolist()
+    return entries
 
 
 def _shape(sizes: Iterable[int]) -> tuple[int, ...]:

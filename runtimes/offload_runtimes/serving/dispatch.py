@@ -273,11 +273,11 @@ class Dispatcher:
     def _run_together(self, tasks: Sequence[SegmentTask]) -> OffloadError | None:
         """Run several tasks in one call; the error if that fails."""
         part = tasks[0].part
-        reservation = self._memory.account(lambda: None)
+        reservation = self._memory.reserve(lambda: None)
         start_s = time.monotonic()
         try:
             batch = Batch(tasks[0].bundle.engines[part].prepare(self._max_run_s), tasks)
-            reservation.hold(sum(task.input_bytes for task in tasks), still=False)
+            reservation.hold(sum(task.input_bytes for task in tasks), idle=False)
             outputs = batch.run()
         except BaseException as error:  # noqa: BLE001  each of them is run alone then
             return _for_device(part, error)

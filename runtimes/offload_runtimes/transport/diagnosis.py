@@ -1,4 +1,4 @@
-"""Why a server cannot be reached: tried again with plain sockets, whose errors are exact."""
+"""Find out why a server cannot be reached, with plain sockets, whose errors are exact."""
 
 import socket
 import ssl
@@ -11,10 +11,10 @@ from offload_runtimes.security.credentials import ClientSecurity
 
 
 def connect(address: Address, timeout_s: float) -> socket.socket:
-    """A plain connection to an address.
+    """Open a TCP or Unix socket connection.
 
     Raises:
-        OSError: as the system gives it.
+        OSError: the error of the operating system.
     """
     if not address.path:
         return socket.create_connection((address.host, address.port), timeout_s)
@@ -33,14 +33,13 @@ def unreachable(
 ) -> ServerError:
     """The error for a connection that gRPC could not open.
 
-    Resolves the name, connects, and compares what both sides expect of TLS, within about
-    `timeout_s` seconds.
+    Resolves the name, connects, and checks on which sides TLS is used, within about `timeout_s`.
     """
     if proxy is not None:
         return _cannot(
             address,
-            f"the environment's variables lead there through the proxy {proxy}, which gives no"
-            f" connection: check the proxy, or set no_proxy={address.host} to do without",
+            f"the environment variables set the proxy {proxy}, which gives no connection: check the"
+            f" proxy, or set no_proxy={address.host} to connect directly",
         )
     until_s = time.monotonic() + timeout_s
     try:
@@ -76,7 +75,7 @@ def _cannot(address: Address, why: str, option: str | None = None) -> ServerErro
 def _refusal(
     address: Address, security: ClientSecurity, connection: socket.socket, until_s: float
 ) -> ServerError:
-    """Why gRPC found no agreement with what accepts connections there."""
+    """Why gRPC failed although the connection was accepted."""
     speaks_tls = _speaks_tls(address, connection, until_s)
     if speaks_tls is None:
         return _cannot(
@@ -101,7 +100,7 @@ def _refusal(
 
 
 def _speaks_tls(address: Address, connection: socket.socket, until_s: float) -> bool | None:
-    """Whether a TLS handshake gets an answer of TLS; None: no answer at all."""
+    """Whether the other end answers a TLS handshake; None: no answer of any kind."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""The device's side of gRPC: connect with a time limit, send and receive whole messages."""
+"""The gRPC client: connect with a time limit, send and receive whole messages."""
 
 import re
 import threading
@@ -16,19 +16,19 @@ from offload_runtimes.security.credentials import ClientSecurity, read_pem
 from offload_runtimes.transport import FRAME_BYTES, SESSION, VERSION_KEY
 from offload_runtimes.transport.connection import Receiver
 
-_CONNECT_SHARE = 0.6  # of the time to open a session, for connecting
-_DIAGNOSIS_SHARE = 0.3  # and for finding out why that failed
-_STARTING = threading.Lock()  # one call at a time, so that the threads it starts are known
+_CONNECT_SHARE = 0.6  # of the time to open a stream, for connecting
+_DIAGNOSIS_SHARE = 0.3  # of that time, for finding out why connecting failed
+_STARTING = threading.Lock()  # one call at a time, to know the threads that it starts
 
 
 class _Inbox:
-    """Takes messages where gRPC decodes them, on the thread that learns of their arrival.
+    """Delivers messages in gRPC's deserializer, on the thread that learns of their arrival.
 
-    Taken from gRPC's iterator, a message would wake a second thread first, which here only asks
-    for the next one, while this one is being worked on.
+    Reading messages from gRPC's iterator would wake a second thread for each one. Here that thread
+    only requests the next message, while the current one is handled.
 
     Attributes:
-        receiver: who gets them; None: nobody, not yet or not any more.
+        receiver: gets the messages; None before `deliver` and after the end.
         heard: whether a message has come.
     """
 
@@ -37,7 +37,7 @@ class _Inbox:
         self.heard = False
 
     def take(self, message: bytes) -> object:
-        """Hand a message over."""
+        """Deliver a message."""
         self.heard = True
         if self.receiver is not None:
             self.receiver.received(message)
@@ -45,10 +45,10 @@ class _Inbox:
 
 
 class GrpcStream:
-    """One stream of one channel, which ends with it.
+    """A stream with a channel of its own, which is closed with it.
 
-    gRPC pulls the outgoing messages on a thread of its own; whoever gives the iterator ends it
-    (left alive, it would block the exit of the process).
+    gRPC reads the outgoing messages on a thread of its own. The caller must end the iterator, else
+    it blocks the exit of the process.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class GrpcStream:
         token: str | None,
         explain: Callable[[object, bool], ServerError],
     ) -> None:
-        """`explain` makes the error from gRPC's and from whether the server ever answered."""
+        """`explain` makes our error from gRPC's error, and whether the server ever answered."""
         self._channel: grpc.Channel | None = channel
         self._explain = explain
         self._closed = threading.Event()
@@ -76,22 +76,22 @@ class GrpcStream:
             self._threads = set(threading.enumerate()) - before
 
     def deliver(self, receiver: Receiver) -> None:
-        """Begin to hand over what comes."""
+        """Start to deliver messages."""
         self._inbox.receiver = receiver
         self._asking.start()
 
     def close(self) -> None:
-        """End the stream; the channel follows on the stream's own thread."""
+        """End the stream; its own thread then closes the channel."""
         self._closed.set()
         call = self._call
         if call is not None:
             call.cancel()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until the channel is closed, the receiver knows, and gRPC's threads have ended.
+        """Wait until the channel is closed, the receiver was told, and gRPC's threads have ended.
 
-        A thread that the end of the interpreter stops inside gRPC would hold a lock for ever that
-        gRPC's own destructors wait for.
+        If the interpreter exits while a thread is inside gRPC, the thread keeps a lock for ever
+        that gRPC's destructors wait for.
         """
         until_s = time.monotonic() + timeout_s
         for thread in (self._asking, *self._threads):
@@ -117,15 +117,18 @@ class GrpcStream:
 
 
 class GrpcConnector:
-    """Opens sessions on one server, each on a channel of its own."""
+    """Opens streams to one server, each with a channel of its own."""
 
     def __init__(
         self,
         address: Address,
         message_limit_bytes: int,
         security: ClientSecurity | None = None,
+        method: str = SESSION,
     ) -> None:
         """Check the address and read the certificates.
+
+        `method` is the gRPC method of the streams: SESSION or PROBE.
 
         Raises:
             InputError: a port is missing, or a token would be sent in the clear.
@@ -134,17 +137,17 @@ class GrpcConnector:
             raise InputError(f"address {address} has no port: write it like {address.host}:50051")
         self._address = address
         self.address = str(address)
+        self._method = method
         self._security = security or ClientSecurity()
         self._security.check(self._address)
-        _credentials(self._security)  # certificates that are missing are an error now, not later
+        _credentials(self._security)  # report missing certificates now, not at the first connection
         self._message_limit_bytes = message_limit_bytes
 
     def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> GrpcStream:
-        """A new session's stream; why it cannot be opened within the time, its receiver learns."""
-        return self.open(SESSION, outgoing, timeout_s)
+        """Open a stream on a channel of its own.
 
-    def open(self, method: str, outgoing: Iterator[bytes], timeout_s: float) -> GrpcStream:
-        """A stream of some method, on a channel of its own."""
+        If it cannot be opened within the time, its receiver gets an error with the reason.
+        """
         proxy = proxy_of(self._address)
 
         def explain(error: object, heard: bool) -> ServerError:
@@ -158,7 +161,7 @@ class GrpcConnector:
 
         channel = self._channel(proxy, timeout_s)
         try:
-            return GrpcStream(channel, method, outgoing, self._security.token, explain)
+            return GrpcStream(channel, self._method, outgoing, self._security.token, explain)
         except BaseException:
             channel.close()
             raise
@@ -205,12 +208,12 @@ def _server_error(code: grpc.StatusCode, details: str, address: str) -> ServerEr
         sizes = re.search(r"larger than max \((\d+) vs\. (\d+)\)", details)
         if sizes is None:
             return ServerError(
-                f"server {address} is full, it has as many sessions as it may: try again later"
+                f"server {address} is full, all its sessions are in use: try again later"
             )
         sent, allowed = (format_bytes(int(size)) for size in sizes.groups())
         too_large = ServerError(
-            f"a message of {sent} is larger than the {allowed} that go to or from server"
-            f" {address}: give it a smaller batch"
+            f"a message of {sent} is larger than the {allowed} allowed by server {address}: use a"
+            " smaller batch"
         )
         too_large.retry = False
         return too_large

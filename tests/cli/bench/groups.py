@@ -45,4 +45,4 @@ def group(picked: str = "opss", model: str = "net", network: str = "wifi", **tim
         )
         for scheme, seconds in times.items()
     )
-    return Group(SETTINGS, cells, {"paper": [1e-3, 2e-3], "opss": [2e-3], "joint": [1e-2]})
+    return Group(SETTINGS, cells, {"paper": (1e-3, 2e-3), "opss": (2e-3,), "joint": (1e-2,)})

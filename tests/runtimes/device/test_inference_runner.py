@@ -12,13 +12,13 @@ from offload.errors import DeadlineError, OffloadError, ServerError
 from offload.planning.plan import Plan, Segment, Side
 from offload.scheduling.timeline import Lane, Timeline
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.inference_runner import rest
-from offload_runtimes.emulate import Fault, FaultPlan, FaultyConnector
+from offload_runtimes.device.inference_runner import missing_segments
 from offload_runtimes.server import Server
-from offload_runtimes.transport.connection import MemoryConnector
 
 from tests.runtimes import bundles
 from tests.runtimes.bundles import Made
+from tests.runtimes.faults import Fault, FaultPlan, FaultyConnector
+from tests.runtimes.memory_transport import MemoryConnector
 from tests.runtimes.waiting import eventually
 
 HANDSHAKE = 12  # messages before the first tensor: hello, welcome, five pings and pongs
@@ -189,11 +189,11 @@ def plans(draw: st.DrawFn) -> Plan:
 
 
 @given(plan=plans(), data=st.data())
-def test_rest_runs_and_has_nothing_to_spare(plan: Plan, data: st.DataObject) -> None:
+def test_missing_segments_suffice_and_are_all_needed(plan: Plan, data: st.DataObject) -> None:
     made = [name for segment in plan.segments for name in segment.outputs]
     here = {"x", *data.draw(st.lists(st.sampled_from(made)))}
     wanted = data.draw(st.lists(st.sampled_from(made), min_size=1))
-    left = rest(plan, here.__contains__, wanted)
+    left = missing_segments(plan, here.__contains__, wanted)
     assert runs(left, here, wanted)
     for without in left:
         assert not runs([s for s in left if s is not without], here, wanted)

@@ -1,19 +1,20 @@
-"""What pings tell of the link while their answers are awaited."""
+"""How the link monitor uses pings that are not answered yet."""
 
-from offload_runtimes.device.link_monitor import Liveness
+from offload.costs.link import Link
+from offload_runtimes.device.link_monitor import LinkMonitor
 
 
-def test_the_oldest_ping_tells_how_long_bytes_have_been_on_their_way() -> None:
-    pulse = Liveness(patience_s=1.0)
-    assert pulse.waiting(10.0) == (0, 0.0)
-    pulse.sent(1000)
-    pulse.asked(1, 10.0)
-    pulse.sent(500)
-    pulse.asked(2, 10.5)
-    assert pulse.waiting(11.0) == (1000, 1.0)
-    pulse.answered(1)
-    assert pulse.waiting(11.0) == (500, 0.5)
-    pulse.answered(2)
-    assert pulse.waiting(11.0) == (0, 0.0)
-    pulse.asked(3, 12.0)
-    assert pulse.waiting(12.5) == (0, 0.5), "nothing is before it"
+def test_the_oldest_ping_shows_how_long_bytes_have_been_under_way() -> None:
+    monitor = LinkMonitor(Link(1e6, 1e6))
+    assert monitor.waiting(10.0) == (0, 0.0)
+    monitor.sent(1000)
+    monitor.pinged(1, 10.0)
+    monitor.sent(500)
+    monitor.pinged(2, 10.5)
+    assert monitor.waiting(11.0) == (1000, 1.0)
+    monitor.ponged(1)
+    assert monitor.waiting(11.0) == (500, 0.5)
+    monitor.ponged(2)
+    assert monitor.waiting(11.0) == (0, 0.0)
+    monitor.pinged(3, 12.0)
+    assert monitor.waiting(12.5) == (0, 0.5), "nothing is before it"

@@ -1,7 +1,7 @@
 """The link changes in the middle of a stream: every frame is answered once, in order, to the bit.
 
 Real gRPC over an emulated link whose two speeds are so far apart that no busy machine can make
-one look like the other. The pilot attends between frames, called by the source of the stream.
+one look like the other. The selector attends between frames, called by the source of the stream.
 """
 
 import math
@@ -83,7 +83,7 @@ def frame(number: int) -> dict[str, np.ndarray]:
 
 
 class Camera:
-    """A source of frames that lets the pilot attend before each, and tells what was followed."""
+    """A source of frames that lets the selector attend before each, and tells what was followed."""
 
     def __init__(self, session: OffloadSession) -> None:
         self._session = session
@@ -103,8 +103,8 @@ class Camera:
             yield self._next()
 
     def _next(self) -> dict[str, np.ndarray]:
-        pilot = self._session._active.opened.pilot
-        pilot.attend(self._session._active.opened.remote, time.monotonic(), 0.02)
+        selector = self._session._active.opened.selector
+        selector.attend(self._session._active.opened.connection, time.monotonic(), 0.02)
         self.plans.append(self._session.plan)
         return frame(len(self.plans) - 1)
 
@@ -155,7 +155,7 @@ def test_the_first_frame_of_a_plan_tells_of_the_change(bundle: Bundle, server: S
         assert session.plan == FAR
         assert session.link
         assert session.link.up_bps > 5e5
-        session._active.opened.pilot._mark = "plan 0 -> plan 1"
+        session._active.opened.selector._change = "plan 0 -> plan 1"
         _, first = session.run_timed(None, frame(0))
         _, second = session.run_timed(None, frame(1))
     marks = [span for span in first.lane(Lane.DEVICE) if span.duration_s == 0]
@@ -182,8 +182,8 @@ class Gate:
 
     def __init__(self, session: OffloadSession) -> None:
         self.reached, self.open = threading.Event(), threading.Event()
-        self._load = session._active.opened.pilot._load
-        session._active.opened.pilot._load = self
+        self._load = session._active.opened.selector._load
+        session._active.opened.selector._load = self
 
     def __call__(self, plan: Plan) -> None:
         self.reached.set()

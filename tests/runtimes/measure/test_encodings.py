@@ -148,7 +148,7 @@ def test_a_bundle_undone_gives_what_the_model_gives(convnet: Net, tmp_path: Path
         assert np.array_equal(outputs["y"], whole.run(None, feeds)[0])
     assert load_model(
         ModelProto.FromString(bytes(sources["device-0.onnx"]))
-    ).wiring.outputs.keys() == {"t"}
+    ).values.outputs.keys() == {"t"}
 
 
 def camera(folder: Path) -> Path:

@@ -78,5 +78,5 @@ def test_a_catalogue_comes_back_from_its_file(tmp_path: Path) -> None:
     back = EncodingTable.from_json(json.loads(json.dumps(found.to_json())))
     assert back == found
     assert back.of("t")[0].affine == found.of("t")[0].affine
-    with pytest.raises(InputError, match="format 9, this version reads 1"):
+    with pytest.raises(InputError, match="format 9, expected 2"):
         EncodingTable.from_json({**found.to_json(), "format": 9})

@@ -22,13 +22,13 @@ def compare(model: Model, path: Path, arrays: Arrays | None = None) -> set[str]:
     engine = load(path, EngineOptions(optimize=False))
     caller = GivenInputs(arrays or {})
     feeds = sample(inputs_of(model), lambda feeds: engine.run(None, feeds), caller, 1)[0]
-    given = {name: np.shape(feeds[name]) for name in model.wiring.inputs}
-    types = infer_types(model.proto, model.wiring, model.weights, given)
+    given = {name: np.shape(feeds[name]) for name in model.values.inputs}
+    types = infer_types(model.proto, model.values, model.weights, given)
     names = [
         name
-        for node in model.wiring.order
-        if node not in model.wiring.constant
-        for name in model.wiring.makes[node]
+        for node in model.values.order
+        if node not in model.values.constant
+        for name in model.values.produces[node]
         if name and types.can_cross(name) and types.tensor(name).dtype != "int4"
     ]
     found = shapes_by_running(model, names, [feeds]) if names else {}

@@ -275,9 +275,9 @@ def test_it_says_what_is_wrong() -> None:
     assert verdict(fixed) == "the first axis of input 'm' is fixed at 1"
     square = model(APART["Softmax"], "y")
     square.graph.input[0].type.tensor_type.shape.dim[1].dim_param = "N"
-    assert verdict(square) == "'N' is the size of first and of other axes"
+    assert verdict(square) == "'N' is the size of a first and of a later axis"
     passed = model([node("Relu", "m", "y"), node("ReduceMax", "w44", "c")], "y", "c")
-    assert verdict(passed) == "output 'c' has no row for each of the inputs'"
+    assert verdict(passed) == "output 'c' does not have one row for each input row"
     assert "too old" in verdict(model(APART["Softmax"], "y", opset=6))
 
 

@@ -79,7 +79,7 @@ def test_undressed_is_as_before(encoding: Encoding) -> None:
     send = send_of(encoding, array)
     assert send is not None
     proto = relu()
-    BoundaryOps((send,), (), frozenset()).put_on(proto, proto.graph)
+    BoundaryOps((send,), (), frozenset()).insert(proto, proto.graph)
     dressed = load(proto.SerializeToString())
     crossing = {send.wire, send.guard} - {None}
     assert {value.name for value in dressed.outputs} == crossing
@@ -93,4 +93,4 @@ def test_a_name_that_is_taken_is_refused() -> None:
     proto = relu()
     proto.graph.node.append(helper.make_node("Neg", ["t"], ["t@fp16"], "clash"))
     with pytest.raises(InputError, match="already"):
-        BoundaryOps((Send("t", None, "fp16"),), (), frozenset()).put_on(proto, proto.graph)
+        BoundaryOps((Send("t", None, "fp16"),), (), frozenset()).insert(proto, proto.graph)

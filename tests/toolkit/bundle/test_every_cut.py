@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from offload.bundle.subgraph import Part, part_of
-from offload.bundle.verify import halves, parts_at
+from offload.bundle.verify import parts_of_cut
 from offload.bundle.weights import write_parts
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph, Tensor
@@ -18,6 +18,7 @@ from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.engine.profiling import tensor_types
 
 from tests.edge_cases import TRAPS, Arrays, Trap
+from tests.toolkit.tensor_cuts import parts_at
 
 AS_WRITTEN = EngineOptions(optimize=False, threads=1)
 MOST_CUTS = 40
@@ -85,7 +86,7 @@ def test_every_cut_is_right(case: Trap, tmp_path: Path) -> None:
     graph = read_graph(model)
     known = types(model, graph, tmp_path)
     for device in cuts(graph):
-        parts = halves(graph, device)
+        parts = parts_of_cut(graph, device)
         made = dict(check_cut(model, case, parts, known, tmp_path))
         assert_right(case, made, expected, sorted(device))
 

@@ -89,7 +89,7 @@ def test_wrong_declared_shapes_are_not_believed() -> None:
 def test_what_cannot_cross_is_named(name: str) -> None:
     model = load_model(BY_NAME[name])
     crossing = next(n for node in model.proto.graph.node for n in node.output if n in "sto")
-    producer = model.wiring.producer[crossing]
+    producer = model.values.producer[crossing]
     with pytest.raises(InputError, match=f"'{crossing}' is not a tensor of numbers"):
         extract_part(model, Part((producer,), ("a",), (crossing,)))
 

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from offload.costs.link import HEADER_OVERHEAD, PRESETS, Link, load_link, parse_link
 from offload.errors import InputError
+from offload.records import from_json
 
 
 def test_presets_are_the_papers_networks() -> None:
@@ -55,3 +56,10 @@ def test_files(tmp_path: Path) -> None:
         load_link(path)
     path.write_text(json.dumps(PRESETS["4g"].to_json()))
     assert parse_link(str(path)) == PRESETS["4g"]
+
+
+@pytest.mark.parametrize("value", [None, [], "wifi"])
+def test_a_value_that_is_not_an_object_is_a_type_error(value: object) -> None:
+    """So that a plan whose link is null can be read."""
+    with pytest.raises(TypeError, match="object"):
+        from_json(Link, value)

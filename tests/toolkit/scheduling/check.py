@@ -1,4 +1,4 @@
-"""Check a schedule without trusting what made it: no code is shared with solvers or clock."""
+"""Check a schedule independently: shares no code with the solvers or the simulation."""
 
 import math
 from itertools import pairwise
@@ -11,14 +11,14 @@ _TOLERANCE = 1e-9
 
 
 def check(schedule: Schedule) -> None:
-    """Refuse an order that misses a layer or breaks precedence, or numbers that don't add up.
+    """Refuse an incomplete order, broken precedence and inconsistent numbers.
 
     The makespan of the two stages is computed by the closed form
     max_k (f(x_1) + ... + f(x_k) + g(x_k) + ... + g(x_n)); the lanes of the timeline must be free
     of overlap. O(V log V + E).
 
     Raises:
-        InputError: the first thing found wrong.
+        InputError: the first error found.
     """
     _check_order(schedule)
     _check_lanes(schedule)
@@ -81,3 +81,9 @@ def _closed_form_s(schedule: Schedule) -> float:
             latest = max(latest, computed + to_send)
         to_send -= job.upload_s
     return max(computed, latest + tail_s)
+
+
+def cut_order(schedule: Schedule) -> tuple[int, ...]:
+    """Indexes of the jobs that upload something, in the order of their uploads."""
+    upload_s = schedule.instance.upload_s
+    return tuple(index for index in schedule.order if upload_s[index] > 0)

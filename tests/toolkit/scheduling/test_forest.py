@@ -1,4 +1,4 @@
-"""Gluing in rounds gives what gluing one by one does, and both what exhaustion gives."""
+"""Combining in rounds equals combining one by one, and both equal exhaustive search."""
 
 from unittest.mock import patch
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from offload.scheduling import forest as composites
-from offload.scheduling.forest import CompositeJobs, Floats, Nodes, forest_order
+from offload.scheduling import forest as forest_module
+from offload.scheduling.forest import CompositeForest, Floats, Nodes, forest_order
 
 SECONDS = st.sampled_from([0.0, 0.0, 1.0, 2.0, 3.0, 0.1]) | st.floats(0.0, 10.0)
 Forest = tuple[Nodes, Floats, Floats]
@@ -23,11 +23,11 @@ def forests(draw: st.DrawFn, most: int) -> Forest:
     return np.array(parent, dtype=np.intp), np.array(compute_s), np.array(upload_s)
 
 
-def in_rounds(forest: Forest) -> CompositeJobs:
-    pieces = CompositeJobs(*forest)
-    with patch.object(composites, "_MANY", 1):
-        pieces.glue_many()
-    return pieces
+def in_rounds(forest: Forest) -> CompositeForest:
+    combined = CompositeForest(*forest)
+    with patch.object(forest_module, "_MIN_ROUND", 1):
+        combined.combine_in_rounds()
+    return combined
 
 
 def peak_s(forest: Forest, order: list[int]) -> float:
@@ -56,11 +56,11 @@ def lowest_peak_s(forest: Forest) -> float:
 
 @settings(max_examples=500, deadline=None)
 @given(forests(60))
-def test_rounds_settle_every_piece_as_one_by_one_would(forest: Forest) -> None:
-    pieces, one_by_one = in_rounds(forest), CompositeJobs(*forest)
-    assert not len(pieces.unsorted)
-    one_by_one.glue_rest()
-    assert pieces.order().tolist() == one_by_one.order().tolist()
+def test_rounds_settle_every_job_as_one_by_one_would(forest: Forest) -> None:
+    combined, one_by_one = in_rounds(forest), CompositeForest(*forest)
+    assert not len(combined.unsorted)
+    one_by_one.combine_rest()
+    assert combined.order().tolist() == one_by_one.order().tolist()
     assert forest_order(*forest).tolist() == one_by_one.order().tolist()
 
 
@@ -79,8 +79,8 @@ def test_what_rounds_leave_goes_one_by_one() -> None:
     count, width = 5000, 100
     parent = np.maximum(np.arange(count) - width, -1)
     times = np.random.default_rng(0).lognormal(size=(2, count))
-    never, sometimes = CompositeJobs(parent, *times), in_rounds((parent, *times))
+    never, sometimes = CompositeForest(parent, *times), in_rounds((parent, *times))
     assert 0 < len(sometimes.unsorted) < len(never.unsorted)
-    never.glue_rest()
-    sometimes.glue_rest()
+    never.combine_rest()
+    sometimes.combine_rest()
     assert sometimes.order().tolist() == never.order().tolist()

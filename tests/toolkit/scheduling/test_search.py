@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from offload.scheduling.cut_point_reduction import ReducedInstance, bits
 from offload.scheduling.search.bounds import ReachableStates, reachability_bound_s
 from offload.scheduling.search.feasibility import decide
+from offload.scheduling.search.minimum_cut import lowest_closed_set, maximum_flow
 from offload.scheduling.search.search import search
-from offload.scheduling.search.space import drain, minimiser, search_space
+from offload.scheduling.search.space import search_space
 from offload.scheduling.subset_dp import subset_order
 
 SECONDS = st.sampled_from([0.0, 0.1, 1.0, 2.0, 3.0, 7.0]) | st.floats(0.0, 10.0)
@@ -70,7 +71,7 @@ def test_search_finds_and_proves_the_lowest_peak(problem: ReducedInstance) -> No
 
 @settings(max_examples=300, deadline=None)
 @given(problems(), st.floats(0.0, 1.2), st.booleans(), st.integers(1, 3))
-def test_a_decision_never_lies(
+def test_a_decision_is_never_wrong(
     problem: ReducedInstance, share: float, forward: bool, width: int
 ) -> None:
     """Narrow frontiers too: yes comes with an order, a complete no means none below next_s."""
@@ -96,7 +97,7 @@ def test_the_minimum_cut_is_the_lowest_closed_set(
     closed = [s for s in range(everything + 1) if is_closed(problem, s)]
     high = data.draw(st.sampled_from(closed))
     low = data.draw(st.sampled_from([s for s in closed if s & ~high == 0]))
-    found = minimiser(problem.blocks, problem.upload_s, low, high)
+    found = lowest_closed_set(problem.blocks, problem.upload_s, low, high)
     assert low & ~found == 0
     assert found & ~high == 0
     assert is_closed(problem, found)
@@ -107,12 +108,12 @@ def test_the_minimum_cut_is_the_lowest_closed_set(
 
 @settings(max_examples=300, deadline=None)
 @given(problems(6), st.integers(0, 63), st.sets(st.integers(0, 11)))
-def test_what_cannot_be_drowned_bounds_what_paying_for_blocks_costs(
+def test_the_unsent_seconds_bound_the_cost_of_paying_for_blocks(
     problem: ReducedInstance, free: int, paid: set[int]
 ) -> None:
     free &= (1 << len(problem.cuts)) - 1
     masks = [mask for place, mask in enumerate(problem.blocks) if place in paid]
-    lowest, left = drain(problem.blocks, problem.upload_s, free)
+    lowest, left = maximum_flow(problem.blocks, problem.upload_s, free)
     lifted_s = min(
         height_s(problem, s) + sum(problem.blocks[mask] for mask in masks if not mask & s)
         for s in range(free + 1)
@@ -133,11 +134,9 @@ def test_the_reach_bound_is_a_bound(problem: ReducedInstance, share: float) -> N
 
 @settings(max_examples=300, deadline=None)
 @given(problems(6), SECONDS)
-def test_what_is_reached_is_what_states_within_it_reach(
-    problem: ReducedInstance, limit_s: float
-) -> None:
+def test_the_reached_set_is_what_its_states_reach(problem: ReducedInstance, limit_s: float) -> None:
     everything = (1 << len(problem.cuts)) - 1
-    found = ReachableStates(problem, 0, everything, time.monotonic() + 20.0).under(limit_s, 0)
+    result = ReachableStates(problem, 0, everything, time.monotonic() + 20.0).under(limit_s, 0)
     reached, lowest_s = 0, 0.0
     while lowest_s <= limit_s and reached != everything:
         climbs_s = {
@@ -149,6 +148,6 @@ def test_what_is_reached_is_what_states_within_it_reach(
         lowest_s = climbs_s[bit]
         assume(abs(lowest_s - limit_s) > 1e-9)  # else rounding decides
         reached |= (lowest_s <= limit_s) << bit
-    assert found is not None
-    assert found.reached == reached
-    assert found.next_s == (math.inf if reached == everything else pytest.approx(lowest_s))
+    assert result is not None
+    assert result[0] == reached
+    assert result[1] == (math.inf if reached == everything else pytest.approx(lowest_s))

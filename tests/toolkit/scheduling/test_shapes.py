@@ -6,15 +6,14 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from offload.scheduling.cut_point_reduction import reduce_to_cut_points
-from offload.scheduling.forest import Pair
+from offload.scheduling.forest import CompositeJob
 from offload.scheduling.instance import Instance, Job, ServerJob
-from offload.scheduling.schedule import cut_order
 from offload.scheduling.series_parallel import series_parallel_order
 from offload.scheduling.solve import SOLVERS, solve
 from offload.scheduling.subset_dp import subset_order
 from offload.scheduling.timeline import makespan_s, simulate
 
-from tests.toolkit.scheduling.check import check
+from tests.toolkit.scheduling.check import check, cut_order
 
 SECONDS = st.sampled_from([0.0, 0.0, 1.0, 2.0, 3.0, 5.0, 0.1])
 
@@ -86,9 +85,9 @@ def test_an_n_is_no_series_parallel_graph() -> None:
 
 @given(st.lists(st.tuples(SECONDS, SECONDS), min_size=1, max_size=6))
 def test_a_sequence_acts_as_its_composite_job(pairs: list[tuple[float, float]]) -> None:
-    composite = Pair(*pairs[0])
+    composite = CompositeJob(*pairs[0])
     for a, b in pairs[1:]:
-        composite = composite.then(Pair(a, b))
+        composite = composite.then(CompositeJob(a, b))
     jobs = tuple(Job(f"l{k}", a, b) for k, (a, b) in enumerate(pairs))
     sent = computed = 0.0
     for job in jobs:

@@ -7,10 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from offload.errors import InputError
 from offload.scheduling.instance import Instance, Job
-from offload.scheduling.schedule import cut_order
 from offload.scheduling.solve import SOLVERS, solve
 
-from tests.toolkit.scheduling.check import check
+from tests.toolkit.scheduling.check import check, cut_order
 
 SECONDS = st.sampled_from([0.0, 0.0, 1.0, 2.0, 3.0, 5.0, 0.1])
 

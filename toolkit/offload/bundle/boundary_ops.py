@@ -1,4 +1,4 @@
-"""Casts and quantization at the boundary of a part: nodes that encode and decode what crosses."""
+"""Casts and quantization at the boundary of a part: nodes that encode and decode tensors."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from onnx import (
 )
 
 from offload.costs.encodings import TensorFormat, encoding
-from offload.costs.quantization import CHANNEL_AXIS, Affine
+from offload.costs.quantization import CHANNEL_AXIS
 from offload.errors import InputError
 from offload.planning.plan import Plan, Segment, Send, Side
 
@@ -26,42 +26,44 @@ _VENDOR = "com.microsoft"
 
 @dataclass(frozen=True, slots=True)
 class BoundaryOps:
-    """What a segment's part gets on top of the model's own nodes.
+    """The operations that encode and decode tensors in a segment's part.
 
     Attributes:
-        encodes: tensors that it encodes at its end.
-        decodes: tensors that it decodes at its beginning.
-        kept: outputs that the segment has besides what crosses.
+        encodes: tensors that the part encodes at its end.
+        decodes: tensors that the part decodes at its beginning.
+        outputs: names of all outputs of the segment.
     """
 
     encodes: tuple[Send, ...]
     decodes: tuple[Send, ...]
-    kept: frozenset[str]
+    outputs: frozenset[str]
 
     def bare(
         self, inputs: Iterable[str], outputs: Iterable[str]
     ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Inputs and outputs of the part without: the model's own tensors."""
-        given = {send.wire: send.tensor for send in self.decodes}
-        worn = {name for send in self.encodes for name in (send.wire, send.guard)}
-        own = [name for name in outputs if name not in worn]
+        """Inputs and outputs of the part without these operations: the model's own tensors."""
+        decoded = {send.wire: send.tensor for send in self.decodes}
+        added = {name for send in self.encodes for name in (send.wire, send.guard)}
+        own = [name for name in outputs if name not in added]
         own += [send.tensor for send in self.encodes]
-        return tuple(given.get(name, name) for name in inputs), tuple(dict.fromkeys(own))
+        return tuple(decoded.get(name, name) for name in inputs), tuple(dict.fromkeys(own))
 
-    def put_on(self, head: ModelProto, graph: GraphProto) -> None:
-        """Change a part in place; `head` is all but its graph, or the whole model.
+    def insert(self, head: ModelProto, graph: GraphProto) -> None:
+        """Insert the operations into a part, in place.
+
+        `head` is the part without its graph, or the whole model.
 
         Raises:
-            InputError: the model has a tensor of a name that is needed.
+            InputError: the model already has a tensor of a name that is needed.
         """
         for send in self.encodes:
-            _encode(head, graph, send, send.tensor in self.kept)
+            _encode(head, graph, send, send.tensor in self.outputs)
         for send in self.decodes:
             _decode(head, graph, send)
 
 
 def boundary_ops(plan: Plan, segment: Segment) -> BoundaryOps:
-    """What a segment of a plan needs."""
+    """The operations that a segment of a plan needs."""
     changed = [send for send in plan.uploads if send.wire != send.tensor]
     if segment.side is Side.DEVICE:
         encodes = [send for send in changed if send.wire in segment.outputs]
@@ -73,7 +75,7 @@ def boundary_ops(plan: Plan, segment: Segment) -> BoundaryOps:
 def identity_model(send: Send, shape: Sequence[int], opset: int = _CHANNELS_SINCE) -> ModelProto:
     """A model that encodes one tensor and decodes it at once: `send.tensor` in, `decoded` out.
 
-    What crosses (and the guard) are outputs too.
+    The encoded tensor (and the finite check) are outputs too.
     """
     name = send.tensor
     proto = helper.make_model(
@@ -91,28 +93,28 @@ def identity_model(send: Send, shape: Sequence[int], opset: int = _CHANNELS_SINC
 
 
 def expose(proto: ModelProto, sends: Iterable[Send]) -> None:
-    """Undo `put_on` in a loaded segment: the model's own tensors at its ends again."""
+    """Undo `insert` in a loaded segment: restore the model's own tensors at its ends."""
     graph = proto.graph
     for send in sends:
-        mine = _mark(send)
-        for node in [node for node in graph.node if node.name.startswith(mine)]:
+        prefix = _prefix(send)
+        for node in [node for node in graph.node if node.name.startswith(prefix)]:
             graph.node.remove(node)
-        for stored in [stored for stored in graph.initializer if stored.name.startswith(mine)]:
+        for stored in [stored for stored in graph.initializer if stored.name.startswith(prefix)]:
             graph.initializer.remove(stored)
         for info in [info for info in graph.value_info if info.name == send.tensor]:
             graph.value_info.remove(info)
         for values in (graph.input, graph.output):
             for value in [v for v in values if v.name in (send.wire, send.guard)]:
                 if value.name == send.wire and send.tensor not in {v.name for v in values}:
-                    values.append(_float(send.tensor, value))
+                    values.append(_retyped(send.tensor, value, TensorProto.FLOAT))
                 values.remove(value)
 
 
-def _mark(send: Send) -> str:
+def _prefix(send: Send) -> str:
     return f"{_PREFIX}{send.wire}/"
 
 
-def _encode(head: ModelProto, graph: GraphProto, send: Send, kept: bool) -> None:
+def _encode(head: ModelProto, graph: GraphProto, send: Send, is_output: bool) -> None:
     value = next(v for v in graph.output if v.name == send.tensor)
     _check_free(graph, send)
     graph.node.extend(_encoding(head, graph, send))
@@ -120,7 +122,7 @@ def _encode(head: ModelProto, graph: GraphProto, send: Send, kept: bool) -> None
     graph.output.append(_retyped(send.wire, value, kind))
     if send.guard is not None:
         graph.output.append(helper.make_tensor_value_info(send.guard, TensorProto.FLOAT, []))
-    if not kept:
+    if not is_output:
         graph.output.remove(value)
         if value.name not in {v.name for v in graph.input}:
             graph.value_info.append(value)
@@ -141,22 +143,22 @@ def _decode(head: ModelProto, graph: GraphProto, send: Send) -> None:
 
 
 def _encoding(head: ModelProto, graph: GraphProto, send: Send) -> Iterator[NodeProto]:
-    mark = _mark(send)
+    prefix = _prefix(send)
     if _form(send) is TensorFormat.HALF:
         cast = helper.make_node("Cast", [send.tensor], [send.wire], to=TensorProto.FLOAT16)
-        cast.name = f"{mark}cast"
+        cast.name = f"{prefix}cast"
         yield cast
         return
     node = _linear(head, graph, "QuantizeLinear", send, send.tensor, send.wire, "encode")
     total = helper.make_node("ReduceSum", [send.tensor], [send.guard or ""], keepdims=0)
-    total.name = f"{mark}sum"
+    total.name = f"{prefix}sum"
     yield from (node, total)
 
 
 def _decoding(head: ModelProto, graph: GraphProto, send: Send, output: str) -> Iterator[NodeProto]:
     if _form(send) is TensorFormat.HALF:
         cast = helper.make_node("Cast", [send.wire], [output], to=TensorProto.FLOAT)
-        cast.name = f"{_mark(send)}cast-back"
+        cast.name = f"{_prefix(send)}cast-back"
         yield cast
         return
     yield _linear(head, graph, "DequantizeLinear", send, send.wire, output, "decode")
@@ -165,36 +167,29 @@ def _decoding(head: ModelProto, graph: GraphProto, send: Send, output: str) -> I
 def _linear(
     head: ModelProto, graph: GraphProto, op: str, send: Send, source: str, target: str, part: str
 ) -> NodeProto:
-    affine = _affine(send)
-    names = [f"{_mark(send)}{part}/{what}" for what in ("scale", "zero")]
-    apart = len(affine.scales) > 1
-    shape = (len(affine.scales),) if apart else ()
+    affine = send.affine
+    if affine is None:
+        raise InputError(f"tensor {send.tensor!r} is to be quantised, but the plan has no scale")
+    names = [f"{_prefix(send)}{part}/{what}" for what in ("scale", "zero")]
+    per_channel = len(affine.scales) > 1
+    shape = (len(affine.scales),) if per_channel else ()
     scales = np.array(affine.scales, np.float32).reshape(shape)
     zeros = np.array(affine.zeros, np.uint8).reshape(shape)
     graph.initializer.append(numpy_helper.from_array(scales, names[0]))
     graph.initializer.append(numpy_helper.from_array(zeros, names[1]))
-    node = helper.make_node(op, [source, *names], [target], f"{_mark(send)}{part}")
-    if apart:
+    node = helper.make_node(op, [source, *names], [target], f"{_prefix(send)}{part}")
+    if per_channel:
         node.attribute.append(helper.make_attribute("axis", CHANNEL_AXIS))
-    if _opset(head) < _CHANNELS_SINCE:
+    opsets = [e.version for e in head.opset_import if e.domain in ("", "ai.onnx")]
+    if max(opsets, default=1) < _CHANNELS_SINCE:
         node.domain = _VENDOR
         if all(entry.domain != _VENDOR for entry in head.opset_import):
             head.opset_import.append(helper.make_opsetid(_VENDOR, 1))
     return node
 
 
-def _affine(send: Send) -> Affine:
-    if send.affine is None:
-        raise InputError(f"tensor {send.tensor!r} is to be quantised, but the plan has no scale")
-    return send.affine
-
-
 def _form(send: Send) -> TensorFormat:
     return encoding(send.encoding).form
-
-
-def _opset(head: ModelProto) -> int:
-    return max((e.version for e in head.opset_import if e.domain in ("", "ai.onnx")), default=1)
 
 
 def _check_free(graph: GraphProto, send: Send) -> None:
@@ -211,7 +206,3 @@ def _retyped(name: str, value: ValueInfoProto, kind: int) -> ValueInfoProto:
     other.name = name
     other.type.tensor_type.elem_type = kind
     return other
-
-
-def _float(name: str, value: ValueInfoProto) -> ValueInfoProto:
-    return _retyped(name, value, TensorProto.FLOAT)

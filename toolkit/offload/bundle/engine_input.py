@@ -10,12 +10,13 @@ from onnx import GraphProto, ModelProto, OperatorSetIdProto, TensorProto, helper
 
 from offload.bundle.boundary_ops import boundary_ops, expose
 from offload.bundle.bundle import Bundle
-from offload.bundle.subgraph import Part, excerpt
+from offload.bundle.subgraph import Part, excerpt_part
 from offload.bundle.weights import write_part
 from offload.files import write_bytes
 from offload.graph.load import Model, load_model
 from offload.graph.model import Tensor
-from offload.graph.onnx_file import dense_bytes, extent, external_tensors, point_to
+from offload.graph.onnx_file import extent, external_tensors, point_to
+from offload.graph.onnx_types import dense_bytes
 from offload.planning.plan import Plan, Segment
 
 EngineInput = Path | bytes
@@ -28,7 +29,7 @@ _NO_TYPES: Mapping[str, Tensor] = {}
 
 def whole_input(model: Model) -> EngineInput:
     """The whole model: its file, or bytes where its weights were not read with it."""
-    if not model.extents:
+    if not model.weights.extents:
         return model.path or model.proto.SerializeToString()
     proto = ModelProto()
     proto.CopyFrom(model.proto)
@@ -50,8 +51,8 @@ def part_input(
         InputError: as `extract_part`.
         OSError: the file cannot be written.
     """
-    if model.extents:
-        return _rooted(model, excerpt(model, part, types).whole())
+    if model.weights.extents:
+        return _rooted(model, excerpt_part(model, part, types).whole())
     write_part(model, part, path, types)
     return path
 
@@ -59,7 +60,7 @@ def part_input(
 def _rooted(model: Model, proto: ModelProto) -> bytes:
     """Serialise a model, its external data named from the root directory, small ones inside."""
     for tensor in external_tensors(proto.graph, proto.functions):
-        if (dense_bytes(tensor.data_type, tensor.dims) or 0) <= _SMALL_BYTES:
+        if (dense_bytes(tensor) or 0) <= _SMALL_BYTES:
             tensor.CopyFrom(model.weights.loaded(tensor))
             continue
         where = extent(tensor)
@@ -86,9 +87,9 @@ def with_shapes(
     Returns:
         What an engine loads, and the output with a tensor's shape, by the tensor's name.
     """
-    wiring = model.wiring
-    nodes = tuple(index for index in wiring.order if index not in wiring.constant)
-    part = Part(tuple(sorted(nodes)), tuple(wiring.inputs), tuple(names))
+    values = model.values
+    nodes = tuple(index for index in values.order if index not in values.constant)
+    part = Part(tuple(sorted(nodes)), tuple(values.inputs), tuple(names))
     source = part_input(model, part, path)
     if isinstance(source, bytes):
         proto = onnx.ModelProto.FromString(source)

@@ -1,4 +1,4 @@
-"""A model's inputs: what it takes, and random values in the range that each input has."""
+"""The inputs of a model, and random sample values for them."""
 
 import math
 import shlex
@@ -13,24 +13,24 @@ from onnx import ModelProto, TensorProto
 from offload.bundle.bundle import Bundle, ModelValue
 from offload.bundle.write import value_of
 from offload.errors import InputError, OffloadError
-from offload.graph.dimensions import Symbols
+from offload.graph.dimensions import Dim, Symbols
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph
 from offload.graph.onnx_file import is_external
-from offload.graph.value_index import nested_nodes
+from offload.graph.value_index import attribute_value, nested_nodes
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = Mapping[str, Array]
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Sizes tried for open dimensions until the model accepts them: multiples that strided networks
-# accept, then small ones. An open first dimension is taken to be the batch.
+# accept, then small ones. An open first dimension counts as the batch.
 _SIZES = (64, 96, 32, 48, 128, 224, 320, 512, 256, 16, 24, 8, 5, 4, 3, 2, 1)
 _BATCHES = (2, 3, 1)
-# Sizes of the example that a refusal shows: of a picture's sides, and of everything else.
+# Sizes in the example of an error message: for the sides of a picture, and for other dimensions.
 _PICTURE_SIZE, _OTHER_SIZE = 640, 64
-# Element types that numpy holds under another name, and those it lacks, which the runtime carries
-# as the bits of another type.
+# Element types with another name in numpy, and those that numpy lacks: the runtime carries their
+# bits in another type.
 _NUMPY = {
     "float": "float32",
     "double": "float64",
@@ -60,13 +60,13 @@ class ValueRange:
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """What a model takes, and what it says itself about those values.
+    """The inputs of a model, with hints from the model about their values.
 
     Attributes:
-        values: the inputs that must be given, in the model's order.
-        defaults: names of the inputs that may be left out.
-        ranges: bounds that follow from the model, such as the rows of a table it looks up.
-        words: text that the model knows: categories, keys, vocabularies.
+        values: the required inputs, in the model's order.
+        defaults: names of the optional inputs.
+        ranges: bounds that follow from the model, such as the number of rows of a lookup table.
+        words: text stored in the model: categories, keys, vocabularies.
         sizes: numbers stored in the model that may be sizes of an input.
     """
 
@@ -83,13 +83,13 @@ class ModelInputs:
 
 @dataclass(frozen=True)
 class GivenInputs:
-    """What the caller says about inputs.
+    """What the caller specifies about sample inputs.
 
     Attributes:
-        arrays: inputs given outright.
-        ranges: bounds for random ones.
+        arrays: values of inputs.
+        ranges: bounds for random inputs.
         shapes: sizes of inputs with open dimensions.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
     """
 
     arrays: Mapping[str, Array] = field(default_factory=dict)
@@ -99,59 +99,28 @@ class GivenInputs:
 
 
 def bound(values: Sequence[ModelValue], shapes: Shapes) -> tuple[ModelValue, ...]:
-    """Inputs with sizes in place of open dimensions, named sizes bound in all inputs together.
+    """Inputs with sizes in place of open dimensions; named sizes are bound in all inputs together.
 
     Args:
         values: inputs of a model.
         shapes: sizes by input name.
 
     Raises:
-        InputError: a shape names no input, or contradicts the input or another shape.
+        InputError: a shape is for an unknown input, or contradicts the input or another shape.
     """
-    by_name = {value.name: value for value in values}
-    pairs: list[tuple[str, int]] = []
-    owners: list[str] = []
-    for name, sizes in shapes.items():
-        if name not in by_name:
-            known = ", ".join(by_name) or "none"
-            raise InputError(f"the model has no input {name!r} to give a shape to; it has: {known}")
-        declared = by_name[name].shape
-        if declared is not None and (
-            len(declared) != len(sizes)
-            or any(isinstance(d, int) and d != n for d, n in zip(declared, sizes, strict=True))
-        ):
-            raise _does_not_fit(by_name[name], sizes)
-        named = [(d, n) for d, n in zip(declared or (), sizes, strict=False) if isinstance(d, str)]
-        pairs += named
-        owners += [name] * len(named)
-    symbols = Symbols.of(_shapes(values))
-    wrong = symbols.bind_all(pairs)
-    if wrong is not None:
-        raise _does_not_fit(by_name[owners[wrong]], shapes[owners[wrong]])
+    symbols = Symbols.from_shapes({value.name: value.shape for value in values}, shapes)
     return tuple(replace(v, shape=shapes.get(v.name, _sized(v, symbols))) for v in values)
 
 
-def _sized(value: ModelValue, symbols: Symbols) -> tuple[int | str | None, ...] | None:
-    """A shape with the sizes that are known of its names."""
+def _sized(value: ModelValue, symbols: Symbols) -> tuple[Dim, ...] | None:
+    """A shape with the known sizes of its names."""
     if value.shape is None:
         return None
     return tuple(symbols.substituted(d) if isinstance(d, str) else d for d in value.shape)
 
 
-def _does_not_fit(value: ModelValue, sizes: Sequence[int]) -> InputError:
-    return InputError(
-        f"input {value.name!r} has shape {_text(value.shape)}: {_text(sizes)} does not fit it"
-    )
-
-
-def _text(shape: Sequence[int | str | None] | None) -> str:
-    if shape is None:
-        return "of any rank"
-    return "x".join("?" if size is None else str(size) for size in shape) or "scalar"
-
-
 def open_inputs(values: Iterable[ModelValue]) -> tuple[ModelValue, ...]:
-    """The inputs that are tensors with a dimension without a size."""
+    """The tensor inputs that have a dimension without a size."""
     return tuple(
         value
         for value in values
@@ -161,27 +130,23 @@ def open_inputs(values: Iterable[ModelValue]) -> tuple[ModelValue, ...]:
 
 
 def shape_options(values: Sequence[ModelValue]) -> str:
-    """Options that give every open dimension a size, ready to paste; empty where none is open.
+    """Options that set every open dimension, ready to paste; empty where none is open.
 
-    Like `--shape images=1x3x640x640`: 1 for the first dimension, 3 channels and 640 for the sides
-    of what looks like a picture, 64 for the rest. Dimensions of equal names get equal sizes, and
-    an input whose sizes follow from the others is left out.
+    An example is `--shape images=1x3x640x640`: 1 for the first dimension, 3 channels and 640 for
+    the sides of an input that looks like a picture, 64 for other dimensions. Dimensions of equal
+    names get equal sizes, and an input whose sizes follow from the others is left out.
     """
     options = []
-    symbols = Symbols.of(_shapes(values))
-    while left := open_inputs(replace(value, shape=_sized(value, symbols)) for value in values):
-        name, sizes = left[0].name, _example(left[0], symbols)
+    symbols = Symbols.of(value.shape or () for value in values)
+    while unset := open_inputs(replace(value, shape=_sized(value, symbols)) for value in values):
+        name, sizes = unset[0].name, _example(unset[0], symbols)
         options.append(f"--shape {shlex.quote(name + '=' + 'x'.join(map(str, sizes)))}")
         values = [replace(v, shape=sizes) if v.name == name else v for v in values]
     return " ".join(options)
 
 
-def _shapes(values: Iterable[ModelValue]) -> Iterator[tuple[int | str | None, ...]]:
-    return (value.shape or () for value in values)
-
-
 def _example(value: ModelValue, symbols: Symbols) -> tuple[int, ...]:
-    """Sizes for an input with open dimensions, such as a user might give; binds its symbols."""
+    """Plausible sizes for an input with open dimensions; binds its symbols."""
     shape = (None, 3, None, None) if value.shape is None else value.shape
     guesses = [1, *(_OTHER_SIZE for _ in shape[1:])]
     if len(shape) == 4 and value.type in _PICTURE_TYPES:
@@ -193,11 +158,11 @@ def _example(value: ModelValue, symbols: Symbols) -> tuple[int, ...]:
     for guess, dim in zip(guesses, shape, strict=False):
         for symbol in symbols.unknown(dim) if isinstance(dim, str) else ():
             symbols.sizes[symbol] = guess
-    return tuple(_known(d, symbols, g) for g, d in zip(guesses, shape, strict=False))
+    return tuple(_size(d, symbols, g) for g, d in zip(guesses, shape, strict=False))
 
 
 def open_sizes_sentence(values: Sequence[ModelValue]) -> str:
-    """Which input leaves which axes open, and the options that give sizes to all inputs.
+    """A sentence that names the first input with dynamic axes, and the options that set sizes.
 
     Empty where no size is open.
     """
@@ -218,21 +183,19 @@ def open_sizes_sentence(values: Sequence[ModelValue]) -> str:
 def draw(inputs: ModelInputs, seed: int = 0) -> dict[str, Array]:
     """One set of random inputs for a model whose sizes are all known.
 
-    Floats are normal, bytes and pictures cover all of their range, indices stay within their
-    table, text is made of the model's own words.
+    Floats have a normal distribution, uint8 covers its whole range, indices stay within their
+    table, text consists of the model's own words.
 
     Raises:
         InputError: a size is open, or no random value fits an input's type.
     """
     if unknown := open_sizes_sentence(inputs.values):
         raise InputError(unknown)
-    shapes = {value.name: _fixed(value) for value in inputs.values}
-    return _drawn(inputs, shapes, inputs.ranges, seed)
-
-
-def _fixed(value: ModelValue) -> tuple[int, ...]:
-    """The sizes of an input that has no open ones."""
-    return tuple(size for size in value.shape or () if isinstance(size, int))
+    shapes = {
+        value.name: tuple(size for size in value.shape or () if isinstance(size, int))
+        for value in inputs.values
+    }
+    return _random_inputs(inputs, shapes, inputs.ranges, seed)
 
 
 def sample(
@@ -245,15 +208,15 @@ def sample(
     """Up to `count` sets of inputs that a model accepts, of different sizes where they may vary.
 
     Args:
-        inputs: what the model takes.
+        inputs: the inputs of the model.
         accepts: runs the model; raises an OffloadError where it can't.
-        given: what the caller knows better.
+        given: values, bounds and sizes specified by the caller.
         count: at least 1; a model of fixed sizes gets one set.
-        advice: what to do where no sizes are found, as the end of a sentence.
+        advice: what to do where the model accepts no inputs, as the end of a sentence.
 
     Raises:
-        InputError: no random value fits an input's type, `given` names no input, or no sizes were
-            found that the model accepts.
+        InputError: an input has a type without random values, `given` has an unknown input, or
+            the model accepted none of the sizes tried.
     """
     known = [*(value.name for value in inputs.values), *inputs.defaults]
     for name in (*given.arrays, *given.ranges, *given.shapes):
@@ -261,41 +224,41 @@ def sample(
             raise InputError(f"the model has no input {name!r}; it has: {', '.join(known)}")
     ranges = {**inputs.ranges, **given.ranges}
     arrays = {name: array for name, array in given.arrays.items() if name not in inputs.defaults}
-    drawn = replace(inputs, values=tuple(v for v in inputs.values if v.name not in arrays))
-    found: list[Feeds] = []
+    random = replace(inputs, values=tuple(v for v in inputs.values if v.name not in arrays))
+    samples: list[Feeds] = []
     seen: set[tuple[tuple[int, ...], ...]] = set()
-    refusal: OffloadError | None = None
+    first_error: OffloadError | None = None
     for shapes in _guesses(inputs, given):
         key = tuple(shapes[value.name] for value in inputs.values)
         if key in seen:
             continue
         seen.add(key)
-        feeds = _drawn(drawn, shapes, ranges, given.seed) | arrays
+        feeds = _random_inputs(random, shapes, ranges, given.seed) | arrays
         try:
             accepts(feeds)
         except OffloadError as error:
-            refusal = refusal or error
+            first_error = first_error or error
             continue
-        found.append({**feeds, **given.arrays})
-        if len(found) == count:
+        samples.append({**feeds, **given.arrays})
+        if len(samples) == count:
             break
-    if not found:
-        raise InputError(f"no random input fits the model ({refusal}): {advice}")
-    return found
+    if not samples:
+        raise InputError(f"no random input fits the model ({first_error}): {advice}")
+    return samples
 
 
 def _guesses(inputs: ModelInputs, given: GivenInputs) -> Iterator[Shapes]:
-    """Guesses at the shapes of all inputs that agree with each other.
+    """Consistent guesses at the shapes of all inputs.
 
-    Dimensions of equal names get equal sizes, expressions of them what they come to. Where no
-    equal sizes fit, one name is tried as the sum of two others: what a cache holds with what is
-    new.
+    Dimensions of equal names get equal sizes, and expressions of them are evaluated. Where no
+    equal sizes fit, one name is tried as the sum of two others, such as the length of a cache plus
+    the number of new tokens.
     """
     named = {value.name for value in inputs.values}
     shapes = {name: sizes for name, sizes in given.shapes.items() if name in named}
     shapes |= {name: array.shape for name, array in given.arrays.items() if name in named}
     values = [replace(v, shape=shapes.get(v.name, v.shape)) for v in inputs.values]
-    symbols = Symbols.of(_shapes(inputs.values))
+    symbols = Symbols.of(value.shape or () for value in inputs.values)
     symbols.bind_all(
         [
             (dim, size)
@@ -332,20 +295,20 @@ def _guess(values: Sequence[ModelValue], symbols: Symbols, batch: int, size: int
             symbols.sizes[symbol] = size if axis else batch
     return {
         value.name: tuple(
-            _known(dim, symbols, size if axis else batch)
+            _size(dim, symbols, size if axis else batch)
             for axis, dim in enumerate(value.shape or ())
         )
         for value in values
     }
 
 
-def _known(dim: int | str | None, symbols: Symbols, guess: int) -> int:
-    found = symbols.size(dim) if isinstance(dim, str) else dim
-    return guess if found is None else found
+def _size(dim: Dim, symbols: Symbols, guess: int) -> int:
+    known = symbols.size(dim) if isinstance(dim, str) else dim
+    return guess if known is None else known
 
 
 def numpy_type(kind: str) -> np.dtype[Any] | None:
-    """The numpy type that holds or carries `tensor(...)`; None where none does."""
+    """The numpy type for the elements of `tensor(...)`, or for their bits; None where none is."""
     name = kind.removeprefix("tensor(").removesuffix(")")
     if not kind.startswith("tensor(") or not (
         name in _NUMPY or name in _FLOATS or name in _INTEGERS or name == "bool"
@@ -354,7 +317,7 @@ def numpy_type(kind: str) -> np.dtype[Any] | None:
     return np.dtype(_NUMPY.get(name, name))
 
 
-def _drawn(
+def _random_inputs(
     inputs: ModelInputs, shapes: Shapes, ranges: Mapping[str, ValueRange], seed: int
 ) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
@@ -363,17 +326,19 @@ def _drawn(
         dtype, shape = numpy_type(value.type), shapes[value.name]
         if dtype is None:
             raise InputError(
-                f"input {value.name!r} is {value.type}, for which no value can be drawn or read"
-                " from a file: plan without measuring, `offload split --device 5e9 --server 5e11"
+                f"input {value.name!r} is {value.type}, which can't be drawn at random or read from"
+                " a file: plan without measuring, `offload split --device 5e9 --server 5e11"
                 " --encoding raw`"
             )
-        # A row first: numpy turns what it draws without any dimension into a scalar.
-        row = _row(value.type[7:-1], math.prod(shape), inputs.words, ranges.get(value.name), rng)
-        feeds[value.name] = np.asarray(row, dtype).reshape(shape)
+        # Reshaped after drawing: numpy returns a scalar instead of an array of shape ().
+        flat = _random_row(
+            value.type[7:-1], math.prod(shape), inputs.words, ranges.get(value.name), rng
+        )
+        feeds[value.name] = np.asarray(flat, dtype).reshape(shape)
     return feeds
 
 
-def _row(
+def _random_row(
     kind: str, count: int, words: Sequence[str], bounds: ValueRange | None, rng: np.random.Generator
 ) -> Array:
     if kind == "string":
@@ -383,15 +348,15 @@ def _row(
     if kind.startswith("float8"):
         return rng.integers(0, _FLOAT8_BITS + 1, count)
     if kind in _FLOATS or kind == "bfloat16":
-        drawn = (
+        floats = (
             rng.uniform(bounds.low, bounds.high, count) if bounds else rng.standard_normal(count)
         )
-        return (drawn.astype(np.float32).view(np.uint32) >> 16) if kind == "bfloat16" else drawn
+        return (floats.astype(np.float32).view(np.uint32) >> 16) if kind == "bfloat16" else floats
     whole = bounds or (ValueRange(0, 255) if kind == "uint8" else ValueRange(0, 1))
     return rng.integers(math.ceil(whole.low), math.floor(whole.high) + 1, count)
 
 
-# Operators that hand on the numbers they get, and those that use them to pick rows of a table.
+# Operators that return the numbers of their input, and those that pick rows of a table by them.
 _PASSING = frozenset(
     ("Cast", "Identity", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Transpose", "Slice")
 )
@@ -400,14 +365,19 @@ _MOST_WORDS = 10_000
 
 
 def inputs_of(model: Model, graph: Graph | None = None) -> ModelInputs:
-    """What a model takes; open sizes as a graph of it has bound them, if one is given."""
-    listed = {value.name: value for value in model.proto.graph.input}
-    values = tuple(value_of(listed[name]) for name in model.wiring.inputs)
+    """The inputs of a model; open sizes are those of `graph`, if it is given."""
+    values = tuple(map(value_of, model.values.inputs.values()))
     if graph is not None:
-        values = bound(values, _known_shapes(graph))
+        shapes = {name: graph.tensors[name].shape or () for name in graph.inputs}
+        known = {
+            name: tuple(size for size in shape if size is not None)
+            for name, shape in shapes.items()
+            if graph.tensors[name].shape is not None and None not in shape
+        }
+        values = bound(values, known)
     return ModelInputs(
         values,
-        tuple(model.wiring.defaults),
+        tuple(model.values.defaults),
         _ranges(model.proto),
         tuple(_words([model.proto])),
         tuple(_sizes(model.proto)),
@@ -415,7 +385,7 @@ def inputs_of(model: Model, graph: Graph | None = None) -> ModelInputs:
 
 
 def bundle_inputs(bundle: Bundle) -> ModelInputs:
-    """What a bundle's model takes, as far as the segments that are here tell.
+    """The inputs of a bundle's model, with hints from the segments that are on this machine.
 
     Raises:
         InputError: a segment's file is damaged.
@@ -424,70 +394,56 @@ def bundle_inputs(bundle: Bundle) -> ModelInputs:
     protos = [load_model(path).proto for path in files if path.is_file()]
     ranges: dict[str, ValueRange] = {}
     for proto in protos:
-        for name, found in _ranges(proto).items():
-            known = ranges.get(name, found)
-            ranges[name] = ValueRange(max(known.low, found.low), min(known.high, found.high))
+        for name, bounds in _ranges(proto).items():
+            known = ranges.get(name, bounds)
+            ranges[name] = ValueRange(max(known.low, bounds.low), min(known.high, bounds.high))
     return ModelInputs(bundle.inputs, ranges=ranges, words=tuple(_words(protos)))
 
 
-def _known_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
-    """The inputs all of whose sizes a graph knows."""
-    found = {}
-    for name in graph.inputs:
-        shape = graph.tensors[name].shape
-        if shape is not None and None not in shape:
-            found[name] = tuple(size for size in shape if size is not None)
-    return found
-
-
 def _sizes(proto: ModelProto) -> list[int]:
-    """Sizes that the model itself names: some exporters bake those of their example in."""
+    """Sizes stored in the model: some exporters store those of their example input."""
     stored = [tensor for tensor in proto.graph.initializer if tensor.data_type == TensorProto.INT64]
     for node in proto.graph.node:
         stored.extend(a.t for a in node.attribute if a.t.data_type == TensorProto.INT64)
     small = (tensor for tensor in stored if math.prod(tensor.dims) <= 8 and tensor.raw_data)
-    found = {int(n) for tensor in small for n in np.frombuffer(tensor.raw_data, np.int64)}
-    return sorted(n for n in found if 1 < n <= 1024)[:32]
+    numbers = {int(n) for tensor in small for n in np.frombuffer(tensor.raw_data, np.int64)}
+    return sorted(n for n in numbers if 1 < n <= 1024)[:32]
 
 
 def _words(protos: Iterable[ModelProto]) -> list[str]:
-    """Text that models know: categories, keys, vocabularies, constants."""
-    found: set[str] = set()
+    """Text stored in models: categories, keys, vocabularies, constants."""
+    words: set[bytes] = set()
     for proto in protos:
-        for tensor in proto.graph.initializer:
-            found.update(_stored_words(tensor))
+        tensors = list(proto.graph.initializer)
         for node in (inner for outer in proto.graph.node for inner in nested_nodes(outer)):
-            if node.domain == "ai.onnx.ml":
-                found.update(w.decode(errors="replace") for a in node.attribute for w in a.strings)
             for attribute in node.attribute:
+                if node.domain == "ai.onnx.ml":
+                    words.update(attribute.strings)
                 if attribute.HasField("t"):
-                    found.update(_stored_words(attribute.t))
-        if len(found) >= _MOST_WORDS:
+                    tensors.append(attribute.t)
+        for tensor in tensors:
+            if tensor.data_type == TensorProto.STRING and not is_external(tensor):
+                words.update(tensor.string_data)
+        if len(words) >= _MOST_WORDS:
             break
-    return sorted(found)[:_MOST_WORDS]
-
-
-def _stored_words(tensor: TensorProto) -> list[str]:
-    if tensor.data_type != TensorProto.STRING or is_external(tensor):
-        return []
-    return [word.decode(errors="replace") for word in tensor.string_data]
+    return sorted({word.decode(errors="replace") for word in words})[:_MOST_WORDS]
 
 
 def _ranges(proto: ModelProto) -> dict[str, ValueRange]:
-    """Bounds of the inputs that pick rows of a stored table, through operators that hand on."""
+    """Bounds of the inputs that pick rows of a stored table, directly or via `_PASSING`."""
     sizes = {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
     origin = {value.name: value.name for value in proto.graph.input if value.name not in sizes}
     ranges: dict[str, ValueRange] = {}
     for node in proto.graph.node:
         if node.op_type == "Constant":
-            table = next((a.t for a in node.attribute if a.name == "value"), None)
+            table = attribute_value(node, "value")
             if table is not None:
                 sizes[node.output[0]] = tuple(table.dims)
         elif node.op_type in _PASSING and node.input and node.input[0] in origin:
             origin[node.output[0]] = origin[node.input[0]]
         elif node.op_type in _PICKING and node.input[1] in origin and node.input[0] in sizes:
             source, shape = origin[node.input[1]], sizes[node.input[0]]
-            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            axis = attribute_value(node, "axis", 0)
             if -len(shape) <= axis < len(shape) and shape[axis]:
                 known = ranges.get(source)
                 rows = shape[axis]

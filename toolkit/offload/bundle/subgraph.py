@@ -1,19 +1,19 @@
-"""Cut a part out of a model: any set of nodes with the values that enter and leave."""
+"""Cut a part out of a model: a set of nodes with the values that enter and leave it."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from onnx import GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto
+from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 
 from offload.errors import InputError
-from offload.graph.infer import tensor_type
 from offload.graph.load import Model
-from offload.graph.model import Graph, Tensor
+from offload.graph.model import Graph, Tensor, boundary
 from offload.graph.onnx_file import is_external, is_outside
+from offload.graph.onnx_types import tensor_type
 from offload.graph.value_index import function_key, functions_used
 
-# Until this version of the format, initializers had to be listed among the inputs, where newer
-# readers take them for values that the caller may override. Nothing else changed with it.
+# Before this format version, initializers had to be listed as inputs. Newer readers take listed
+# initializers for values that the caller may override. Nothing else changed in this version.
 _UNLISTED_INITIALIZERS_SINCE_IR = 4
 _NO_TYPES: Mapping[str, Tensor] = {}
 
@@ -23,10 +23,10 @@ class Part:
     """A piece of a model to run on its own.
 
     Attributes:
-        nodes: indexes in the main graph; constant nodes need not be named.
-        inputs: values it is given, in order.
-        outputs: values it returns, in order. Each is made by a node, or is an input or a
-            constant passed through.
+        nodes: indexes in the main graph; constant nodes need not be listed.
+        inputs: values it needs, in order.
+        outputs: values it returns, in order. Each is produced by a node, or is an input or a
+            constant that is passed through.
     """
 
     nodes: tuple[int, ...]
@@ -37,8 +37,9 @@ class Part:
 def part_of(graph: Graph, layers: Iterable[int], outputs: Iterable[str] = ()) -> Part:
     """The part that computes some layers.
 
-    Its inputs are what the layers need and do not make; its outputs what others need or the
-    graph returns, then `outputs` (say graph outputs that no layer makes).
+    Its inputs are the tensors that the layers need and do not produce; its outputs the tensors
+    that other layers need or the graph returns, then `outputs`, such as graph outputs that no layer
+    produces.
 
     Args:
         graph: from `read_graph`.
@@ -46,30 +47,27 @@ def part_of(graph: Graph, layers: Iterable[int], outputs: Iterable[str] = ()) ->
         outputs: further values to return.
     """
     members = sorted(set(layers))
-    chosen = [graph.layers[index] for index in members]
-    inside, own = set(members), {name for layer in chosen for name in layer.outputs}
-    returned = set(graph.outputs)
-    made = [
-        name
-        for layer in chosen
-        for name in layer.outputs
-        if name in returned or not inside.issuperset(graph.consumers.get(name, ()))
-    ]
-    results = tuple(dict.fromkeys((*made, *outputs)))
-    needed = [name for layer in chosen for name in layer.inputs if name not in own]
-    needed.extend(name for name in results if name in graph.inputs)
-    nodes = tuple(sorted(node for layer in chosen for node in layer.nodes))
-    return Part(nodes, tuple(dict.fromkeys(needed)), results)
+    entering, leaving = boundary(
+        members,
+        lambda index: graph.layers[index].inputs,
+        lambda index: graph.layers[index].outputs,
+        graph.consumers,
+        frozenset(graph.outputs),
+    )
+    leaving = tuple(dict.fromkeys((*leaving, *outputs)))
+    passed_through = (name for name in leaving if name in graph.inputs)
+    nodes = tuple(sorted(node for index in members for node in graph.layers[index].nodes))
+    return Part(nodes, tuple(dict.fromkeys((*entering, *passed_through))), leaving)
 
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """A part's content, its weights not yet copied.
+    """The content of a part before its weights are copied.
 
     Attributes:
-        head: the part but for its main graph.
+        head: the part without its main graph.
         graph: its main graph without the (dense) initializers.
-        initializers: the stored tensors it needs, those of the source.
+        initializers: the source's stored tensors that it needs.
     """
 
     head: ModelProto
@@ -88,85 +86,35 @@ class Excerpt:
 def extract_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYPES) -> ModelProto:
     """A part as a model of its own; linear in its size.
 
-    Nodes keep the source's order (sorted first, where the file isn't); constant nodes, weights
-    and functions come along as far as they are used; format version, operator sets and metadata
-    are the source's (but a version before 4 becomes 4, since which initializers need not be
-    listed as inputs, where newer readers would take them for open). Weights that the
-    source keeps outside stay outside, in the source's files. Inputs that have a default in the
-    source stay inputs with a default. Dynamic dimensions stay dynamic.
+    Nodes keep the source's order, sorted first if the file isn't. Constant nodes, weights and
+    functions are included as far as they are used. Format version, operator sets and metadata are
+    the source's, but a format version before 4 becomes 4: from 4 on, initializers need not be
+    listed as inputs, and readers take listed ones for overridable. Weights that are external in the
+    source stay in the source's files. Inputs that have a default in the source stay inputs with a
+    default. Dynamic dimensions stay dynamic.
 
     Args:
         model: the source.
-        part: what to cut out.
+        part: the part to extract.
         types: types of values that shape inference can't follow (operators of other vendors);
             sizes that may vary must be None.
 
     Raises:
-        InputError: the part needs a value that it is not given, or a value between parts is no
-            tensor of numbers (text, sequence, map, optional), or of unknown type.
+        InputError: the part needs a value that is not among its inputs, or a value between parts
+            is of unknown type or not a tensor of numbers (text, sequence, map, optional).
     """
-    proto = excerpt(model, part, types).whole()
+    proto = excerpt_part(model, part, types).whole()
     for tensor in proto.graph.initializer:
         if is_external(tensor) and not is_outside(tensor):
             tensor.CopyFrom(model.weights.loaded(tensor))
     return proto
 
 
-def excerpt(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYPES) -> Excerpt:
-    """`extract_part` before weights are copied."""
+def excerpt_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYPES) -> Excerpt:
+    """The content of a part as `extract_part` returns it, before its weights are copied."""
     nodes, stored, open_defaults = _closure(model, part)
-    source, wiring = model.proto, model.wiring
-    head, graph = _frame(source), _empty_graph(source.graph)
-    everything = list(source.graph.node)  # indexing the message node by node is slow
-    graph.node.extend([everything[index] for index in nodes])
-    graph.input.extend(_entering(model, name, types) for name in part.inputs)
-    graph.input.extend(wiring.defaults[name] for name in open_defaults)
-    graph.output.extend(_leaving(model, name, types) for name in part.outputs)
-    known = {name for index in nodes for name in wiring.makes[index]} - set(part.outputs)
-    graph.value_info.extend(value for value in source.graph.value_info if value.name in known)
-    known.update(part.inputs, part.outputs, stored)
-    graph.quantization_annotation.extend(
-        note for note in source.graph.quantization_annotation if note.tensor_name in known
-    )
-    used = functions_used(source, iter(graph.node))
-    head.functions.extend(f for f in source.functions if function_key(f) in used)
-    graph.sparse_initializer.extend(wiring.sparse[n] for n in stored if n in wiring.sparse)
-    dense = (wiring.initializers[name] for name in stored if name in wiring.initializers)
-    return Excerpt(head, graph, tuple(dense))
-
-
-def open_defaults(model: Model, part: Part) -> tuple[str, ...]:
-    """Names of the inputs with a default that a part uses: inputs of its own."""
-    return tuple(_closure(model, part)[2])
-
-
-def _closure(model: Model, part: Part) -> tuple[list[int], list[str], list[str]]:
-    """Nodes in the source's order, stored values and open defaults that a part consists of."""
-    wiring, given = model.wiring, set(part.inputs)
-    nodes = set(part.nodes)
-    made = {name for index in nodes for name in wiring.makes[index]}
-    pending = [name for index in part.nodes for name in wiring.reads[index]]
-    pending.extend(part.outputs)
-    seen: set[str] = set()
-    while pending:
-        name = pending.pop()
-        if name in seen or name in made or name in given:
-            continue
-        seen.add(name)
-        maker = wiring.producer.get(name)
-        if maker in wiring.constant and maker is not None:
-            nodes.add(maker)
-            pending.extend(wiring.reads[maker])
-        elif name not in wiring.initializers and name not in wiring.sparse:
-            raise InputError(f"the part needs {name!r}, which it neither makes nor is given")
-    used = [name for name in (*wiring.initializers, *wiring.sparse) if name in seen]
-    kept = sorted(nodes) if wiring.is_sorted else [i for i in wiring.order if i in nodes]
-    return kept, used, [name for name in wiring.defaults if name in seen]
-
-
-def _frame(source: ModelProto) -> ModelProto:
-    """A model with all that the source says of itself as a whole, and no graph."""
-    return ModelProto(
+    source, values = model.proto, model.values
+    head = ModelProto(
         ir_version=max(source.ir_version, _UNLISTED_INITIALIZERS_SINCE_IR),
         producer_name=source.producer_name,
         producer_version=source.producer_version,
@@ -176,31 +124,69 @@ def _frame(source: ModelProto) -> ModelProto:
         opset_import=source.opset_import,
         metadata_props=source.metadata_props,
     )
-
-
-def _empty_graph(source: GraphProto) -> GraphProto:
-    return GraphProto(
-        name=source.name or "graph",
-        doc_string=source.doc_string,
-        metadata_props=source.metadata_props,
+    graph = GraphProto(
+        name=source.graph.name or "graph",
+        doc_string=source.graph.doc_string,
+        metadata_props=source.graph.metadata_props,
     )
+    source_nodes = list(source.graph.node)  # indexing the message node by node is slow
+    graph.node.extend([source_nodes[index] for index in nodes])
+    for name in part.inputs:
+        value = values.inputs.get(name) or _boundary_value(model, name, types)
+        if not value.type.WhichOneof("value"):
+            raise InputError(f"the type of tensor {name!r} is not known: give it, or cut elsewhere")
+        graph.input.append(value)
+    graph.input.extend(values.defaults[name] for name in open_defaults)
+    for name in part.outputs:  # an engine can infer the type of an output, so it may be unknown
+        declared = values.outputs.get(name) or values.inputs.get(name)
+        graph.output.append(declared or _boundary_value(model, name, types))
+    known = {name for index in nodes for name in values.produces[index]} - set(part.outputs)
+    graph.value_info.extend(value for value in source.graph.value_info if value.name in known)
+    known.update(part.inputs, part.outputs, stored)
+    graph.quantization_annotation.extend(
+        note for note in source.graph.quantization_annotation if note.tensor_name in known
+    )
+    used = functions_used(source, iter(graph.node))
+    head.functions.extend(f for f in source.functions if function_key(f) in used)
+    graph.sparse_initializer.extend(values.sparse[n] for n in stored if n in values.sparse)
+    dense = (values.initializers[name] for name in stored if name in values.initializers)
+    return Excerpt(head, graph, tuple(dense))
 
 
-def _entering(model: Model, name: str, types: Mapping[str, Tensor]) -> ValueInfoProto:
-    """How a part declares a value that it is given: it must be known what it is."""
-    value = model.wiring.inputs.get(name) or _crossing(model, name, types)
-    if not value.type.WhichOneof("value"):
-        raise InputError(f"the type of tensor {name!r} is not known: give it, or cut elsewhere")
-    return value
+def open_defaults(model: Model, part: Part) -> tuple[str, ...]:
+    """Names of the inputs with a default that a part uses."""
+    return tuple(_closure(model, part)[2])
 
 
-def _leaving(model: Model, name: str, types: Mapping[str, Tensor]) -> ValueInfoProto:
-    """How a part declares a value that it returns; an engine can work out an unknown type."""
-    declared = model.wiring.outputs.get(name) or model.wiring.inputs.get(name)
-    return declared or _crossing(model, name, types)
+def _closure(model: Model, part: Part) -> tuple[list[int], list[str], list[str]]:
+    """Nodes in the source's order, stored values and open defaults that a part consists of."""
+    values = model.values
+    nodes = set(part.nodes)
+    available = {name for index in nodes for name in values.produces[index]}.union(part.inputs)
+    pending = [name for index in part.nodes for name in values.consumes[index]]
+    pending.extend(part.outputs)
+    added: set[str] = set()
+    while pending:
+        name = pending.pop()
+        if name in added or name in available:
+            continue
+        added.add(name)
+        source = values.producer.get(name)
+        if source is not None and source in values.constant:
+            nodes.add(source)
+            pending.extend(values.consumes[source])
+        elif name not in values.initializers and name not in values.sparse:
+            raise InputError(f"the part needs {name!r}, which it neither produces nor has as input")
+    stored = [name for name in (*values.initializers, *values.sparse) if name in added]
+    order = sorted(nodes) if values.is_sorted else [i for i in values.order if i in nodes]
+    return order, stored, [name for name in values.defaults if name in added]
 
 
-def _crossing(model: Model, name: str, types: Mapping[str, Tensor]) -> ValueInfoProto:
+def _boundary_value(model: Model, name: str, types: Mapping[str, Tensor]) -> ValueInfoProto:
+    """A value at the boundary of a part, with its type as far as it is known.
+
+    Sizes that the file declares are not used: exporters are often wrong about them.
+    """
     if not model.types.can_cross(name):
         raise InputError(f"{name!r} is not a tensor of numbers and can't be sent: cut elsewhere")
     value = ValueInfoProto(name=name)
@@ -210,14 +196,7 @@ def _crossing(model: Model, name: str, types: Mapping[str, Tensor]) -> ValueInfo
     elif name in types and types[name].dtype is not None:
         value.type.CopyFrom(tensor_type(types[name]))
     elif declared is not None:
-        value.type.CopyFrom(_shapeless(declared))
+        value.type.CopyFrom(declared)
+        if declared.HasField("tensor_type"):
+            value.type.tensor_type.ClearField("shape")
     return value
-
-
-def _shapeless(declared: TypeProto) -> TypeProto:
-    """The declared type without sizes: exporters are often wrong about those."""
-    typed = TypeProto()
-    typed.CopyFrom(declared)
-    if typed.HasField("tensor_type"):
-        typed.tensor_type.ClearField("shape")
-    return typed

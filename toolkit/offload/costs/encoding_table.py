@@ -1,32 +1,32 @@
-"""The encoding table: bytes and seconds of every tensor under every encoding, measured."""
+"""The encoding table: measured bytes and seconds of every tensor under every encoding."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from offload.costs.encodings import Encoding, encoding
+from offload.costs.encodings import Encoding
 from offload.costs.quantization import Affine
 from offload.errors import InputError
-from offload.records import from_json, to_json
+from offload.records import fields_from_json, fields_to_json
 
-# Another number whenever a form or codec comes to other bytes: what was kept is then measured anew.
-CATALOGUE_FORMAT = 1
-# Float16 ends at 65504; inputs beyond the calibration's may be larger than those seen.
+# Raise it whenever a form or codec gives other bytes, so that cached tables are measured again.
+TABLE_FORMAT = 2
+# Float16 ends at 65504; inference may see larger values than the calibration.
 HALF_LIMIT = 65504.0 / 8
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedSize:
-    """One tensor under one encoding, over the calibration inputs.
+    """Bytes and seconds of one tensor under one encoding, over the calibration inputs.
 
     Attributes:
-        encoding: which.
+        encoding: the encoding.
         mean_bytes: bytes on the wire, on average.
-        p95_bytes: 95 of 100 inputs take no more.
+        p95_bytes: 95th percentile of the bytes on the wire.
         encode_s: seconds to encode on the machine that measured.
         decode_s: seconds to decode there.
-        affine: scale and zero point where the form needs them.
+        affine: scale and zero point if the form needs them.
     """
 
     encoding: Encoding
@@ -36,29 +36,16 @@ class EncodedSize:
     decode_s: float
     affine: Affine | None = None
 
-    def to_json(self) -> list[Any]:
-        """A row; `from_json` reads it."""
-        affine = to_json(self.affine)
-        figures = (self.mean_bytes, self.p95_bytes, self.encode_s, self.decode_s)
-        return [self.encoding.name, *figures, affine]
-
-    @classmethod
-    def from_json(cls, value: list[Any]) -> "EncodedSize":
-        """Read what `to_json` wrote."""
-        name, mean_bytes, p95_bytes, encode_s, decode_s, affine = value
-        its = from_json(Affine, affine) if affine else None
-        return cls(encoding(name), mean_bytes, p95_bytes, encode_s, decode_s, its)
-
 
 @dataclass(frozen=True)
 class EncodingTable:
-    """What each tensor may become.
+    """The encodings measured for each tensor.
 
     Attributes:
-        tensors: by tensor, its encodings; raw is implied.
-        codec_s: seconds that the measuring machine needs for the reference work that profiles
-            state too, so that seconds can be carried over to other machines.
-        whole_s: seconds it needs for the whole model, for profiles that state no `codec_s`.
+        tensors: the encodings by tensor name; raw is implied.
+        codec_s: seconds that the measuring machine takes for the codec reference work, which
+            profiles state too, so that seconds can be converted to other machines.
+        whole_s: seconds that it takes for the whole model, for profiles without `codec_s`.
         inputs: number of calibration inputs.
     """
 
@@ -71,58 +58,39 @@ class EncodingTable:
         object.__setattr__(self, "tensors", MappingProxyType(dict(self.tensors)))
 
     def allowing(self, encodings: Collection[Encoding]) -> "EncodingTable":
-        """Only these encodings."""
-        return self._kept(
-            {
-                name: [entry for entry in entries if entry.encoding in encodings]
-                for name, entries in self.tensors.items()
-            }
-        )
+        """The table with only these encodings."""
+        every = {(name, item.encoding) for name, items in self.tensors.items() for item in items}
+        return self.without({pair for pair in every if pair[1] not in encodings})
 
     def without(self, banned: Collection[tuple[str, Encoding]]) -> "EncodingTable":
-        """Less some (tensor, encoding) pairs."""
-        return self._kept(
-            {
-                name: [entry for entry in entries if (name, entry.encoding) not in banned]
-                for name, entries in self.tensors.items()
-            }
-        )
+        """The table without some (tensor, encoding) pairs."""
+        tensors = {
+            name: tuple(item for item in items if (name, item.encoding) not in banned)
+            for name, items in self.tensors.items()
+        }
+        return EncodingTable(tensors, self.codec_s, self.whole_s, self.inputs)
 
     def of(self, tensor: str) -> tuple[EncodedSize, ...]:
-        """The encodings of a tensor, raw aside."""
+        """The encodings of a tensor, without raw."""
         return self.tensors.get(tensor, ())
-
-    def _kept(self, tensors: Mapping[str, Iterable[EncodedSize]]) -> "EncodingTable":
-        kept = {name: tuple(entries) for name, entries in tensors.items()}
-        return EncodingTable(kept, self.codec_s, self.whole_s, self.inputs)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with a format number; `from_json` reads it."""
-        return {
-            "format": CATALOGUE_FORMAT,
-            "codec_s": self.codec_s,
-            "whole_s": self.whole_s,
-            "inputs": self.inputs,
-            "tensors": {name: [e.to_json() for e in each] for name, each in self.tensors.items()},
-        }
+        return {"format": TABLE_FORMAT, **fields_to_json(self)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "EncodingTable":
         """Read what `to_json` wrote.
 
         Raises:
-            InputError: another format, or a field is missing or of the wrong kind.
+            InputError: another format, or a field is missing or has the wrong type.
         """
-        if value.get("format") != CATALOGUE_FORMAT:
+        if value.get("format") != TABLE_FORMAT:
             raise InputError(
-                f"catalogue has format {value.get('format')!r}, this version reads"
-                f" {CATALOGUE_FORMAT}: measure again with --again"
+                f"encoding table has format {value.get('format')!r}, expected {TABLE_FORMAT}:"
+                " measure again with --again"
             )
         try:
-            tensors = {
-                name: tuple(map(EncodedSize.from_json, each))
-                for name, each in value["tensors"].items()
-            }
-            return cls(tensors, value["codec_s"], value["whole_s"], value["inputs"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"catalogue is damaged ({error!r}): measure again") from error
+            return fields_from_json(cls, value)
+        except TypeError as error:
+            raise InputError(f"encoding table is damaged ({error}): measure again") from error

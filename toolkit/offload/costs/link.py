@@ -1,15 +1,14 @@
-"""The link: what a byte costs in each direction, g = c + w / b, and how it is fitted."""
+"""The link model: transfer time g = c + w / b in each direction, and its fit to measurements."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from offload.errors import InputError
-from offload.records import read_object
+from offload.records import fields_from_json, fields_to_json, read_object
 from offload.units import format_bps, format_s, parse_duration_s, parse_rate_bps
 
 LINK_FORMAT = 1
@@ -21,17 +20,17 @@ HEADER_OVERHEAD = 1.046
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Cost of sending one message each way.
+    """Transfer times between device and server.
 
     Attributes:
         up_bps: bandwidth from device to server, bits per second.
         down_bps: bandwidth from server to device, bits per second.
-        up_start_s: seconds per message upwards whatever its size (the paper's c).
-        down_start_s: the same downwards.
+        up_start_s: seconds per upload message, independent of its size (the paper's c).
+        down_start_s: seconds per download message, independent of its size.
         overhead: bytes on the wire per byte of payload; 1 when the bandwidth was measured on
             payloads.
-        up_r2: coefficient of determination of the fit upwards; None for a preset.
-        down_r2: the same downwards.
+        up_r2: coefficient of determination of the upload fit; None for a preset.
+        down_r2: coefficient of determination of the download fit; None for a preset.
     """
 
     up_bps: float
@@ -46,68 +45,70 @@ class Link:
         if not (0 < self.up_bps < float("inf") and 0 < self.down_bps < float("inf")):
             raise InputError("link bandwidth must be positive and finite in both directions")
         if self.up_start_s < 0 or self.down_start_s < 0 or self.overhead < 1:
-            raise InputError("link start-up times must not be negative, nor the overhead below 1")
+            raise InputError("link start-up times must be ≥ 0 and the overhead ≥ 1")
 
     def upload_s(self, size_bytes: float) -> float:
-        """Seconds to send a message of so many bytes to the server."""
+        """Seconds to send a message of this size to the server."""
         return self.up_start_s + size_bytes * self.overhead * 8 / self.up_bps
 
     def download_s(self, size_bytes: float) -> float:
-        """Seconds to send a message of so many bytes to the device."""
+        """Seconds to send a message of this size to the device."""
         return self.down_start_s + size_bytes * self.overhead * 8 / self.down_bps
 
     def describe(self) -> str:
-        """One readable phrase: `18.9 Mbit/s` or `up 5 Mbit/s + 10 ms, down 20 Mbit/s + 10 ms`."""
-        up = _describe(self.up_bps, self.up_start_s)
-        down = _describe(self.down_bps, self.down_start_s)
+        """The link in words: `18.9 Mbit/s` or `up 5 Mbit/s + 10 ms, down 20 Mbit/s + 10 ms`."""
+        up, down = (
+            format_bps(rate_bps) + (f" + {format_s(start_s)}" if start_s else "")
+            for rate_bps, start_s in (
+                (self.up_bps, self.up_start_s),
+                (self.down_bps, self.down_start_s),
+            )
+        )
         return up if up == down else f"up {up}, down {down}"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object with a format number; `from_json` reads it."""
-        return {"format": LINK_FORMAT, **asdict(self)}
+        return {"format": LINK_FORMAT, **fields_to_json(self)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Link":
         """Read what `to_json` wrote.
 
         Raises:
-            InputError: another format, an unknown or missing field, or a wrong number.
+            InputError: another format, or a field is missing or has the wrong type.
+            TypeError: the value is not an object.
         """
-        names = {field.name for field in fields(cls)}
-        if value.get("format") != LINK_FORMAT or not names >= value.keys() - {"format"}:
+        if not isinstance(value, Mapping):
+            raise TypeError(f"a link must be an object, got {value!r}")
+        if value.get("format") != LINK_FORMAT:
             raise InputError("link file is of another version: probe the link again")
         try:
-            return cls(**{name: value[name] for name in names & value.keys()})
+            return fields_from_json(cls, value)
         except TypeError as error:
             raise InputError(f"link file is damaged ({error}): probe the link again") from error
 
 
-def _describe(rate_bps: float, start_s: float) -> str:
-    return format_bps(rate_bps) + (f" + {format_s(start_s)}" if start_s else "")
-
-
-def _preset(rate_bps: float) -> Link:
-    return Link(rate_bps, rate_bps, overhead=HEADER_OVERHEAD)
-
-
 # The paper's networks (section VI) and two faster ones.
 PRESETS: Mapping[str, Link] = {
-    "3g": _preset(1.1e6),
-    "4g": _preset(5.85e6),
-    "wifi": _preset(18.88e6),
-    "50mbit": _preset(50e6),
-    "100mbit": _preset(100e6),
+    name: Link(rate_bps, rate_bps, overhead=HEADER_OVERHEAD)
+    for name, rate_bps in (
+        ("3g", 1.1e6),
+        ("4g", 5.85e6),
+        ("wifi", 18.88e6),
+        ("50mbit", 50e6),
+        ("100mbit", 100e6),
+    )
 }
 
 
 def parse_link(text: str) -> Link:
-    """A link from a preset's name, a probed link's file, or `RATE[,DELAY]`.
+    """Parse a link: a preset's name, the file of a probed link, or `RATE[,DELAY]`.
 
-    `20 Mbit/s` and `20 Mbit/s,10 ms` are the same both ways; `5 Mbit/s/20 Mbit/s,10 ms` gives
-    up and down apart.
+    `20 Mbit/s` and `20 Mbit/s,10 ms` hold for both directions; `5 Mbit/s/20 Mbit/s,10 ms` gives
+    upload and download separately.
 
     Raises:
-        InputError: none of these.
+        InputError: the text has none of these forms.
     """
     preset = PRESETS.get(text.strip().lower())
     if preset:
@@ -116,44 +117,38 @@ def parse_link(text: str) -> Link:
         return load_link(Path(text))
     rates, _, delay = text.partition(",")
     start_s = parse_duration_s(delay) if delay.strip() else 0.0
+    parts = rates.split("/")
+    if len(parts) == 4:  # the unit of a rate has a slash of its own: "5 Mbit/s/20 Mbit/s"
+        up, down = "/".join(parts[:2]), "/".join(parts[2:])
+    else:
+        up = down = rates
     try:
-        up, down = _parse_rates(rates)
+        return Link(parse_rate_bps(up), parse_rate_bps(down), start_s, start_s, HEADER_OVERHEAD)
     except InputError as error:
-        known = ", ".join(PRESETS)
         raise InputError(
-            f"link {text!r} is not understood: use one of {known}, a rate like '20 Mbit/s,10 ms',"
-            " or a file written by `offload probe`"
+            f"link {text!r} is not understood: use one of {', '.join(PRESETS)}, a rate like"
+            " '20 Mbit/s,10 ms', or a file written by `offload probe`"
         ) from error
-    return Link(up, down, start_s, start_s, HEADER_OVERHEAD)
-
-
-def _parse_rates(text: str) -> tuple[float, float]:
-    parts = text.split("/")
-    if len(parts) == 4:  # a rate's own unit holds one slash: "5 Mbit/s/20 Mbit/s"
-        return parse_rate_bps("/".join(parts[:2])), parse_rate_bps("/".join(parts[2:]))
-    rate = parse_rate_bps(text)
-    return rate, rate
 
 
 def load_link(path: Path) -> Link:
     """Read a link file.
 
     Raises:
-        InputError: no such file, not a link of this version, or one too unsteady to plan with.
+        InputError: the file does not exist, is not a link of this version, or holds a link that
+            is too unsteady to plan with.
     """
     link = Link.from_json(read_object(path, "link file", "offload probe -o"))
-    worst = min((r2 for r2 in (link.up_r2, link.down_r2) if r2 is not None), default=1.0)
-    if worst < MIN_R2:
-        raise InputError(unsteady(worst))
+    _check_steady(min((r2 for r2 in (link.up_r2, link.down_r2) if r2 is not None), default=1.0))
     return link
 
 
-def unsteady(r2: float) -> str:
-    """The sentence for a link whose times a line explains too little of."""
-    return (
-        f"link is too unsteady to model (r2 = {r2:.2f}, at least {MIN_R2} is needed):"
-        " probe again when it is quieter"
-    )
+def _check_steady(r2: float) -> None:
+    if r2 < MIN_R2:
+        raise InputError(
+            f"link is too unsteady to model (r2 = {r2:.2f}, at least {MIN_R2} is needed):"
+            " probe again when it is quieter"
+        )
 
 
 MIN_SIZES = 3
@@ -161,7 +156,7 @@ MIN_SIZES = 3
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One message that was timed.
+    """One timed message.
 
     Attributes:
         size_bytes: its payload.
@@ -184,31 +179,35 @@ class LineFit:
 
 
 def fit_line(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> LineFit:
-    """Least squares on the medians of each size, c not below zero.
+    """Fit c + w / b by least squares to the median time of each size, with c >= 0.
 
-    Repeats of a size are first reduced to their median, so one stalled message does not bend
-    the line; where the free intercept is negative, the line is refitted through the origin.
-    O(n log n) in the number of samples.
+    The median makes one stalled message harmless. If the free intercept is negative, the line is
+    refitted through the origin. O(n log n) in the number of samples.
 
     Raises:
         InputError: fewer than three sizes, a rate that isn't positive, or r2 below 0.9.
     """
-    sizes, medians = _medians(sizes_bytes, seconds)
-    if len(sizes) < MIN_SIZES:
-        raise InputError(f"link fit needs at least {MIN_SIZES} message sizes, got {len(sizes)}")
-    slope, start_s = _least_squares(sizes, medians)
+    by_size: dict[float, list[float]] = {}
+    for size, second in zip(sizes_bytes, seconds, strict=True):
+        by_size.setdefault(float(size), []).append(second)
+    if len(by_size) < MIN_SIZES:
+        raise InputError(f"link fit needs at least {MIN_SIZES} message sizes, got {len(by_size)}")
+    sizes = np.array(sorted(by_size))
+    medians = np.array([float(np.median(by_size[size])) for size in sizes.tolist()])
+    slope, start_s = (float(value) for value in np.polyfit(sizes, medians, 1))
+    if start_s < 0:
+        slope, start_s = float(sizes @ medians / (sizes @ sizes)), 0.0
     if slope <= 0:
         raise InputError("link fit failed: larger messages were not slower; probe again, larger")
     residual = float(np.sum((medians - start_s - slope * sizes) ** 2))
     spread = float(np.sum((medians - medians.mean()) ** 2))
     r2 = 1.0 - residual / spread if spread > 0 else 0.0
-    if r2 < MIN_R2:
-        raise InputError(unsteady(r2))
+    _check_steady(r2)
     return LineFit(start_s, 8 / slope, r2)
 
 
 def fit_link(samples: Sequence[Sample]) -> Link:
-    """A link from timed messages, both directions fitted apart.
+    """Fit a link to timed messages, each direction separately.
 
     Raises:
         InputError: as `fit_line`.
@@ -216,31 +215,5 @@ def fit_link(samples: Sequence[Sample]) -> Link:
     sizes = [sample.size_bytes for sample in samples]
     up = fit_line(sizes, [sample.up_s for sample in samples])
     down = fit_line(sizes, [sample.down_s for sample in samples])
-    return Link(
-        up.rate_bps,
-        down.rate_bps,
-        up.start_s,
-        down.start_s,
-        up_r2=up.r2,
-        down_r2=down.r2,
-    )
-
-
-def _medians(
-    sizes_bytes: Sequence[float], seconds: Sequence[float]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    by_size: dict[float, list[float]] = {}
-    for size, second in zip(sizes_bytes, seconds, strict=True):
-        by_size.setdefault(float(size), []).append(second)
-    sizes = sorted(by_size)
-    return np.array(sizes), np.array([float(np.median(by_size[size])) for size in sizes])
-
-
-def _least_squares(
-    sizes: NDArray[np.float64],
-    seconds: NDArray[np.float64],
-) -> tuple[float, float]:
-    slope, start_s = (float(value) for value in np.polyfit(sizes, seconds, 1))
-    if start_s < 0:
-        return float(sizes @ seconds / (sizes @ sizes)), 0.0
-    return slope, start_s
+    rates, starts = (up.rate_bps, down.rate_bps), (up.start_s, down.start_s)
+    return Link(*rates, *starts, up_r2=up.r2, down_r2=down.r2)

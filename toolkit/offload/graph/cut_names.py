@@ -16,8 +16,8 @@ def cut_names(model: Model, text: str) -> list[str]:
     of it, and a longer one over a shorter. What is no name stays as it is, without blanks at its
     ends.
     """
-    wiring = model.wiring
-    known = wiring.producer.keys() | wiring.inputs.keys() | wiring.initializers.keys()
+    values = model.values
+    known = values.producer.keys() | values.inputs.keys() | values.initializers.keys()
     pieces, found, start = text.split(","), [], 0
     while start < len(pieces):
         for end in range(len(pieces), start, -1):
@@ -32,20 +32,20 @@ def cut_names(model: Model, text: str) -> list[str]:
 
 def why_not_cuttable(model: Model, name: str) -> str:
     """One sentence: why a model cannot be cut at a name, and what to do."""
-    wiring = model.wiring
-    if name in wiring.defaults:
+    values = model.values
+    if name in values.defaults:
         return (
             f"cannot cut at {name!r}: it is an input with a default, which goes to each side that"
             " uses it; cut at a tensor that is computed from it"
         )
-    if wiring.is_constant(name):
+    if values.is_constant(name):
         return (
             f"cannot cut at {name!r}: it is a constant, of which both sides have a copy; cut at a"
             " tensor that depends on the model's inputs"
         )
-    if name in wiring.producer:
+    if name in values.producer:
         return f"cannot cut at {name!r}: {_why_together(model, name)}"
-    for index in sorted(wiring.holders):
+    for index in sorted(values.containers):
         holder = model.proto.graph.node[index]
         if any(name in inner.output for inner in nested_nodes(holder)):
             return (
@@ -58,8 +58,8 @@ def why_not_cuttable(model: Model, name: str) -> str:
                 f"cannot cut at {name!r}: it is inside the function {function.name!r}, which runs"
                 " as a whole; cut at an output of a node that calls it"
             )
-    computed = [made for made in wiring.producer if not wiring.is_constant(made)]
-    return unknown_tensor(name, (*wiring.inputs, *computed))
+    computed = [made for made in values.producer if not values.is_constant(made)]
+    return unknown_tensor(name, (*values.inputs, *computed))
 
 
 def unknown_tensor(name: str, known: Sequence[str]) -> str:
@@ -73,11 +73,11 @@ def unknown_tensor(name: str, known: Sequence[str]) -> str:
 
 def _why_together(model: Model, name: str) -> str:
     """Why a tensor that a node of the main graph makes has no layer to itself."""
-    wiring = model.wiring
-    needed = set(wiring.outputs)
-    for index in reversed(wiring.order):
-        if not needed.isdisjoint(wiring.makes[index]):
-            needed.update(wiring.reads[index])
+    values = model.values
+    needed = set(values.outputs)
+    for index in reversed(values.order):
+        if not needed.isdisjoint(values.produces[index]):
+            needed.update(values.consumes[index])
     if name not in needed:
         return "no output of the model needs it; cut at a tensor that one needs"
     typed = model.types.inferred(name) or model.types.declared(name)

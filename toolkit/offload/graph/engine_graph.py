@@ -46,7 +46,7 @@ def name_kernels(optimized: Path) -> tuple[Kernel, ...]:
 
 def surviving_tensors(model: Model, kernels: Iterable[Kernel]) -> frozenset[str]:
     """Names, in the source model, of the tensors that the kernels make."""
-    producer = model.wiring.producer
+    producer = model.values.producer
     return frozenset(_source(name, producer) for kernel in kernels for name in kernel.outputs)
 
 
@@ -65,7 +65,7 @@ def kernel_layers(
 
     O(kernels + edges), a tensor that several kernels compute counted for each of them.
     """
-    producer = model.wiring.producer
+    producer = model.values.producer
     layer_of = {node: index for index, layer in enumerate(graph.layers) for node in layer.nodes}
     kept = surviving_tensors(model, kernels)
     found: dict[str, Mapping[int, float]] = {}
@@ -92,15 +92,15 @@ def kernel_layers(
 
 def _between(model: Model, made: Iterable[str], kept: frozenset[str]) -> set[int]:
     """The nodes that make some tensors from others that the engine keeps."""
-    wiring = model.wiring
-    pending = [wiring.producer[name] for name in made if name in wiring.producer]
+    values = model.values
+    pending = [values.producer[name] for name in made if name in values.producer]
     found: set[int] = set()
     while pending:
         node = pending.pop()
         if node not in found:
             found.add(node)
-            inner = (name for name in wiring.reads[node] if name not in kept)
-            pending += [wiring.producer[name] for name in inner if name in wiring.producer]
+            inner = (name for name in values.consumes[node] if name not in kept)
+            pending += [values.producer[name] for name in inner if name in values.producer]
     return found
 
 

@@ -1,6 +1,5 @@
-"""Where an ONNX file stores its weights, and how to read the file without them."""
+"""Locations of the weights of an ONNX file, and reading a large file without its weights."""
 
-import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from mmap import ACCESS_READ, mmap
@@ -10,48 +9,8 @@ from google.protobuf.message import DecodeError
 from onnx import FunctionProto, GraphProto, ModelProto, StringStringEntryProto, TensorProto
 
 from offload.errors import InputError
+from offload.graph.onnx_types import dense_bytes
 from offload.graph.value_index import graph_tensors, node_tensors
-
-_BITS = {
-    "float": 32, "uint8": 8, "int8": 8, "uint16": 16, "int16": 16, "int32": 32, "int64": 64,
-    "bool": 8, "float16": 16, "double": 64, "uint32": 32, "uint64": 64, "complex64": 64,
-    "complex128": 128, "bfloat16": 16, "float8e4m3fn": 8, "float8e4m3fnuz": 8, "float8e5m2": 8,
-    "float8e5m2fnuz": 8, "float8e8m0": 8, "uint4": 4, "int4": 4, "float4e2m1": 4, "uint2": 2,
-    "int2": 2,
-}  # fmt: skip
-
-
-def dtype_name(element_type: int) -> str | None:
-    """ONNX element type in lower case (`float`, `int64`), None for undefined or unknown."""
-    if element_type == TensorProto.UNDEFINED:
-        return None
-    try:
-        return str(TensorProto.DataType.Name(element_type)).lower()
-    except ValueError:
-        return None
-
-
-def element_type(dtype: str) -> int:
-    """Inverse of `dtype_name`.
-
-    Raises:
-        ValueError: there is no such ONNX element type.
-    """
-    return int(TensorProto.DataType.Value(dtype.upper()))
-
-
-def size_bytes(dtype: str | None, shape: Iterable[int | None] | None) -> int | None:
-    """Bytes of a dense, packed tensor; None when dtype or a size is unknown, or for strings."""
-    sizes = None if shape is None else tuple(shape)
-    bits = _BITS.get(dtype or "")
-    if bits is None or sizes is None or None in sizes:
-        return None
-    return (math.prod(size or 0 for size in sizes) * bits + 7) // 8
-
-
-def dense_bytes(element_type: int, dims: Iterable[int]) -> int | None:
-    """`size_bytes` for a tensor given as ONNX stores it."""
-    return size_bytes(dtype_name(element_type), dims)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +45,7 @@ def extent(tensor: TensorProto) -> Extent:
     fields = {entry.key: entry.value for entry in tensor.external_data}
     try:
         offset = int(fields.get("offset") or 0)
-        length = int(fields.get("length") or 0) or dense_bytes(tensor.data_type, tensor.dims) or 0
+        length = int(fields.get("length") or 0) or dense_bytes(tensor) or 0
         return Extent(fields["location"], offset, length)
     except (KeyError, ValueError):
         raise InputError(
@@ -95,7 +54,7 @@ def extent(tensor: TensorProto) -> Extent:
 
 
 def point_to(tensor: TensorProto, where: Extent) -> None:
-    """Make a tensor's bytes be those of a file."""
+    """Make a tensor external, its bytes in a part of a file."""
     tensor.data_location = TensorProto.EXTERNAL
     tensor.ClearField("external_data")
     for key, value in (
@@ -118,53 +77,15 @@ def external_tensors(
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """The files from which a model's weights are read, and what they hold.
+    """The files that store a model's external weights.
 
     Attributes:
-        extents: where the bytes of external tensors are, each once.
+        extents: locations of the bytes of external tensors, each once.
         paths: the real file of each location, all links followed.
     """
 
     extents: tuple[Extent, ...] = ()
     paths: Mapping[str, Path] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, proto: ModelProto, directory: Path | None, path: Path | None) -> "WeightFiles":
-        """Find the weight files of a model.
-
-        A location is looked up in the model's directory. Where the model itself is a link (as in
-        Hugging Face's cache), a file that is not there is looked up beside the file that the
-        model is a link to. Links are followed as long as they end in one of these two
-        directories or below: a link out of them could lead to any file of this machine.
-
-        Args:
-            proto: the model.
-            directory: where it is.
-            path: its file; None when it was given in memory.
-
-        Raises:
-            InputError: a file is missing, too short, no file of weights or outside the model's
-                directories.
-        """
-        extents = tuple(
-            dict.fromkeys(
-                extent(tensor) for tensor in external_tensors(proto.graph, proto.functions)
-            )
-        )
-        ends: dict[str, int] = {}
-        for item in extents:
-            if item.offset_bytes < 0 or item.length_bytes < 0:
-                raise InputError(f"external data {item.location!r} has a negative offset or length")
-            end_bytes = item.offset_bytes + item.length_bytes
-            ends[item.location] = max(ends.get(item.location, 0), end_bytes)
-        roots = _roots(directory, path)
-        paths = {
-            location: path.resolve() if path and location == OWN_FILE else _find(location, roots)
-            for location in ends
-        }
-        for location, end_bytes in ends.items():
-            _check_size(paths[location], end_bytes)
-        return cls(extents, paths)
 
     def loaded(self, tensor: TensorProto) -> TensorProto:
         """An external tensor with its bytes inside.
@@ -183,15 +104,55 @@ class WeightFiles:
         return whole
 
 
-def _roots(directory: Path | None, path: Path | None) -> tuple[Path, ...]:
-    """The directories that weight files may be in: the model's, then that of its real file."""
-    if directory is None:
-        return ()
-    real = [path.resolve().parent] if path else []
-    return tuple(dict.fromkeys((directory.resolve(), *real)))
+def find_weight_files(proto: ModelProto, directory: Path | None, path: Path | None) -> WeightFiles:
+    """Find the weight files of a model.
+
+    A location is looked up in the model's directory. If the model's file is a symbolic link (as in
+    Hugging Face's cache), the directory of the link's target is searched next. Weight files may be
+    symbolic links to files in these two directories or below: a link to another place could lead
+    to any file of this machine.
+
+    Args:
+        proto: the model.
+        directory: the directory of the model.
+        path: its file; None when it was given in memory.
+
+    Raises:
+        InputError: a file is missing, too short, not a weight file, or outside the model's
+            directories.
+    """
+    extents = tuple(
+        dict.fromkeys(extent(tensor) for tensor in external_tensors(proto.graph, proto.functions))
+    )
+    needed_bytes: dict[str, int] = {}
+    for item in extents:
+        if item.offset_bytes < 0 or item.length_bytes < 0:
+            raise InputError(f"external data {item.location!r} has a negative offset or length")
+        end_bytes = item.offset_bytes + item.length_bytes
+        needed_bytes[item.location] = max(needed_bytes.get(item.location, 0), end_bytes)
+    roots = [] if directory is None else [directory.resolve()]
+    if directory is not None and path is not None:
+        roots = list(dict.fromkeys((*roots, path.resolve().parent)))
+    paths = {}
+    for location, end_bytes in needed_bytes.items():
+        if path and location == OWN_FILE:
+            file = path.resolve()
+        else:
+            file = _find_weight_file(location, roots)
+        paths[location] = file
+        size_bytes = file.stat().st_size
+        if size_bytes < end_bytes:
+            with file.open("rb") as start:
+                foreign = foreign_content(start.read(FOREIGN_BYTES))
+            raise InputError(
+                f"external data file {file} "
+                + (foreign or f"is cut short: {size_bytes} bytes, needs {end_bytes}")
+            )
+    return WeightFiles(extents, paths)
 
 
-def _find(location: str, roots: tuple[Path, ...]) -> Path:
+def _find_weight_file(location: str, roots: list[Path]) -> Path:
+    """The real file of a location, in one of the directories."""
     if not roots:
         raise InputError(
             f"the model keeps weights in {location!r} and no directory was given to find it in"
@@ -199,10 +160,10 @@ def _find(location: str, roots: tuple[Path, ...]) -> Path:
     parts = PurePosixPath(location.replace("\\", "/"))
     if parts.is_absolute() or ".." in parts.parts:
         raise InputError(f"external data {location!r} is outside the model's directory")
-    places = [root / location for root in roots]
-    path = next((place for place in places if place.is_file()), None)
+    candidates = [root / location for root in roots]
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
-        raise InputError(f"external data file {places[0]} is missing: copy it beside the model")
+        raise InputError(f"external data file {candidates[0]} is missing: copy it beside the model")
     real = path.resolve()
     if not any(real.is_relative_to(root) for root in roots):
         raise InputError(
@@ -212,27 +173,14 @@ def _find(location: str, roots: tuple[Path, ...]) -> Path:
     return real
 
 
-def _check_size(path: Path, end_bytes: int) -> None:
-    size_bytes = path.stat().st_size
-    if size_bytes >= end_bytes:
-        return
-    with path.open("rb") as file:
-        foreign = foreign_content(file.read(FOREIGN_BYTES))
-    if foreign:
-        raise InputError(f"external data file {path} {foreign}")
-    raise InputError(
-        f"external data file {path} is cut short: {size_bytes} bytes, needs {end_bytes}"
-    )
-
-
 FOREIGN_BYTES = 512
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def foreign_content(start: bytes) -> str | None:
-    """What a file holds in place of a model or weights, and what to do, as the end of a sentence.
+    """What a file contains instead of a model or weights, and what to do; None: nothing known.
 
-    Downloads often leave something else under the name of the file. None: nothing known.
+    Downloads often leave another file under the expected name. The result is the end of a sentence.
 
     Args:
         start: the first `FOREIGN_BYTES` of the file, or all of it.
@@ -249,56 +197,62 @@ def foreign_content(start: bytes) -> str | None:
     return None
 
 
-# Smaller files are read as a whole, and smaller weights with them.
+# Smaller files, and smaller weights of large files, are read as a whole.
 LARGE_FILE_BYTES = 1 << 26
 LEAST_WEIGHT_BYTES = 1 << 16
-_GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9  # field numbers of ModelProto, GraphProto, TensorProto
-_VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5  # wire types
+GRAPH_FIELD = 7  # of ModelProto
+INITIALIZER_FIELD = 5  # of GraphProto
+RAW_DATA_FIELD = 9  # of TensorProto
+_VARINT, _EIGHT_BYTES, _LENGTH, _FOUR_BYTES = 0, 1, 2, 5  # wire types of protobuf
 
 
 def read_large(path: Path) -> ModelProto:
-    """The model of a file, its large weights pointing to `OWN_FILE`.
+    """The model of a file, its large weights external, with location `OWN_FILE`.
 
     Raises:
-        DecodeError: the file is not such a message.
+        DecodeError: the file is not a protobuf message.
     """
     with path.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as data:
-        return ModelProto.FromString(_light(data, 0, len(data), (_GRAPH, _INITIALIZER)))
+        weights = (GRAPH_FIELD, INITIALIZER_FIELD)
+        return ModelProto.FromString(_without_weights(data, 0, len(data), weights))
 
 
-def _light(data: mmap, start: int, end: int, path: tuple[int, ...]) -> bytes:
-    """A message with the tensors at a path of field numbers made light."""
+def _without_weights(data: mmap, start: int, end: int, path: tuple[int, ...]) -> bytes:
+    """A message with the large tensors at a path of field numbers made external."""
     pieces = []
     for number, wire_type, begin, value, stop in _fields(data, start, end):
         if number != path[0] or wire_type != _LENGTH:
             pieces.append(data[begin:stop])
             continue
-        inner = _light(data, value, stop, path[1:]) if path[1:] else _tensor(data, value, stop)
-        pieces += [_varint(number << 3 | _LENGTH), _varint(len(inner)), inner]
+        if path[1:]:
+            inner = _without_weights(data, value, stop, path[1:])
+        else:
+            inner = _without_raw_data(data, value, stop)
+        pieces += [tag(number), varint(len(inner)), inner]
     return b"".join(pieces)
 
 
-def _tensor(data: mmap, start: int, end: int) -> bytes:
-    """A tensor without its raw data, if these are large and all there is."""
+def _without_raw_data(data: mmap, start: int, end: int) -> bytes:
+    """A tensor as an external one, if its data are large and stored as raw data only."""
     if end - start < LEAST_WEIGHT_BYTES:
         return data[start:end]
-    rest, raw = [], None
+    other_fields, raw = [], None
     for number, wire_type, begin, value, stop in _fields(data, start, end):
-        if number == _RAW_DATA and wire_type == _LENGTH and raw is None:
+        if number == RAW_DATA_FIELD and wire_type == _LENGTH and raw is None:
             raw = Extent(OWN_FILE, value, stop - value)
         else:
-            rest.append(data[begin:stop])
+            other_fields.append(data[begin:stop])
     if raw is None or raw.length_bytes < LEAST_WEIGHT_BYTES:
         return data[start:end]
-    tensor = TensorProto.FromString(b"".join(rest))
-    if is_external(tensor) or dense_bytes(tensor.data_type, tensor.dims) != raw.length_bytes:
+    tensor = TensorProto.FromString(b"".join(other_fields))
+    if is_external(tensor) or dense_bytes(tensor) != raw.length_bytes:
         return data[start:end]
     point_to(tensor, raw)
     return tensor.SerializeToString()
 
 
 def _fields(data: mmap, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """Number, wire type, begin, begin of the value and end of each field."""
+    """Number, wire type, start, start of the value, and end of each field of a message."""
     place = start
     while place < end:
         begin = place
@@ -331,9 +285,15 @@ def _read_varint(data: mmap, place: int) -> tuple[int, int]:
     raise DecodeError(f"the number before byte {place} is cut short")
 
 
-def _varint(value: int) -> bytes:
+def tag(field_number: int) -> bytes:
+    """The start of a length-delimited protobuf field."""
+    return varint(field_number << 3 | _LENGTH)
+
+
+def varint(value: int, width_bytes: int = 1) -> bytes:
+    """A protobuf integer, in at least `width_bytes` bytes (leading zeros are allowed)."""
     digits = bytearray()
-    while value >= 0x80:
+    while value >= 0x80 or len(digits) < width_bytes - 1:
         digits.append(value & 0x7F | 0x80)
         value >>= 7
     digits.append(value)

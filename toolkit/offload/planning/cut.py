@@ -93,9 +93,9 @@ def cut_at_names(model: Model, graph: Graph, names: Iterable[str]) -> Cut:
     for name in names:
         if name in graph.inputs:
             continue
-        layer = layer_of.get(model.wiring.producer.get(name, -1))
+        layer = layer_of.get(model.values.producer.get(name, -1))
         if layer is None or any(
-            name in model.wiring.reads[node] for node in graph.layers[layer].nodes
+            name in model.values.consumes[node] for node in graph.layers[layer].nodes
         ):
             raise InputError(why_not_cuttable(model, name))
         wanted.append(layer)

@@ -1,9 +1,9 @@
-"""Reduce an instance to its cut points: exact, and small however large the graph.
+"""Reduce an instance to its cut points: exact, and independent of the size of the graph.
 
-The signature of a layer is the set of cut points that need it (itself included). Layers of one
-signature are computed together in some optimal schedule, just before the first cut point that
-needs them; so a schedule is an order of the cut points, and the compute time of a set X of them,
-F(X) = sum of the blocks whose signature meets X, does not depend on their order.
+The signature of a layer is the set of cut points that need it (itself included). The layers of one
+signature form a block: some optimal schedule computes them together, just before the first cut
+point that needs them. So a schedule is an order of the cut points, and the compute time of a set
+X of them, F(X) = sum of the blocks whose signature meets X, does not depend on their order.
 """
 
 import itertools
@@ -21,10 +21,10 @@ class ReducedInstance:
     Attributes:
         cuts: job index of each cut point, ascending.
         upload_s: seconds of upload of each cut point.
-        blocks: seconds of compute by signature; a layer no cut point needs is in none.
+        blocks: seconds of compute by signature; layers that no cut point needs are left out.
         need: for each cut point, the cut points that must be computed before it.
-        signature: of each cut point.
-        members: the jobs by signature, ascending; those of 0 are needed by no cut point.
+        signature: the signature of each cut point.
+        members: the jobs of each signature, ascending; signature 0: no cut point needs the job.
     """
 
     cuts: tuple[int, ...]
@@ -40,12 +40,12 @@ class ReducedInstance:
         return sum(self.blocks.values())
 
     def set_compute_s(self, chosen: int) -> float:
-        """F(X): seconds of compute before all cut points of a mask are computed; O(blocks)."""
+        """F(X): seconds to compute all cut points of a mask and their ancestors; O(blocks)."""
         return sum([seconds for mask, seconds in self.blocks.items() if mask & chosen])
 
 
 def reduce_to_cut_points(instance: Instance) -> ReducedInstance:
-    """Blocks and precedence of the cut points; O(V + E) operations on masks of m bits."""
+    """Compute the blocks and the precedence of the m cut points; O(V + E) operations on masks."""
     cuts = instance.cuts
     signature = [0] * len(instance.jobs)
     for bit, job in enumerate(cuts):
@@ -69,10 +69,10 @@ def reduce_to_cut_points(instance: Instance) -> ReducedInstance:
 def expand(
     instance: Instance, reduced: ReducedInstance, cut_order: Sequence[int]
 ) -> tuple[int, ...]:
-    """The job order for an order of cut points (given by bit): each layer as late as may be.
+    """The job order for an order of cut points (given by bit): each layer as late as possible.
 
-    Layers go in topological order within the block of the first cut point that needs them; those
-    that none needs go last. O(V log V).
+    The layers before a cut point are in topological order; layers that no cut point needs come
+    last. O(V log V).
     """
     rank = {bit: position for position, bit in enumerate(cut_order)}
     ranked: list[list[int]] = [[] for _ in range(len(cut_order) + 1)]

@@ -1,4 +1,4 @@
-"""The schedule: an order of the device's layers, its makespan and its certificate."""
+"""The schedule: an order of the device's layers, its makespan and its lower bound."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,42 +8,40 @@ from typing import Any, Literal
 from offload.scheduling.instance import Instance
 from offload.scheduling.timeline import Timeline, simulate
 
-Status = Literal["optimal", "feasible"]
-
 
 @dataclass(frozen=True)
 class Schedule:
-    """What a solver found.
+    """The result of `solve`.
 
     Attributes:
-        instance: what was to be scheduled.
+        instance: the instance that was solved.
         order: job indexes in the order of computation.
         makespan_s: seconds from the start until the result is back.
-        lower_bound_s: no order is faster than this.
-        status: `optimal` when the makespan is proved to be the smallest, else `feasible`.
+        lower_bound_s: no order has a smaller makespan.
+        status: `optimal` if the makespan is proved to be the smallest, else `feasible`.
         solver: name of the solver.
-        seconds_s: seconds the solver took.
-        overlap: False for the serial execution, where the device waits for each upload.
+        seconds_s: seconds that the solver took.
+        overlap: False for serial execution, where the device waits for each upload.
     """
 
     instance: Instance
     order: tuple[int, ...]
     makespan_s: float
     lower_bound_s: float
-    status: Status
+    status: Literal["optimal", "feasible"]
     solver: str
     seconds_s: float
     overlap: bool = True
 
     @property
     def gap(self) -> float:
-        """How far the makespan can be from the smallest, relative to the lower bound."""
+        """Largest possible distance from the optimum, relative to the lower bound."""
         excess = self.makespan_s - self.lower_bound_s
         return excess / self.lower_bound_s if self.lower_bound_s > 0 else 0.0
 
     @cached_property
     def timeline(self) -> Timeline:
-        """Who does what from when to when; O(V log V) when first asked for."""
+        """The simulated timeline; O(V log V) at the first access."""
         return simulate(self.instance, self.order, self.overlap)
 
     @property
@@ -62,21 +60,15 @@ class Schedule:
         }
 
 
-def cut_order(schedule: Schedule) -> tuple[int, ...]:
-    """Indexes of the jobs that upload something, in the order of their uploads."""
-    upload_s = schedule.instance.upload_s
-    return tuple(index for index in schedule.order if upload_s[index] > 0)
-
-
 @dataclass(frozen=True, slots=True)
 class SolverResult:
-    """An order and what is known about it.
+    """The order that a solver found and what it proved.
 
     Attributes:
         order: job indexes in the order of computation.
-        lower_bound_s: a proved lower bound on every makespan; 0 when none was sought.
-        proved: the order is proved to be optimal.
-        overlap: False for the serial execution.
+        lower_bound_s: a proved lower bound on every makespan; 0 if the solver has none.
+        proved: whether the order is proved to be optimal.
+        overlap: False for serial execution.
     """
 
     order: tuple[int, ...]
@@ -86,14 +78,14 @@ class SolverResult:
 
 
 Solver = Callable[[Instance, float], SolverResult]
-"""Takes the instance and the seconds it may spend; a quick solver ignores the latter."""
+"""A function of the instance and a time limit in seconds; fast solvers ignore the limit."""
 
 
 def simple_bound_s(instance: Instance) -> float:
-    """No faster than the device alone, nor than the uplink with its shortest lead and tail.
+    """A lower bound on the makespan from total device, uplink and server times.
 
-    The first upload waits for its layer's compute; something uploads after the last compute of
-    those that a cut point needs. O(V + E).
+    The first upload waits for the computation of its layer, so the shortest compute time of a cut
+    point is added to the total upload time. O(V + E).
     """
     cuts = instance.cuts
     tail_s = instance.server_s + instance.download_s

@@ -11,7 +11,6 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
 Masks = npt.NDArray[np.intp]
 
 
@@ -20,63 +19,42 @@ def subset_order(
 ) -> tuple[list[int], float]:
     """An optimal order, the smallest in the order of bits, and its highest peak in seconds."""
     count = len(upload_s)
-    done_compute = _compute_when_left(count, blocks)
-    left_upload = _sums(upload_s)
+    # By the set Y of cut points left: the compute time of all others, F(not Y).
+    within = np.zeros(1 << count)  # seconds of the blocks whose signature is inside Y
+    within[list(blocks)] = list(blocks.values())
+    for bit in range(count):
+        halves = within.reshape(-1, 2, 1 << bit)
+        halves[:, 1] += halves[:, 0]
+    done_compute = within[-1] - within
+    # By the set left: the upload time of all others, G(not Y).
+    left_upload = np.zeros(1)
+    for seconds in upload_s:
+        left_upload = np.concatenate([left_upload, left_upload + seconds])
+    sent = left_upload[-1] - left_upload
+    # By the set left: whether precedence is broken, one that is done needs one that is left.
+    broken = np.zeros(1 << count, dtype=np.bool_)
+    left_sets = np.arange(1 << count, dtype=np.int32)
+    for bit, before in enumerate(need):
+        if before:
+            broken |= ((left_sets >> bit) & 1 == 0) & (left_sets & before != 0)
+
     peaks = np.full(1 << count, np.inf)
     peaks[0] = 0.0
-    open_sets = _not_closed(count, need)
-    total = left_upload[-1]
     for masks, without in _layers(count):
-        now = done_compute[without] - (total - left_upload[masks])
-        best = np.maximum(now, peaks[without]).min(axis=0)
-        if open_sets is not None:
-            best[open_sets[masks]] = np.inf
+        best = np.maximum(done_compute[without] - sent[masks], peaks[without]).min(axis=0)
+        best[broken[masks]] = np.inf
         peaks[masks] = best
-    return _walk(count, done_compute, total - left_upload, peaks), float(peaks[-1])
 
-
-def _walk(count: int, done_compute: Floats, sent: Floats, peaks: Floats) -> list[int]:
-    """Follow the table from all left to none, always taking the first cut point that is good."""
-    left, limit, order = (1 << count) - 1, peaks[-1], []
+    # Follow the table from all left to none: take the first cut point that keeps the peak.
+    left, order = (1 << count) - 1, []
     while left:
         for bit in range(count):
             after = left & ~(1 << bit)
-            if after != left and max(done_compute[after] - sent[left], peaks[after]) <= limit:
+            if after != left and max(done_compute[after] - sent[left], peaks[after]) <= peaks[-1]:
                 order.append(bit)
                 left = after
                 break
-    return order
-
-
-def _compute_when_left(count: int, blocks: Mapping[int, float]) -> Floats:
-    """By the set Y of cut points left: seconds of compute of all the others, F(not Y)."""
-    inside = np.zeros(1 << count)
-    inside[list(blocks)] = list(blocks.values())
-    for bit in range(count):
-        halves = inside.reshape(-1, 2, 1 << bit)
-        halves[:, 1] += halves[:, 0]
-    outside: Floats = inside[-1] - inside
-    return outside
-
-
-def _sums(values: Sequence[float]) -> Floats:
-    """Sum of the values of every subset, by mask."""
-    sums = np.zeros(1)
-    for value in values:
-        sums = np.concatenate([sums, sums + value])
-    return sums
-
-
-def _not_closed(count: int, need: Sequence[int]) -> npt.NDArray[np.bool_] | None:
-    """By the set left: whether a cut point is done before one that it needs."""
-    if not any(need):
-        return None
-    left = np.arange(1 << count, dtype=np.int32)
-    broken = np.zeros(1 << count, dtype=np.bool_)
-    for bit, before in enumerate(need):
-        if before:
-            broken |= ((left >> bit) & 1 == 0) & (left & before != 0)
-    return broken
+    return order, float(peaks[-1])
 
 
 @lru_cache(maxsize=24)
@@ -86,10 +64,10 @@ def _layers(count: int) -> tuple[tuple[Masks, Masks], ...]:
     sizes = np.zeros(1, dtype=np.int8)
     for _ in range(count):
         sizes = np.concatenate([sizes, sizes + 1])
-    found = []
+    layers = []
     for size in range(1, count + 1):
         chosen = masks[sizes == size]
         has = (chosen[:, None] >> np.arange(count)) & 1 == 1
         without = chosen[:, None] & ~(1 << np.arange(count))
-        found.append((chosen, np.ascontiguousarray(without[has].reshape(-1, size).T)))
-    return tuple(found)
+        layers.append((chosen, np.ascontiguousarray(without[has].reshape(-1, size).T)))
+    return tuple(layers)

@@ -1,18 +1,19 @@
-"""Timelines: when each layer computes, uploads and is served; simulated, or measured."""
+"""The timeline of one inference: simulated or measured spans of device, link and server."""
 
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from offload.records import from_json, to_json
 from offload.scheduling.instance import Instance
 
 
 class Lane(StrEnum):
-    """The four resources one inference occupies, in the order data passes them."""
+    """The four resources that an inference uses, in the order of the data flow."""
 
     DEVICE = "device"
     UPLINK = "uplink"
@@ -22,7 +23,7 @@ class Lane(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One occupation of one lane: seconds from the start of the inference, half-open."""
+    """One lane in use, from `start_s` to `end_s` (half-open) after the start of the inference."""
 
     lane: Lane
     name: str
@@ -39,25 +40,25 @@ class Span:
 class Timeline:
     """The spans of one inference, sorted by start, then lane.
 
-    A span of the device that takes no time is a mark: something changed there.
+    A device span of zero length is a mark: it records an event such as a change of plan.
     """
 
     spans: tuple[Span, ...]
 
     @classmethod
     def of(cls, spans: Iterable[Span]) -> "Timeline":
-        """Sort spans into a timeline."""
+        """A timeline of spans in any order."""
         lanes = list(Lane)
         return cls(tuple(sorted(spans, key=lambda s: (s.start_s, lanes.index(s.lane), s.end_s))))
 
     @property
     def makespan_s(self) -> float:
-        """When the last span ends, in seconds after the start."""
+        """Seconds from the start to the end of the last span."""
         return max((span.end_s for span in self.spans), default=0.0)
 
     @property
     def marks(self) -> tuple[Span, ...]:
-        """What changed, in order: the plan that is followed, for one."""
+        """The marks in order of time, such as changes of plan."""
         return tuple(s for s in self.spans if s.lane is Lane.DEVICE and s.start_s == s.end_s)
 
     def lane(self, lane: Lane) -> tuple[Span, ...]:
@@ -65,34 +66,31 @@ class Timeline:
         return tuple(span for span in self.spans if span.lane is lane)
 
     def busy_s(self, lane: Lane) -> float:
-        """Seconds that a lane is occupied (spans of one lane do not overlap)."""
+        """Seconds that a lane is in use (spans of one lane do not overlap)."""
         return sum(span.duration_s for span in self.lane(lane))
 
     def _repr_svg_(self) -> str:
         """The chart that notebooks show."""
-        # Charts stand above timelines and are loaded for them only when a notebook asks.
+        # The report room is above this one, so it is imported only when a notebook asks.
         gantt = importlib.import_module("offload.report.gantt")
         chart: str = gantt.gantt_svg({"timeline": self}, "Timeline")
         return chart
 
     def to_json(self) -> list[dict[str, Any]]:
         """Rows `{"lane", "name", "start_s", "end_s"}`."""
-        return [
-            {"lane": s.lane.value, "name": s.name, "start_s": s.start_s, "end_s": s.end_s}
-            for s in self.spans
-        ]
+        return [to_json(span) for span in self.spans]
 
     @classmethod
-    def from_json(cls, rows: Iterable[dict[str, Any]]) -> "Timeline":
+    def from_json(cls, rows: Iterable[object]) -> "Timeline":
         """Read what `to_json` wrote."""
-        return cls.of(Span(Lane(r["lane"]), r["name"], r["start_s"], r["end_s"]) for r in rows)
+        return cls.of([from_json(Span, row) for row in rows])
 
 
 def makespan_s(instance: Instance, order: Sequence[int], overlap: bool = True) -> float:
     """Seconds from the start until the result is back, without building a timeline.
 
-    O(V) for the two stages, O(V log V) with server jobs. `overlap=False` is the serial
-    execution: the device waits until each upload is through, the server for all of them.
+    O(V) for two stages, O(V log V) with server jobs. `overlap=False` is serial execution: the
+    device waits for the end of each upload, the server for the end of all uploads.
     """
     if instance.server_jobs:
         return simulate(instance, order, overlap).makespan_s
@@ -108,62 +106,46 @@ def makespan_s(instance: Instance, order: Sequence[int], overlap: bool = True) -
 
 
 def simulate(instance: Instance, order: Sequence[int], overlap: bool = True) -> Timeline:
-    """The timeline of an order; a stage that takes no time has no span.
+    """The timeline of a job order; stages of zero length have no span.
 
-    Server jobs run in the order in which all they wait for has arrived, which is exact for the
-    makespan of one machine with release dates and precedence.
+    The server runs its jobs by release date, the time when all that a job needs has arrived.
+    This order has the smallest makespan on one machine with release dates and precedence.
     """
     spans: list[Span] = []
     arrival = [0.0] * len(instance.jobs)
-    done = ready = 0.0
-    for index, start, ready, sending, sent in _device_and_uplink(instance, order, overlap):
-        name = instance.jobs[index].name
-        arrival[index] = sent
-        done = sent if sent > ready else done
-        if ready > start:
-            spans.append(Span(Lane.DEVICE, name, start, ready))
-        if sent > sending:
-            spans.append(Span(Lane.UPLINK, name, sending, sent))
-    done = done if overlap else max(done, ready)
-    spans += _server(instance, arrival if overlap else [done] * len(arrival))
-    done = max([done, *(span.end_s for span in spans if span.lane is Lane.SERVER)])
+    ready = sent = 0.0
+    for index in order:
+        job = instance.jobs[index]
+        computed = ready + job.compute_s
+        if computed > ready:
+            spans.append(Span(Lane.DEVICE, job.name, ready, computed))
+        ready = arrival[index] = computed
+        if job.upload_s:
+            sending = max(computed, sent)
+            sent = arrival[index] = sending + job.upload_s
+            if sent > sending:
+                spans.append(Span(Lane.UPLINK, job.name, sending, sent))
+            ready = computed if overlap else sent
+    done = sent
+    if not overlap:
+        done = max(done, ready)
+        arrival = [done] * len(arrival)
+    server_spans = _simulate_server(instance, arrival)
+    done = max([done, *[span.end_s for span in server_spans]])
     served = done + instance.server_s
     tail = (
         Span(Lane.SERVER, "rest", done, served),
         Span(Lane.DOWNLINK, "result", served, served + instance.download_s),
     )
-    return Timeline.of([*spans, *(span for span in tail if span.duration_s > 0)])
+    return Timeline.of(spans + server_spans + [span for span in tail if span.duration_s > 0])
 
 
-class _Step(NamedTuple):
-    job: int
-    start_s: float
-    ready_s: float
-    sending_s: float
-    sent_s: float
-
-
-def _device_and_uplink(instance: Instance, order: Sequence[int], overlap: bool) -> Iterator[_Step]:
-    ready, sent = 0.0, 0.0
-    for index in order:
-        start, upload = ready, instance.upload_s[index]
-        ready += instance.compute_s[index]
-        if upload:
-            sending = max(ready, sent)
-            sent = sending + upload
-            yield _Step(index, start, ready, sending, sent)
-            ready = ready if overlap else sent
-        else:
-            yield _Step(index, start, ready, ready, ready)
-
-
-def _server(instance: Instance, arrival: Sequence[float]) -> list[Span]:
+def _simulate_server(instance: Instance, arrival: Sequence[float]) -> list[Span]:
     jobs = instance.server_jobs
     release = [0.0] * len(jobs)
     for index in instance.server_topological:
-        job = jobs[index]
-        waits = [arrival[need] for need in job.needs] + [release[before] for before in job.after]
-        release[index] = max(waits, default=0.0)
+        needs, after = jobs[index].needs, jobs[index].after
+        release[index] = max([arrival[i] for i in needs] + [release[i] for i in after], default=0.0)
     spans, free = [], 0.0
     for index in sorted(instance.server_topological, key=release.__getitem__):
         start = max(free, release[index])

@@ -1,100 +1,91 @@
-"""A lower bound on the highest peak that any order can reach."""
+"""A lower bound on the highest peak, from the cut points reachable under a limit."""
 
 import time
-from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from offload.scheduling.cut_point_reduction import ReducedInstance, bits
-from offload.scheduling.search.space import Floats, drain, flags, minimiser, product
+from offload.scheduling.search.minimum_cut import lowest_closed_set, maximum_flow
+from offload.scheduling.search.space import flags, product
 
-_SHARE = 1 / 32
+_PRECISION = 1 / 32
 
 
 def reachability_bound_s(
     reduced: ReducedInstance, low: int, high: int, between_s: tuple[float, float], deadline_s: float
 ) -> float:
-    """The highest limit between a bound and the peak of an order that is seen not to suffice.
+    """The highest limit under which not all cut points are reachable: a lower bound on the peak.
 
-    By halves, down to 1/32 of what was open. O(m) minimum cuts each.
+    Bisects between a known bound and a known peak, down to 1/32 of their distance. Each decision
+    takes O(m) minimum cuts.
 
     Args:
         reduced: the cut points.
         low: bit mask of the closed set to start from.
         high: bit mask of the closed set to reach.
-        between_s: a bound known, and a peak that suffices.
-        deadline_s: stop then, on the monotonic clock.
+        between_s: a known lower bound, and a peak that suffices.
+        deadline_s: time limit on the monotonic clock.
     """
-    bound_s, open_s = between_s
-    enough_s = _SHARE * (open_s - bound_s)
-    reach, known = ReachableStates(reduced, low, high, deadline_s), low
-    while open_s - bound_s > enough_s:
-        limit_s = (bound_s + open_s) / 2
-        found = reach.under(limit_s, known)
-        if found is None:
+    bound_s, enough_s = between_s
+    precision_s = _PRECISION * (enough_s - bound_s)
+    states, reached = ReachableStates(reduced, low, high, deadline_s), low
+    while enough_s - bound_s > precision_s:
+        limit_s = (bound_s + enough_s) / 2
+        result = states.under(limit_s, reached)
+        if result is None:
             break
-        if found.reached == high:
-            open_s = limit_s
+        union, next_s = result
+        if union == high:
+            enough_s = limit_s
         else:
-            bound_s, known = min(found.next_s, open_s), found.reached
+            bound_s, reached = min(next_s, enough_s), union
     return bound_s
 
 
-@dataclass(frozen=True, slots=True)
-class ReachablePoints:
-    """All cut points that can be reached under a limit, as a mask.
-
-    Attributes:
-        reached: the mask.
-        next_s: the lowest limit under which more can; infinite where this is everything.
-    """
-
-    reached: int
-    next_s: float
-
-
-@dataclass(frozen=True)
 class ReachableStates:
-    """The states between two closed sets, of which only their union is kept."""
+    """The states reachable between two closed sets, represented by their union."""
 
-    reduced: ReducedInstance
-    low: int
-    high: int
-    deadline_s: float
+    def __init__(self, reduced: ReducedInstance, low: int, high: int, deadline_s: float) -> None:
+        self.reduced, self.low, self.high, self.deadline_s = reduced, low, high, deadline_s
+        free = high & ~low
+        blocks = reduced.blocks.items()
+        self._blocks = {mask: s for mask, s in blocks if not mask & low and mask & free}
+        self._columns = tuple(bits(free))
+        member = flags(list(self._blocks), self._columns)
+        # 1 where a cut point needs a block (m x B)
+        self._users = np.ascontiguousarray(member.T, dtype=np.float64)
 
-    def under(self, limit_s: float, reached: int) -> ReachablePoints | None:
-        """What can be reached under a limit; None when the time is up.
+    def under(self, limit_s: float, reached: int) -> tuple[int, float] | None:
+        """The cut points that can be reached under a limit; None if the time is up.
 
         Args:
-            limit_s: no peak is above it.
-            reached: what is known to be.
+            limit_s: no peak may be above it.
+            reached: mask of cut points known to be reachable.
+
+        Returns:
+            Their mask, and the lowest limit that reaches more (infinite if all are reached).
         """
         state = reached
         while reached != self.high:
             if time.monotonic() > self.deadline_s:
                 return None
-            peaks_s = self._peaks_s(state, reached)
+            left_s = [0.0 if mask & state else seconds for mask, seconds in self._blocks.items()]
+            peaks_s = self._peaks_s(left_s, self._height_s(state), reached)
             more = sum([1 << bit for bit, peak_s in peaks_s.items() if peak_s <= limit_s])
             if more:
                 state = min(state, state | more, key=self._height_s)
             else:
-                state, peak_s = self._from_lowest(min(peaks_s, key=peaks_s.__getitem__), reached)
+                state, peak_s = self._lowest_peak(min(peaks_s, key=peaks_s.__getitem__), reached)
                 if peak_s > limit_s:
                     state, peak_s = self._lowest_step(reached)
                 if peak_s > limit_s:
-                    return ReachablePoints(reached, peak_s)
+                    return reached, peak_s
                 more = state & ~reached
             reached |= more
-        return ReachablePoints(reached, np.inf)
+        return reached, np.inf
 
-    def _peaks_s(self, state: int, reached: int) -> dict[int, float]:
-        """Of each step out of what is reached, the peak from one state."""
-        left_s = [0.0 if mask & state else seconds for mask, seconds in self._blocks.items()]
-        return self._steps_s(left_s, self._height_s(state), reached)
-
-    def _steps_s(self, left_s: list[float], height_s: float, reached: int) -> dict[int, float]:
-        """Of each step out of what is reached, a height and what is left of its blocks."""
+    def _peaks_s(self, left_s: list[float], height_s: float, reached: int) -> dict[int, float]:
+        """By next cut point, the peak from a height with the given seconds left of each block."""
         climbs_s = product(self._users, np.array(left_s)[:, None])[:, 0]
         need, peaks_s = self.reduced.need, (climbs_s + height_s).tolist()
         return {
@@ -104,47 +95,31 @@ class ReachableStates:
         }
 
     def _lowest_step(self, reached: int) -> tuple[int, float]:
-        """The end of the step of lowest peak from any state within what is reached; the peak.
+        """The step with the lowest peak from any state within the reached set: its end and peak.
 
-        A flow that drowns as much as it can bounds all of these peaks at once; few are so close
-        that they take a minimum cut of their own.
+        One maximum flow bounds the peaks of all steps; only few steps come so close to the lowest
+        that they need a minimum cut of their own.
         """
-        lowest, left = drain(self._blocks, self.reduced.upload_s, reached & ~self.low)
-        least_s = self._height_s(lowest | self.low)
-        bounds_s = self._steps_s([left[mask] for mask in self._blocks], least_s, reached)
+        upload_s = self.reduced.upload_s
+        lowest, left = maximum_flow(self._blocks, upload_s, reached & ~self.low)
+        lowest_s = self._height_s(lowest | self.low)
+        bounds_s = self._peaks_s([left[mask] for mask in self._blocks], lowest_s, reached)
         end, next_s = reached, np.inf
         for bit in sorted(bounds_s, key=bounds_s.__getitem__):
             if bounds_s[bit] >= next_s:
                 break
-            state, peak_s = self._from_lowest(bit, reached)
+            state, peak_s = self._lowest_peak(bit, reached)
             if peak_s < next_s:
                 end, next_s = state, peak_s
         return end, next_s
 
-    def _from_lowest(self, bit: int, reached: int) -> tuple[int, float]:
-        """The end of a step from the state within what is reached where its peak is lowest."""
+    def _lowest_peak(self, bit: int, reached: int) -> tuple[int, float]:
+        """The end and the peak of taking a cut point from the best state within the reached set."""
         others = {mask: s for mask, s in self._blocks.items() if not mask >> bit & 1}
-        state = minimiser(others, self.reduced.upload_s, self.low, reached) | 1 << bit
+        state = lowest_closed_set(others, self.reduced.upload_s, self.low, reached) | 1 << bit
         return state, self._height_s(state) + self.reduced.upload_s[bit]
 
     def _height_s(self, state: int) -> float:
-        """F - G of a state; no lower than that of its closure."""
+        """F - G of a state; at least that of its closure."""
         sent_s = sum([self.reduced.upload_s[bit] for bit in bits(state)])
         return self.reduced.set_compute_s(state) - sent_s
-
-    @cached_property
-    def _blocks(self) -> dict[int, float]:
-        """What is not computed at the start and can be."""
-        free = self.high & ~self.low
-        blocks = self.reduced.blocks.items()
-        return {mask: s for mask, s in blocks if not mask & self.low and mask & free}
-
-    @cached_property
-    def _columns(self) -> tuple[int, ...]:
-        return tuple(bits(self.high & ~self.low))
-
-    @cached_property
-    def _users(self) -> Floats:
-        """Which cut point needs which block: 1 where it does (m x B)."""
-        member = flags(list(self._blocks), self._columns)
-        return np.ascontiguousarray(member.T, dtype=np.float64)

@@ -31,6 +31,8 @@ from offload_runtimes.protocol.server_state import (
 )
 from offload_runtimes.protocol.tensor_specs import Contract, TensorSpec, TensorSpecs
 
+from tests.runtimes.tensor_messages import encode_tensor
+
 ROOM = SessionLimits(max_frames=3, max_bytes=10_000)
 
 
@@ -72,8 +74,8 @@ class ServerMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.memory = MemoryBudget(150)  # two frames of the longest tensors do not fit
-        self.others = self.memory.account(lambda: None)
-        account = self.memory.account(lambda: None)
+        self.others = self.memory.reserve(lambda: None)
+        account = self.memory.reserve(lambda: None)
         self.session = ServerSession({"digest": AGREED}, ROOM, account)
         self.running: list[RunSegment] = []
         self.answers: dict[int, dict[str, np.ndarray]] = {}
@@ -132,7 +134,7 @@ class ServerMachine(RuleBasedStateMachine):
     def upload(self, frame: int, name: str) -> None:
         self.sent[frame].add(name)
         array = values(frame)[name]
-        self.send(wire.encode_tensor(frame, name, array, "raw", plan=self.plans[frame]))
+        self.send(encode_tensor(frame, name, array, "raw", plan=self.plans[frame]))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data())
@@ -160,7 +162,7 @@ class ServerMachine(RuleBasedStateMachine):
         wrong=st.one_of(
             st.binary(max_size=40),
             st.builds(
-                lambda frame, name, count, plan: wire.encode_tensor(
+                lambda frame, name, count, plan: encode_tensor(
                     frame, name, np.zeros(count, np.int64), "raw", plan=plan
                 ),
                 st.integers(0, 2**40),
@@ -201,7 +203,7 @@ class ServerMachine(RuleBasedStateMachine):
         feeds = {id(array): array for run in self.running for array in run.feeds.values()}
         running = sum(a.nbytes for a in feeds.values() if a.base is not None)
         held = self.session.uploaded_bytes
-        frames = self.session._held()
+        frames = self.session._all_frames()
         assert held == sum(a.nbytes for f in frames for n, a in f.tensors.items() if n in "ac")
         assert self.memory.held_bytes == held + self.others.held_bytes <= self.memory.limit_bytes
         assert held == 0 if self.session.closed else held >= running
@@ -239,7 +241,7 @@ def opened() -> DeviceSession:
 
 
 def answer(frame: int, name: str) -> bytes:
-    return wire.encode_tensor(frame, name, np.zeros(2, np.int64), "raw")
+    return encode_tensor(frame, name, np.zeros(2, np.int64), "raw")
 
 
 def test_device_takes_each_answer_once() -> None:
@@ -260,7 +262,7 @@ def test_device_ignores_answers_it_gave_up() -> None:
     assert session.cancel(frame) is not None
     assert session.receive(answer(frame, "e")) is None
     assert session.receive(wire.encode_failure(InputError("no"), frame)) is None
-    with pytest.raises(wire.ProtocolError, match="never asked for"):
+    with pytest.raises(wire.ProtocolError, match="never requested"):
         session.receive(answer(frame + 1, "e"))
 
 
@@ -308,42 +310,42 @@ def refusal(events: list[Event]) -> str:
 def test_a_frame_follows_one_plan_from_beginning_to_end() -> None:
     session = greeted()
     a, c = np.arange(2), np.arange(2) + 5
-    assert session.receive(wire.encode_tensor(1, "a", a, "raw", plan=1), 0.0) == []
-    (run,) = session.receive(wire.encode_tensor(1, "c", c, "raw", plan=1), 0.0)
+    assert session.receive(encode_tensor(1, "a", a, "raw", plan=1), 0.0) == []
+    (run,) = session.receive(encode_tensor(1, "c", c, "raw", plan=1), 0.0)
     assert isinstance(run, RunSegment)
     assert run.segment.id == "ace"
-    switched, other = session.receive(wire.encode_tensor(2, "a", a, "raw", plan=0), 0.0)
+    switched, other = session.receive(encode_tensor(2, "a", a, "raw", plan=0), 0.0)
     assert switched == PlanSwitched(1, 0)
     assert isinstance(other, RunSegment)
     assert other.segment.id == "ab"
-    events = session.receive(wire.encode_tensor(2, "c", c, "raw", plan=1), 0.0)
+    events = session.receive(encode_tensor(2, "c", c, "raw", plan=1), 0.0)
     assert "frame 2 follows plan 0, not 1" in refusal(events)
 
 
 def test_what_runs_for_a_cancelled_frame_is_held_until_it_is_over() -> None:
     """Else a device could fill the server with frames it cancels while they wait for a worker."""
     memory = MemoryBudget(100)
-    session = ServerSession({"digest": AGREED}, ROOM, memory.account(lambda: None))
+    session = ServerSession({"digest": AGREED}, ROOM, memory.reserve(lambda: None))
     session.receive(DeviceSession(AGREED, "here").hello(), 0.0)
-    (run,) = session.receive(wire.encode_tensor(1, "a", np.arange(8), "raw"), 0.0)
+    (run,) = session.receive(encode_tensor(1, "a", np.arange(8), "raw"), 0.0)
     assert isinstance(run, RunSegment)
     cancel = wire.message(cancel=pb.Cancel(frame=1))
     assert session.receive(cancel, 0.0) == [FrameOver(1, "cancelled")]
     assert (session.frames_in_flight, memory.held_bytes) == (0, 64)
-    failed, reply = session.receive(wire.encode_tensor(2, "a", np.arange(8), "raw"), 0.0)
+    failed, reply = session.receive(encode_tensor(2, "a", np.arange(8), "raw"), 0.0)
     assert failed == FrameOver(2, "failed")
     assert isinstance(reply, Reply)
-    assert "as it may (--max-memory)" in wire.parse(reply.data)[0].failure.sentence
+    assert "in use on the server (--max-memory)" in wire.parse(reply.data)[0].failure.sentence
     assert session.failed(run, InputError("it was stopped")) == []
     assert memory.held_bytes == 0
-    assert session.receive(wire.encode_tensor(2, "c", np.arange(8), "raw"), 0.0) == []
-    (again,) = session.receive(wire.encode_tensor(3, "a", np.arange(8), "raw"), 0.0)
+    assert session.receive(encode_tensor(2, "c", np.arange(8), "raw"), 0.0) == []
+    (again,) = session.receive(encode_tensor(3, "a", np.arange(8), "raw"), 0.0)
     assert isinstance(again, RunSegment)
 
 
 def test_an_answer_too_large_to_be_sent_fails_its_frame() -> None:
     session = greeted()
-    (run,) = session.receive(wire.encode_tensor(1, "a", np.arange(2), "raw"), 0.0)
+    (run,) = session.receive(encode_tensor(1, "a", np.arange(2), "raw"), 0.0)
     assert isinstance(run, RunSegment)
     over, reply = session.finished(run, {"b": np.zeros(101, np.int64)}, 0.0, 1.0)
     assert over == FrameOver(1, "failed")
@@ -354,12 +356,12 @@ def test_an_answer_too_large_to_be_sent_fails_its_frame() -> None:
 
 
 def test_a_plan_that_the_bundle_lacks_is_refused() -> None:
-    events = greeted().receive(wire.encode_tensor(1, "a", np.arange(2), "raw", plan=2), 0.0)
+    events = greeted().receive(encode_tensor(1, "a", np.arange(2), "raw", plan=2), 0.0)
     assert "no plan 2: it has 2" in refusal(events)
 
 
 def test_a_damaged_plan_number_is_seen() -> None:
-    right = wire.encode_tensor(1, "a", np.arange(2), "raw", plan=1)
+    right = encode_tensor(1, "a", np.arange(2), "raw", plan=1)
     message, data = wire.parse(right)
     message.tensor.plan = 0
     damaged = wire.message(tensor=message.tensor) + bytes(data)
@@ -389,13 +391,13 @@ def test_a_lost_message_is_missed_at_the_next_ping() -> None:
 def test_server_says_goodbye_and_answers_what_it_has() -> None:
     session = ServerSession({"digest": AGREED}, ROOM)
     session.receive(DeviceSession(AGREED, "here").hello(), 0.0)
-    (run,) = session.receive(wire.encode_tensor(1, "a", np.arange(2), "raw"), 0.0)
+    (run,) = session.receive(encode_tensor(1, "a", np.arange(2), "raw"), 0.0)
     assert isinstance(run, RunSegment)
     assert len(session.drain()) == 1
-    (refused,) = session.receive(wire.encode_tensor(2, "a", np.arange(2), "raw"), 0.0)
+    (refused,) = session.receive(encode_tensor(2, "a", np.arange(2), "raw"), 0.0)
     assert isinstance(refused, Reply)
     assert wire.parse(refused.data)[0].failure.frame == 2
-    assert session.receive(wire.encode_tensor(2, "c", np.arange(2), "raw"), 0.0) == []
+    assert session.receive(encode_tensor(2, "c", np.arange(2), "raw"), 0.0) == []
     (reply,) = session.finished(run, compute(run), 0.0, 1.0)
     assert isinstance(reply, Reply)
 
@@ -424,14 +426,14 @@ def test_a_segment_waits_for_the_defaults_that_were_announced() -> None:
     (other,) = session.receive(begin(1, "g"), 0.0)
     assert isinstance(other, RunSegment)
     assert other.segment.id == "e"
-    assert session.receive(wire.encode_tensor(1, "a", a, "raw"), 0.0) == []
-    (run,) = session.receive(wire.encode_tensor(1, "g", a + 1, "raw"), 0.0)
+    assert session.receive(encode_tensor(1, "a", a, "raw"), 0.0) == []
+    (run,) = session.receive(encode_tensor(1, "g", a + 1, "raw"), 0.0)
     assert isinstance(run, RunSegment)
     assert {name: array.tolist() for name, array in run.feeds.items()} == {"a": [0, 1], "g": [1, 2]}
 
 
 def test_without_an_announcement_nothing_is_waited_for() -> None:
-    runs = with_default().receive(wire.encode_tensor(1, "a", np.arange(2), "raw"), 0.0)
+    runs = with_default().receive(encode_tensor(1, "a", np.arange(2), "raw"), 0.0)
     assert [run.segment.id for run in runs if isinstance(run, RunSegment)] == ["ab", "e"]
 
 
@@ -466,7 +468,7 @@ def test_memory_is_taken_before_anything_is_decoded() -> None:
     )
     contract = Contract("digest", (segment("ab", "a", "b"),), uploads, ports("b"))
     memory = MemoryBudget(1000)
-    account = memory.account(lambda: None)
+    account = memory.reserve(lambda: None)
     session = ServerSession({"digest": (contract,)}, SessionLimits(3, 10**9), account)
     session.receive(DeviceSession((contract,), "here").hello(), 0.0)
     huge = pack_zeros(10**8)

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from offload.costs.link import Link
 from offload.errors import InputError
-from offload_runtimes.emulate import Pacer, Pipe
+from offload_runtimes.emulation.link import Pipe
+from offload_runtimes.emulation.pacing import Pacer
 
 
 class Clock:
@@ -50,7 +51,7 @@ def test_pacing_follows_the_warm_median_not_the_last_run() -> None:
     pacer.pace("a", 0.0)
     assert clock.now_s == 0
     for duration_s in (0.1, 0.1, 9.0):
-        pacer.learn("a", duration_s)
+        pacer.add("a", duration_s)
     clock.sleep(0.3)  # what the work itself takes, this time, counts
     pacer.pace("a", 0.0)
     assert clock.now_s == pytest.approx(0.5)
@@ -58,21 +59,21 @@ def test_pacing_follows_the_warm_median_not_the_last_run() -> None:
     assert clock.now_s == pytest.approx(0.5)
     pacer.pace("a")
     assert clock.now_s == pytest.approx(0.5 + 0.4)
-    assert pacer.warm_s("b") is None
+    assert pacer.median_s("b") is None
 
 
 def test_a_settled_pace_is_the_shortest_and_stays() -> None:
     pacer = Pacer(5.0)
-    pacer.learn("a", 0.05)  # too long ago to count
-    for duration_s in (0.2, 0.1, *[9.0] * (Pacer.KEPT - 2)):
-        pacer.learn("a", duration_s)
-    assert pacer.warm_s("a") == 9.0
+    pacer.add("a", 0.05)  # too long ago to count
+    for duration_s in (0.2, 0.1, *[9.0] * (Pacer.WINDOW - 2)):
+        pacer.add("a", duration_s)
+    assert pacer.median_s("a") == 9.0
     pacer.settle(factor=2.0)
-    for _ in range(Pacer.KEPT):
-        pacer.learn("a", 9.0)
-    pacer.learn("b", 9.0)
-    assert pacer.warm_s("a") == 0.2
-    assert pacer.warm_s("b") is None
+    for _ in range(Pacer.WINDOW):
+        pacer.add("a", 9.0)
+    pacer.add("b", 9.0)
+    assert pacer.median_s("a") == 0.2
+    assert pacer.median_s("b") is None
 
 
 def test_a_device_can_not_be_sped_up() -> None:

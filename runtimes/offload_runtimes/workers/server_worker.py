@@ -1,6 +1,6 @@
 """The server process of an experiment.
 
-`python -m offload_runtimes.emulation.server_worker LISTEN THREADS BUNDLE...` prints
+`python -m offload_runtimes.workers.server_worker LISTEN THREADS BUNDLE...` prints
 `{"listening": HOST:PORT}` when ready. It stops when its standard input closes, so that it never
 outlives the process that started it.
 """

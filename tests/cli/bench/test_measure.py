@@ -1,4 +1,4 @@
-"""A sweep of a tiny model: cells agree with the plan, finished ones are kept, equal ones shared."""
+"""The benchmark on a tiny model: right cells, saved results are not measured again."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from offload.costs.link import Link
 from offload.errors import InputError, ServerError
 from offload_cli.bench.command import bench
 from offload_cli.bench.environment import Emulated, Environment, Hosts, Shaped, shaped
+from offload_cli.bench.measure import BenchOptions, measure_all, missing
 from offload_cli.bench.results import Group
 from offload_cli.bench.subjects import Study, find_study, plans_of, prepare
-from offload_cli.bench.sweep import Sweep, measure_all, missing
 from offload_cli.main import app
 from offload_models.builder import Network
 from offload_runtimes.emulation import host
@@ -32,8 +32,10 @@ def build(seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
 TINY = Study("tiny", build)
 
 
-def sweep_of(folder: Path, *networks: str) -> Sweep:
-    return Sweep((TINY,), dict.fromkeys(networks, LINK), folder, 2.0, repeats=3, budget_s=5.0)
+def options_of(folder: Path, *networks: str) -> BenchOptions:
+    return BenchOptions(
+        (TINY,), dict.fromkeys(networks, LINK), folder, 2.0, repeats=3, budget_s=5.0
+    )
 
 
 def silent(*_: object) -> None:
@@ -42,10 +44,10 @@ def silent(*_: object) -> None:
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Group:
-    sweep = sweep_of(tmp_path_factory.mktemp("sweep"), "net")
-    measure_all(sweep, Emulated(), silent, silent)
-    assert missing(sweep, EMULATED) == []
-    return Group.load(sweep.path(TINY, "net"))
+    options = options_of(tmp_path_factory.mktemp("bench"), "net")
+    measure_all(options, Emulated(), silent, silent)
+    assert missing(options, EMULATED) == []
+    return Group.load(options.path(TINY, "net"))
 
 
 def test_every_scheme_has_a_cell_with_equal_outputs(measured: Group) -> None:
@@ -82,36 +84,36 @@ def test_an_input_that_is_kept_is_never_sent(tmp_path: Path) -> None:
 
 
 def test_finished_cells_stay_when_the_server_dies_in_the_middle(tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path, "first", "second")
+    options = options_of(tmp_path, "first", "second")
 
     class Dying(Emulated):
         """Good for one network."""
 
         def rig(self, link: Link, slowdown: float) -> tuple[HostPair, Link | None]:
-            if sweep.path(TINY, "first").exists():
+            if options.path(TINY, "first").exists():
                 raise ServerError("the server died")
             return super().rig(link, slowdown)
 
     with pytest.raises(ServerError):
-        measure_all(sweep, Dying(), silent, silent)
-    assert [network for _, network in missing(sweep, EMULATED)] == ["second"]
-    kept = sweep.path(TINY, "first").read_text()
-    measure_all(sweep, Emulated(), silent, silent)
-    assert missing(sweep, EMULATED) == []
-    assert sweep.path(TINY, "first").read_text() == kept
+        measure_all(options, Dying(), silent, silent)
+    assert [network for _, network in missing(options, EMULATED)] == ["second"]
+    kept = options.path(TINY, "first").read_text()
+    measure_all(options, Emulated(), silent, silent)
+    assert missing(options, EMULATED) == []
+    assert options.path(TINY, "first").read_text() == kept
 
 
 def test_other_settings_are_measured_again(measured: Group, tmp_path: Path) -> None:
-    sweep = sweep_of(tmp_path, "net")
+    options = options_of(tmp_path, "net")
     (tmp_path / "cells").mkdir()
-    measured.save(sweep.path(TINY, "net"))
-    assert missing(sweep, EMULATED) == []
-    sweep.path(TINY, "net").write_text("{}")
-    assert missing(sweep, EMULATED) == [(TINY, "net")]
-    measured.save(sweep.path(TINY, "net"))
-    assert missing(sweep, "a shaped link") == [(TINY, "net")]
-    faster = Sweep((TINY,), {"net": LINK}, tmp_path, 1.0, 3, 5.0)
-    measured.save(sweep.path(TINY, "net"))
+    measured.save(options.path(TINY, "net"))
+    assert missing(options, EMULATED) == []
+    options.path(TINY, "net").write_text("{}")
+    assert missing(options, EMULATED) == [(TINY, "net")]
+    measured.save(options.path(TINY, "net"))
+    assert missing(options, "a shaped link") == [(TINY, "net")]
+    faster = BenchOptions((TINY,), {"net": LINK}, tmp_path, 1.0, 3, 5.0)
+    measured.save(options.path(TINY, "net"))
     assert missing(faster, EMULATED) == [(TINY, "net")]
 
 
@@ -146,29 +148,29 @@ def test_the_light_model_is_a_study_and_bench_a_verb() -> None:
 
 @pytest.mark.netns
 @pytest.mark.parametrize("by_quota", [False, True])
-def test_the_same_sweep_runs_between_namespaces(by_quota: bool, tmp_path: Path) -> None:
+def test_it_runs_between_namespaces(by_quota: bool, tmp_path: Path) -> None:
     if host.obstacle() or (by_quota and host.cpu_controller() is None):
         pytest.skip(host.obstacle() or "no CPU quotas on this machine")
-    sweep = Sweep((TINY,), {"net": LINK}, tmp_path, 2.0, 3, 5.0, by_quota)
-    with shaped(LINK) as ground:
-        measure_all(sweep, ground, silent, silent)
-    group = Group.load(sweep.path(TINY, "net"))
+    options = BenchOptions((TINY,), {"net": LINK}, tmp_path, 2.0, 3, 5.0, by_quota)
+    with shaped(LINK) as environment:
+        measure_all(options, environment, silent, silent)
+    group = Group.load(options.path(TINY, "net"))
     assert "namespaces" in group.settings["link"]
     assert all(cell.is_equal for cell in group.cells)
     sent = group.cell("cloud")
     assert sent
     at_once_bytes = 3_072  # the shaper's burst
     assert sent.median_s > 8 * (sent.upload_bytes - at_once_bytes) / LINK.up_bps
-    assert isinstance(ground, Shaped)
-    assert ground.made not in bed.testbeds()
+    assert isinstance(environment, Shaped)
+    assert environment.made not in bed.testbeds()
 
 
 def test_an_interrupt_is_said_and_what_is_finished_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Group
 ) -> None:
-    def interrupted(sweep: Sweep, *_: object) -> None:
-        (sweep.folder / "cells").mkdir()
-        measured.save(sweep.path(TINY, "first"))
+    def interrupted(options: BenchOptions, *_: object) -> None:
+        (options.folder / "cells").mkdir()
+        measured.save(options.path(TINY, "first"))
         raise KeyboardInterrupt
 
     monkeypatch.setattr("offload_cli.bench.command.measure_all", interrupted)
@@ -199,16 +201,16 @@ def test_without_root_the_link_is_emulated_and_it_is_said(
     monkeypatch.setattr("os.geteuid", lambda: 1000)
     monkeypatch.setattr("shutil.which", lambda tool: tool)
     monkeypatch.setattr("offload_cli.bench.command.find_study", lambda _: TINY)
-    grounds: list[Environment] = []
+    environments: list[Environment] = []
 
-    def measure(sweep: Sweep, ground: Environment, *_: object) -> None:
-        grounds.append(ground)
-        (sweep.folder / "cells").mkdir()
-        measured.save(sweep.path(TINY, "wifi"))
+    def measure(options: BenchOptions, environment: Environment, *_: object) -> None:
+        environments.append(environment)
+        (options.folder / "cells").mkdir()
+        measured.save(options.path(TINY, "wifi"))
 
     monkeypatch.setattr("offload_cli.bench.command.measure_all", measure)
     asked = ["bench", "--models", "tiny", "--networks", "wifi", "-o", str(tmp_path)]
     shown = CliRunner().invoke(app, asked)
     assert shown.exit_code == 0
     assert "emulated in-process: network namespaces need root" in shown.stderr
-    assert grounds == [Emulated()]
+    assert environments == [Emulated()]

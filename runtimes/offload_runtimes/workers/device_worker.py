@@ -1,4 +1,4 @@
-"""The device process of an experiment: `python -m offload_runtimes.emulation.device_worker`.
+"""The device process of an experiment: `python -m offload_runtimes.workers.device_worker`.
 
 Reads an `ExperimentJob` as one line of JSON, loads the bundles and prints `{"ready": PID}`. After
 one more line it runs the bundles in turn and prints a `MeasuredRun` a line, or `{"error": ...}`.
@@ -18,8 +18,8 @@ from offload.errors import OffloadError
 from offload.records import from_json, to_json
 
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.emulate import Pacer
 from offload_runtimes.emulation.experiment import BundleEntry, ExperimentJob, MeasuredRun
+from offload_runtimes.emulation.pacing import Pacer
 from offload_runtimes.engine import Array
 from offload_runtimes.value_files import read_arrays
 
@@ -73,7 +73,7 @@ def _settle(job: ExperimentJob, pacer: Pacer, sessions: Sessions, arrays: Arrays
     if pacer.slowdown > 1:
         took_s = [
             {label: session.rehearse(arrays[label][0]) for label, session in sessions.items()}
-            for _ in range(Pacer.KEPT)
+            for _ in range(Pacer.WINDOW)
         ]
         now_s = min(turn[job.whole] for turn in took_s) if job.whole else 0.0
         pacer.settle(job.whole_s / now_s if now_s else 1.0)

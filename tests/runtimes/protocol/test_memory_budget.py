@@ -18,14 +18,14 @@ class MemoryMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.memory = MemoryBudget(LIMIT)
-        self.accounts = [self.memory.account(lambda: None) for _ in range(5)]
+        self.accounts = [self.memory.reserve(lambda: None) for _ in range(5)]
         self.held = [0] * 5
 
     @rule(which=WHICH, size=st.integers(0, 120), still=st.booleans())
     def hold(self, which: int, size: int, still: bool) -> None:
         others = sum(self.held) - self.held[which]
         fits = size <= self.held[which] or others + size <= LIMIT
-        assert self.accounts[which].hold(size, still=still) == fits
+        assert self.accounts[which].hold(size, idle=still) == fits
         if fits:
             self.held[which] = size
 
@@ -33,7 +33,7 @@ class MemoryMachine(RuleBasedStateMachine):
     def vanish(self, which: int) -> None:
         assert self.accounts[which].hold(0)
         self.held[which] = 0
-        self.accounts[which] = self.memory.account(lambda: None)
+        self.accounts[which] = self.memory.reserve(lambda: None)
 
     @invariant()
     def sums_agree(self) -> None:
@@ -47,10 +47,10 @@ TestMemoryMachine.settings = settings(max_examples=100, deadline=None)
 
 def test_who_lies_still_gives_way_once() -> None:
     memory, evicted = MemoryBudget(LIMIT, patience_s=-1.0), []
-    still = memory.account(lambda: evicted.append("still"))
-    busy = memory.account(lambda: evicted.append("busy"))
-    asking = memory.account(lambda: evicted.append("asking"))
-    assert busy.hold(40, still=False)
+    still = memory.reserve(lambda: evicted.append("still"))
+    busy = memory.reserve(lambda: evicted.append("busy"))
+    asking = memory.reserve(lambda: evicted.append("asking"))
+    assert busy.hold(40, idle=False)
     assert still.hold(40)
     assert not asking.hold(40)
     assert not asking.hold(40)
@@ -61,13 +61,13 @@ def test_who_lies_still_gives_way_once() -> None:
 
 def test_nobody_is_evicted_before_its_time() -> None:
     memory = MemoryBudget(LIMIT, patience_s=3600)
-    still = memory.account(lambda: pytest.fail("evicted"))
+    still = memory.reserve(lambda: pytest.fail("evicted"))
     assert still.hold(LIMIT)
-    assert not memory.account(lambda: None).hold(1)
+    assert not memory.reserve(lambda: None).hold(1)
 
 
 def test_without_a_limit_everything_is_allowed() -> None:
-    assert MemoryBudget().account(lambda: None).hold(1 << 60)
+    assert MemoryBudget().reserve(lambda: None).hold(1 << 60)
 
 
 def test_many_threads_keep_the_limit() -> None:
@@ -80,7 +80,7 @@ def test_many_threads_keep_the_limit() -> None:
             worst[0] = max(worst[0], memory.held_bytes)
         account.hold(0)
 
-    accounts = [memory.account(lambda: None) for _ in range(4)]
+    accounts = [memory.reserve(lambda: None) for _ in range(4)]
     threads = [threading.Thread(target=work, args=(account,)) for account in accounts]
     for thread in threads:
         thread.start()

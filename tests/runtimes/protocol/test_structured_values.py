@@ -14,6 +14,8 @@ from offload_runtimes.protocol import structured_values as structured
 from offload_runtimes.protocol.messages import ProtocolError
 from offload_runtimes.protocol.tensor_specs import TensorSpec, TensorSpecs
 
+from tests.runtimes.tensor_messages import encode_tensor
+
 words = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 numbers = hnp.arrays(
     st.sampled_from(["f4", "i8", "u1", "?", ">i2"]), hnp.array_shapes(min_dims=0, min_side=0)
@@ -63,7 +65,7 @@ def column(*values: int) -> pb.Value:
     ("message", "said"),
     [
         (pb.Value(), "empty"),
-        (pb.Value(numbers=pb.Numbers(dtype="|O", shape=[1], data=bytes(8))), "not known"),
+        (pb.Value(numbers=pb.Numbers(dtype="|O", shape=[1], data=bytes(8))), "not supported"),
         (pb.Value(numbers=pb.Numbers(dtype="<f4", shape=[3], data=bytes(8))), "reshape"),
         (pb.Value(text=pb.Text(shape=[3], elements=["a"])), "reshape"),
         (pb.Value(text=pb.Text(shape=[2**63, 0], elements=[])), "too large"),
@@ -80,7 +82,7 @@ TEXT = TensorSpecs({"s": TensorSpec(ModelValue("s", "tensor(string)", ("n",)), "
 
 
 def sent(value: Any) -> tuple[pb.Tensor, memoryview]:
-    message, data = wire.parse(wire.encode_tensor(1, "s", value, "raw"))
+    message, data = wire.parse(encode_tensor(1, "s", value, "raw"))
     return message.tensor, data
 
 
