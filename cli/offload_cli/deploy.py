@@ -8,6 +8,7 @@ import offload
 import typer
 from offload.bundle.bundle import open_bundle
 from offload.planning.plan import Side
+from offload.records import to_json
 from offload.units import format_bytes
 from offload_runtimes.deploy.deployment import deploy_to
 from offload_runtimes.deploy.stages import KEEP, DeploymentOutcome, DeploymentProgress, Stage
@@ -111,7 +112,7 @@ def outcome_json(outcome: DeploymentOutcome) -> dict[str, Any]:
         "previous": outcome.previous,
         "sent": list(outcome.sent),
         "sent_bytes": outcome.sent_bytes,
-        "probe": outcome.verdict.to_json() if outcome.verdict else None,
+        "probe": to_json(outcome.verdict),
         "runtime": outcome.runtime,
         "error": str(outcome.why) if outcome.why else None,
     }

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
+from offload.records import to_json
 from offload_runtimes.deploy.releases import Release
 from offload_runtimes.deploy.releases import releases as read_releases
 from offload_runtimes.deploy.releases import rollback as roll_back
@@ -78,7 +79,7 @@ def release_json(release: Release) -> dict[str, Any]:
         "digest": release.digest,
         "sides": list(release.sides),
         "time_s": release.time_s,
-        "probe": release.probe.to_json() if release.probe else None,
+        "probe": to_json(release.probe),
         "current": release.is_current,
     }
 

@@ -12,6 +12,7 @@ from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.server import Server
 from offload_runtimes.serving.batching import Batching
 from offload_runtimes.serving.metrics import log_to_stderr
+from offload_runtimes.serving.serve_options import ServeOptions
 
 from offload_cli.options import (
     TOKEN_VARIABLE,
@@ -121,27 +122,28 @@ def serve(
     Example: `offload serve net.bundle --listen 0.0.0.0:50051 --insecure`
     """
     output = Output(form)
-    options = EngineOptions(tuple(provider), threads, optimize, allow_cpu=allow_cpu)
     if log:
         log_to_stderr()
     server = Server(
         list(bundles),
         listen,
-        options=options,
-        workers=workers,
-        max_sessions=max_sessions,
-        max_run_s=max_run,
-        max_memory_bytes=int(parse_bytes(max_memory)) if max_memory else None,
-        max_releases=releases,
-        batching=Batching(batch, batch_wait),
-        metrics=metrics or None,
-        security=ServerSecurity(
-            cert,
-            key,
-            client_ca,
-            None if token_file else read_token(None),
-            insecure,
-            token_file,
+        ServeOptions(
+            EngineOptions(tuple(provider), threads, optimize, allow_cpu=allow_cpu),
+            workers=workers,
+            max_sessions=max_sessions,
+            max_run_s=max_run,
+            max_memory_bytes=int(parse_bytes(max_memory)) if max_memory else None,
+            max_releases=releases,
+            batching=Batching(batch, batch_wait),
+            metrics=metrics or None,
+            security=ServerSecurity(
+                cert,
+                key,
+                client_ca,
+                None if token_file else read_token(None),
+                insecure,
+                token_file,
+            ),
         ),
     )
 

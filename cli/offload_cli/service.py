@@ -8,8 +8,7 @@ from typing import Annotated, TypeVar
 import typer
 from offload.errors import InputError, OffloadError
 from offload_runtimes.deploy import service
-from offload_runtimes.deploy.agent_client import Target
-from offload_runtimes.deploy.connect import connect
+from offload_runtimes.deploy.agent_client import AgentClient, connect
 from offload_runtimes.deploy.stages import find_runtime
 from offload_runtimes.deploy.targets import TargetConfig
 
@@ -45,8 +44,8 @@ def install(
     Example: `offload service install server`
     """
 
-    async def install_on(target: Target) -> str:
-        config = target.place
+    async def install_on(target: AgentClient) -> str:
+        config = target.target
         root = (await target.call("facts"))["root"]
         python = await find_runtime(target, root)
         if python is None:
@@ -138,7 +137,7 @@ def logs(
 def _run_on_units(
     targets: Sequence[str],
     devices: Path,
-    action: Callable[[Target, str], Awaitable[object]],
+    action: Callable[[AgentClient, str], Awaitable[object]],
     done: str,
 ) -> None:
     results = _on_units(targets, devices, action)
@@ -148,14 +147,14 @@ def _run_on_units(
 def _on_units(
     targets: Sequence[str],
     devices: Path,
-    action: Callable[[Target, str], Awaitable[Result]],
+    action: Callable[[AgentClient, str], Awaitable[Result]],
 ) -> dict[str, Result | OffloadError]:
     """Call an action with the agent and the installed unit of each target."""
 
-    async def with_unit(target: Target) -> Result:
+    async def with_unit(target: AgentClient) -> Result:
         unit = await service.installed_unit(target)
         if unit is None:
-            name = target.place.name
+            name = target.target.name
             raise InputError(f"{name} has no service: `offload service install {name}` first")
         return await action(target, unit)
 
@@ -163,7 +162,7 @@ def _on_units(
 
 
 def _on_agents(
-    targets: Sequence[str], devices: Path, action: Callable[[Target], Awaitable[Result]]
+    targets: Sequence[str], devices: Path, action: Callable[[AgentClient], Awaitable[Result]]
 ) -> dict[str, Result | OffloadError]:
     """Call an action with the agent of each target, in parallel; results by target name."""
 

@@ -36,7 +36,7 @@ def status(
         return
     output.table(COLUMNS, map(_row, targets))
     for target in targets:
-        name = target.place.name
+        name = target.target.name
         if target.error:
             output.warning(target.error)
         if target.damaged:
@@ -47,9 +47,9 @@ def status(
 
 
 def _row(target: Status) -> tuple[str, ...]:
-    role = target.place.role.value if target.place.role else "both"
+    role = target.target.role.value if target.target.role else "both"
     if target.error:
-        return (target.place.name, role, *["?"] * 6)
+        return (target.target.name, role, *["?"] * 6)
     service = "none" if target.unit is None else "running" if target.running else "stopped"
     runtime = "none"
     if target.runtime:
@@ -62,7 +62,7 @@ def _row(target: Status) -> tuple[str, ...]:
         servers.append(f"{server['listening']} on {providers}, {sessions} session{plural}")
     current = target.current
     return (
-        target.place.name,
+        target.target.name,
         role,
         current.id if current else "none",
         format_time(current.time_s) if current else "",
@@ -75,8 +75,8 @@ def _row(target: Status) -> tuple[str, ...]:
 
 def _json(target: Status) -> dict[str, Any]:
     return {
-        "target": target.place.name,
-        "role": target.place.role.value if target.place.role else None,
+        "target": target.target.name,
+        "role": target.target.role.value if target.target.role else None,
         "current": release_json(target.current) if target.current else None,
         "damaged": list(target.damaged),
         "service": target.unit,

@@ -9,7 +9,6 @@ from offload.costs.link import parse_link
 from offload.errors import InputError
 from offload.planning.plan import Side
 from offload_runtimes.emulation import host, testbed
-from offload_runtimes.emulation.namespaces import TestbedNames
 
 from offload_cli.options import FormatOption, LinkOption
 from offload_cli.output import Format, Output
@@ -39,7 +38,7 @@ def up(
     output = Output(form)
     parsed = parse_link(link)
     _remove_remains(output)
-    names = testbed.up(testbed.named(name), parsed).layout
+    names = testbed.up(testbed.named(name), parsed)
     output.result(_json(names), f"{_sentence(names)}, {parsed.describe()}")
 
 
@@ -56,7 +55,7 @@ def down(name: NameOption = "lab", form: FormatOption = Format.TEXT) -> None:
 def status(form: FormatOption = Format.TEXT) -> None:
     """Show whether this machine can run testbeds, and which are up."""
     output = Output(form)
-    obstacle, quotas = host.obstacle(), host.hierarchy()
+    obstacle, quotas = host.obstacle(), host.cpu_controller()
     testbeds = testbed.testbeds()
     output.result(
         {
@@ -106,7 +105,7 @@ def _remove_remains(output: Output) -> None:
         output.remark(f"removed the remains of testbed {removed.name}")
 
 
-def _json(names: TestbedNames) -> dict[str, object]:
+def _json(names: testbed.Testbed) -> dict[str, object]:
     return {
         "name": names.name,
         "namespaces": {side.value: names.namespace(side) for side in Side},
@@ -114,6 +113,6 @@ def _json(names: TestbedNames) -> dict[str, object]:
     }
 
 
-def _sentence(names: TestbedNames) -> str:
+def _sentence(names: testbed.Testbed) -> str:
     device, server = (names.address(side) for side in Side)
     return f"{names.name}: device {device}, server {server}"

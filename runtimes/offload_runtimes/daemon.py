@@ -27,7 +27,7 @@ from offload_runtimes.versions import versions
 
 
 def notify(state: str) -> bool:
-    """Send one state, like `READY=1`; False when nobody asked to be told."""
+    """Send a state such as `READY=1` to systemd; False if it expects none."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if not address:
         return False
@@ -40,18 +40,19 @@ def notify(state: str) -> bool:
 
 
 def watchdog_s() -> float | None:
-    """Seconds within which systemd wants a sign of life; None when it wants none."""
-    told = os.environ.get("WATCHDOG_USEC", "")
-    if not told.isdecimal() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+    """Interval within which systemd expects a notification; None if it expects none."""
+    interval_us = os.environ.get("WATCHDOG_USEC", "")
+    process = str(os.getpid())
+    if not interval_us.isdecimal() or os.environ.get("WATCHDOG_PID", process) != process:
         return None
-    return int(told) / 1e6
+    return int(interval_us) / 1e6
 
 
-_NUMBERS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Request(Enum):
-    """What a server was asked to do."""
+    """What a signal asks the server to do."""
 
     NOTHING = "nothing"
     RELOAD = "reload"
@@ -59,42 +60,41 @@ class Request(Enum):
 
 
 class StopSignal:
-    """Waits for signals; a context manager of the main thread.
+    """Waits for signals; a context manager for the main thread.
 
-    SIGTERM and SIGINT ask to stop. SIGHUP asks to reload, or to stop when it comes because the
-    terminal that the server was started in is gone.
+    SIGTERM and SIGINT ask to stop. SIGHUP asks to reload, or to stop if the server's terminal was
+    closed.
 
-    A lock does not do: the kernel may hand a signal to any thread of gRPC's or onnxruntime's, and
-    a main thread that waits for a lock would then not hear of it. A socket wakes it all the same.
+    It waits on a socket, not on a lock: the kernel may deliver a signal to any thread of gRPC or
+    onnxruntime, and a main thread that waits for a lock would not notice it.
     """
 
     def __enter__(self) -> Self:
         self._stop = self._reload = False
         self._had_terminal = _has_terminal()
-        self._bell, self._button = socket.socketpair()
-        self._button.setblocking(False)
-        self._before_fd = signal.set_wakeup_fd(self._button.fileno())
-        self._before = {number: signal.signal(number, self._ask) for number in _NUMBERS}
+        self._reader, self._writer = socket.socketpair()
+        self._writer.setblocking(False)
+        self._before_fd = signal.set_wakeup_fd(self._writer.fileno())
+        self._before = {number: signal.signal(number, self._on_signal) for number in _SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._before_fd)
-        self._bell.close()
-        self._button.close()
+        self._reader.close()
+        self._writer.close()
 
     def wait(self, timeout_s: float | None = None) -> Request:
-        """What was asked for since the last call; waits for it, `timeout_s` at most."""
-        rung = [self._bell]
-        if not (self._stop or self._reload) and select.select(rung, [], [], timeout_s)[0]:
-            self._bell.recv(4096)  # other signals ring, too: only the handler knows which
+        """The request since the last call; waits for one, at most `timeout_s`."""
+        if not (self._stop or self._reload) and select.select([self._reader], [], [], timeout_s)[0]:
+            self._reader.recv(4096)  # other signals write, too: the handler decides
         if self._stop:
             return Request.STOP
-        asked, self._reload = Request.RELOAD if self._reload else Request.NOTHING, False
-        return asked
+        request, self._reload = Request.RELOAD if self._reload else Request.NOTHING, False
+        return request
 
-    def _ask(self, number: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGHUP and not (self._had_terminal and not _has_terminal()):
             self._reload = True
         else:
@@ -115,9 +115,9 @@ _NAME = "onnx-offload"
 
 @contextmanager
 def status_socket(status: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
-    """Within the block, answer every connection with the status, as one line of JSON.
+    """Serve the status as one line of JSON on a Unix socket, for the length of the block.
 
-    Where no socket can be made the server runs without one, and logs a warning.
+    If no socket can be made, the server runs without one, and logs a warning.
     """
     try:
         folder = status_folder()
@@ -130,7 +130,7 @@ def status_socket(status: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
         LOG.warning("no status socket", extra={"fields": {"error": str(error)}})
         yield
         return
-    thread = threading.Thread(target=_answer, args=(listener, status), daemon=True)
+    thread = threading.Thread(target=_serve_status, args=(listener, status), daemon=True)
     thread.start()
     try:
         yield
@@ -142,10 +142,10 @@ def status_socket(status: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
 
 
 def status_folder() -> Path:
-    """The folder of this account's status sockets, made where it is missing.
+    """The folder of this account's status sockets; created if it is missing.
 
     Raises:
-        OSError: it can't be made, or is another account's.
+        OSError: it cannot be created, or belongs to another account.
     """
     runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
     folder = runtime / _NAME
@@ -153,11 +153,11 @@ def status_folder() -> Path:
         folder = Path(tempfile.gettempdir()) / f"{_NAME}-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} is another account's")
+        raise PermissionError(f"{folder} belongs to another account")
     return folder
 
 
-def _answer(listener: socket.socket, status: Callable[[], Mapping[str, Any]]) -> None:
+def _serve_status(listener: socket.socket, status: Callable[[], Mapping[str, Any]]) -> None:
     while True:
         try:
             connection, _ = listener.accept()
@@ -168,8 +168,8 @@ def _answer(listener: socket.socket, status: Callable[[], Mapping[str, Any]]) ->
             connection.sendall(json.dumps(status()).encode() + b"\n")
 
 
-_ANSWER_S = 5.0
-_RELEASES_S = 2.0  # between looks at the roots of deployments
+_CONNECT_S = 5.0
+_RELEASES_S = 2.0  # between checks for new releases
 _JOIN_S = 5.0
 
 
@@ -179,14 +179,14 @@ def serve_until_asked(
     draining: Callable[[], None] = lambda: None,
     drain_s: float = 30.0,
 ) -> None:
-    """Start a server, tell its address, and serve until SIGTERM or SIGINT; then drain.
+    """Start a server, pass its address to `ready`, serve until SIGTERM or SIGINT, then drain.
 
-    SIGHUP reads certificates and tokens again, and takes up what the bundles' directories hold by
-    then; a new release of a deployment is taken up without it, too. Open sessions go on.
+    SIGHUP reads certificates, tokens and the bundles' directories again; new releases of a
+    deployment are loaded without it. Open sessions continue.
 
-    Signs of life are given by this process only while its port accepts connections, so a server
-    that hangs or has lost its port is restarted. `draining` is called before work under way is
-    waited for, `drain_s` at most.
+    Systemd's watchdog is notified only while the port accepts connections, so a server that hangs
+    or has lost its port is restarted. `draining` is called before the server waits, at most
+    `drain_s`, for frames in flight.
 
     Raises:
         InputError: the port is in use.
@@ -207,18 +207,17 @@ def serve_until_asked(
         }
 
     with ExitStack() as stack:
-        asked = stack.enter_context(StopSignal())
+        signals = stack.enter_context(StopSignal())
         if server.certificate_expiries_s:
-            failed = failed_handshakes(lambda reason: server.refused("tls", "", reason))
-            stack.enter_context(failed)
+            stack.enter_context(failed_handshakes(lambda reason: server.refused("tls", "", reason)))
         stack.enter_context(server)
         stack.enter_context(status_socket(status))
         reload_bundles = stack.enter_context(_following_releases(server))
         ready(server.address)
         notify(f"READY=1\nSTATUS=serving on {server.address}")
         limit_s = watchdog_s()
-        while (what := asked.wait(limit_s and limit_s / 3)) is not Request.STOP:
-            if what is Request.RELOAD:
+        while (request := signals.wait(limit_s and limit_s / 3)) is not Request.STOP:
+            if request is Request.RELOAD:
                 server.reload()
                 reload_bundles()
             if answers(server.address):
@@ -230,39 +229,39 @@ def serve_until_asked(
 
 @contextmanager
 def _following_releases(server: Server) -> Iterator[Callable[[], None]]:
-    """Take up new releases on a thread of its own, for loading may outlast systemd's watchdog.
+    """Load new releases on a thread of its own: loading may outlast systemd's watchdog.
 
-    Gives a function that asks for it although no root has another release.
+    Yields a function that requests a reload even if no root has another release.
     """
-    wakes: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
 
     def follow() -> None:
         while True:
-            asked = False
+            forced = False
             with contextlib.suppress(queue.Empty):
-                asked = wakes.get(timeout=_RELEASES_S)
-                if not asked:
+                forced = requests.get(timeout=_RELEASES_S)
+                if not forced:
                     return
             try:
-                server.reload_bundles(even_unchanged=asked)
-            except Exception:  # noqa: BLE001  logged; the next release may be taken up
+                server.reload_bundles(even_unchanged=forced)
+            except Exception:  # noqa: BLE001  logged; the next release may load
                 LOG.exception("bundles not reloaded")
 
     thread = threading.Thread(target=follow, name="releases", daemon=True)
     thread.start()
     try:
-        yield lambda: wakes.put(True)
+        yield lambda: requests.put(True)
     finally:
-        wakes.put(False)
+        requests.put(False)
         thread.join(_JOIN_S)
 
 
 def answers(address: str) -> bool:
-    """Whether a server accepts connections; one with TLS is not asked for more."""
-    listens = parse_address(address)
-    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listens.host, listens.host)
+    """Whether a server accepts connections; a TLS handshake is not tried."""
+    parsed = parse_address(address)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(parsed.host, parsed.host)
     try:
-        connect(replace(listens, host=here), _ANSWER_S).close()
+        connect(replace(parsed, host=host), _CONNECT_S).close()
     except OSError:
         return False
     return True

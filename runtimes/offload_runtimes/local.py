@@ -63,6 +63,9 @@ def open_session(
         if not opened.holds(side):
             raise InputError(f"{opened.path} does not have the {side.value}'s half: {advice}")
     from offload_runtimes.server import Server  # not needed with a server elsewhere
+    from offload_runtimes.serving.serve_options import ServeOptions
 
     options = replace(options, security=None)  # plaintext does not leave this process
-    return LocalSession(opened, Server([opened], options=server_options or options.engine), options)
+    return LocalSession(
+        opened, Server([opened], options=ServeOptions(server_options or options.engine)), options
+    )

@@ -31,8 +31,8 @@ from offload_runtimes.emulation.experiment import (
     BundleEntry,
     ExperimentJob,
     HostPair,
+    LocalHost,
     MeasuredRun,
-    NamespaceHost,
     run_job,
 )
 from offload_runtimes.emulation.testbed import Testbed, open_testbed
@@ -90,8 +90,8 @@ class Lab:
 
 def run(lab: Lab, bed: Testbed, bundles: dict[str, Bundle], repeats: int) -> list[MeasuredRun]:
     rig = HostPair(
-        NamespaceHost(bed.layout, Side.DEVICE),
-        NamespaceHost(bed.layout, Side.SERVER),
+        LocalHost(bed, Side.DEVICE),
+        LocalHost(bed, Side.SERVER),
         listen=bed.address(Side.SERVER),
     )
     job = ExperimentJob(lab.entries(bundles), "", repeats, 120.0, SLOWDOWN, threads=1)

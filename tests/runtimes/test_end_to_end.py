@@ -20,7 +20,9 @@ from offload_runtimes.client import OffloadSession
 from offload_runtimes.emulation.pacing import Pacer
 from offload_runtimes.local import open_session
 from offload_runtimes.measure.probe import probe
+from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.server import Server
+from offload_runtimes.serving.serve_options import ServeOptions
 from offload_runtimes.transport import PROBE, PROBE_LIMIT_BYTES
 from offload_runtimes.transport.grpc_client import GrpcConnector
 
@@ -241,7 +243,9 @@ def test_wrong_address(pair: Made, listen: str) -> None:
 def test_plain_text_stays_on_loopback(pair: Made) -> None:
     with pytest.raises(InputError, match="not encrypted"):
         Server([pair.bundle], "0.0.0.0:0")
-    with Server([pair.bundle], "0.0.0.0:0", insecure=True) as server:
+    with Server(
+        [pair.bundle], "0.0.0.0:0", options=ServeOptions(security=ServerSecurity(insecure=True))
+    ) as server:
         assert server.address.startswith("0.0.0.0:")
 
 

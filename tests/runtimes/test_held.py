@@ -14,6 +14,7 @@ from offload.planning.plan import Send, Side
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.protocol import messages as wire
 from offload_runtimes.server import Server
+from offload_runtimes.serving.serve_options import ServeOptions
 from offload_runtimes.transport import SESSION
 from offload_runtimes.transport.connection import Mailbox
 from onnx import helper
@@ -45,7 +46,7 @@ def made(tmp_path: Path) -> Made:
 
 @pytest.fixture
 def server(made: Made) -> Iterator[Server]:
-    with Server([made.bundle], max_memory_bytes=ALLOWED, options=PLAIN) as running:
+    with Server([made.bundle], options=ServeOptions(PLAIN, max_memory_bytes=ALLOWED)) as running:
         yield running
 
 
@@ -118,7 +119,7 @@ def test_who_holds_without_using_gives_way(server: Server, made: Made) -> None:
     for frame in range(1, 4):
         other.send(frame, "a")
     assert other.body()[0].failure.frame == 3
-    assert "others need the memory" in hoarder.body()[0].failure.sentence
+    assert "idle while other sessions wait for memory" in hoarder.body()[0].failure.sentence
     with pytest.raises(StopIteration):
         hoarder.body()
     eventually(lambda: held_bytes(server) == 2 * 4 * COUNT)

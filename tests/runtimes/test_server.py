@@ -24,6 +24,7 @@ from offload_runtimes.protocol import messages as wire
 from offload_runtimes.protocol.server_state import SessionLimits
 from offload_runtimes.server import Server
 from offload_runtimes.serving.metrics import JsonLines
+from offload_runtimes.serving.serve_options import ServeOptions
 from offload_runtimes.transport import SESSION, VERSION_KEY
 from offload_runtimes.transport.connection import Connection, Mailbox
 from onnx import helper
@@ -43,7 +44,9 @@ def made(tmp_path: Path) -> Made:
 @pytest.fixture
 def server(made: Made) -> Iterator[Server]:
     limits = SessionLimits(max_frames=2, max_bytes=10_000)
-    with Server([made.bundle], metrics="127.0.0.1:0", limits=limits) as running:
+    with Server(
+        [made.bundle], options=ServeOptions(metrics="127.0.0.1:0", limits=limits)
+    ) as running:
         yield running
 
 
@@ -96,7 +99,9 @@ def test_a_hostile_session_ends_alone(server: Server, made: Made, kind: str) -> 
 
 
 def test_bytes_in_flight_are_bounded(made: Made) -> None:
-    with Server([made.bundle], limits=SessionLimits(max_frames=100, max_bytes=1000)) as server:
+    with Server(
+        [made.bundle], options=ServeOptions(limits=SessionLimits(max_frames=100, max_bytes=1000))
+    ) as server:
         connection = serve(server)
         connection.send(hello(made))
         for frame in range(1, 5):
@@ -141,7 +146,7 @@ def test_a_device_that_reads_nothing_ends_alone(made: Made, tmp_path: Path) -> N
     big = growing(tmp_path / "big", 1 << 20)
     plain, limits = EngineOptions(threads=1), SessionLimits(max_frames=60)
     with (
-        Server([big.bundle, made.bundle], options=plain, limits=limits) as server,
+        Server([big.bundle, made.bundle], options=ServeOptions(plain, limits=limits)) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
         outbox: Mailbox = queue.SimpleQueue()
@@ -170,7 +175,7 @@ def test_a_model_that_never_ends_is_stopped(made: Made, tmp_path: Path) -> None:
     loop = endless(tmp_path / "loop", 1)
 
     plain = EngineOptions(threads=1)
-    with Server([loop.bundle, made.bundle], max_run_s=0.3, options=plain) as server:
+    with Server([loop.bundle, made.bundle], options=ServeOptions(plain, max_run_s=0.3)) as server:
         with (
             OffloadSession(loop.bundle, server.address, on_server_loss="raise") as session,
             pytest.raises(DeadlineError, match="stopped before it finished"),
@@ -197,7 +202,9 @@ def test_a_cancelled_frame_is_stopped(tmp_path: Path) -> None:
 def test_what_runs_for_a_vanished_device_is_stopped(made: Made, tmp_path: Path) -> None:
     """Long before `max_run_s` the only worker is free for others, and nothing is held."""
     loop = endless(tmp_path / "loop", "n")
-    with Server([loop.bundle, made.bundle], options=EngineOptions(threads=1)) as server:
+    with Server(
+        [loop.bundle, made.bundle], options=ServeOptions(EngineOptions(threads=1))
+    ) as server:
         connection = serve(server)
         connection.send(hello(loop))
         for frame in range(1, 5):  # one runs, the others wait for the worker
@@ -211,7 +218,7 @@ def test_what_runs_for_a_vanished_device_is_stopped(made: Made, tmp_path: Path) 
 
 
 def test_more_sessions_than_allowed(made: Made) -> None:
-    with Server([made.bundle], max_sessions=1) as server:
+    with Server([made.bundle], options=ServeOptions(max_sessions=1)) as server:
         sessions: list[OffloadSession] = []
 
         def crowd() -> None:
@@ -261,8 +268,8 @@ def test_metrics_over_http(server: Server, made: Made) -> None:
     assert "offload_sessions_total 1.0" in lines
     assert 'offload_stage_seconds_bucket{le="+Inf",stage="compute"} 3.0' in lines
     assert any(line.startswith('offload_bytes_total{direction="in"}') for line in lines)
-    with pytest.raises(InputError, match="cannot show metrics"):
-        Server([made.bundle], metrics=server.metrics_address).start()
+    with pytest.raises(InputError, match="cannot export metrics"):
+        Server([made.bundle], options=ServeOptions(metrics=server.metrics_address)).start()
 
 
 def test_logs_are_json_lines(server: Server, made: Made, caplog: pytest.LogCaptureFixture) -> None:
@@ -336,7 +343,7 @@ def test_a_session_that_is_over_is_gone_at_once(server: Server, made: Made) -> N
     connection.send(hello(made))
     assert connection.receive() is not None
     (served,) = server._sessions
-    gone = weakref.ref(served.session)
+    gone = weakref.ref(served.protocol)
     del served
     connection.close()
     eventually(lambda: gone() is None)
@@ -348,7 +355,7 @@ def test_a_session_that_a_device_broke_off_is_gone_at_once(server: Server, made:
     with OffloadSession(made.bundle, server.address) as session:
         session.run(None, made.feeds())
         (served,) = server._sessions
-        gone = weakref.ref(served.session)
+        gone = weakref.ref(served.protocol)
         del served
     eventually(lambda: gone() is None)
 

@@ -9,7 +9,7 @@ from offload.costs.link import Link
 from offload.errors import InputError
 from offload.planning.plan import Side
 from offload_runtimes.emulation import testbed as bed
-from offload_runtimes.emulation.experiment import HostPair, LocalHost, NamespaceHost, SshHost
+from offload_runtimes.emulation.experiment import HostPair, LocalHost, SshHost
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Shaped:
     def rig(self, link: Link, slowdown: float) -> tuple[HostPair, Link | None]:
         """The sides in the testbed, its link shaped; a slow-down above 1 is a CPU quota."""
         self.testbed.shape(link)
-        device, server = (NamespaceHost(self.testbed.layout, side) for side in Side)
+        device, server = (LocalHost(self.testbed, side) for side in Side)
         hosts = HostPair(device, server, self.testbed.address(Side.SERVER))
         if slowdown > 1:
             hosts = replace(hosts, slow=partial(self.testbed.slow, slowdown=slowdown))

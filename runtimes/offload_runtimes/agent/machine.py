@@ -1,4 +1,4 @@
-"""The machine a target is: what it has, and programs run on it."""
+"""The target's machine: its hardware and system, programs run on it, its servers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ANSWER_S = 2.0
 
 def facts(root: Path) -> dict[str, Any]:
     """Processor, system, Python, free disk and memory, clock."""
-    there = next(path for path in (root, *root.parents) if path.is_dir())
+    folder = next(path for path in (root, *root.parents) if path.is_dir())
     return {
         "root": str(root),
         "machine": platform.machine(),
@@ -33,16 +33,16 @@ def facts(root: Path) -> dict[str, Any]:
         "libc": list(platform.libc_ver()),
         "python": list(sys.version_info[:3]),
         "executable": sys.executable,
-        "disk_free_bytes": shutil.disk_usage(there).free,
+        "disk_free_bytes": shutil.disk_usage(folder).free,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "time_s": time.time(),
     }
 
 
 def run(root: Path, command: list[str], timeout_s: float, alone: bool = False) -> dict[str, Any]:
-    """Run a program in the root; its exit code (negative: a signal) and the end of what it said.
+    """Run a program in the root; returns its exit code (negative: a signal) and last output.
 
-    It is killed when its time is over and, unless `alone`, when the deployer has gone.
+    It is killed after the time limit and, unless `alone`, when the deployer disconnects.
     """
     try:
         child = subprocess.Popen(
@@ -61,36 +61,36 @@ def run(root: Path, command: list[str], timeout_s: float, alone: bool = False) -
 
 
 def servers(root: Path) -> list[dict[str, Any]]:
-    """What the servers of this account say that serve something inside the root.
+    """Status of this account's servers that serve a bundle inside the root.
 
-    Each has a socket (`serving/status.py`); one that is left from a killed server is removed.
+    Each has a socket (`daemon.status_socket`); sockets of killed servers are removed.
     """
-    found = []
+    statuses = []
     for folder in status_folders():
         for path in sorted(folder.glob("*.sock")):
-            status = _asked(path)
+            status = _read_status(path)
             if status and any(inside.startswith(f"{root}/") for inside in status["paths"]):
-                found.append(status)
-    return found
+                statuses.append(status)
+    return statuses
 
 
 def status_folders() -> list[Path]:
-    """Where servers of this account may have their sockets."""
+    """Folders of the sockets of this account's servers."""
     uid = os.getuid()
     runtime = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{uid}"
     folders = [Path(runtime, "onnx-offload"), Path(tempfile.gettempdir(), f"onnx-offload-{uid}")]
     return [folder for folder in folders if folder.is_dir() and folder.stat().st_uid == uid]
 
 
-def _asked(path: Path) -> dict[str, Any] | None:
-    """A server's answer; None when there is none."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
-        asking.settimeout(_ANSWER_S)
+def _read_status(path: Path) -> dict[str, Any] | None:
+    """Read a server's status from its socket; None if it does not answer."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(_ANSWER_S)
         try:
-            asking.connect(str(path))
+            connection.connect(str(path))
             data = b""
             while not data.endswith(b"\n"):
-                piece = asking.recv(1 << 16)
+                piece = connection.recv(1 << 16)
                 if not piece:
                     return None
                 data += piece
@@ -104,7 +104,7 @@ def _asked(path: Path) -> dict[str, Any] | None:
 
 
 def _user_manager() -> dict[str, str]:
-    """Where `systemctl --user` finds its manager in a session that no login made."""
+    """Environment for `systemctl --user` in a session without a login."""
     folder = f"/run/user/{os.getuid()}"
     if "XDG_RUNTIME_DIR" in os.environ or not Path(folder).is_dir():
         return {}

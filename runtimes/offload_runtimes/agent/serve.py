@@ -1,7 +1,7 @@
-"""Answer a deployer's requests on standard input, one line of JSON each.
+"""The agent: answer a deployer's requests on standard input, one line of JSON each.
 
-`put` and `receive` are followed by the file's bytes. A reply is one line of JSON: `ok` or, for
-the last one, `error`. When the requests end with a release on trial, it is taken back.
+`put` and `receive` are followed by the file's bytes. A reply is one line of JSON with `ok` or, in
+the last one, `error`. If the requests end while a release is on trial, it is taken back.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ _IDLE_S = 120.0
 
 
 class Requests:
-    """Lines and bodies as they arrive on standard input."""
+    """Lines and file contents read from standard input."""
 
     def __init__(self) -> None:
-        self._held = b""
+        self._buffer = b""
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """Requests until the other end is gone."""
-        while b"\n" in self._held or self._more():
-            if b"\n" in self._held:
-                line, _, self._held = self._held.partition(b"\n")
+        """Requests until standard input closes."""
+        while b"\n" in self._buffer or self._more():
+            if b"\n" in self._buffer:
+                line, _, self._buffer = self._buffer.partition(b"\n")
                 yield json.loads(line.decode("utf-8"))
 
     def pieces(self, size_bytes: int) -> Iterator[bytes]:
-        """The next bytes, in pieces; EOFError when the other end goes before the last."""
+        """The next bytes, in pieces; EOFError if standard input closes before."""
         while size_bytes > 0:
-            if not self._held and not self._more():
+            if not self._buffer and not self._more():
                 raise EOFError
-            piece, self._held = self._held[:size_bytes], self._held[size_bytes:]
+            piece, self._buffer = self._buffer[:size_bytes], self._buffer[size_bytes:]
             size_bytes -= len(piece)
             yield piece
 
     def _more(self) -> bool:
-        """Wait for bytes; not for ever, for a link may be cut without a word."""
+        """Wait for bytes, with a time limit: a link may break without notice."""
         if not select.select([0], [], [], _IDLE_S)[0]:
             return False
         piece = os.read(0, PIECE_BYTES)
-        self._held += piece
+        self._buffer += piece
         return bool(piece)
 
 
 class Agent:
-    """What a deployer can ask for, by name."""
+    """The requests of a deployer, by name."""
 
     def __init__(self, root: str, requests: Requests) -> None:
         self.store = Store(Path(os.path.abspath(in_home(root))))  # noqa: PTH100
@@ -82,7 +82,7 @@ class Agent:
         }
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do what one request asks."""
+        """Carry out one request."""
         return self.calls[request.pop("call")](**request)
 
     def _put(self, release: str, file: dict[str, Any], offset_bytes: int) -> dict[str, Any]:
@@ -120,25 +120,27 @@ class Agent:
 
 
 def in_home(name: str) -> Path:
-    """A path whose `~` is the account's home; RefusalError where it has none."""
+    """Expand `~` to the account's home; RefusalError if it has none."""
     try:
         return Path(name).expanduser()
     except RuntimeError as error:
-        raise RefusalError(f"the account has no home, so {name} is nowhere") from error
+        raise RefusalError(
+            f"the account has no home directory, so {name} does not exist: set HOME"
+        ) from error
 
 
 def sentence(error: OSError, root: Path) -> str:
-    """One sentence about what the system refused."""
+    """One sentence for an error of the operating system."""
     where = error.filename or root
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"no space left in {root}: make room there and deploy again"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{where} may not be written to: choose another folder or user"
+        return f"{where} is not writable: choose another folder or user"
     return f"{where}: {error.strerror or error}"
 
 
 def serve(root: str) -> None:
-    """Answer requests until the other end is gone or one can't be met."""
+    """Answer requests until standard input closes or a request fails."""
     requests = Requests()
     agent = None
     try:
@@ -151,7 +153,7 @@ def serve(root: str) -> None:
         _last_word(str(error))
     except OSError as error:
         _last_word(sentence(error, agent.store.root if agent else Path(root)))
-    except Exception as error:  # noqa: BLE001  the last resort: a sentence, not a traceback
+    except Exception as error:  # noqa: BLE001  a sentence instead of a traceback
         _last_word(f"this is a bug of the agent: {type(error).__name__}: {error}")
     finally:
         if agent and agent.store.lock_handle >= 0:

@@ -1,11 +1,11 @@
-"""The directory that releases are deployed to.
+"""The directory of releases on a target.
 
 ROOT/current              a link to the release in use
 ROOT/releases/<id>/       releases: plain files, never links
-ROOT/staging/<id>/        what is arriving: whole files, and `.part` files to be resumed
-ROOT/proofs/<id>.*        what a release must reproduce
+ROOT/staging/<id>/        arriving files: complete ones, and `.part` files to be resumed
+ROOT/proofs/<id>.*        outputs that a release must reproduce
 ROOT/journal.json         releases that passed, newest first, and the one on trial
-ROOT/.lock                held while somebody deploys; released by its holder's end
+ROOT/.lock                locked during a deployment; released when its process ends
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ PIECE_BYTES = 1 << 18
 
 
 class RefusalError(Exception):
-    """What was asked can't be done; the text is one sentence for the user."""
+    """A request that cannot be carried out; the text is one sentence for the user."""
 
 
 def digest_of(path: Path, size_bytes: int | None = None) -> Any:
-    """SHA-256 object of a file's first bytes (None: all of them)."""
-    found, left = hashlib.sha256(), size_bytes
+    """SHA-256 object of a file's first `size_bytes` (None: all)."""
+    digest, left = hashlib.sha256(), size_bytes
     with path.open("rb") as stream:
         while left is None or left > 0:
             piece = stream.read(PIECE_BYTES if left is None else min(left, PIECE_BYTES))
             if not piece:
                 break
-            found.update(piece)
+            digest.update(piece)
             left = None if left is None else left - len(piece)
-    return found
+    return digest
 
 
 def is_whole(path: Path, file: dict[str, Any]) -> bool:
-    """Whether a path is a plain file of the size and digest that a file must have."""
+    """Whether a path is a plain file with the size and digest of a release's file."""
     if path.is_symlink() or not path.is_file() or path.stat().st_size != file["size_bytes"]:
         return False
     return bool(digest_of(path).hexdigest() == file["sha256"])
 
 
 def settle(beside: Path, path: Path) -> None:
-    """Rename a file that is complete to its place, its bytes on the disk first."""
+    """Rename a complete file to its final path, after its bytes are on the disk."""
     with beside.open("rb") as stream:
         os.fsync(stream.fileno())
     beside.chmod(0o644)
@@ -58,7 +58,7 @@ def settle(beside: Path, path: Path) -> None:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file beside its place, then rename it there."""
+    """Write a text file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.new")
     beside.write_text(text, encoding="utf-8")
@@ -67,7 +67,7 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def link_whole(link: Path, to: str) -> None:
-    """Point a link somewhere in one step, whether or not it was there."""
+    """Create or replace a symbolic link atomically."""
     beside = link.with_name(f".{link.name}.new")
     beside.unlink(missing_ok=True)
     beside.symlink_to(to)
@@ -85,14 +85,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def plain(name: str) -> str:
-    """A file name, checked that it cannot lead out of its folder."""
+    """Check that a file name does not lead out of its folder; returns it."""
     if name in ("", ".", "..") or "/" in name or "\0" in name:
         raise RefusalError(f"{name!r} is not a file name: make the bundle again")
     return name
 
 
 def names_with(manifest: Path, sha256: str) -> list[str]:
-    """Names that a bundle's manifest gives to files of some content; none if it can't be read."""
+    """Names of a manifest's files with this digest; none if the manifest cannot be read."""
     try:
         files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
         return [plain(name) for name, entry in files.items() if entry["sha256"] == sha256]
@@ -104,10 +104,10 @@ _AFTER_S = 120.0
 
 
 class Journal:
-    """`current`, a link to the release in use, and `journal.json`, which says how it came there.
+    """`current`, a link to the release in use, and `journal.json`, its history.
 
-    A release is on trial from `swap` to `commit`. The journal names what was current before, so
-    that whoever comes next can finish what a dead deployer or a power cut left open.
+    A release is on trial from `swap` to `commit`. The journal names the release before, so that the
+    next deployer can undo a trial that a killed deployer or a power cut left open.
     """
 
     def __init__(self, root: Path) -> None:
@@ -115,15 +115,15 @@ class Journal:
         self.current = root / "current"
 
     def read(self) -> dict[str, Any]:
-        """Releases that passed, newest first; the trial under way; and what `current` names."""
+        """Releases that passed, newest first; the current trial; the release in use."""
         path = self.root / "journal.json"
-        found: dict[str, Any] = {"releases": [], "trial": None}
+        journal: dict[str, Any] = {"releases": [], "trial": None}
         try:
             with contextlib.suppress(FileNotFoundError):
-                found = json.loads(path.read_text(encoding="utf-8"))
+                journal = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise RefusalError(f"{path} is damaged: remove it and deploy again") from error
-        return {**found, "current": self.current_id()}
+        return {**journal, "current": self.current_id()}
 
     def current_id(self) -> str | None:
         """Name of the release that `current` points to."""
@@ -132,7 +132,7 @@ class Journal:
         return None
 
     def swap(self, release: str, after: list[str]) -> dict[str, Any]:
-        """Make a release current, on trial; `after` is what to run if it has to be taken back."""
+        """Make a release current, on trial; `after` is the command to run if it is taken back."""
         journal = self.read()
         trial = {"from": journal["current"], "to": release, "after": after}
         self._write(journal["releases"], trial)
@@ -140,14 +140,14 @@ class Journal:
         return trial
 
     def commit(self, entry: dict[str, Any], keep: int) -> set[str]:
-        """End the trial well; the releases to keep, the newest ones and the current one."""
+        """End the trial with success; returns the releases to keep: newest and current ones."""
         others = [e for e in self.read()["releases"] if e["id"] != entry["id"]]
         kept = [entry, *others][: max(keep, 1)]
         self._write(kept, None)
         return {e["id"] for e in kept} | {str(self.current_id())}
 
     def back(self) -> dict[str, Any] | None:
-        """End a trial badly: what was current before is current again; the trial undone."""
+        """End the trial with failure: put the release before back; returns the trial."""
         journal = self.read()
         trial: dict[str, Any] | None = journal["trial"]
         if trial is None:
@@ -173,7 +173,7 @@ _SPARE_BYTES = 16 << 20  # left free on the target's disk
 
 
 class Store:
-    """Releases in a directory: staged, sealed, made current on trial, committed or taken back."""
+    """The releases in a directory: stage, seal, switch on trial, commit or take back."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -184,7 +184,7 @@ class Store:
         self.lock_handle = -1
 
     def lock(self) -> dict[str, Any]:
-        """Become the only one who changes the directory; finish what a dead one left open."""
+        """Lock the directory, and undo a trial that a killed deployer left open."""
         if self.root.exists() and not self.root.is_dir():
             raise RefusalError(f"{self.root} is not a directory: choose another target")
         self.root.mkdir(parents=True, exist_ok=True)
@@ -201,7 +201,7 @@ class Store:
         return self.journal.read()
 
     def survey(self, release: str, files: list[dict[str, Any]]) -> dict[str, int]:
-        """Stage what is here already; of every other file, the number of bytes that arrived."""
+        """Stage files that other releases have; returns the bytes received of each missing file."""
         folder, staged = self.releases / plain(release), self.staging / release
         lacking = [file for file in files if not is_whole(folder / plain(file["name"]), file)]
         self._check_space(lacking, staged)
@@ -218,26 +218,26 @@ class Store:
     def put(
         self, release: str, file: dict[str, Any], offset_bytes: int, pieces: Iterator[bytes]
     ) -> dict[str, bool]:
-        """Receive a file from an offset on; whether it then holds what it must."""
+        """Receive a file from an offset on; `whole`: its digest is right."""
         path = self.staging / plain(release) / plain(file["name"])
         part = _part(path)
         part.touch()
-        found = digest_of(part, offset_bytes)
+        digest = digest_of(part, offset_bytes)
         with part.open("r+b") as stream:
             stream.truncate(offset_bytes)
             stream.seek(offset_bytes)
             for piece in pieces:
-                found.update(piece)
+                digest.update(piece)
                 stream.write(piece)
                 stream.flush()
-        if found.hexdigest() != file["sha256"]:
+        if digest.hexdigest() != file["sha256"]:
             part.unlink()
             return {"whole": False}
         settle(part, path)
         return {"whole": True}
 
     def receive(self, name: str, file: dict[str, Any], pieces: Iterator[bytes]) -> dict[str, bool]:
-        """Receive a file to a path inside the root (a proof, a wheel), whole or not at all."""
+        """Receive a file (a proof, a wheel) to a path inside the root, atomically."""
         path = self.root.joinpath(*(plain(part) for part in name.split("/")))
         path.parent.mkdir(parents=True, exist_ok=True)
         with _part(path).open("wb") as stream:
@@ -248,14 +248,14 @@ class Store:
         return {"whole": good}
 
     def seal(self, release: str, files: list[dict[str, Any]]) -> dict[str, str]:
-        """Make a release of what was staged; in an older one of this name, mend its files."""
+        """Make a release of the staged files; they replace those of an older one of this name."""
         folder, staged = self.releases / plain(release), self.staging / release
         self.releases.mkdir(exist_ok=True)
         names = {file["name"] for file in files}
         for path in staged.iterdir():
             if path.name not in names:
                 path.unlink()
-        if folder.exists():  # of the same content: every file is right or wrong on its own
+        if folder.exists():  # of the same digest: only damaged files were staged
             for path in staged.iterdir():
                 path.replace(folder / path.name)
             staged.rmdir()
@@ -273,7 +273,7 @@ class Store:
         return self.journal.swap(release, after)
 
     def commit(self, entry: dict[str, Any], keep: int) -> dict[str, Any]:
-        """End the trial well; older releases than the newest `keep` and staging are removed."""
+        """End the trial with success; remove staging and all but the newest `keep` releases."""
         kept = self.journal.commit(entry, keep)
         for folder in self.releases.iterdir():
             if folder.name not in kept:
@@ -285,17 +285,17 @@ class Store:
         return self.journal.read()
 
     def back(self) -> dict[str, Any]:
-        """End a trial badly."""
+        """End the trial with failure."""
         return {"undone": self.journal.back()}
 
     def damaged(self, folder: str, files: list[dict[str, Any]]) -> dict[str, list[str]]:
         """Names of the files of a folder that are missing or changed."""
-        where = self.root / folder
-        return {"names": [f["name"] for f in files if not is_whole(where / f["name"], f)]}
+        path = self.root / folder
+        return {"names": [f["name"] for f in files if not is_whole(path / f["name"], f)]}
 
     def _check_space(self, files: list[dict[str, Any]], staged: Path) -> None:
-        here = sum(path.stat().st_size for path in staged.glob("*"))
-        needed = sum(file["size_bytes"] for file in files) - here
+        staged_bytes = sum(path.stat().st_size for path in staged.glob("*"))
+        needed = sum(file["size_bytes"] for file in files) - staged_bytes
         free = shutil.disk_usage(self.root).free - _SPARE_BYTES
         if needed > max(free, 0):
             raise RefusalError(
@@ -304,7 +304,7 @@ class Store:
             )
 
     def _copy(self, file: dict[str, Any], path: Path) -> bool:
-        """Copy a file of this content out of another release or staging folder."""
+        """Copy a file with this digest from another release or staging folder; True if found."""
         beside = path.with_name(path.name + ".copy")
         for folder in [*self.releases.glob("*"), *self.staging.glob("*")]:
             for name in names_with(folder / "manifest.json", file["sha256"]):

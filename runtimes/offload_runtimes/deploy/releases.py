@@ -1,4 +1,4 @@
-"""What was deployed to a target, and the way back to it."""
+"""The releases of a target: list them, roll back to one, show the status."""
 
 import asyncio
 import time
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from offload.errors import InputError, OffloadError
+from offload.records import from_json
 
-from offload_runtimes.deploy.agent_client import Target
-from offload_runtimes.deploy.connect import connect
+from offload_runtimes.deploy.agent_client import AgentClient, connect
 from offload_runtimes.deploy.service import installed_unit, is_running
 from offload_runtimes.deploy.stages import (
     ROLLBACK,
@@ -35,7 +35,7 @@ class Release:
         digest: the bundle's digest.
         sides: whose files are there.
         time_s: when it became current, seconds since 1970.
-        probe: what its proof said; None: it was not run.
+        probe: result of its proof; None: it was not run.
         is_current: whether it is in use.
     """
 
@@ -49,20 +49,20 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How one target is.
+    """Status of one target.
 
     Attributes:
-        place: the target.
+        target: the target.
         current: the release in use; None: none.
         damaged: names of its files that are missing or changed.
         unit: the service that serves it; None: none was installed.
-        running: whether that runs.
-        runtime: what runs models there, as `Versions.to_json` says it; None: nothing, or too old.
-        servers: what each running server of the target says of itself, also without a service.
-        error: why nothing is known, else empty.
+        running: whether the service runs.
+        runtime: versions of the runtime there, as `Versions.to_json`; None: none, or too old.
+        servers: status of each running server of the target, with or without a service.
+        error: why the status is unknown, else empty.
     """
 
-    place: TargetConfig
+    target: TargetConfig
     current: Release | None = None
     damaged: tuple[str, ...] = ()
     unit: str | None = None
@@ -72,127 +72,117 @@ class Status:
     error: str = ""
 
 
-def releases(place: TargetConfig) -> tuple[Release, ...]:
+def releases(target: TargetConfig) -> tuple[Release, ...]:
     """The releases on a target, newest first.
 
     Raises:
-        OffloadError: the target can't be reached or refuses.
+        OffloadError: the target cannot be reached or refuses.
     """
 
     async def ask() -> tuple[Release, ...]:
-        async with connect(place) as target:
-            return _releases(await target.call("state"))
+        async with connect(target) as agent:
+            return _releases(await agent.call("state"))
 
     return asyncio.run(ask())
 
 
-def rollback(place: TargetConfig, release: str | None = None) -> DeploymentOutcome:
+def rollback(target: TargetConfig, release: str | None = None) -> DeploymentOutcome:
     """Make an older release current again: the one before the current, or one by its id.
 
-    It is proved and checked as a new one is; a failure leaves in use what was in use.
+    It is proved and checked like a new one; if that fails, the current release stays.
 
     Raises:
-        OffloadError: the target can't be reached, or has no such release.
+        OffloadError: the target cannot be reached, or has no such release.
     """
 
-    async def do() -> DeploymentOutcome:
-        async with connect(place) as target:
-            return await _rollback(target, release)
+    async def roll_back() -> DeploymentOutcome:
+        async with connect(target) as agent:
+            entry = choose(target.name, await agent.call("state"), release)
+            activation = Activation(agent, entry["id"])
 
-    return asyncio.run(do())
+            async def lock() -> None:
+                await activation.lock()
+                damaged = await _damaged_files(agent, entry)
+                if damaged:
+                    raise InputError(
+                        f"release {entry['id']} on {target.name} was changed"
+                        f" ({', '.join(damaged)}): deploy its bundle again"
+                    )
 
+            async def commit() -> None:
+                await activation.commit({**entry, "time_s": time.time()}, _KEEP_ALL)
 
-def statuses(places: Iterable[TargetConfig]) -> list[Status]:
-    """How targets are, asked all at once; one that doesn't answer says why."""
+            work = {**activation.work(), Stage.LOCK: lock, Stage.COMMIT: commit}
+            stage, why = await run_stages(work, ROLLBACK, lambda _: None)
+            return DeploymentOutcome(
+                target.name,
+                entry["id"],
+                stage,
+                activation.journal.get("current"),
+                activation.verdict,
+                why=why,
+                unproved=activation.unproved,
+                runtime=activation.runtime,
+            )
 
-    async def ask() -> list[Status]:
-        return list(await asyncio.gather(*(_status(place) for place in places)))
-
-    return asyncio.run(ask())
-
-
-async def _rollback(target: Target, wanted: str | None) -> DeploymentOutcome:
-    journal = await target.call("state")
-    entry = choose(target.place.name, journal, wanted)
-    activation = Activation(target, entry["id"])
-
-    async def lock() -> None:
-        await activation.lock()
-        await _check_whole(target, entry)
-
-    async def commit() -> None:
-        await activation.commit({**entry, "time_s": time.time()}, _KEEP_ALL)
-
-    work = {**activation.work(), Stage.LOCK: lock, Stage.COMMIT: commit}
-    stage, why = await run_stages(work, ROLLBACK, lambda _: None)
-    before = activation.journal.get("current")
-    return DeploymentOutcome(
-        target.place.name,
-        entry["id"],
-        stage,
-        before,
-        activation.verdict,
-        why=why,
-        unproved=activation.unproved,
-        runtime=activation.runtime,
-    )
+    return asyncio.run(roll_back())
 
 
-def choose(name: str, journal: Mapping[str, Any], wanted: str | None) -> Mapping[str, Any]:
-    """The journal's entry to go back to.
+def statuses(targets: Iterable[TargetConfig]) -> list[Status]:
+    """Read the status of targets, all at once; one that cannot be reached has an error."""
+
+    async def read(target: TargetConfig) -> Status:
+        try:
+            async with connect(target) as agent:
+                journal = await agent.call("state")
+                current = next((r for r in _releases(journal) if r.is_current), None)
+                entries = [e for e in journal["releases"] if e["id"] == journal["current"]]
+                damaged = await _damaged_files(agent, entries[0]) if entries else ()
+                unit = await installed_unit(agent)
+                running = unit is not None and await is_running(agent, unit)
+                root = (await agent.call("facts"))["root"]
+                python = await find_runtime(agent, root)
+                runtime = await runtime_versions(agent, python) if python else None
+                servers = tuple((await agent.call("servers"))["servers"])
+                return Status(target, current, damaged, unit, running, runtime, servers)
+        except OffloadError as error:
+            return Status(target, error=str(error))
+
+    async def read_all() -> list[Status]:
+        return list(await asyncio.gather(*map(read, targets)))
+
+    return asyncio.run(read_all())
+
+
+def choose(name: str, journal: Mapping[str, Any], prefix: str | None) -> Mapping[str, Any]:
+    """The journal's entry to roll back to.
 
     Args:
         name: the target, for messages.
         journal: the target's journal.
-        wanted: the beginning of a release's id; None: the newest that isn't current.
+        prefix: the beginning of a release's id; None: the newest that is not current.
 
     Raises:
-        InputError: there is none, or more than one begins so.
+        InputError: no release, or more than one, has this prefix.
     """
     entries: list[Mapping[str, Any]] = journal["releases"]
-    if wanted is None:
+    if prefix is None:
         older = [entry for entry in entries if entry["id"] != journal["current"]]
         if not older:
-            raise InputError(f"{name} has no other release to go back to: deploy one")
+            raise InputError(f"{name} has no other release to roll back to: deploy one")
         return older[0]
-    found = [entry for entry in entries if wanted and entry["id"].startswith(wanted)]
-    if len(found) != 1:
+    matches = [entry for entry in entries if prefix and entry["id"].startswith(prefix)]
+    if len(matches) != 1:
         known = ", ".join(entry["id"] for entry in entries) or "none"
-        raise InputError(f"{name} has not one release {wanted!r}: its releases are {known}")
-    return found[0]
+        raise InputError(f"{name} has no single release {prefix!r}: its releases are {known}")
+    return matches[0]
 
 
-async def _check_whole(target: Target, entry: Mapping[str, Any]) -> None:
-    damaged = await _damaged(target, entry)
-    if damaged:
-        raise InputError(
-            f"release {entry['id']} on {target.place.name} was changed ({', '.join(damaged)}):"
-            " deploy its bundle again"
-        )
-
-
-async def _damaged(target: Target, entry: Mapping[str, Any]) -> tuple[str, ...]:
+async def _damaged_files(agent: AgentClient, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of a release's files that are missing or changed."""
     folder = f"releases/{entry['id']}"
-    found = await target.call("damaged", folder=folder, files=entry["files"])
-    return tuple(found["names"])
-
-
-async def _status(place: TargetConfig) -> Status:
-    try:
-        async with connect(place) as target:
-            journal = await target.call("state")
-            current = next((r for r in _releases(journal) if r.is_current), None)
-            entries = [e for e in journal["releases"] if e["id"] == journal["current"]]
-            damaged = await _damaged(target, entries[0]) if entries else ()
-            unit = await installed_unit(target)
-            running = unit is not None and await is_running(target, unit)
-            root = (await target.call("facts"))["root"]
-            python = await find_runtime(target, root)
-            runtime = await runtime_versions(target, python) if python else None
-            servers = tuple((await target.call("servers"))["servers"])
-            return Status(place, current, damaged, unit, running, runtime, servers)
-    except OffloadError as error:
-        return Status(place, error=str(error))
+    reply = await agent.call("damaged", folder=folder, files=entry["files"])
+    return tuple(reply["names"])
 
 
 def _releases(journal: Mapping[str, Any]) -> tuple[Release, ...]:
@@ -202,7 +192,7 @@ def _releases(journal: Mapping[str, Any]) -> tuple[Release, ...]:
             entry["digest"],
             tuple(entry["sides"]),
             entry["time_s"],
-            ProofResult.from_json(entry["probe"]) if entry["probe"] else None,
+            from_json(ProofResult, entry["probe"]) if entry["probe"] else None,
             entry["id"] == journal["current"],
         )
         for entry in journal["releases"]

@@ -1,4 +1,4 @@
-"""The stages of a deployment: what to do next, the proof on the target, making it current."""
+"""The stages of a deployment or rollback, and the proof of a release on its target."""
 
 import json
 import signal
@@ -12,15 +12,16 @@ from typing import Any
 from offload.bundle.bundle import MANIFEST, Bundle, file_digest
 from offload.errors import InputError, OffloadError
 from offload.planning.plan import Side
+from offload.records import to_json
 
-from offload_runtimes.deploy.agent_client import Target
+from offload_runtimes.deploy.agent_client import AgentClient
 from offload_runtimes.deploy.service import installed_unit, restart, restart_command
 
 _ID_LENGTH = 16
 
 
 class Stage(StrEnum):
-    """Where a deployment is."""
+    """Stage of a deployment."""
 
     LOCK = "lock"
     SURVEY = "survey"
@@ -38,7 +39,7 @@ class Stage(StrEnum):
 
     @property
     def is_last(self) -> bool:
-        """Whether nothing follows."""
+        """Whether the deployment has ended."""
         return self in (Stage.COMMITTED, Stage.REFUSED, Stage.UNDONE, Stage.LOST)
 
 
@@ -74,60 +75,57 @@ def following(stage: Stage, *, failed: bool, order: tuple[Stage, ...] = DEPLOY) 
 
 @dataclass(frozen=True, slots=True)
 class ReleaseFile:
-    """One file of a release: its name, and what it must hold."""
+    """Name, digest and size of a file of a release."""
 
     name: str
     sha256: str
     size_bytes: int
 
-    def to_json(self) -> dict[str, Any]:
-        """As the agent reads it."""
-        return {"name": self.name, "sha256": self.sha256, "size_bytes": self.size_bytes}
-
 
 @dataclass(frozen=True, slots=True)
 class FileTransfer:
-    """A file to send, and the bytes of it that the target has already."""
+    """A file to send, and the number of its bytes that the target has."""
 
     file: ReleaseFile
     offset_bytes: int
 
     @property
     def size_bytes(self) -> int:
-        """Bytes that travel."""
+        """Bytes to send."""
         return self.file.size_bytes - self.offset_bytes
 
 
 def release_id(digest: str) -> str:
-    """The folder's name of a bundle's release."""
+    """Name of the folder of a bundle's release."""
     return digest[:_ID_LENGTH]
 
 
 def content_of(path: Path) -> ReleaseFile:
-    """A file of this machine."""
+    """Name, digest and size of a file on this machine."""
     return ReleaseFile(path.name, file_digest(path), path.stat().st_size)
 
 
 def contents(bundle: Bundle, sides: Iterable[Side]) -> tuple[ReleaseFile, ...]:
-    """The files that some sides need, the manifest first: it tells what the others are."""
-    wanted = set(sides)
+    """The files that these sides need, the manifest first: it lists the others."""
+    needed = set(sides)
     return (
         content_of(bundle.path / MANIFEST),
         *(
             ReleaseFile(file.name, file.sha256, file.size_bytes)
             for file in bundle.files
-            if wanted & set(file.sides)
+            if needed & set(file.sides)
         ),
     )
 
 
 def sends(files: Iterable[ReleaseFile], missing: Mapping[str, int]) -> tuple[FileTransfer, ...]:
-    """What to send, given how much of each missing file has arrived; the smallest first.
+    """The files to send, given the bytes that have arrived of each missing file.
 
-    Small files first: the manifest and the plan let a later deployment use what was staged.
+    The manifest and small files go first: with manifest and plan, a later deployment can use the
+    staged files.
     """
-    wanted = (FileTransfer(file, missing[file.name]) for file in files if file.name in missing)
-    return tuple(sorted(wanted, key=lambda send: (send.file.name != MANIFEST, send.size_bytes)))
+    transfers = (FileTransfer(file, missing[file.name]) for file in files if file.name in missing)
+    return tuple(sorted(transfers, key=lambda send: (send.file.name != MANIFEST, send.size_bytes)))
 
 
 _TRIAL_S = 600.0
@@ -137,14 +135,14 @@ _RUNTIME = "runtime/current/bin/python"
 
 @dataclass(frozen=True, slots=True)
 class ProofResult:
-    """What a proof found on a target: how far its numbers are off, and what made them.
+    """Result of a proof on a target: its largest difference, and what computed it.
 
     Attributes:
         worst: the largest difference, relative to the largest value of its tensor.
-        allowed: how large it may be.
+        allowed: the largest difference allowed.
         ort: version of the onnxruntime that ran there.
         segments: how many segments were run.
-        providers: execution providers really used.
+        providers: execution providers in use.
     """
 
     worst: float
@@ -153,33 +151,18 @@ class ProofResult:
     segments: int
     providers: tuple[str, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        """As it is kept in the target's journal."""
-        return {
-            "worst": self.worst,
-            "allowed": self.allowed,
-            "ort": self.ort,
-            "segments": self.segments,
-            "providers": list(self.providers),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "ProofResult":
-        """What `to_json` made; an older journal knows no providers."""
-        return cls(**{**value, "providers": tuple(value.get("providers", ()))})
-
     @property
     def ran_on(self) -> str:
-        """The onnxruntime and, where it is not the CPU, the provider, for people."""
+        """Version of onnxruntime and providers other than the CPU, for messages."""
         others = ", ".join(name for name in self.providers if name != "cpu")
         return f"onnxruntime {self.ort}{others and f' with {others}'}"
 
 
-async def find_runtime(target: Target, root: str) -> str | None:
+async def find_runtime(agent: AgentClient, root: str) -> str | None:
     """A Python on the target that has the light runtime; None when there is none."""
-    other = sys.executable if target.place.ssh is None else target.place.python
+    other = sys.executable if agent.target.ssh is None else agent.target.python
     for python in (f"{root}/{_RUNTIME}", other):
-        seen = await target.call(
+        seen = await agent.call(
             "run", command=[python, "-c", "import offload_runtimes"], timeout_s=_LOOK_S
         )
         if seen["code"] == 0:
@@ -187,29 +170,29 @@ async def find_runtime(target: Target, root: str) -> str | None:
     return None
 
 
-async def runtime_versions(target: Target, python: str) -> dict[str, Any] | None:
-    """What `python -m offload_runtimes version` says there; None: an older one can't say."""
+async def runtime_versions(agent: AgentClient, python: str) -> dict[str, Any] | None:
+    """Output of `python -m offload_runtimes version` there; None if it is too old for that."""
     command = [python, "-m", "offload_runtimes", "version"]
-    done = await target.call("run", command=command, timeout_s=_LOOK_S)
+    done = await agent.call("run", command=command, timeout_s=_LOOK_S)
     try:
-        found: dict[str, Any] = json.loads(done["out"].strip().splitlines()[-1])
+        shown: dict[str, Any] = json.loads(done["out"].strip().splitlines()[-1])
     except (ValueError, IndexError):
         return None
-    return found if done["code"] == 0 else None
+    return shown if done["code"] == 0 else None
 
 
-async def try_release(target: Target, root: str, python: str, release: str) -> ProofResult:
+async def try_release(agent: AgentClient, root: str, python: str, release: str) -> ProofResult:
     """Run a release's proof on its target.
 
     Raises:
-        InputError: it crashes there, or gives other numbers; the text says which.
+        InputError: it crashes on the target, or gives other numbers.
     """
     command = [
         *(python, "-m", "offload_runtimes", "prove", f"{root}/releases/{release}"),
-        *("--proof", f"{root}/proofs/{release}.npz", *target.place.options),
+        *("--proof", f"{root}/proofs/{release}.npz", *agent.target.options),
     ]
-    done = await target.call("run", command=command, timeout_s=_TRIAL_S)
-    return judge(target.place.name, done)
+    done = await agent.call("run", command=command, timeout_s=_TRIAL_S)
+    return judge(agent.target.name, done)
 
 
 def judge(name: str, done: Mapping[str, Any]) -> ProofResult:
@@ -235,7 +218,7 @@ def judge(name: str, done: Mapping[str, Any]) -> ProofResult:
 
 
 def ending(done: Mapping[str, Any]) -> str:
-    """How a program on a target ended badly, as the rest of a sentence."""
+    """How a program on a target failed, as the end of a sentence."""
     code = int(done["code"])
     if code == -signal.SIGILL:
         return (
@@ -254,19 +237,19 @@ KEEP = 3
 
 
 class Activation:
-    """One release on its way to be current.
+    """Makes one release current: proves it, switches to it, restarts the service.
 
     Attributes:
-        target: where.
+        agent: of the target.
         release: its id.
-        journal: what the target's journal said when it was locked.
-        verdict: what the proof said; None: it has not run.
+        journal: the target's journal when it was locked.
+        verdict: result of the proof; None: it has not run.
         unproved: why it could not run.
-        runtime: what runs there, as `Versions.to_json` says it; None: unknown.
+        runtime: versions of the runtime there, as `Versions.to_json`; None: unknown.
     """
 
-    def __init__(self, target: Target, release: str) -> None:
-        self.target = target
+    def __init__(self, agent: AgentClient, release: str) -> None:
+        self.agent = agent
         self.release = release
         self.journal: Mapping[str, Any] = {}
         self.verdict: ProofResult | None = None
@@ -276,54 +259,51 @@ class Activation:
         self._python: str | None = None
         self._unit: str | None = None
 
-    def work(self) -> dict[Stage, Callable[[], Awaitable[None]]]:
-        """What to do in the stages that need nothing more than the release."""
+    def work(self) -> dict[Stage, Callable[[], Awaitable[object]]]:
+        """The functions for the stages that are the same for a deployment and a rollback."""
         return {
             Stage.LOCK: self.lock,
             Stage.TRIAL: self._trial,
             Stage.SWAP: self._swap,
             Stage.CHECK: self._check,
-            Stage.BACK: self._back,
+            Stage.BACK: lambda: self.agent.call("back"),
         }
 
     async def lock(self) -> None:
-        """Lock the target, and see what it is and has."""
-        self.journal = await self.target.call("lock")
-        self._root = (await self.target.call("facts"))["root"]
-        self._python = await find_runtime(self.target, self._root)
+        """Lock the target, and read its journal, runtime and service."""
+        self.journal = await self.agent.call("lock")
+        self._root = (await self.agent.call("facts"))["root"]
+        self._python = await find_runtime(self.agent, self._root)
         if self._python:
-            self.runtime = await runtime_versions(self.target, self._python)
-        self._unit = await installed_unit(self.target)
+            self.runtime = await runtime_versions(self.agent, self._python)
+        self._unit = await installed_unit(self.agent)
 
     async def commit(self, entry: Mapping[str, Any], keep: int) -> None:
-        """Enter the release in the target's journal."""
-        probe = self.verdict.to_json() if self.verdict else None
-        await self.target.call("commit", entry={**entry, "probe": probe}, keep=keep)
+        """Add the release to the target's journal."""
+        probe = to_json(self.verdict)
+        await self.agent.call("commit", entry={**entry, "probe": probe}, keep=keep)
 
     async def _trial(self) -> None:
-        proofs = await self.target.call("listing", folder="proofs")
+        proofs = await self.agent.call("listing", folder="proofs")
         if f"{self.release}.npz" not in proofs["names"]:
             self.unproved = "no sample of the model's inputs was found"
         elif not self._python:
             self.unproved = "no runtime there: `offload device init` installs one"
         else:
-            self.verdict = await try_release(self.target, self._root, self._python, self.release)
+            self.verdict = await try_release(self.agent, self._root, self._python, self.release)
 
     async def _swap(self) -> None:
         after = restart_command(self._unit) if self._unit else ()
-        await self.target.call("swap", release=self.release, after=list(after))
+        await self.agent.call("swap", release=self.release, after=list(after))
 
     async def _check(self) -> None:
         if self._unit:
-            await restart(self.target, self._unit)
-
-    async def _back(self) -> None:
-        await self.target.call("back")
+            await restart(self.agent, self._unit)
 
 
 @dataclass(frozen=True, slots=True)
 class DeploymentProgress:
-    """How far a deployment to one target is."""
+    """Progress of a deployment to one target."""
 
     target: str
     stage: Stage
@@ -333,20 +313,20 @@ class DeploymentProgress:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentOutcome:
-    """How a deployment or rollback ended.
+    """Result of a deployment or rollback.
 
     Attributes:
         target: the target's name.
-        release: the release that was to be current.
-        stage: `committed`, `refused` (what was current is untouched), `undone` (put back) or
-            `lost` (the connection went; the target's agent puts back what isn't committed).
+        release: the release to make current.
+        stage: `committed`; `refused`: the current release is unchanged; `undone`: it was put back;
+            or `lost`: the connection broke, and the agent puts back what is not committed.
         previous: the release that was current before; None: none.
-        verdict: what the proof said; None: it was not run.
+        verdict: result of the proof; None: it was not run.
         unproved: why it was not run.
-        runtime: what runs there, as `Versions.to_json` says it; None: unknown.
-        sent: names of the files that travelled.
-        sent_bytes: their bytes that travelled.
-        why: what failed; None: nothing.
+        runtime: versions of the runtime there, as `Versions.to_json`; None: unknown.
+        sent: names of the files that were sent.
+        sent_bytes: bytes that were sent.
+        why: the first error; None: none.
     """
 
     target: str
@@ -367,11 +347,11 @@ class DeploymentOutcome:
 
 
 async def run_stages(
-    work: Mapping[Stage, Callable[[], Awaitable[None]]],
+    work: Mapping[Stage, Callable[[], Awaitable[object]]],
     order: tuple[Stage, ...],
     report: Callable[[Stage], None],
 ) -> tuple[Stage, OffloadError | None]:
-    """Take the stages in order; the last one, and what failed first on the way (None: nothing)."""
+    """Go through the stages; returns the last one and the first error (None: none)."""
     stage, why = order[0], None
     while not stage.is_last:
         report(stage)

@@ -1,4 +1,4 @@
-"""Where things are deployed to: a directory here, an account over SSH, a name in devices.toml."""
+"""Deployment targets: a directory, an account reached by SSH, or a name in devices.toml."""
 
 import re
 import tomllib
@@ -21,7 +21,7 @@ _ADDRESS = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class SshAccount:
-    """An account on another machine; what is None is left to the user's ssh configuration."""
+    """An account on another machine; None leaves a value to the user's ssh configuration."""
 
     host: str
     user: str | None = None
@@ -36,20 +36,19 @@ class SshAccount:
 
 @dataclass(frozen=True, slots=True)
 class TargetConfig:
-    """One target.
+    """A target of deployments.
 
     Attributes:
-        name: what the user calls it.
-        root: the directory that releases go to; a relative one is in the account's home.
-        ssh: how it is reached; None: it is on this machine.
-        role: the side it plays; None: not said, it gets both sides' files.
-        python: a Python there, to run the agent and to make environments with.
-        providers: onnxruntime's execution providers to use there.
-        allow_cpu: use the CPU there, with a warning, where a provider is missing.
-        threads: threads of one kernel there.
-        listen: where its server listens.
-        serving: options of its server: how it is secured and bounded, what it batches; paths are
-            the target's.
+        name: its name for the user.
+        root: the directory of releases; a relative one is in the account's home.
+        ssh: the account to log in to; None: it is on this machine.
+        role: its side; None: unknown, it gets both sides' files.
+        python: a Python on the target, to run the agent and to make environments.
+        providers: execution providers of onnxruntime.
+        allow_cpu: use the CPU, with a warning, where a provider is missing.
+        threads: threads of one kernel.
+        listen: address of its server.
+        serving: command-line options of its server; paths are the target's.
     """
 
     name: str
@@ -65,54 +64,50 @@ class TargetConfig:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """How its runtime runs models, as command-line options."""
+        """Command-line options of its runtime: providers and threads."""
         threads = () if self.threads is None else ("--threads", str(self.threads))
         return (*self.provider_options, *threads)
 
     @property
     def provider_options(self) -> tuple[str, ...]:
-        """Its execution providers, as command-line options."""
+        """Command-line options for its execution providers."""
         words = (word for name in self.providers for word in ("--provider", name))
         return (*words, "--allow-cpu") if self.allow_cpu else tuple(words)
 
 
 def find_target(text: str, devices: Mapping[str, TargetConfig]) -> TargetConfig:
-    """The target a user means: a device's name, `user@host[:port][/directory]`, or a directory.
+    """Find a target by a device's name, `user@host[:port][/directory]`, or a directory.
 
     Raises:
-        InputError: empty, or an address that is not understood.
+        InputError: the text is empty, or not a valid address.
     """
     if text in devices:
         return devices[text]
     if "@" in text.split("/")[0]:
-        return _address(text)
+        match = _ADDRESS.fullmatch(text)
+        port = int(match["port"]) if match and match["port"] else None
+        if match is None or (port is not None and not 0 < port < 65536):
+            raise InputError(f"target {text!r} is not understood: write it like pi@192.0.2.7:22")
+        ssh = SshAccount(match["host"].strip("[]"), match["user"], port)
+        return TargetConfig(text, root=match["root"] or _ROOT, ssh=ssh)
     if not text:
         raise InputError("a target's name is empty: give a directory, user@host or a device")
     return TargetConfig(text, root=str(Path(text).absolute()))
 
 
 def read_devices(path: Path) -> dict[str, TargetConfig]:
-    """The devices of a `devices.toml`, by name; none when there is no such file.
+    """Read the devices of a `devices.toml`, by name; none if the file does not exist.
 
     Raises:
         InputError: not TOML, an unknown key, or a value of the wrong kind.
     """
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML ({error}): mend it") from error
-    return {name: _device(path, name, entry) for name, entry in found.items()}
-
-
-def _address(text: str) -> TargetConfig:
-    match = _ADDRESS.fullmatch(text)
-    port = int(match["port"]) if match and match["port"] else None
-    if match is None or (port is not None and not 0 < port < 65536):
-        raise InputError(f"target {text!r} is not understood: write it like pi@192.0.2.7:22")
-    ssh = SshAccount(match["host"].strip("[]"), match["user"], port)
-    return TargetConfig(text, root=match["root"] or _ROOT, ssh=ssh)
+        raise InputError(f"{path} is not TOML ({error}): correct it") from error
+    return {name: _read_device(path, name, entry) for name, entry in tables.items()}
 
 
 def _is_text(value: object) -> bool:
@@ -123,21 +118,30 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _is_wait(value: object) -> bool:
+def _is_seconds(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 60
 
 
-def _is_texts(value: object) -> bool:
-    return isinstance(value, list) and all(_is_text(item) for item in value)
-
-
-def _is_size(text: str) -> bool:
+def _is_size(value: object) -> bool:
     try:
-        return parse_bytes(text) > 0
+        return isinstance(value, str) and parse_bytes(value) > 0
     except InputError:
         return False
 
 
+# Keys of devices.toml that become options of `serve`.
+_SERVE_OPTIONS = {
+    "cert": "--cert",
+    "cert_key": "--key",
+    "client_ca": "--client-ca",
+    "token_file": "--token-file",
+    "max_memory": "--max-memory",
+    "batch": "--batch",
+    "batch_wait": "--batch-wait",
+    "max_sessions": "--max-sessions",
+    "metrics": "--metrics",
+    "releases": "--releases",
+}
 _KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "role": (lambda value: value in tuple(Side), '"device" or "server"'),
     "host": (_is_text, "a host name or address"),
@@ -146,14 +150,17 @@ _KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
     "key": (_is_text, "the path of a private key"),
     "root": (_is_text, "a directory on the target"),
     "python": (_is_text, "a Python on the target"),
-    "providers": (_is_texts, 'a list like ["cuda"]'),
+    "providers": (
+        lambda value: isinstance(value, list) and all(map(_is_text, value)),
+        'a list like ["cuda"]',
+    ),
     "allow_cpu": (lambda value: isinstance(value, bool), "true or false"),
     "threads": (_is_count, "a number of threads"),
     "listen": (_is_text, "HOST:PORT"),
     "batch": (_is_count, "a number of rows"),
-    "batch_wait": (_is_wait, "0 to 60 seconds"),
+    "batch_wait": (_is_seconds, "0 to 60 seconds"),
     "insecure": (lambda value: isinstance(value, bool), "true or false"),
-    "max_memory": (lambda value: _is_text(value) and _is_size(str(value)), 'a size like "2 GB"'),
+    "max_memory": (_is_size, 'a size like "2 GB"'),
     "max_sessions": (_is_count, "a number of sessions"),
     "releases": (_is_count, "a number of releases"),
     "metrics": (_is_text, "HOST:PORT"),
@@ -164,37 +171,28 @@ _KEYS: Mapping[str, tuple[Callable[[object], bool], str]] = {
 }
 
 
-def _device(path: Path, name: str, entry: Any) -> TargetConfig:
+def _read_device(path: Path, name: str, entry: Any) -> TargetConfig:
+    """Check and read one table of devices.toml."""
     if not isinstance(entry, dict):
         raise InputError(f"{path}: {name!r} is not a table: write [{name}] and its keys below")
     for key, value in entry.items():
         if key not in _KEYS:
             raise InputError(f"{path}: [{name}] has an unknown key {key!r}: use {', '.join(_KEYS)}")
-        fits, wanted = _KEYS[key]
-        if not fits(value):
-            raise InputError(f"{path}: [{name}] {key} is {value!r}: it must be {wanted}")
+        is_valid, expected = _KEYS[key]
+        if not is_valid(value):
+            raise InputError(f"{path}: [{name}] {key} is {value!r}: it must be {expected}")
     if "host" not in entry and "root" not in entry:
-        raise InputError(f"{path}: [{name}] has neither host nor root: say where it is")
-    return _place(name, entry)
-
-
-def _serving(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    """Options of `serve`."""
-    options = {"cert": "cert", "cert_key": "key", "client_ca": "client-ca"}
-    options |= {"token_file": "token-file", "max_memory": "max-memory"}
-    options |= {"batch": "batch", "batch_wait": "batch-wait"}
-    options |= {"max_sessions": "max-sessions", "metrics": "metrics"}
-    options |= {"releases": "releases"}
-    given = [(option, entry[key]) for key, option in options.items() if key in entry]
-    words = tuple(word for option, value in given for word in (f"--{option}", str(value)))
-    return (*words, "--insecure") if entry.get("insecure") else words
-
-
-def _place(name: str, entry: Mapping[str, Any]) -> TargetConfig:
+        raise InputError(f"{path}: [{name}] has neither host nor root: add one of them")
     ssh = None
     if "host" in entry:
         ssh = SshAccount(entry["host"], entry.get("user"), entry.get("port"), entry.get("key"))
     root = entry.get("root", _ROOT)
+    serving: list[str] = []
+    for key, option in _SERVE_OPTIONS.items():
+        if key in entry:
+            serving += [option, str(entry[key])]
+    if entry.get("insecure"):
+        serving.append("--insecure")
     return TargetConfig(
         name,
         root=root if ssh else str(Path(root).expanduser().absolute()),
@@ -205,5 +203,5 @@ def _place(name: str, entry: Mapping[str, Any]) -> TargetConfig:
         allow_cpu=entry.get("allow_cpu", False),
         threads=entry.get("threads"),
         listen=entry.get("listen", _LISTEN),
-        serving=_serving(entry),
+        serving=tuple(serving),
     )

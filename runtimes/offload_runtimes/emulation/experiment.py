@@ -1,22 +1,24 @@
-"""Run a job on a testbed: a server process at one place, a device process at another."""
+"""Run bundles in two processes, a server and a device, on this machine or others."""
 
 import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from offload.costs.link import Link
 from offload.errors import InputError, OffloadError, ServerError
 from offload.planning.plan import Side
+from offload.records import from_json, to_json
 from offload.scheduling.timeline import Timeline
 
 from offload_runtimes.emulation import host
-from offload_runtimes.emulation.namespaces import Argv, TestbedNames
+from offload_runtimes.emulation.host import Argv
+from offload_runtimes.emulation.testbed import Testbed
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +45,14 @@ class ExperimentJob:
     Attributes:
         entries: the bundles.
         server: `HOST:PORT` that serves them.
-        repeats: runs of each after one that warms up.
-        budget_s: stop after the round in which so many seconds are over, at least three rounds.
-        slowdown: emulate, by pacing, a device so many times slower.
+        repeats: runs of each, after one to warm up.
+        budget_s: stop after the round in which this time is over, but not before three rounds.
+        slowdown: emulate, by pacing, a device that is slower by this factor.
         threads: of one kernel.
-        link: emulate this link; None: the way to the server is slow enough by itself.
+        link: emulate this link; None: use the link to the server as it is.
         whole: label of the entry that runs the whole model on the device; empty: none does.
-        whole_s: the seconds that it takes this machine: what pacing starts from, so that a machine
-            that is slower for a while does not make the device slower.
+        whole_s: seconds that the whole model takes on this machine. Pacing starts from it, so that
+            a temporarily slow machine does not make the device slower.
     """
 
     entries: tuple[BundleEntry, ...]
@@ -63,18 +65,6 @@ class ExperimentJob:
     whole: str = ""
     whole_s: float = 0.0
 
-    def to_line(self) -> str:
-        """One line of JSON; `from_line` reads it."""
-        return json.dumps({**asdict(self), "link": self.link.to_json() if self.link else None})
-
-    @classmethod
-    def from_line(cls, line: str) -> "ExperimentJob":
-        """Read what `to_line` wrote."""
-        value = json.loads(line)
-        entries = tuple(BundleEntry(**entry) for entry in value.pop("entries"))
-        link = value.pop("link")
-        return cls(entries=entries, link=Link.from_json(link) if link else None, **value)
-
 
 @dataclass(frozen=True, slots=True)
 class MeasuredRun:
@@ -82,9 +72,10 @@ class MeasuredRun:
 
     Attributes:
         label: of the entry.
-        number: 0 for the run that warmed up.
-        latency_s: from the call to its answer.
-        difference: largest difference from the whole model's outputs, relative to the largest.
+        number: 0 for the run to warm up.
+        latency_s: from the call to its result.
+        difference: largest difference from the whole model's outputs, relative to the largest
+            value; finite, as JSON has no infinity (1e308 if the shapes differ).
         timeline: measured.
     """
 
@@ -94,59 +85,30 @@ class MeasuredRun:
     difference: float
     timeline: Timeline
 
-    def to_json(self) -> dict[str, Any]:
-        """A JSON object; `from_json` reads it."""
-        return {
-            "label": self.label,
-            "number": self.number,
-            "latency_s": self.latency_s,
-            # JSON has no infinity; answers of another shape count as entirely different.
-            "difference": min(self.difference, 1e308),
-            "timeline": self.timeline.to_json(),
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "MeasuredRun":
-        """Read what `to_json` wrote."""
-        return cls(**{**value, "timeline": Timeline.from_json(value["timeline"])})
-
 
 class Host(Protocol):
-    """Where commands run and files are."""
+    """A machine or namespace that runs commands on its files."""
 
     def command(self, argv: Sequence[str]) -> Argv:
-        """The command that runs `argv` there."""
+        """The command that runs `argv` on this host."""
 
     def bring(self, path: Path) -> str:
-        """See that a file or folder is there, and give its path there."""
+        """Copy a file or folder to this host unless it is there; returns its path there."""
 
 
 @dataclass(frozen=True, slots=True)
 class LocalHost:
-    """This machine, as it is."""
+    """This machine, or a side of a testbed on it: namespaces share this machine's files."""
+
+    testbed: Testbed | None = None
+    side: Side = Side.DEVICE
 
     def command(self, argv: Sequence[str]) -> Argv:
-        """The command itself."""
-        return tuple(argv)
+        """The command itself, run in the side's namespace if there is a testbed."""
+        return self.testbed.command(self.side, argv) if self.testbed else tuple(argv)
 
     def bring(self, path: Path) -> str:
-        """It is here."""
-        return str(path.resolve())
-
-
-@dataclass(frozen=True, slots=True)
-class NamespaceHost:
-    """A side of a testbed on this machine."""
-
-    layout: TestbedNames
-    side: Side
-
-    def command(self, argv: Sequence[str]) -> Argv:
-        """Run in the side's namespace."""
-        return ("ip", "netns", "exec", self.layout.namespace(self.side), *argv)
-
-    def bring(self, path: Path) -> str:
-        """Namespaces share the files of this machine."""
+        """The path itself."""
         return str(path.resolve())
 
 
@@ -156,41 +118,35 @@ class SshHost:
 
     Attributes:
         host: as `ssh` takes it, like `pi@192.0.2.7`.
-        folder: where files are put there.
+        folder: the folder on the host for copied files.
     """
 
     host: str
     folder: str = "offload-experiments"
 
     def command(self, argv: Sequence[str]) -> Argv:
-        """Run over SSH; it ends when the connection does, since its input ends."""
-        return ("ssh", "-o", "BatchMode=yes", self.host, shlex.join(argv))
-
-    def copy_commands(self, path: Path) -> tuple[Argv, ...]:
-        """Put a file or folder into the folder there, in place of an older one."""
-        target = shlex.quote(f"{self.folder}/{path.name}")
-        make = f"mkdir -p {shlex.quote(self.folder)} && rm -rf {target}"
-        return (
-            ("ssh", "-o", "BatchMode=yes", self.host, make),
-            ("scp", "-q", "-r", str(path), f"{self.host}:{self.folder}/{path.name}"),
-        )
-
-    def clear(self) -> None:
-        """Remove all that was brought; a host that is gone keeps it."""
-        with suppress(InputError):
-            host.run(
-                ("ssh", "-o", "BatchMode=yes", self.host, f"rm -rf {shlex.quote(self.folder)}")
-            )
+        """Run over SSH; it ends with the connection, which closes its input."""
+        return self._ssh(shlex.join(argv))
 
     def bring(self, path: Path) -> str:
-        """Copy it.
+        """Copy a file or folder into the folder on the host; an older one is replaced.
 
         Raises:
-            InputError: the host can't be reached, or the disk there refuses.
+            InputError: the host cannot be reached, or its disk refuses.
         """
-        for command in self.copy_commands(path):
-            host.run(command)
-        return f"{self.folder}/{path.name}"
+        target = f"{self.folder}/{path.name}"
+        folder, old = shlex.quote(self.folder), shlex.quote(target)
+        host.run(self._ssh(f"mkdir -p {folder} && rm -rf {old}"))
+        host.run(("scp", "-q", "-r", str(path), f"{self.host}:{target}"))
+        return target
+
+    def clear(self) -> None:
+        """Remove the folder from the host; a host that cannot be reached keeps it."""
+        with suppress(InputError):
+            host.run(self._ssh(f"rm -rf {shlex.quote(self.folder)}"))
+
+    def _ssh(self, script: str) -> Argv:
+        return ("ssh", "-o", "BatchMode=yes", self.host, script)
 
 
 _PACKAGE = "offload_runtimes.workers"
@@ -202,12 +158,12 @@ class HostPair:
     """Where the two sides run.
 
     Attributes:
-        device: the device's place.
-        server: the server's place.
-        listen: host of the server, as the device reaches it.
+        device: the device's host.
+        server: the server's host.
+        listen: address of the server, as the device reaches it.
         port: of the server; 0 takes a free one.
-        slow: called with the device's process number once it is ready, to put it under a quota.
-        python: the interpreter on remote places.
+        slow: called with the device's process number once it is ready, to set a CPU quota.
+        python: the interpreter on both hosts.
     """
 
     device: Host = field(default_factory=LocalHost)
@@ -219,7 +175,7 @@ class HostPair:
 
 
 def run_job(rig: HostPair, job: ExperimentJob, bundles: Sequence[str]) -> Iterator[MeasuredRun]:
-    """Serve bundles, run the job against them, give each run as it ends.
+    """Serve bundles, run the job against the server, yield each run as it ends.
 
     Args:
         rig: where the sides run.
@@ -227,30 +183,30 @@ def run_job(rig: HostPair, job: ExperimentJob, bundles: Sequence[str]) -> Iterat
         bundles: folders of the bundles that need a server, as the server sees them.
 
     Raises:
-        OffloadError: a side could not start, or failed.
-        ServerError: a side died in the middle.
+        OffloadError: a side cannot start, or fails.
+        ServerError: a side dies during the job.
     """
     threads = str(job.threads or 0)
     serve = (rig.python, "-m", f"{_PACKAGE}.server_worker", f"{rig.listen}:{rig.port}", threads)
+    drive = (rig.python, "-m", f"{_PACKAGE}.device_worker")
     with _process(rig.server.command((*serve, *bundles)), "server") as server:
         address = _next(server, "server")["listening"] if bundles else ""
-        with _process(
-            rig.device.command((rig.python, "-m", f"{_PACKAGE}.device_worker")), "device"
-        ) as it:
-            _write(it, replace(job, server=address).to_line())
-            ready = _next(it, "device")["ready"]
+        with _process(rig.device.command(drive), "device") as device:
+            _write(device, json.dumps(to_json(replace(job, server=address))))
+            process = _next(device, "device")["ready"]
             if rig.slow:
-                rig.slow(ready)
-            _write(it, "go")
-            for line in _lines(it, "device"):
-                yield MeasuredRun.from_json(line)
+                rig.slow(process)
+            _write(device, "go")
+            for line in _lines(device, "device"):
+                yield from_json(MeasuredRun, line)
 
 
 @contextmanager
 def _process(command: Sequence[str], name: str) -> Iterator["subprocess.Popen[str]"]:
-    """A child whose input ends with the block; one that does not end by then is killed.
+    """A child process whose input closes with the block; it is killed if it does not end then.
 
-    It has a session of its own: ^C is for us, who end it, and say one sentence.
+    It has a session of its own, so that ^C reaches only this process, which ends it and reports
+    one error.
     """
     try:
         child = subprocess.Popen(
@@ -262,7 +218,7 @@ def _process(command: Sequence[str], name: str) -> Iterator["subprocess.Popen[st
             start_new_session=True,
         )
     except OSError as error:
-        raise OffloadError(f"the {name} can't be started: {error}") from error
+        raise OffloadError(f"the {name} cannot be started: {error}") from error
     with child:
         try:
             yield child
@@ -284,7 +240,7 @@ def _write(child: "subprocess.Popen[str]", line: str) -> None:
 
 
 def _lines(child: "subprocess.Popen[str]", name: str) -> Iterator[dict[str, Any]]:
-    """What a side says, until it ends well."""
+    """The JSON lines that a side prints, until it exits with 0."""
     assert child.stdout is not None
     for line in child.stdout:
         value = json.loads(line)

@@ -1,4 +1,4 @@
-"""What a server tells about itself: metrics for Prometheus and structured log records."""
+"""Metrics for Prometheus and structured log records of a server."""
 
 import json
 import logging
@@ -21,7 +21,7 @@ from offload_runtimes.versions import Versions
 
 _LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
-Ask = Callable[[], float]
+Reader = Callable[[], float | Mapping[str, float]]
 
 LOG = logging.getLogger("offload.server")
 LOG.addHandler(logging.NullHandler())
@@ -29,30 +29,25 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Gauges:
-    """Numbers that are asked for when Prometheus reads them."""
+    """Gauges that are read when Prometheus collects them."""
 
     def __init__(self) -> None:
-        self._single: list[tuple[str, str, Ask]] = []
-        self._labelled: list[tuple[str, str, str, Callable[[], Mapping[str, float]]]] = []
+        self._gauges: list[tuple[str, str, Reader, str]] = []
 
-    def add(self, name: str, text: str, ask: Ask) -> None:
-        """A number."""
-        self._single.append((name, text, ask))
-
-    def add_labelled(
-        self, name: str, text: str, label: str, ask: Callable[[], Mapping[str, float]]
-    ) -> None:
-        """Numbers by the values of a label."""
-        self._labelled.append((name, text, label, ask))
+    def add(self, name: str, text: str, read: Reader, *, label: str = "") -> None:
+        """Add a gauge; with a label, `read` returns a number for each of the label's values."""
+        self._gauges.append((name, text, read, label))
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Called by the registry."""
-        for name, text, ask in self._single:
-            yield GaugeMetricFamily(name, text, ask())
-        for name, text, label, asks in self._labelled:
-            family = GaugeMetricFamily(name, text, labels=[label])
-            for value, number in asks().items():
-                family.add_metric([value], number)
+        """Read all gauges; called by the registry."""
+        for name, text, read, label in self._gauges:
+            value = read()
+            if isinstance(value, Mapping):
+                family = GaugeMetricFamily(name, text, labels=[label])
+                for label_value, number in value.items():
+                    family.add_metric([label_value], number)
+            else:
+                family = GaugeMetricFamily(name, text, value)
             yield family
 
 
@@ -61,12 +56,12 @@ class Observer:
 
     Attributes:
         registry: the server's metrics.
-        gauges: for numbers that others know.
+        gauges: numbers that other objects provide.
     """
 
     def __init__(self) -> None:
-        # One for each server: several may run in a process. Names of gauges are not checked
-        # against counters', for `offload_sessions` stands beside `offload_sessions_total`.
+        # One registry for each server, as a process may run several. Names are not checked for
+        # clashes: the gauge `offload_sessions` and the counter `offload_sessions_total` would.
         self.registry = CollectorRegistry(auto_describe=False)
         self.gauges = Gauges()
         self.registry.register(self.gauges)
@@ -82,7 +77,7 @@ class Observer:
         )
         self._frames = self._counter(
             "offload_frames_total",
-            "Frames over: answered, failed, cancelled by the device, or dropped with a session.",
+            "Frames that ended: answered, failed, cancelled by the device, or dropped.",
             "bundle",
             "outcome",
         )
@@ -110,7 +105,7 @@ class Observer:
         self._queue, self._compute = stages.labels("queue"), stages.labels("compute")
         self._rows = Histogram(
             "offload_batch_rows",
-            "Rows that went through a segment at once, where it may take those of several frames.",
+            "Rows of one call of a segment that may run rows of several frames.",
             registry=self.registry,
             buckets=_ROW_BUCKETS,
         )
@@ -118,13 +113,13 @@ class Observer:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
-    def describe(self, found: Versions, providers: Sequence[str]) -> None:
-        """Show what runs here: the product, onnxruntime and the providers really in use."""
+    def describe(self, versions: Versions, providers: Sequence[str]) -> None:
+        """Export the versions of the product and onnxruntime, and the providers in use."""
         Info("offload_build", "What runs here.", registry=self.registry).info(
             {
-                "version": found.version,
-                "onnxruntime": found.onnxruntime,
-                "python": found.python,
+                "version": versions.version,
+                "onnxruntime": versions.onnxruntime,
+                "python": versions.python,
                 "provider": ",".join(providers) or "none",
             }
         )
@@ -134,18 +129,18 @@ class Observer:
         return generate_latest(self.registry).decode()
 
     def refused(self, reason: str, peer: str, detail: str = "") -> None:
-        """A session was refused before it began."""
+        """Count and log a session that was refused before it began."""
         self._refused.labels(reason).inc()
         fields = {"reason": reason, "peer": peer, **({"detail": detail} if detail else {})}
         LOG.warning("session refused", extra={"fields": fields})
 
     def reloaded(self, what: str, error: str = "") -> None:
-        """Certificates or tokens were read anew, or could not be."""
+        """Log that certificates or tokens were read again, or why they could not be."""
         fields = {"what": what, **({"error": error} if error else {})}
         LOG.log(logging.ERROR if error else logging.INFO, "reloaded", extra={"fields": fields})
 
     def opened(self, session: int, peer: str, version: str | None) -> None:
-        """A session began, with a device of this version."""
+        """Count and log a session that began, and warn if the device has another version."""
         self._sessions.inc()
         fields = {"session": session, "peer": peer, "version": version}
         LOG.info("session opened", extra={"fields": fields})
@@ -154,60 +149,62 @@ class Observer:
             LOG.warning("version differs", extra={"fields": fields})
 
     def closed(self, session: int, frames: int) -> None:
-        """A session ended after so many frames."""
+        """Log the end of a session."""
         LOG.info("session closed", extra={"fields": {"session": session, "frames": frames}})
 
     def failed(self, session: int, error: OffloadError, *, begun: bool = True) -> None:
-        """A session or a frame failed, or a session was refused before it had `begun`."""
+        """Count and log a failed frame or session; not `begun`: it was refused at the start."""
         kind = type(error).__name__
         self._errors.labels(kind).inc()
         if not begun:
-            self._refused.labels(_reason(error)).inc()
+            retry = "draining" if error.retry else "protocol"
+            reason = "bundle" if isinstance(error, BundleError) else retry
+            self._refused.labels(reason).inc()
         fields = {"session": session, "kind": kind, "error": str(error)}
         LOG.warning("refused", extra={"fields": fields})
 
     def broke(self, session: int, error: BaseException) -> None:
-        """Something that nobody expected was raised: the log gets its traceback."""
+        """Log an unexpected error with its traceback."""
         LOG.error("unexpected error", exc_info=error, extra={"fields": {"session": session}})
 
     def frame(self, bundle: str, outcome: str, latency_s: float | None) -> None:
-        """A frame is over; `latency_s` after its first segment could run, if one could."""
+        """Count a frame that ended; `latency_s` counts from when its first segment could run."""
         self._frames.labels(bundle[:12], outcome).inc()
         if outcome == "answered" and latency_s is not None:
             self._latency.labels(bundle[:12]).observe(latency_s)
 
     def switched(self, session: int, bundle: str, before: int, after: int) -> None:
-        """A session's frames follow another plan."""
+        """Count and log a switch of plans within a session."""
         self._switches.labels(bundle[:12]).inc()
         fields = {"session": session, "before": before, "after": after}
         LOG.info("plan switched", extra={"fields": fields})
 
     def passed(self, direction: str, size_bytes: int) -> None:
-        """A message went `in` or `out`."""
+        """Count the bytes of a message, `in` or `out`."""
         self._passed[direction].inc(size_bytes)
 
     def bundle(self, event: str, bundle: str, error: str = "") -> None:
-        """A bundle is served from now on, is not any more, or (with an error) cannot be."""
+        """Log that a bundle is served, is dropped, or (with an error) cannot be served."""
         fields = {"bundle": bundle, **({"error": error} if error else {})}
         LOG.log(logging.WARNING if error else logging.INFO, event, extra={"fields": fields})
 
     def computed(self, queue_s: float, compute_s: float) -> None:
-        """A segment waited and ran."""
+        """Record how long a segment waited and ran."""
         self._queue.observe(queue_s)
         self._compute.observe(compute_s)
 
     def batched(self, rows: int) -> None:
-        """So many rows ran at once."""
+        """Record the rows of one call."""
         self._rows.observe(rows)
 
     def batching(self, bundle: str, part: str, why_not: str) -> None:
-        """A part runs rows of several sessions at once, or why it does not (any more)."""
+        """Log whether a part runs rows of several sessions in one call, and why not."""
         fields = {"bundle": bundle[:12], "part": part, "batched": not why_not, "why_not": why_not}
         LOG.info("batching", extra={"fields": fields})
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, event and the event's own fields."""
+    """Formats log records as one JSON object a line: time, level, event and its fields."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of a record."""
@@ -220,12 +217,6 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             head["traceback"] = self.formatException(record.exc_info)
         return json.dumps({**head, **fields})
-
-
-def _reason(error: OffloadError) -> str:
-    if isinstance(error, BundleError):
-        return "bundle"
-    return "draining" if error.retry else "protocol"
 
 
 def log_to_stderr() -> None:

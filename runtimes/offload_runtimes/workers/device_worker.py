@@ -1,7 +1,7 @@
-"""The device of an experiment: `python -m offload_runtimes.workers.device_worker`.
+"""The device process of an experiment: `python -m offload_runtimes.workers.device_worker`.
 
-Reads a job as one line, loads everything and says `{"ready": PID}`; at the next line it runs the
-bundles in turn, a line of JSON each run; `{"error": ...}` when it can't go on.
+Reads an `ExperimentJob` as one line of JSON, loads the bundles and prints `{"ready": PID}`. After
+one more line it runs the bundles in turn and prints a `MeasuredRun` a line, or `{"error": ...}`.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import Any
 
 from offload.bundle.compare import difference
 from offload.errors import OffloadError
-from offload.scheduling.timeline import Timeline
+from offload.records import from_json, to_json
 
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.emulation.experiment import BundleEntry, ExperimentJob, MeasuredRun
@@ -24,7 +24,8 @@ from offload_runtimes.engine import Array
 from offload_runtimes.value_files import read_arrays
 
 _LEAST_ROUNDS = 3
-# Signs of life would share the link with what is measured; a dead server's connection breaks.
+_WORST = 1e308  # JSON has no infinity
+# Heartbeats would disturb what is measured; the connection of a dead server breaks without them.
 _HEARTBEAT_S = 3600.0
 _CONNECT_S = 30.0
 
@@ -34,12 +35,12 @@ Arrays = Mapping[str, tuple[dict[str, Array], dict[str, Array]]]
 
 def main() -> int:
     """Run the job on standard input; exit code 1 when it failed."""
-    job = ExperimentJob.from_line(sys.stdin.readline())
+    job = from_json(ExperimentJob, json.loads(sys.stdin.readline()))
     try:
         with ExitStack() as stack:
             pacer = Pacer(job.slowdown)
             sessions = {e.label: stack.enter_context(_session(job, e, pacer)) for e in job.entries}
-            _say({"ready": os.getpid()})
+            _print_line({"ready": os.getpid()})
             if sys.stdin.readline():
                 arrays = {
                     e.label: (read_arrays(Path(e.feeds)), read_arrays(Path(e.expected)))
@@ -48,7 +49,7 @@ def main() -> int:
                 _settle(job, pacer, sessions, arrays)
                 _rounds(job, sessions, arrays)
     except (OffloadError, OSError) as error:
-        _say({"error": str(error)})
+        _print_line({"error": str(error)})
         return 1
     return 0
 
@@ -60,7 +61,7 @@ def _session(job: ExperimentJob, entry: BundleEntry, pacer: Pacer) -> OffloadSes
         threads=job.threads,
         link=job.link,
         slowdown=pacer,
-        on_server_loss="raise",  # finished locally it would measure something else
+        on_server_loss="raise",  # a run finished locally would measure something else
         heartbeat_s=_HEARTBEAT_S,
         patience_s=_HEARTBEAT_S,
         connect_timeout_s=_CONNECT_S,
@@ -68,7 +69,7 @@ def _session(job: ExperimentJob, entry: BundleEntry, pacer: Pacer) -> OffloadSes
 
 
 def _settle(job: ExperimentJob, pacer: Pacer, sessions: Sessions, arrays: Arrays) -> None:
-    """Find out, in turns, how long each part takes, and hold on to it: one device for all."""
+    """Measure each part in turn, and pace all sessions by these times: they share one device."""
     if pacer.slowdown > 1:
         took_s = [
             {label: session.rehearse(arrays[label][0]) for label, session in sessions.items()}
@@ -79,33 +80,22 @@ def _settle(job: ExperimentJob, pacer: Pacer, sessions: Sessions, arrays: Arrays
 
 
 def _rounds(job: ExperimentJob, sessions: Sessions, arrays: Arrays) -> None:
-    """Every bundle once a round, so that a noisy moment hits all alike."""
+    """Run every bundle once a round, so that a noisy moment affects all of them."""
     began_s = time.monotonic()
     for number in range(job.repeats + 1):
         for label, session in sessions.items():
             feeds, expected = arrays[label]
             start_s = time.monotonic()
-            answers, timeline = session.run_timed(list(expected), feeds)
+            outputs, timeline = session.run_timed(list(expected), feeds)
             latency_s = time.monotonic() - start_s
-            _say(_run(label, number, latency_s, answers, expected, timeline).to_json())
+            worst = max(map(difference, expected.values(), outputs), default=0.0)
+            run = MeasuredRun(label, number, latency_s, min(worst, _WORST), timeline)
+            _print_line(to_json(run))
         if number >= _LEAST_ROUNDS and time.monotonic() - began_s > job.budget_s:
             return
 
 
-def _run(
-    label: str,
-    number: int,
-    latency_s: float,
-    answers: list[Array],
-    expected: dict[str, Array],
-    timeline: Timeline,
-) -> MeasuredRun:
-    pairs = zip(answers, expected.values(), strict=True)
-    worst = max((difference(wanted, found) for found, wanted in pairs), default=0.0)
-    return MeasuredRun(label, number, latency_s, worst, timeline)
-
-
-def _say(value: dict[str, Any]) -> None:
+def _print_line(value: dict[str, Any]) -> None:
     print(json.dumps(value), flush=True)
 
 

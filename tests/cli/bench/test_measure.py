@@ -149,7 +149,7 @@ def test_the_light_model_is_a_study_and_bench_a_verb() -> None:
 @pytest.mark.netns
 @pytest.mark.parametrize("by_quota", [False, True])
 def test_it_runs_between_namespaces(by_quota: bool, tmp_path: Path) -> None:
-    if host.obstacle() or (by_quota and host.hierarchy() is None):
+    if host.obstacle() or (by_quota and host.cpu_controller() is None):
         pytest.skip(host.obstacle() or "no CPU quotas on this machine")
     options = BenchOptions((TINY,), {"net": LINK}, tmp_path, 2.0, 3, 5.0, by_quota)
     with shaped(LINK) as environment:
@@ -162,7 +162,7 @@ def test_it_runs_between_namespaces(by_quota: bool, tmp_path: Path) -> None:
     at_once_bytes = 3_072  # the shaper's burst
     assert sent.median_s > 8 * (sent.upload_bytes - at_once_bytes) / LINK.up_bps
     assert isinstance(environment, Shaped)
-    assert environment.testbed.layout not in bed.testbeds()
+    assert environment.testbed not in bed.testbeds()
 
 
 def test_an_interrupt_is_said_and_what_is_finished_stays(

@@ -12,7 +12,7 @@ from offload.bundle.bundle import MANIFEST, Bundle, manifest_digest, open_bundle
 from offload.errors import BundleError, InputError
 from offload.planning.plan import Side
 from offload_runtimes.deploy import deployment
-from offload_runtimes.deploy.connect import connect
+from offload_runtimes.deploy.agent_client import connect
 from offload_runtimes.deploy.deployment import deploy_to
 from offload_runtimes.deploy.stages import DeploymentOutcome, DeploymentProgress, Stage
 from offload_runtimes.deploy.targets import TargetConfig, find_target
@@ -142,8 +142,7 @@ def test_source_changed_under_our_hands_is_refused(bundle: Bundle, tmp_path: Pat
 
     async def run() -> DeploymentOutcome:
         async with connect(place(target)) as channel:
-            job = deployment.DeploymentJob(bundle, BOTH, None)
-            return await deployment.Deployment(channel, job, lambda _: None).run()
+            return await deployment.Deployment(channel, bundle, BOTH, None).run()
 
     outcome = asyncio.run(run())
     assert outcome.stage is Stage.REFUSED

@@ -279,7 +279,7 @@ def test_without_a_key_that_fits_nothing_happens(
     make_key(tmp_path / "other")
     (tmp_path / "other").replace(user.home / ".ssh/id_ed25519")
     (tmp_path / "other.pub").replace(user.home / ".ssh/id_ed25519.pub")
-    assert "none of our keys" in told(deploy(bundle, server.target()))
+    assert "none of your keys" in told(deploy(bundle, server.target()))
     missing = place(server.target())
     assert missing.ssh is not None
     (outcome,) = deploy_to(

@@ -24,6 +24,7 @@ from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.segment_executor import SegmentExecutor
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.server import Server
+from offload_runtimes.serving.serve_options import ServeOptions
 
 from tests.runtimes.waiting import eventually
 from tests.toolkit.bundle.several import WIDTHS, funnel, ranged_over
@@ -72,7 +73,7 @@ def expected(bundle: Bundle) -> list[np.ndarray]:
 
 @pytest.fixture
 def server(bundle: Bundle) -> Iterator[Server]:
-    with Server([bundle], options=EXACT) as running:
+    with Server([bundle], options=ServeOptions(EXACT)) as running:
         yield running
 
 
@@ -224,7 +225,7 @@ def test_the_server_is_lost_in_the_middle_of_a_change(
             assert np.array_equal(y, expected[number % SEEDS]), number
         assert session.counts.runs == sent
         assert not session.is_split
-        with Server([bundle], server.address, options=EXACT):
+        with Server([bundle], server.address, options=ServeOptions(EXACT)):
             eventually(lambda: session.is_split)
             before = session.counts.split
             assert np.array_equal(session.run(None, frame(0))[0], expected[0])

@@ -14,7 +14,6 @@ from offload.errors import InputError
 from offload.planning.plan import Side
 from offload_runtimes.emulation import host
 from offload_runtimes.emulation import testbed as bed
-from offload_runtimes.emulation.namespaces import TestbedNames
 
 OWNER = """
 import sys, time
@@ -24,7 +23,7 @@ from offload_runtimes.emulation import testbed as bed
 import subprocess
 with bed.open_testbed(PRESETS["wifi"]) as made:
     subprocess.Popen(made.command(Side.SERVER, ["sleep", "100"]))
-    print(made.layout.name, flush=True)
+    print(made.name, flush=True)
     time.sleep(100)
 """
 RECEIVE = """
@@ -86,19 +85,19 @@ def test_bytes_pass_between_the_sides_at_the_rate_asked_for() -> None:
 def test_nothing_stays_behind() -> None:
     with bed.open_testbed(PRESETS["4g"]) as made:
         sleeper = subprocess.Popen(made.command(Side.DEVICE, ["sleep", "100"]))
-        if host.hierarchy():
+        if host.cpu_controller():
             made.slow(sleeper.pid, 5)
-            assert made.layout.group in host.groups()
-        assert made.layout in bed.testbeds()
+            assert made.group in host.groups()
+        assert made in bed.testbeds()
     assert sleeper.wait() == -signal.SIGKILL
-    assert made.layout not in bed.testbeds()
-    assert made.layout.group not in host.groups()
+    assert made not in bed.testbeds()
+    assert made.group not in host.groups()
 
 
 def test_an_error_or_interrupt_within_takes_it_down() -> None:
     with pytest.raises(KeyboardInterrupt), bed.open_testbed(PRESETS["4g"]) as made:
         raise KeyboardInterrupt
-    assert made.layout not in bed.testbeds()
+    assert made not in bed.testbeds()
 
 
 def test_what_a_killed_run_left_is_removed_at_the_next_start() -> None:
@@ -106,7 +105,7 @@ def test_what_a_killed_run_left_is_removed_at_the_next_start() -> None:
         [sys.executable, "-c", textwrap.dedent(OWNER)], stdout=subprocess.PIPE, text=True
     ) as owner:
         assert owner.stdout
-        left = TestbedNames(owner.stdout.readline().strip())
+        left = bed.Testbed(owner.stdout.readline().strip())
         bed.sweep()
         assert left in bed.testbeds()  # its process lives
         owner.kill()
@@ -117,7 +116,7 @@ def test_what_a_killed_run_left_is_removed_at_the_next_start() -> None:
 
 
 def test_a_quota_slows_what_runs_long_enough() -> None:
-    if host.hierarchy() is None:
+    if host.cpu_controller() is None:
         pytest.skip("no CPU quotas on this machine")
     with bed.open_testbed(PRESETS["wifi"]) as made:
         work = "import time\nx = 0\nwhile time.process_time() < 0.2: x += 1"
@@ -129,15 +128,15 @@ def test_a_quota_slows_what_runs_long_enough() -> None:
 
 
 def test_a_kept_testbed_outlives_its_maker_until_taken_down() -> None:
-    layout = TestbedNames(f"test-{os.getpid()}")
+    layout = bed.Testbed(f"test-{os.getpid()}")
     try:
         bed.up(layout, PRESETS["wifi"])
         bed.sweep()
-        assert bed.find(layout.name).layout == layout
+        assert bed.find(layout.name) == layout
         with pytest.raises(InputError, match="is up already"):
             bed.up(layout, PRESETS["wifi"])
     finally:
-        bed.Testbed(layout).down()
+        layout.down()
     with pytest.raises(InputError, match="no testbed named"):
         bed.find(layout.name)
 

@@ -1,5 +1,6 @@
 """A device process and a server process run bundles in turn and report each run."""
 
+import json
 import os
 import signal
 import tempfile
@@ -12,6 +13,7 @@ import pytest
 from offload.costs.link import Link
 from offload.errors import InputError, ServerError
 from offload.planning.plan import Side
+from offload.records import from_json, to_json
 from offload.scheduling.timeline import Lane
 from offload_runtimes.emulation import host
 from offload_runtimes.emulation.experiment import (
@@ -48,7 +50,7 @@ def job_of(made: Made, folder: Path, off: float = 0.0) -> ExperimentJob:
 def test_a_job_survives_its_line(made: Made, tmp_path: Path) -> None:
     link = Link(1e6, 2e6, 0.1, 0.2, 1.05)
     job = replace(job_of(made, tmp_path), link=link, whole="one", whole_s=0.5)
-    assert ExperimentJob.from_line(job.to_line()) == job
+    assert from_json(ExperimentJob, json.loads(json.dumps(to_json(job)))) == job
 
 
 def test_bundles_run_in_turn_and_agree_with_the_whole(made: Made, tmp_path: Path) -> None:

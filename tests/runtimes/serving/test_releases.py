@@ -12,6 +12,7 @@ from offload_runtimes.engine import EngineOptions
 from offload_runtimes.server import Server
 from offload_runtimes.serving import bundles as served_bundles
 from offload_runtimes.serving.bundles import check_memory, free_memory_bytes, load_bundle, sources
+from offload_runtimes.serving.serve_options import ServeOptions
 
 from tests.runtimes import bundles
 
@@ -36,11 +37,11 @@ def test_the_kept_releases_of_a_root_are_served(tmp_path: Path) -> None:
     with Server([link]) as server:
         assert server.bundles == (third.digest, second.digest, first.digest)
         assert server.paths == (link,)
-    with Server([link], max_releases=2) as server:
+    with Server([link], options=ServeOptions(max_releases=2)) as server:
         assert server.bundles == (third.digest, second.digest)
     assert [source.name for source in sources([link, first.path], 1)] == ["current", "b0"]
     with pytest.raises(InputError, match="max_releases must be at least 1"):
-        Server([link], max_releases=0)
+        Server([link], options=ServeOptions(max_releases=0))
 
 
 def test_a_damaged_journal_leaves_the_current_release(tmp_path: Path) -> None:
