@@ -11,7 +11,7 @@ GLOSSARY = (ROOT / "docs/glossary.md").read_text()
 
 # Old class name -> name in use; empty where no class took its place.
 CLASSES = {
-    "Wish": "PlanRequest",
+    "Wish": "Constraints",
     "Demand": "Constraints",
     "Situation": "PlanningProblem",
     "Prepared": "PlanningInputs",
@@ -52,7 +52,7 @@ CLASSES = {
     "Survey": "EncodingSurvey",
     "Bed": "Testbed",
     "Here": "LocalHost",
-    "Within": "NamespaceHost",
+    "Within": "LocalHost",
 }
 
 # Old module name -> module in use.

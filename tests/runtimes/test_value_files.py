@@ -74,7 +74,7 @@ def test_json_becomes_what_the_inputs_declare(tmp_path: Path) -> None:
 def test_json_that_does_not_fit_is_one_sentence(tmp_path: Path, text: str, kind: str) -> None:
     path = tmp_path / "in.json"
     path.write_text(text)
-    with pytest.raises(InputError, match="input 'x' is a") as caught:
+    with pytest.raises(InputError, match="JSON value of input 'x' does not fit its type") as caught:
         typed(read_values(path), [ModelValue("x", kind, None)])
     assert "\n" not in str(caught.value)
 
