@@ -138,6 +138,16 @@ def room_of(module: str) -> str:
     return ".".join(parts[:2])
 
 
+def test_no_class_name_stands_for_two_things() -> None:
+    places: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(module)
+    twice = {name: modules for name, modules in places.items() if len(modules) > 1}
+    assert not twice
+
+
 def test_client_never_imports_server() -> None:
     seen: set[str] = set()
     pending = ["offload_runtimes.client"]
