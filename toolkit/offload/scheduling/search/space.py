@@ -29,8 +29,8 @@ class StateView(NamedTuple):
         peak: the highest point of each step (N x m).
         end: the height after each step (N x m).
         open: which steps respect precedence (N x m).
-        left: of each block (N x B): from the front whether it is still to be computed, from the
-            back how many of its cut points are not taken.
+        left: for each block (N x B), walking from the front: 1 if it is still to be computed;
+            from the back: the number of its cut points that are not scheduled yet.
     """
 
     height: Floats
