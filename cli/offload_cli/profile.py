@@ -8,13 +8,16 @@ import typer
 from offload.files import temporary_folder, write_text
 from offload.graph.load import load_model
 from offload.units import format_bytes, format_s
+from offload_runtimes.deploy.targets import DEVICES
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure.calibration import read_calibration
 from offload_runtimes.measure.profile import cached_profile, optimized_model
 from offload_runtimes.value_files import read_arrays
 
+from offload_cli.on_target import OnOption, machine_on
 from offload_cli.options import (
     AllowCpuOption,
+    DevicesOption,
     FormatOption,
     ModelArgument,
     ProviderOption,
@@ -58,13 +61,15 @@ def profile(
     threads: ThreadsOption = None,
     provider: ProviderOption = [],  # noqa: B006
     allow_cpu: AllowCpuOption = False,
+    on: OnOption = "",
+    devices: DevicesOption = Path(DEVICES),
 ) -> None:
-    """Measure the seconds and bytes of each layer on this machine.
+    """Measure the seconds and bytes of each layer, here or on a target.
 
     The profile is cached by model and machine; `--again` measures it anew. Profile with the same
-    --image and --shape that you split with, and copy the file to the machine where you split.
+    --image and --shape that you split with. A target needs the runtime (`offload device init`).
 
-    Example: on the Pi `offload profile net.onnx -o pi.json`, then on your machine
+    Example: `offload profile net.onnx --on pi@192.0.2.7 -o pi.json`, then
     `offload split net.onnx --device pi.json -o net.bundle`
     """
     output = Output(form)
@@ -73,13 +78,14 @@ def profile(
         temporary_folder() as folder,
         image_input(model, image, parse_shapes(shape)) as (source, shapes),
         output.steps() as progress,
+        machine_on(on, devices, options) as (machine, options),
     ):
         progress(f"reading {model}")
         loaded = load_model(source)
         feeds = read_arrays(input_file) if input_file else None
         input_shapes = {name: array.shape for name, array in (feeds or {}).items()}
         known = {name: input_shapes[name] for name in loaded.values.inputs if name in input_shapes}
-        optimized = optimized_model(loaded, folder, {**known, **shapes})
+        optimized = optimized_model(loaded, folder, {**known, **shapes}, machine=machine)
         values = optimized.inputs.values
         measured = cached_profile(
             optimized,
@@ -89,6 +95,7 @@ def profile(
             samples=read_calibration(calibration, values).feeds if calibration else (),
             runs=runs,
             progress=progress,
+            machine=machine,
         )
     if path:
         write_text(path, json.dumps(measured.to_json(), indent=1))

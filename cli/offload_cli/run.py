@@ -20,7 +20,7 @@ from offload.units import format_s
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.session_options import OnServerLoss
 from offload_runtimes.local import open_session
-from offload_runtimes.measure.profile import machine_name
+from offload_runtimes.measure.timing import machine_name
 from offload_runtimes.value_files import read_frames, typed, write_values
 
 from offload_cli.options import (

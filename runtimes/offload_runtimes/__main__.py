@@ -1,6 +1,6 @@
 """Commands of the light runtime, for machines without the `offload` command.
 
-python -m offload_runtimes run | serve | prove | preflight | version
+python -m offload_runtimes run | serve | prove | measure | preflight | version
 """
 
 import argparse
@@ -107,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     prove.add_argument("bundle", type=Path)
     prove.add_argument("--proof", type=Path, required=True)
     prove.set_defaults(command=_prove)
+    measure = verbs.add_parser("measure", help="time models for a planning machine (stdin, stdout)")
+    measure.set_defaults(command=_measure)
     preflight = verbs.add_parser("preflight", help="check that onnxruntime works on this machine")
     preflight.set_defaults(command=_preflight)
     version = verbs.add_parser("version", help="print the versions of this runtime")
@@ -224,6 +226,12 @@ def _prove(options: argparse.Namespace) -> None:
             f"{options.bundle} gives other numbers on this machine: {result.tensor!r} is off by"
             f" {result.worst:.2g} of its largest value, {result.allowed:g} is allowed"
         )
+
+
+def _measure(_: argparse.Namespace) -> None:
+    from offload_runtimes.measure.worker import main as serve_measurements
+
+    serve_measurements()
 
 
 def _preflight(options: argparse.Namespace) -> None:

@@ -35,10 +35,10 @@ from offload.units import format_s
 from offload_models.zoo import build, save
 from offload_runtimes.engine import Engine, EngineOptions, load
 from offload_runtimes.local import open_session
-from offload_runtimes.measure.calibrate import time_in_turns
 from offload_runtimes.measure.probe import probe
 from offload_runtimes.measure.profile import OptimizedModel, measure, optimized_model
 from offload_runtimes.measure.split import SplitRequest, split
+from offload_runtimes.measure.timing import time_in_turns
 from offload_runtimes.server import Server
 
 from tests.benchmarks.goals import Goal, report

@@ -13,7 +13,8 @@ from offload.graph.load import load_model
 from offload.planning.memory import CLIENT_BYTES
 from offload.planning.problem import Constraints
 from offload_models.zoo import build, save
-from offload_runtimes.measure.profile import client_bytes, read_fused
+from offload_runtimes.measure.machine import THIS_MACHINE
+from offload_runtimes.measure.profile import read_fused, tiny_model
 from offload_runtimes.measure.split import SplitRequest, prepare, split
 from offload_runtimes.server import Server
 
@@ -38,7 +39,9 @@ def request_for(folder: Path, name: str) -> SplitRequest:
     """
     save(build(name), folder / "net.onnx")
     graph = read_fused(load_model(folder / "net.onnx"))
-    profile = replace(estimate_profile(graph, 8e9), client_bytes=client_bytes(threads=1))
+    profile = replace(
+        estimate_profile(graph, 8e9), client_bytes=THIS_MACHINE.client_bytes(tiny_model(), 1)
+    )
     (folder / "device.json").write_text(json.dumps(profile.to_json()))
     link = parse_link("wifi")
     return SplitRequest(folder / "net.onnx", link, device=folder / "device.json", server=9e9)
@@ -63,7 +66,7 @@ def test_the_client_stays_within_the_limit_it_was_planned_for(tmp_path: Path, na
 
 def test_a_profile_says_what_the_client_takes_and_an_estimate_does_not(tmp_path: Path) -> None:
     request = request_for(tmp_path, "squeezenet")
-    measured = client_bytes(threads=1)
+    measured = THIS_MACHINE.client_bytes(tiny_model(), 1)
     assert measured is not None
     assert 20e6 < measured < 400e6
     assert prepare(request).problem().client_bytes == measured

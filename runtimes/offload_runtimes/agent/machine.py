@@ -47,7 +47,7 @@ def run(root: Path, command: list[str], timeout_s: float, alone: bool = False) -
     try:
         child = subprocess.Popen(
             command,
-            cwd=root,
+            cwd=root if root.is_dir() else None,
             env={**os.environ, **_user_manager()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -79,6 +79,7 @@ class Agent:
             "link": self._link,
             "target": self._target,
             "servers": lambda: {"servers": servers(store.root)},
+            "become": self._become,
         }
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +114,16 @@ class Agent:
         path = self.store.root / in_home(name)
         path.unlink(missing_ok=True)
         return {"path": str(path)}
+
+    def _become(self, command: list[str]) -> dict[str, Any]:
+        """Replace this process by another program, which takes over the connection."""
+        _reply({"ok": {}})
+        if self.store.root.is_dir():
+            os.chdir(self.store.root)
+        try:
+            os.execv(command[0], command)
+        except OSError as error:
+            raise RefusalError(f"{command[0]} does not start: {error.strerror}") from error
 
     def _link(self, name: str, to: str) -> dict[str, Any]:
         link_whole(self.store.root / name, to)

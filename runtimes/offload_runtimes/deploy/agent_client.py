@@ -68,14 +68,14 @@ class AgentClient:
         self.target = target
         self._ended = ended
         self._has_answered = False
-        self._reader = reader
+        self.reader = reader
         self._writer = writer
         self._errors = errors
 
     async def start(self) -> None:
         """Send the agent's own code."""
         with contextlib.suppress(OSError):
-            await self._write(payload(self.target.root))
+            await self.write(payload(self.target.root))
 
     async def call(self, verb: str, /, **arguments: Any) -> dict[str, Any]:
         """Send a request and return the reply.
@@ -85,7 +85,7 @@ class AgentClient:
             ServerError: the connection was cut.
         """
         with contextlib.suppress(OSError):
-            await self._write(json.dumps({"call": verb, **arguments}).encode() + b"\n")
+            await self.write(json.dumps({"call": verb, **arguments}).encode() + b"\n")
         return await self._reply()
 
     async def send(
@@ -112,26 +112,27 @@ class AgentClient:
         """
         left = int(arguments["file"]["size_bytes"]) - offset_bytes
         with contextlib.suppress(OSError):  # the reply says why the agent ended
-            await self._write(json.dumps({"call": verb, **arguments}).encode() + b"\n")
+            await self.write(json.dumps({"call": verb, **arguments}).encode() + b"\n")
             with source.open("rb") as stream:
                 stream.seek(offset_bytes)
                 while left > 0:
                     piece = stream.read(min(left, _PIECE_BYTES))
                     if not piece:
                         raise InputError(f"{source} became shorter while it was sent: try again")
-                    await self._write(piece)
+                    await self.write(piece)
                     sent(len(piece))
                     left -= len(piece)
         return bool((await self._reply())["whole"])
 
-    async def _write(self, data: bytes) -> None:
+    async def write(self, data: bytes) -> None:
+        """Send bytes to the agent, or to the program that it has become."""
         self._writer.write(data)
         await self._writer.drain()
 
     async def _reply(self) -> dict[str, Any]:
         line = b""
         with contextlib.suppress(OSError):
-            line = await self._reader.readline()
+            line = await self.reader.readline()
         if not line.endswith(b"\n"):
             raise await self._gone()
         try:

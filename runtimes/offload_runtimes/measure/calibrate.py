@@ -7,30 +7,24 @@ all alike.
 """
 
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-from offload.bundle.engine_input import part_input
+from offload.bundle.engine_input import EngineInput, part_input
 from offload.bundle.subgraph import part_of
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 
-from offload_runtimes.engine import Arena, EngineOptions, load
-from offload_runtimes.engine.values import Array
+from offload_runtimes.measure.machine import Feeds, LoadedModel, TimedRun
 
-WARM_RUNS = 3
-_WARM_S = 2.0  # slow work is warm after fewer runs
 PIECES = 6
 _LEAST_S = 3e-4  # a shorter piece is mostly the engine's own call
 _NEAR = 0.4
 _SLOWER = 1.15
 _SCATTER = 0.4
-
-Feeds = Mapping[str, Array]
 
 
 def divided(graph: Graph, seconds: Sequence[float], count: int = PIECES) -> list[range]:
@@ -59,42 +53,16 @@ def divided(graph: Graph, seconds: Sequence[float], count: int = PIECES) -> list
     return [range(start, end) for start, end in pairwise([0, *ends, len(seconds)])]
 
 
-def time_in_turns(
-    runs: Mapping[str, Callable[[], object]], repeats: int, budget_s: float
-) -> dict[str, list[float]]:
-    """Seconds of several pieces of work, run one after the other, repeatedly.
-
-    At least three rounds, then until the repeats or the seconds are used up.
-    """
-    for run in runs.values():
-        until_s = time.monotonic() + _WARM_S
-        for _ in range(WARM_RUNS):
-            run()
-            if time.monotonic() > until_s:
-                break
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    until_s = time.monotonic() + budget_s
-    for done in range(repeats):
-        if done >= 3 and time.monotonic() > until_s:
-            break
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
 def pieces(
     model: Model,
     graph: Graph,
     ranges: Sequence[range],
     folder: Path,
-    options: EngineOptions,
+    load: Callable[[EngineInput], LoadedModel],
     feeds: Feeds,
     types: Mapping[str, Tensor] = MappingProxyType({}),
-    arena: Arena | None = None,
-) -> dict[str, Callable[[], list[Array]]]:
-    """By range of layers, a function that runs it as a segment on its real inputs.
+) -> dict[str, TimedRun]:
+    """By range of layers, a run of it as a segment on its real inputs.
 
     Raises:
         InputError: the engine refuses a piece.
@@ -102,14 +70,14 @@ def pieces(
     if len(ranges) == 1:
         return {}
     values = dict(feeds)
-    runs: dict[str, Callable[[], list[Array]]] = {}
+    runs = {}
     for number, layers in enumerate(ranges):
         part = part_of(graph, layers)
         source = part_input(model, part, folder / f"piece-{number}.onnx", types)
-        engine = load(source, options, arena)
+        loaded = load(source)
         needed = {name: values[name] for name in part.inputs}
-        values.update(zip(part.outputs, engine.run(part.outputs, needed), strict=True))
-        runs[f"piece-{number}"] = lambda engine=engine, needed=needed: engine.run(None, needed)  # type: ignore[misc]
+        values.update(zip(part.outputs, loaded.keep(part.outputs, needed), strict=True))
+        runs[f"piece-{number}"] = TimedRun(loaded, needed)
     return runs
 
 

@@ -24,7 +24,7 @@ from offload_runtimes.measure import Progress
 from offload_runtimes.measure.cache import cached, feeds_digest
 from offload_runtimes.measure.calibration import Calibration
 from offload_runtimes.measure.inner_tensors import inner_tensors
-from offload_runtimes.measure.profile import machine_name
+from offload_runtimes.measure.timing import machine_name
 from offload_runtimes.protocol.codecs import codec, has_pictures, reference_s, suits
 
 # Smaller tensors cost the link next to nothing, encoded or not.

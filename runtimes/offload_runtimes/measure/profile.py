@@ -1,15 +1,11 @@
 """Measure what each layer of a model costs on this machine."""
 
 import hashlib
-import os
-import platform
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -21,7 +17,7 @@ from offload.bundle.sample_inputs import ModelInputs, draw
 from offload.bundle.subgraph import part_of
 from offload.costs.encodings import TensorFormat
 from offload.costs.profile import RANDOM_SIZES, LayerCost, Profile, load_profile
-from offload.errors import InputError, OffloadError
+from offload.errors import InputError
 from offload.files import temporary_folder
 from offload.graph.engine_graph import Kernel, kernel_layers, name_kernels, surviving_tensors
 from offload.graph.infer import Types, infer_types
@@ -32,62 +28,17 @@ from offload.graph.value_index import function_key, functions_used, nested_nodes
 from offload.planning.plan import Send
 from offload.units import format_s
 
-from offload_runtimes.engine import (
-    Arena,
-    EngineOptions,
-    load,
-    load_once,
-    shared_arena,
-    short_name,
-)
-from offload_runtimes.engine.profiling import optimize_to, profile_nodes
+from offload_runtimes.engine import EngineOptions
 from offload_runtimes.engine.values import Array
 from offload_runtimes.measure import Progress
 from offload_runtimes.measure.cache import cached, feeds_digest
-from offload_runtimes.measure.calibrate import calibrated, divided, pieces, remarks, time_in_turns
+from offload_runtimes.measure.calibrate import calibrated, divided, pieces, remarks
 from offload_runtimes.measure.inner_tensors import measured_sizes, shapes_by_running
+from offload_runtimes.measure.machine import THIS_MACHINE, Machine, TimedRun
+from offload_runtimes.measure.timing import WARM_RUNS
 from offload_runtimes.measure.verify import missing_types
-from offload_runtimes.protocol.codecs import reference_s
 
 _TINY_SHAPE = (1, 8)
-_TIMEOUT_S = 60.0
-# Run in a process of its own, with all that an inference uses: engine, connection, threads.
-_CLIENT = """
-import sys
-from pathlib import Path
-from offload_runtimes.client import OffloadSession
-from offload_runtimes.engine import EngineOptions, load
-from offload_runtimes.measure.probe import probe
-load(sys.stdin.buffer.read(), EngineOptions(threads=int(sys.argv[2]) or None)).warm()
-probe(sys.argv[1], sizes_bytes=[1000], repeats=1)
-status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-print(int(status.get("VmHWM", status["VmRSS"]).split()[0]) * 1024)
-"""
-
-
-@cache
-def client_bytes(threads: int | None = None) -> int | None:
-    """Peak resident bytes of a client that runs a tiny model and talks to a server.
-
-    None where that cannot be measured (no Linux, no loopback, no second process).
-    """
-    from offload_runtimes.server import Server  # not on top: planning starts without gRPC
-
-    model = identity_model(
-        Send("t", None, TensorFormat.HALF.value), _TINY_SHAPE
-    ).SerializeToString()
-    try:
-        with Server([]) as server:
-            command = [sys.executable, "-c", _CLIENT, server.address, str(threads or 0)]
-            done = subprocess.run(
-                command, input=model, capture_output=True, check=True, timeout=_TIMEOUT_S
-            )
-            return int(done.stdout)
-    except (OffloadError, OSError, subprocess.SubprocessError, ValueError):
-        return None
-
-
-WARM_RUNS = 3
 KERNEL_RUNS = 10
 # The engine's profiler keeps a million events, of kernels and others.
 _MOST_EVENTS = 400_000
@@ -185,15 +136,16 @@ def optimized_model(
     folder: Path,
     shapes: Mapping[str, tuple[int, ...]] | None = None,
     keep: frozenset[str] = frozenset(),
+    machine: Machine = THIS_MACHINE,
 ) -> OptimizedModel:
-    """Let the engine optimise a model into a folder and read its layers from the result.
+    """Let the machine's engine optimise a model into a folder and read its layers from the result.
 
     Raises:
         InputError: the engine refuses the model, or `shapes` does not fit it.
     """
     if model.path is None:
         raise InputError("the model must come from a file to be measured: save it first")
-    optimized, kernels = _optimized(model, whole_input(model), folder / "optimized.onnx")
+    optimized, kernels = _optimized(model, whole_input(model), folder / "optimized.onnx", machine)
     surviving = surviving_tensors(model, kernels) | keep
     types = infer_with(model, shapes)
     graph = read_graph(model, shapes, surviving, types)
@@ -211,11 +163,11 @@ def optimized_model(
 
 
 def _optimized(
-    model: Model, source: EngineInput, target: Path
+    model: Model, source: EngineInput, target: Path, machine: Machine
 ) -> tuple[EngineInput, tuple[Kernel, ...]]:
     """A model or part as the engine optimises it, and its kernels with unique names."""
     unread_bytes = sum(extent.length_bytes for extent in model.weights.extents)
-    optimize_to(source, target, fold_large=unread_bytes <= _FOLDED_BYTES)
+    machine.optimize_to(source, target, fold_large=unread_bytes <= _FOLDED_BYTES)
     kernels = name_kernels(target)
     return (target.read_bytes() if isinstance(source, bytes) else target), kernels
 
@@ -228,8 +180,9 @@ def measure(
     samples: Sequence[Mapping[str, Array]] = (),
     runs: int = 20,
     progress: Progress = lambda _: None,
+    machine: Machine = THIS_MACHINE,
 ) -> Profile:
-    """Seconds per layer on this machine, and bytes of tensors whose size depends on data.
+    """Seconds per layer on a machine, and bytes of tensors whose size depends on data.
 
     The whole model and pieces of it are timed without a profiler, in turns, as the runtime runs
     them; ORT's profiler, which slows small kernels, only gives each layer's share of a piece.
@@ -241,6 +194,7 @@ def measure(
         samples: representative inputs, to measure sizes on.
         runs: repeats; fewer when the model is slow (20 s in all at most).
         progress: called with a phrase before each step.
+        machine: the machine to time on, which `subject` was optimised by.
 
     Raises:
         InputError: the size of an input is open and no shape was given, or no random value can be
@@ -251,19 +205,19 @@ def measure(
     sizes = measured_sizes(subject.model, subject.graph, options, samples or [inputs], types)
     guessed = bool(sizes) and not samples and not feeds
     progress("timing its kernels")
-    shares = _share(subject, options, inputs, min(runs, KERNEL_RUNS), types)
+    shares = _share(subject, options, inputs, min(runs, KERNEL_RUNS), types, machine)
     progress("timing the whole model and parts of it")
     ranges = divided(subject.graph, shares)
 
-    def timed(folder: Path, arena: Arena | None) -> tuple[dict[str, list[float]], str]:
-        engine = load(whole_input(subject.model), options, arena)
-        parts = pieces(subject.model, subject.graph, ranges, folder, options, inputs, types, arena)
-        work = {_WHOLE: lambda: engine.run(None, inputs), **parts}
-        return time_in_turns(work, runs, MAX_SECONDS_S), short_name(engine.providers[0])
-
-    # One arena for all models: only one runs at a time. They are gone before it is swept.
-    with temporary_folder() as folder, shared_arena() as arena:
-        seconds_of, provider = timed(folder, arena)
+    with temporary_folder() as folder, machine.shared_memory() as arena:
+        load = partial(machine.load, options=options, arena=arena)
+        whole_model = load(whole_input(subject.model))
+        provider = whole_model.providers[0]
+        work = {_WHOLE: TimedRun(whole_model, inputs)}
+        del whole_model
+        work |= pieces(subject.model, subject.graph, ranges, folder, load, inputs, types)
+        seconds_of = machine.time_in_turns(work, runs, MAX_SECONDS_S)
+        del work  # the models are gone before their memory is given back
     whole = seconds_of.pop(_WHOLE)
     whole_s = statistics.median(whole)
     pieces_s = [statistics.median(times) for times in seconds_of.values()] or [whole_s]
@@ -271,7 +225,7 @@ def measure(
     low, high = (float(np.quantile(whole, q)) / whole_s for q in (0.25, 0.75))
     return Profile(
         model=subject.graph.digest,
-        machine=machine_name(),
+        machine=machine.name,
         provider=provider,
         threads=options.threads or 0,
         layers=tuple(
@@ -281,9 +235,9 @@ def measure(
         whole_s=whole_s,
         runs=len(whole),
         remarks=(*remarks(whole), *([RANDOM_SIZES] if guessed else ())),
-        codec_s=reference_s(),
+        codec_s=machine.codec_s(),
         segment_s=segment_s,
-        client_bytes=client_bytes(options.threads),
+        client_bytes=machine.client_bytes(tiny_model(), options.threads),
         sizes=sizes,
     )
 
@@ -294,6 +248,7 @@ def _share(
     feeds: Mapping[str, Array],
     runs: int,
     types: Mapping[str, Tensor],
+    machine: Machine,
 ) -> list[float]:
     """Kernel seconds summed by layer; a layer that the engine folded away costs nothing.
 
@@ -304,8 +259,9 @@ def _share(
     model, graph = subject.model, subject.graph
     seconds = [0.0] * len(graph.layers)
     loops = [index for index, layer in enumerate(graph.layers) if _has_loop(model, layer)]
+    add = partial(_add_kernels, seconds, subject, options, runs, machine)
     if not loops:
-        _add_kernels(seconds, subject, subject.optimized, subject.kernels, feeds, options, runs)
+        add(subject.optimized, subject.kernels, feeds)
         return seconds
     edges = sorted({0, len(graph.layers), *loops, *(index + 1 for index in loops)})
     values = dict(feeds)
@@ -314,15 +270,15 @@ def _share(
         needed = {name: values[name] for name in part.inputs}
         with temporary_folder() as folder:
             source = part_input(model, part, folder / "part.onnx", types)
-            engine = (load if layers.start in loops else load_once)(source, options)
-            outputs = engine.run(part.outputs, needed)
+            loaded = machine.load(source, options, once=layers.start not in loops)
+            outputs = loaded.keep(part.outputs, needed)
             if layers.start in loops:
-                work = {"": lambda e=engine, feeds=needed: e.run(None, feeds)}
-                times = time_in_turns(work, runs, _LOOP_SECONDS_S)[""]
+                work = {"": TimedRun(loaded, needed)}
+                times = machine.time_in_turns(work, runs, _LOOP_SECONDS_S)[""]
                 seconds[layers.start] = statistics.median(times)
             else:
-                optimized, kernels = _optimized(model, source, folder / "optimized.onnx")
-                _add_kernels(seconds, subject, optimized, kernels, needed, options, runs)
+                optimized, kernels = _optimized(model, source, folder / "optimized.onnx", machine)
+                add(optimized, kernels, needed)
         values.update(zip(part.outputs, outputs, strict=True))
     return seconds
 
@@ -330,19 +286,26 @@ def _share(
 def _add_kernels(
     seconds: list[float],
     subject: OptimizedModel,
+    options: EngineOptions,
+    runs: int,
+    machine: Machine,
     optimized: EngineInput,
     kernels: tuple[Kernel, ...],
     feeds: Mapping[str, Array],
-    options: EngineOptions,
-    runs: int,
 ) -> None:
     """Profile an optimised model and add its kernels' seconds to their layers."""
     shares = kernel_layers(subject.model, subject.graph, kernels)
     runs = max(1, min(runs, _MOST_EVENTS // max(1, len(kernels)) - WARM_RUNS))
-    kernel_s = profile_nodes(optimized, feeds, options, runs=runs, warm_runs=WARM_RUNS)
+    kernel_s = machine.profile_nodes(optimized, feeds, options, runs, WARM_RUNS)
     for name, node_s in kernel_s.items():
         for layer, share in shares.get(name, {}).items():
             seconds[layer] += share * node_s
+
+
+@cache
+def tiny_model() -> bytes:
+    """A model that a client loads to show how much memory it takes besides."""
+    return identity_model(Send("t", None, TensorFormat.HALF.value), _TINY_SHAPE).SerializeToString()
 
 
 def _has_loop(model: Model, layer: Layer) -> bool:
@@ -351,11 +314,6 @@ def _has_loop(model: Model, layer: Layer) -> bool:
     called = functions_used(model.proto, iter(nodes))
     nodes += [n for f in model.proto.functions if function_key(f) in called for n in f.node]
     return any(inner.op_type in _LOOPS for node in nodes for inner in nested_nodes(node))
-
-
-def machine_name() -> str:
-    """A name for this machine that is stable between runs."""
-    return f"{platform.node() or 'machine'}-{platform.machine()}-{os.cpu_count()}cpu"
 
 
 def cached_profile(
@@ -367,8 +325,9 @@ def cached_profile(
     samples: Sequence[Mapping[str, Array]] = (),
     runs: int = 20,
     progress: Progress = lambda _: None,
+    machine: Machine = THIS_MACHINE,
 ) -> Profile:
-    """The profile of a model on this machine, measured once and kept in the user's cache.
+    """The profile of a model on a machine, measured once and kept in the user's cache.
 
     With inputs, their digest is part of the cache's key.
 
@@ -391,17 +350,25 @@ def cached_profile(
         return profile
 
     def measured() -> Profile:
-        return measure(subject, options, feeds=feeds, samples=samples, runs=runs, progress=progress)
+        return measure(
+            subject,
+            options,
+            feeds=feeds,
+            samples=samples,
+            runs=runs,
+            progress=progress,
+            machine=machine,
+        )
 
     def outdated(known: Profile) -> str:
         progress("checking the cached profile against the model's speed now")
         inputs = dict(feeds or (samples[0] if samples else draw(subject.inputs)))
-        engine = load(whole_input(subject.model), options)
-        work = {_WHOLE: lambda: engine.run(None, inputs)}
-        times = time_in_turns(work, CHECK_RUNS, MAX_SECONDS_S)[_WHOLE]
+        work = {_WHOLE: TimedRun(machine.load(whole_input(subject.model), options), inputs)}
+        times = machine.time_in_turns(work, CHECK_RUNS, MAX_SECONDS_S)[_WHOLE]
         return drift(known.whole_s, statistics.median(times))
 
-    path = cache_path(subject.graph, options, [*([feeds] if feeds else []), *samples])
+    inputs = [*([feeds] if feeds else []), *samples]
+    path = cache_path(subject.graph, options, inputs, machine.name)
     return cached(path, read, measured, again=again, progress=progress, outdated=outdated)
 
 
@@ -416,10 +383,15 @@ def drift(cached_s: float, now_s: float) -> str:
 
 
 def cache_path(
-    graph: Graph, options: EngineOptions, inputs: Sequence[Mapping[str, Array]] = ()
+    graph: Graph,
+    options: EngineOptions,
+    inputs: Sequence[Mapping[str, Array]] = (),
+    machine: str = "",
 ) -> Path:
     """The cache's file for a profile: one a model, machine, options and inputs."""
     shapes = [(name, graph.tensors[name].shape) for name in graph.inputs]
-    setting = repr((machine_name(), options, shapes)) + (feeds_digest(inputs) if inputs else "")
+    setting = repr((machine or THIS_MACHINE.name, options, shapes)) + (
+        feeds_digest(inputs) if inputs else ""
+    )
     name = f"{graph.digest[:16]}-{hashlib.sha256(setting.encode()).hexdigest()[:16]}.json"
     return Path("profiles") / name

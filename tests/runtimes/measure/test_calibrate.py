@@ -1,6 +1,7 @@
 """Bending a table of layers to measured pieces, and what is said about odd timings."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from offload.graph.load import load_model
 from offload.graph.model import Tensor
 from offload.graph.read import read_graph
 from offload_runtimes.engine import EngineOptions, load
-from offload_runtimes.measure.calibrate import calibrated, divided, pieces, remarks, time_in_turns
+from offload_runtimes.measure.calibrate import calibrated, divided, pieces, remarks
+from offload_runtimes.measure.machine import THIS_MACHINE
+from offload_runtimes.measure.timing import time_in_turns
 
 from tests.toolkit.graphs import graph_of
 from tests.toolkit.models import two_branches
@@ -56,12 +59,13 @@ def test_pieces_of_a_model_run_on_what_those_before_made(tmp_path: Path) -> None
     graph = read_graph(model, {"x": (2, 8)})
     feeds = {"x": np.ones((2, 8), np.float32)}
     ranges = [range(2), range(2, len(graph.layers))]
-    runs = pieces(model, graph, ranges, tmp_path, EngineOptions(optimize=False), feeds)
-    (last,) = runs["piece-1"]()
+    load_piece = partial(THIS_MACHINE.load, options=EngineOptions(optimize=False))
+    runs = pieces(model, graph, ranges, tmp_path, load_piece, feeds)
+    (last,) = runs["piece-1"].model.keep(graph.outputs, runs["piece-1"].feeds)
     (whole,) = load(tmp_path / "net.onnx", EngineOptions(optimize=False)).run(None, feeds)
     assert len(runs) == 2
     assert np.array_equal(last, whole)
-    assert pieces(model, graph, [range(len(graph.layers))], tmp_path, EngineOptions(), feeds) == {}
+    assert pieces(model, graph, [range(len(graph.layers))], tmp_path, load_piece, feeds) == {}
 
 
 def test_pieces_take_turns() -> None:

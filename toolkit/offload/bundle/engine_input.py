@@ -1,6 +1,6 @@
 """Models and parts as an engine loads them, without a copy of their weights if possible."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -65,6 +65,21 @@ def _rooted(model: Model, proto: ModelProto) -> bytes:
             continue
         where = extent(tensor)
         path = model.weights.paths[where.location]
+        point_to(tensor, replace(where, location=str(path.relative_to(ROOT))))
+    return proto.SerializeToString()
+
+
+def with_weights_at(source: bytes, place: Callable[[Path], Path]) -> bytes:
+    """A model in bytes whose external data lie elsewhere, as on another machine.
+
+    Args:
+        source: as `whole_input` and `part_input` give it.
+        place: the new path of a file of external data, by its path.
+    """
+    proto = ModelProto.FromString(source)
+    for tensor in external_tensors(proto.graph, proto.functions):
+        where = extent(tensor)
+        path = place(ROOT / where.location)
         point_to(tensor, replace(where, location=str(path.relative_to(ROOT))))
     return proto.SerializeToString()
 

@@ -1,0 +1,56 @@
+"""`--on TARGET`: measure on a device that has only the light runtime."""
+
+import json
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.front_door.door import Door, two_layers
+from tests.front_door.ssh import SshServer, ssh_server
+
+
+@pytest.fixture
+def server(door: Door) -> Iterator[SshServer]:
+    with ssh_server(door.folder / "home") as started:
+        yield started
+
+
+def test_a_directory_is_profiled_and_planned_for(door: Door) -> None:
+    two_layers(door.folder / "net.onnx", 64)
+    text = door.ok("profile", "net.onnx", "--on", "./pi", "--runs", "3", "-o", "pi.json")
+    assert "a run on" in text
+    profile = json.loads((door.folder / "pi.json").read_text())
+    assert profile["estimated"] is False
+    assert profile["layers"]
+    door.ok("split", "net.onnx", "--device", "pi.json", "--server", "1e11", "-o", "b")
+
+
+def test_a_device_is_profiled_over_ssh(door: Door, server: SshServer) -> None:
+    two_layers(door.folder / "net.onnx", 64)
+    (door.folder / "devices.toml").write_text(
+        f'[pi]\nhost = "127.0.0.1"\nport = {server.port}\npython = "{sys.executable}"\n'
+        "threads = 1\n"
+    )
+    words = ("profile", "net.onnx", "--on", "pi", "--runs", "3", "--format", "json")
+    profile = json.loads(door.ok(*words, env=server.environment))
+    assert profile["threads"] == 1
+    assert profile["provider"] == "cpu"
+
+
+def test_a_target_without_a_runtime_says_what_installs_it(door: Door, server: SshServer) -> None:
+    two_layers(door.folder / "net.onnx")
+    bare = door.folder / "bare"
+    bare.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "$@"\n')
+    bare.chmod(0o755)
+    (door.folder / "devices.toml").write_text(
+        f'[pi]\nhost = "127.0.0.1"\nport = {server.port}\npython = "{bare}"\n'
+    )
+    said = door.refused("profile", "net.onnx", "--on", "pi", env=server.environment)
+    assert said == "pi has no runtime to measure with: run `offload device init pi` first"
+
+
+def test_a_target_that_is_not_there(door: Door) -> None:
+    two_layers(door.folder / "net.onnx")
+    said = door.refused("profile", "net.onnx", "--on", "pi@127.0.0.1:1")
+    assert "pi@127.0.0.1" in said
