@@ -1,17 +1,25 @@
 """Use a target as the machine that models are timed on."""
 
 import asyncio
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from offload.costs.link import Sample
 from offload.errors import InputError
+from offload.files import temporary_folder
 
+from offload_runtimes.address import parse_address
 from offload_runtimes.deploy.agent_client import AgentClient, connect
 from offload_runtimes.deploy.stages import find_runtime
 from offload_runtimes.deploy.targets import TargetConfig
 from offload_runtimes.measure.target_machine import TargetMachine
+
+_REACH_S = 5.0
 
 
 class _Connection:
@@ -70,6 +78,56 @@ def target_machine(target: TargetConfig) -> Iterator[TargetMachine]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+def probe_between(
+    device: TargetConfig, server: TargetConfig, repeats: int, *, insecure: bool = False
+) -> list[Sample]:
+    """Time messages from a device to a server that answers probes for as long as this takes.
+
+    The server listens where its `listen` says, beyond loopback if it is reached over SSH. Both
+    sides use certificates that are made for the probe, unless `insecure`.
+
+    Raises:
+        InputError: a target has no runtime, the port is in use, or the device cannot reach it.
+        ServerError: a target cannot be reached.
+    """
+    listen = parse_address(server.listen)
+    is_remote = server.ssh is not None
+    host = server.ssh.host if server.ssh else "127.0.0.1"
+    bound = replace(listen, host="0.0.0.0") if is_remote and listen.is_this_machine else listen
+    with (
+        temporary_folder() as folder,
+        target_machine(server) as serving,
+        target_machine(device) as machine,
+    ):
+        server_files: list[Path] = []
+        device_files: list[Path] = []
+        if not insecure:
+            # Not on top: needs the package cryptography (extra `tls`).
+            from offload_runtimes.security.certs import make_certificates
+
+            make_certificates(folder, servers=[host], devices=["device"], days=1)
+            server_files = [folder / "ca.pem", folder / f"{host}.pem", folder / f"{host}.key"]
+            device_files = [folder / "ca.pem", folder / "device.pem", folder / "device.key"]
+        port = parse_address(serving.serve_probes(str(bound), server_files)).port
+        address = str(replace(listen, host=host, port=port))
+        try:
+            return machine.probe(address, repeats, device_files)
+        except InputError as error:
+            try:
+                with socket.create_connection((host, port), _REACH_S):
+                    pass
+            except OSError:
+                raise InputError(
+                    f"neither {device.name} nor this machine reaches {server.name} at {address}: is"
+                    " a firewall in the way, or is `host` another one than the server's own?"
+                ) from error
+            raise InputError(
+                f"{address} of {server.name} is reached from here but not from {device.name}"
+                f" ({error}): is a firewall or NAT in between, or does the name mean another"
+                " machine there?"
+            ) from error
 
 
 async def _start_worker(agent: AgentClient) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from offload.bundle.engine_input import EngineInput, with_weights_at
+from offload.costs.link import Sample
 from offload.errors import InputError, ServerError
-from offload.records import to_json
+from offload.records import from_json, to_json
 
 from offload_runtimes.engine import Arena, EngineOptions
 from offload_runtimes.measure.machine import Feeds, LoadedModel, TimedRun
@@ -162,6 +163,28 @@ class TargetMachine:
         size_bytes: int | None
         size_bytes, _ = self._call("client_bytes", [model], threads=threads)
         return size_bytes
+
+    def probe(self, server: str, repeats: int, security: Sequence[Path] = ()) -> list[Sample]:
+        """Time messages from there to a server, as `measure.probe.probe` does.
+
+        Args:
+            server: its address.
+            repeats: messages of each size in each direction.
+            security: PEM files of the authority, a certificate and its key; none: plaintext.
+
+        Raises:
+            InputError: the server cannot be reached from there; the text says why.
+        """
+        files = [self._send_file(path) for path in security]
+        samples, _ = self._call("probe", server=server, repeats=repeats, files=files)
+        return [from_json(Sample, sample) for sample in samples]
+
+    def serve_probes(self, listen: str, security: Sequence[Path] = ()) -> str:
+        """Answer probes there until the connection ends; the address."""
+        files = [self._send_file(path) for path in security]
+        address: str
+        address, _ = self._call("serve_probes", listen=listen, files=files)
+        return address
 
     def fresh_name(self, kind: str) -> str:
         """A name that nothing there has yet."""

@@ -37,6 +37,7 @@ from offload_runtimes.measure.footprint import client_bytes
 from offload_runtimes.measure.timing import machine_name, time_in_turns
 from offload_runtimes.protocol import structured_values
 from offload_runtimes.protocol.codecs import reference_s
+from offload_runtimes.security.credentials import ClientSecurity, ServerSecurity
 from offload_runtimes.versions import versions
 
 _PIECE_BYTES = 1 << 18
@@ -65,6 +66,8 @@ class Worker:
             "profile": self._profile,
             "optimize": self._optimize,
             "client_bytes": self._client_bytes,
+            "probe": self._probe,
+            "serve_probes": self._serve_probes,
         }
 
     def serve(self) -> None:
@@ -188,6 +191,28 @@ class Worker:
     def _client_bytes(self, sizes: Sequence[int], threads: int | None) -> Any:
         (model,) = self._blobs(sizes)
         return client_bytes(model, threads), ()
+
+    def _probe(self, _: Sequence[int], server: str, repeats: int, files: Sequence[str]) -> Any:
+        """Samples of the link to a server; files: authority, certificate and key, or none."""
+        from offload_runtimes.measure.probe import probe
+
+        ca, certificate, key = [self._folder / file for file in files] or [None] * 3
+        security = ClientSecurity(ca, certificate, key)
+        return to_json(probe(server, repeats=repeats, security=security)), ()
+
+    def _serve_probes(self, _: Sequence[int], listen: str, files: Sequence[str]) -> Any:
+        """Answer probes until the process ends; files: authority, certificate and key, or none."""
+        from offload_runtimes.server import Server
+        from offload_runtimes.serving.serve_options import ServeOptions
+
+        if files:
+            client_ca, certificate, key = (self._folder / file for file in files)
+            security = ServerSecurity(certificate, key, client_ca)
+        else:
+            security = ServerSecurity(insecure=True)
+        server = Server([], listen, ServeOptions(security=security))
+        server.start()
+        return server.address, ()
 
 
 def main() -> None:
