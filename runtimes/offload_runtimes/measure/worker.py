@@ -196,8 +196,10 @@ class Worker:
         """Samples of the link to a server; files: authority, certificate and key, or none."""
         from offload_runtimes.measure.probe import probe
 
-        ca, certificate, key = [self._folder / file for file in files] or [None] * 3
-        security = ClientSecurity(ca, certificate, key)
+        security = ClientSecurity()
+        if files:
+            ca, certificate, key = (self._folder / file for file in files)
+            security = ClientSecurity(ca, certificate, key)
         return to_json(probe(server, repeats=repeats, security=security)), ()
 
     def _serve_probes(self, _: Sequence[int], listen: str, files: Sequence[str]) -> Any:
