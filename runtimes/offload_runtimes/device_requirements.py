@@ -31,7 +31,15 @@ CUDA_WHEELS = (
     "nvidia-curand~=10.0",
     "nvidia-nvjitlink~=13.0",
 )
-MODULES = ("numpy", "onnxruntime", "grpc", "google.protobuf", "zstandard", "prometheus_client")
+MODULES = (
+    "numpy",
+    "onnxruntime",
+    "grpc",
+    "grpc_health",
+    "google.protobuf",
+    "zstandard",
+    "prometheus_client",
+)
 MINIMUM_PYTHON = (3, 11)
 
 

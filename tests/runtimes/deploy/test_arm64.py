@@ -62,6 +62,7 @@ def test_the_runtime_works_and_is_light(pi: Pi) -> None:
         "protobuf",
         "zstandard",
         "prometheus_client",
+        "grpcio-health-checking",
         "typing_extensions",
         "onnx-offload-runtime",
     }

@@ -15,7 +15,11 @@ from offload_runtimes.device_requirements import MODULES
 from tests.runtimes.deploy.sshd import Sshd, make_user, needs_sshd, running
 
 pytestmark = [pytest.mark.slow, needs_sshd]
-NAMES = {"grpc": "grpcio", "google.protobuf": "protobuf"}
+NAMES = {
+    "grpc": "grpcio",
+    "grpc_health": "grpcio_health_checking",
+    "google.protobuf": "protobuf",
+}
 
 
 @pytest.fixture
@@ -101,5 +105,6 @@ _DISTRIBUTIONS = (
     "protobuf",
     "zstandard",
     "prometheus_client",
+    "grpcio-health-checking",
     "typing_extensions",
 )
