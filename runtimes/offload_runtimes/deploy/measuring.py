@@ -93,8 +93,8 @@ def probe_between(
         ServerError: a target cannot be reached.
     """
     listen = parse_address(server.listen)
-    is_remote = server.ssh is not None
-    host = server.ssh.host if server.ssh else "127.0.0.1"
+    is_remote = server.ssh is not None or device.ssh is not None
+    host = server.ssh.host if server.ssh else _own_address(device)
     bound = replace(listen, host="0.0.0.0") if is_remote and listen.is_this_machine else listen
     with (
         temporary_folder() as folder,
@@ -128,6 +128,24 @@ def probe_between(
                 f" ({error}): is a firewall or NAT in between, or does the name mean another"
                 " machine there?"
             ) from error
+
+
+def _own_address(device: TargetConfig) -> str:
+    """The address of this machine that a device would reach it at."""
+    if device.ssh is None:
+        return "127.0.0.1"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            device.ssh.host, 9, type=socket.SOCK_DGRAM
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)  # sends nothing, but chooses the interface
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise InputError(
+            f"{device.ssh.host} is not a name of the network here ({error.strerror}): give the"
+            " server as a target with `host`"
+        ) from error
 
 
 async def _start_worker(agent: AgentClient) -> None:

@@ -20,7 +20,10 @@ from offload.planning.planner import make_plan
 from offload.planning.problem import PlanningProblem
 from offload_models.zoo import ZOO
 from offload_runtimes.deploy.deployment import deploy_to
+from offload_runtimes.deploy.measuring import target_machine
 from offload_runtimes.deploy.targets import find_target
+from offload_runtimes.engine import EngineOptions
+from offload_runtimes.measure.profile import measure, optimized_model
 from offload_runtimes.server import Server
 
 from tests.runtimes.bundles import Made, branches, deployed
@@ -125,3 +128,19 @@ def test_a_bundle_is_deployed_and_proved_there_over_ssh(
     assert outcome.verdict.worst < 1e-5
     print(f"arm64: deployed over SSH and proved in {time.monotonic() - begun_s:.1f} s,", end=" ")
     print(f"off by {outcome.verdict.worst:.1g}, onnxruntime {outcome.verdict.ort}")
+
+
+@needs_sshd
+def test_a_model_is_profiled_there_over_ssh(pi: Pi, server: Sshd, tmp_path: Path) -> None:
+    """By the target's own onnxruntime, which may fuse other layers than the one here."""
+    onnx.save(branches(tmp_path / "net.bundle").whole, tmp_path / "net.onnx")
+    model = load_model(tmp_path / "net.onnx")
+    target = replace(find_target(server.target(), {}), python=str(pi.python), threads=1)
+    begun_s = time.monotonic()
+    with target_machine(target) as machine:
+        optimized = optimized_model(model, tmp_path, machine=machine)
+        profile = measure(optimized, EngineOptions(threads=1), runs=3, machine=machine)
+    assert "aarch64" in profile.machine
+    assert profile.whole_s > 0
+    profile.costs_of(optimized.graph)
+    print(f"arm64: profiled over SSH in {time.monotonic() - begun_s:.1f} s")
