@@ -53,7 +53,7 @@ demo: install
 
 # The wire's messages as Python classes; a test tells when this was forgotten.
 proto: install
-	$(BIN)/python -m grpc_tools.protoc -I runtimes/offload_runtimes/wire --python_out=runtimes/offload_runtimes/wire --pyi_out=runtimes/offload_runtimes/wire runtimes/offload_runtimes/wire/offload.proto
+	$(BIN)/python -m grpc_tools.protoc -I runtimes/offload_runtimes/protocol --python_out=runtimes/offload_runtimes/protocol --pyi_out=runtimes/offload_runtimes/protocol runtimes/offload_runtimes/protocol/offload.proto
 
 .PHONY: bench-split bench-split-big
 

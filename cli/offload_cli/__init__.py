@@ -1,8 +1,8 @@
-"""The `offload` command: one file a verb."""
+"""The `offload` command, one file per subcommand."""
 
 import sys
 
 from offload_runtimes.serving.handshakes import report_handshakes
 
-if sys.argv[1:2] == ["serve"]:  # here, since every verb imports gRPC
+if sys.argv[1:2] == ["serve"]:  # before any command imports gRPC
     report_handshakes()

@@ -1,8 +1,8 @@
-"""`offload certs`: a small certificate authority for devices and servers of one's own."""
+"""`offload certs`: make and renew TLS certificates for devices and servers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -13,44 +13,47 @@ from offload_cli.output import Format, Output
 
 app = typer.Typer(
     name="certs",
-    help="Certificates for TLS between devices and servers.",
+    help="Make and renew TLS certificates for devices and servers.",
     no_args_is_help=True,
 )
 
 
-@app.callback()
-def group() -> None:
-    """Certificates for TLS between devices and servers."""
-
-
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where to write.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(help="Write the files to this folder.", show_default=False)
+    ],
     server: Annotated[
         list[str],
-        typer.Option(help="Host name or address devices connect to; repeatable."),
+        typer.Option(
+            metavar="HOST", help="Make a certificate for this server name or address; repeatable."
+        ),
     ] = [],  # noqa: B006  typer wants a list and copies it
-    device: Annotated[list[str], typer.Option(help="Name of a device; repeatable.")] = [],  # noqa: B006
-    days: Annotated[float, typer.Option(min=0.01, help="Days that certificates last.")] = 365.0,
+    device: Annotated[
+        list[str],
+        typer.Option(metavar="NAME", help="Make a certificate for this device; repeatable."),
+    ] = [],  # noqa: B006
+    days: Annotated[
+        float, typer.Option(min=0.01, metavar="DAYS", help="Let certificates last DAYS.")
+    ] = 365.0,
     authority_days: Annotated[
-        float, typer.Option(min=0.01, help="Days that the authority lasts.")
+        float, typer.Option(min=0.01, metavar="DAYS", help="Let the authority last DAYS.")
     ] = 3650.0,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Make an authority, unless the folder has one, and certificates it signs.
+    """Make a certificate authority, if the folder has none, and certificates it signs.
 
-    Run it again with another --server or --device to add one later.
-
-    Give devices `ca.pem` and their own pair, the server `ca.pem` and its own pair; `ca.key`
-    stays here.
+    Run it again with another --server or --device to add one. Copy `ca.pem` and its own pair of
+    .pem and .key to each machine; keep `ca.key` here.
 
     Example: `offload certs init certs --server 192.0.2.7 --device camera`, then
     `offload serve ... --cert certs/192.0.2.7.pem --key certs/192.0.2.7.key --client-ca
     certs/ca.pem` and `offload run ... --ca certs/ca.pem --cert certs/camera.pem --key
     certs/camera.key`
     """
-    certs = _library()
-    written = certs.make_certificates(
+    with _cryptography():
+        from offload_runtimes.security.certs import make_certificates
+    written = make_certificates(
         folder, servers=server, devices=device, days=days, authority_days=authority_days
     )
     _report(written, form)
@@ -58,34 +61,36 @@ def init(
 
 @app.command()
 def renew(
-    folder: Annotated[Path, typer.Argument(help="What `certs init` filled.", show_default=False)],
+    folder: Annotated[Path, typer.Argument(help="The folder of `certs init`.", show_default=False)],
     names: Annotated[
-        list[str] | None, typer.Argument(help="Whose certificates; default: all.")
+        list[str] | None, typer.Argument(help="Servers and devices to renew; default: all.")
     ] = None,
     days: Annotated[
-        float, typer.Option(min=0.01, help="Days that certificates last from now on.")
+        float,
+        typer.Option(min=0.01, metavar="DAYS", help="Let certificates last DAYS from now on."),
     ] = 365.0,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Sign certificates again for their own keys: only `.pem` files change.
+    """Sign certificates again for the same keys: only `.pem` files change.
 
-    Copy each to its machine. A server reads it without a restart; a device reads it when it
-    connects.
+    Copy each file to its machine. A server reads it without a restart, a device when it connects.
 
     Example: `offload certs renew certs`, then copy `certs/192.0.2.7.pem` to the server
     """
-    _report(_library().renew_certificates(folder, names or (), days=days), form)
+    with _cryptography():
+        from offload_runtimes.security.certs import renew_certificates
+    _report(renew_certificates(folder, names or (), days=days), form)
 
 
-def _library() -> ModuleType:
-    """The part that needs cryptography."""
+@contextmanager
+def _cryptography() -> Iterator[None]:
+    """Explain how to install cryptography if the import in the block fails."""
     try:
-        from offload_runtimes.security import certs
+        yield
     except ModuleNotFoundError as error:
         raise InputError(
             "certificates need the cryptography library: pip install 'onnx-offload[tls]'"
         ) from error
-    return certs
 
 
 def _report(written: Sequence[Path], form: Format) -> None:

@@ -1,26 +1,32 @@
-"""`offload deploy`: bring a bundle to where it runs."""
+"""`offload deploy`: send a bundle to targets and make it current there."""
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Annotated, Any
 
 import offload
 import typer
 from offload.bundle.bundle import open_bundle
-from offload.plan.plan import Side
+from offload.planning.plan import Side
+from offload.records import to_json
 from offload.units import format_bytes
-from offload_runtimes.deploy.activation import KEEP
 from offload_runtimes.deploy.deployment import deploy_to
-from offload_runtimes.deploy.outcome import Outcome, Progress
-from offload_runtimes.deploy.place import Place
-from offload_runtimes.deploy.transaction import Stage
+from offload_runtimes.deploy.stages import KEEP, DeploymentOutcome, DeploymentProgress, Stage
+from offload_runtimes.deploy.targets import TargetConfig
 
-from offload_cli.options import BundleArgument, FormatOption
+from offload_cli.options import (
+    DEFAULT_DEVICES,
+    BundleArgument,
+    DevicesOption,
+    FormatOption,
+    TargetsArgument,
+    find_targets,
+)
 from offload_cli.output import Format, Output
-from offload_cli.targets import DEFAULT_DEVICES, DevicesOption, find_places
 
 
-class Half(StrEnum):
-    """Which files go to the target."""
+class TargetRole(StrEnum):
+    """The sides whose files go to a target."""
 
     DEVICE = "device"
     SERVER = "server"
@@ -29,70 +35,75 @@ class Half(StrEnum):
 
 def deploy(
     bundle: BundleArgument,
-    targets: Annotated[
-        list[str],
-        typer.Argument(
-            help="Names from devices.toml, `user@host[:port][/directory]`, or directories.",
-            show_default=False,
-        ),
-    ],
+    targets: TargetsArgument,
     side: Annotated[
-        Half | None,
-        typer.Option(help="Files of one side only; default: those of the target's role, or both."),
+        TargetRole | None,
+        typer.Option(
+            help="Send the files of this side; default: its role in devices.toml, or both."
+        ),
     ] = None,
     fallback: Annotated[
         bool,
-        typer.Option("--fallback", help="Devices get the server's half too, to go on alone."),
+        typer.Option(
+            "--fallback",
+            help="Send devices the server's half, too, so that they can run without a server.",
+        ),
     ] = False,
-    keep: Annotated[int, typer.Option(min=1, help="Releases that a target keeps.")] = KEEP,
+    keep: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Keep N releases on a target.")
+    ] = KEEP,
     devices: DevicesOption = DEFAULT_DEVICES,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Bring a bundle to targets: send what they lack, prove it there, make it current.
+    """Send a bundle to targets, test it there and make it current.
 
-    Each target gets `releases/<digest>` and a link `current` to it; whoever runs `current` sees
-    the old release or the new one, never a mixture. A release that doesn't pass its proof on the
-    target never becomes current; one whose service doesn't come up is taken back.
+    Sends only the files that a target lacks, to `releases/<digest>`, and sets the link `current`
+    to it atomically. A release that fails its proof on the target does not become current; if the
+    service does not start with it, the previous release is current again.
 
     Example: `offload deploy net.bundle pi server`
     """
     output = Output(form)
-    places = [(place, _sides(place, side, fallback)) for place in find_places(targets, devices)]
+    configs = [
+        (config, _sides(config, side, fallback)) for config in find_targets(targets, devices)
+    ]
     source = open_bundle(bundle, Side)
+    shown: dict[str, tuple[Stage, int]] = {}
     with output.steps() as step:
-        outcomes = deploy_to(source, places, _teller(step), keep)
-    output.result([outcome_json(outcome) for outcome in outcomes], _lines(outcomes))
-    warn_versions(output, outcomes)
-    report_failures(output, outcomes)
+
+        def show_progress(progress: DeploymentProgress) -> None:
+            """Print each new stage, and each tenth of the bytes."""
+            tenth = 10 * progress.sent_bytes // max(progress.total_bytes, 1)
+            if shown.get(progress.target) == (progress.stage, tenth):
+                return
+            shown[progress.target] = (progress.stage, tenth)
+            sent = ""
+            if progress.stage is Stage.SEND and progress.total_bytes:
+                total = format_bytes(progress.total_bytes)
+                sent = f" {format_bytes(progress.sent_bytes)} of {total}"
+            step(f"{progress.target}: {progress.stage}{sent}")
+
+        outcomes = deploy_to(source, configs, show_progress, keep)
+    lines = []
+    for outcome in outcomes:
+        if outcome.ok:
+            files = "file" if len(outcome.sent) == 1 else "files"
+            sent = f"{len(outcome.sent)} {files}, {format_bytes(outcome.sent_bytes)} sent"
+            line = f"{outcome.target}: {outcome.release} is current; {sent}; {proof_text(outcome)}"
+            lines.append(line)
+    output.result([outcome_json(outcome) for outcome in outcomes], "\n".join(lines))
+    report_outcomes(output, outcomes)
 
 
-def _sides(place: Place, side: Half | None, fallback: bool) -> tuple[Side, ...]:
-    if side is Half.BOTH or (side is None and place.role is None):
+def _sides(config: TargetConfig, side: TargetRole | None, fallback: bool) -> tuple[Side, ...]:
+    if side is TargetRole.BOTH or (side is None and config.role is None):
         return tuple(Side)
-    chosen = Side(side.value) if side else place.role
+    chosen = Side(side.value) if side else config.role
     assert chosen is not None
     return tuple(Side) if fallback and chosen is Side.DEVICE else (chosen,)
 
 
-def _teller(step: Any) -> Any:
-    """Tell of a new stage or another tenth of the bytes."""
-    told: dict[str, tuple[Stage, int]] = {}
-
-    def tell(progress: Progress) -> None:
-        tenth = 10 * progress.sent_bytes // max(progress.total_bytes, 1)
-        if told.get(progress.target) == (progress.stage, tenth):
-            return
-        told[progress.target] = (progress.stage, tenth)
-        sent = ""
-        if progress.stage is Stage.SEND and progress.total_bytes:
-            total = format_bytes(progress.total_bytes)
-            sent = f" {format_bytes(progress.sent_bytes)} of {total}"
-        step(f"{progress.target}: {progress.stage}{sent}")
-
-    return tell
-
-
-def outcome_json(outcome: Outcome) -> dict[str, Any]:
+def outcome_json(outcome: DeploymentOutcome) -> dict[str, Any]:
     """An outcome as one JSON object."""
     return {
         "target": outcome.target,
@@ -101,24 +112,14 @@ def outcome_json(outcome: Outcome) -> dict[str, Any]:
         "previous": outcome.previous,
         "sent": list(outcome.sent),
         "sent_bytes": outcome.sent_bytes,
-        "probe": outcome.verdict.to_json() if outcome.verdict else None,
+        "probe": to_json(outcome.verdict),
         "runtime": outcome.runtime,
         "error": str(outcome.why) if outcome.why else None,
     }
 
 
-def _lines(outcomes: list[Outcome]) -> str:
-    return "\n".join(_line(outcome) for outcome in outcomes if outcome.ok)
-
-
-def _line(outcome: Outcome) -> str:
-    files = "file" if len(outcome.sent) == 1 else "files"
-    sent = f"{len(outcome.sent)} {files}, {format_bytes(outcome.sent_bytes)} sent"
-    return f"{outcome.target}: {outcome.release} is current; {sent}; {proved(outcome)}"
-
-
-def proved(outcome: Outcome) -> str:
-    """What is known of the release's numbers on the target."""
+def proof_text(outcome: DeploymentOutcome) -> str:
+    """The result of the release's proof on the target, in a few words."""
     if outcome.verdict is None:
         return f"not probed ({outcome.unproved})"
     worst = f"off by {outcome.verdict.worst:.2g} at most" if outcome.verdict.worst else "bit-equal"
@@ -126,35 +127,28 @@ def proved(outcome: Outcome) -> str:
 
 
 def other_version(target: str, version: str) -> str:
-    """Say that a target's runtime is of another version than this one."""
+    """A warning that a target's runtime has another version than this command."""
     return (
         f"{target}: its runtime is onnx-offload {version}, this is {offload.__version__}:"
-        f" `offload device init {target}` brings it to this version"
+        f" install this version with `offload device init {target}`"
     )
 
 
-def warn_versions(output: Output, outcomes: list[Outcome]) -> None:
-    """Warn of targets whose runtime is of another version."""
+def report_outcomes(output: Output, outcomes: Sequence[DeploymentOutcome]) -> None:
+    """Warn of runtimes of other versions, print why targets failed; exit with 1 if any did."""
     for outcome in outcomes:
         version = (outcome.runtime or {}).get("version", offload.__version__)
         if version != offload.__version__:
             output.warning(other_version(outcome.target, version))
-
-
-def report_failures(output: Output, outcomes: list[Outcome]) -> None:
-    """Say why targets failed; exits with 1 if any did."""
     failed = [outcome for outcome in outcomes if not outcome.ok]
     for outcome in failed:
-        output.error(f"{outcome.why}; {_kept(outcome)}")
+        match outcome.stage:
+            case Stage.LOST:
+                state = f"see what is current now with `offload releases {outcome.target}`"
+            case Stage.UNDONE:
+                state = f"put back: {outcome.previous or 'nothing was deployed before'}"
+            case _:
+                state = "nothing in use was changed"
+        output.error(f"{outcome.why}; {state}")
     if failed:
         raise typer.Exit(1)
-
-
-def _kept(outcome: Outcome) -> str:
-    match outcome.stage:
-        case Stage.LOST:
-            return f"what is current now: `offload releases {outcome.target}`"
-        case Stage.UNDONE:
-            return f"put back: {outcome.previous or 'nothing was deployed before'}"
-        case _:
-            return "nothing in use was changed"

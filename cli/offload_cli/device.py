@@ -1,36 +1,40 @@
-"""`offload device` and `offload wheelhouse`: put the light runtime on targets."""
+"""`offload device` and `offload wheelhouse`: install the runtime on targets."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from offload.errors import OffloadError
 from offload.units import format_bytes
-from offload_runtimes.deploy.device import (
+from offload_runtimes.deploy.provision import (
     Installed,
     RolledBack,
+    fill_wheelhouse,
     init_devices,
     rollback_device,
 )
-from offload_runtimes.deploy.wheels import fill_wheelhouse
 
-from offload_cli.options import FormatOption, ProviderOption
-from offload_cli.output import Format, Output
-from offload_cli.targets import (
+from offload_cli.options import (
     DEFAULT_DEVICES,
     DevicesOption,
+    FormatOption,
+    ProviderOption,
     TargetsArgument,
-    find_places,
+    find_targets,
     on_each,
-    report_errors,
+    report_each,
+)
+from offload_cli.output import Format, Output
+
+app = typer.Typer(
+    help="Install the runtime on devices and servers, or switch back.", no_args_is_help=True
 )
 
-app = typer.Typer(help="Prepare devices and servers to run bundles.", no_args_is_help=True)
-
 OrtOption = Annotated[
-    str, typer.Option("--ort", help="A version of onnxruntime; default: the newest.")
+    str,
+    typer.Option(
+        "--ort", metavar="VERSION", help="Install this version of onnxruntime; default: the newest."
+    ),
 ]
-
 SystemCudaOption = Annotated[
     bool,
     typer.Option(
@@ -40,56 +44,71 @@ SystemCudaOption = Annotated[
 ]
 
 
-@app.callback()
-def root() -> None:
-    """Hold the group open, so that a single verb stays a verb."""
-
-
 @app.command()
 def init(
     targets: TargetsArgument,
     wheelhouse: Annotated[
         Path | None,
-        typer.Option(help="A folder made by `offload wheelhouse`, for targets without internet."),
+        typer.Option(
+            metavar="FOLDER",
+            help="Install from this folder of `offload wheelhouse`, without internet.",
+        ),
     ] = None,
     ort: OrtOption = "",
     system_cuda: SystemCudaOption = False,
     devices: DevicesOption = DEFAULT_DEVICES,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Install the light runtime on targets, and find out whether it works there.
+    """Install the light runtime on targets and check that it works there.
 
-    The `providers` of devices.toml choose the wheel of onnxruntime: `cuda` takes
-    onnxruntime-gpu and NVIDIA's wheels of CUDA and cuDNN. A provider that does not work fails.
+    Checks the machine (64-bit, glibc, Python, disk, memory, clock), installs into a new virtual
+    environment, runs a tiny model with it and then switches to it. The previous runtime stays for
+    `device rollback`; a running service is restarted.
 
-    The machine is checked (64-bit, glibc, Python, disk, memory, clock); the runtime goes into a
-    virtual environment of its own beside the one in use, runs a tiny model, and takes its place.
-    The one before is kept (`device rollback`); a service that runs is restarted.
+    `providers` in devices.toml choose the wheel of onnxruntime: `cuda` installs onnxruntime-gpu and
+    NVIDIA's wheels of CUDA and cuDNN. A provider that does not work is an error.
 
     Example: `offload device init pi`
     """
     output = Output(form)
-    places = find_places(targets, devices)
+    configs = find_targets(targets, devices)
     with output.steps() as step:
-        found = init_devices(
-            places,
+        runtimes = init_devices(
+            configs,
             wheelhouse,
             ort or None,
-            lambda place, text: step(f"{place.name}: {text}"),
+            lambda target, text: step(f"{target.name}: {text}"),
             system_cuda,
         )
-    done = [one for one in found if isinstance(one, Installed)]
-    values = [_json(one) for one in done]
-    text = "\n".join(
-        f"{one.place.name}: ready ({one.machine}, {one.provider}),"
-        f" {format_bytes(_size_bytes(one))} installed"
-        for one in done
+    results = {config.name: result for config, result in zip(configs, runtimes, strict=True)}
+    for name, result in results.items():
+        if isinstance(result, Installed):
+            rows = [(p.name, p.version, format_bytes(p.size_bytes)) for p in result.packages]
+            output.table(["package", "version", ">size"], rows, title=name)
+    report_each(
+        output,
+        results,
+        _installed_json,
+        lambda name, runtime: (
+            f"{name}: ready ({runtime.machine}, {runtime.provider}),"
+            f" {format_bytes(sum(p.size_bytes for p in runtime.packages))} installed"
+        ),
     )
-    if done:
-        output.result(values[0] if len(targets) == 1 else values, text)
-    for one in done:
-        _table(output, one)
-    report_errors(output, [one for one in found if isinstance(one, OffloadError)])
+
+
+def _installed_json(name: str, runtime: Installed) -> dict[str, Any]:
+    packages = [
+        {"name": p.name, "version": p.version, "size_bytes": p.size_bytes} for p in runtime.packages
+    ]
+    return {
+        "target": name,
+        "python": runtime.python,
+        "machine": runtime.machine,
+        "provider": runtime.provider,
+        "packages": packages,
+        "size_bytes": sum(p.size_bytes for p in runtime.packages),
+        "preflight_s": runtime.preflight_s,
+    }
 
 
 @app.command()
@@ -98,69 +117,50 @@ def rollback(
     devices: DevicesOption = DEFAULT_DEVICES,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Switch back to the runtime that targets had before the last `device init`.
+    """Switch back to the runtime before the last `device init`.
 
-    It is tried first; a service that runs is restarted on it. Once more switches forth again.
+    Tests that runtime first; a running service is restarted on it. A second rollback switches
+    forward again.
 
     Example: `offload device rollback pi`
     """
-    output = Output(form)
-    found = on_each(find_places(targets, devices), rollback_device)
-    done = [one for one in found if isinstance(one, RolledBack)]
-    values = [
-        {
-            "target": one.place.name,
-            "runtime": one.runtime,
-            "previous": one.previous,
-            "version": one.version,
-            "onnxruntime": one.onnxruntime,
+
+    def value(name: str, runtime: RolledBack) -> dict[str, Any]:
+        return {
+            "target": name,
+            "runtime": runtime.runtime,
+            "previous": runtime.previous,
+            "version": runtime.version,
+            "onnxruntime": runtime.onnxruntime,
         }
-        for one in done
-    ]
-    text = "\n".join(
-        f"{one.place.name}: runtime {one.runtime} is in use again (version {one.version},"
-        f" onnxruntime {one.onnxruntime})"
-        for one in done
+
+    report_each(
+        Output(form),
+        on_each(targets, devices, rollback_device),
+        value,
+        lambda name, runtime: (
+            f"{name}: runtime {runtime.runtime} is in use again (version"
+            f" {runtime.version}, onnxruntime {runtime.onnxruntime})"
+        ),
     )
-    if done:
-        output.result(values[0] if len(targets) == 1 else values, text)
-    report_errors(output, [one for one in found if isinstance(one, OffloadError)])
-
-
-def _json(done: Installed) -> dict[str, Any]:
-    return {
-        "target": done.place.name,
-        "python": done.python,
-        "machine": done.machine,
-        "provider": done.provider,
-        "packages": [
-            {"name": p.name, "version": p.version, "size_bytes": p.size_bytes}
-            for p in done.packages
-        ],
-        "size_bytes": _size_bytes(done),
-        "preflight_s": done.preflight_s,
-    }
-
-
-def _size_bytes(done: Installed) -> int:
-    return sum(package.size_bytes for package in done.packages)
-
-
-def _table(output: Output, done: Installed) -> None:
-    rows = [(p.name, p.version, format_bytes(p.size_bytes)) for p in done.packages]
-    output.table(["package", "version", ">size"], rows)
 
 
 def wheelhouse(
-    folder: Annotated[Path, typer.Argument(help="Where the wheels go.", show_default=False)],
-    platform: Annotated[str, typer.Option(help="`aarch64` or `x86_64`.")] = "aarch64",
-    python: Annotated[str, typer.Option(help="The target's Python.")] = "3.11",
+    folder: Annotated[
+        Path, typer.Argument(help="Download the wheels to this folder.", show_default=False)
+    ],
+    platform: Annotated[str, typer.Option(help="Choose `aarch64` or `x86_64`.")] = "aarch64",
+    python: Annotated[
+        str, typer.Option(metavar="VERSION", help="Choose the target's Python.")
+    ] = "3.11",
     ort: OrtOption = "",
     provider: ProviderOption = [],  # noqa: B006  typer wants a list and copies it
     system_cuda: SystemCudaOption = False,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Download what a device without internet installs; `device init --wheelhouse` brings it.
+    """Download the wheels for a device without internet.
+
+    `offload device init --wheelhouse` installs them.
 
     Example: `offload wheelhouse wheels --platform aarch64 --python 3.13`
     """

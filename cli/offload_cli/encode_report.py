@@ -1,6 +1,5 @@
-"""`offload encode-report`: what the tensors at a bundle's cut take, encoded every way."""
+"""`offload encode-report`: size, seconds and effect of every encoding at a bundle's cut."""
 
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -10,15 +9,14 @@ from offload.bundle.bundle import Bundle, open_bundle
 from offload.bundle.model_inputs import bundle_inputs
 from offload.errors import InputError
 from offload.files import write_text
-from offload.plan.plan import Side
-from offload.report.sizes import sizes_svg
+from offload.planning.plan import Side
+from offload.report.charts import sizes_svg
 from offload.units import format_bytes, format_s
-from offload_runtimes.encode.calibration import Calibration, random_calibration, read_calibration
-from offload_runtimes.encode.report import CutTensor, EncodeReport, Way
-from offload_runtimes.encode.report import encode_report as report_of
 from offload_runtimes.engine import EngineOptions
+from offload_runtimes.measure.calibration import Calibration, random_calibration, read_calibration
+from offload_runtimes.measure.encoding_report import CutTensor, EncodeReport, EncodingRow
+from offload_runtimes.measure.encoding_report import encode_report as measure_encodings
 
-from offload_cli.encodings import CalibrationOption
 from offload_cli.options import (
     BundleArgument,
     FormatOption,
@@ -28,6 +26,7 @@ from offload_cli.options import (
     parse_shapes,
 )
 from offload_cli.output import Format, Output
+from offload_cli.planning_options import CalibrationOption
 
 COLUMNS = (
     "encoding", ">bytes (mean)", ">bytes (p95)", ">ratio", ">encode", ">decode",
@@ -40,74 +39,63 @@ def encode_report(
     plan: PlanOption = None,
     calibration: CalibrationOption = None,
     shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
-    picture: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Write the sizes as a picture (.svg).")
+    chart: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Write a chart of the sizes to this SVG file."),
     ] = None,
     threads: ThreadsOption = None,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Show every tensor at a bundle's cut under every encoding: bytes, seconds, effect.
+    """Show size, seconds and effect of every encoding at the cut.
 
-    Both parts are run on this machine on the calibration inputs; what an encoding does to the
-    outputs is measured with that one alone. Without --calibration inputs are random, and so are
-    the sizes. Of a bundle of several plans: the first that sends something up, or --plan.
+    Runs both parts on this machine on the calibration inputs. The effect of an encoding on the
+    outputs is measured with all other tensors raw. Without --calibration, the inputs are random and
+    the sizes are not those of real data. For a bundle with several plans, uses the first that
+    uploads anything, or --plan.
 
     Example: `offload encode-report net.bundle --calibration photos.npz -o sizes.svg`
     """
     output = Output(form)
-    opened = _of_plan(open_bundle(bundle, tuple(Side)), plan)
-    given = _calibration(opened, calibration, parse_shapes(shape))
+    opened = open_bundle(bundle, tuple(Side))
+    sending = [number for number, each in enumerate(opened.plans) if each.uploads]
+    opened = opened.only((sending or [0])[0] if plan is None else plan)
+    if not opened.plan.uploads:
+        raise InputError(f"{opened.path} sends nothing up: there is nothing to encode")
+    inputs = bundle_inputs(opened).bound(parse_shapes(shape))
+    samples = (
+        read_calibration(calibration, inputs.values) if calibration else random_calibration(inputs)
+    )
     with output.steps() as progress:
-        found = report_of(opened, given, EngineOptions(threads=threads), progress)
-    output.result(_json(found, given), _sentence(opened, found, given))
-    if found.unproven:
-        output.warning(f"{found.unproven}: the changes shown prove nothing")
-    for tensor in found.tensors:
-        _show(output, tensor)
-    if picture is not None:
-        write_text(picture, _picture(opened, found))
-        output.remark(f"picture: {picture}")
-
-
-def _of_plan(bundle: Bundle, plan: int | None) -> Bundle:
-    sending = [number for number, each in enumerate(bundle.plans) if each.uploads]
-    return bundle.only((sending or [0])[0] if plan is None else plan)
-
-
-def _calibration(
-    bundle: Bundle, path: Path | None, shapes: Mapping[str, tuple[int, ...]]
-) -> Calibration:
-    if not bundle.plan.uploads:
-        raise InputError(f"{bundle.path} sends nothing up: there is nothing to encode")
-    inputs = bundle_inputs(bundle).bound(shapes)
-    return random_calibration(inputs) if path is None else read_calibration(path, inputs.values)
-
-
-def _sentence(bundle: Bundle, found: EncodeReport, given: Calibration) -> str:
-    kind = "random input" if given.is_random else "calibration input"
-    count = len(given.feeds)
-    effect = found.effect
-    right = f", {effect.accuracy:.2%} of the labels right" if effect.accuracy is not None else ""
-    return (
-        f"{bundle.path}: {len(found.tensors)} tensors cross; on {count} {kind}{'s'[: count != 1]}"
-        f" the plan's encodings change the outputs by {effect.worst:.2g} of their range at most"
-        f" ({effect.mean:.2g} on average){right}"
+        report = measure_encodings(opened, samples, EngineOptions(threads=threads), progress)
+    effect = report.effect
+    kind = "random input" if samples.is_random else "calibration input"
+    count = len(samples.feeds)
+    labels = f", {effect.accuracy:.2%} of the labels right" if effect.accuracy is not None else ""
+    output.result(
+        _json(report, samples),
+        f"{opened.path}: {len(report.tensors)} tensors are sent; on {count}"
+        f" {kind}{'s'[: count != 1]} the plan's encodings change the outputs by at most"
+        f" {effect.worst:.2g} of their range ({effect.mean:.2g} on average){labels}",
     )
+    if report.unproven:
+        output.warning(f"{report.unproven}: the changes shown prove nothing")
+    for tensor in report.tensors:
+        error = tensor.prediction_error
+        size = "" if error is None else f", predicted size {error:+.1%} off"
+        dimensions = "x".join(map(str, tensor.shape))
+        output.table(
+            COLUMNS,
+            [_row(tensor, row) for row in tensor.options],
+            title=f"{tensor.send.tensor}: {tensor.dtype} {dimensions}, {tensor.zeros:.0%}"
+            f" zeros{size}",
+        )
+    if chart is not None:
+        write_text(chart, _chart(opened, report))
+        output.remark(f"wrote {chart}")
 
 
-def _show(output: Output, tensor: CutTensor) -> None:
-    shape = "x".join(map(str, tensor.shape))
-    error = tensor.prediction_error
-    off = "" if error is None else f", size predicted {error:+.1%} off"
-    output.table(
-        COLUMNS,
-        [_row(tensor, way) for way in tensor.ways],
-        title=f"{tensor.send.tensor}: {tensor.dtype} {shape}, {tensor.zeros:.0%} zeros{off}",
-    )
-
-
-def _row(tensor: CutTensor, way: Way) -> tuple[str, ...]:
-    measured, effect = way.measured, way.effect
+def _row(tensor: CutTensor, row: EncodingRow) -> tuple[str, ...]:
+    measured, effect = row.measured, row.effect
     return (
         measured.encoding.name,
         format_bytes(measured.mean_bytes),
@@ -119,32 +107,32 @@ def _row(tensor: CutTensor, way: Way) -> tuple[str, ...]:
         f"{effect.mean:.2g}",
         f"{effect.top1:.1%}",
         f"{effect.top5:.1%}",
-        "used" if way is tensor.used else "",
+        "used" if row is tensor.used else "",
     )
 
 
-def _picture(bundle: Bundle, found: EncodeReport) -> str:
+def _chart(bundle: Bundle, report: EncodeReport) -> str:
     groups = {
         tensor.send.tensor: [
             (
-                way.measured.encoding.name,
-                float(way.measured.mean_bytes),
-                format_bytes(way.measured.mean_bytes),
+                row.measured.encoding.name,
+                float(row.measured.mean_bytes),
+                format_bytes(row.measured.mean_bytes),
             )
-            for way in tensor.ways
+            for row in tensor.options
         ]
-        for tensor in found.tensors
+        for tensor in report.tensors
     }
-    used = {tensor.send.tensor: tensor.send.encoding for tensor in found.tensors}
+    used = {tensor.send.tensor: tensor.send.encoding for tensor in report.tensors}
     return sizes_svg(groups, used, f"{bundle.path.name}: bytes at the cut by encoding (dark: used)")
 
 
-def _json(found: EncodeReport, given: Calibration) -> dict[str, object]:
+def _json(report: EncodeReport, samples: Calibration) -> dict[str, object]:
     return {
-        "inputs": len(given.feeds),
-        "random": given.is_random,
-        "effect": _finite(asdict(found.effect)),
-        "unproven": found.unproven,
+        "inputs": len(samples.feeds),
+        "random": samples.is_random,
+        "effect": _finite(asdict(report.effect)),
+        "unproven": report.unproven,
         "tensors": [
             {
                 "tensor": tensor.send.tensor,
@@ -154,25 +142,23 @@ def _json(found: EncodeReport, given: Calibration) -> dict[str, object]:
                 "zeros": tensor.zeros,
                 "raw_bytes": tensor.raw_bytes,
                 "prediction_error": tensor.prediction_error,
-                "ways": [_way_json(way) for way in tensor.ways],
+                "ways": [
+                    {
+                        "encoding": row.measured.encoding.name,
+                        "mean_bytes": row.measured.mean_bytes,
+                        "p95_bytes": row.measured.p95_bytes,
+                        "encode_s": row.measured.encode_s,
+                        "decode_s": row.measured.decode_s,
+                        "effect": _finite(asdict(row.effect)),
+                    }
+                    for row in tensor.options
+                ],
             }
-            for tensor in found.tensors
+            for tensor in report.tensors
         ],
     }
 
 
-def _way_json(way: Way) -> dict[str, object]:
-    measured = way.measured
-    return {
-        "encoding": measured.encoding.name,
-        "mean_bytes": measured.mean_bytes,
-        "p95_bytes": measured.p95_bytes,
-        "encode_s": measured.encode_s,
-        "decode_s": measured.decode_s,
-        "effect": _finite(asdict(way.effect)),
-    }
-
-
 def _finite(figures: dict[str, float | None]) -> dict[str, float | None]:
-    """JSON has no infinity: null."""
+    """The figures, infinite ones as null: JSON has no infinity."""
     return {k: None if v is None or abs(v) == float("inf") else v for k, v in figures.items()}

@@ -1,4 +1,4 @@
-"""`offload inspect`: a model's layers, tensors and where it can be cut; a bundle's plans."""
+"""`offload inspect`: the layers and tensors of a model, or the plans of a bundle."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,11 +7,11 @@ import typer
 from offload.bundle.bundle import Bundle, open_bundle
 from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import open_sizes_sentence
-from offload.cost.profile import uncounted
+from offload.costs.profile import uncounted
 from offload.graph.load import load_model
 from offload.graph.model import Graph, Layer
 from offload.units import format_bytes
-from offload_runtimes.planning.measure import read_fused
+from offload_runtimes.measure.profile import read_fused
 
 from offload_cli.options import FormatOption, ShapeOption, parse_shapes
 from offload_cli.output import Format, Output
@@ -26,16 +26,16 @@ def inspect(
         ),
     ],
     shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
-    every: Annotated[
+    list_all: Annotated[
         bool, typer.Option("--all", help="List every layer, also of a long model.")
     ] = False,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Show a model's layers as onnxruntime fuses them, what they make and how big it is.
+    """Show a model's layers and tensors, or a bundle's plans.
 
-    You can name a layer's outputs in `offload split --cut`, and any other tensor that is computed
-    from an input: the layer is broken there. Of a bundle, show its plans: when each is followed,
-    what runs where and what crosses.
+    Layers are those that onnxruntime fuses. `offload split --cut` takes any tensor that is computed
+    from an input; a tensor inside a fused layer breaks the layer there. For a bundle, shows the
+    bandwidths each plan is for, what runs where and what is sent.
 
     Example: `offload inspect googlenet.onnx`, `offload inspect net.bundle`
     """
@@ -45,17 +45,29 @@ def inspect(
         return
     model = load_model(path)
     graph = read_fused(model, parse_shapes(shape))
-    unknown = open_sizes_sentence(inputs_of(model, graph).values)
-    output.result(_json(graph, unknown), _summary(graph, unknown))
-    shown = graph.layers if every or len(graph.layers) <= 60 else graph.layers[:50]
-    output.table(
-        ("layer", "operators", "makes", ">bytes", ">MFLOP", ">weights"),
-        (_row(graph, layer) for layer in shown),
-    )
-    if len(shown) < len(graph.layers):
-        output.remark(f"{len(graph.layers) - len(shown)} more layers: list them with --all")
-    if unknown:
-        output.warning(f"bytes and work are not known: {unknown}")
+    open_sizes = open_sizes_sentence(inputs_of(model, graph).values)
+    output.result(_graph_json(graph, open_sizes), _summary(graph, open_sizes))
+    layers = graph.layers
+    shown = layers if list_all or len(layers) <= 60 else layers[:50]
+    rows = []
+    for layer in shown:
+        sizes = [graph.tensors[name].size_bytes for name in layer.outputs]
+        known = [size for size in sizes if size is not None]
+        rows.append(
+            (
+                layer.name,
+                layer.op,
+                ", ".join(layer.outputs),
+                format_bytes(sum(known)) if len(known) == len(sizes) else "?",
+                "" if layer.flops is None else f"{layer.flops / 1e6:.1f}",
+                format_bytes(layer.weight_bytes) if layer.weight_bytes else "",
+            )
+        )
+    output.table(("layer", "operators", "outputs", ">bytes", ">MFLOP", ">weights"), rows)
+    if len(shown) < len(layers):
+        output.remark(f"{len(layers) - len(shown)} more layers: list them with --all")
+    if open_sizes:
+        output.warning(f"bytes and work are not known: {open_sizes}")
     elif graph.uncounted:
         output.warning(uncounted(graph))
 
@@ -70,58 +82,39 @@ def _show_bundle(output: Output, bundle: Bundle) -> None:
         show_plan(output, plan)
 
 
-def _summary(graph: Graph, unknown: str) -> str:
-    flops = _flops(graph)
+def _summary(graph: Graph, open_sizes: str) -> str:
+    """Name, layers, weights and work, then one line per input and output."""
+    flops = sum(map(_flops, graph.layers))
     counted = f"{flops / 1e9:.2f} GFLOP" if flops >= 1e8 else f"{flops / 1e6:.2f} MFLOP"
-    work = "work unknown" if unknown else counted
+    work = "work unknown" if open_sizes else counted
     weights = sum(layer.weight_bytes for layer in graph.layers)
-    signature = "\n".join(
-        f"  {side} {name}: {_tensor(graph, name)}"
-        for side, names in (("in ", graph.inputs), ("out", graph.outputs))
-        for name in names
-    )
-    return (
-        f"{graph.name}: {len(graph.layers)} layers, {format_bytes(weights)} of weights,"
-        f" {work}\n{signature}"
-    )
+    lines = [
+        f"{graph.name}: {len(graph.layers)} layers, {format_bytes(weights)} of weights, {work}"
+    ]
+    for direction, names in (("in ", graph.inputs), ("out", graph.outputs)):
+        for name in names:
+            tensor = graph.tensors[name]
+            shape = "x".join("?" if size is None else str(size) for size in tensor.shape or ())
+            size = "" if tensor.size_bytes is None else f", {format_bytes(tensor.size_bytes)}"
+            lines.append(f"  {direction} {name}: {tensor.dtype or 'not a tensor'} {shape}{size}")
+    return "\n".join(lines)
 
 
-def _flops(graph: Graph) -> float:
-    """What was counted, and what is assumed for the rest."""
-    layers = graph.layers
-    return sum(layer.assumed_flops if layer.flops is None else layer.flops for layer in layers)
+def _flops(layer: Layer) -> float:
+    """Operations of a layer: counted, or assumed where they could not be counted."""
+    return layer.assumed_flops if layer.flops is None else layer.flops
 
 
-def _tensor(graph: Graph, name: str) -> str:
-    tensor = graph.tensors[name]
-    sizes = "x".join("?" if size is None else str(size) for size in tensor.shape or ())
-    size = "" if tensor.size_bytes is None else f", {format_bytes(tensor.size_bytes)}"
-    return f"{tensor.dtype or 'not a tensor'} {sizes}{size}"
-
-
-def _row(graph: Graph, layer: Layer) -> tuple[str, ...]:
-    sizes = [graph.tensors[name].size_bytes for name in layer.outputs]
-    known = [size for size in sizes if size is not None]
-    return (
-        layer.name,
-        layer.op,
-        ", ".join(layer.outputs),
-        format_bytes(sum(known)) if len(known) == len(sizes) else "?",
-        "" if layer.flops is None else f"{layer.flops / 1e6:.1f}",
-        format_bytes(layer.weight_bytes) if layer.weight_bytes else "",
-    )
-
-
-def _json(graph: Graph, unknown: str) -> dict[str, object]:
+def _graph_json(graph: Graph, open_sizes: str) -> dict[str, object]:
     return {
         "name": graph.name,
         "sha256": graph.digest,
         "inputs": list(graph.inputs),
         "outputs": list(graph.outputs),
-        "flops": None if unknown else _flops(graph),
+        "flops": None if open_sizes else sum(map(_flops, graph.layers)),
         "uncounted_share": graph.uncounted_share,
         "uncounted": list(graph.uncounted),
-        "open_sizes": unknown,
+        "open_sizes": open_sizes,
         "layers": [
             {
                 "name": layer.name,

@@ -1,6 +1,6 @@
-"""`offload models`: list the zoo, build a model of it.
+"""`offload models`: list the model zoo, and build one of its models.
 
-The zoo is imported where it is used: other verbs start without onnx.
+The zoo is imported inside the commands: `--help` needs no onnx.
 """
 
 from pathlib import Path
@@ -16,11 +16,11 @@ app = typer.Typer(rich_markup_mode="markdown")
 
 @app.callback(invoke_without_command=True)
 def models(context: typer.Context, form: FormatOption = Format.TEXT) -> None:
-    """List the model zoo: published architectures with seeded random weights.
+    """List the model zoo; `models build` writes one of its models.
 
-    The weights are untrained but live: another input gives another answer, so that a wrong split
-    shows. They are for timing, planning and testing, not for looking at pictures. One seed gives
-    one model.
+    The zoo has published architectures with seeded random weights: untrained, but another input
+    gives another output, so that a wrong split shows. Use them for timing, planning and testing.
+    The same seed gives the same model.
 
     Example: `offload models`, then `offload models build googlenet -o googlenet.onnx`
     """
@@ -30,24 +30,28 @@ def models(context: typer.Context, form: FormatOption = Format.TEXT) -> None:
 
     output = Output(form)
     if output.is_json:
-        listed = ("name", "parameters", "summary", "paper")
-        output.result([{key: getattr(model, key) for key in listed} for model in ZOO.values()])
+        keys = ("name", "parameters", "summary", "paper")
+        output.result([{key: getattr(model, key) for key in keys} for model in ZOO.values()])
     rows = [
         (model.name, f"{model.parameters / 1e6:.1f} M", model.summary, model.paper.split(",")[0])
         for model in ZOO.values()
     ]
-    output.table(("model", ">parameters", "what it is", "paper"), rows)
+    output.table(("model", ">parameters", "description", "paper"), rows)
 
 
 @app.command("build")
 def build_model(
-    name: Annotated[str, typer.Argument(help="A name that `offload models` lists.")],
-    path: Annotated[Path, typer.Option("-o", "--output", help="The .onnx file to write.")],
-    seed: Annotated[int, typer.Option(help="Of the random weights; 0 or more.")] = 0,
-    batch: Annotated[str, typer.Option(help="A size, or a name to keep it dynamic.")] = "1",
+    name: Annotated[str, typer.Argument(help="A name from `offload models`.")],
+    path: Annotated[
+        Path, typer.Option("-o", "--output", help="Write the model to this .onnx file.")
+    ],
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed the random weights; 0 or more.")] = 0,
+    batch: Annotated[
+        str, typer.Option(help="Set the batch size, or a name for a dynamic one.")
+    ] = "1",
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Build a model of the zoo and write it as one .onnx file.
+    """Build a model of the zoo and write it to an .onnx file.
 
     Example: `offload models build googlenet -o googlenet.onnx --seed 7`
     """

@@ -1,4 +1,4 @@
-"""The one output object: results on stdout, remarks on stderr, `--format json` for nothing."""
+"""Print results to stdout as text or JSON, and remarks, warnings and errors to stderr."""
 
 import codecs
 import io
@@ -14,25 +14,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-# Wide enough that a table in a file or a pipe never breaks a tensor's name.
+# Width without a terminal: tensor names in the tables of a file or pipe are not broken.
 PIPE_COLUMNS = 240
 
-_ASCII = {"█": "#", "▓": "=", "…": "...", "×": "x", "µ": "u", "→": "->", "–": "-", "—": "-"}
+ASCII = {"█": "#", "▓": "=", "…": "...", "×": "x", "µ": "u", "→": "->", "–": "-", "—": "-"}
 
 
-def write_any_encoding() -> None:
+def replace_missing_characters() -> None:
     """Let stdout and stderr take any character, whatever their encoding.
 
-    What the encoding lacks is written as its usual ASCII stand-in, else as `\\uXXXX`.
+    A character that the encoding lacks is written in ASCII: by `ASCII`, otherwise as `\\uXXXX`.
     """
 
-    def stand_in(error: UnicodeError) -> tuple[str, int]:
+    def replace(error: UnicodeError) -> tuple[str, int]:
         assert isinstance(error, UnicodeEncodeError)
         missing = error.object[error.start : error.end]
-        shown = (_ASCII.get(c) or c.encode("ascii", "backslashreplace").decode() for c in missing)
+        shown = (ASCII.get(c) or c.encode("ascii", "backslashreplace").decode() for c in missing)
         return "".join(shown), error.end
 
-    codecs.register_error("stand-in", stand_in)
+    codecs.register_error("stand-in", replace)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="stand-in")
@@ -46,7 +46,7 @@ class Format(StrEnum):
 
 
 class Output:
-    """Prints results in the chosen format; everything that is not a result goes to stderr."""
+    """Prints a command's result in the chosen format, and everything else to stderr."""
 
     def __init__(self, form: Format = Format.TEXT) -> None:
         self.form = form
@@ -57,11 +57,11 @@ class Output:
 
     @property
     def is_json(self) -> bool:
-        """Whether stdout must hold one JSON value and nothing else."""
+        """Whether stdout gets one JSON value and nothing else."""
         return self.form is Format.JSON
 
     def result(self, value: Any, text: str | None = None) -> None:
-        """Print the verb's result: `value` as JSON, or `text` (default: the value itself)."""
+        """Print the command's result: `value` as JSON, or `text` (default: the value)."""
         if self.is_json:
             json.dump(value, sys.stdout, indent=2, allow_nan=False)
             sys.stdout.write("\n")
@@ -70,14 +70,14 @@ class Output:
             self.text(text if text is not None else str(value))
 
     def text(self, text: str = "") -> None:
-        """Print lines meant for people only."""
+        """Print lines in text format; nothing in JSON format."""
         if not self.is_json:
             self._out.print(text)
 
     def table(
         self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = ""
     ) -> None:
-        """Print a table for people; columns named `>x` are aligned to the right."""
+        """Print a table in text format; columns named `>x` are aligned to the right."""
         if self.is_json:
             return
         table = Table(title=title or None, title_justify="left", header_style="bold")
@@ -116,7 +116,7 @@ class Output:
 
     @contextmanager
     def steps(self) -> Iterator[Callable[[str], None]]:
-        """A spinner on stderr whose phrase the block changes; plain lines without a terminal."""
+        """A spinner on stderr that shows the latest step; plain lines without a terminal."""
         if not self._err.is_terminal:
             yield self.remark
             return
@@ -125,5 +125,5 @@ class Output:
 
 
 def _console(stderr: bool = False) -> Console:
-    """A console that prints names as they are: `[bold]` and `:smile:` are no markup there."""
+    """A console that prints `[bold]` and `:smile:` as they are: they can be tensor names."""
     return Console(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)

@@ -1,17 +1,23 @@
-"""`offload releases` and `offload rollback`: what was deployed, and the way back."""
+"""`offload releases` and `offload rollback`: list releases on a target, go back to one."""
 
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
-from offload_runtimes.deploy.history import Release
-from offload_runtimes.deploy.history import releases as read_releases
-from offload_runtimes.deploy.history import rollback as roll_back
+from offload.records import to_json
+from offload_runtimes.deploy.releases import Release
+from offload_runtimes.deploy.releases import releases as read_releases
+from offload_runtimes.deploy.releases import rollback as roll_back
 
-from offload_cli.deploy import outcome_json, proved, report_failures, warn_versions
-from offload_cli.options import FormatOption
+from offload_cli.deploy import outcome_json, proof_text, report_outcomes
+from offload_cli.options import (
+    DEFAULT_DEVICES,
+    DevicesOption,
+    FormatOption,
+    TargetArgument,
+    find_targets,
+)
 from offload_cli.output import Format, Output
-from offload_cli.targets import DEFAULT_DEVICES, DevicesOption, TargetArgument, find_places
 
 
 def releases(
@@ -24,11 +30,11 @@ def releases(
     Example: `offload releases pi`
     """
     output = Output(form)
-    (place,) = find_places([target], devices)
-    found = read_releases(place)
+    (config,) = find_targets([target], devices)
+    stored = read_releases(config)
     if output.is_json:
-        output.result([release_json(release) for release in found])
-    elif not found:
+        output.result([release_json(release) for release in stored])
+    elif not stored:
         output.text(f"{target}: nothing was deployed yet")
     else:
         rows = [
@@ -36,33 +42,34 @@ def releases(
                 "*" if release.is_current else "",
                 release.id,
                 "+".join(release.sides),
-                when(release.time_s),
+                format_time(release.time_s),
                 probe_text(release),
             )
-            for release in found
+            for release in stored
         ]
-        output.table(["", "release", "sides", "deployed", "probe"], rows, title=place.name)
+        output.table(["", "release", "sides", "deployed", "probe"], rows, title=config.name)
 
 
 def rollback(
     target: TargetArgument,
     release: Annotated[
-        str, typer.Argument(help="Beginning of a release; default: the one before.")
+        str, typer.Argument(help="The first characters of a release; default: the previous one.")
     ] = "",
     devices: DevicesOption = DEFAULT_DEVICES,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Make an older release current again; it is verified and proved as a new one is.
+    """Make an older release on a target current again.
+
+    Its files and its proof are checked first, as for a new release.
 
     Example: `offload rollback pi`
     """
     output = Output(form)
-    (place,) = find_places([target], devices)
-    outcome = roll_back(place, release or None)
-    done = f"{target}: {outcome.release} is current again; {proved(outcome)}" if outcome.ok else ""
-    output.result(outcome_json(outcome), done)
-    warn_versions(output, [outcome])
-    report_failures(output, [outcome])
+    (config,) = find_targets([target], devices)
+    outcome = roll_back(config, release or None)
+    text = f"{target}: {outcome.release} is current again; {proof_text(outcome)}"
+    output.result(outcome_json(outcome), text if outcome.ok else "")
+    report_outcomes(output, [outcome])
 
 
 def release_json(release: Release) -> dict[str, Any]:
@@ -72,18 +79,18 @@ def release_json(release: Release) -> dict[str, Any]:
         "digest": release.digest,
         "sides": list(release.sides),
         "time_s": release.time_s,
-        "probe": release.probe.to_json() if release.probe else None,
+        "probe": to_json(release.probe),
         "current": release.is_current,
     }
 
 
 def probe_text(release: Release) -> str:
-    """What a release's last probe said, in a few words."""
+    """The result of a release's last probe, in a few words."""
     if release.probe is None:
         return "not run"
     return f"off by {release.probe.worst:.1g}, {release.probe.ran_on}"
 
 
-def when(time_s: float) -> str:
-    """A time for people, in UTC."""
+def format_time(time_s: float) -> str:
+    """Date and time in UTC."""
     return datetime.fromtimestamp(time_s, UTC).strftime("%Y-%m-%d %H:%M UTC")

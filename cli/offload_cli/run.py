@@ -1,49 +1,47 @@
-"""`offload run`: run a bundle on inputs from a file."""
+"""`offload run`: run a bundle on inputs from a file, or on pictures."""
 
 import json
 import statistics
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from offload.bundle.bundle import open_bundle
 from offload.bundle.sample_inputs import bound
-from offload.cost.link import Link, parse_link
-from offload.cost.profile import slowed
+from offload.costs.link import parse_link
+from offload.costs.profile import slowed
 from offload.errors import InputError
 from offload.files import write_text
-from offload.plan.plan import Plan
-from offload.report.gantt import gantt_svg, gantt_text
-from offload.report.trace import chrome_trace
-from offload.schedule.timeline import Timeline
+from offload.report.gantt import chrome_trace, gantt_svg, gantt_text
+from offload.scheduling.timeline import Timeline
 from offload.units import format_s
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.execution import OnServerLoss
-from offload_runtimes.input_files import Frame, read_frames
+from offload_runtimes.device.session_options import OnServerLoss
 from offload_runtimes.local import open_session
-from offload_runtimes.planning.measure import machine_name
-from offload_runtimes.value_files import typed, write_values
+from offload_runtimes.measure.timing import machine_name
+from offload_runtimes.value_files import read_frames, typed, write_values
 
 from offload_cli.options import (
+    EXPERT,
     AllowCpuOption,
     BundleArgument,
+    CaOption,
+    CertificateOption,
     FormatOption,
+    KeyOption,
     PlanOption,
     ProviderOption,
     ShapeOption,
     ThreadsOption,
+    TokenOption,
+    client_security,
     parse_shapes,
 )
 from offload_cli.output import Format, Output
-from offload_cli.security import (
-    CaOption,
-    CertificateOption,
-    KeyOption,
-    TokenOption,
-    client_security,
-)
+
+EMULATION = "Emulation"
 
 
 def run(
@@ -52,78 +50,104 @@ def run(
         Path,
         typer.Option(
             "--input",
-            help=".npz with an array for each input, by its name; .json where sequences or maps are"
-            " among them; or a folder of pictures, each of them a run: resized, as bytes for a"
-            " uint8 input (1xHxWx3), as 0 to 1 for a float input (1x3xHxW).",
+            help="Read inputs by name from an .npz, or a .json for sequences and maps; or run each"
+            " picture of a folder, resized, as uint8 1xHxWx3 or as float 1x3xHxW from 0 to 1.",
         ),
     ],
     outputs: Annotated[
         Path | None,
         typer.Option(
             "--output",
-            help=".npz to write the outputs to, by their names; sequences and maps go to a .json of"
-            " the same name beside it. With a folder of pictures, a folder for an .npz a picture.",
+            help="Write outputs by name to this .npz, sequences and maps to a .json beside it; for"
+            " pictures, one .npz per picture to this folder.",
         ),
     ] = None,
-    shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
     server: Annotated[
         str,
-        typer.Option(help="HOST:PORT of `offload serve`; default: a server within this process."),
+        typer.Option(
+            metavar="HOST:PORT", help="Use this `offload serve`; default: a server in this process."
+        ),
     ] = "",
-    link: Annotated[
-        str, typer.Option(help="Emulate this link in-process, like `wifi` or `'20 Mbit/s,10 ms'`.")
-    ] = "",
-    slowdown: Annotated[
-        float, typer.Option(min=1.0, help="Emulate a device so many times slower.")
-    ] = 1.0,
-    repeat: Annotated[int, typer.Option(min=1, help="Run so often; the median is shown.")] = 1,
-    optimize: Annotated[
-        bool,
-        typer.Option(help="Without it, outputs are bit-equal to the whole model's, but slower."),
-    ] = True,
+    shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
+    plan: PlanOption = None,
+    repeat: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Run N times; the median is reported.")
+    ] = 1,
+    svg: Annotated[
+        Path | None, typer.Option(help="Write a chart of the last run to this SVG file.")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="Write a Chrome trace (JSON) of the last run to this file.")
+    ] = None,
+    form: FormatOption = Format.TEXT,
     deadline: Annotated[
         float | None,
-        typer.Option(help="Seconds for the answer; the device goes on alone when it gets close."),
+        typer.Option(
+            rich_help_panel="Server loss",
+            metavar="SECONDS",
+            help="Answer within SECONDS: the device finishes alone if the server is late.",
+        ),
     ] = None,
     on_server_loss: Annotated[
         OnServerLoss,
-        typer.Option(help="Go on here and return (resume), stay here (local), or fail (raise)."),
+        typer.Option(
+            rich_help_panel="Server loss",
+            help="If the server is lost: finish here and reconnect (`resume`), stay here (`local`),"
+            " or fail (`raise`).",
+        ),
     ] = OnServerLoss.RESUME,
-    plan: PlanOption = None,
+    link: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=EMULATION,
+            metavar="LINK",
+            help="Emulate a link in this process, like `wifi` or `'20 Mbit/s,10 ms'`.",
+        ),
+    ] = "",
+    slowdown: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel=EMULATION,
+            min=1.0,
+            metavar="FACTOR",
+            help="Emulate a device that is FACTOR times slower.",
+        ),
+    ] = 1.0,
     ca: CaOption = None,
     cert: CertificateOption = None,
     key: KeyOption = None,
     token_file: TokenOption = None,
-    svg: Annotated[Path | None, typer.Option(help="Write a chart of the last run here.")] = None,
-    trace: Annotated[
-        Path | None, typer.Option(help="Write a Chrome trace of the last run (JSON) here.")
-    ] = None,
+    optimize: Annotated[
+        bool,
+        typer.Option(
+            rich_help_panel=EXPERT,
+            help="Turn onnxruntime's optimisations off for outputs bit-equal to the whole model's.",
+        ),
+    ] = True,
     threads: ThreadsOption = None,
     provider: ProviderOption = [],  # noqa: B006
     allow_cpu: AllowCpuOption = False,
-    form: FormatOption = Format.TEXT,
 ) -> None:
-    """Run a bundle: the device's part here, the server's part on the server.
+    """Run a bundle on inputs from a file, or on pictures.
 
-    It runs once for an .npz, and once for each picture of a folder. Pictures are resized to the
-    sizes of the model's input; --shape gives those that the model leaves open.
+    The device's part runs here, the server's part on the server. Pictures are resized to the
+    model's input; --shape sets sizes that the model leaves open.
 
-    Of a bundle of several plans, the one is followed that is best for the link as it is measured,
-    also while --repeat goes on; --plan fixes one.
+    A bundle with several plans switches to the best plan for the measured link, also during
+    --repeat; --plan fixes one.
 
     Example: `offload run net.bundle --input in.npz --output out.npz --server 192.0.2.7:50051`
     """
     output = Output(form)
     shapes = parse_shapes(shape)
-    if shapes and not inputs.is_dir():
-        raise InputError("--shape says how pictures are resized: leave it out with an .npz file")
-    if inputs.is_dir() and outputs and outputs.exists() and not outputs.is_dir():
-        raise InputError(f"--output {outputs} is a file: give a folder for the outputs of pictures")
+    check_paths(inputs, outputs, shapes)
     opened = open_bundle(bundle)
     frames = read_frames(inputs, bound(opened.inputs, shapes))
     first = next(frames)
     emulated = parse_link(link) if link else None
     timelines: list[Timeline] = []
+    pictures: list[str] = []
+    written: tuple[Path, ...] = ()
     with open_session(
         opened,
         server or None,
@@ -140,48 +164,72 @@ def run(
     ) as session:
         declared = (*session.get_inputs(), *session.get_overridable_initializers())
         names = [value.name for value in session.get_outputs()]
-        ran: list[str] = []
-        written: tuple[Path, ...] = ()
         for frame in chain((first,), frames):
             feeds = typed(frame.feeds, declared)
             for _ in range(repeat):
-                answers, timeline = session.run_timed(None, feeds)
+                values, timeline = session.run_timed(None, feeds)
                 timelines.append(timeline)
-            ran.append(frame.name)
+            if inputs.is_dir():
+                pictures.append(frame.name)
             if outputs:
-                written = _write(outputs, frame, dict(zip(names, answers, strict=True)))
-        followed_plan = session.bundle.plans[session.plan]
+                target = outputs / f"{frame.name}.npz" if frame.name else outputs
+                if frame.name:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                written = write_values(target, dict(zip(names, values, strict=True)))
+        followed = session.bundle.plans[session.plan]
         link_used = session.link or emulated
-        followed = _followed(session)
+        switching = _switching_json(session)
     if outputs:
         output.remark(f"wrote {outputs if inputs.is_dir() else ' and '.join(map(str, written))}")
-    predicted = _prediction(followed_plan, link_used, slowdown)
-    shown = {**({"predicted": predicted} if predicted else {}), "measured": timelines[-1]}
+    # A plan predicts only for the device and the link that it was made for.
+    is_planned_device = followed.device == slowed(machine_name(), slowdown)
+    comparable = is_planned_device and bool(followed.alternatives)
+    predicted = followed.predicted(link_used) if comparable else None
+    charted = {**({"predicted": predicted} if predicted else {}), "measured": timelines[-1]}
     if svg:
-        write_text(svg, gantt_svg(shown, bundle.name))
+        write_text(svg, gantt_svg(charted, bundle.name))
     if trace:
-        write_text(trace, json.dumps(chrome_trace(shown)))
-    pictures = ran if inputs.is_dir() else []
-    _report(output, names, pictures, timelines, predicted, followed)
+        write_text(trace, json.dumps(chrome_trace(charted)))
+    latencies_s = [timeline.makespan_s for timeline in timelines]
+    median_s = statistics.median(latencies_s)
+    output.result(
+        {
+            "outputs": names,
+            **({"inputs": pictures} if pictures else {}),
+            "latency_s": median_s,
+            "latencies_s": latencies_s,
+            "predicted_s": predicted.makespan_s if predicted else None,
+            "timeline": timelines[-1].to_json(),
+            **switching,
+        },
+        f"{format_s(median_s)} measured (median of {len(latencies_s)})"
+        + (f", {format_s(predicted.makespan_s)} predicted" if predicted else ""),
+    )
+    if switching:
+        changes = [
+            f"{switch.before} -> {switch.after} at {switch.at_s:.1f} s"
+            for switch in session.switches
+        ]
+        described = session.link.describe() if session.link else "not measured"
+        changed = f"; changed {', '.join(changes)}" if changes else ""
+        output.text(f"plan {session.plan}, link {described}{changed}")
+    output.text(gantt_text({"measured": timelines[-1]}, 100))
 
 
-def _prediction(plan: Plan, link: Link | None, slowdown: float) -> Timeline | None:
-    """What the plan should take here; None where it was made for another device or link."""
-    if plan.device != slowed(machine_name(), slowdown) or not plan.alternatives:
-        return None
-    return plan.predicted(link)
+def check_paths(inputs: Path, outputs: Path | None, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse options that fit only a folder of pictures, or only a file.
+
+    Raises:
+        InputError: --shape with a file, or an output file for a folder of pictures.
+    """
+    if shapes and not inputs.is_dir():
+        raise InputError("--shape sets the size of pictures: leave it out with an .npz file")
+    if inputs.is_dir() and outputs and outputs.exists() and not outputs.is_dir():
+        raise InputError(f"--output {outputs} is a file: give a folder for the outputs of pictures")
 
 
-def _write(target: Path, frame: Frame, answers: Mapping[str, Any]) -> tuple[Path, ...]:
-    """Write a run's outputs: to the file, or for a picture into the folder, under its name."""
-    if frame.name:
-        target = target / f"{frame.name}.npz"
-        target.parent.mkdir(parents=True, exist_ok=True)
-    return write_values(target, answers)
-
-
-def _followed(session: OffloadSession) -> dict[str, object]:
-    """Which plan of several was followed in the end, and the changes; nothing where one is all."""
+def _switching_json(session: OffloadSession) -> dict[str, object]:
+    """The plan in use and the switches so far; empty for a bundle with one plan."""
     if len(session.bundle.plans) == 1:
         return {}
     return {
@@ -197,36 +245,3 @@ def _followed(session: OffloadSession) -> dict[str, object]:
             for switch in session.switches
         ],
     }
-
-
-def _report(
-    output: Output,
-    names: list[str],
-    pictures: list[str],
-    timelines: list[Timeline],
-    predicted: Timeline | None,
-    followed: Mapping[str, Any],
-) -> None:
-    seconds = [timeline.makespan_s for timeline in timelines]
-    median_s = statistics.median(seconds)
-    output.result(
-        {
-            "outputs": names,
-            **({"inputs": pictures} if pictures else {}),
-            "latency_s": median_s,
-            "latencies_s": seconds,
-            "predicted_s": predicted.makespan_s if predicted else None,
-            "timeline": timelines[-1].to_json(),
-            **followed,
-        },
-        f"{format_s(median_s)} measured (median of {len(seconds)})"
-        + (f", {format_s(predicted.makespan_s)} predicted" if predicted else ""),
-    )
-    if followed:
-        link = Link.from_json(followed["link"]).describe() if followed["link"] else "not measured"
-        changes = [
-            f"{s['before']} -> {s['after']} at {s['at_s']:.1f} s" for s in followed["switches"]
-        ]
-        changed = f"; changed {', '.join(changes)}" if changes else ""
-        output.text(f"plan {followed['plan']}, link {link}{changed}")
-    output.text(gantt_text({"measured": timelines[-1]}, 100))

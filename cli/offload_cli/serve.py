@@ -6,16 +6,23 @@ from typing import Annotated
 
 import typer
 from offload.units import parse_bytes
+from offload_runtimes.daemon import serve_until_asked
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.server import Server
 from offload_runtimes.serving.batching import Batching
-from offload_runtimes.serving.daemon import serve_until_asked
-from offload_runtimes.serving.observe import log_to_stderr
+from offload_runtimes.serving.metrics import log_to_stderr
+from offload_runtimes.serving.serve_options import ServeOptions
 
-from offload_cli.options import AllowCpuOption, FormatOption, ProviderOption, ThreadsOption
+from offload_cli.options import (
+    TOKEN_VARIABLE,
+    AllowCpuOption,
+    FormatOption,
+    ProviderOption,
+    ThreadsOption,
+    read_token,
+)
 from offload_cli.output import Format, Output
-from offload_cli.security import TOKEN_VARIABLE, read_token
 
 _SOON_DAYS = 14.0
 
@@ -115,27 +122,28 @@ def serve(
     Example: `offload serve net.bundle --listen 0.0.0.0:50051 --insecure`
     """
     output = Output(form)
-    options = EngineOptions(tuple(provider), threads, optimize, allow_cpu=allow_cpu)
     if log:
         log_to_stderr()
     server = Server(
         list(bundles),
         listen,
-        options=options,
-        workers=workers,
-        max_sessions=max_sessions,
-        max_run_s=max_run,
-        max_memory_bytes=int(parse_bytes(max_memory)) if max_memory else None,
-        max_releases=releases,
-        batching=Batching(batch, batch_wait),
-        metrics=metrics or None,
-        security=ServerSecurity(
-            cert,
-            key,
-            client_ca,
-            None if token_file else read_token(None),
-            insecure,
-            token_file,
+        ServeOptions(
+            EngineOptions(tuple(provider), threads, optimize, allow_cpu=allow_cpu),
+            workers=workers,
+            max_sessions=max_sessions,
+            max_run_s=max_run,
+            max_memory_bytes=int(parse_bytes(max_memory)) if max_memory else None,
+            max_releases=releases,
+            batching=Batching(batch, batch_wait),
+            metrics=metrics or None,
+            security=ServerSecurity(
+                cert,
+                key,
+                client_ca,
+                None if token_file else read_token(None),
+                insecure,
+                token_file,
+            ),
         ),
     )
 

@@ -1,72 +1,66 @@
-"""`offload service`: the server as a systemd user unit on targets."""
+"""`offload service`: the server as a systemd user service on targets."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 from offload.errors import InputError, OffloadError
 from offload_runtimes.deploy import service
-from offload_runtimes.deploy.channel import Target
-from offload_runtimes.deploy.connect import connect
-from offload_runtimes.deploy.place import Place
-from offload_runtimes.deploy.trial import find_runtime
+from offload_runtimes.deploy.agent_client import AgentClient, connect
+from offload_runtimes.deploy.stages import find_runtime
+from offload_runtimes.deploy.targets import TargetConfig
 
-from offload_cli.options import FormatOption
-from offload_cli.output import Format, Output
-from offload_cli.targets import (
+from offload_cli.options import (
     DEFAULT_DEVICES,
     DevicesOption,
+    FormatOption,
     TargetsArgument,
-    find_places,
     on_each,
-    report_errors,
+    report_each,
 )
+from offload_cli.output import Format, Output
 
-app = typer.Typer(help="Run the server as a systemd user service.", no_args_is_help=True)
+app = typer.Typer(help="Run the server as a systemd user service on targets.", no_args_is_help=True)
 
-Found = TypeVar("Found")
-_MB = 1_000_000
+Result = TypeVar("Result")
 
 
 @app.command()
 def install(
     targets: TargetsArgument,
     memory_limit_mb: Annotated[
-        int, typer.Option(min=64, help="The service is stopped when it takes more.")
+        int, typer.Option(min=64, metavar="MB", help="Stop the service if it takes more than MB.")
     ] = 2000,
     devices: DevicesOption = DEFAULT_DEVICES,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Install a unit that serves whatever release is current, and start it.
+    """Install a unit that serves the current release, and start it.
 
-    It is restarted on failure, when it hangs (watchdog), and by each `offload deploy`. Where it
-    listens and with how many threads is said in devices.toml. It writes its log as JSON lines.
+    systemd restarts it on failure and when it hangs (watchdog); each `offload deploy` restarts it
+    too. devices.toml sets its address, threads and other options. It logs JSON lines.
 
     Example: `offload service install server`
     """
 
-    async def do(channel: Target) -> str:
-        place = channel.place
-        root = (await channel.call("facts"))["root"]
-        python = await find_runtime(channel, root)
+    async def install_on(target: AgentClient) -> str:
+        config = target.target
+        root = (await target.call("facts"))["root"]
+        python = await find_runtime(target, root)
         if python is None:
             raise InputError(
-                f"{place.name} has no runtime to serve with:"
-                f" `offload device init {place.name}` first"
+                f"{config.name} has no runtime to serve with:"
+                f" `offload device init {config.name}` first"
             )
-        limit_bytes = memory_limit_mb * _MB
-        unit = service.Unit(
-            root, python, place.listen, (*place.options, *place.serving), limit_bytes
-        )
-        await service.install(channel, unit)
+        options = (*config.options, *config.serving)
+        unit = service.Unit(root, python, config.listen, options, memory_limit_mb * 1_000_000)
+        await service.install(target, unit)
         return unit.name
 
-    found = _each(targets, devices, do)
-    _report(
+    report_each(
         Output(form),
-        found,
+        _on_agents(targets, devices, install_on),
         lambda name, unit: {"target": name, "unit": unit},
         lambda name, unit: f"{name}: {unit} is installed",
     )
@@ -78,28 +72,25 @@ def uninstall(targets: TargetsArgument, devices: DevicesOption = DEFAULT_DEVICES
 
     Example: `offload service uninstall server`
     """
-    found = _each(targets, devices, _with_unit(service.uninstall))
-    _report(Output(), found, _nothing, lambda name, _: f"{name}: the service is removed")
+    _run_on_units(targets, devices, service.uninstall, "the service is removed")
 
 
 @app.command()
 def start(targets: TargetsArgument, devices: DevicesOption = DEFAULT_DEVICES) -> None:
-    """Start the service (or restart it) and wait until it serves.
+    """Start or restart the service and wait until it serves.
 
     Example: `offload service start server`
     """
-    found = _each(targets, devices, _with_unit(service.restart))
-    _report(Output(), found, _nothing, lambda name, _: f"{name}: serving")
+    _run_on_units(targets, devices, service.restart, "serving")
 
 
 @app.command()
 def stop(targets: TargetsArgument, devices: DevicesOption = DEFAULT_DEVICES) -> None:
-    """Stop the service; running work is finished first.
+    """Stop the service after running work is finished.
 
     Example: `offload service stop server`
     """
-    found = _each(targets, devices, _with_unit(service.stop))
-    _report(Output(), found, _nothing, lambda name, _: f"{name}: stopped")
+    _run_on_units(targets, devices, service.stop, "stopped")
 
 
 @app.command()
@@ -108,91 +99,75 @@ def status(
     devices: DevicesOption = DEFAULT_DEVICES,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Say whether the service runs; exit 1 if it doesn't.
+    """Show whether the service runs; exit with 1 if it does not.
 
     Example: `offload service status server`
     """
-    found = _each(targets, devices, _with_unit(service.is_running))
-    _report(
+    running = _on_units(targets, devices, service.is_running)
+    report_each(
         Output(form),
-        found,
-        lambda name, running: {"target": name, "running": running},
-        lambda name, running: f"{name}: {'running' if running else 'stopped'}",
+        running,
+        lambda name, is_running: {"target": name, "running": is_running},
+        lambda name, is_running: f"{name}: {'running' if is_running else 'stopped'}",
     )
-    if not all(found.values()):
+    if not all(running.values()):
         raise typer.Exit(1)
 
 
 @app.command()
 def logs(
     targets: TargetsArgument,
-    lines: Annotated[int, typer.Option(min=1, help="How many.")] = 50,
+    lines: Annotated[int, typer.Option(min=1, metavar="N", help="Print the last N lines.")] = 50,
     devices: DevicesOption = DEFAULT_DEVICES,
 ) -> None:
-    """Print the last lines the service logged.
+    """Print the last lines of the service's log.
 
     Example: `offload service logs server --lines 100`
     """
+    texts = _on_units(targets, devices, lambda target, unit: service.logs(target, unit, lines))
 
-    async def read(channel: Target, unit: str) -> str:
-        return await service.logs(channel, unit, lines)
+    def text(name: str, log: str) -> str:
+        if len(texts) == 1:
+            return log.rstrip()
+        return "\n".join(f"{name}: {line}" for line in log.rstrip().splitlines())
 
-    found = _each(targets, devices, _with_unit(read))
-    many = len(found) > 1
-
-    def text(name: str, said: str) -> str:
-        kept = said.rstrip()
-        return "\n".join(f"{name}: {line}" for line in kept.splitlines()) if many else kept
-
-    _report(Output(), found, _nothing, text)
+    report_each(Output(), texts, lambda _name, _log: None, text)
 
 
-def _with_unit(
-    do: Callable[[Target, str], Awaitable[Found]],
-) -> Callable[[Target], Awaitable[Found]]:
-    """Do something with the unit that was installed on a target."""
-
-    async def with_unit(channel: Target) -> Found:
-        unit = await service.installed_unit(channel)
-        if unit is None:
-            name = channel.place.name
-            raise InputError(f"{name} has no service: `offload service install {name}` first")
-        return await do(channel, unit)
-
-    return with_unit
-
-
-def _each(
-    targets: Sequence[str], devices: Path, do: Callable[[Target], Awaitable[Found]]
-) -> dict[str, Found | OffloadError]:
-    """Do something with the agent on each target; results or errors by the targets' names."""
-
-    def one(place: Place) -> Found:
-        async def run() -> Found:
-            async with connect(place) as channel:
-                return await do(channel)
-
-        return asyncio.run(run())
-
-    places = find_places(targets, devices)
-    names = [place.name for place in places]
-    return dict(zip(names, on_each(places, one), strict=True))
-
-
-def _report(
-    output: Output,
-    found: Mapping[str, Found | OffloadError],
-    value: Callable[[str, Found], Any],
-    text: Callable[[str, Found], str],
+def _run_on_units(
+    targets: Sequence[str],
+    devices: Path,
+    action: Callable[[AgentClient, str], Awaitable[object]],
+    done: str,
 ) -> None:
-    """Print what was done: one object for one target, a list for several; exit 1 on errors."""
-    done = {name: one for name, one in found.items() if not isinstance(one, OffloadError)}
-    if done:
-        values = [value(name, one) for name, one in done.items()]
-        lines = "\n".join(text(name, one) for name, one in done.items())
-        output.result(values[0] if len(found) == 1 else values, lines)
-    report_errors(output, [one for one in found.values() if isinstance(one, OffloadError)])
+    results = _on_units(targets, devices, action)
+    report_each(Output(), results, lambda _name, _: None, lambda name, _: f"{name}: {done}")
 
 
-def _nothing(_name: str, _found: object) -> None:
-    return None
+def _on_units(
+    targets: Sequence[str],
+    devices: Path,
+    action: Callable[[AgentClient, str], Awaitable[Result]],
+) -> dict[str, Result | OffloadError]:
+    """Call an action with the agent and the installed unit of each target."""
+
+    async def with_unit(target: AgentClient) -> Result:
+        unit = await service.installed_unit(target)
+        if unit is None:
+            name = target.target.name
+            raise InputError(f"{name} has no service: `offload service install {name}` first")
+        return await action(target, unit)
+
+    return _on_agents(targets, devices, with_unit)
+
+
+def _on_agents(
+    targets: Sequence[str], devices: Path, action: Callable[[AgentClient], Awaitable[Result]]
+) -> dict[str, Result | OffloadError]:
+    """Call an action with the agent of each target, in parallel; results by target name."""
+
+    async def connect_and_run(config: TargetConfig) -> Result:
+        async with connect(config) as target:
+            return await action(target)
+
+    return on_each(targets, devices, lambda config: asyncio.run(connect_and_run(config)))

@@ -1,28 +1,27 @@
-"""`offload simulate`: where each plan would win, over a range of links and slow-downs."""
+"""`offload simulate`: which plan wins over a range of links and slow-downs."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from offload.cost.link import parse_link
-from offload.encoding.allowance import Allowance
-from offload.encoding.encoding import parse_allowed
+from offload.costs.encodings import EncodingPolicy, parse_allowed
+from offload.costs.link import parse_link
 from offload.errors import InputError
 from offload.files import write_text
-from offload.plan.sweep import Cell, is_range, parse_links, reigns, sweep
-from offload.report.what_if import what_if_html, what_if_svg
+from offload.planning.problem import Constraints
+from offload.planning.sweep import SweepPoint, is_range, parse_links, sweep, winning_intervals
+from offload.report.charts import what_if_html, what_if_svg
 from offload.units import format_bps, format_s
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.planning.situation import SplitRequest, parse_machine, prepare
-from offload_runtimes.split import chooser_of
+from offload_runtimes.measure.split import SplitRequest, encoding_selector, parse_machine, prepare
 
-from offload_cli.encodings import CalibrationOption
-from offload_cli.image import ImageOption, pictured
 from offload_cli.options import (
+    ENCODINGS,
+    MACHINES,
     AllowCpuOption,
     FormatOption,
     LikeOption,
@@ -34,49 +33,68 @@ from offload_cli.options import (
     parse_shapes,
 )
 from offload_cli.output import Format, Output
-from offload_cli.wishes import DeviceOption, KeepInputOption, PinOption, ServerOption, wish
+from offload_cli.planning_options import (
+    CalibrationOption,
+    DeviceOption,
+    ImageOption,
+    KeepInputOption,
+    PinOption,
+    ServerOption,
+    image_input,
+)
+from offload_cli.plans import first_few
 
 HEAD = ("slow-down", "from", "to", "winner", "latency", "gain", "layers on device", "sends")
 
 
 def simulate(
     model: ModelArgument,
-    device: DeviceOption = None,
-    server: ServerOption = None,
     link: Annotated[
         str,
         typer.Option(
-            help="The range of bandwidths up, like '1..100 Mbit/s'; or one link, as for `split`."
+            metavar="LINK",
+            help="Sweep these upload bandwidths, like `'1..100 Mbit/s'`; or plan for one link, as"
+            " in `offload split`.",
         ),
     ] = "1..100 Mbit/s",
-    like: LikeOption = "wifi",
-    slowdown: Annotated[
-        str, typer.Option(help="Multiply the device's seconds: one factor or several, like 1,5,20.")
-    ] = "1",
-    points: PointsOption = 25,
-    svg: Annotated[Path | None, typer.Option(help="Write the chart here.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write chart and table as a page here.")] = None,
-    pin_device: PinOption = 0,
-    keep_input: KeepInputOption = False,
     shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
     image: ImageOption = "",
+    svg: Annotated[Path | None, typer.Option(help="Write the chart to this SVG file.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write chart and table to this HTML file.")
+    ] = None,
+    form: FormatOption = Format.TEXT,
+    device: DeviceOption = None,
+    server: ServerOption = None,
+    slowdown: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=MACHINES,
+            metavar="FACTORS",
+            help="Multiply the device's seconds by one factor or several, like `1,5,20`.",
+        ),
+    ] = "1",
+    like: LikeOption = "wifi",
+    points: PointsOption = 25,
+    pin_device: PinOption = 0,
+    keep_input: KeepInputOption = False,
     encoding: Annotated[
         str,
         typer.Option(
-            help="What tensors may become on their way: `lossless` (raw or compressed; the default,"
-            " as for `split`) or `raw`."
+            rich_help_panel=ENCODINGS,
+            metavar="NAMES",
+            help="Allow `lossless` encodings (raw, zstd, planes) or `raw` only.",
         ),
     ] = "lossless",
     calibration: CalibrationOption = None,
     threads: ThreadsOption = None,
     provider: ProviderOption = [],  # noqa: B006
     allow_cpu: AllowCpuOption = False,
-    form: FormatOption = Format.TEXT,
 ) -> None:
-    """Plan a model for every link of a range and show where each plan wins.
+    """Show which plan wins over a range of links and slow-downs.
 
-    Nothing is run but what must be measured: profiles that are not given, and what tensors take
-    compressed. No bundle is written.
+    Runs the model only to measure what is not given: profiles and sizes of compressed tensors. No
+    bundle is written.
 
     Example: `offload simulate net.onnx --device pi.json --link '1..100 Mbit/s' --svg what-if.svg`
     """
@@ -89,62 +107,67 @@ def simulate(
         device=parse_machine(device),
         server=parse_machine(server),
         shapes=parse_shapes(shape),
-        wish=wish("latency", pin_device, keep_input, "", "", "", ""),
+        constraints=Constraints(pin_device=pin_device, keep_input=keep_input),
         options=EngineOptions(tuple(provider), threads, allow_cpu=allow_cpu),
-        allowance=lossless(encoding, calibration),
+        allowance=lossless_policy(encoding, calibration),
     )
-    with output.steps() as progress, pictured(request, image) as request:
-        prepared = prepare(request, progress)
-        catalogue = chooser_of(prepared, progress).lossless()
-        progress(f"planning {len(links) * len(factors)} situations")
-        cells = list(sweep(partial(prepared.situation, catalogue=catalogue), links, factors))
-    machines = f"device {prepared.device.machine}, server {prepared.server.machine}"
-    sent = "raw tensors" if catalogue is None else "lossless encodings where they pay"
-    title, under = f"{model.stem}: latency over bandwidth", f"{machines}, {sent}"
+    with (
+        output.steps() as progress,
+        image_input(model, image, request.shapes or {}) as (source, shapes),
+    ):
+        inputs = prepare(replace(request, model=source, shapes=shapes), progress)
+        table = encoding_selector(inputs, progress).lossless()
+        progress(f"planning {len(links) * len(factors)} combinations of link and slow-down")
+        cells = list(sweep(partial(inputs.problem, table=table), links, factors))
+    sent = "raw tensors" if table is None else "lossless encodings where they pay"
+    title = f"{model.stem}: latency over bandwidth"
+    subtitle = f"device {inputs.device.machine}, server {inputs.server.machine}, {sent}"
     rows = table_of(cells)
-    chart = what_if_svg(cells, title, under) if svg or html else ""
+    chart = what_if_svg(cells, title, subtitle) if svg or html else ""
     if svg:
         write_text(svg, chart)
         output.remark(f"wrote {svg}")
     if html:
         write_text(html, what_if_html(chart, title, rows, HEAD))
         output.remark(f"wrote {html}")
-    shown = [{**asdict(cell), "winner": cell.winner} for cell in cells]
-    output.result(shown, f"{model.stem}: where each plan wins ({sent})")
+    output.result(
+        [{**asdict(cell), "winner": cell.winner} for cell in cells],
+        f"{model.stem}: where each plan wins ({sent})",
+    )
     output.table(HEAD, rows)
 
 
-def table_of(cells: Sequence[Cell]) -> list[tuple[str, ...]]:
-    """A row for each plan's reign: where it wins, its latency there, what it gains."""
+def table_of(points: Sequence[SweepPoint]) -> list[tuple[str, ...]]:
+    """One row per interval of bandwidths in which one plan wins.
+
+    The gain is against the better of all on the device and all on the server.
+    """
     rows: list[tuple[str, ...]] = []
-    for slowdown, group in groupby(cells, lambda cell: cell.slowdown):
-        for reign in reigns(list(group)):
-            first, last = reign.cells[0], reign.cells[-1]
-            cut = last.chosen.cut
+    for slowdown, group in groupby(points, lambda point: point.slowdown):
+        for interval in winning_intervals(list(group)):
+            gains = []
+            for point in interval.cells:
+                simple = [point.latency_s("local"), point.latency_s("cloud")]
+                best_s, chosen_s = min(s for s in simple if s is not None), point.chosen.latency_s
+                gains.append(best_s / chosen_s if chosen_s else 1.0)
+            first, last = interval.cells[0].chosen, interval.cells[-1].chosen
             rows.append(
                 (
                     f"{slowdown:g}x",
-                    format_bps(reign.from_bps),
-                    format_bps(reign.to_bps),
-                    first.winner,
-                    f"{format_s(first.chosen.latency_s)} to {format_s(last.chosen.latency_s)}",
-                    f"up to {max(map(_gain, reign.cells)):.2f}x",
-                    str(last.chosen.device_layers),
-                    ", ".join(cut[:3]) + (f" and {len(cut) - 3} more" if len(cut) > 3 else ""),
+                    format_bps(interval.from_bps),
+                    format_bps(interval.to_bps),
+                    first.scheme,
+                    f"{format_s(first.latency_s)} to {format_s(last.latency_s)}",
+                    f"up to {max(gains):.2f}x",
+                    str(last.device_layers),
+                    first_few(last.cut),
                 )
             )
     return rows
 
 
-def _gain(cell: Cell) -> float:
-    """Against the better of all on the device and all on the server."""
-    simple = [cell.latency_s("local"), cell.latency_s("cloud")]
-    best_s = min(s for s in simple if s is not None)
-    return best_s / cell.chosen.latency_s if cell.chosen.latency_s else 1.0
-
-
-def lossless(encoding: str, calibration: Path | None) -> Allowance:
-    """The allowance of encodings that lose nothing: no plan of a sweep is rehearsed.
+def lossless_policy(encoding: str, calibration: Path | None) -> EncodingPolicy:
+    """The policy of lossless encodings: a sweep does not measure what lossy ones change.
 
     Raises:
         InputError: an unknown encoding, or a lossy one.
@@ -155,7 +178,7 @@ def lossless(encoding: str, calibration: Path | None) -> Allowance:
             f"--encoding {encoding} loses precision, which only `split` can judge: simulate with"
             " `lossless` or `raw`"
         )
-    return Allowance(allowed, calibration=calibration)
+    return EncodingPolicy(allowed, calibration=calibration)
 
 
 def parse_factors(text: str) -> list[float]:

@@ -1,36 +1,34 @@
-"""`offload split`: from a model to a bundle."""
+"""`offload split`: choose where to cut a model and write the bundle."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from offload.cost.link import parse_link
-from offload.encoding.allowance import Allowance
+from offload.costs.encodings import EncodingPolicy
+from offload.costs.link import parse_link
 from offload.errors import InputError
-from offload.plan.candidate import Candidate
-from offload.plan.planner import pareto
-from offload.plan.sweep import is_range, parse_links
-from offload.units import format_bytes, format_s
+from offload.planning.plan import Alternative
+from offload.planning.planner import pareto
+from offload.planning.problem import Constraints, Objective, Power
+from offload.planning.sweep import is_range, parse_links
+from offload.units import format_bytes, format_s, parse_bytes, parse_duration_s, parse_energy_j
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.planning.situation import (
-    Prepared,
-    Progress,
+from offload_runtimes.measure.split import (
     SplitRequest,
+    encoding_selector,
     parse_machine,
     prepare,
+    write_split,
 )
-from offload_runtimes.split import chooser_of, write_split
 
-from offload_cli.encodings import (
-    CalibrationOption,
-    EncodingOption,
-    FloorOption,
-    ToleranceOption,
-)
-from offload_cli.image import ImageOption, pictured
 from offload_cli.options import (
+    ENCODINGS,
+    EXPERT,
+    LIMITS,
+    LINK,
+    MACHINES,
     AllowCpuOption,
     FormatOption,
     LikeOption,
@@ -42,106 +40,185 @@ from offload_cli.options import (
     parse_shapes,
 )
 from offload_cli.output import Format, Output
-from offload_cli.plans import bundle_json, plans_sentence, show_plan, show_plans
-from offload_cli.wishes import (
-    DeadlineOption,
+from offload_cli.planning_options import (
+    CalibrationOption,
     DeviceOption,
-    EnergyOption,
+    ImageOption,
     KeepInputOption,
-    MemoryOption,
-    ObjectiveOption,
     PinOption,
-    PowerOption,
     ServerOption,
-    wish,
+    image_input,
 )
+from offload_cli.plans import bundle_json, plans_sentence, show_plan, show_plans
 
 
 def split(
     model: ModelArgument,
     path: Annotated[
-        Path, typer.Option("-o", "--output", help="The bundle's folder.", show_default=False)
+        Path,
+        typer.Option("-o", "--output", help="Write the bundle to this folder.", show_default=False),
     ],
+    link: Annotated[
+        str,
+        typer.Option(
+            metavar="LINK",
+            help="Plan for a link: `3g`, `4g`, `wifi`, `50mbit`, `100mbit`, `'20 Mbit/s,10 ms'`, a"
+            " file from `offload probe`; or for a range, `'1..100 Mbit/s'`: several plans, between"
+            " which the device switches as it measures the link.",
+        ),
+    ] = "wifi",
     scheme: Annotated[
         str,
         typer.Option(
-            help="`auto` takes the best; or `local`, `cloud`, `neurosurgeon` (split at one tensor),"
-            " `partition` (least sum, nothing overlapped), `opss` (the same cut, uploads"
-            " overlapped), `joint` (the cut that overlaps best)."
+            metavar="NAME",
+            help="`auto` chooses the best of `local`, `cloud`, `neurosurgeon` (cut at one tensor),"
+            " `partition` (any cut, no overlap), `opss` (that cut, uploads overlapped), `joint`"
+            " (cut and order chosen together).",
         ),
     ] = "auto",
     cut: Annotated[
         list[str],
         typer.Option(
-            help="Force the cut at a tensor, or at several, separated by commas; repeatable. The"
-            " device computes exactly what they need; every tensor the server then lacks is sent."
+            metavar="TENSOR",
+            help="Cut at these tensors, separated by commas; repeatable. The device computes what"
+            " they need and sends every tensor that the server lacks.",
         ),
-    ] = [],  # noqa: B006
+    ] = [],  # noqa: B006  typer wants a list and copies it
+    shape: ShapeOption = [],  # noqa: B006
+    image: ImageOption = "",
+    form: FormatOption = Format.TEXT,
     device: DeviceOption = None,
     server: ServerOption = None,
-    link: Annotated[
-        str,
+    slowdown: Annotated[
+        float,
         typer.Option(
-            help="The link: `3g`, `4g`, `wifi`, `50mbit`, `100mbit`, `'20 Mbit/s,10 ms'`, or a file"
-            " written by `offload probe`; or a range like `'1..100 Mbit/s'`: a bundle of the plans"
-            " that win in it, between which the device changes as it measures the link."
+            rich_help_panel=MACHINES,
+            min=0.001,
+            metavar="FACTOR",
+            help="Multiply the device's seconds, to plan for a slower device.",
         ),
-    ] = "wifi",
+    ] = 1.0,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", rich_help_panel=MACHINES, help="Measure again instead of using the cache."
+        ),
+    ] = False,
     like: LikeOption = "wifi",
     points: PointsOption = 25,
     worth: Annotated[
         float,
         typer.Option(
+            rich_help_panel=LINK,
             min=0.0,
-            help="Of a range: keep a plan if on some link no other one is nearly as good, within"
-            " this share; 0 keeps all.",
+            metavar="SHARE",
+            help="For a range: drop a plan if another is within SHARE of it at every bandwidth; 0"
+            " keeps all.",
         ),
     ] = 0.05,
-    shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
-    slowdown: Annotated[
-        float, typer.Option(min=0.001, help="Multiply the device's seconds: a slower device.")
-    ] = 1.0,
-    solver: Annotated[
-        str, typer.Option(help="The scheduler; `offload schedule --compare` shows them.")
-    ] = "optimal",
-    objective: ObjectiveOption = "latency",
+    objective: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=LIMITS,
+            metavar="NAME",
+            help="Minimise `latency`, the seconds per frame of a stream (`throughput`), or the"
+            " device's `energy` (needs --power).",
+        ),
+    ] = "latency",
     pin_device: PinOption = 0,
     keep_input: KeepInputOption = False,
-    memory: MemoryOption = "",
-    deadline: DeadlineOption = "",
-    energy: EnergyOption = "",
-    power: PowerOption = "",
-    front: Annotated[
-        bool,
-        typer.Option("--pareto", help="Also list the plans that trade latency for throughput."),
-    ] = False,
-    encoding: EncodingOption = "",
-    tolerance: ToleranceOption = None,
-    accuracy_floor: FloorOption = None,
+    memory: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=LIMITS,
+            metavar="SIZE",
+            help="Limit the memory of the device's process, like `'256 MB'`.",
+        ),
+    ] = "",
+    deadline: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=LIMITS,
+            metavar="TIME",
+            help="Limit the predicted latency, like `'100 ms'`.",
+        ),
+    ] = "",
+    energy: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=LIMITS,
+            metavar="ENERGY",
+            help="Limit the device's energy per inference, like `'250 mJ'` (needs --power).",
+        ),
+    ] = "",
+    power: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=LIMITS,
+            metavar="WATTS",
+            help="Give the device's idle power and what computing and sending add, like"
+            " `2.0,3.5,0.8`.",
+        ),
+    ] = "",
+    encoding: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=ENCODINGS,
+            metavar="NAMES",
+            help="Allow encodings: `raw`, `lossless` (default: raw, zstd, planes), `fp16`, `uint8`,"
+            " `uint8-channel`, `uint6`, `uint4`, `any`, or `png`, `jpeg` for pictures (need"
+            " Pillow); separate by commas. Lossy ones need --tolerance or --accuracy-floor.",
+        ),
+    ] = "",
+    tolerance: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=ENCODINGS,
+            metavar="SHARE",
+            help="Allow lossy encodings that change each output by at most SHARE of its range"
+            " (integers: SHARE of the values).",
+        ),
+    ] = None,
+    accuracy_floor: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=ENCODINGS,
+            metavar="SHARE",
+            help="Allow lossy encodings that keep at least SHARE of the labels right.",
+        ),
+    ] = None,
     calibration: CalibrationOption = None,
-    again: Annotated[
+    solver: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=EXPERT,
+            metavar="NAME",
+            help="Order layers with this solver; `offload schedule --compare` lists them.",
+        ),
+    ] = "optimal",
+    list_front: Annotated[
         bool,
         typer.Option(
-            "--again", help="Measure again what is known of this machine: seconds and sizes."
+            "--pareto",
+            rich_help_panel=EXPERT,
+            help="Also list the plans that trade latency for throughput.",
         ),
     ] = False,
-    image: ImageOption = "",
     threads: ThreadsOption = None,
     provider: ProviderOption = [],  # noqa: B006
     allow_cpu: AllowCpuOption = False,
-    form: FormatOption = Format.TEXT,
 ) -> None:
-    """Choose where to cut a model, order the device's work, and write both halves as a bundle.
+    """Choose where to cut a model and write a bundle.
 
-    Six schemes are compared: all on the device, all on the server, the best cut at one tensor, the
-    best cut with nothing overlapped, that cut with uploads hidden behind computation, and the cut
-    chosen for the overlap. The best is written, also when that is to stay local.
+    Compares six schemes: all on the device, all on the server, the best cut at one tensor, the
+    best cut without overlap, that cut with uploads overlapped, and cut and order chosen together.
+    The best one is written, also if it runs all layers on the device.
 
     Example: `offload split net.onnx --device pi.json --link wifi -o net.bundle`
     """
     output = Output(form)
     links = parse_links(link, parse_link(like), points) if is_range(link) else []
-    if links and front:
+    if links and list_front:
         raise InputError("--pareto is for one link: leave it out, or give one --link")
     request = SplitRequest(
         model=model,
@@ -155,20 +232,38 @@ def split(
         slowdown=slowdown,
         shapes=parse_shapes(shape),
         solver=solver,
-        wish=wish(objective, pin_device, keep_input, memory, deadline, energy, power),
+        constraints=Constraints(
+            objective=Objective.parse(objective),
+            pin_device=pin_device,
+            keep_input=keep_input,
+            memory_bytes=parse_bytes(memory) if memory else None,
+            deadline_s=parse_duration_s(deadline) if deadline else None,
+            energy_j=parse_energy_j(energy) if energy else None,
+            power=Power.parse(power) if power else None,
+        ),
         options=EngineOptions(tuple(provider), threads, allow_cpu=allow_cpu),
-        allowance=Allowance.parse(encoding, tolerance, accuracy_floor, calibration),
+        allowance=EncodingPolicy.parse(encoding, tolerance, accuracy_floor, calibration),
         again=again,
     )
-    with output.steps() as progress, pictured(request, image) as request:
-        prepared = prepare(request, progress)
-        bundle = write_split(prepared, path, progress)
-        plans = _front(prepared, progress) if front else ()
-    shown = bundle_json(bundle) | ({"pareto": _front_json(plans)} if front else {})
-    output.result(shown, f"{path}: {plans_sentence(bundle)}")
-    if prepared.open_sizes:
-        output.warning(f"times are not predicted: {prepared.open_sizes}")
-    for profile in () if prepared.open_sizes else (prepared.device, prepared.server):
+    front: list[Alternative] = []
+    with (
+        output.steps() as progress,
+        image_input(model, image, request.shapes or {}) as (source, shapes),
+    ):
+        inputs = prepare(replace(request, model=source, shapes=shapes), progress)
+        bundle = write_split(inputs, path, progress)
+        if list_front:
+            progress("looking for plans with more throughput")
+            table = encoding_selector(inputs, progress).lossless()
+            estimates = pareto(inputs.problem(table=table), solver)
+            front = [estimate.alternative for estimate in estimates]
+    value = bundle_json(bundle)
+    if list_front:
+        value["pareto"] = [asdict(figures) for figures in front]
+    output.result(value, f"{path}: {plans_sentence(bundle)}")
+    if inputs.open_sizes:
+        output.warning(f"times are not predicted: {inputs.open_sizes}")
+    for profile in () if inputs.open_sizes else (inputs.device, inputs.server):
         if profile.estimated:
             output.warning(f"{profile.machine} is an estimate from FLOPs, not a measurement")
         for remark in profile.remarks:
@@ -176,36 +271,24 @@ def split(
     if len(bundle.plans) == 1:
         show_plan(output, bundle.plan)
     show_plans(output, bundle)
-    show_front(output, plans)
+    if front:
+        show_front(output, front)
 
 
-def _front(prepared: Prepared, progress: Progress) -> tuple[Candidate, ...]:
-    """The front with the lossless encodings that are allowed: no plan of it is rehearsed."""
-    progress("looking for plans of more throughput")
-    catalogue = chooser_of(prepared, progress).lossless()
-    return pareto(prepared.situation(catalogue=catalogue), prepared.request.solver)
-
-
-def _front_json(plans: Sequence[Candidate]) -> list[dict[str, object]]:
-    return [asdict(plan.alternative) for plan in plans]
-
-
-def show_front(output: Output, plans: Sequence[Candidate]) -> None:
-    """Plans of which none is both faster and more frequent than another."""
-    if plans:
-        figures = [plan.alternative for plan in plans]
-        output.table(
-            ("plan", ">latency", ">period", ">frames/s", ">layers on device", ">sent"),
+def show_front(output: Output, front: Sequence[Alternative]) -> None:
+    """Print the Pareto front: no other plan has both less latency and a shorter period."""
+    output.table(
+        ("plan", ">latency", ">period", ">frames/s", ">layers on device", ">sent"),
+        (
             (
-                (
-                    a.scheme,
-                    format_s(a.latency_s),
-                    format_s(a.period_s),
-                    f"{1 / a.period_s:.3g}" if a.period_s else "",
-                    a.device_layers,
-                    format_bytes(a.upload_bytes),
-                )
-                for a in figures
-            ),
-            title="latency against throughput, nothing lost on the way",
-        )
+                figures.scheme,
+                format_s(figures.latency_s),
+                format_s(figures.period_s),
+                f"{1 / figures.period_s:.3g}" if figures.period_s else "",
+                figures.device_layers,
+                format_bytes(figures.upload_bytes),
+            )
+            for figures in front
+        ),
+        title="latency against throughput, lossless encodings only",
+    )

@@ -1,28 +1,28 @@
-"""`offload status`: how the devices and servers are."""
+"""`offload status`: release, runtime, service and servers of every target."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import offload
 from offload.errors import InputError
-from offload_runtimes.deploy.history import Status, statuses
-from offload_runtimes.deploy.place import read_devices
+from offload_runtimes.deploy.releases import Status, statuses
+from offload_runtimes.deploy.targets import read_devices
 
 from offload_cli.deploy import other_version
-from offload_cli.options import FormatOption
+from offload_cli.options import DEFAULT_DEVICES, DevicesOption, FormatOption
 from offload_cli.output import Format, Output
-from offload_cli.releases import probe_text, release_json, when
-from offload_cli.targets import DEFAULT_DEVICES, DevicesOption
+from offload_cli.releases import format_time, probe_text, release_json
+
+COLUMNS = ("target", "role", "release", "deployed", "runtime", "service", "servers", "probe")
 
 
 def status(
     devices: DevicesOption = DEFAULT_DEVICES,
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Show every target of devices.toml: its release, runtime, service, servers, last probe.
+    """Show release, runtime, service and servers of every target.
 
-    A server is shown whether systemd runs it or not: any of the account's that serves a release of
-    the target.
+    Reads the targets from devices.toml. Servers are all that the account runs on a release of the
+    target, with or without systemd.
 
     Example: `offload status`
     """
@@ -30,59 +30,58 @@ def status(
     known = read_devices(devices)
     if not known:
         raise InputError(f"{devices} names no devices: write one like [pi] with host and role")
-    found = statuses(known.values())
+    targets = statuses(known.values())
     if output.is_json:
-        output.result([_json(one) for one in found])
+        output.result([_json(target) for target in targets])
         return
-    columns = ["target", "role", "release", "deployed", "runtime", "service", "servers", "probe"]
-    output.table(columns, [_row(one) for one in found])
-    for one in found:
-        if one.error:
-            output.warning(one.error)
-        if one.damaged:
-            output.warning(f"{one.place.name}: changed since deployed: {', '.join(one.damaged)}")
-        version = (one.runtime or {}).get("version", offload.__version__)
+    output.table(COLUMNS, map(_row, targets))
+    for target in targets:
+        name = target.target.name
+        if target.error:
+            output.warning(target.error)
+        if target.damaged:
+            output.warning(f"{name}: changed since deployed: {', '.join(target.damaged)}")
+        version = (target.runtime or {}).get("version", offload.__version__)
         if version != offload.__version__:
-            output.warning(other_version(one.place.name, version))
+            output.warning(other_version(name, version))
 
 
-def _row(one: Status) -> tuple[str, ...]:
-    role = one.place.role.value if one.place.role else "both"
-    if one.error:
-        return (one.place.name, role, *["?"] * 6)
-    service = "none" if one.unit is None else "running" if one.running else "stopped"
+def _row(target: Status) -> tuple[str, ...]:
+    role = target.target.role.value if target.target.role else "both"
+    if target.error:
+        return (target.target.name, role, *["?"] * 6)
+    service = "none" if target.unit is None else "running" if target.running else "stopped"
     runtime = "none"
-    if one.runtime:
-        runtime = f"{one.runtime['version']}, onnxruntime {one.runtime['onnxruntime']}"
-    current = one.current
+    if target.runtime:
+        runtime = f"{target.runtime['version']}, onnxruntime {target.runtime['onnxruntime']}"
+    servers = []
+    for server in target.servers:
+        sessions = server["sessions"]
+        plural = "" if sessions == 1 else "s"
+        providers = ", ".join(server["providers"])
+        servers.append(f"{server['listening']} on {providers}, {sessions} session{plural}")
+    current = target.current
     return (
-        one.place.name,
+        target.target.name,
         role,
         current.id if current else "none",
-        when(current.time_s) if current else "",
+        format_time(current.time_s) if current else "",
         runtime,
         service,
-        "\n".join(_server(server) for server in one.servers) or "none",
+        "\n".join(servers) or "none",
         probe_text(current) if current else "",
     )
 
 
-def _server(server: Mapping[str, Any]) -> str:
-    sessions = server["sessions"]
-    providers = ", ".join(server["providers"])
-    plural = "" if sessions == 1 else "s"
-    return f"{server['listening']} on {providers}, {sessions} session{plural}"
-
-
-def _json(one: Status) -> dict[str, Any]:
+def _json(target: Status) -> dict[str, Any]:
     return {
-        "target": one.place.name,
-        "role": one.place.role.value if one.place.role else None,
-        "current": release_json(one.current) if one.current else None,
-        "damaged": list(one.damaged),
-        "service": one.unit,
-        "running": one.running,
-        "runtime": one.runtime,
-        "servers": list(one.servers),
-        "error": one.error or None,
+        "target": target.target.name,
+        "role": target.target.role.value if target.target.role else None,
+        "current": release_json(target.current) if target.current else None,
+        "damaged": list(target.damaged),
+        "service": target.unit,
+        "running": target.running,
+        "runtime": target.runtime,
+        "servers": list(target.servers),
+        "error": target.error or None,
     }

@@ -1,25 +1,24 @@
-"""`offload testbed`: a device, a link and a server out of one machine."""
+"""`offload testbed`: a device, a link and a server on one machine."""
 
 import os
 import sys
 from typing import Annotated
 
 import typer
-from offload.cost.link import parse_link
+from offload.costs.link import parse_link
 from offload.errors import InputError
-from offload.plan.plan import Side
-from offload_runtimes.testbed import bed, host
-from offload_runtimes.testbed.layout import Layout
+from offload.planning.plan import Side
+from offload_runtimes.emulation import host, testbed
 
 from offload_cli.options import FormatOption, LinkOption
 from offload_cli.output import Format, Output
 
 app = typer.Typer(
     name="testbed",
-    help="Two machines out of one: network namespaces, a shaped link, a slow device. Needs root.",
+    help="Emulate a device, a link and a server on one machine (root).",
     no_args_is_help=True,
 )
-NameOption = Annotated[str, typer.Option(help="The testbed's name.")]
+NameOption = Annotated[str, typer.Option(help="Name the testbed.")]
 
 
 @app.command()
@@ -28,72 +27,72 @@ def up(
     name: NameOption = "lab",
     form: FormatOption = Format.TEXT,
 ) -> None:
-    """Make a testbed; it stays until `offload testbed down`.
+    """Create a testbed; it stays until `offload testbed down`.
 
-    Two namespaces are joined by a veth pair whose both ends are shaped by a token bucket. What
-    killed runs have left behind is removed first.
+    Two network namespaces are joined by a veth pair; a token bucket shapes both ends. Remains of
+    killed testbeds are removed first.
 
     Example: `offload testbed up --link wifi`, then
     `offload testbed run server -- offload serve net.bundle --listen 0.0.0.0:50051 --insecure`
     """
     output = Output(form)
-    asked = parse_link(link)
-    for gone in bed.sweep():
-        output.remark(f"removed what {gone.name} had left behind")
-    made = bed.up(bed.named(name), asked)
-    output.result(_json(made.layout), f"{_sentence(made.layout)}, {asked.describe()}")
+    parsed = parse_link(link)
+    _remove_remains(output)
+    names = testbed.up(testbed.named(name), parsed)
+    output.result(_json(names), f"{_sentence(names)}, {parsed.describe()}")
 
 
 @app.command()
 def down(name: NameOption = "lab", form: FormatOption = Format.TEXT) -> None:
-    """Take a testbed down, with all that runs in it."""
+    """Remove a testbed and all processes in it."""
     output = Output(form)
-    for gone in bed.sweep():
-        output.remark(f"removed what {gone.name} had left behind")
-    found = bed.find(name)
-    found.down()
+    _remove_remains(output)
+    testbed.find(name).down()
     output.result({"removed": name}, f"removed {name}")
 
 
 @app.command()
 def status(form: FormatOption = Format.TEXT) -> None:
-    """Say whether this machine can have testbeds, and which are up."""
+    """Show whether this machine can run testbeds, and which are up."""
     output = Output(form)
-    why_not, quotas = host.obstacle(), host.hierarchy()
-    found = bed.beds()
+    obstacle, quotas = host.obstacle(), host.cpu_controller()
+    testbeds = testbed.testbeds()
     output.result(
         {
-            "able": why_not is None,
-            "obstacle": why_not,
+            "able": obstacle is None,
+            "obstacle": obstacle,
             "cpu_quotas": quotas.version if quotas else None,
-            "testbeds": [_json(layout) for layout in found],
+            "testbeds": [_json(names) for names in testbeds],
         },
-        why_not or "this machine can have testbeds",
+        obstacle or "this machine can have testbeds",
     )
-    kept = f"control groups version {quotas.version}" if quotas else "none: slow by pacing"
-    output.text(f"CPU quotas: {kept}")
-    for layout in found:
-        output.text(_sentence(layout))
+    means = f"control groups version {quotas.version}" if quotas else "none: slow down by pacing"
+    output.text(f"CPU quotas: {means}")
+    for names in testbeds:
+        output.text(_sentence(names))
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
 def run(
     side: Annotated[Side, typer.Argument(help="`device` or `server`.")],
-    command: Annotated[list[str], typer.Argument(help="What to run there, after `--`.")],
+    command: Annotated[list[str], typer.Argument(help="The command, after `--`.")],
     name: NameOption = "lab",
     slowdown: Annotated[
-        float, typer.Option(min=1.0, help="Give it this fraction of one CPU: 5 means a fifth.")
+        float,
+        typer.Option(min=1.0, metavar="FACTOR", help="Limit the command to 1/FACTOR of one CPU."),
     ] = 1.0,
 ) -> None:
-    """Run a command on a side of a testbed, in place of this process.
+    """Run a command on one side of a testbed.
+
+    `offload testbed status` shows the addresses.
 
     Example: `offload testbed run --slowdown 5 device -- offload run net.bundle --input in.npz
-    --server 198.18.7.2:50051` (`offload testbed status` shows the addresses)
+    --server 198.18.7.2:50051`
     """
-    found = bed.find(name)
+    lab = testbed.find(name)
     if slowdown > 1:
-        found.slow(os.getpid(), slowdown)
-    words = found.command(side, command)
+        lab.slow(os.getpid(), slowdown)
+    words = lab.command(side, command)
     sys.stdout.flush()
     try:
         os.execvp(words[0], words)
@@ -101,14 +100,19 @@ def run(
         raise InputError(f"the command {words[0]!r} is missing: install iproute2") from error
 
 
-def _json(layout: Layout) -> dict[str, object]:
+def _remove_remains(output: Output) -> None:
+    for removed in testbed.sweep():
+        output.remark(f"removed the remains of testbed {removed.name}")
+
+
+def _json(names: testbed.Testbed) -> dict[str, object]:
     return {
-        "name": layout.name,
-        "namespaces": {side.value: layout.namespace(side) for side in Side},
-        "addresses": {side.value: layout.address(side) for side in Side},
+        "name": names.name,
+        "namespaces": {side.value: names.namespace(side) for side in Side},
+        "addresses": {side.value: names.address(side) for side in Side},
     }
 
 
-def _sentence(layout: Layout) -> str:
-    device, server = (layout.address(side) for side in Side)
-    return f"{layout.name}: device {device}, server {server}"
+def _sentence(names: testbed.Testbed) -> str:
+    device, server = (names.address(side) for side in Side)
+    return f"{names.name}: device {device}, server {server}"

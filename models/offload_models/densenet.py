@@ -2,7 +2,7 @@
 
 import onnx
 
-from offload_models.builder import Network, Value
+from offload_models.builder import LayerOutput, Network
 
 DEPTHS = (6, 12, 24, 16)
 GROWTH = 32
@@ -12,8 +12,8 @@ def build(seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
     """DenseNet-121, `image` Nx3x224x224 -> `logits` Nx1000.
 
     Huang, Liu, van der Maaten, Weinberger: Densely connected convolutional networks, CVPR 2017.
-    Batch normalisation stays a node of its own before each 1x1 convolution, since what comes
-    before it has other readers; the others are folded, as exporters do for inference.
+    Batch normalisation stays a separate node before each 1x1 convolution, because other nodes
+    read its input too; the others are folded, as exporters do for inference.
     """
     net = Network("densenet121", seed, batch)
     x = net.conv_relu("conv0", net.input("image", (3, 224, 224)), 64, 7, stride=2, pad=3)
@@ -25,7 +25,7 @@ def build(seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
     return net.model(net.classify(norm_relu(net, "norm5", x)))
 
 
-def dense_block(net: Network, name: str, x: Value, depth: int) -> Value:
+def dense_block(net: Network, name: str, x: LayerOutput, depth: int) -> LayerOutput:
     """Each layer adds 32 channels to what all later layers read."""
     known = [x]
     for layer in range(1, depth + 1):
@@ -36,12 +36,12 @@ def dense_block(net: Network, name: str, x: Value, depth: int) -> Value:
     return net.concat(f"{name}/concat", known)
 
 
-def transition(net: Network, name: str, x: Value) -> Value:
+def transition(net: Network, name: str, x: LayerOutput) -> LayerOutput:
     """Half the channels, half the height and width."""
     x = net.conv(f"{name}/conv", norm_relu(net, f"{name}/norm", x), x.channels // 2, 1)
     return net.average_pool(f"{name}/pool", x, 2, 2)
 
 
-def norm_relu(net: Network, name: str, x: Value) -> Value:
+def norm_relu(net: Network, name: str, x: LayerOutput) -> LayerOutput:
     """Batch normalisation and its ReLU `<name>/relu`."""
     return net.relu(f"{name}/relu", net.batch_norm(name, x))

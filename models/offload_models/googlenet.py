@@ -2,7 +2,7 @@
 
 import onnx
 
-from offload_models.builder import Network, Value
+from offload_models.builder import LayerOutput, Network
 
 # Per module: 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection (table 1 of the paper).
 MODULES = {
@@ -36,7 +36,7 @@ def build(seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
     return net.model(net.classify(x))
 
 
-def stem(net: Network, x: Value) -> Value:
+def stem(net: Network, x: LayerOutput) -> LayerOutput:
     """The chain before the first module: 192 channels of 28 x 28."""
     x = net.conv_relu("conv1/7x7", x, 64, 7, stride=2, pad=3)
     x = net.lrn("pool1/norm", net.max_pool("pool1", x, 3, 2, pads=(0, 1)))
@@ -45,7 +45,7 @@ def stem(net: Network, x: Value) -> Value:
     return net.max_pool("pool2", x, 3, 2, pads=(0, 1))
 
 
-def inception(net: Network, name: str, x: Value, widths: tuple[int, ...]) -> Value:
+def inception(net: Network, name: str, x: LayerOutput, widths: tuple[int, ...]) -> LayerOutput:
     """Four branches over one input, joined along the channels."""
     one, three_reduce, three, five_reduce, five, projection = widths
     branches = [net.conv_relu(f"{name}/1x1", x, one, 1)]

@@ -1,7 +1,7 @@
-"""The layers' arithmetic in numpy: a builder runs it on a small sample to place the weights.
+"""Layers in numpy: convolution, pooling, LRN; used on sample images to scale the weights.
 
-Arrays are float32, images are N x C x H x W. Speed matters little (a few images per model),
-plainness does.
+Arrays are float32, images are N x C x H x W. The code is written for clarity, not for speed: it
+runs on a few images per model.
 """
 
 import numpy as np
@@ -20,30 +20,30 @@ def windows(x: Array, kernel: int, stride: int, pads: tuple[int, int], fill: flo
 def conv(x: Array, weight: Array, stride: int = 1, pad: int = 0, groups: int = 1) -> Array:
     """Convolve N x C x H x W with O x C/groups x K x K, zero padding; no bias.
 
-    One matrix product per image and group: many small ones crawl when the cores are busy.
+    One matrix product per image and group: many small ones are slow when the cores are busy.
     """
     out, _, kernel, _ = weight.shape
     flat = weight.reshape(groups, out // groups, -1)
-    seen = windows(x, kernel, stride, (pad, pad), 0.0)
-    rows, cols = seen.shape[2:4]
-    made = np.empty((len(x), groups, out // groups, rows * cols), np.float32)
-    for image, patches in enumerate(seen):
-        made[image] = flat @ patches.transpose(0, 3, 4, 1, 2).reshape(groups, -1, rows * cols)
-    return made.reshape(len(x), out, rows, cols)
+    patches_of = windows(x, kernel, stride, (pad, pad), 0.0)
+    rows, cols = patches_of.shape[2:4]
+    output = np.empty((len(x), groups, out // groups, rows * cols), np.float32)
+    for image, patches in enumerate(patches_of):
+        output[image] = flat @ patches.transpose(0, 3, 4, 1, 2).reshape(groups, -1, rows * cols)
+    return output.reshape(len(x), out, rows, cols)
 
 
 def max_pool(x: Array, kernel: int, stride: int, pads: tuple[int, int]) -> Array:
     """Largest value of each window; padding never wins."""
-    found: Array = windows(x, kernel, stride, pads, -np.inf).max(axis=(4, 5))
-    return found
+    largest: Array = windows(x, kernel, stride, pads, -np.inf).max(axis=(4, 5))
+    return largest
 
 
 def average_pool(x: Array, kernel: int, stride: int, pads: tuple[int, int] = (0, 0)) -> Array:
-    """Mean of what each window covers of the image; padding doesn't count."""
+    """Mean of each window; padding does not count."""
     total = windows(x, kernel, stride, pads, 0.0).sum(axis=(4, 5))
     covered = windows(np.ones_like(x[:1, :1]), kernel, stride, pads, 0.0).sum(axis=(4, 5))
-    found: Array = total / covered
-    return found
+    mean: Array = total / covered
+    return mean
 
 
 def per_channel(numbers: Array, like: Array, axis: int = 1) -> Array:

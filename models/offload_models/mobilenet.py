@@ -2,7 +2,7 @@
 
 import onnx
 
-from offload_models.builder import Network, Value
+from offload_models.builder import LayerOutput, Network
 
 # Expansion, channels, repeats, first stride (table 2 of the paper).
 STAGES = (
@@ -31,8 +31,8 @@ def build(seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
 
 
 def inverted_residual(
-    net: Network, name: str, x: Value, expansion: int, channels: int, stride: int
-) -> Value:
+    net: Network, name: str, x: LayerOutput, expansion: int, channels: int, stride: int
+) -> LayerOutput:
     """Expand, convolve each channel alone, project; add the input where shapes allow."""
     y, wide = x, x.channels * expansion
     if expansion > 1:
@@ -43,8 +43,14 @@ def inverted_residual(
 
 
 def conv_relu6(
-    net: Network, name: str, x: Value, channels: int, kernel: int, stride: int = 1, groups: int = 1
-) -> Value:
+    net: Network,
+    name: str,
+    x: LayerOutput,
+    channels: int,
+    kernel: int,
+    stride: int = 1,
+    groups: int = 1,
+) -> LayerOutput:
     """A convolution that keeps the size (up to its stride), and its ReLU6 `<name>/relu6`."""
-    made = net.conv(name, x, channels, kernel, stride, kernel // 2, groups)
-    return net.relu6(f"{name}/relu6", made)
+    x = net.conv(name, x, channels, kernel, stride, kernel // 2, groups)
+    return net.relu6(f"{name}/relu6", x)

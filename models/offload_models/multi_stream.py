@@ -1,8 +1,8 @@
-"""HO-RCNN: three streams, of a person, of a thing, and of where they are."""
+"""HO-RCNN: three streams, for the person, the object and their positions."""
 
 import onnx
 
-from offload_models.builder import Network, Value
+from offload_models.builder import LayerOutput, Network
 
 INTERACTIONS = 600
 
@@ -22,7 +22,7 @@ def build(seed: int = 0, batch: int | str = 1, hidden: int = 4096) -> onnx.Model
     return net.model(net.sum("logits", streams))
 
 
-def appearance(net: Network, name: str, hidden: int) -> Value:
+def appearance(net: Network, name: str, hidden: int) -> LayerOutput:
     """CaffeNet (Jia et al. 2014) on one box, with 600 scores in place of 1000."""
     x = net.conv_relu(f"{name}/conv1", net.input(name, (3, 227, 227)), 96, 11, stride=4)
     x = net.lrn(f"{name}/norm1", net.max_pool(f"{name}/pool1", x, 3, 2))
@@ -36,8 +36,8 @@ def appearance(net: Network, name: str, hidden: int) -> Value:
     return net.logits(f"{name}/scores", x, INTERACTIONS)
 
 
-def pairwise(net: Network, name: str) -> Value:
-    """A small network on the interaction pattern: first channel the person, second the thing."""
+def pairwise(net: Network, name: str) -> LayerOutput:
+    """A small network on the interaction pattern: first channel the person, second the object."""
     x = net.conv_relu(f"{name}/conv1", net.input(name, (2, 64, 64)), 64, 5)
     x = net.max_pool(f"{name}/pool1", x, 3, 2, pads=(0, 1))
     x = net.conv_relu(f"{name}/conv2", x, 32, 5)

@@ -1,7 +1,7 @@
 """Models with real weights for the demo: PP-OCR, from the files of the package rapidocr.
 
-The package isn't imported, only its files are read (Apache-2.0; the weights are PaddleOCR's):
-so neither its code nor OpenCV is needed, and `pip install --no-deps rapidocr` is enough.
+The package is not imported, only its files are read (Apache-2.0; the weights are PaddleOCR's).
+Neither its code nor OpenCV is needed; `pip install --no-deps rapidocr` is enough.
 """
 
 from collections.abc import Mapping
@@ -19,15 +19,15 @@ from offload_models.text import with_best_path
 
 @dataclass(frozen=True, slots=True)
 class PretrainedModel:
-    """A file of the package and what its model wants to see.
+    """A model file of the package and the input that it expects.
 
     Attributes:
-        name: what it is called here.
-        file: its name in the package.
+        name: its name in this module.
+        file: the file name in the package.
         summary: one line for a table.
         input_name: the model's input, float32 1 x 3 x height x width.
         height: rows of the picture.
-        width: usual columns of the picture; the model takes others too.
+        width: usual columns of the picture; the model accepts others too.
         mean: of each channel, for pixels from 0 to 1.
         std: of each channel, for pixels from 0 to 1.
     """
@@ -47,7 +47,7 @@ MODELS = (
     PretrainedModel(
         "text_orientation",
         "ch_ppocr_mobile_v2.0_cls_mobile.onnx",
-        "tells whether a line of text stands on its head",
+        "detects whether a line of text is upside down",
         48,
         192,
     ),
@@ -63,10 +63,10 @@ PRETRAINED: Mapping[str, PretrainedModel] = MappingProxyType({m.name: m for m in
 
 
 def find(name: str) -> Path:
-    """Where the model's file is.
+    """Find the file of a model.
 
     Raises:
-        InputError: there's no such model, or the package isn't installed or doesn't hold it.
+        InputError: the model is unknown, or the package is not installed or has no such file.
     """
     if name not in PRETRAINED:
         known = ", ".join(PRETRAINED)
@@ -84,22 +84,22 @@ def find(name: str) -> Path:
 
 
 def build(name: str, width: int | None = None, batch: int = 1) -> onnx.ModelProto:
-    """The model as a device would use it: bytes of a picture in, a small answer out.
+    """Build the model for use on a device: bytes of a picture in, a small output.
 
-    Input `image`, uint8 batch x height x width x 3. The answer of `text_recognition` is `path`,
+    Input `image`, uint8 batch x height x width x 3. The output of `text_recognition` is `path`,
     int64 batch x time, for `offload_models.text.ctc_collapse`.
 
     Args:
         name: one of `PRETRAINED`.
-        width: columns of a picture, the model's usual ones by default.
-        batch: pictures at a time.
+        width: columns of a picture; by default the model's usual width.
+        batch: number of pictures.
 
     Raises:
         InputError: as `find`.
     """
-    model, wants = onnx.load(find(name)), PRETRAINED[name]
-    columns = wants.width if width is None else width
-    made = with_image_input(
-        model, wants.input_name, wants.height, columns, wants.mean, wants.std, batch
+    source, spec = onnx.load(find(name)), PRETRAINED[name]
+    columns = spec.width if width is None else width
+    model = with_image_input(
+        source, spec.input_name, spec.height, columns, spec.mean, spec.std, batch
     )
-    return with_best_path(made) if name == "text_recognition" else made
+    return with_best_path(model) if name == "text_recognition" else model

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import onnx
 
-from offload_models.builder import Network, Value
+from offload_models.builder import LayerOutput, Network
 
 NODES = 32
 NEIGHBOURS = 4
@@ -57,20 +57,20 @@ def small_world(
 
 
 def stage(
-    net: Network, name: str, x: Value, channels: int, sources: Mapping[int, tuple[int, ...]]
-) -> Value:
-    """One random graph: nodes without a source read `x` and halve it, the unread are averaged."""
-    made: dict[int, Value] = {}
+    net: Network, name: str, x: LayerOutput, channels: int, sources: Mapping[int, tuple[int, ...]]
+) -> LayerOutput:
+    """One random graph: nodes without a source halve the size of `x`; unread nodes are averaged."""
+    outputs: dict[int, LayerOutput] = {}
     for node, before in sources.items():
         at = f"{name}/node{node}"
-        read = gather(net, at, [(v, made[v]) for v in before]) if before else x
-        made[node] = node_transform(net, at, read, channels, stride=1 if before else 2)
+        read = gather(net, at, [(v, outputs[v]) for v in before]) if before else x
+        outputs[node] = node_transform(net, at, read, channels, stride=1 if before else 2)
     used = {v for before in sources.values() for v in before}
-    return net.mean(f"{name}/output", [made[v] for v in sources if v not in used])
+    return net.mean(f"{name}/output", [outputs[v] for v in sources if v not in used])
 
 
-def gather(net: Network, name: str, values: list[tuple[int, Value]]) -> Value:
-    """Sum of the sources, each with a weight of its own between 0 and 1 (a trained sigmoid)."""
+def gather(net: Network, name: str, values: list[tuple[int, LayerOutput]]) -> LayerOutput:
+    """Weighted sum of the sources; each weight is a sigmoid, between 0 and 1."""
     weights = 1 / (1 + np.exp(-net.rng.normal(0.0, 1.0, len(values))))
     parts = [
         net.weigh(f"{name}/from{v}", x, float(weight))
@@ -79,7 +79,9 @@ def gather(net: Network, name: str, values: list[tuple[int, Value]]) -> Value:
     return parts[0] if len(parts) == 1 else net.sum(f"{name}/sum", parts)
 
 
-def node_transform(net: Network, name: str, x: Value, channels: int, stride: int) -> Value:
+def node_transform(
+    net: Network, name: str, x: LayerOutput, channels: int, stride: int
+) -> LayerOutput:
     """ReLU, then a separable 3x3 convolution: each channel alone, then across channels."""
     x = net.relu(f"{name}/relu", x)
     x = net.conv(f"{name}/depthwise", x, x.channels, 3, stride, pad=1, groups=x.channels)

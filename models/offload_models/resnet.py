@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import onnx
 
-from offload_models.builder import Network, Value
+from offload_models.builder import LayerOutput, Network
 
-Block = Callable[[Network, str, Value, int, int], Value]
+Block = Callable[[Network, str, LayerOutput, int, int], LayerOutput]
 
 
 def build_18(seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
@@ -40,14 +40,14 @@ def residual(block: Block, depths: tuple[int, ...], net: Network) -> onnx.ModelP
     return net.model(net.classify(x))
 
 
-def basic(net: Network, name: str, x: Value, width: int, stride: int) -> Value:
+def basic(net: Network, name: str, x: LayerOutput, width: int, stride: int) -> LayerOutput:
     """Two 3x3 convolutions and the shortcut."""
     y = net.conv_relu(f"{name}/conv1", x, width, 3, stride, pad=1)
     y = net.conv(f"{name}/conv2", y, width, 3, pad=1)
     return join(net, name, x, y, stride)
 
 
-def bottleneck(net: Network, name: str, x: Value, width: int, stride: int) -> Value:
+def bottleneck(net: Network, name: str, x: LayerOutput, width: int, stride: int) -> LayerOutput:
     """1x1, 3x3, 1x1 convolutions and the shortcut; four times `width` channels come out."""
     y = net.conv_relu(f"{name}/conv1", x, width, 1)
     y = net.conv_relu(f"{name}/conv2", y, width, 3, stride, pad=1)
@@ -55,7 +55,7 @@ def bottleneck(net: Network, name: str, x: Value, width: int, stride: int) -> Va
     return join(net, name, x, y, stride)
 
 
-def join(net: Network, name: str, x: Value, y: Value, stride: int) -> Value:
+def join(net: Network, name: str, x: LayerOutput, y: LayerOutput, stride: int) -> LayerOutput:
     """ReLU of the branch plus the shortcut, which is projected where the shapes differ."""
     if stride > 1 or x.channels != y.channels:
         x = net.conv(f"{name}/shortcut", x, y.channels, 1, stride)

@@ -2,7 +2,7 @@
 
 import onnx
 
-from offload_models.builder import Network, Value
+from offload_models.builder import LayerOutput, Network
 
 # Per module: squeeze 1x1, expand 1x1, expand 3x3 (table 1 of the paper).
 FIRES = {
@@ -16,7 +16,7 @@ FIRES = {
     "fire9": (64, 256, 256),
 }
 POOL_AFTER = {"fire4": "pool4", "fire8": "pool8"}
-# The mean over a channel's image is taken after the last ReLU and flattens the scores.
+# The mean over a channel's image follows the last ReLU and reduces the spread of the scores.
 SCORE_GAIN = 8.0
 
 
@@ -38,7 +38,7 @@ def build(seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
     return net.model(net.flatten("logits", net.global_average_pool("pool10", x)))
 
 
-def fire(net: Network, name: str, x: Value, widths: tuple[int, int, int]) -> Value:
+def fire(net: Network, name: str, x: LayerOutput, widths: tuple[int, int, int]) -> LayerOutput:
     """Squeeze, then two branches joined along the channels."""
     squeeze, one, three = widths
     x = net.conv_relu(f"{name}/squeeze1x1", x, squeeze, 1)

@@ -1,4 +1,4 @@
-"""Lines of text: drawing them for a model to read, and reading what it answers."""
+"""Text recognition: render lines of text as model inputs, and decode the model's outputs."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -23,14 +23,14 @@ def render_line(
     grain: float = 0.0,
     seed: int = 0,
 ) -> NDArray[np.uint8]:
-    """Draw one line of text, as large as fits, at the left: uint8 height x width x 3.
+    """Draw one line of text, as large as fits, left-aligned: uint8 height x width x 3.
 
-    `grain` is the standard deviation, in steps of 255, of noise as of a camera's sensor; a flat
-    drawing compresses far better than any photograph, so bytes measured on it flatter. So do
-    several lines with the same noise: give each a `seed` of its own.
+    `grain` is the standard deviation of sensor noise, in steps of 255. Without noise a drawing
+    compresses far better than a photograph, and so do several lines with the same noise: use
+    another `seed` for each.
 
     Raises:
-        InputError: Pillow isn't installed, or the line is too long to be drawn legibly.
+        InputError: Pillow is not installed, or the line is too long to be legible.
     """
     try:
         from PIL import Image, ImageDraw
@@ -48,7 +48,7 @@ def render_line(
 
 
 def fitting_font(text: str, width: int, size: int) -> "ImageFont.FreeTypeFont":
-    """Pillow's own font, at the given size in pixels or less, so that the text fits the width."""
+    """Pillow's default font at the largest size, up to `size` pixels, that fits the width."""
     from PIL import ImageFont
 
     for pixels in range(size, 9, -1):
@@ -59,50 +59,47 @@ def fitting_font(text: str, width: int, size: int) -> "ImageFont.FreeTypeFont":
 
 
 def alphabet(model: onnx.ModelProto) -> tuple[str, ...]:
-    """What each class of a PP-OCR recognition model stands for; class 0 is CTC's blank.
+    """The characters of a PP-OCR recognition model by class; class 0 is the CTC blank.
 
     Raises:
-        InputError: the model's metadata holds no `character` entry.
+        InputError: the model's metadata has no `character` entry.
     """
-    held = [entry.value for entry in model.metadata_props if entry.key == "character"]
-    if not held:
-        raise InputError("the model holds no alphabet: its metadata has no entry 'character'")
-    return ("", *held[0].split("\n"), " ")
-
-
-def ctc_decode(logits: NDArray[np.float32], alphabet: Sequence[str]) -> str:
-    """The best path of scores (..., time, class) as text (Graves et al. 2006, section 3.2)."""
-    return ctc_collapse(logits.reshape(-1, logits.shape[-1]).argmax(axis=-1), alphabet)
+    entries = [entry.value for entry in model.metadata_props if entry.key == "character"]
+    if not entries:
+        raise InputError("the model has no alphabet: its metadata has no entry 'character'")
+    return ("", *entries[0].split("\n"), " ")
 
 
 def ctc_collapse(path: NDArray[np.int64], alphabet: Sequence[str]) -> str:
-    """Text of a path of classes: repeats become one, then blanks (class 0) go."""
+    """Text of a CTC path (Graves et al. 2006, section 3.2): merge repeats, then drop blanks (0)."""
     classes = path.reshape(-1)
     new = np.diff(classes, prepend=-1) != 0
     return "".join(alphabet[int(c)] for c in classes[new])
 
 
 def is_upside_down(scores: NDArray[np.float32]) -> bool:
-    """Answer of the orientation classifier, whose two classes are 0 and 180 degrees."""
+    """Result of the orientation classifier, whose two classes are 0 and 180 degrees."""
     return bool(scores.reshape(-1).argmax() == 1)
 
 
 def with_best_path(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The recognition model with its decision inside: output `path`, int64 batch x time.
+    """Append an ArgMax to the recognition model: output `path`, int64 batch x time.
 
-    The raw scores are 18,710 numbers for each place, megabytes for a line: no answer to send.
+    The raw scores are 18,710 numbers for each time step, megabytes for a line: too large to send.
 
     Raises:
         InputError: the model has more than one output.
     """
     if len(model.graph.output) != 1:
-        raise InputError(f"the model has {len(model.graph.output)} outputs, not the scores alone")
-    made = onnx.ModelProto()
-    made.CopyFrom(model)
-    scores = made.graph.output[0]
+        raise InputError(
+            f"the model has {len(model.graph.output)} outputs: expected only the scores"
+        )
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    scores = result.graph.output[0]
     best = helper.make_node("ArgMax", [scores.name], ["path"], "path/argmax", axis=2, keepdims=0)
-    made.graph.node.append(best)
+    result.graph.node.append(best)
     dims = [d.dim_value or d.dim_param for d in scores.type.tensor_type.shape.dim][:2]
-    del made.graph.output[:]
-    made.graph.output.append(helper.make_tensor_value_info("path", TensorProto.INT64, dims))
-    return made
+    del result.graph.output[:]
+    result.graph.output.append(helper.make_tensor_value_info("path", TensorProto.INT64, dims))
+    return result

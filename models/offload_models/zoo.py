@@ -1,13 +1,14 @@
-"""The registry: every model that can be built by name."""
+"""The model zoo: the registry of all models that can be built by name."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
 
 import onnx
 from offload.errors import InputError
+from offload.files import write_bytes
 
 from offload_models import (
     alexnet,
@@ -19,14 +20,10 @@ from offload_models import (
     resnet,
     squeezenet,
 )
-from offload_models.light import LightBuilder
+from offload_models.onnx_topologies import build_topology
 
-
-class Builder(Protocol):
-    """What makes a model."""
-
-    def __call__(self, seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
-        """One seed, one model; `batch` is a size, or a name that keeps it dynamic."""
+Builder = Callable[..., onnx.ModelProto]
+"""A function of `seed` and `batch` (a size, or a name to keep it dynamic)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +31,12 @@ class ZooModel:
     """An architecture that can be built with seeded live weights.
 
     Attributes:
-        name: what it is called here.
+        name: its name in the zoo.
         build: the builder.
         summary: one line for a table.
         paper: authors, year and title of its source.
-        parameters: trained numbers as published: weights, biases, scales, shifts; a running
-            mean or variance isn't one.
+        parameters: published number of trained parameters: weights, biases, scales and shifts,
+            without running means and variances.
     """
 
     name: str
@@ -126,7 +123,13 @@ LIGHT = (
     ("zfnet512", "zfnet512", 87_250_536, "AlexNet made wider", "Zeiler & Fergus 2014"),
 )
 LIGHT_MODELS = tuple(
-    ZooModel(f"light_{name}", LightBuilder(file), f"{summary}, from the onnx package", paper, count)
+    ZooModel(
+        f"light_{name}",
+        partial(build_topology, file),
+        f"{summary}, from the onnx package",
+        paper,
+        count,
+    )
     for name, file, count, summary, paper in LIGHT
 )
 ZOO: Mapping[str, ZooModel] = MappingProxyType(
@@ -138,8 +141,8 @@ def build(name: str, seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
     """Build a model of the zoo with the live weights of this seed.
 
     Raises:
-        InputError: the zoo has no such model, the seed is negative, the batch isn't a size or a
-            name, or the model can't have it.
+        InputError: the zoo has no such model, the seed is negative, or the batch is not a size
+            or name that the model supports.
     """
     if name not in ZOO:
         raise InputError(f"the zoo has no model named {name!r}: choose one of {', '.join(ZOO)}")
@@ -151,19 +154,12 @@ def build(name: str, seed: int = 0, batch: int | str = 1) -> onnx.ModelProto:
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write the model to a file, whole or not at all: beside its place first, then renamed.
+    """Write the model to a file, atomically.
 
     Raises:
-        InputError: there's no such folder, or a folder has the file's name.
-        OSError: the place can't be written.
+        InputError: the folder does not exist, or the path is a folder.
+        OSError: the file can't be written.
     """
-    if not path.parent.is_dir():
-        raise InputError(f"{path} can't be written: create the folder {path.parent} first")
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the name of the .onnx file to write")
-    beside = path.with_name(f".{path.name}.part")
-    try:
-        beside.write_bytes(model.SerializeToString())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    write_bytes(path, model.SerializeToString())

@@ -1,18 +1,19 @@
-"""Run bundles: the engine, the wire, the client on the device and the server.
+"""Run bundles: the session on the device, the server, and the protocol between them.
 
-What an application needs is importable from here; each name is loaded when it is first used.
+An application imports everything it needs from here; each name is loaded when it is first used.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from offload.cost.link import parse_link
+    from offload.costs.link import parse_link
     from offload.errors import BundleError, DeadlineError, InputError, OffloadError, ServerError
 
     from offload_runtimes.client import OffloadSession
+    from offload_runtimes.device.session_options import SessionOptions
     from offload_runtimes.local import open_session
-    from offload_runtimes.planning.probe import probe
+    from offload_runtimes.measure.probe import probe
 
 __all__ = [
     "BundleError",
@@ -21,6 +22,7 @@ __all__ = [
     "OffloadError",
     "OffloadSession",
     "ServerError",
+    "SessionOptions",
     "open_session",
     "parse_link",
     "probe",
@@ -29,18 +31,19 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(__all__, "offload.errors"),
     "OffloadSession": "offload_runtimes.client",
+    "SessionOptions": "offload_runtimes.device.session_options",
     "open_session": "offload_runtimes.local",
-    "parse_link": "offload.cost.link",
-    "probe": "offload_runtimes.planning.probe",
+    "parse_link": "offload.costs.link",
+    "probe": "offload_runtimes.measure.probe",
 }
 
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found: object = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = found
-    return found
+    value: object = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

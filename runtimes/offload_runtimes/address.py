@@ -1,4 +1,4 @@
-"""Addresses: `HOST:PORT`, `[IPV6]:PORT` and `unix:PATH`, and whether a proxy stands before them."""
+"""Server addresses: `HOST:PORT`, `[IPV6]:PORT` and `unix:PATH`, and their proxy if any."""
 
 import ipaddress
 import os
@@ -15,7 +15,7 @@ _BYPASS_VARIABLES = ("no_grpc_proxy", "no_proxy")
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server listens: a host and a port, or a Unix socket.
+    """Address of a server: a host and a port, or a Unix socket.
 
     Attributes:
         host: name or IP address, without brackets; empty for a Unix socket.
@@ -34,12 +34,12 @@ class Address:
 
     @property
     def target(self) -> str:
-        """The address as gRPC reads it."""
+        """The address in gRPC's syntax."""
         return str(self).replace("%", "%25") if ":" in self.host else str(self)
 
     @property
     def is_this_machine(self) -> bool:
-        """Whether only this machine can reach it: loopback, or a Unix socket."""
+        """Whether only this machine can reach the address: loopback, or a Unix socket."""
         if self.path or self.host == "localhost":
             return True
         address = _ip(self.host)
@@ -53,33 +53,30 @@ def parse_address(text: object) -> Address:
         InputError: the text is none of these.
     """
     if not isinstance(text, str):
-        raise InputError(f"an address is a string like '192.0.2.7:50051', not {text!r}")
+        raise InputError(f"an address must be a string like '192.0.2.7:50051', not {text!r}")
     if text.startswith(_UNIX):
         path = text.removeprefix(_UNIX)
         path = path[2:] if path.startswith("//") else path
         if not path or "\0" in path:
             raise InputError(f"address {text!r} names no socket: write it like unix:/run/offload")
         return Address("", 0, path)
-    scheme, separator, rest = text.partition("://")
+    scheme, separator, after = text.partition("://")
     if separator:
         raise InputError(
             f"address {text!r} is not understood: leave out {scheme}:// and write it like"
-            f" {rest.strip('/') or '192.0.2.7:50051'}"
+            f" {after.strip('/') or '192.0.2.7:50051'}"
         )
     host, colon, port = text.rpartition(":")
+    bracketed = f"[{text.strip('[]')}]" if ":" in text else text
     if _ip(text.strip("[]")) is not None or (text and not colon):
-        raise InputError(f"address {text!r} has no port: write it like {_bracketed(text)}:50051")
-    bracketed = host.startswith("[") and host.endswith("]")
-    bare = host[1:-1] if bracketed else host
-    odd = not bare or any(c.isspace() or c in "/[]@" for c in bare)
-    odd = odd or (":" in bare) != bracketed or (bracketed and _ip(bare) is None)
-    if odd or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+        raise InputError(f"address {text!r} has no port: write it like {bracketed}:50051")
+    has_brackets = host.startswith("[") and host.endswith("]")
+    bare = host[1:-1] if has_brackets else host
+    is_wrong = not bare or any(c.isspace() or c in "/[]@" for c in bare)
+    is_wrong = is_wrong or (":" in bare) != has_brackets or (has_brackets and _ip(bare) is None)
+    if is_wrong or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise InputError(f"address {text!r} is not understood: write it like 192.0.2.7:50051")
     return Address(bare, int(port))
-
-
-def _bracketed(host: str) -> str:
-    return f"[{host.strip('[]')}]" if ":" in host else host
 
 
 def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -90,16 +87,20 @@ def _ip(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def proxy_of(address: Address, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The proxy that the environment's variables set for an address; None: connect directly.
+    """The proxy for an address by the environment's variables; None: connect directly.
 
-    gRPC's variables and rules, but a connection to a loopback, private or link-local address, or
-    to a name that stands for one, never goes through a proxy.
+    The variables and rules are gRPC's, but a connection to a loopback, private or link-local
+    address, or to a name that resolves to one, never uses a proxy.
     """
     proxy = next((environment[name] for name in _PROXY_VARIABLES if environment.get(name)), None)
     if proxy is None or address.path or address.is_this_machine:
         return None
-    found = [ip for ip in map(_ip, _resolved(address)) if ip is not None]
-    if any(not ip.is_global for ip in found):
+    try:
+        infos = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError:
+        infos = []  # the name is unknown here; the proxy may know it
+    ips = [ip for ip in (_ip(str(info[4][0])) for info in infos) if ip is not None]
+    if any(not ip.is_global for ip in ips):
         return None
     bypass = next((environment[name] for name in _BYPASS_VARIABLES if environment.get(name)), "")
     for entry in filter(None, (word.strip() for word in bypass.split(","))):
@@ -109,15 +110,6 @@ def proxy_of(address: Address, environment: Mapping[str, str] = os.environ) -> s
             network = ipaddress.ip_network(entry, strict=False)
         except ValueError:
             continue
-        if any(ip in network for ip in found):
+        if any(ip in network for ip in ips):
             return None
     return proxy
-
-
-def _resolved(address: Address) -> list[str]:
-    """The IP addresses of a host; none when its name is unknown here, maybe not to the proxy."""
-    try:
-        found = socket.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
-    except OSError:
-        return []
-    return [str(entry[4][0]) for entry in found]

@@ -1,13 +1,15 @@
-"""A session with a server of its own within this process, over real gRPC on loopback."""
+"""Open a session; without a server, start one within this process, over gRPC on loopback."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from offload.bundle.bundle import Bundle, open_bundle
 from offload.errors import InputError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 
 from offload_runtimes.client import OffloadSession
+from offload_runtimes.device.session_options import SessionOptions
 from offload_runtimes.engine import EngineOptions
 
 if TYPE_CHECKING:
@@ -15,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class LocalSession(OffloadSession):
-    """An OffloadSession that owns the server it talks to."""
+    """An OffloadSession with a server of its own."""
 
-    def __init__(self, bundle: Bundle, server: "Server", **options: Any) -> None:
-        """Start the server and connect to it; options as for OffloadSession."""
+    def __init__(self, bundle: Bundle, server: "Server", options: SessionOptions) -> None:
+        """Start the server and connect to it; options as of OffloadSession."""
         server.start()
         try:
-            super().__init__(bundle, server.address, **options)
+            super().__init__(bundle, server.address, options)
         except BaseException:
             server.stop()
             raise
@@ -31,41 +33,39 @@ class LocalSession(OffloadSession):
 def open_session(
     bundle: str | Path | Bundle,
     server: str | None = None,
+    options: SessionOptions | None = None,
     *,
     server_options: EngineOptions | None = None,
-    **options: Any,
+    **changes: Any,
 ) -> OffloadSession:
-    """A session on a server, or, without one, on an embedded server if the plan needs any.
+    """Open a session with a server, or with a server within this process if the plan needs one.
 
     Args:
-        bundle: a bundle or its directory; both sides' files when the server is embedded.
+        bundle: a bundle or its directory; without `server`, with the files of both sides.
         server: `HOST:PORT` of a server, or None.
-        server_options: how the embedded server runs its part; None: as the device does.
-        **options: as for OffloadSession.
+        options: how the session runs the bundle.
+        server_options: how the server within this process runs segments; None: as the device.
+        **changes: fields of SessionOptions, as keywords.
 
     Raises:
         BundleError, InputError, ServerError: as OffloadSession and Server.
     """
+    options = replace(options or SessionOptions(), **changes)
     if server is not None:
-        return OffloadSession(bundle, server, **options)
+        return OffloadSession(bundle, server, options)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    fixed = options.get("plan")
-    followed = opened if fixed is None else opened.only(fixed)
-    if not followed.needs_server:
-        return OffloadSession(opened, None, **options)
+    if not (opened if options.plan is None else opened.only(options.plan)).needs_server:
+        return OffloadSession(opened, None, options)
     for side, advice in (
-        (Side.DEVICE, "give it the whole bundle or the device's half"),
+        (Side.DEVICE, "give the whole bundle or the device's half"),
         (Side.SERVER, "give the address of a server that has it (server=, --server HOST:PORT)"),
     ):
         if not opened.holds(side):
             raise InputError(f"{opened.path} does not have the {side.value}'s half: {advice}")
-    from offload_runtimes.server import Server  # a device with a server elsewhere does without
+    from offload_runtimes.server import Server  # not needed with a server elsewhere
+    from offload_runtimes.serving.serve_options import ServeOptions
 
-    chosen = server_options or EngineOptions(
-        tuple(options.get("providers", ())),
-        options.get("threads"),
-        bool(options.get("optimize", True)),
-        allow_cpu=bool(options.get("allow_cpu", False)),
+    options = replace(options, security=None)  # plaintext does not leave this process
+    return LocalSession(
+        opened, Server([opened], options=ServeOptions(server_options or options.engine)), options
     )
-    options.pop("security", None)  # within one process there is nobody to hide from
-    return LocalSession(opened, Server([opened], options=chosen), **options)

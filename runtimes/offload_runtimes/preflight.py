@@ -1,7 +1,7 @@
-"""Find out whether onnxruntime works on this machine, before anything depends on it.
+"""Check that onnxruntime works on this machine, before anything depends on it.
 
 Some wheels crash with an illegal instruction on some processors, at import or in a kernel. So
-this runs in a process of its own, and computes a convolution and a matrix product for real.
+this runs in a process of its own and computes a convolution and a matrix product.
 """
 
 import base64
@@ -13,7 +13,7 @@ from typing import Any
 
 from offload.errors import InputError
 
-from offload_runtimes.light import MODULES
+from offload_runtimes.device_requirements import MODULES
 
 CPU = "CPUExecutionProvider"
 # The model `y = M @ M.T, M = reshape(relu(conv(x, w)))`: x 1x1x8x8, w 16x1x3x3 of 1/8, padding 1.
@@ -28,11 +28,11 @@ MODEL = (
 
 
 def preflight(providers: Sequence[str] = (), *, allow_cpu: bool = False) -> dict[str, Any]:
-    """Import what the runtime needs, compute a small model on the providers asked for, compare.
+    """Import the runtime's packages, compute a small model on the providers, check its output.
 
     Args:
         providers: execution providers that must do the work; none: the CPU.
-        allow_cpu: let the CPU do it, with a warning, where a provider is missing.
+        allow_cpu: use the CPU, with a warning, where a provider is missing.
 
     Returns:
         Versions of what was imported, the packages installed, the providers that computed, and
@@ -43,11 +43,18 @@ def preflight(providers: Sequence[str] = (), *, allow_cpu: bool = False) -> dict
             the numbers are wrong.
     """
     start_s = time.monotonic()
-    versions = {name: _version(name) for name in MODULES}
-    import numpy as np  # only now: it may be what is broken
+    versions = {}
+    for name in MODULES:
+        try:
+            versions[name] = str(getattr(import_module(name), "__version__", ""))
+        except ImportError as error:
+            raise InputError(
+                f"{name} can't be imported ({error}): run `offload device init`"
+            ) from error
+    import numpy as np  # not on top: it may be broken
 
     from offload_runtimes.engine import EngineOptions, load, short_name
-    from offload_runtimes.engine.inspect import kernel_providers
+    from offload_runtimes.engine.profiling import kernel_providers
 
     options = EngineOptions(tuple(providers), allow_cpu=allow_cpu)
     model, x = base64.b64decode(MODEL), np.linspace(-1, 1, 64, dtype=np.float32)
@@ -56,46 +63,40 @@ def preflight(providers: Sequence[str] = (), *, allow_cpu: bool = False) -> dict
     (y,) = engine.run(None, feeds)
     off = float(np.abs(y - _expected(feeds["x"])).max() / np.abs(y).max())
     if not off < (1e-4 if engine.providers[0] == CPU else 1e-2):  # GPUs round to TF32
-        raise InputError(f"onnxruntime computes wrong numbers here (off by {off:.2g})")
-    used = kernel_providers(model, feeds, options)
-    wanted = short_name(engine.providers[0])
-    if wanted not in used:
         raise InputError(
-            f"{wanted} computes nothing here, onnxruntime runs a convolution on"
-            f" {', '.join(sorted(used))} instead: install the libraries of {wanted}"
+            f"onnxruntime computes wrong numbers on this machine (off by {off:.2g}): install"
+            " another version"
+        )
+    used = kernel_providers(model, feeds, options)
+    provider = short_name(engine.providers[0])
+    if provider not in used:
+        raise InputError(
+            f"{provider} computes nothing on this machine, onnxruntime runs a convolution on"
+            f" {', '.join(sorted(used))} instead: install the libraries of {provider}"
         )
     return {
         "ok": True,
         "versions": versions,
         "packages": packages(),
-        "provider": wanted,
+        "provider": provider,
         "seconds": time.monotonic() - start_s,
     }
 
 
 def packages() -> list[dict[str, Any]]:
     """Name, version and size of every package of this environment but the installer."""
-    found = []
+    rows = []
     for package in metadata.distributions():
         name = package.metadata["Name"]
         if name not in ("pip", "setuptools", "wheel"):
             paths = [Path(str(file.locate())) for file in package.files or ()]
             size_bytes = sum(path.stat().st_size for path in paths if path.is_file())
-            found.append({"name": name, "version": package.version, "size_bytes": size_bytes})
-    return sorted(found, key=lambda entry: -int(entry["size_bytes"]))
-
-
-def _version(name: str) -> str:
-    try:
-        return str(getattr(import_module(name), "__version__", ""))
-    except ImportError as error:
-        raise InputError(
-            f"{name} can't be imported ({error}): run `offload device init`"
-        ) from error
+            rows.append({"name": name, "version": package.version, "size_bytes": size_bytes})
+    return sorted(rows, key=lambda entry: -int(entry["size_bytes"]))
 
 
 def _expected(x: Any) -> Any:
-    """The model's answer, by numpy: all 16 channels are the same sum of neighbours."""
+    """The model's output, by numpy: all 16 channels are the same sum of neighbours."""
     import numpy as np
 
     padded = np.pad(x[0, 0].astype(np.float64), 1)

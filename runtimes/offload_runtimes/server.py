@@ -1,9 +1,8 @@
-"""Serve bundles: every session's segments run as soon as their inputs are here."""
+"""The server: runs the server's segments of bundles for devices, over gRPC."""
 
 import itertools
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,35 +16,25 @@ from offload.errors import InputError, OffloadError, ServerError
 from offload.units import format_bytes
 from prometheus_client import start_http_server
 
-from offload_runtimes.address import Address, parse_address
-from offload_runtimes.device.closing import close_at_exit
-from offload_runtimes.engine import Arena, EngineOptions, arena_of, short_name
-from offload_runtimes.grpc.host import GrpcHost
-from offload_runtimes.security.credentials import ServerSecurity
+from offload_runtimes.address import parse_address
+from offload_runtimes.closing import close_at_exit
+from offload_runtimes.engine import Arena, arena_of, short_name
+from offload_runtimes.protocol.memory_budget import MemoryBudget
+from offload_runtimes.protocol.server_state import ServerSession
+from offload_runtimes.protocol.tensor_specs import TENSOR_LIMIT_BYTES
 from offload_runtimes.security.server_credentials import ServerCredentials
-from offload_runtimes.serving.batches import Batches
-from offload_runtimes.serving.batching import Batching
+from offload_runtimes.serving.bundles import ServedBundles
 from offload_runtimes.serving.dispatch import Dispatcher
-from offload_runtimes.serving.echo import echo
-from offload_runtimes.serving.hosted import Hosted, host
-from offload_runtimes.serving.observe import Observer
-from offload_runtimes.serving.releases import Source, check_memory, mark_of, sources
-from offload_runtimes.serving.task import Served
-from offload_runtimes.session.memory import Memory
-from offload_runtimes.session.server import Limits, ServerSession
+from offload_runtimes.serving.metrics import Observer
+from offload_runtimes.serving.serve_options import ServeOptions
+from offload_runtimes.serving.sessions import SessionState
+from offload_runtimes.transport.connection import Connection
+from offload_runtimes.transport.grpc_server import GrpcHost
 from offload_runtimes.versions import versions
-from offload_runtimes.wire.contract import (
-    MESSAGE_LIMIT_BYTES,
-    TENSOR_LIMIT_BYTES,
-    Contract,
-    upload_limit_bytes,
-)
-from offload_runtimes.wire.transport import Connection
 
 _POLL_S = 0.02
-_LINK_SHARE = 4  # one in so many bytes is for what crosses the link, the rest for models
+_LINK_FRACTION = 4  # a quarter of the memory is for uploads and answers, the rest for models
 _LEAST_BYTES = 1 << 20
-_BACKLOG_BYTES = 1 << 26  # of answers that one device has not read
 
 
 class Server:
@@ -59,138 +48,68 @@ class Server:
         self,
         bundles: Iterable[str | Path | Bundle],
         listen: str = "127.0.0.1:0",
-        *,
-        options: EngineOptions | None = None,
-        workers: int = 1,
-        limits: Limits | None = None,
-        max_sessions: int = 64,
-        max_run_s: float = 60.0,
-        max_memory_bytes: int | None = None,
-        max_releases: int | None = None,
-        batching: Batching | None = None,
-        metrics: str | None = None,
-        security: ServerSecurity | None = None,
-        insecure: bool = False,
+        options: ServeOptions | None = None,
     ) -> None:
-        """Load everything; nothing is listened to before `start`.
+        """Load all bundles; the server listens after `start`.
 
         Args:
             bundles: bundles or their directories; the server's files suffice. With `ROOT/current`
                 of a deployment, the earlier releases that it keeps are served, too.
             listen: `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH`; port 0 takes a free one.
-            options: how onnxruntime runs the segments.
-            workers: segments that run at the same time; sessions take turns.
-            limits: what one session may hold; also the most that a tensor without a fixed shape
-                may take, where `max_memory_bytes` does not allow less.
-            max_sessions: sessions at the same time; more are refused.
-            max_run_s: seconds after which a segment's run is stopped.
-            max_memory_bytes: what models and tensors may take beyond the bare process: three
-                quarters for onnxruntime (weights, what it computes, outputs), one for uploads and
-                unread answers of all sessions; None: no limit.
-            max_releases: releases of one deployment to serve, the current one included; None: all
-                that it keeps.
-            batching: how many rows of several sessions may run at once; None: each frame alone.
-            metrics: `HOST:PORT` for Prometheus to read `/metrics` from.
-            security: certificates and token; None: plaintext, for this machine only.
-            insecure: allow plaintext beyond this machine.
+            options: how it runs; None: the defaults of `ServeOptions`.
 
         Raises:
             BundleError: a bundle is missing, damaged or lacks its server part.
             InputError: an address or an option is wrong, or a segment is refused.
         """
-        if workers < 1 or max_sessions < 1:
-            raise InputError("workers and max_sessions must be at least 1")
-        self._limits = limits or Limits()
-        options = options or EngineOptions()
-        if max_releases is not None and max_releases < 1:
-            raise InputError("max_releases must be at least 1: the current release is served")
-        self._given = tuple(bundles)
-        self._max_releases = max_releases
-        self._mark = mark_of(self._given)
-        self._reloading = threading.Lock()
-        self._hosted: dict[str, Hosted] = {}
-        self._names: dict[str, str] = {}
-        self._contracts: dict[str, tuple[Contract, ...]] = {}
-        with _memory(max_memory_bytes) as (self._memory, arena):
-            batching = batching or Batching()
-            limit_bytes = int(
-                min(TENSOR_LIMIT_BYTES, self._limits.max_bytes, self._memory.limit_bytes)
-            )
-            self._host_bundle = partial(
-                host,
-                options=options,
-                max_run_s=max_run_s,
-                batching=batching,
-                limit_bytes=limit_bytes,
-            )
-            for source in sources(self._given, max_releases):
-                try:
-                    self._take(source, arena)
-                except OffloadError as error:
-                    if source.is_required:
-                        raise
-                    text = f"{source.path.name} is not served: {error}"
-                    warnings.warn(text, RuntimeWarning, stacklevel=2)
-        self._order = tuple(self._contracts)
-        self._is_bounded = max_memory_bytes is not None
-        self.paths = tuple(source.path for source in sources(self._given, 1))
-        self._sessions: set[Served] = set()
+        options = options or ServeOptions()
+        bundles = tuple(bundles)
+        self.paths = tuple(b.path if isinstance(b, Bundle) else Path(b) for b in bundles)
+        self._limits = options.limits
+        self._sessions: set[SessionState] = set()
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
         self._serving = False
         self._forget: Callable[[], None] = lambda: None
-        self._metrics = _metrics_address(metrics) if metrics else None
-        self._metrics_server: WSGIServer | None = None
         self._observer = Observer()
+        with _memory(options.max_memory_bytes) as (self._memory, arena):
+            limit_bytes = int(
+                min(TENSOR_LIMIT_BYTES, options.limits.max_bytes, self._memory.limit_bytes)
+            )
+            self._bundles = ServedBundles(
+                bundles, options, limit_bytes, arena, self._observer, self._bundles_in_use
+            )
+        self._metrics = parse_address(options.metrics) if options.metrics else None
+        if self._metrics and self._metrics.path:
+            raise InputError(f"metrics cannot be read from {options.metrics}: give HOST:PORT")
+        self._metrics_server: WSGIServer | None = None
         address = parse_address(listen)
-        security = security or ServerSecurity(insecure=insecure)
-        security.check(address)
-        self._credentials = ServerCredentials(security, self._observer.reloaded)
-        batches = Batches(batching, self._hosted, self._observer, self._memory, self._crowd)
-        self._batches = batches
-        self._dispatcher = Dispatcher(self._hosted, workers, max_run_s, self._observer, batches)
-        agreed = [contract for each in self._contracts.values() for contract in each]
-        self._max_message_bytes = upload_limit_bytes(agreed)
+        options.security.check(address)
+        self._credentials = ServerCredentials(options.security, self._observer.reloaded)
+        self._dispatcher = Dispatcher(
+            self._bundles.loaded, options, self._observer, self._memory, self._batching_sessions
+        )
         self._host = GrpcHost(
             address,
             self.serve,
-            echo,
-            receive_limit_bytes=self._max_message_bytes,
-            send_limit_bytes=MESSAGE_LIMIT_BYTES,
-            max_sessions=max_sessions,
-            backlog_bytes=_BACKLOG_BYTES,
+            receive_limit_bytes=self._bundles.max_message_bytes,
+            max_sessions=options.max_sessions,
             memory=self._memory,
-            is_serving=lambda: self._serving,
             credentials=self._credentials,
             refused=self._observer.refused,
         )
-        self._show(max_memory_bytes)
+        self._add_gauges(options.max_memory_bytes)
 
-    def _take(self, source: Source, arena: Arena | None = None) -> str:
-        """Load a bundle unless it is served already; its digest."""
-        bundle = source.open()
-        if bundle.digest not in self._hosted:
-            self._hosted[bundle.digest] = self._loaded(source, bundle, arena)
-        self._names[bundle.digest] = source.name
-        self._contracts[bundle.digest] = self._hosted[bundle.digest].contracts
-        return bundle.digest
-
-    def _loaded(self, source: Source, bundle: Bundle, arena: Arena | None = None) -> Hosted:
-        others = list(self._hosted.values())
-        if not source.is_required:
-            check_memory(bundle, others)
-        return self._host_bundle(bundle, arena=arena, others=others)
-
-    def _show(self, max_memory_bytes: int | None) -> None:
-        """Let Prometheus read what the server and its parts know."""
-        gauges = self._observer.gauges
-        gauges.add("offload_sessions", "Sessions open now.", lambda: len(self._sessions))
-        gauges.add(
+    def _add_gauges(self, max_memory_bytes: int | None) -> None:
+        """Export what the server and its parts know, and the versions, to Prometheus."""
+        add = self._observer.gauges.add
+        add("offload_sessions", "Sessions open now.", lambda: len(self._sessions))
+        add(
             "offload_queue_length",
             "Segments waiting for a worker now.",
             lambda: self._dispatcher.waiting,
         )
-        gauges.add(
+        add(
             "offload_held_bytes",
             "Bytes of uploads and unread answers now.",
             lambda: self._memory.held_bytes,
@@ -198,55 +117,56 @@ class Server:
         if max_memory_bytes is not None:
             link_bytes = self._memory.limit_bytes
             limits = {"link": link_bytes, "models": max_memory_bytes - link_bytes}
-            gauges.add_labelled(
+            add(
                 "offload_memory_limit_bytes",
-                "Bytes allowed for what crosses (link) and for onnxruntime (models).",
-                "part",
+                "Bytes allowed for uploads and answers (link) and for onnxruntime (models).",
                 lambda: limits,
+                label="part",
             )
-        gauges.add_labelled(
+        add(
             "offload_certificate_expiry_timestamp_seconds",
             "When each certificate ends, in seconds since 1970.",
-            "file",
             self._credentials.expiries_s,
+            label="file",
         )
         self._observer.describe(versions(), self.providers)
 
     @property
     def address(self) -> str:
-        """Where it listens; after `start`, with the port really taken."""
+        """The address that it listens on; after `start`, with the actual port."""
         return self._host.address
 
     @property
     def metrics_address(self) -> str | None:
-        """Where metrics are read; None when nowhere."""
+        """Address of the metrics; None when they are not exported."""
         if self._metrics is None or self._metrics_server is None:
             return None
         return str(replace(self._metrics, port=self._metrics_server.server_port))
 
     @property
     def bundles(self) -> tuple[str, ...]:
-        """Digests of the bundles served, those it was given first."""
-        return self._order
+        """Digests of the bundles that take new sessions, those it was given first."""
+        return self._bundles.order
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Short names of the execution providers really in use, without repeats."""
-        engines = (engine for h in list(self._hosted.values()) for engine in h.engines.values())
+        """Short names of the execution providers in use, without repeats."""
+        loaded = list(self._bundles.loaded.values())
+        engines = (engine for bundle in loaded for engine in bundle.engines.values())
         return tuple(dict.fromkeys(short_name(engine.providers[0]) for engine in engines))
 
     @property
     def alone(self) -> dict[str, str]:
-        """Of each part that runs frames alone, why; parts as `BUNDLE/PART`, digests cut short."""
+        """Why parts run each frame alone; parts as `BUNDLE/PART`, with shortened digests."""
         return {
-            f"{digest[:12]}/{part}": why
-            for digest, hosted in list(self._hosted.items())
-            for part, why in hosted.alone.items()
+            f"{digest[:12]}/{part}": reason
+            for digest, bundle in list(self._bundles.loaded.items())
+            for part, reason in bundle.alone.items()
         }
 
     @property
     def sessions(self) -> int:
-        """Sessions open now."""
+        """Number of open sessions."""
         return len(self._sessions)
 
     @property
@@ -255,93 +175,32 @@ class Server:
         return self._credentials.expiries_s()
 
     def reload(self) -> None:
-        """Read certificates and tokens again; open sessions go on.
+        """Read certificates and tokens again; open sessions continue.
 
-        Files that cannot be used are logged, and what was read before stays. They are read again
-        without this, too, when they change.
+        An unusable file is logged, and its previous content stays in use. Changed files are also
+        read without this call.
         """
         self._credentials.reload()
 
     def reload_bundles(self, *, even_unchanged: bool = True) -> None:
-        """Take up releases deployed since, and other bundles that their directories hold by now.
+        """Load releases deployed since, and bundles that have replaced others on disk.
 
-        Open sessions go on with their bundle. One that is not to be served any more takes no new
-        sessions, and goes with its last session. A bundle that cannot be served is logged; all
-        that were served are then served on. With `max_memory_bytes` nothing can be loaded later:
+        Open sessions continue with their bundle. A bundle that is not served any more takes no new
+        sessions, and is unloaded after its last session. A bundle that cannot be served is logged;
+        then all bundles served before stay. With `max_memory_bytes` nothing can be loaded later;
         that is logged, too.
 
         Args:
-            even_unchanged: look at the directories even if no root has another release.
+            even_unchanged: read the directories even if no root has another release.
         """
-        with self._reloading:
-            self._drop_unused()
-            mark = mark_of(self._given)
-            if not even_unchanged and mark == self._mark:
-                return
-            self._mark = mark
-            wanted: dict[str, str] = {}
-            complete = True
-            for source in sources(self._given, self._max_releases):
-                try:
-                    digest = self._taken_up(source)
-                except OffloadError as error:
-                    self._observer.bundle("bundle not taken up", source.path.name, str(error))
-                    complete = complete and not source.is_required
-                else:
-                    wanted.setdefault(digest, source.name)
-            if complete:
-                self._serve_only(wanted)
-
-    def _taken_up(self, source: Source) -> str:
-        """Serve a bundle from now on; its digest."""
-        bundle = source.open()
-        if bundle.digest in self._hosted:
-            return self._take(replace(source, bundle=bundle))
-        if self._is_bounded:
-            raise InputError(
-                f"release {bundle.digest[:12]} cannot be loaded while --max-memory holds: restart"
-                " the server"
-            )
-        hosted = self._loaded(source, bundle)
-        if upload_limit_bytes(hosted.contracts) > self._max_message_bytes:
-            raise InputError(
-                f"release {bundle.digest[:12]} takes longer messages than those before: restart"
-                " the server"
-            )
-        self._hosted[bundle.digest] = hosted
-        digest = self._take(replace(source, bundle=bundle))
-        self._batches.report(digest)
-        self._observer.bundle("bundle taken up", digest[:12])
-        return digest
-
-    def _serve_only(self, wanted: Mapping[str, str]) -> None:
-        """Take new sessions for these bundles alone."""
-        for digest in [digest for digest in self._contracts if digest not in wanted]:
-            del self._contracts[digest]
-            self._observer.bundle("bundle dropped", digest[:12])
-        self._order = tuple(wanted)
-        self._names.update(wanted)
-        self._drop_unused()
-
-    def _drop_unused(self) -> None:
-        """Let go of bundles that take no new sessions and have none."""
-        gone = [digest for digest in self._hosted if digest not in self._contracts]
-        if not gone:
-            return
-        for served in self._open_sessions():
-            with served.lock:  # a hello may be under way
-                if served.session.bundle in gone:
-                    gone.remove(served.session.bundle)
-        for digest in gone:
-            del self._hosted[digest]
-            self._names.pop(digest, None)
+        self._bundles.reload(even_unchanged=even_unchanged)
 
     def refused(self, reason: str, peer: str, detail: str) -> None:
-        """Count and log a session that did not begin, like one whose TLS handshake failed."""
+        """Count and log a session that did not begin, such as a failed TLS handshake."""
         self._observer.refused(reason, peer, detail)
 
     def metrics_text(self) -> str:
-        """The metrics as Prometheus reads them."""
+        """The metrics in Prometheus's text format."""
         return self._observer.text()
 
     def start(self) -> Self:
@@ -349,8 +208,9 @@ class Server:
         try:
             self._dispatcher.open()
             if self._metrics:
-                self._metrics_server = _metrics_server(self._metrics, self._observer)
+                self._start_metrics()
             self._serving = True
+            self._host.set_serving(True)
             self._host.start()
             self._forget = close_at_exit(self.stop)
         except OffloadError:
@@ -358,12 +218,25 @@ class Server:
             raise
         return self
 
+    def _start_metrics(self) -> None:
+        assert self._metrics is not None
+        registry = self._observer.registry
+        try:
+            server, _ = start_http_server(self._metrics.port, self._metrics.host, registry)
+        except OSError as error:
+            raise InputError(
+                f"cannot export metrics on {self._metrics} ({error.strerror}): choose another"
+                " address"
+            ) from error
+        self._metrics_server = server
+
     def drain(self, timeout_s: float = 30.0) -> bool:
-        """Take no new sessions and frames, wait for those in flight; whether all were answered."""
+        """Refuse new work and wait for the frames in flight; True if all were answered."""
         self._serving = False
-        for served in self._open_sessions():
-            with served.lock:
-                self._dispatcher.apply(served, served.session.drain())
+        self._host.set_serving(False)
+        for session in self._open_sessions():
+            with session.lock:
+                self._dispatcher.apply(session, session.protocol.drain())
         give_up_s = time.monotonic() + timeout_s
         while self._frames_in_flight() and time.monotonic() < give_up_s:
             time.sleep(_POLL_S)
@@ -372,8 +245,9 @@ class Server:
     def stop(self, grace_s: float = 0.2) -> None:
         """End all sessions and the threads; may be called twice."""
         self._serving = False
-        for served in self._open_sessions():
-            self._close(served, ServerError("the server is shutting down: try again"))
+        self._host.set_serving(False)
+        for session in self._open_sessions():
+            self._close(session, ServerError("the server is shutting down: try again"))
         self._host.stop(grace_s)
         self._dispatcher.stop()
         if self._metrics_server:
@@ -395,83 +269,83 @@ class Server:
     def serve(self, connection: Connection) -> None:
         """Serve one session on a connection until it ends; one call, one thread."""
         number = next(self._numbers)
-        # By its number: an account that held on to its session would outlive it with all tensors.
-        account = self._memory.account(partial(self._evict, number))
-        session = ServerSession(
-            self._contracts, self._limits, account, self._max_message_bytes, self._names
+        # Evicted by its number: a reference to the session would keep it and its tensors alive.
+        account = self._memory.reserve(partial(self._evict, number))
+        protocol = ServerSession(
+            self._bundles.contracts,
+            self._limits,
+            account,
+            self._bundles.max_message_bytes,
+            self._bundles.names,
         )
-        served = Served(number, connection, session)
+        session = SessionState(number, connection, protocol)
         with self._lock:
-            self._sessions.add(served)
+            self._sessions.add(session)
         peer, version = getattr(connection, "peer", "memory"), getattr(connection, "version", None)
-        self._observer.opened(served.number, peer, version)
+        self._observer.opened(number, peer, version)
         try:
             if not self._serving:
-                self._close(served, ServerError("the server is shutting down: try again"))
-            while not session.closed and (data := connection.receive()) is not None:
+                self._close(session, ServerError("the server is shutting down: try again"))
+            while not protocol.closed and (data := connection.receive()) is not None:
                 self._observer.passed("in", len(data))
-                with served.lock:
-                    tasks = self._dispatcher.apply(served, session.receive(data, time.monotonic()))
-                self._dispatcher.start(served, tasks, here=True)
+                with session.lock:
+                    events = protocol.receive(data, time.monotonic())
+                    tasks = self._dispatcher.apply(session, events)
+                self._dispatcher.start(session, tasks, here=True)
         finally:
-            self._close(served)
+            self._close(session)
             with self._lock:
-                self._sessions.discard(served)
-            self._observer.closed(served.number, session.frames)
+                self._sessions.discard(session)
+            self._observer.closed(number, protocol.frames)
 
     def _evict(self, number: int) -> None:
-        """End a session on a thread of its own: who asks for it holds another session's lock."""
-        error = ServerError("others need the memory that this session holds without using it")
-        for served in self._open_sessions():
-            if served.number == number:
-                threading.Thread(target=self._close, args=(served, error), daemon=True).start()
+        """End a session on a thread of its own: the caller holds another session's lock."""
+        error = ServerError("session evicted: idle while other sessions wait for memory")
+        for session in self._open_sessions():
+            if session.number == number:
+                threading.Thread(target=self._close, args=(session, error), daemon=True).start()
 
-    def _open_sessions(self) -> list[Served]:
+    def _open_sessions(self) -> list[SessionState]:
         with self._lock:
             return list(self._sessions)
 
-    def _crowd(self, digest: str) -> list[Served]:
-        """The open sessions on a bundle whose rows may run with others'."""
-        able = (served for served in self._open_sessions() if not served.spoils)
-        return [s for s in able if s.session.bundle == digest and not s.session.closed]
+    def _bundles_in_use(self) -> set[str | None]:
+        """Digests of the bundles of open sessions."""
+        digests = set()
+        for session in self._open_sessions():
+            with session.lock:  # its hello may be in progress
+                digests.add(session.protocol.bundle)
+        return digests
+
+    def _batching_sessions(self, digest: str) -> list[SessionState]:
+        """The open sessions on a bundle whose frames may run in batches."""
+        return [
+            session
+            for session in self._open_sessions()
+            if not session.runs_alone
+            and session.protocol.bundle == digest
+            and not session.protocol.closed
+        ]
 
     def _frames_in_flight(self) -> int:
-        return sum(served.session.frames_in_flight for served in self._open_sessions())
+        return sum(session.protocol.frames_in_flight for session in self._open_sessions())
 
-    def _close(self, served: Served, error: OffloadError | None = None) -> None:
-        with served.lock:
-            self._dispatcher.apply(served, served.session.close(error))
-        self._dispatcher.drop(served)
-        served.connection.close()
+    def _close(self, session: SessionState, error: OffloadError | None = None) -> None:
+        with session.lock:
+            self._dispatcher.apply(session, session.protocol.close(error))
+        self._dispatcher.drop(session)
+        session.connection.close()
 
 
 @contextmanager
-def _memory(limit_bytes: int | None) -> Iterator[tuple[Memory, Arena | None]]:
-    """What bounds what crosses, and what models that are loaded inside may take."""
+def _memory(limit_bytes: int | None) -> Iterator[tuple[MemoryBudget, Arena | None]]:
+    """The budget for uploads and answers, and the arena for models loaded inside the block."""
     if limit_bytes is None:
-        yield Memory(), None
+        yield MemoryBudget(), None
         return
-    if limit_bytes < _LEAST_BYTES:
-        least = format_bytes(_LEAST_BYTES)
-        raise InputError(f"--max-memory {format_bytes(limit_bytes)} is too little: allow {least}")
-    link_bytes = limit_bytes // _LINK_SHARE
     rule = f"--max-memory {format_bytes(limit_bytes)}"
+    if limit_bytes < _LEAST_BYTES:
+        raise InputError(f"{rule} is too little: allow at least {format_bytes(_LEAST_BYTES)}")
+    link_bytes = limit_bytes // _LINK_FRACTION
     with arena_of(limit_bytes - link_bytes, rule) as arena:
-        yield Memory(link_bytes), arena
-
-
-def _metrics_address(text: str) -> Address:
-    address = parse_address(text)
-    if address.path:
-        raise InputError(f"metrics cannot be read from {text}: give HOST:PORT")
-    return address
-
-
-def _metrics_server(address: Address, observer: Observer) -> WSGIServer:
-    try:
-        server, _ = start_http_server(address.port, address.host, observer.registry)
-    except OSError as error:
-        raise InputError(
-            f"cannot show metrics on {address} ({error.strerror}): choose another address"
-        ) from error
-    return server
+        yield MemoryBudget(link_bytes), arena

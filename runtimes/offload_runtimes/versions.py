@@ -1,16 +1,17 @@
-"""Versions of what runs models on this machine: the product, onnxruntime, Python."""
+"""Versions of the software that runs models on this machine: the product, onnxruntime, Python."""
 
 import os
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import offload
+from offload.records import fields_to_json
 
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """What runs models on a machine.
+    """Versions of the software that runs models on a machine.
 
     Attributes:
         version: of this product.
@@ -28,24 +29,19 @@ class Versions:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object."""
-        return {**asdict(self), "providers": list(self.providers)}
+        return fields_to_json(self)
 
 
 def versions() -> Versions:
     """The versions on this machine; loads onnxruntime."""
     from offload_runtimes.engine import ORT_VERSION, available_providers
 
+    # As `platform.platform()`, which would start a process (`uname -p`) in the application's.
+    system, libc = os.uname(), "".join(platform.libc_ver())
     return Versions(
         offload.__version__,
         ORT_VERSION,
         platform.python_version(),
-        _platform(),
+        f"{system.sysname}-{system.release}-{system.machine}{libc and f'-with-{libc}'}",
         available_providers(),
     )
-
-
-def _platform() -> str:
-    """As `platform.platform()`, which would start a process (`uname -p`) in the application's."""
-    found = os.uname()
-    libc = "".join(platform.libc_ver())
-    return f"{found.sysname}-{found.release}-{found.machine}{libc and f'-with-{libc}'}"

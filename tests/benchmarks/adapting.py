@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 from offload.bundle.bundle import open_bundle
-from offload.bundle.difference import difference
-from offload.plan.plan import Side
+from offload.bundle.compare import difference
+from offload.planning.plan import Side
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.emulate import Pacer
+from offload_runtimes.emulation.pacing import Pacer
 from offload_runtimes.engine import Array
 
 
@@ -48,11 +48,11 @@ def main(bundle: str, server: str, slowdown: str, plan: str, seconds: str, *file
 
 
 def settled(bundle: str, server: str, slowdown: float, given: dict[str, Array]) -> Pacer:
-    """A pace that knows the parts of all plans, and that no noise changes any more."""
+    """A pace with fixed run times for the parts of all plans, free of noise."""
     pacer = Pacer(slowdown)
     for plan in range(len(open_bundle(bundle, (Side.DEVICE,)).plans)):
         with OffloadSession(bundle, server, threads=1, slowdown=pacer, plan=plan) as session:
-            for _ in range(Pacer.KEPT):
+            for _ in range(Pacer.WINDOW):
                 session.rehearse(given)
     pacer.settle()
     return pacer

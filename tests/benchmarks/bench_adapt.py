@@ -1,4 +1,4 @@
-"""A link that changes under a running session: the plans it follows, against each plan alone.
+"""A link that changes during a session: switching between plans, against each plan alone.
 
 Run as root as `make bench-adapt`. A bundle for 1 to 100 Mbit/s is run on a link between two
 namespaces whose token buckets change while frames go through it: once with the session choosing
@@ -23,16 +23,15 @@ import numpy as np
 from offload.bundle.bundle import Bundle
 from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import draw
-from offload.cost.link import Link, parse_link
+from offload.costs.link import Link, parse_link
 from offload.graph.load import load_model
-from offload.plan.plan import Side
-from offload.plan.sweep import parse_links
+from offload.planning.plan import Side
+from offload.planning.sweep import parse_links
 from offload.units import format_bps
 from offload_models.zoo import build, save
+from offload_runtimes.emulation.testbed import Testbed, open_testbed
 from offload_runtimes.engine import EngineOptions, load
-from offload_runtimes.planning.situation import SplitRequest
-from offload_runtimes.split import split
-from offload_runtimes.testbed.bed import Bed, open_bed
+from offload_runtimes.measure.split import SplitRequest, split
 
 from tests.benchmarks.goals import Goal, report
 
@@ -44,7 +43,7 @@ CHOOSING = -1
 
 @dataclass(frozen=True)
 class Frame:
-    """One inference: when, in seconds after the trace began, by which plan, how far off."""
+    """One inference: seconds since the start of the trace, plan, difference of its outputs."""
 
     start_s: float
     end_s: float
@@ -54,7 +53,7 @@ class Frame:
 
 @dataclass(frozen=True)
 class Passage:
-    """One session's way through the whole trace."""
+    """The frames of one session over the whole trace."""
 
     frames: Sequence[Frame]
     switches: int
@@ -66,14 +65,14 @@ class Passage:
 
 
 class Track:
-    """A bundle, its server in a bed, and the trace of rates."""
+    """A bundle, its server in a testbed, and the trace of rates."""
 
-    def __init__(self, bed: Bed, bundle: Bundle, folder: Path, phase_s: float) -> None:
+    def __init__(self, bed: Testbed, bundle: Bundle, folder: Path, phase_s: float) -> None:
         self.bed, self.bundle, self.folder, self.phase_s = bed, bundle, folder, phase_s
 
     @contextmanager
     def served(self) -> Iterator[str]:
-        module = ("-m", "offload_runtimes.testbed.host_bundles")
+        module = ("-m", "offload_runtimes.workers.server_worker")
         listen = f"{self.bed.address(Side.SERVER)}:0"
         command = (sys.executable, *module, listen, "1", str(self.bundle.path))
         with subprocess.Popen(
@@ -124,7 +123,7 @@ def _passage(rows: list[dict[str, Any]], began_s: float) -> Passage:
 
 
 def made(folder: Path) -> Bundle:
-    """A bundle for the whole range of links, and what its model answers."""
+    """A bundle for the whole range of links, and the expected outputs."""
     path = folder / "net.onnx"
     save(build(MODEL), path)
     options = EngineOptions(threads=1)
@@ -146,7 +145,7 @@ def settled_s(passage: Passage, number: int, phase_s: float) -> float:
 
 
 def show(passages: Mapping[int, Passage], phase_s: float) -> None:
-    """Settled latency of each phase, and the plan that the choosing session was on by then."""
+    """Settled latency of each phase, and the plan of the switching session by then."""
     fixed = [plan for plan in passages if plan != CHOOSING]
     print(f"{'link':>12}", *(f"{f'plan {plan}':>9}" for plan in fixed), "choosing  (plan)")
     for number, rate_bps in enumerate(PHASES_BPS):
@@ -161,7 +160,7 @@ def show(passages: Mapping[int, Passage], phase_s: float) -> None:
 
 
 def goals_of(passages: Mapping[int, Passage], phase_s: float) -> list[Goal]:
-    """The choosing session against the best plan of each phase and of the whole trace."""
+    """The switching session against the best plan of each phase and of the whole trace."""
     own = passages[CHOOSING]
     fixed = {plan: passage for plan, passage in passages.items() if plan != CHOOSING}
     ratios = [
@@ -202,7 +201,7 @@ def main() -> int:
         for reach in bundle.ranged.ranges:
             plan = bundle.plans[reach.plan]
             print(f"plan {reach.plan}: {plan.scheme}, below {format_bps(reach.high_bps)}")
-        with open_bed(Link(PHASES_BPS[0], PHASES_BPS[0])) as bed:
+        with open_testbed(Link(PHASES_BPS[0], PHASES_BPS[0])) as bed:
             track = Track(bed, bundle, folder, asked.phase)
             with track.served() as address:
                 plans = (CHOOSING, *range(len(bundle.plans)))

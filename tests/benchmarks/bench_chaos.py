@@ -35,7 +35,7 @@ Fault: TypeAlias = tuple[Callable[[], None], Callable[[], None]]
 
 @dataclass
 class Found:
-    """What was seen."""
+    """Results of the faults and the inferences."""
 
     latencies_s: list[float] = field(default_factory=list)
     wrong: int = 0
@@ -81,7 +81,7 @@ class Caller:
 def faults(
     server: Served, proxy: Proxy
 ) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
-    """Name -> strike, mend."""
+    """Functions that start and end each fault, by its name."""
     return {
         "SIGKILL": (server.kill, server.start),
         "SIGSTOP": (server.pause, server.resume),

@@ -1,4 +1,4 @@
-"""What encodings gain: every model and link, raw schemes against lossless, fp16 and uint8 allowed.
+"""Gains of encodings: raw schemes against lossless, fp16 and uint8, on every model and link.
 
     python -m tests.benchmarks.bench_encodings [--models a,b] [--links 3g,wifi] [--repeats 4]
 
@@ -23,28 +23,27 @@ from pathlib import Path
 import numpy as np
 import onnx
 from offload.bundle.write import write_bundle
-from offload.cost.link import parse_link
-from offload.cost.profile import Profile
-from offload.encoding.allowance import Allowance
-from offload.encoding.catalogue import Catalogue
-from offload.encoding.encoding import parse_allowed
+from offload.costs.encoding_table import EncodingTable
+from offload.costs.encodings import EncodingPolicy, parse_allowed
+from offload.costs.link import parse_link
+from offload.costs.profile import Profile
 from offload.graph.load import load_model
-from offload.plan.candidate import Situation
-from offload.plan.plan import Plan
-from offload.plan.planner import make_plan
+from offload.planning.plan import Plan
+from offload.planning.planner import make_plan
+from offload.planning.problem import PlanningProblem
 from offload.units import format_s
 from offload_models import pretrained
 from offload_models.image import with_image_input
 from offload_models.text import render_line
 from offload_models.zoo import build, save
-from offload_runtimes.encode.calibration import Calibration
-from offload_runtimes.encode.choose import Chooser
-from offload_runtimes.encode.sizes import catalogue_of
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.engine.values import Array
 from offload_runtimes.local import open_session
-from offload_runtimes.planning.measure import Subject, measure, subject_of
-from offload_runtimes.planning.trial import Bench, Trial, try_plans
+from offload_runtimes.measure.calibration import Calibration
+from offload_runtimes.measure.choose_encodings import EncodingSelector
+from offload_runtimes.measure.encoding_sizes import measure_encodings
+from offload_runtimes.measure.plan_trial import MachinePair, PlanTrial, try_plans
+from offload_runtimes.measure.profile import OptimizedModel, measure, optimized_model
 
 from tests.benchmarks import text_lines
 from tests.benchmarks.goals import Goal, report
@@ -69,7 +68,7 @@ class Cell:
 
     model: str
     link: str
-    trials: dict[str, Trial]
+    trials: dict[str, PlanTrial]
     is_bit_equal: bool
     attempts: int
 
@@ -145,16 +144,16 @@ def inputs_of(name: str, proto: onnx.ModelProto) -> Iterator[dict[str, Array]]:
 
 @dataclass(frozen=True)
 class Net:
-    """One model: what it costs here, what its tensors take, and the input that is timed."""
+    """One model: its profile, the sizes of its encoded tensors, and the timed input."""
 
-    subject: Subject
+    subject: OptimizedModel
     profile: Profile
-    catalogue: Catalogue
+    catalogue: EncodingTable
     calibration: Calibration
     feeds: dict[str, Array]
 
     def at_this_pace(self) -> Profile:
-        """The profile as the machine runs now: it is slower and faster by the minute."""
+        """A fresh profile: the speed of the machine changes by the minute."""
         assert self.subject.model.path is not None
         engine, seconds = load(self.subject.model.path, OPTIONS), []
         for _ in range(PACE_RUNS):
@@ -168,23 +167,23 @@ def read_net(name: str, folder: Path) -> Net:
     proto = pretrained.build(name) if name in pretrained.PRETRAINED else with_image(name)
     save(proto, folder / "model.onnx")
     model = load_model(folder / "model.onnx")
-    subject = subject_of(model, folder)
+    subject = optimized_model(model, folder)
     feeds, *others = inputs_of(name, proto)
     calibration = Calibration(tuple(others))
     profile = measure(subject, OPTIONS, feeds=feeds, runs=9)
     every = parse_allowed("any,picture")
-    catalogue = catalogue_of(model, subject.graph, calibration, every, OPTIONS)
+    catalogue = measure_encodings(model, subject.graph, calibration, every, OPTIONS)
     return Net(subject, profile, catalogue, calibration, feeds)
 
 
 def plans(net: Net, server: Profile, slowdown: float, link_name: str) -> dict[str, Plan]:
-    """The schemes without encodings, then the best with more and more allowed."""
+    """The raw schemes, then the best plan with more and more encodings allowed."""
     link, graph, device = parse_link(link_name), net.subject.graph, server.scaled(slowdown)
 
-    def planned(catalogue: Catalogue | None) -> Plan:
-        return make_plan(Situation.of(graph, device, server, link, None, catalogue))
+    def planned(catalogue: EncodingTable | None) -> Plan:
+        return make_plan(PlanningProblem.of(graph, device, server, link, None, catalogue))
 
-    raw = Situation.of(graph, device, server, link)
+    raw = PlanningProblem.of(graph, device, server, link)
     found = {
         "LO": make_plan(raw, "local"),
         "CO raw": make_plan(raw, "cloud"),
@@ -192,13 +191,13 @@ def plans(net: Net, server: Profile, slowdown: float, link_name: str) -> dict[st
     }
     for family, words in FAMILIES.items():
         found[family] = planned(net.catalogue.allowing(parse_allowed(words)))
-    allowance = Allowance(parse_allowed("any,picture"), WITHIN)
-    chooser = Chooser(net.subject.model, graph, allowance, OPTIONS)
+    allowance = EncodingPolicy(parse_allowed("any,picture"), WITHIN)
+    chooser = EncodingSelector(net.subject.model, graph, allowance, OPTIONS)
     found[EVERY] = chooser.within(planned, net.calibration, net.catalogue)
     return found
 
 
-def tried(bench: Bench, every: dict[str, Plan], repeats: int) -> dict[str, Trial]:
+def tried(bench: MachinePair, every: dict[str, Plan], repeats: int) -> dict[str, PlanTrial]:
     """Plans that come to the same program are run once."""
     first: dict[object, str] = {}
     same = {label: first.setdefault(plan.program, label) for label, plan in every.items()}
@@ -217,14 +216,16 @@ def cells(name: str, links: list[str], slowdown: float, repeats: int) -> Iterato
         model, graph = net.subject.model, net.subject.graph
         for link in links:
             rates = parse_link(link)
-            bench = Bench(model, graph, net.feeds, rates, slowdown, OPTIONS, Path(place))
+            bench = MachinePair(model, graph, net.feeds, rates, slowdown, OPTIONS, Path(place))
             trials, attempts = settled(net, bench, link, repeats)
             every = {label: trial.plan for label, trial in trials.items()}
             yield Cell(name, link, trials, is_bit_equal(bench, every), attempts)
 
 
-def settled(net: Net, bench: Bench, link: str, repeats: int) -> tuple[dict[str, Trial], int]:
-    """All plans tried while the machine kept the pace that they were made for; how often."""
+def settled(
+    net: Net, bench: MachinePair, link: str, repeats: int
+) -> tuple[dict[str, PlanTrial], int]:
+    """Runs of all plans while the machine kept the profiled speed, and the attempts needed."""
     server = net.at_this_pace()
     for attempt in range(1, ATTEMPTS + 1):
         every = plans(net, server, bench.slowdown, link)
@@ -236,8 +237,8 @@ def settled(net: Net, bench: Bench, link: str, repeats: int) -> tuple[dict[str, 
     return trials, ATTEMPTS
 
 
-def is_bit_equal(bench: Bench, every: dict[str, Plan]) -> bool:
-    """Whether the lossless plan gives the whole model's bits when nothing is optimised."""
+def is_bit_equal(bench: MachinePair, every: dict[str, Plan]) -> bool:
+    """Whether the lossless plan is bit-equal to the whole model without optimisations."""
     assert bench.model.path is not None
     plain = EngineOptions(threads=1, optimize=False)
     expected = load(bench.model.path, plain).run(None, bench.feeds)

@@ -40,7 +40,7 @@ main()
 
 
 def client(folder: Path, address: str, seconds: float) -> str:
-    """Run one client: empty when it ended well, else what it did."""
+    """Run one client; return an empty text, or what went wrong."""
     process = subprocess.Popen(
         [sys.executable, "-c", CLIENT, address, str(seconds)],
         stdout=subprocess.PIPE,
@@ -72,7 +72,7 @@ def client(folder: Path, address: str, seconds: float) -> str:
 
 
 def main() -> None:
-    """Run them all; exit 1 when one hung, failed or complained."""
+    """Run all clients; exit with 1 if one hung, failed or printed an error."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=300)
     parser.add_argument("--at-once", type=int, default=50)

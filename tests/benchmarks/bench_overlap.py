@@ -16,22 +16,28 @@ import numpy as np
 from offload.bundle.bundle import Bundle
 from offload.bundle.sample_inputs import draw
 from offload.bundle.write import write_bundle
-from offload.cost.link import parse_link
-from offload.cost.profile import Profile
+from offload.costs.link import parse_link
+from offload.costs.profile import Profile
 from offload.graph.load import Model, load_model
-from offload.partition.cut import Cut, cut_after
-from offload.plan.candidate import Candidate, Situation
-from offload.plan.plan import Side
-from offload.plan.planner import compare, plan_of
+from offload.planning.cut import Cut, cut_after
+from offload.planning.plan import Side
+from offload.planning.planner import compare, plan_of
+from offload.planning.problem import PlanningProblem
+from offload.planning.scheme import SchemeEstimate
 from offload.report.gantt import gantt_svg, gantt_text
-from offload.schedule.timeline import Timeline
+from offload.scheduling.timeline import Timeline
 from offload_models.zoo import build, save
+from offload_runtimes.emulation.experiment import (
+    BundleEntry,
+    ExperimentJob,
+    HostPair,
+    LocalHost,
+    MeasuredRun,
+    run_job,
+)
+from offload_runtimes.emulation.testbed import Testbed, open_testbed
 from offload_runtimes.engine import EngineOptions, load
-from offload_runtimes.planning.measure import Subject, measure, subject_of
-from offload_runtimes.testbed.bed import Bed, open_bed
-from offload_runtimes.testbed.experiment import Rig, run_job
-from offload_runtimes.testbed.job import Entry, Job, Run
-from offload_runtimes.testbed.places import Within
+from offload_runtimes.measure.profile import OptimizedModel, measure, optimized_model
 
 from tests.benchmarks.goals import Goal, report
 
@@ -50,7 +56,7 @@ class Lab:
         options = EngineOptions(threads=1)
         self.folder = folder
         self.model: Model = load_model(path)
-        self.subject: Subject = subject_of(self.model, folder)
+        self.subject: OptimizedModel = optimized_model(self.model, folder)
         self.profile: Profile = measure(self.subject, options)
         self.cut: Cut | None = cut_after(self.subject.graph, tuple(cut)) if cut else None
         feeds = draw(self.subject.inputs)
@@ -62,8 +68,8 @@ class Lab:
     def bundles(self, link: str) -> dict[str, Bundle]:
         device = self.profile.scaled(SLOWDOWN)
         graph = self.subject.graph
-        situation = Situation.of(graph, device, self.profile, parse_link(link))
-        found: dict[str, Candidate] = {c.scheme: c for c in compare(situation, self.cut)}
+        situation = PlanningProblem.of(graph, device, self.profile, parse_link(link))
+        found: dict[str, SchemeEstimate] = {c.scheme: c for c in compare(situation, self.cut)}
         return {
             scheme: write_bundle(
                 self.model,
@@ -74,26 +80,26 @@ class Lab:
             for scheme in SCHEMES
         }
 
-    def entries(self, bundles: dict[str, Bundle]) -> tuple[Entry, ...]:
+    def entries(self, bundles: dict[str, Bundle]) -> tuple[BundleEntry, ...]:
         feeds, expected = self.folder / "feeds.npz", self.folder / "expected.npz"
         return tuple(
-            Entry(scheme, str(bundle.path), str(feeds), str(expected))
+            BundleEntry(scheme, str(bundle.path), str(feeds), str(expected))
             for scheme, bundle in bundles.items()
         )
 
 
-def run(lab: Lab, bed: Bed, bundles: dict[str, Bundle], repeats: int) -> list[Run]:
-    rig = Rig(
-        Within(bed.layout, Side.DEVICE),
-        Within(bed.layout, Side.SERVER),
+def run(lab: Lab, bed: Testbed, bundles: dict[str, Bundle], repeats: int) -> list[MeasuredRun]:
+    rig = HostPair(
+        LocalHost(bed, Side.DEVICE),
+        LocalHost(bed, Side.SERVER),
         listen=bed.address(Side.SERVER),
     )
-    job = Job(lab.entries(bundles), "", repeats, 120.0, SLOWDOWN, threads=1)
+    job = ExperimentJob(lab.entries(bundles), "", repeats, 120.0, SLOWDOWN, threads=1)
     found = run_job(rig, job, [str(bundle.path) for bundle in bundles.values()])
     return [one for one in found if one.number]
 
 
-def goals_of(link: str, bundles: dict[str, Bundle], runs: list[Run]) -> list[Goal]:
+def goals_of(link: str, bundles: dict[str, Bundle], runs: list[MeasuredRun]) -> list[Goal]:
     middle = {
         scheme: statistics.median(one.latency_s for one in runs if one.label == scheme)
         for scheme in SCHEMES
@@ -123,7 +129,7 @@ def main() -> int:
         lab = Lab(asked.model, asked.cut, Path(folder))
         for link in LINKS:
             bundles = lab.bundles(link)
-            with open_bed(parse_link(link)) as bed:
+            with open_testbed(parse_link(link)) as bed:
                 runs = run(lab, bed, bundles, asked.repeats)
             last = next(one for one in reversed(runs) if one.label == "opss")
             shown: dict[str, Timeline] = {

@@ -1,4 +1,4 @@
-"""Where PO's own cut goes through several tensors, and what overlap is predicted to bring there.
+"""Where PO cuts several tensors, and the predicted gain of overlap there.
 
 Run as `make bench-own-cut`. Nothing is sent: the layers of each model are measured once, then the
 planner cuts it for slow-downs times bandwidths. RandWire comes in many wirings, since the random
@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from offload.cost.link import Link
-from offload.partition.cut import Cut
-from offload.plan.candidate import Scheme, Situation, candidate
-from offload.plan.early import start_early
-from offload.plan.planner import serial_cut
-from offload_cli.bench.planned import situation_of
-from offload_cli.bench.studies import Prepared, Study, find_study, prepare
+from offload.costs.link import Link
+from offload.planning.cut import Cut
+from offload.planning.planner import serial_cut
+from offload.planning.problem import PlanningProblem
+from offload.planning.scheme import Scheme, estimate, start_early
+from offload_cli.bench.subjects import PreparedStudy, Study, find_study, planning_problem, prepare
 from offload_models import randwire
 
 from tests.benchmarks.goals import Goal, report
@@ -48,26 +47,26 @@ class Point:
         return f"{self.tensors}t {self.gain:.2f}"
 
 
-def points(ready: Prepared) -> Iterator[Point]:
-    """All of the grid; device seconds of the study are this machine's."""
+def points(ready: PreparedStudy) -> Iterator[Point]:
+    """The whole grid; the study's device profile is this machine's."""
     here = ready.floats.device
     for slowdown in SLOWDOWNS:
         slow = replace(ready, floats=replace(ready.floats, device=here.scaled(slowdown)))
         for rate in RATES_MBPS:
-            situation = situation_of(slow, Link(rate * 1e6, rate * 1e6))
+            situation = planning_problem(slow, Link(rate * 1e6, rate * 1e6))
             cut = serial_cut(situation)
             gain = _gain(situation, cut) if cut.uploads else 1.0
             yield Point(slowdown, rate, len(cut.uploads), not cut.device, gain)
 
 
-def _gain(situation: Situation, cut: Cut) -> float:
-    serial = candidate(situation, Scheme.PARTITION, cut)
-    ours = start_early(situation, candidate(situation, Scheme.OPSS, cut))
+def _gain(situation: PlanningProblem, cut: Cut) -> float:
+    serial = estimate(situation, Scheme.PARTITION, cut)
+    ours = start_early(situation, estimate(situation, Scheme.OPSS, cut))
     return serial.latency_s / ours.latency_s
 
 
 def grid(found: Iterable[Point]) -> Iterator[str]:
-    """Lines of a table: a row for a slow-down, a column for a bandwidth."""
+    """Lines of a table: one row per slow-down, one column per bandwidth."""
     rows: dict[float, list[str]] = {}
     for point in found:
         rows.setdefault(point.slowdown, []).append(point.shown)
@@ -77,15 +76,15 @@ def grid(found: Iterable[Point]) -> Iterator[str]:
 
 
 def summary(name: str, found: list[Point]) -> str:
-    """One line on a grid: how often PO's cut has several tensors, and the most that brings."""
+    """One line on a grid: how often PO cuts several tensors, and the largest gain."""
     several = [p for p in found if p.tensors > 1 and not p.is_cloud]
     best = max(found, key=lambda p: p.gain)
     where = f" ({best.slowdown:g}x, {best.rate_mbps:g} Mbit/s)" if best.gain > 1 else ""
     return f"| {name} | {len(several)} of {len(found)} | {best.gain:.3f}{where} |"
 
 
-def measured(study: Study) -> Prepared:
-    """The study with its layers measured; its camera form is not."""
+def measured(study: Study) -> PreparedStudy:
+    """The study with its float variant profiled, without the camera variant."""
     with tempfile.TemporaryDirectory(prefix="offload-") as folder:
         return prepare(study, Path(folder), 1.0, None, lambda _: None)
 

@@ -1,4 +1,4 @@
-"""How long planning takes, and what each scheme gains: zoo models and random graphs.
+"""Planning time and gain of each scheme on zoo models and random graphs.
 
 Run as `make bench-plan`. Layer times are estimated from FLOPs (device 8 GFLOP/s, server 20 times
 that), so the figures do not depend on this machine; only the planning seconds do.
@@ -14,15 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from offload.cost.link import parse_link
+from offload.costs.link import parse_link
 from offload.graph.model import Graph, Layer, Tensor
-from offload.partition.costs import Costs
-from offload.plan.candidate import Scheme, Situation
-from offload.plan.planner import compare, make_plan
-from offload.plan.sweep import Cell, parse_links, sweep
+from offload.planning.costs import Costs
+from offload.planning.planner import compare, make_plan
+from offload.planning.problem import PlanningProblem
+from offload.planning.scheme import Scheme
+from offload.planning.sweep import SweepPoint, parse_links, sweep
 from offload.units import format_s
 from offload_models.zoo import build, save
-from offload_runtimes.planning.situation import Prepared, SplitRequest, prepare
+from offload_runtimes.measure.split import PlanningInputs, SplitRequest, prepare
 
 from tests.benchmarks.goals import Goal, report
 
@@ -40,24 +41,24 @@ LINKS = parse_links("1..100 Mbit/s", parse_link("wifi"), 9)
 SLOWDOWNS = (0.5, 1.0, 4.0)
 
 
-def prepared(name: str, folder: Path) -> Prepared:
+def prepared(name: str, folder: Path) -> PlanningInputs:
     path = folder / f"{name}.onnx"
     save(build(name), path)
     return prepare(SplitRequest(path, LINKS[0], device=DEVICE, server=SERVER))
 
 
-def planning_s(found: Prepared) -> list[float]:
-    """Seconds to plan each link, from a graph that was just loaded: nothing is remembered."""
+def planning_s(found: PlanningInputs) -> list[float]:
+    """Seconds to plan for each link, from a freshly loaded graph without caches."""
     seconds = []
     for link, _ in itertools.product(LINKS, range(3)):
         fresh = replace(found, graph=replace(found.graph))
         start = time.perf_counter()
-        make_plan(fresh.situation(link))
+        make_plan(fresh.problem(link))
         seconds.append(time.perf_counter() - start)
     return seconds
 
 
-def right(cell: Cell, situation: Situation) -> bool:
+def right(cell: SweepPoint, situation: PlanningProblem) -> bool:
     """Whether the chosen plan is no slower than LO, CO and PO, and the sentence names it."""
     simple = [cell.latency_s(s) for s in ("local", "cloud", "partition")]
     reason = make_plan(situation).reason
@@ -66,8 +67,8 @@ def right(cell: Cell, situation: Situation) -> bool:
     return no_slower and f"({cell.winner})" in named
 
 
-def random_situation(seed: int, layers: int = 24) -> Situation:
-    """A random graph of parallel branches, its times so that all resources compete."""
+def random_situation(seed: int, layers: int = 24) -> PlanningProblem:
+    """A random graph of parallel branches, with times for which all resources compete."""
     dice = np.random.default_rng(seed)
     needs: list[list[int]] = [[] for _ in range(layers)]
     for after in range(1, layers):
@@ -87,7 +88,7 @@ def random_situation(seed: int, layers: int = 24) -> Situation:
     device_s = dice.lognormal(0, 0.8, layers)
     upload_s = dice.lognormal(dice.uniform(-1, 2), 0.8, layers + 1)
     upload_s[0] *= 4
-    return Situation(
+    return PlanningProblem(
         graph,
         Costs(
             tuple(device_s.tolist()),
@@ -100,7 +101,7 @@ def random_situation(seed: int, layers: int = 24) -> Situation:
 
 
 def gains(latencies: Sequence[dict[str, float]]) -> Iterator[str]:
-    """Mean and largest gain of each scheme over the better of all here and all there."""
+    """Mean and largest gain of each scheme over the better of all local and all remote."""
     for scheme in ("neurosurgeon", "partition", "opss", "joint"):
         found = [min(row["local"], row["cloud"]) / row[scheme] for row in latencies]
         yield f"{statistics.mean(found):5.3f}x {max(found):5.2f}x"
@@ -110,7 +111,7 @@ def line(name: str, latencies: Sequence[dict[str, float]]) -> None:
     print(f"{name:18} {len(latencies):5} " + "   ".join(gains(latencies)), flush=True)
 
 
-def figures(cell: Cell) -> dict[str, float]:
+def figures(cell: SweepPoint) -> dict[str, float]:
     return {a.scheme: a.latency_s for a in cell.alternatives}
 
 
@@ -127,8 +128,8 @@ def main() -> int:
             speed[name] = planning_s(found)
             rows = []
             for slowdown, link in itertools.product(SLOWDOWNS, LINKS):
-                (cell,) = sweep(found.situation, [link], [slowdown])
-                wrong += not right(cell, found.situation(link, slowdown))
+                (cell,) = sweep(found.problem, [link], [slowdown])
+                wrong += not right(cell, found.problem(link, slowdown))
                 rows.append(figures(cell))
             cells += len(rows)
             zoo += rows

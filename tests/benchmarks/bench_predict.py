@@ -23,24 +23,23 @@ from pathlib import Path
 import numpy as np
 from offload.bundle.sample_inputs import draw
 from offload.bundle.write import write_bundle
-from offload.cost.link import Link, parse_link
-from offload.cost.profile import Profile
-from offload.cost.regression import fit_link
+from offload.costs.link import Link, fit_link, parse_link
+from offload.costs.profile import Profile
 from offload.graph.load import Model, load_model
-from offload.partition.chain import articulations
-from offload.partition.cut import Cut, cut_at
-from offload.plan.candidate import Candidate, Scheme, Situation, candidate, predict
-from offload.plan.planner import compare, plan_of
+from offload.planning.closed_sets import articulations
+from offload.planning.cut import Cut, cut_at
+from offload.planning.planner import compare, plan_of
+from offload.planning.problem import PlanningProblem
+from offload.planning.scheme import Scheme, SchemeEstimate, estimate, estimate_program
 from offload.units import format_s
 from offload_models.zoo import build, save
 from offload_runtimes.engine import Engine, EngineOptions, load
 from offload_runtimes.local import open_session
-from offload_runtimes.planning.calibrate import time_in_turns
-from offload_runtimes.planning.measure import Subject, measure, subject_of
-from offload_runtimes.planning.probe import probe
-from offload_runtimes.planning.situation import SplitRequest
+from offload_runtimes.measure.probe import probe
+from offload_runtimes.measure.profile import OptimizedModel, measure, optimized_model
+from offload_runtimes.measure.split import SplitRequest, split
+from offload_runtimes.measure.timing import time_in_turns
 from offload_runtimes.server import Server
-from offload_runtimes.split import split
 
 from tests.benchmarks.goals import Goal, report
 
@@ -84,7 +83,7 @@ class Bench:
         model = load_model(path)
         work = self.folder / name
         work.mkdir()
-        subject = subject_of(model, work)
+        subject = optimized_model(model, work)
         profile = measure(subject, self.options)
         reference = load(path, self.options)
         for link, slowdown in LINKS.items():
@@ -93,8 +92,8 @@ class Bench:
             for plan, found in measured.plans().items():
                 yield self.case(measured, link, plan, found)
 
-    def case(self, measured: "Measured", link: str, plan: str, found: Candidate) -> Case:
-        made = plan_of(measured.situation(), (found,), found)
+    def case(self, measured: "Measured", link: str, plan: str, found: SchemeEstimate) -> Case:
+        made = plan_of(measured.problem(), (found,), found)
         graph = measured.subject.graph
         bundle = write_bundle(measured.model, graph, made, self.folder / "bundle")
         feeds = draw(measured.subject.inputs)
@@ -108,7 +107,7 @@ class Bench:
             }
             seconds = time_in_turns(turns, self.runs, BUDGET_S)
         drift = statistics.median(seconds["whole"]) / measured.profile.whole_s
-        now = predict(measured.situation(drift), found.cut, found.program)
+        now = estimate_program(measured.problem(drift), found.scheme, found.cut, found.program)
         middle = statistics.median(seconds["plan"])
         low, high = np.quantile(seconds["plan"], (0.25, 0.75))
         return Case(
@@ -117,7 +116,7 @@ class Bench:
             plan,
             0 < len(found.cut.device) < len(graph.layers),
             made.latency_s,
-            now.makespan_s,
+            now.latency_s,
             middle,
             float(high - low) / middle,
         )
@@ -125,35 +124,37 @@ class Bench:
 
 @dataclass(frozen=True)
 class Measured:
-    """A model, its profile, the whole of it to time beside each plan, and a machine pair."""
+    """A model, its profile, the whole model to time next to each plan, and a machine pair."""
 
     model: Model
-    subject: Subject
+    subject: OptimizedModel
     profile: Profile
     reference: Engine
     link: Link
     slowdown: float
 
-    def situation(self, drift: float = 1.0) -> Situation:
+    def problem(self, drift: float = 1.0) -> PlanningProblem:
         server = self.profile.scaled(drift)
-        return Situation.of(self.subject.graph, server.scaled(self.slowdown), server, self.link)
+        return PlanningProblem.of(
+            self.subject.graph, server.scaled(self.slowdown), server, self.link
+        )
 
-    def plans(self) -> dict[str, Candidate]:
+    def plans(self) -> dict[str, SchemeEstimate]:
         """Plans that differ, by name."""
-        situation = self.situation()
-        cut = half_cut(situation)
-        named = [(found.scheme.value, found) for found in compare(situation)]
+        problem = self.problem()
+        cut = half_cut(problem)
+        named = [(found.scheme.value, found) for found in compare(problem)]
         if cut is not None:
-            named.append((HALF, candidate(situation, Scheme.OPSS, cut)))
+            named.append((HALF, estimate(problem, Scheme.OPSS, cut)))
         by_program: dict[object, str] = {}
         for name, found in named:
             by_program.setdefault((found.program.segments, found.program.steps), name)
         return {name: found for name, found in named if name in by_program.values()}
 
 
-def half_cut(situation: Situation) -> Cut | None:
+def half_cut(problem: PlanningProblem) -> Cut | None:
     """The cut at the layer that everything passes nearest to half of the device's seconds."""
-    graph, seconds = situation.graph, situation.costs.device_s
+    graph, seconds = problem.graph, problem.costs.device_s
     sets = [graph.ancestors((gate,)) for gate in articulations(graph)]
     sets = [device for device in sets if len(device) < len(graph.layers)]
     if not sets:

@@ -1,4 +1,4 @@
-"""What the runtime costs: overhead over bare parts, streams, many sessions, the device's start.
+"""Overhead of the runtime over bare gRPC and onnxruntime: streams, sessions, start-up.
 
 Run as `make bench-runtime`; with BENCH_PROVIDERS=cuda, servers run on that execution provider, and
 `--only tails --only batches` takes the rows that a server decides. Everything is a ratio of medians
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from offload.plan.plan import Send, Side
-from offload.schedule.timeline import Lane
+from offload.planning.plan import Send, Side
+from offload.scheduling.timeline import Lane
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.execution import Running
-from offload_runtimes.device.stream import answers
+from offload_runtimes.device.inference_runner import PendingInference
+from offload_runtimes.device.stream import stream_answers
 from offload_runtimes.engine import EngineOptions, load
 from onnx import helper
 
@@ -40,7 +40,7 @@ SERVER = EngineOptions(tuple(os.environ.get("BENCH_PROVIDERS", "").split()), thr
 
 
 def passing(folder: Path, size_bytes: int) -> Made:
-    """The device makes a tensor of a size, the server makes 1000 bytes of it; hardly any work."""
+    """A model that uploads a tensor of a given size and downloads 1000 bytes, with little work."""
     width = max(1, size_bytes // 1000)
     x, t = models.floats("x", width, 250), models.floats("t", width, 250)
     y = models.floats("y", 1, 250)
@@ -58,7 +58,7 @@ def passing(folder: Path, size_bytes: int) -> Made:
 
 
 def working(folder: Path, device: int, server: int) -> Made:
-    """Chains of so many matrix products on the device and on the server, 0.1 to 0.4 ms each."""
+    """Chains of N matrix products on the device and on the server, 0.1 to 0.4 ms each."""
     size = 384
     weight = {"w": (bundles.RNG.standard_normal((size, size)) / 20).astype(np.float32)}
     names = [f"t{i}" for i in range(device + server + 1)]
@@ -92,7 +92,7 @@ def median_s(calls: list[Callable[[], object]], rounds: int) -> list[float]:
 
 
 def overhead(folder: Path, rounds: int) -> list[Goal]:
-    """A whole run against its unavoidable parts, for several sizes of the tensor sent."""
+    """A whole run against its unavoidable parts, for several upload sizes."""
     goals = []
     for label, size in SIZES_BYTES.items():
         ours_s, bare_s = one_size(folder / f"size{size}", size, rounds)
@@ -125,7 +125,7 @@ def one_size(folder: Path, size_bytes: int, rounds: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class FixedLink:
-    """So many seconds for every upload, none for answers."""
+    """A link with fixed seconds per upload and none per download."""
 
     seconds: float
 
@@ -160,13 +160,13 @@ def streams(folder: Path, frames: int) -> list[Goal]:
 
 def streamed(session: OffloadSession, made: Made, frames: int) -> tuple[float, Lane, float]:
     """Frames a second, the busiest lane, and the seconds a frame occupies it."""
-    running: list[Running] = []
+    running: list[PendingInference] = []
 
-    def prepare(feeds: Mapping[str, np.ndarray]) -> Running:
-        running.append(session._prepared(None, feeds, None, copy=True))
+    def prepare(feeds: Mapping[str, np.ndarray]) -> PendingInference:
+        running.append(session._prepare(None, feeds, None, copy=True))
         return running[-1]
 
-    stream = answers(prepare, itertools.repeat(made.feeds(), frames + 20), 6)
+    stream = stream_answers(prepare, itertools.repeat(made.feeds(), frames + 20), 6)
     for _ in range(10):
         next(stream)
     start_s = time.perf_counter()
@@ -174,7 +174,7 @@ def streamed(session: OffloadSession, made: Made, frames: int) -> tuple[float, L
         next(stream)
     took_s = time.perf_counter() - start_s
     list(stream)
-    timelines = [one.inference.timeline() for one in running[10:-10]]
+    timelines = [one.frame.timeline() for one in running[10:-10]]
     busy_s = {lane: statistics.mean(t.busy_s(lane) for t in timelines) for lane in Lane}
     slowest = max(busy_s, key=busy_s.__getitem__)
     return frames / took_s, slowest, busy_s[slowest]
@@ -261,7 +261,7 @@ def batches(folder: Path, seconds: float, rounds: int = 3) -> list[Goal]:
 def together(
     made: Made, address: str, count: int, seconds: float, rows: int | None = None
 ) -> list[int]:
-    """Answers each of so many sessions gets in so many seconds, frames cut to so many rows."""
+    """Answers per session in a given time, for frames of a given number of rows."""
     sessions = [OffloadSession(made.bundle, address, threads=1) for _ in range(count)]
     done, start = [0] * count, threading.Barrier(count + 1)
     stopped = threading.Event()

@@ -1,4 +1,4 @@
-"""How good and how fast the schedulers are: quality by graph family, seconds by size, goals."""
+"""Quality of the schedulers by graph family, seconds by size, and goals."""
 
 import math
 import statistics
@@ -11,9 +11,9 @@ from offload.errors import InputError
 from offload.graph.load import load_model
 from offload.graph.model import Graph
 from offload.graph.read import read_graph
-from offload.schedule.instance import Instance, Job
-from offload.schedule.schedule import Schedule
-from offload.schedule.solve import SOLVERS, solve
+from offload.scheduling.instance import Instance, Job
+from offload.scheduling.schedule import Schedule
+from offload.scheduling.solve import SOLVERS, solve
 from offload_models.zoo import build
 
 from tests.benchmarks.goals import Goal, report
@@ -48,7 +48,7 @@ def quality(family: str, seeds: Iterable[int]) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """One call of the solver: what it found, seconds of CPU and on the wall."""
+    """One call of the solver: its schedule, CPU seconds and wall-clock seconds."""
 
     schedule: Schedule
     cpu_s: float
@@ -56,7 +56,7 @@ class Run:
 
     @classmethod
     def of(cls, made: Instance, budget_s: float) -> "Run":
-        """On a fresh instance, so that nothing is cached but what its own checks computed."""
+        """Solve a fresh instance, with nothing cached except by its own checks."""
         fresh = Instance(made.jobs, made.edges)
         cpu_s, wall_s = time.process_time(), time.perf_counter()
         schedule = solve(fresh, budget_s=budget_s)
@@ -64,7 +64,7 @@ class Run:
 
 
 def sized(family: Family, seed: int, layers: int, cuts: int) -> Instance:
-    """At least so many layers, though those that no cut point needs are left out."""
+    """An instance of at least N layers, after layers that no cut point needs are removed."""
     drawn = layers
     while len((made := family(seed, drawn, cuts)).jobs) < layers:
         drawn = math.ceil(1.01 * drawn * layers / len(made.jobs))
@@ -104,7 +104,7 @@ def networks() -> None:
 
 
 def _cut(graph: Graph, count: int) -> Instance:
-    """The first layers on the device; what later ones need of them crosses the link."""
+    """The first layers run on the device; tensors that later layers need are uploaded."""
     crossing = {t for layer in graph.layers[count:] for t in layer.inputs}
     jobs = []
     for layer in graph.layers[:count]:
@@ -166,7 +166,7 @@ def _share_goal(measure: str, found: Sequence[Run], goal: float) -> Goal:
 
 
 def main() -> int:
-    """Print everything; 0 when every goal is met."""
+    """Print all tables; return 0 if every goal is met."""
     for family in FAMILIES:
         quality(family, range(200))
     networks()

@@ -1,4 +1,4 @@
-"""Many sessions for long with faults now and then: nothing wrong, memory flat on both sides.
+"""Many sessions for a long time with faults: no wrong output, flat memory on both sides.
 
 Run as `make soak`. The sessions live in this process, the server in its own; a proxy cuts,
 stalls and corrupts. Memory is compared between the first quarter after warming up and the last.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.tally import Counts
+from offload_runtimes.device.counters import Counts
 
 from tests.benchmarks.goals import Goal, report
 from tests.benchmarks.proxy import Proxy

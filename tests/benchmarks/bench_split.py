@@ -16,22 +16,29 @@ from typing import Any
 
 import numpy as np
 import onnx
-from offload.bundle.compare import Freedom, gap
-from offload.bundle.cuts import DEVICE_FILE, SERVER_FILE, crossing, distinct_cuts, halves, parts_at
+from offload.bundle.compare import Tolerances, gap
+from offload.bundle.verify import (
+    DEVICE_FILE,
+    SERVER_FILE,
+    crossing_tensors,
+    distinct_cuts,
+    parts_of_cut,
+)
 from offload.errors import OffloadError
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
 from offload_models.zoo import build
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.proof.verify import opener
+from offload_runtimes.measure.verify import opener
 from onnx import TensorProto, helper
 
 from tests.benchmarks.goals import Goal, report
 from tests.benchmarks.peers import FLOOR, OURS, PEERS, Tool
-from tests.toolkit.bundle.traps import TRAPS, Trap
+from tests.edge_cases import EDGE_CASES, EdgeCase
+from tests.toolkit.tensor_cuts import parts_at
 
 REPEATS = 7
-CUTS_OF_A_TRAP = 8
+CUTS_OF_A_CASE = 8
 FLOOR_GOAL = 1.5
 
 
@@ -59,7 +66,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
 
 
 def middle(path: Path) -> str:
-    """A tensor that alone crosses in file order, nearest to half of the layers."""
+    """The single-tensor cut in file order nearest to half of the layers."""
     graph = read_graph(load_model(path))
     lasts = [
         max((u for n in layer.outputs for u in graph.consumers.get(n, ())), default=-1)
@@ -78,7 +85,7 @@ Times = dict[str, list[float] | str]
 
 
 def timed(found: Times, tool: Tool) -> list[float]:
-    """The seconds of a tool; none for one that failed."""
+    """The seconds of a tool; empty if it failed."""
     taken = found[tool.name]
     return [] if isinstance(taken, str) else taken
 
@@ -114,18 +121,18 @@ def show_times(name: str, found: Times) -> None:
         print(f"| {name} | {tool} | {mid:.1f} | {low:.1f}–{high:.1f} | {ratio:.2f} |")
 
 
-def failure(tool: Tool, case: Trap, folder: Path) -> str:
-    """Empty when the tool splits a trap right at all tried cuts, else what went wrong."""
+def failure(tool: Tool, case: EdgeCase, folder: Path) -> str:
+    """Empty when the tool splits a case right at all tried cuts, else what went wrong."""
     source = folder / "whole.onnx"
     onnx.save(case.model, source)
     engine = opener(EngineOptions(threads=1))
     expected = engine(source, False)(case.feeds)
     model = load_model(source)
-    graph, freedom = read_graph(model), Freedom.of(model)
-    for device in distinct_cuts(graph, CUTS_OF_A_TRAP):
-        parts = halves(graph, device)
-        known = {name: graph.tensors[name].dtype for name in crossing(parts)}
-        if not crossing(parts) or None in known.values():
+    graph, freedom = read_graph(model), Tolerances.of(model)
+    for device in distinct_cuts(graph, CUTS_OF_A_CASE):
+        parts = parts_of_cut(graph, device)
+        known = {name: graph.tensors[name].dtype for name in crossing_tensors(parts)}
+        if not crossing_tensors(parts) or None in known.values():
             continue
         try:
             tool.split(source, {n: parts[n] for n in (DEVICE_FILE, SERVER_FILE)}, folder)
@@ -147,10 +154,10 @@ def failure(tool: Tool, case: Trap, folder: Path) -> str:
 
 
 def correctness(folder: Path) -> dict[str, dict[str, str]]:
-    """For each tool, the traps it fails and how."""
+    """For each tool, the cases it fails and how."""
     found: dict[str, dict[str, str]] = {}
     for tool in (OURS, *PEERS):
-        failures = {case.name: failure(tool, case, folder) for case in TRAPS}
+        failures = {case.name: failure(tool, case, folder) for case in EDGE_CASES}
         found[tool.name] = {name: how for name, how in failures.items() if how}
     return found
 
@@ -159,7 +166,7 @@ def show_correctness(found: dict[str, dict[str, str]]) -> None:
     print("\n| tool | right | of | failures |\n|---|---|---|---|")
     for tool, failures in found.items():
         listed = "; ".join(f"{name} ({how})" for name, how in failures.items())
-        print(f"| {tool} | {len(TRAPS) - len(failures)} | {len(TRAPS)} | {listed} |")
+        print(f"| {tool} | {len(EDGE_CASES) - len(failures)} | {len(EDGE_CASES)} | {listed} |")
 
 
 def rows(times: dict[str, Times], wrong: dict[str, dict[str, str]]) -> list[Goal]:
@@ -179,7 +186,7 @@ def rows(times: dict[str, Times], wrong: dict[str, dict[str, str]]) -> list[Goal
             Goal(f"{name}: times the fastest peer ({best})", "<= 1", f"{against:.2f}", against <= 1)
         )
     failed = len(wrong[OURS.name])
-    found.append(Goal("traps failed", "0", str(failed), failed == 0))
+    found.append(Goal("edge cases failed", "0", str(failed), failed == 0))
     return found
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from offload.bundle.cuts import parts_at
 from offload.bundle.weights import write_parts
 from offload.graph.load import load_model
 from onnx import TensorProto, helper
 
 from tests.benchmarks.goals import Goal, report
+from tests.toolkit.tensor_cuts import parts_at
 
 SIZE, LAYERS = 8192, 12  # 12 matrices of 256 MiB: 3 GiB
 MATRIX_BYTES = 4 * SIZE * SIZE

@@ -1,14 +1,14 @@
-"""The table every benchmark ends with: what was measured, what was wanted, whether it is met."""
+"""The table that ends every benchmark: measure, goal, result, and whether it is met."""
 
 from collections.abc import Sequence
 
-from offload_cli.bench.goals import Goal
+from offload_cli.bench.results import Goal
 
 __all__ = ["Goal", "report"]
 
 
 def report(goals: Sequence[Goal]) -> int:
-    """Print the table; the process's exit code: 0 when every goal is met."""
+    """Print the table; return the exit code, 0 if every goal is met."""
     head = ("measure", "goal", "measured", "met")
     rows = [goal.row for goal in goals]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
-from offload.bundle.cuts import parts_at
-from offload.bundle.extract import Part
+from offload.bundle.subgraph import Part
 from offload.bundle.weights import write_parts
 from offload.graph.load import load_model
+
+from tests.toolkit.tensor_cuts import parts_at
 
 Parts = Mapping[str, Part]
 Splitter = Callable[[Path, Parts, Path], None]
@@ -19,19 +20,19 @@ Splitter = Callable[[Path, Parts, Path], None]
 
 @dataclass(frozen=True)
 class Tool:
-    """A way to split: `split(model, parts, folder)` writes each part to the file of its key."""
+    """A splitter: `split(model, parts, folder)` writes each part to the file of its key."""
 
     name: str
     split: Splitter
 
 
 def floor(model: Path, parts: Parts, folder: Path) -> None:
-    """One load and one save: what any splitter must at least do."""
+    """One load and one save: the minimum for any splitter."""
     onnx.save(onnx.load(model), folder / next(iter(parts)))
 
 
 def ours(model: Path, parts: Parts, folder: Path) -> None:
-    """Told, as the others, the tensors at the cut."""
+    """Our splitter, given the tensors at the cut like the others."""
     loaded = load_model(model)
     device = next(iter(parts.values()))
     write_parts(loaded, parts_at(loaded, device.outputs), folder)
@@ -43,7 +44,7 @@ def onnx_extract(model: Path, parts: Parts, folder: Path) -> None:
 
 
 def typed(model: Path) -> onnx.ModelProto:
-    """The model with the types of inner values, which the next three need and don't work out."""
+    """The model with types of inner values, which the next three need and do not infer."""
     return onnx.shape_inference.infer_shapes(onnx.load(model))
 
 

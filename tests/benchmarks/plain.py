@@ -1,4 +1,4 @@
-"""What any runtime on gRPC must at least do: bytes back and forth, bare onnxruntime between."""
+"""The minimum for any runtime on gRPC: bytes in both directions, bare onnxruntime between."""
 
 import subprocess
 import sys
@@ -72,7 +72,7 @@ class PlainStream:
 
 
 class Echo:
-    """Raw bytes there, 1000 back, one message at a time."""
+    """Send raw bytes and receive 1000, one message at a time."""
 
     def __init__(self) -> None:
         self._server = Plain()
@@ -101,7 +101,7 @@ class Echo:
 def tails_per_s(
     head: Path, tail: Path, feeds: Mapping[str, np.ndarray], count: int, seconds: float
 ) -> float:
-    """Tails a second for so many streams, each with its head run here."""
+    """Server parts a second for N streams, with the device parts run here."""
     compute = load(head, EngineOptions(threads=1))
     done, stopped = [0] * count, threading.Event()
 
@@ -129,7 +129,7 @@ def tails_per_s(
 
 
 def counted(count: Callable[[], int], seconds: float) -> float:
-    """How fast a count grows, once it does steadily."""
+    """The rate of a counter once it grows steadily."""
     time.sleep(0.5)
     before = count()
     time.sleep(seconds)

@@ -1,4 +1,4 @@
-"""A TCP proxy that does to connections what networks do: cut, stall, corrupt, delay."""
+"""A TCP proxy that cuts, stalls, corrupts and delays connections."""
 
 import contextlib
 import random
@@ -8,7 +8,7 @@ import time
 
 
 class Proxy:
-    """Forwards connections to a target until told otherwise.
+    """Forwards connections to a target, with faults on request.
 
     Attributes:
         address: where it listens (`host:port`).
@@ -33,7 +33,7 @@ class Proxy:
         self._break_all()
 
     def stall(self) -> None:
-        """Let nothing pass, tell nobody, until `mend`."""
+        """Stop forwarding without closing connections, until `mend`."""
         self._flowing.clear()
 
     def corrupt(self) -> None:
@@ -41,7 +41,7 @@ class Proxy:
         self._corrupt = 1
 
     def mend(self) -> None:
-        """Work again."""
+        """Forward again."""
         self._refuse = False
         self._flowing.set()
 
@@ -105,14 +105,14 @@ def _hang_up(one: socket.socket) -> None:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
+    """A port that is free now."""
     with socket.create_server(("127.0.0.1", 0)) as found:
         port: int = found.getsockname()[1]
         return port
 
 
 def wait_until(condition: object, timeout_s: float) -> float | None:
-    """Seconds until a callable became true; None when it did not in time."""
+    """Seconds until a callable returns true; None after the limit."""
     start_s = time.monotonic()
     while time.monotonic() - start_s < timeout_s:
         if condition():  # type: ignore[operator]

@@ -4,7 +4,7 @@ import math
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from offload.schedule.instance import Instance, Job
+from offload.scheduling.instance import Instance, Job
 
 Family = Callable[[int, int, int], Instance]
 """Makes an instance from a seed, a number of layers before trimming, and of cut points."""
@@ -85,7 +85,7 @@ def _instance(
     cuts: Collection[int],
     even: bool = False,
 ) -> Instance:
-    """Random times; what no cut point needs is left out."""
+    """Random times; layers that no cut point needs are removed."""
     kept = _ancestors(edges, cuts)
     index = {layer: place for place, layer in enumerate(sorted(kept))}
 

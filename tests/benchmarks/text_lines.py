@@ -5,18 +5,18 @@ from pathlib import Path
 
 import numpy as np
 from offload.bundle.bundle import Bundle
-from offload.cost.link import parse_link
-from offload.encoding.allowance import Allowance
+from offload.costs.encodings import EncodingPolicy
+from offload.costs.link import parse_link
 from offload.graph.load import load_model
-from offload.partition.chain import articulations
+from offload.planning.closed_sets import articulations
 from offload_models import pretrained
 from offload_models.text import alphabet, ctc_collapse, render_line
 from offload_models.zoo import save
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.engine.values import Array
 from offload_runtimes.local import open_session
-from offload_runtimes.planning.measure import read_fused
-from offload_runtimes.split import SplitRequest, split
+from offload_runtimes.measure.profile import read_fused
+from offload_runtimes.measure.split import SplitRequest, split
 
 from tests.benchmarks.goals import Goal
 
@@ -48,13 +48,13 @@ def split_with(folder: Path, model: str, tolerance: float) -> Bundle:
         parse_link("4g"),
         cut=(floats[len(floats) // 4],),
         options=OPTIONS,
-        allowance=Allowance.parse("", tolerance, None, samples),
+        allowance=EncodingPolicy.parse("", tolerance, None, samples),
     )
     return split(request, folder / f"{model}-{tolerance:g}.bundle")
 
 
 def same_texts(folder: Path) -> tuple[int, Bundle]:
-    """How many of the lines are read the same by the split with a tolerance and the whole."""
+    """Number of lines that the split with a tolerance and the whole model read alike."""
     bundle = split_with(folder, "text_recognition", TOLERANCE)
     source = folder / "text_recognition.onnx"
     letters, whole = alphabet(load_model(source).proto), load(source, OPTIONS)
@@ -68,7 +68,7 @@ def same_texts(folder: Path) -> tuple[int, Bundle]:
 
 
 def goals() -> list[Goal]:
-    """The goals' lines; prints what the plans say of themselves."""
+    """The goals; prints the reasons of the plans."""
     with tempfile.TemporaryDirectory(prefix="offload-bench-") as place:
         same, bundle = same_texts(Path(place))
         tight = split_with(Path(place), "text_orientation", 1e-9)

@@ -3,8 +3,7 @@
 import subprocess
 import sys
 
-from offload_cli.commands import PANELS
-from offload_cli.main import app
+from offload_cli.main import PANELS, app
 from typer.testing import CliRunner
 
 NAMES = [name for panel in PANELS.values() for name in panel]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from offload.bundle.bundle import Bundle, open_bundle
 from offload.errors import InputError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 from offload_cli.main import app
 from typer.testing import CliRunner
 

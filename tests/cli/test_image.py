@@ -5,12 +5,10 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from offload.cost.link import parse_link
 from offload.errors import InputError
-from offload_cli.image import NORMALISATION, pictured
+from offload_cli.planning_options import NORMALISATION, image_input
 from offload_models.image import save_with_image_input
 from offload_runtimes.engine import EngineOptions, load
-from offload_runtimes.planning.situation import SplitRequest
 from onnx import TensorProto, helper
 
 
@@ -32,17 +30,17 @@ def save_model(path: Path, *shapes: list[int]) -> None:
 
 def test_bytes_in_give_what_normalised_floats_gave(tmp_path: Path) -> None:
     save_model(tmp_path / "net.onnx", [1, 3, 4, 6])
-    request = SplitRequest(tmp_path / "net.onnx", parse_link("wifi"))
+    model = tmp_path / "net.onnx"
     picture = np.random.default_rng(0).integers(0, 256, (1, 4, 6, 3), np.uint8)
     mean, std = (np.array(rgb, np.float32) for rgb in NORMALISATION["imagenet"])
     floats = ((picture / np.float32(255) - mean) / std).transpose(0, 3, 1, 2)
     options = EngineOptions(threads=1)
-    (wanted,) = load(request.model, options).run(None, {"image": floats.astype(np.float32)})
-    with pictured(request, "imagenet") as changed:
-        (found,) = load(changed.model, options).run(None, {"image_bytes": picture})
+    (wanted,) = load(model, options).run(None, {"image": floats.astype(np.float32)})
+    with image_input(model, "imagenet", {}) as (changed, _):
+        (found,) = load(changed, options).run(None, {"image_bytes": picture})
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
-    with pictured(request, "") as same:
-        assert same is request
+    with image_input(model, "", {}) as (same, _):
+        assert same == model
 
 
 def test_what_has_not_one_picture_is_refused(tmp_path: Path) -> None:
@@ -53,6 +51,6 @@ def test_what_has_not_one_picture_is_refused(tmp_path: Path) -> None:
             save_with_image_input(tmp_path / "net.onnx", tmp_path / "made.onnx", mean, std)
     with pytest.raises(InputError, match="does not exist"):
         save_with_image_input(tmp_path / "no.onnx", tmp_path / "made.onnx", mean, std)
-    request = SplitRequest(tmp_path / "net.onnx", parse_link("wifi"))
-    with pytest.raises(InputError, match="use one of imagenet"), pictured(request, "rgb"):
+    refused = pytest.raises(InputError, match="use one of imagenet")
+    with refused, image_input(tmp_path / "net.onnx", "rgb", {}):
         pass

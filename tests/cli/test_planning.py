@@ -78,7 +78,7 @@ def planned(home: Path, *arguments: str) -> dict[str, Any]:
             "no plan keeps the limits energy 0.0001 mJ",
         ),
         (("--keep-input", "--scheme", "cloud"), "scheme 'cloud' does not keep the limits 1 layer"),
-        (("--pin-device", "3", "--cut", "stem"), "the cut asked for does not keep the limits 3"),
+        (("--pin-device", "3", "--cut", "stem"), "the requested cut does not keep the limits 3"),
         (("--pin-device", "99"), "99 layers cannot be pinned: the model has 3"),
         (("--cut", "x"), "a cut at 'x' leaves the device nothing to compute"),
         (("--memory", "lots"), "size 'lots' is not understood: write it like '64 MB'"),
@@ -101,7 +101,7 @@ def test_a_wish_that_cannot_be_met_is_one_sentence(
     ("device", "said"),
     [
         ("other.json", "profile is of another model ("),
-        ("version.json", "profile has format 99, this version reads 1: make it again"),
+        ("version.json", "profile has format 99, expected 1: profile again"),
         ("net.onnx", "is not a profile"),
         ("nowhere.json", "does not exist: write it with `offload profile -o`"),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from offload.schedule.solve import SOLVERS
+from offload.scheduling.solve import SOLVERS
 from offload_cli.main import app
 from typer.testing import CliRunner
 

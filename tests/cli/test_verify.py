@@ -3,15 +3,15 @@ from pathlib import Path
 
 import onnx
 import pytest
-from offload.graph import wiring
-from offload.graph.scope import reads
+from offload.graph import value_index
+from offload.graph.value_index import consumed_values
 from offload_cli.main import app
 from onnx import NodeProto
 from typer.testing import CliRunner
 
-from tests.toolkit.bundle.traps import TRAPS
+from tests.edge_cases import EDGE_CASES
 
-BY_NAME = {trap.name: trap.model for trap in TRAPS}
+BY_NAME = {case.name: case.model for case in EDGE_CASES}
 
 
 def saved(name: str, folder: Path) -> str:
@@ -36,10 +36,10 @@ def test_json(tmp_path: Path) -> None:
 
 def test_a_planted_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(node: NodeProto) -> tuple[str, ...]:
-        return tuple(name for name in reads(node) if node.op_type != "If" or name != "b")
+        return tuple(name for name in consumed_values(node) if node.op_type != "If" or name != "b")
 
     path = saved("if captures activations, weights and constants", tmp_path)
-    monkeypatch.setattr(wiring, "reads", forgetful)
+    monkeypatch.setattr(value_index, "consumed_values", forgetful)
     shown = CliRunner().invoke(app, ["verify", path])
     assert shown.exit_code == 1
     assert "lacks tensor 'b'" in shown.output

@@ -9,23 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from offload.bundle.batchability import why_alone
 from offload.bundle.compare import gap
-from offload.bundle.cuts import distinct_cuts
-from offload.bundle.extract import Part
-from offload.bundle.rows.verdict import why_alone
 from offload.bundle.sample_inputs import GivenInputs
+from offload.bundle.subgraph import Part
+from offload.bundle.verify import distinct_cuts
 from offload.bundle.write import write_bundle
-from offload.cost.link import parse_link
-from offload.cost.profile import LayerCost, Profile
+from offload.costs.link import parse_link
+from offload.costs.profile import LayerCost, Profile
 from offload.graph.load import load_model
 from offload.graph.model import Graph
 from offload.graph.read import read_graph
-from offload.partition.cut import cut_at
-from offload.plan.candidate import Situation
-from offload.plan.planner import make_plan
+from offload.planning.cut import cut_at
+from offload.planning.planner import make_plan
+from offload.planning.problem import PlanningProblem
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.local import open_session
-from offload_runtimes.proof.verify import check_of, missing_types, opener
+from offload_runtimes.measure.verify import check_of, missing_types, opener
 from offload_runtimes.serving.batching import disagreement
 
 FOLDER = Path(os.environ.get("OFFLOAD_EXPORTED", Path(__file__).parent / "exported"))
@@ -80,7 +80,7 @@ def test_split_over_grpc(path: Path, tmp_path: Path) -> None:
     graph = read_graph(model)
     flat = flat_profile(graph)
     middle = graph.ancestors(range((len(graph.layers) + 1) // 2))
-    situation = Situation.of(graph, flat, flat, parse_link("wifi"))
+    situation = PlanningProblem.of(graph, flat, flat, parse_link("wifi"))
     plan = make_plan(situation, "opss", cut_at(graph, middle))
     bundle = write_bundle(model, graph, plan, tmp_path / "b", missing_types(model, graph))
     with open_session(bundle, threads=1) as session:
@@ -99,7 +99,7 @@ def test_rows_together_are_rows_alone_where_that_is_said(path: Path) -> None:
     """An open batch alone is not enough: the encoders and recurrent networks have one, too."""
     model = load_model(path)
     nodes = tuple(range(len(model.proto.graph.node)))
-    why = why_alone(model, Part(nodes, (*model.wiring.inputs,), (*model.wiring.outputs,)))
+    why = why_alone(model, Part(nodes, (*model.values.inputs,), (*model.values.outputs,)))
     if "OFFLOAD_EXPORTED" not in os.environ:
         assert (why == "") == (f"{path.parent.name}/{path.stem}" in BATCHED), why
     if not why:

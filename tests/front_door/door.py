@@ -65,6 +65,25 @@ class Door:
         assert found
         return done, int(found[1]) * 1024
 
+    def light(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run the light runtime's own command, `python -m offload_runtimes`."""
+        return subprocess.run(
+            [sys.executable, "-m", "offload_runtimes", *map(str, words)],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            cwd=self.folder,
+            env=self.environment(),
+            check=False,
+        )
+
+    def split_two_layers(self, width: int = 8) -> str:
+        """Split a small model at `h` and write an input, `in.npz`; gives the bundle's name."""
+        two_layers(self.folder / "net.onnx", width)
+        self.ok("split", "net.onnx", "-o", "b", *ESTIMATED, "--cut", "h", "--encoding", "raw")
+        np.savez(self.folder / "in.npz", x=np.ones((1, width), np.float32))
+        return "b"
+
     def ok(self, *words: str | Path, **options: Any) -> str:
         """Run the command, check that it succeeds, and return what it wrote to stdout."""
         done = self.offload(*words, **options)
@@ -170,3 +189,13 @@ def plain_onnxruntime(
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = list(outputs or (node.name for node in session.get_outputs()))
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+def two_layers(path: Path, width: int = 8) -> None:
+    """`x` times W gives `h`, whose positive part is `y`."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "W"], ["h"]),
+        helper.make_node("Relu", ["h"], ["y"]),
+    ]
+    ends = [value("x", 1, width)], [value("y", 1, width)]
+    save(path, nodes, *ends, {"W": weight(width, width)})

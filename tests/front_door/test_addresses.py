@@ -13,6 +13,7 @@ from offload_runtimes import InputError, OffloadSession, ServerError, probe
 from offload_runtimes.security.certs import make_certificates
 from offload_runtimes.security.credentials import ClientSecurity, ServerSecurity
 from offload_runtimes.server import Server
+from offload_runtimes.serving.serve_options import ServeOptions
 
 from tests.front_door.apps import frame, split_chain
 from tests.front_door.door import Door
@@ -111,7 +112,7 @@ def test_tls_expected_or_not(chain: Door, bundle: Path, tmp_path: Path) -> None:
     with Server([bundle]) as plain:
         assert "it does not speak TLS" in refused(bundle, plain.address, ca)
     security = ServerSecurity(pems / "127.0.0.1.pem", pems / "127.0.0.1.key")
-    with Server([bundle], security=security) as secure:
+    with Server([bundle], options=ServeOptions(security=security)) as secure:
         said = refused(bundle, secure.address)
         assert "it speaks TLS: give the authority of its certificate" in said
         (chain.folder / "in.npz").write_bytes(b"")

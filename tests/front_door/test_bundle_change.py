@@ -16,6 +16,7 @@ import pytest
 from offload_cli.main import app
 from offload_runtimes import BundleError, OffloadSession
 from offload_runtimes.server import Server
+from offload_runtimes.serving.serve_options import ServeOptions
 from onnx import helper
 from typer.testing import CliRunner
 
@@ -176,7 +177,7 @@ def test_old_half_of_a_device_follows_its_directory(versions: Versions, tmp_path
                 failed = refused(session)
                 assert f"{versions.digest('v1')[:12]} is not served here" in failed
                 assert f"the server holds {versions.digest('v2')[:12]} (v2.bundle)" in failed
-                models = weakref.ref(session._active.opened.device)
+                models = weakref.ref(session._active.opened.executor)
                 gc.disable()
                 device.deploy("v2")
                 eventually(lambda: session.is_split)
@@ -318,7 +319,7 @@ def test_a_server_of_a_deployment_serves_what_it_keeps(versions: Versions, tmp_p
     ):
         (answer,) = session.run(None, frame())
         assert versions.is_from(answer, "v1")
-    with Server([hub.current], max_releases=1) as server:
+    with Server([hub.current], options=ServeOptions(max_releases=1)) as server:
         assert server.bundles == (versions.digest("v2"),)
         with pytest.raises(BundleError, match=r"the server holds \w{12} \(current\)"):
             OffloadSession(old.current, server.address, **QUICK)

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from offload.cost.link import parse_link
+from offload.costs.link import parse_link
 from offload.errors import InputError
-from offload_runtimes.planning.situation import SplitRequest, prepare
-from offload_runtimes.split import split
+from offload_runtimes.measure.split import SplitRequest, prepare, split
 from onnx import TensorProto, helper
 
 from tests.front_door.door import ESTIMATED, PLAIN, Door, plain_onnxruntime, save, value, weight
@@ -229,7 +228,7 @@ def test_why_a_tensor_cannot_be_cut_at(tmp_path: Path) -> None:
     save(model, nodes, [value("x", 2, 8)], [value("y", 3, 8)], stored)
     assert "it is a constant" in refused(model, "W")
     assert "it is a constant" in refused(model, "squares")
-    assert "no output of the model needs it" in refused(model, "unused")
+    assert "no output of the model depends on it" in refused(model, "unused")
     assert "it is text" in refused(model, "text")
     assert "it is a sequence" in refused(model, "more")
     assert "a value that cannot cross a link" in refused(model, "part")

@@ -327,7 +327,7 @@ def test_a_cut_that_is_asked_for_needs_no_sizes_and_is_not_predicted(door: Door)
     assert done.returncode == 0
     assert f"times are not predicted: {OPEN}" in done.stderr
     plan = json.loads(done.stdout)["plan"]
-    assert plan["reason"] == f"As asked; nothing is predicted: {OPEN}."
+    assert plan["reason"] == f"As requested; no times are predicted: {OPEN}."
     assert plan["alternatives"] == []
     assert "split it again with --shape" in door.refused("schedule", "b")
 

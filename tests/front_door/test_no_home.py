@@ -21,7 +21,7 @@ def model(path: Path) -> None:
 
 def check(done: subprocess.CompletedProcess[str], why: str) -> None:
     assert done.returncode == 0, done.stderr
-    remarks = [line for line in done.stderr.splitlines() if "are not kept" in line]
+    remarks = [line for line in done.stderr.splitlines() if "are not cached" in line]
     assert len(remarks) == 1, done.stderr
     assert why in remarks[0]
     assert ".py" not in remarks[0]

@@ -32,7 +32,7 @@ atexit.register(left)
 """
 SLOW = """
 import time
-from offload_runtimes.device.closing import close_at_exit
+from offload_runtimes.closing import close_at_exit
 class Owner: pass
 def close():
     forget()

@@ -196,7 +196,7 @@ def test_closing_ends_what_other_threads_wait_for(bundle: str) -> None:
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    while not session._active.opened.execution._under_way:
+    while not session._active.opened.runner._under_way:
         time.sleep(0.01)
     session.close()
     waiting.join(20)

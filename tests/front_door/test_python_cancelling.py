@@ -108,7 +108,7 @@ def test_the_server_forgets_what_was_cancelled(session: OffloadSession) -> None:
             await asyncio.gather(work, return_exceptions=True)
 
     asyncio.run(main())
-    assert not session._active.opened.execution._under_way, "an inference and its tensors are kept"
+    assert not session._active.opened.runner._under_way, "an inference and its tensors are kept"
     assert session.counts.runs == 0
 
 

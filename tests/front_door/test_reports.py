@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from offload_runtimes.planning.measure import drift
+from offload_runtimes.measure.profile import drift
 from onnx import helper
 
 from tests.front_door.door import ESTIMATED, Door, save, value, weight

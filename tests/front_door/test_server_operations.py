@@ -16,9 +16,8 @@ import numpy as np
 import pytest
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.security.credentials import ClientSecurity
-from onnx import helper
 
-from tests.front_door.door import ESTIMATED, Door, save, value, weight
+from tests.front_door.door import Door
 
 HOST = "127.0.0.1"
 CA = ("--ca", "certs/ca.pem")
@@ -90,15 +89,7 @@ def eventually(holds: Callable[[], bool]) -> None:
 
 @pytest.fixture
 def bundle(door: Door) -> str:
-    nodes = [
-        helper.make_node("MatMul", ["x", "W"], ["h"]),
-        helper.make_node("Relu", ["h"], ["y"]),
-    ]
-    stored = {"W": weight(8, 8)}
-    save(door.folder / "net.onnx", nodes, [value("x", 1, 8)], [value("y", 1, 8)], stored)
-    door.ok("split", "net.onnx", "-o", "b", *ESTIMATED, "--cut", "h", "--encoding", "raw")
-    np.savez(door.folder / "in.npz", x=np.ones((1, 8), np.float32))
-    return "b"
+    return door.split_two_layers()
 
 
 def test_metrics_say_what_an_operator_asks(door: Door, bundle: str) -> None:

@@ -1,4 +1,4 @@
-"""A more complex plan must gain more than predictions may be off by."""
+"""A more complex plan must gain more than the prediction error."""
 
 from onnx import helper
 
@@ -36,7 +36,7 @@ def test_an_overlap_that_gains_little_is_left_out_and_named(door: Door) -> None:
     scheme, reason, gain = planned(door, "43 Mbit/s,1 ms")
     assert 0.005 < gain < 0.08
     assert scheme == "local"
-    assert "less than predictions may be off by" in reason
+    assert "within the prediction error" in reason
     assert "(opss)" in reason or "(joint)" in reason
 
 

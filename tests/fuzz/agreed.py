@@ -3,20 +3,21 @@
 from typing import Any
 
 import numpy as np
-import offload_runtimes.wire.offload_pb2 as pb
-from offload.bundle.bundle import Value
-from offload.plan.plan import Segment, Side
+import offload_runtimes.protocol.offload_pb2 as pb
+from offload.bundle.bundle import ModelValue
+from offload.planning.plan import Segment, Side
 from offload_runtimes.engine import Array
-from offload_runtimes.session.server import Limits
-from offload_runtimes.wire import messages as wire
-from offload_runtimes.wire.codecs import NAMES
-from offload_runtimes.wire.contract import Contract, Port, Ports
+from offload_runtimes.protocol import messages as wire
+from offload_runtimes.protocol.codecs import NAMES
+from offload_runtimes.protocol.server_state import SessionLimits
+from offload_runtimes.protocol.tensor_specs import Contract, TensorSpec, TensorSpecs
 
 from tests.fuzz.draw import Draw
+from tests.runtimes.tensor_messages import encode_tensor
 
 DIGEST = "d" * 64
 LIMIT_BYTES = 4096
-ROOM = Limits(max_frames=4, max_bytes=3 * LIMIT_BYTES)
+ROOM = SessionLimits(max_frames=4, max_bytes=3 * LIMIT_BYTES)
 _TYPES = {
     "a": "tensor(float)",
     "b": "tensor(int64)",
@@ -33,17 +34,17 @@ _CODECS = {"a": "planes", "c": "png", "d": "zstd", "f": "jpeg", "m": "zstd"}
 _SHAPES: dict[str, tuple[int | str, ...]] = {"b": (2, 3), "c": ("h", "w", 3), "f": ("h", 4, 3)}
 
 
-def _port(name: str) -> Port:
+def _port(name: str) -> TensorSpec:
     shape = _SHAPES.get(name, ("n",)) if name in "abcdefg" else None
-    return Port(Value(name, _TYPES[name], shape), _CODECS.get(name, "raw"), LIMIT_BYTES)
+    return TensorSpec(ModelValue(name, _TYPES[name], shape), _CODECS.get(name, "raw"), LIMIT_BYTES)
 
 
 def _segment(name: str, inputs: str, outputs: str) -> Segment:
     return Segment(name, Side.SERVER, (), (), tuple(inputs), tuple(outputs))
 
 
-def _ports(names: str) -> Ports:
-    return Ports({name: _port(name) for name in names})
+def _ports(names: str) -> TensorSpecs:
+    return TensorSpecs({name: _port(name) for name in names})
 
 
 def agreed() -> tuple[Contract, Contract]:
@@ -79,7 +80,7 @@ def tensor(draw: Draw) -> bytes:
         dtype, codec = _DTYPES.get(name, "value"), known.encoding
     if draw.byte() < 128 and codec in NAMES and 0 < np.prod(shape, dtype=object) < LIMIT_BYTES:
         return _right(name, dtype, shape, codec, draw)
-    packed = wire.Packed(dtype, shape, codec, memoryview(draw.blob()))
+    packed = wire.PackedTensor(dtype, shape, codec, memoryview(draw.blob()))
     return wire.tensor_message(draw.number(), name, packed, plan=draw.number() % 2**32)
 
 
@@ -90,12 +91,12 @@ def _right(name: str, dtype: str, shape: tuple[int, ...], codec: str, draw: Draw
     """A tensor as a right device encodes it, if it can be encoded so."""
     if dtype == "value" and codec not in ("png", "jpeg"):
         value = _structure(draw)
-        return wire.encode_tensor(draw.number(), name, value, codec, plan=draw.byte() % 3)
+        return encode_tensor(draw.number(), name, value, codec, plan=draw.byte() % 3)
     array: Array = np.zeros(shape, _DTYPES.get(name, "<f4"))
     if codec in ("png", "jpeg") and (dtype != "|u1" or len(shape) < 3 or shape[-1] != 3):
         codec = "raw"
     array.reshape(-1)[:1] = draw.byte() % 2
-    return wire.encode_tensor(draw.number(), name, array, codec, plan=draw.byte() % 3)
+    return encode_tensor(draw.number(), name, array, codec, plan=draw.byte() % 3)
 
 
 def _structure(draw: Draw, depth: int = 0) -> Any:

@@ -12,9 +12,9 @@ from typing import Any
 
 from offload.bundle.bundle import MANIFEST, PLAN, manifest_digest, open_bundle
 from offload.errors import OffloadError
-from offload.plan.plan import Action, Plan, Segment, Send, Side, Step
-from offload.schedule.timeline import Timeline
-from offload_runtimes.wire.contract import contracts
+from offload.planning.plan import Action, Plan, Segment, Send, Side, Step
+from offload.scheduling.timeline import Timeline
+from offload_runtimes.protocol.tensor_specs import contracts
 
 from tests.fuzz.draw import Draw
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from offload.errors import OffloadError
 from offload_runtimes.engine import size_bytes
-from offload_runtimes.session.device import Arrived, DeviceSession
-from offload_runtimes.session.memory import Memory
-from offload_runtimes.session.server import Close, Event, Reply, Run, ServerSession
-from offload_runtimes.wire import codecs
-from offload_runtimes.wire import messages as wire
+from offload_runtimes.protocol import codecs
+from offload_runtimes.protocol import messages as wire
+from offload_runtimes.protocol.client_state import DeviceSession, DownloadReceived
+from offload_runtimes.protocol.memory_budget import MemoryBudget
+from offload_runtimes.protocol.server_state import Close, Event, Reply, RunSegment, ServerSession
 
 from tests.fuzz.agreed import DIGEST, LIMIT_BYTES, ROOM, agreed, damaged, message, outputs
 from tests.fuzz.bundles import BUNDLES, read_manifest, read_plan
@@ -77,11 +77,11 @@ class _Server:
     """A server's session, what runs for it, and another one that holds memory, too."""
 
     def __init__(self) -> None:
-        self.memory = Memory(4 * LIMIT_BYTES)
-        self.others = self.memory.account(lambda: None)
-        account = self.memory.account(lambda: None)
+        self.memory = MemoryBudget(4 * LIMIT_BYTES)
+        self.others = self.memory.reserve(lambda: None)
+        account = self.memory.reserve(lambda: None)
         self.session = ServerSession({DIGEST: agreed()}, ROOM, account)
-        self.running: list[Run] = []
+        self.running: list[RunSegment] = []
 
     def step(self, draw: Draw) -> list[Event]:
         """Whatever may happen to a session."""
@@ -105,7 +105,7 @@ class _Server:
 
     def take(self, events: list[Event]) -> None:
         for event in events:
-            if isinstance(event, Run):
+            if isinstance(event, RunSegment):
                 self.running.append(event)
             elif isinstance(event, Reply | Close):
                 wire.parse(event.data)
@@ -146,7 +146,7 @@ def drive(data: bytes) -> None:
             answer = right if choice > 2 else damaged(right, draw)
             with suppress(wire.ProtocolError):
                 event = session.receive(answer)
-                assert not isinstance(event, Arrived) or event.size_bytes <= LIMIT_BYTES
+                assert not isinstance(event, DownloadReceived) or event.size_bytes <= LIMIT_BYTES
 
 
 def scattered() -> list[bytes]:

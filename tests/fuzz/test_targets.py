@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from offload.bundle.bundle import MANIFEST, manifest_digest, open_bundle
 from offload.errors import BundleError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 
 from tests.fuzz.bundles import BUNDLES, seal
 from tests.fuzz.run import Fuzzed
@@ -41,12 +41,18 @@ def changed_plan(*path: str | int, to: object) -> bytes:
 
 WRONG = {
     "a list": (b'["plan"]', "format None"),
-    "an unhashable name": (changed_plan("segments", 0, "id", to=["x"]), "is no str"),
-    "a size in words": (changed_plan("uploads", 0, "size_bytes", to="many"), "is no"),
+    "an unhashable name": (changed_plan("segments", 0, "id", to=["x"]), "must be str"),
+    "a size in words": (changed_plan("uploads", 0, "size_bytes", to="many"), "must be int"),
     "endless": (changed_plan("uploads", 0, "affine", to={"zeros": [float("inf")]}), "damaged"),
     "no tree": (b"[" * 100_000, "recursion"),
-    "outside": (changed_plan("segments", 1, "part", to="../../x"), r"lacks \('\.\./\.\./x'\)"),
-    "not there": (changed_plan("segments", 1, "part", to="server-7"), r"lacks \('server-7'\)"),
+    "outside": (
+        changed_plan("segments", 1, "common", to="../../x"),
+        r"lacks the part '\.\./\.\./x'",
+    ),
+    "not there": (
+        changed_plan("segments", 1, "common", to="server-7"),
+        r"lacks the part 'server-7'",
+    ),
 }
 
 

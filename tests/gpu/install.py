@@ -18,7 +18,7 @@ SOURCES = ("toolkit", "runtimes", "models", "cli")
 TOOLS = ("pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.120")
 sys.path[:0] = [str(ROOT / name) for name in SOURCES]
 
-from offload_runtimes.light import CUDA_ORT, CUDA_WHEELS  # noqa: E402
+from offload_runtimes.device_requirements import CUDA_ORT, CUDA_WHEELS  # noqa: E402
 
 
 def requirements() -> list[str]:

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from offload.cost.profile import load_profile
+from offload.costs.profile import load_profile
 from offload.errors import InputError
 from offload_models.zoo import build
 from offload_runtimes.engine import EngineOptions, load
-from offload_runtimes.engine.inspect import kernel_providers
+from offload_runtimes.engine.profiling import kernel_providers
 from offload_runtimes.preflight import preflight
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]

@@ -188,7 +188,7 @@ def test_a_file_is_written_whole_or_not_at_all(
 
 
 def test_an_impossible_place_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="create the folder"):
+    with pytest.raises(InputError, match="create it first"):
         save(onnx.ModelProto(), tmp_path / "none" / "m.onnx")
     with pytest.raises(InputError, match="is a folder"):
         save(onnx.ModelProto(), tmp_path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from offload.bundle.compare import Freedom, gap
+from offload.bundle.compare import Tolerances, gap
 from offload.graph.load import load_model
 
 from tests.networks.counting import count
@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
     feeds = {n: a.astype(object) if a.dtype.kind == "U" else a for n, a in given.items()}
     plain, optimised = (answers(model, feeds, optimized) for optimized in (False, True))
     loaded = load_model(model)
-    freedom = Freedom.of(loaded)
+    freedom = Tolerances.of(loaded)
     arrays: dict[str, Any] = {}
     others, limits = {}, {}
     for name, value in plain.items():

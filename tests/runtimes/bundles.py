@@ -16,9 +16,10 @@ from offload.bundle.bundle import (
     manifest_digest,
     open_bundle,
 )
-from offload.plan.plan import Action, Plan, Segment, Send, Side, Step
-from offload.plan.ranges import Ranged
-from offload.schedule.timeline import Timeline
+from offload.planning.plan import Action, Plan, Segment, Send, Side, Step
+from offload.planning.plan_set import PlanSet
+from offload.records import to_json
+from offload.scheduling.timeline import Timeline
 from offload_runtimes.engine import load
 from onnx import helper
 
@@ -95,8 +96,8 @@ def _seal(
     engine = load(whole.SerializeToString())
     content = {
         "format": BUNDLE_FORMAT,
-        "inputs": [value.to_json() for value in engine.inputs],
-        "outputs": [value.to_json() for value in engine.outputs],
+        "inputs": to_json(engine.inputs),
+        "outputs": to_json(engine.outputs),
         **({} if batch is None else {"batch": dict(batch)}),
         "files": {
             name: {
@@ -203,4 +204,4 @@ def on_one_side(folder: Path, side: Side) -> Made:
 def with_plan(made: Made, **changes: object) -> Bundle:
     """The same bundle with another plan in memory, its files unchanged."""
     plan = replace(made.bundle.plan, **changes)  # type: ignore[arg-type]
-    return replace(made.bundle, ranged=Ranged((plan,)))
+    return replace(made.bundle, ranged=PlanSet((plan,)))

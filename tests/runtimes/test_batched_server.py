@@ -11,23 +11,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import offload_runtimes.wire.offload_pb2 as pb
+import offload_runtimes.protocol.offload_pb2 as pb
 import pytest
 from offload.bundle.bundle import MANIFEST, manifest_digest, open_bundle
 from offload.errors import DeadlineError, InputError, OffloadError
-from offload.plan.plan import Send, Side
+from offload.planning.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
+from offload_runtimes.protocol import messages as wire
 from offload_runtimes.server import Server
 from offload_runtimes.serving.batching import Batching
-from offload_runtimes.wire import messages as wire
-from offload_runtimes.wire.transport import Connection, pair
+from offload_runtimes.serving.serve_options import ServeOptions
+from offload_runtimes.transport.connection import Connection
 from onnx import NodeProto, TensorProto, helper
 
 from tests.runtimes import bundles, models
 from tests.runtimes.bundles import Made
+from tests.runtimes.memory_transport import pair
+from tests.runtimes.tensor_messages import encode_tensor
 from tests.runtimes.waiting import eventually
 
 Feeds = Mapping[str, np.ndarray]
@@ -46,9 +50,9 @@ def feeds(seed: int, rows: int = 1, width: int = 64) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def batching(made: Made, rows: int = 8, wait_s: float = LONG_S, **more: float) -> Iterator[Server]:
-    options = {"options": ONE, "batching": Batching(rows, wait_s)}
-    with Server([made.bundle], **options, **more) as server:  # type: ignore[arg-type]
+def batching(made: Made, rows: int = 8, wait_s: float = LONG_S, **more: Any) -> Iterator[Server]:
+    options = ServeOptions(ONE, batching=Batching(rows, wait_s), **more)
+    with Server([made.bundle], options=options) as server:
         yield server
 
 
@@ -189,10 +193,14 @@ def test_a_trial_that_fails_is_told_once(made: Made, tmp_path: Path) -> None:
     weights = {"zero": np.array([0], np.int64)}
     mixing = segment(tmp_path / "mixing", centred, weights, TensorProto.FLOAT, 4)
     with pytest.warns(RuntimeWarning, match="server-0 of mixing runs each frame alone") as caught:
-        server = Server([mixing.bundle, made.bundle], options=ONE, batching=Batching(4))
+        server = Server(
+            [mixing.bundle, made.bundle], options=ServeOptions(ONE, batching=Batching(4))
+        )
     assert len(caught) == 1
     assert list(server.alone) == [f"{mixing.bundle.digest[:12]}/server-0"]
-    assert Server([mixing.bundle], options=ONE).alone.popitem()[1] == "batching is off"
+    assert (
+        Server([mixing.bundle], options=ServeOptions(ONE)).alone.popitem()[1] == "batching is off"
+    )
 
 
 def table(folder: Path) -> Made:
@@ -232,7 +240,7 @@ def sent(made: Made, server: Server) -> Connection:
     connection = serve(server)
     connection.send(hello(made))
     for name in ("t0", "t1"):
-        connection.send(wire.encode_tensor(1, name, np.zeros((1, 64), np.float32), "raw"))
+        connection.send(encode_tensor(1, name, np.zeros((1, 64), np.float32), "raw"))
     connection.send(wire.message(ping=pb.Ping(number=1, sent=4)))
     while (reply := connection.receive()) is not None:
         if wire.parse(reply)[0].WhichOneof("body") == "pong":

@@ -11,18 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from offload.bundle.bundle import open_bundle
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import BundleError, InputError, OffloadError, ServerError
-from offload.plan.plan import Side
-from offload.schedule.timeline import Lane
+from offload.planning.plan import Side
+from offload.scheduling.timeline import Lane
 from offload_runtimes.address import parse_address
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.emulate import Pacer
-from offload_runtimes.grpc import PROBE, PROBE_LIMIT_BYTES
-from offload_runtimes.grpc.channel import GrpcConnector
+from offload_runtimes.emulation.pacing import Pacer
 from offload_runtimes.local import open_session
-from offload_runtimes.planning.probe import probe
+from offload_runtimes.measure.probe import probe
+from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.server import Server
+from offload_runtimes.serving.serve_options import ServeOptions
+from offload_runtimes.transport import PROBE, PROBE_LIMIT_BYTES
+from offload_runtimes.transport.grpc_client import GrpcConnector
 
 from tests.runtimes import bundles
 from tests.runtimes.bundles import Made
@@ -118,9 +120,9 @@ class Remembering(Pacer):
         self.learnt: list[str] = []
         self.paced: list[str] = []
 
-    def learn(self, key: str, duration_s: float) -> None:
+    def add(self, key: str, duration_s: float) -> None:
         self.learnt.append(key)
-        super().learn(key, duration_s)
+        super().add(key, duration_s)
 
     def pace(self, key: str, start_s: float | None = None) -> None:
         self.paced.append(key)
@@ -241,7 +243,9 @@ def test_wrong_address(pair: Made, listen: str) -> None:
 def test_plain_text_stays_on_loopback(pair: Made) -> None:
     with pytest.raises(InputError, match="not encrypted"):
         Server([pair.bundle], "0.0.0.0:0")
-    with Server([pair.bundle], "0.0.0.0:0", insecure=True) as server:
+    with Server(
+        [pair.bundle], "0.0.0.0:0", options=ServeOptions(security=ServerSecurity(insecure=True))
+    ) as server:
         assert server.address.startswith("0.0.0.0:")
 
 
@@ -257,7 +261,7 @@ def test_server_that_stops_says_so(server: Server, pair: Made) -> None:
 def test_damaged_bundle(pair: Made) -> None:
     path = pair.bundle.segment_path("server-0")
     path.write_bytes(path.read_bytes()[:-1] + b"!")
-    with pytest.raises(BundleError, match=r"server-0\.onnx is not the file"):
+    with pytest.raises(BundleError, match=r"server-0\.onnx was changed after"):
         Server([pair.bundle.path])
     with pytest.raises(BundleError):
         open_bundle(pair.bundle.path)
@@ -282,9 +286,9 @@ def test_a_probe_passes_an_emulated_link(server: Server) -> None:
 
 def test_what_is_no_probe_ends_the_stream(server: Server) -> None:
     outgoing = iter([b"\xff" * 9])
-    stream = GrpcConnector(parse_address(server.address), PROBE_LIMIT_BYTES).open(
-        PROBE, outgoing, 5.0
-    )
+    address = parse_address(server.address)
+    connector = GrpcConnector(address, PROBE_LIMIT_BYTES, method=PROBE)
+    stream = connector.connect(outgoing, 5.0)
     ends: queue.SimpleQueue[OffloadError | None] = queue.SimpleQueue()
 
     class Ends:

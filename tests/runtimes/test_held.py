@@ -8,18 +8,20 @@ from pathlib import Path
 
 import grpc
 import numpy as np
-import offload_runtimes.wire.offload_pb2 as pb
+import offload_runtimes.protocol.offload_pb2 as pb
 import pytest
-from offload.plan.plan import Send, Side
+from offload.planning.plan import Send, Side
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.grpc import SESSION
+from offload_runtimes.protocol import messages as wire
 from offload_runtimes.server import Server
-from offload_runtimes.wire import messages as wire
-from offload_runtimes.wire.transport import Mailbox
+from offload_runtimes.serving.serve_options import ServeOptions
+from offload_runtimes.transport import SESSION
+from offload_runtimes.transport.connection import Mailbox
 from onnx import helper
 
 from tests.runtimes import bundles, models
 from tests.runtimes.bundles import Made
+from tests.runtimes.tensor_messages import encode_tensor
 from tests.runtimes.waiting import eventually
 
 COUNT = 24_000  # floats: 96 kB
@@ -44,7 +46,7 @@ def made(tmp_path: Path) -> Made:
 
 @pytest.fixture
 def server(made: Made) -> Iterator[Server]:
-    with Server([made.bundle], max_memory_bytes=ALLOWED, options=PLAIN) as running:
+    with Server([made.bundle], options=ServeOptions(PLAIN, max_memory_bytes=ALLOWED)) as running:
         yield running
 
 
@@ -62,7 +64,7 @@ class Raw:
 
     def send(self, frame: int, name: str) -> None:
         array = np.ones(COUNT if name == "a" else 1, np.float32)
-        self.outbox.put(wire.encode_tensor(frame, name, array, "raw"))
+        self.outbox.put(encode_tensor(frame, name, array, "raw"))
 
     def body(self) -> tuple[pb.Message, memoryview]:
         return wire.parse(next(self.answers))
@@ -96,7 +98,7 @@ def test_the_frame_that_is_too_much_fails_alone(server: Server, made: Made) -> N
     other.send(3, "a")
     failure = other.body()[0].failure
     assert (failure.frame, failure.kind) == (3, pb.Failure.SERVER)
-    assert "as much for its devices as it may (--max-memory)" in failure.sentence
+    assert "memory for devices' tensors is in use on the server (--max-memory)" in failure.sentence
     other.send(1, "b")
     other.send(2, "b")
     assert [other.body()[0].tensor.frame for _ in range(2)] == [1, 2]
@@ -117,7 +119,7 @@ def test_who_holds_without_using_gives_way(server: Server, made: Made) -> None:
     for frame in range(1, 4):
         other.send(frame, "a")
     assert other.body()[0].failure.frame == 3
-    assert "others need the memory" in hoarder.body()[0].failure.sentence
+    assert "idle while other sessions wait for memory" in hoarder.body()[0].failure.sentence
     with pytest.raises(StopIteration):
         hoarder.body()
     eventually(lambda: held_bytes(server) == 2 * 4 * COUNT)

@@ -7,17 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from offload.cost.link import parse_link
-from offload.cost.profile import estimate_profile
+from offload.costs.link import parse_link
+from offload.costs.profile import estimate_profile
 from offload.graph.load import load_model
-from offload.partition.memory import CLIENT_BYTES
-from offload.plan.wish import Wish
+from offload.planning.memory import CLIENT_BYTES
+from offload.planning.problem import Constraints
 from offload_models.zoo import build, save
-from offload_runtimes.planning.footprint import client_bytes
-from offload_runtimes.planning.measure import read_fused
-from offload_runtimes.planning.situation import SplitRequest, prepare
+from offload_runtimes.measure.machine import THIS_MACHINE
+from offload_runtimes.measure.profile import read_fused, tiny_model
+from offload_runtimes.measure.split import SplitRequest, prepare, split
 from offload_runtimes.server import Server
-from offload_runtimes.split import split
 
 CLIENT = """
 import sys
@@ -40,7 +39,9 @@ def request_for(folder: Path, name: str) -> SplitRequest:
     """
     save(build(name), folder / "net.onnx")
     graph = read_fused(load_model(folder / "net.onnx"))
-    profile = replace(estimate_profile(graph, 8e9), client_bytes=client_bytes(threads=1))
+    profile = replace(
+        estimate_profile(graph, 8e9), client_bytes=THIS_MACHINE.client_bytes(tiny_model(), 1)
+    )
     (folder / "device.json").write_text(json.dumps(profile.to_json()))
     link = parse_link("wifi")
     return SplitRequest(folder / "net.onnx", link, device=folder / "device.json", server=9e9)
@@ -53,8 +54,8 @@ def test_the_client_stays_within_the_limit_it_was_planned_for(tmp_path: Path, na
     free = split(request, tmp_path / "free.bundle").plan
     local = next(a for a in free.alternatives if a.scheme == "local")
     for limit_bytes in (local.memory_bytes, local.memory_bytes - 1):
-        wish = Wish(memory_bytes=limit_bytes, keep_input=True)
-        bundle = split(replace(request, wish=wish), tmp_path / "net.bundle")
+        constraints = Constraints(memory_bytes=limit_bytes, keep_input=True)
+        bundle = split(replace(request, constraints=constraints), tmp_path / "net.bundle")
         assert bundle.plan.is_local == (limit_bytes == local.memory_bytes)
         with Server([] if bundle.plan.is_local else [bundle]) as server:
             address = "" if bundle.plan.is_local else server.address
@@ -65,8 +66,8 @@ def test_the_client_stays_within_the_limit_it_was_planned_for(tmp_path: Path, na
 
 def test_a_profile_says_what_the_client_takes_and_an_estimate_does_not(tmp_path: Path) -> None:
     request = request_for(tmp_path, "squeezenet")
-    measured = client_bytes(threads=1)
+    measured = THIS_MACHINE.client_bytes(tiny_model(), 1)
     assert measured is not None
     assert 20e6 < measured < 400e6
-    assert prepare(request).situation().client_bytes == measured
-    assert prepare(replace(request, device=8e9)).situation().client_bytes == CLIENT_BYTES
+    assert prepare(request).problem().client_bytes == measured
+    assert prepare(replace(request, device=8e9)).problem().client_bytes == CLIENT_BYTES

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from offload.bundle.bundle import Bundle
 from offload.errors import InputError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.local import open_session
 from offload_runtimes.server import Server
+from offload_runtimes.serving.serve_options import ServeOptions
 
 from tests.runtimes.bundles import deployed_bundle
 from tests.toolkit.bundle.several import WIDTHS, swept
@@ -35,7 +36,7 @@ def whole(bundle: Bundle, feeds: dict[str, np.ndarray]) -> np.ndarray:
 def test_halves_serve_every_plan_at_once(bundle: Bundle, tmp_path: Path) -> None:
     device = deployed_bundle(bundle, Side.DEVICE, tmp_path / "device")
     far = deployed_bundle(bundle, Side.SERVER, tmp_path / "server")
-    with Server([far], options=EXACT) as server:
+    with Server([far], options=ServeOptions(EXACT)) as server:
         sessions = [
             OffloadSession(device, server.address, plan=number, optimize=False)
             for number in range(len(bundle.plans))

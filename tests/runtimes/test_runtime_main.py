@@ -14,17 +14,17 @@ import numpy as np
 import onnx
 import pytest
 from offload.errors import BundleError, InputError
-from offload_runtimes import light, preflight
+from offload_runtimes import daemon as notify
+from offload_runtimes import device_requirements, preflight
 from offload_runtimes.__main__ import main
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.proof.segments import (
+from offload_runtimes.measure.proof_replay import (
     Proof,
     make_proof,
     read_proof,
     repeat_proof,
     write_proof,
 )
-from offload_runtimes.serving import notify
 
 from tests.runtimes.bundles import Made, branches
 
@@ -113,7 +113,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_the_commands_need_only_the_light_packages() -> None:
     code = (
         "import sys, offload_runtimes.__main__, offload_runtimes.preflight,"
-        " offload_runtimes.proof.segments, offload_runtimes.serving.daemon; print(*sys.modules)"
+        " offload_runtimes.measure.proof_replay, offload_runtimes.daemon; print(*sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in shown.stdout.split()}
@@ -123,8 +123,10 @@ def test_the_commands_need_only_the_light_packages() -> None:
 def test_the_light_packages_are_among_the_projects() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     asked = set(project["dependencies"])
-    assert {text for text in light.REQUIREMENTS if "typing" not in text} < asked
-    assert project["requires-python"] == f">={'.'.join(map(str, light.MINIMUM_PYTHON))}"
+    assert {text for text in device_requirements.REQUIREMENTS if "typing" not in text} < asked
+    assert (
+        project["requires-python"] == f">={'.'.join(map(str, device_requirements.MINIMUM_PYTHON))}"
+    )
 
 
 def test_the_preflight_model_is_what_it_says() -> None:

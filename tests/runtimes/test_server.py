@@ -13,23 +13,26 @@ from pathlib import Path
 import grpc
 import numpy as np
 import offload
-import offload_runtimes.wire.offload_pb2 as pb
+import offload_runtimes.protocol.offload_pb2 as pb
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from offload.errors import DeadlineError, InputError, ServerError
-from offload.plan.plan import Send, Side
+from offload.planning.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.grpc import SESSION, VERSION_KEY
+from offload_runtimes.protocol import messages as wire
+from offload_runtimes.protocol.server_state import SessionLimits
 from offload_runtimes.server import Server
-from offload_runtimes.serving.observe import JsonLines
-from offload_runtimes.session.server import Limits
-from offload_runtimes.wire import messages as wire
-from offload_runtimes.wire.transport import Connection, Mailbox, MemoryConnector, pair
+from offload_runtimes.serving.metrics import JsonLines
+from offload_runtimes.serving.serve_options import ServeOptions
+from offload_runtimes.transport import SESSION, VERSION_KEY
+from offload_runtimes.transport.connection import Connection, Mailbox
 from onnx import helper
 
 from tests.runtimes import bundles, models
 from tests.runtimes.bundles import Made
+from tests.runtimes.memory_transport import MemoryConnector, pair
+from tests.runtimes.tensor_messages import encode_tensor
 from tests.runtimes.waiting import eventually
 
 
@@ -40,8 +43,10 @@ def made(tmp_path: Path) -> Made:
 
 @pytest.fixture
 def server(made: Made) -> Iterator[Server]:
-    limits = Limits(max_frames=2, max_bytes=10_000)
-    with Server([made.bundle], metrics="127.0.0.1:0", limits=limits) as running:
+    limits = SessionLimits(max_frames=2, max_bytes=10_000)
+    with Server(
+        [made.bundle], options=ServeOptions(metrics="127.0.0.1:0", limits=limits)
+    ) as running:
         yield running
 
 
@@ -52,7 +57,7 @@ def serve(server: Server) -> Connection:
 
 
 def tensor(frame: int, name: str = "t0", shape: tuple[int, ...] = (1, 64)) -> bytes:
-    return wire.encode_tensor(frame, name, np.zeros(shape, np.float32), "raw")
+    return encode_tensor(frame, name, np.zeros(shape, np.float32), "raw")
 
 
 def hello(made: Made) -> bytes:
@@ -94,7 +99,9 @@ def test_a_hostile_session_ends_alone(server: Server, made: Made, kind: str) -> 
 
 
 def test_bytes_in_flight_are_bounded(made: Made) -> None:
-    with Server([made.bundle], limits=Limits(max_frames=100, max_bytes=1000)) as server:
+    with Server(
+        [made.bundle], options=ServeOptions(limits=SessionLimits(max_frames=100, max_bytes=1000))
+    ) as server:
         connection = serve(server)
         connection.send(hello(made))
         for frame in range(1, 5):
@@ -137,9 +144,9 @@ def growing(folder: Path, count: int) -> Made:
 
 def test_a_device_that_reads_nothing_ends_alone(made: Made, tmp_path: Path) -> None:
     big = growing(tmp_path / "big", 1 << 20)
-    plain, limits = EngineOptions(threads=1), Limits(max_frames=60)
+    plain, limits = EngineOptions(threads=1), SessionLimits(max_frames=60)
     with (
-        Server([big.bundle, made.bundle], options=plain, limits=limits) as server,
+        Server([big.bundle, made.bundle], options=ServeOptions(plain, limits=limits)) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
         outbox: Mailbox = queue.SimpleQueue()
@@ -168,7 +175,7 @@ def test_a_model_that_never_ends_is_stopped(made: Made, tmp_path: Path) -> None:
     loop = endless(tmp_path / "loop", 1)
 
     plain = EngineOptions(threads=1)
-    with Server([loop.bundle, made.bundle], max_run_s=0.3, options=plain) as server:
+    with Server([loop.bundle, made.bundle], options=ServeOptions(plain, max_run_s=0.3)) as server:
         with (
             OffloadSession(loop.bundle, server.address, on_server_loss="raise") as session,
             pytest.raises(DeadlineError, match="stopped before it finished"),
@@ -195,7 +202,9 @@ def test_a_cancelled_frame_is_stopped(tmp_path: Path) -> None:
 def test_what_runs_for_a_vanished_device_is_stopped(made: Made, tmp_path: Path) -> None:
     """Long before `max_run_s` the only worker is free for others, and nothing is held."""
     loop = endless(tmp_path / "loop", "n")
-    with Server([loop.bundle, made.bundle], options=EngineOptions(threads=1)) as server:
+    with Server(
+        [loop.bundle, made.bundle], options=ServeOptions(EngineOptions(threads=1))
+    ) as server:
         connection = serve(server)
         connection.send(hello(loop))
         for frame in range(1, 5):  # one runs, the others wait for the worker
@@ -209,7 +218,7 @@ def test_what_runs_for_a_vanished_device_is_stopped(made: Made, tmp_path: Path) 
 
 
 def test_more_sessions_than_allowed(made: Made) -> None:
-    with Server([made.bundle], max_sessions=1) as server:
+    with Server([made.bundle], options=ServeOptions(max_sessions=1)) as server:
         sessions: list[OffloadSession] = []
 
         def crowd() -> None:
@@ -259,8 +268,8 @@ def test_metrics_over_http(server: Server, made: Made) -> None:
     assert "offload_sessions_total 1.0" in lines
     assert 'offload_stage_seconds_bucket{le="+Inf",stage="compute"} 3.0' in lines
     assert any(line.startswith('offload_bytes_total{direction="in"}') for line in lines)
-    with pytest.raises(InputError, match="cannot show metrics"):
-        Server([made.bundle], metrics=server.metrics_address).start()
+    with pytest.raises(InputError, match="cannot export metrics"):
+        Server([made.bundle], options=ServeOptions(metrics=server.metrics_address)).start()
 
 
 def test_logs_are_json_lines(server: Server, made: Made, caplog: pytest.LogCaptureFixture) -> None:
@@ -334,7 +343,7 @@ def test_a_session_that_is_over_is_gone_at_once(server: Server, made: Made) -> N
     connection.send(hello(made))
     assert connection.receive() is not None
     (served,) = server._sessions
-    gone = weakref.ref(served.session)
+    gone = weakref.ref(served.protocol)
     del served
     connection.close()
     eventually(lambda: gone() is None)
@@ -346,7 +355,7 @@ def test_a_session_that_a_device_broke_off_is_gone_at_once(server: Server, made:
     with OffloadSession(made.bundle, server.address) as session:
         session.run(None, made.feeds())
         (served,) = server._sessions
-        gone = weakref.ref(served.session)
+        gone = weakref.ref(served.protocol)
         del served
     eventually(lambda: gone() is None)
 
@@ -357,7 +366,7 @@ def test_a_device_session_is_gone_with_its_last_user(server: Server, made: Made)
     session = OffloadSession(made.bundle, server.address)
     session.run(None, made.feeds())
     session.close()
-    (engine, *_) = session._active.opened.device._engines.values()
+    (engine, *_) = session._active.opened.executor._engines.values()
     gone, unloaded = weakref.ref(session), weakref.ref(engine)
     del session, engine, _
     eventually(lambda: gone() is None and unloaded() is None)

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from offload.errors import InputError
-from offload.plan.plan import Send, Side
+from offload.planning.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.server import Server
+from offload_runtimes.serving.serve_options import ServeOptions
 from onnx import TensorProto, helper
 
 from tests.runtimes import bundles, models
@@ -104,12 +105,12 @@ def test_weights_that_do_not_fit_are_refused_at_the_start(tmp_path: Path) -> Non
     with pytest.raises(
         InputError, match=r"b cannot be served: its weights take 5\.\d+ MB"
     ) as caught:
-        Server([made.bundle], max_memory_bytes=2 * MB)
+        Server([made.bundle], options=ServeOptions(max_memory_bytes=2 * MB))
     assert "--max-memory 2.00 MB leaves 1.50 MB for models" in str(caught.value)
     with pytest.raises(InputError, match="too little"):
-        Server([made.bundle], max_memory_bytes=1000)
+        Server([made.bundle], options=ServeOptions(max_memory_bytes=1000))
     plain = EngineOptions(threads=1)
-    with Server([made.bundle], max_memory_bytes=200 * MB, options=plain) as server:
+    with Server([made.bundle], options=ServeOptions(plain, max_memory_bytes=200 * MB)) as server:
         (session,), feeds = sessions(made, server.address, 1), made.feeds()
         with session:
             (y,) = session.run(["y"], feeds)

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from offload.errors import DeadlineError, InputError, OffloadError, ServerError
-from offload.plan.plan import Send, Side
+from offload.planning.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.server import Server
 from offload_runtimes.serving.batching import Batching
+from offload_runtimes.serving.serve_options import ServeOptions
 from onnx import helper
 
 from tests.runtimes import bundles, models
@@ -79,9 +80,9 @@ def test_every_exception_fails_its_frame_and_nothing_else(
     bad, good = doubling(tmp_path / "bad", 2), doubling(tmp_path / "good", 3)
     caplog.set_level(logging.CRITICAL, "offload.server")
     with Server(
-        [bad.bundle, good.bundle], options=PLAIN, workers=1, batching=Batching(rows)
+        [bad.bundle, good.bundle], options=ServeOptions(PLAIN, workers=1, batching=Batching(rows))
     ) as server:
-        engine = server._hosted[bad.bundle.digest].engines["server-0"]
+        engine = server._bundles.loaded[bad.bundle.digest].engines["server-0"]
         with (
             OffloadSession(bad.bundle, server.address, on_server_loss="raise") as one,
             OffloadSession(good.bundle, server.address, on_server_loss="raise") as other,
@@ -110,10 +111,10 @@ def test_an_answer_that_cannot_be_sent_fails_its_frame(
 ) -> None:
     bad = doubling(tmp_path / "bad", 2)
     with (
-        Server([bad.bundle], options=PLAIN) as server,
+        Server([bad.bundle], options=ServeOptions(PLAIN)) as server,
         OffloadSession(bad.bundle, server.address, on_server_loss="raise") as session,
     ):
-        engine = server._hosted[bad.bundle.digest].engines["server-0"]
+        engine = server._bundles.loaded[bad.bundle.digest].engines["server-0"]
         with monkeypatch.context() as patched:
             patched.setattr(engine, "prepare", lambda *_: Failing(None))
             with pytest.raises(InputError, match="answer 'y' cannot be sent: a NoneType"):
@@ -128,7 +129,7 @@ def test_what_breaks_a_session_ends_it_alone(
     made = doubling(tmp_path / "b", 2)
     caplog.set_level(logging.CRITICAL, "offload.server")
     said = r"the session failed on the server \(KeyError"
-    with Server([made.bundle], options=PLAIN, workers=1) as server:
+    with Server([made.bundle], options=ServeOptions(PLAIN, workers=1)) as server:
         with (
             OffloadSession(made.bundle, server.address, on_server_loss="raise") as one,
             monkeypatch.context() as patched,
@@ -143,7 +144,7 @@ def test_what_breaks_a_session_ends_it_alone(
 def test_a_tensor_longer_than_the_server_takes_is_said_before_it_is_sent(tmp_path: Path) -> None:
     made = doubling(tmp_path / "b", 2)
     long = {"x": np.ones((2**16, 4), np.float32)}
-    with Server([made.bundle], options=PLAIN, max_memory_bytes=3 * 2**20) as server:
+    with Server([made.bundle], options=ServeOptions(PLAIN, max_memory_bytes=3 * 2**20)) as server:
         with OffloadSession(made.bundle, server.address, on_server_loss="raise") as session:
             with (
                 pytest.warns(RuntimeWarning, match="going on without"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from offload.bundle.bundle import Value
+from offload.bundle.bundle import ModelValue
 from offload.errors import InputError
 from offload_runtimes.value_files import read_values, typed, write_values
 
@@ -52,7 +52,7 @@ def test_json_becomes_what_the_inputs_declare(tmp_path: Path) -> None:
         "t": "tensor(string)",
         "x": "tensor(float16)",
     }
-    found = typed(read_values(path), [Value(name, kind, None) for name, kind in kinds.items()])
+    found = typed(read_values(path), [ModelValue(name, kind, None) for name, kind in kinds.items()])
     assert found["d"] == {1: 2}
     assert [(part.dtype, part.tolist()) for part in found["s"]] == [
         ("int64", [1, 2]),
@@ -74,8 +74,8 @@ def test_json_becomes_what_the_inputs_declare(tmp_path: Path) -> None:
 def test_json_that_does_not_fit_is_one_sentence(tmp_path: Path, text: str, kind: str) -> None:
     path = tmp_path / "in.json"
     path.write_text(text)
-    with pytest.raises(InputError, match="input 'x' is a") as caught:
-        typed(read_values(path), [Value("x", kind, None)])
+    with pytest.raises(InputError, match="JSON value of input 'x' does not fit its type") as caught:
+        typed(read_values(path), [ModelValue("x", kind, None)])
     assert "\n" not in str(caught.value)
 
 

@@ -1,14 +1,14 @@
-"""The one tree of errors a user can meet, and the sentence and exit code of any exception.
+"""All errors that a user can see, and the message and exit code of any exception.
 
     OffloadError
-    ├── InputError            what the caller gave is wrong: mend it first
-    ├── BundleError           a bundle is missing, damaged, or not the one asked for: redeploy
-    ├── ServerError           the server cannot be reached, went away, or refused: try again
-    └── DeadlineError         no answer in the time allowed: try again, or allow more
+    ├── InputError            an input is wrong: correct it first
+    ├── BundleError           a bundle is missing, damaged, or of another digest: deploy it again
+    ├── ServerError           the server is unreachable, closed the connection, or refused: retry
+    └── DeadlineError         no result in the time allowed: retry, or allow more time
 
-Every message is one sentence: what is wrong, where, and what to do about it.
-`retry` says whether the same call may succeed later with nothing changed by the caller.
-`option` names the option that mends it, where there is one; commands show it as their flag.
+Every message is one sentence: what failed, where, and what to do.
+`retry` says whether the same call may succeed later without any change by the caller.
+`option` names the command-line option that solves the problem, if there is one.
 """
 
 import errno
@@ -20,28 +20,28 @@ DEBUG_VARIABLE = "OFFLOAD_DEBUG"
 
 
 class OffloadError(Exception):
-    """Base of all errors raised on purpose by this project."""
+    """Base of all errors that this project raises on purpose."""
 
     retry: bool = False
     option: str | None = None
 
 
 class InputError(OffloadError, ValueError):
-    """A file, name, shape, number or option given by the caller cannot be used."""
+    """A file, name, shape, number or option of the caller cannot be used."""
 
 
 class BundleError(OffloadError):
-    """A bundle is missing, damaged, of another version, or not held by the server."""
+    """A bundle is missing, damaged, of another version, or not on the server."""
 
 
 class ServerError(OffloadError, ConnectionError):
-    """The server cannot be reached, vanished in the middle, or refused the session."""
+    """The server is unreachable, closed the connection, or refused the session."""
 
     retry = True
 
 
 class DeadlineError(OffloadError, TimeoutError):
-    """The answer did not come within the time allowed."""
+    """No result arrived within the time allowed."""
 
     retry = True
 
@@ -57,7 +57,7 @@ _ADVICE = {
 
 
 def sentence(error: BaseException) -> str:
-    """One sentence for any exception that ends a command."""
+    """The message, one sentence, for any exception that ends a command."""
     if isinstance(error, OffloadError):
         flag = f" (--{error.option})" if error.option else ""
         hint = " (this may pass: try again)" if error.retry and not flag else ""
@@ -69,14 +69,14 @@ def sentence(error: BaseException) -> str:
         return "not enough memory: give it smaller inputs, or free some memory"
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    said = str(error).strip().splitlines()
-    what = f"{type(error).__name__}{where}{f': {said[0]}' if said else ''}"
+    lines = str(error).strip().splitlines()
+    what = f"{type(error).__name__}{where}{f': {lines[0]}' if lines else ''}"
     hint = "" if wants_traceback() else f"; {DEBUG_VARIABLE}=1 shows where"
     return f"this is a bug: {what}{hint}"
 
 
 def exit_code(error: BaseException) -> int:
-    """The exit code of a command that an exception ends: 1 (failed) or 70 (a bug)."""
+    """The exit code of a command that an exception ended: 1 (failed) or 70 (a bug)."""
     expected = isinstance(error, OffloadError | OSError | MemoryError)
     return 1 if expected else os.EX_SOFTWARE
 

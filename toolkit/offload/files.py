@@ -1,4 +1,4 @@
-"""Write files whole or not at all: beside the target first, then renamed into place."""
+"""Write files atomically: a temporary file or folder first, renamed into place when complete."""
 
 import errno
 import os
@@ -7,10 +7,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
 
 from offload.errors import InputError
 
-# A file system with no more than this left counts as full when something fails on it.
+# When something fails, a file system with at most this many bytes left counts as full.
 _FULL_BYTES = 1 << 18
 
 
@@ -27,7 +29,7 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Write a file atomically; an older one stays untouched when anything fails.
 
-    `mode` holds its permissions, of which the umask takes away some.
+    `mode` sets its permissions, restricted by the umask.
 
     Raises:
         InputError: the folder does not exist.
@@ -39,7 +41,7 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
 
 @contextmanager
 def staged_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
-    """A path beside the target to write to; renamed over the target when the block succeeds.
+    """A temporary path in the target's folder, renamed to the target when the block succeeds.
 
     Raises:
         InputError: the folder does not exist.
@@ -53,7 +55,7 @@ def staged_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
         staged.chmod(mode & ~_umask())
         staged.replace(path)
     except OSError as error:
-        name_folder(error, path.parent)
+        _add_folder(error, path.parent)
         raise
     finally:
         staged.unlink(missing_ok=True)
@@ -61,26 +63,37 @@ def staged_file(path: Path, mode: int = 0o666) -> Iterator[Path]:
 
 @contextmanager
 def staged_folder(path: Path) -> Iterator[Path]:
-    """An empty folder beside the target; it takes the target's place when the block succeeds.
+    """A temporary folder next to the target, renamed to the target when the block succeeds.
 
-    An older target is moved aside just before and removed just after.
+    An older target is moved away just before the rename and removed just after it.
 
     Raises:
-        InputError: the folder to hold it does not exist.
+        InputError: the parent folder does not exist.
     """
     _check_folder(path)
     staged = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
         yield staged
         staged.chmod(0o777 & ~_umask())
-        _swap(staged, path)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            path.rename(old / "was")
+            try:
+                staged.rename(path)
+            except OSError:
+                (old / "was").rename(path)
+                raise
+            finally:
+                shutil.rmtree(old, ignore_errors=True)
+        else:
+            staged.rename(path)
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """An empty folder for files of this process; removed at the end.
+    """An empty folder for temporary files, removed when the block ends.
 
     Raises:
         InputError: the block failed and the file system of the folder is full.
@@ -89,7 +102,11 @@ def temporary_folder() -> Iterator[Path]:
         try:
             yield Path(name)
         except (OSError, InputError) as error:
-            if not _is_full(Path(name), error):
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                is_full = str(error.filename or "").startswith(name)
+            else:
+                is_full = shutil.disk_usage(name).free < _FULL_BYTES
+            if not is_full:
                 raise
             raise InputError(
                 f"the folder for temporary files, {Path(name).parent}, is full: free some space"
@@ -97,32 +114,10 @@ def temporary_folder() -> Iterator[Path]:
             ) from error
 
 
-def _is_full(folder: Path, error: Exception) -> bool:
-    """Whether something failed because a folder has no room left, as far as can be told."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return str(error.filename or "").startswith(str(folder))
-    return shutil.disk_usage(folder).free < _FULL_BYTES
-
-
-def name_folder(error: BaseException | None, folder: Path) -> None:
-    """Say in an error of the operating system, which may name no file, where it happened."""
+def _add_folder(error: BaseException | None, folder: Path) -> None:
+    """Add the folder to an error of the operating system that names no file."""
     if isinstance(error, OSError) and error.filename is None:
         error.filename = str(folder)
-
-
-def _swap(staged: Path, path: Path) -> None:
-    if not path.exists():
-        staged.rename(path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-    path.rename(old / "was")
-    try:
-        staged.rename(path)
-    except OSError:
-        (old / "was").rename(path)
-        raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_folder(path: Path) -> None:
@@ -134,3 +129,44 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+class AtomicFiles:
+    """Write several files of one folder atomically: all are renamed at the end, or all removed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._open: dict[str, BinaryIO] = {}
+
+    def file(self, name: str) -> BinaryIO:
+        """The file that gets the name `name`, open for writing; opened on the first call."""
+        if name not in self._open:
+            self._open[name] = self._temporary(name).open("w+b")
+        return self._open[name]
+
+    def paths(self) -> tuple[Path, ...]:
+        """The final paths, in order of creation."""
+        return tuple(self._folder / name for name in self._open)
+
+    def _temporary(self, name: str) -> Path:
+        return self._folder / f".{name}.{os.getpid()}.part"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        _add_folder(error, self._folder)
+        try:
+            for file in self._open.values():
+                file.close()  # may fail on a full disk
+            if kind is None:
+                for name in self._open:
+                    self._temporary(name).replace(self._folder / name)
+        finally:
+            for name in self._open:
+                self._temporary(name).unlink(missing_ok=True)

@@ -1,21 +1,34 @@
-"""Results as files: JSON, CSV, Markdown, and one page with every figure."""
+"""Write the results as JSON, CSV, Markdown and one HTML page with all charts."""
 
 import csv
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from offload.files import write_text
+from offload.records import to_json
+from offload.report.charts import Bar, Box, Panel, bars_svg, boxes_svg
+from offload.report.gantt import gantt_svg
 from offload.report.page import Section, page
-from offload.report.schemes import SHORT
+from offload.report.svg import COLOURS, SHORT
 from offload.units import format_bytes, format_s
 
-from offload_cli.bench.cell import Cell, Group
-from offload_cli.bench.facts import PLANNING, facts, planning
-from offload_cli.bench.figures import caption, figures
-from offload_cli.bench.goals import Goal, Pick, gain, goals, picks, predicted_gain
+from offload_cli.bench.results import (
+    PLANNING,
+    Cell,
+    Group,
+    facts,
+    gain,
+    goals,
+    picks,
+    planning,
+    predicted_gain,
+)
+
+_PAPER_FIGURES = {"3g": "Fig. 6(a)", "4g": "Fig. 6(b)", "wifi": "Fig. 7(a)"}
+_SHOWN = tuple(key for key in SHORT if key != "auto-raw")
+_OVERHEADS_ON = "wifi"
 
 TITLE = "onnx-offload: the experiments"
 GOALS = ("measure", "goal", "measured", "met")
@@ -27,42 +40,113 @@ PLANNED = ("model", *(SHORT[key] for key in PLANNING))
 MISSED = ("model", "network", "input", "picked", "took", "best", "took", "ratio", "why")
 
 
+def figures(groups: Sequence[Group], networks: Mapping[str, str]) -> dict[str, str]:
+    """SVG documents by file name: latency per network, planning times, two Gantt charts.
+
+    Args:
+        groups: what was measured.
+        networks: name and description of each, in order.
+    """
+    whole = [group for group in groups if not group.model.endswith("_inside")]
+    charts = {}
+    for network, described in networks.items():
+        panels = []
+        for group in whole:
+            if group.network == network:
+                cells = [(key, cell) for key in _SHOWN if (cell := group.cell(key))]
+                bars = [
+                    Bar(SHORT[key], COLOURS[key], c.median_s, c.p95_s, "*" if c.picked else "")
+                    for key, c in cells
+                ]
+                panels.append(Panel(group.model, bars))
+        if panels:
+            figure = _PAPER_FIGURES.get(network)
+            like = f", like the paper's {figure}" if figure else ""
+            title = f"Latency on {network} ({described}){like}"
+            charts[f"latency-{network}.svg"] = bars_svg(title, panels, "* the planner's pick")
+    charts["overhead.svg"] = overhead_chart(whole)
+    return {**charts, **gantts(groups)}
+
+
+def overhead_chart(groups: Sequence[Group]) -> str:
+    """Seconds of planning next to seconds of the planned inference, on one network."""
+    networks = [group.network for group in groups]
+    network = _OVERHEADS_ON if _OVERHEADS_ON in networks else next(iter(networks), "")
+    boxes = []
+    for group in (group for group in groups if group.network == network):
+        for key, seconds in group.overheads.items():
+            name = f"planning, {SHORT[key]}"
+            boxes.append(Box(group.model, name, COLOURS[key], seconds))
+        fastest = min(group.cells, key=lambda cell: cell.median_s)
+        boxes.append(Box(group.model, "the fastest inference", "#222222", fastest.latencies_s))
+    return boxes_svg(f"Planning and inference on {network}, like the paper's Fig. 7(b)", boxes)
+
+
+def gantts(groups: Sequence[Group]) -> dict[str, str]:
+    """Predicted and measured timelines where the pick gains most over LO, CO, PO, and least."""
+    ranked = sorted(picks(groups), key=lambda pick: pick.ratio)
+    charts = {}
+    for name, pick in (("best", ranked[0]), ("worst", ranked[-1])) if ranked else ():
+        title = (
+            f"{name.capitalize()} cell: {pick.picked.model}, {pick.picked.network},"
+            f" {1 / pick.ratio:.2f}x against {SHORT[pick.best.scheme]}"
+        )
+        timelines = {}
+        for cell in (pick.picked, pick.best):
+            if cell is pick.picked or cell.runs_as != pick.picked.runs_as:
+                timelines[f"{SHORT[cell.scheme]}, predicted"] = cell.predicted
+                timelines[f"{SHORT[cell.scheme]}, measured"] = cell.measured
+        charts[f"gantt-{name}.svg"] = gantt_svg(timelines, title)
+    return charts
+
+
+def caption(name: str) -> str:
+    """The heading of a chart, by its file name."""
+    kind, _, rest = name.removesuffix(".svg").partition("-")
+    return {"latency": f"Latency on {rest}", "overhead": "Planning time"}.get(
+        kind, f"The {rest} cell"
+    )
+
+
 def write_report(
     folder: Path, groups: Sequence[Group], networks: Mapping[str, str], about: str
 ) -> Path:
-    """Write all files, and give the page's path.
+    """Write all files and return the path of the page.
 
     Args:
         folder: gets `results.json`, `results.csv`, `results.md`, `index.html` and the charts.
         groups: what was measured.
         networks: name and description of each, in order.
-        about: a sentence on how it was measured.
+        about: how it was measured, in a few sentences.
     """
     charts = figures(groups, networks)
-    rows = goals(groups)
     for name, chart in charts.items():
         write_text(folder / name, chart)
-    write_text(folder / "results.json", json.dumps(_json(groups, rows, about), indent=1))
-    write_text(folder / "results.csv", _csv(groups))
-    write_text(folder / "results.md", _markdown(groups, rows, about))
-    target = folder / "index.html"
-    write_text(target, page(TITLE, about, _sections(groups, rows, charts)))
-    return target
-
-
-def _json(groups: Sequence[Group], rows: Sequence[Goal], about: str) -> dict[str, Any]:
-    return {
+    rows = goals(groups)
+    results = {
         "about": about,
         "goals": [dict(zip(GOALS, row.row, strict=True)) for row in rows],
         "groups": [
             {
-                "settings": dict(group.settings),
-                "cells": [cell.to_json() for cell in group.cells],
-                "overheads_s": {key: list(found) for key, found in group.overheads.items()},
+                "settings": to_json(group.settings),
+                "cells": to_json(group.cells),
+                "overheads_s": to_json(group.overheads),
             }
             for group in groups
         ],
     }
+    write_text(folder / "results.json", json.dumps(results, indent=1))
+    write_text(folder / "results.csv", _csv(groups))
+    sections = _sections(groups, charts)
+    markdown = [f"# {TITLE}", about]
+    for section in sections:
+        if section.rows:
+            markdown += [f"## {section.heading}", *filter(None, [section.verdict])]
+            markdown.append(markdown_table(section.columns, section.rows))
+    write_text(folder / "results.md", "\n\n".join(markdown) + "\n")
+    target = folder / "index.html"
+    write_text(target, page(TITLE, about, sections))
+    return target
 
 
 def _csv(groups: Sequence[Group]) -> str:
@@ -76,46 +160,53 @@ def _csv(groups: Sequence[Group]) -> str:
     return lines.getvalue()
 
 
-def _markdown(groups: Sequence[Group], rows: Sequence[Goal], about: str) -> str:
-    parts = [f"# {TITLE}", about, "## Goals", _table(GOALS, (row.row for row in rows))]
-    parts += ["## What overlap, order and cut bring", _table(GAINS + GAINS_OURS, _gains(groups))]
-    if missed := _missed(groups):
-        parts += ["## Where the pick was not within 2 % of the best", _table(MISSED, missed)]
-    parts += ["## What all cells tell", _table(FACTS, facts(groups))]
-    parts += ["## What planning costs", _table(PLANNED, planning(groups))]
-    parts += ["## All cells", _table(CELLS, map(_row, _cells(groups)))]
-    return "\n\n".join(parts) + "\n"
-
-
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def _sections(
-    groups: Sequence[Group], rows: Sequence[Goal], charts: Mapping[str, str]
-) -> list[Section]:
+def _sections(groups: Sequence[Group], charts: Mapping[str, str]) -> list[Section]:
+    rows = goals(groups)
+    missed = [
+        (
+            pick.picked.model,
+            pick.picked.network,
+            pick.kind,
+            SHORT[pick.picked.scheme],
+            format_s(pick.picked.median_s),
+            SHORT[pick.best.scheme],
+            format_s(pick.best.median_s),
+            f"{pick.ratio:.2f}",
+            pick.why,
+        )
+        for pick in picks(groups)
+        if not pick.is_good
+    ]
     met = sum(row.met for row in rows)
-    found = [
+    sections = [
         Section("Goals", f"{met} of {len(rows)} met.", GOALS, [row.row for row in rows]),
         *(Section(caption(name), charts=[chart]) for name, chart in charts.items()),
         Section(
-            "What overlap, order and cut bring",
-            "Measured factors, above 1 is faster; all but joint share PO's cut. Predicted: the"
-            " factor to its left as planned.",
+            "Gains of overlap, order and cut",
+            "Measured factors; above 1 is faster. All but joint use PO's cut. Predicted: the"
+            " predicted factor for the column to its left.",
             GAINS + GAINS_OURS,
             _gains(groups),
         ),
+        Section("Summary of all cells", "", FACTS, facts(groups)),
+        Section("Planning time", "Least to most over all networks.", PLANNED, planning(groups)),
+        Section(
+            "All cells",
+            "Schemes that come to the same program run once and share its figures.",
+            CELLS,
+            [_row(cell) for cell in _cells(groups)],
+        ),
     ]
-    if missed := _missed(groups):
-        verdict = "Every cell where the planner's pick took over 2 % longer than the best."
-        found.append(Section("Where the pick was not the best", verdict, MISSED, missed))
-    found += [
-        Section("What all cells tell", "", FACTS, facts(groups)),
-        Section("What planning costs", "Least to most, all networks.", PLANNED, planning(groups)),
-    ]
-    equal = "Schemes that come to the same program were run once and share its figures."
-    return [*found, Section("All cells", equal, CELLS, [_row(cell) for cell in _cells(groups)])]
+    if missed:
+        verdict = "Cells where the planner's pick took over 2 % longer than the best."
+        sections.insert(-3, Section("Where the pick was not the best", verdict, MISSED, missed))
+    return sections
 
 
 def _cells(groups: Sequence[Group]) -> Iterable[Cell]:
@@ -151,21 +242,3 @@ def _gains(groups: Sequence[Group]) -> list[tuple[str, ...]]:
         shown = [f"{value:.2f}" if value else "" for value in factors]
         rows.append((group.model, group.network, SHORT[best.scheme], *shown))
     return rows
-
-
-def _missed(groups: Sequence[Group]) -> list[tuple[str, ...]]:
-    return [_missed_row(pick) for pick in picks(groups) if not pick.is_good]
-
-
-def _missed_row(pick: Pick) -> tuple[str, ...]:
-    return (
-        pick.picked.model,
-        pick.picked.network,
-        pick.kind,
-        SHORT[pick.picked.scheme],
-        format_s(pick.picked.median_s),
-        SHORT[pick.best.scheme],
-        format_s(pick.best.median_s),
-        f"{pick.ratio:.2f}",
-        pick.why,
-    )

@@ -1,68 +1,71 @@
-"""Deploy one bundle to many targets at once."""
+"""Deploy a bundle to several targets at once."""
 
 import asyncio
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from offload.bundle.bundle import Bundle
 from offload.errors import InputError, OffloadError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
+from offload.records import to_json
 
-from offload_runtimes.deploy.activation import KEEP, Activation
-from offload_runtimes.deploy.channel import Target
-from offload_runtimes.deploy.connect import connect
-from offload_runtimes.deploy.outcome import Outcome, Progress, run_stages
-from offload_runtimes.deploy.place import Place
-from offload_runtimes.deploy.transaction import (
+from offload_runtimes.deploy.agent_client import AgentClient, connect
+from offload_runtimes.deploy.stages import (
     DEPLOY,
-    Content,
-    Send,
+    KEEP,
+    Activation,
+    DeploymentOutcome,
+    DeploymentProgress,
+    FileTransfer,
     Stage,
     content_of,
     contents,
     release_id,
+    run_stages,
     sends,
 )
-from offload_runtimes.proof.segments import proof_of, write_proof
-
-_ATTEMPTS = 2
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is deployed to one target.
-
-    Attributes:
-        bundle: the whole bundle.
-        sides: whose files the target gets.
-        proof: a file of what they must reproduce there; None: no sample could be made.
-        keep: how many releases the target keeps.
-    """
-
-    bundle: Bundle
-    sides: tuple[Side, ...]
-    proof: Path | None
-    keep: int = KEEP
+from offload_runtimes.deploy.targets import TargetConfig
+from offload_runtimes.measure.proof_replay import proof_of, write_proof
 
 
 class Deployment:
-    """A job at one target."""
+    """Deploys a bundle to one target."""
 
-    def __init__(self, target: Target, job: Job, report: Callable[[Progress], None]) -> None:
-        self._target = target
-        self._job = job
-        self._tell = report
-        self._activation = Activation(target, release_id(job.bundle.digest))
+    def __init__(
+        self,
+        agent: AgentClient,
+        bundle: Bundle,
+        sides: tuple[Side, ...],
+        proof: Path | None,
+        report: Callable[[DeploymentProgress], None] = lambda _: None,
+        keep: int = KEEP,
+    ) -> None:
+        """Prepare a deployment.
+
+        Args:
+            agent: of the target.
+            bundle: the whole bundle.
+            sides: the sides whose files the target gets.
+            proof: file of the outputs to reproduce there; None: no sample could be made.
+            report: called with the progress.
+            keep: number of releases that the target keeps.
+        """
+        self._agent = agent
+        self._bundle = bundle
+        self._sides = sides
+        self._proof = proof
+        self._keep = keep
+        self._on_progress = report
+        self._activation = Activation(agent, release_id(bundle.digest))
         self._release = self._activation.release
-        self._files: tuple[Content, ...] = contents(job.bundle, job.sides)
-        self._sends: tuple[Send, ...] = ()
+        self._files = contents(bundle, sides)
+        self._sends: tuple[FileTransfer, ...] = ()
         self._sent_bytes = 0
 
-    async def run(self) -> Outcome:
-        """Deploy; a failure is in the outcome, not raised."""
+    async def run(self) -> DeploymentOutcome:
+        """Deploy; an error is in the outcome, not raised."""
         work = {
             **self._activation.work(),
             Stage.SURVEY: self._survey,
@@ -71,8 +74,8 @@ class Deployment:
             Stage.COMMIT: self._commit,
         }
         stage, why = await run_stages(work, DEPLOY, self._report)
-        return Outcome(
-            self._target.place.name,
+        return DeploymentOutcome(
+            self._agent.target.name,
             self._release,
             stage,
             self._activation.journal.get("current"),
@@ -86,122 +89,114 @@ class Deployment:
 
     def _report(self, stage: Stage) -> None:
         total_bytes = sum(send.size_bytes for send in self._sends)
-        self._tell(Progress(self._target.place.name, stage, self._sent_bytes, total_bytes))
-
-    def _note_sent(self, size_bytes: int) -> None:
-        self._sent_bytes += size_bytes
-        self._report(Stage.SEND)
+        name = self._agent.target.name
+        self._on_progress(DeploymentProgress(name, stage, self._sent_bytes, total_bytes))
 
     async def _survey(self) -> None:
-        wanted = [file.to_json() for file in self._files]
-        missing = await self._target.call("survey", release=self._release, files=wanted)
+        """Ask which files the target lacks."""
+        files = to_json(self._files)
+        missing = await self._agent.call("survey", release=self._release, files=files)
         self._sends = sends(self._files, missing)
 
     async def _send(self) -> None:
-        for send in self._sends:
-            await self._send_file(send)
-        if self._job.proof:
-            await send_whole(self._target, f"proofs/{self._release}.npz", self._job.proof)
+        """Send the missing files and the proof."""
 
-    async def _send_file(self, send: Send) -> None:
-        source = self._job.bundle.path / send.file.name
-        offset_bytes = send.offset_bytes
-        for _ in range(_ATTEMPTS):
-            arrived = await self._target.send(
-                "put",
-                source,
-                offset_bytes,
-                self._note_sent,
-                release=self._release,
-                file=send.file.to_json(),
-                offset_bytes=offset_bytes,
-            )
-            if arrived:
-                return
-            offset_bytes = 0  # what had arrived before was not this file's beginning
-        raise InputError(
-            f"{source} does not arrive as the bundle says: it was changed, make the bundle again"
-        )
+        def sent(size_bytes: int) -> None:
+            self._sent_bytes += size_bytes
+            self._report(Stage.SEND)
+
+        for send in self._sends:
+            source = self._bundle.path / send.file.name
+            # If the bytes that had arrived were not the file's, it is sent again from the start.
+            for offset_bytes in (send.offset_bytes, 0):
+                request = {"release": self._release, "file": to_json(send.file)}
+                request["offset_bytes"] = offset_bytes
+                if await self._agent.send("put", source, offset_bytes, sent, **request):
+                    break
+            else:
+                raise InputError(
+                    f"{source} does not arrive as the bundle says: it was changed, make the bundle"
+                    " again"
+                )
+        if self._proof:
+            await send_whole(self._agent, f"proofs/{self._release}.npz", self._proof)
 
     async def _seal(self) -> None:
-        await self._target.call(
-            "seal", release=self._release, files=[file.to_json() for file in self._files]
-        )
+        await self._agent.call("seal", release=self._release, files=to_json(self._files))
 
     async def _commit(self) -> None:
         entry = {
             "id": self._release,
-            "digest": self._job.bundle.digest,
-            "sides": [side.value for side in self._job.sides],
-            "files": [file.to_json() for file in self._files],
+            "digest": self._bundle.digest,
+            "sides": to_json(self._sides),
+            "files": to_json(self._files),
             "time_s": time.time(),
         }
-        await self._activation.commit(entry, self._job.keep)
+        await self._activation.commit(entry, self._keep)
 
 
-async def send_whole(target: Target, name: str, source: Path) -> None:
+async def send_whole(agent: AgentClient, name: str, source: Path) -> None:
     """Send one small file to a path inside the target's root.
 
     Raises:
-        InputError: it does not arrive as it is here.
+        InputError: it arrives changed.
     """
-    file = content_of(source).to_json()
-    if not await target.send("receive", source, 0, lambda _: None, name=name, file=file):
-        raise InputError(f"{source} does not arrive at {target.place.name} as it is: try again")
+    file = to_json(content_of(source))
+    if not await agent.send("receive", source, 0, lambda _: None, name=name, file=file):
+        raise InputError(f"{source} arrives changed at {agent.target.name}: try again")
 
 
 def deploy_to(
     bundle: Bundle,
-    places: Sequence[tuple[Place, tuple[Side, ...]]],
-    report: Callable[[Progress], None] = lambda _: None,
+    targets: Sequence[tuple[TargetConfig, tuple[Side, ...]]],
+    report: Callable[[DeploymentProgress], None] = lambda _: None,
     keep: int = KEEP,
-) -> list[Outcome]:
+) -> list[DeploymentOutcome]:
     """Deploy a bundle to targets, all at once, each with the files of its sides.
 
     Args:
         bundle: the whole bundle, both halves.
-        places: targets and the sides whose files each gets.
-        report: told how far each target is.
-        keep: how many releases a target keeps.
+        targets: targets, and the sides whose files each gets.
+        report: called with the progress of each target.
+        keep: number of releases that a target keeps.
 
     Returns:
-        How it ended, in the order of the targets; failures are in there, not raised.
+        The outcomes, in the order of the targets; they hold errors, which are not raised.
 
     Raises:
-        BundleError: the bundle lacks a half, or onnxruntime here refuses it.
+        BundleError: the bundle lacks a half, or onnxruntime on this machine refuses it.
     """
+
+    async def deploy_one(
+        target: TargetConfig, sides: tuple[Side, ...], proof: Path | None
+    ) -> DeploymentOutcome:
+        try:
+            async with connect(target) as agent:
+                return await Deployment(agent, bundle, sides, proof, report, keep).run()
+        except OffloadError as error:
+            release = release_id(bundle.digest)
+            return DeploymentOutcome(target.name, release, Stage.REFUSED, why=error)
+
+    async def deploy_all(proofs: Mapping[tuple[Side, ...], Path]) -> list[DeploymentOutcome]:
+        deployments = (deploy_one(target, sides, proofs.get(sides)) for target, sides in targets)
+        return list(await asyncio.gather(*deployments))
+
     with tempfile.TemporaryDirectory(prefix="offload-proof-") as folder:
-        proofs = _proofs(bundle, {sides for _, sides in places}, Path(folder))
-        jobs = [(place, Job(bundle, sides, proofs.get(sides), keep)) for place, sides in places]
-        return asyncio.run(_deploy_all(jobs, report))
+        proofs = _write_proofs(bundle, {sides for _, sides in targets}, Path(folder))
+        return asyncio.run(deploy_all(proofs))
 
 
-def _proofs(
+def _write_proofs(
     bundle: Bundle, halves: Iterable[tuple[Side, ...]], folder: Path
 ) -> dict[tuple[Side, ...], Path]:
-    """A proof file for each set of sides; none for a model that takes no sample."""
+    """Write a proof for each set of sides; none if no sample of the model's inputs can be made."""
     written: dict[tuple[Side, ...], Path] = {}
     try:
-        whole = proof_of(bundle)
+        proof = proof_of(bundle)
     except InputError:
         return written
     for sides in halves:
         path = folder / f"{'-'.join(sides)}.npz"
-        write_proof(path, whole.only({s.part for s in bundle.parts(*sides)}))
+        write_proof(path, proof.only({s.part for s in bundle.parts(*sides)}))
         written[sides] = path
     return written
-
-
-async def _deploy_all(
-    jobs: Iterable[tuple[Place, Job]], report: Callable[[Progress], None]
-) -> list[Outcome]:
-    return list(await asyncio.gather(*(_deploy_one(place, job, report) for place, job in jobs)))
-
-
-async def _deploy_one(place: Place, job: Job, report: Callable[[Progress], None]) -> Outcome:
-    try:
-        async with connect(place) as target:
-            return await Deployment(target, job, report).run()
-    except OffloadError as error:
-        release = release_id(job.bundle.digest)
-        return Outcome(place.name, release, Stage.REFUSED, why=error)

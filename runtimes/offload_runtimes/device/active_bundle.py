@@ -1,272 +1,250 @@
-"""The bundle that a session runs, replaced when the server holds another one only.
+"""The bundle that a session runs, replaced if the server holds only another one.
 
-A deployed device has a link `ROOT/current` to the release in use. When the server does not hold
-the bundle that the link led to when the session began, and the link leads to another one by now,
-the session changes to that one between two frames.
+A deployed device has a link `ROOT/current` to the release in use. If the server does not hold the
+bundle that the link pointed to when the session began, and the link points to another bundle now,
+the session changes to that bundle between two frames.
 """
 
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from offload.bundle.bundle import MANIFEST, Bundle, Value, open_bundle
+from offload.bundle.bundle import MANIFEST, Bundle, ModelValue, open_bundle
 from offload.errors import BundleError, OffloadError, ServerError
-from offload.plan.plan import Plan, Side
-from offload.plan.switching import Switching
+from offload.planning.plan import Plan, Side
 
-from offload_runtimes.device.emulate import LinkCost, Pacer
-from offload_runtimes.device.engines import Device
-from offload_runtimes.device.execution import Execution, OnServerLoss
-from offload_runtimes.device.keeper import Keeper
-from offload_runtimes.device.pilot import LOG, Pilot
-from offload_runtimes.device.remote import Remote
-from offload_runtimes.device.tally import Tally
-from offload_runtimes.engine import EngineOptions
-from offload_runtimes.wire.contract import contracts
-from offload_runtimes.wire.transport import Connector
+from offload_runtimes.device.counters import LOG, Counters
+from offload_runtimes.device.inference_runner import InferenceRunner
+from offload_runtimes.device.plan_selector import PlanSelector
+from offload_runtimes.device.reconnect import ReconnectLoop, Successor
+from offload_runtimes.device.segment_executor import SegmentExecutor
+from offload_runtimes.device.server_connection import ServerConnection
+from offload_runtimes.device.session_options import OnServerLoss, SessionOptions
+from offload_runtimes.protocol.tensor_specs import contracts
+from offload_runtimes.transport.connection import Connector
 
-_AGAIN_S = 5.0  # between attempts to open a directory that holds no whole bundle
+_REOPEN_S = 5.0  # between attempts to open a directory that holds no complete bundle
 _CLOSE_S = 5.0  # for what is computed when the session is closed
-
-
-@dataclass(frozen=True)
-class SessionOptions:
-    """How a session runs its bundle, whichever it is; as the arguments of OffloadSession.
-
-    Attributes:
-        connect: makes the connector to the server; raises InputError where none was named.
-        eager: load the server's part at once where the device may finish without the server.
-    """
-
-    engine: EngineOptions
-    pacer: Pacer
-    policy: OnServerLoss
-    connect: Callable[[], Connector]
-    link: LinkCost | None
-    eager: bool
-    require_server: bool
-    heartbeat_s: float
-    patience_s: float
-    connect_timeout_s: float
-    plan: int | None
-    switching: Switching
 
 
 class OpenedBundle:
     """A bundle that is ready to run: its segments, its plans, its connection to the server.
 
-    Nothing below refers to the session: its models go with its last user, without the garbage
-    collector, which does not know how large they are.
+    Nothing here refers to the session: the models are freed with their last user, without the
+    garbage collector, which does not know how large they are.
 
     Attributes:
         bundle: the bundle.
-        device: its segments.
-        pilot: which of its plans the next inference follows.
-        keeper: its connection; None when no plan needs a server, and before `start`.
-        execution: runs inferences; there is none before `start`.
+        executor: runs its segments.
+        selector: chooses the plan of the next inference.
+        runner: runs inferences; set by `start`.
     """
 
-    execution: Execution
+    runner: InferenceRunner
 
-    def __init__(self, bundle: Bundle, options: SessionOptions, tally: Tally) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        options: SessionOptions,
+        counters: Counters,
+        make_executor: Callable[[Bundle], SegmentExecutor],
+        connect: Callable[[], Connector],
+    ) -> None:
         """Load what must be loaded before connecting.
 
+        Args:
+            bundle: the bundle.
+            options: how to run it.
+            counters: where events are counted.
+            make_executor: makes what loads and runs its segments.
+            connect: makes the connector to the server; InputError if no server was given.
+
         Raises:
-            InputError: a segment or an option cannot be used, or a server is needed and none named.
+            InputError: a segment or an option cannot be used, or a server is needed and none was
+                given.
         """
         self.bundle = bundle
         self._options = options
-        self._tally = tally
-        device = self.device = Device(bundle, options.engine, options.pacer)
-        resumes = options.policy is not OnServerLoss.RAISE and bundle.holds(Side.SERVER)
-        eagerly = resumes and options.eager
+        self._counters = counters
+        executor = self.executor = make_executor(bundle)
+        eager = options.deadline_s is not None if options.eager is None else options.eager
+        loads_server_part = (
+            eager
+            and OnServerLoss(options.on_server_loss) is not OnServerLoss.RAISE
+            and bundle.holds(Side.SERVER)
+        )
 
-        def load(followed: Plan) -> None:
-            device.load(followed.segments if eagerly else followed.on(Side.DEVICE))
+        def load(plan: Plan) -> None:
+            executor.load(plan.segments if loads_server_part else plan.on(Side.DEVICE))
 
-        switched = partial(tally.add, "switches")
-        pilot = self.pilot = Pilot(bundle, load, options.plan, options.switching, switched)
-        for followed in pilot.loaded_first:
-            load(followed)
-        self.keeper: Keeper | None = None
-        self._make: Callable[[], Remote] | None = None
-        if not all(followed.is_local for followed in pilot.open_plans):
-            agreed, connector = contracts(bundle, _values(bundle, device)), options.connect()
-
-            def make() -> Remote:
-                pilot.gauge.forget()
-                return Remote(
-                    connector,
-                    agreed,
-                    link=options.link,
-                    slowdown=options.pacer.slowdown,
-                    patience_s=options.patience_s,
-                    passed=pilot.gauge.passed,
-                )
-
-            self._make = make
+        switched = partial(counters.add, "switches")
+        selector = PlanSelector(bundle, load, options.plan, options.switching, switched)
+        self.selector = selector
+        for plan in selector.loaded_first:
+            load(plan)
+        self._reconnect: ReconnectLoop | None = None
+        self._make_connection: Callable[[], ServerConnection] | None = None
+        if not all(plan.is_local for plan in selector.open_plans):
+            ends = {value.name: value for value in (*bundle.inputs, *bundle.outputs)}
+            self._make_connection = partial(
+                ServerConnection,
+                connect(),
+                contracts(bundle, {**ends, **executor.values()}),
+                selector.monitor,
+                options.patience_s,
+            )
 
     @property
-    def remote(self) -> Remote | None:
+    def connection(self) -> ServerConnection | None:
         """The session with the server while it is alive."""
-        return _alive(self.keeper)
+        return _connection_of(self._reconnect)
 
-    def connection(self) -> Remote | None:
-        """A connection that is not open yet; None when no plan needs a server."""
-        return None if self._make is None else self._make()
-
-    def connect(self) -> tuple[Remote | None, OffloadError | None]:
-        """Connect for the first time; without `require_server`, why that failed.
-
-        Raises:
-            BundleError: the server does not hold the bundle.
-            ServerError: the server cannot be reached.
-        """
-        remote = self.connection()
-        if remote is None:
-            return None, None
-        try:
-            remote.open(self._options.connect_timeout_s)
-        except (ServerError, BundleError) as error:
-            if self._options.require_server:
-                raise
-            return None, error if isinstance(error, BundleError) else None
-        return remote, None
+    def new_connection(self) -> ServerConnection | None:
+        """A connection that is not open yet; None if no plan needs a server."""
+        return None if self._make_connection is None else self._make_connection()
 
     def start(
         self,
-        first: Remote | None,
+        first: ServerConnection | None,
         why: OffloadError | None,
-        find_successor: Callable[[], "Successor | None"],
+        find_successor: Callable[[], Successor | None],
     ) -> None:
-        """Be ready for inferences, over a connection that is open if there is one.
+        """Get ready for inferences, over an open connection if there is one.
 
         Args:
             first: the connection.
-            why: what was wrong with the server where there is none.
-            find_successor: as of Keeper.
+            why: why the server could not be used, if there is no connection.
+            find_successor: see ReconnectLoop.
 
         Raises:
-            OffloadError: the first plan cannot be loaded; `close` it then.
+            OffloadError: the first plan cannot be loaded; call `close` then.
         """
         options = self._options
-        if self._make is not None:
-            self.keeper = Keeper(
-                self._make,
+        if self._make_connection is not None:
+            self._reconnect = ReconnectLoop(
+                self._make_connection,
                 first,
                 heartbeat_s=options.heartbeat_s,
                 timeout_s=options.connect_timeout_s,
-                reconnect=options.policy is not OnServerLoss.LOCAL,
-                tally=self._tally,
+                reconnect=OnServerLoss(options.on_server_loss) is not OnServerLoss.LOCAL,
+                counters=self._counters,
                 why=why,
                 find_successor=find_successor,
             )
-        self.execution = Execution(
-            self.bundle, self.device, options.policy, self.keeper, self._tally, self.pilot.take
+        self.runner = InferenceRunner(
+            self.bundle,
+            self.executor,
+            options.on_server_loss,
+            self._reconnect,
+            self._counters,
+            self.selector.take,
         )
-        self.pilot.settle(self.remote)
-        self.pilot.watch(partial(_alive, self.keeper), options.heartbeat_s)
+        self.selector.settle(self.connection)
+        self.selector.watch(partial(_connection_of, self._reconnect), options.heartbeat_s)
 
     def close(self) -> None:
-        """End its threads and its connection; inferences under way go on without."""
-        self.pilot.close()
-        if self.keeper:
-            self.keeper.close()
-
-
-class Successor:
-    """A bundle of the session's directory that may take the place of the one that runs."""
-
-    def __init__(self, active: "ActiveBundle", opened: OpenedBundle) -> None:
-        self._active = active
-        self._opened = opened
-
-    def connection(self) -> Remote | None:
-        """A connection for it that is not open yet; None: it needs no server."""
-        return self._opened.connection()
-
-    def take_over(self, remote: Remote | None) -> None:
-        """Become the session's bundle; errors as OpenedBundle.start."""
-        self._active.change(self._opened, remote)
+        """End its threads and its connection; inferences under way continue without them."""
+        self.selector.close()
+        if self._reconnect:
+            self._reconnect.close()
 
 
 class ActiveBundle:
-    """The bundle that a session runs, and the search for one that the server holds.
+    """The bundle that a session runs, and the search for another one that the server holds.
 
     Attributes:
-        opened: the bundle that the next inference runs.
+        opened: the bundle of the next inference.
     """
 
     def __init__(
-        self, bundle: Bundle, path: Path | None, options: SessionOptions, tally: Tally
+        self,
+        bundle: Bundle,
+        path: Path | None,
+        options: SessionOptions,
+        counters: Counters,
+        make_executor: Callable[[Bundle], SegmentExecutor],
+        connect: Callable[[], Connector],
     ) -> None:
         """Load the bundle and connect.
 
         Args:
             bundle: the bundle.
-            path: the directory that it was opened from, opened again when the server does not
-                hold the bundle; None: the bundle is never replaced.
+            path: directory of the bundle, opened again if the server does not hold the bundle;
+                None: the bundle is never replaced.
             options: how to run it.
-            tally: where things are counted.
+            counters: where events are counted.
+            make_executor: see OpenedBundle.
+            connect: see OpenedBundle.
 
         Raises:
-            OffloadError: as OffloadSession.
+            OffloadError: see OffloadSession.
         """
         self._path = path
-        self._options = options
-        self._tally = tally
-        self._mark: object = None
-        self._again_s = 0.0
-        self._found: Successor | None = None
+        self._open = partial(
+            OpenedBundle,
+            options=options,
+            counters=counters,
+            make_executor=make_executor,
+            connect=connect,
+        )
+        self._checked_mark: object = None
+        self._check_again_s = 0.0
+        self._successor: Successor | None = None
         self._unusable: OffloadError | None = None
         self._lock = threading.Lock()
         self._closed = ""
-        self._executions: weakref.WeakSet[Execution] = weakref.WeakSet()
-        self.opened = OpenedBundle(bundle, options, tally)
-        first, why = self.opened.connect()
+        self._runners: weakref.WeakSet[InferenceRunner] = weakref.WeakSet()
+        self.opened = self._open(bundle)
+        connection, why = self.opened.new_connection(), None
+        if connection is not None:
+            try:
+                connection.open(options.connect_timeout_s)
+            except (ServerError, BundleError) as error:
+                if options.require_server:
+                    raise
+                connection, why = None, error if isinstance(error, BundleError) else None
         try:
-            self.opened.start(first, why, self._find_successor)
+            self.opened.start(connection, why, self._find_successor)
         except OffloadError:
             self.opened.close()
             raise
-        self._executions.add(self.opened.execution)
+        self._runners.add(self.opened.runner)
 
     def close(self, why: str) -> None:
-        """Stop what is under way, then the threads and the connection; may be called twice."""
+        """Stop all inferences, then the threads and the connection; may be called twice."""
         with self._lock:
             self._closed = why
             opened = self.opened
-        for execution in list(self._executions):
-            execution.close(why, _CLOSE_S)
+        for runner in list(self._runners):
+            runner.close(why, _CLOSE_S)
         opened.close()
-        self._found = None
+        self._successor = None
 
-    def change(self, successor: OpenedBundle, remote: Remote | None) -> None:
-        """Let the next inference run another bundle, over a connection that is open.
+    def _change(self, successor: OpenedBundle, connection: ServerConnection | None) -> None:
+        """Run another bundle from the next inference on, over an open connection.
 
-        Called on the thread of the keeper of the bundle before. Inferences under way end with
-        their own bundle.
+        Called on the reconnect thread of the running bundle. Inferences under way end with their
+        own bundle.
 
         Raises:
-            OffloadError: it cannot be run.
+            OffloadError: the bundle cannot run.
         """
         try:
-            successor.start(remote, None, self._find_successor)
+            successor.start(connection, None, self._find_successor)
         except OffloadError as error:
-            self._found, self._unusable = None, error
+            self._successor, self._unusable = None, error
             successor.close()
             raise
         with self._lock:
             before = self.opened
             is_closed = bool(self._closed)
             if not is_closed:
-                self._executions.add(successor.execution)
+                self._runners.add(successor.runner)
                 self.opened = successor
-        self._found = None
+        self._successor = None
         if is_closed:
             successor.close()
             return
@@ -275,31 +253,31 @@ class ActiveBundle:
         before.close()
 
     def _find_successor(self) -> Successor | None:
-        """The bundle that the directory holds by now; None: the same, or none.
+        """The bundle that the directory holds now; None: the same one, or none.
 
         Raises:
-            OffloadError: there is one, but this session cannot change to it.
+            OffloadError: this session cannot change to that bundle.
         """
         if self._path is None:
             return None
         mark = _mark(self._path)
-        if mark != self._mark or time.monotonic() >= self._again_s:
-            self._mark, self._again_s = mark, float("inf")
-            self._found = self._unusable = None
+        if mark != self._checked_mark or time.monotonic() >= self._check_again_s:
+            self._checked_mark, self._check_again_s = mark, float("inf")
+            self._successor = self._unusable = None
             try:
-                self._found = self._prepared(self._path)
+                self._successor = self._reopen(self._path)
             except OffloadError as error:
                 self._unusable = error
         if self._unusable is not None:
             raise self._unusable
-        return self._found
+        return self._successor
 
-    def _prepared(self, path: Path) -> Successor | None:
-        """Open the directory again and load what it holds."""
+    def _reopen(self, path: Path) -> Successor | None:
+        """Open the directory again and load its bundle."""
         try:
             bundle = open_bundle(path, (Side.DEVICE,))
-        except (BundleError, OSError) as error:  # it may be arriving
-            self._again_s = time.monotonic() + _AGAIN_S
+        except (BundleError, OSError) as error:  # the new bundle may still be arriving
+            self._check_again_s = time.monotonic() + _REOPEN_S
             LOG.warning("bundle not reopened", extra={"fields": {"error": str(error)}})
             return None
         running = self.opened.bundle
@@ -307,32 +285,26 @@ class ActiveBundle:
             return None
         if _signature(bundle) != _signature(running):
             raise BundleError(
-                f"{path} holds another bundle by now ({bundle.digest[:12]}), whose inputs or"
-                f" outputs differ from those of {running.digest[:12]}, which runs: restart the"
-                " application"
+                f"{path} now holds another bundle ({bundle.digest[:12]}) with other inputs or"
+                f" outputs than the running one ({running.digest[:12]}): restart the application"
             )
-        return Successor(self, OpenedBundle(bundle, self._options, self._tally))
+        opened = self._open(bundle)
+        return Successor(opened.new_connection, partial(self._change, opened))
 
 
-def _signature(bundle: Bundle) -> tuple[tuple[Value, ...], ...]:
-    """What a caller of `run` relies on."""
+def _signature(bundle: Bundle) -> tuple[tuple[ModelValue, ...], ...]:
+    """The inputs and outputs that a caller of `run` relies on."""
     return bundle.inputs, bundle.outputs, tuple(default.value for default in bundle.defaults)
 
 
 def _mark(path: Path) -> object:
-    """What changes when a directory holds another bundle, or a link leads to another one."""
+    """A value that changes when the directory, or the link, holds another bundle."""
     try:
-        found = (path / MANIFEST).stat()
+        manifest = (path / MANIFEST).stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino, found.st_mtime_ns
+    return manifest.st_dev, manifest.st_ino, manifest.st_mtime_ns
 
 
-def _values(bundle: Bundle, device: Device) -> dict[str, Value]:
-    """Type and shape of every tensor this side knows."""
-    ends = {value.name: value for value in (*bundle.inputs, *bundle.outputs)}
-    return {**ends, **device.values()}
-
-
-def _alive(keeper: Keeper | None) -> Remote | None:
-    return keeper.remote if keeper else None
+def _connection_of(reconnect: ReconnectLoop | None) -> ServerConnection | None:
+    return reconnect.connection if reconnect else None

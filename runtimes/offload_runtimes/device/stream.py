@@ -1,4 +1,4 @@
-"""Many frames through one session: device, link and server busy at once, answers in order."""
+"""Run a stream of frames: device, link and server work at once, answers come in order."""
 
 import asyncio
 import contextlib
@@ -20,46 +20,31 @@ from typing import Any, TypeAlias, TypeVar
 
 from offload.errors import InputError, OffloadError
 
-from offload_runtimes.device.execution import Running
+from offload_runtimes.device.inference_runner import PendingInference
 from offload_runtimes.engine import Array
 
 Feeds: TypeAlias = Mapping[str, Array]
 Tag = TypeVar("Tag")
 Frame: TypeAlias = Feeds | tuple[Any, Feeds]
 Answer: TypeAlias = list[Array] | tuple[Any, list[Array]]
-Prepare: TypeAlias = Callable[[Feeds], Running]
+Prepare: TypeAlias = Callable[[Feeds], PendingInference]
 _JOIN_S = 5.0
 
 
-class _End:
-    """Stands for the end of a stream in a queue."""
+class _EndOfStream:
+    """The end of a stream, as an item of a queue."""
 
 
-_END = _End()
+_END = _EndOfStream()
 _NO_TAG: Hashable = object()
 
 
-def split_frame(frame: Frame) -> tuple[Any, Feeds]:
-    """The tag of a frame, `_NO_TAG` without one, and its inputs.
-
-    Raises:
-        InputError: a tuple that is not a tag and its inputs.
-    """
-    if not isinstance(frame, tuple):
-        return _NO_TAG, frame
-    if len(frame) != 2:
-        raise InputError(
-            f"a frame is a dict of arrays or (tag, dict), not a tuple of {len(frame)} items"
-        )
-    return frame
-
-
 class Latest:
-    """An iterator over the newest frame of a source; frames nobody came for are dropped.
+    """An iterator over the newest frame of a source; frames that are not taken are dropped.
 
     Args:
-        source: read on a thread of its own, as fast as it gives frames.
-        dropped: called for every frame dropped.
+        source: read on a thread of its own, as fast as it yields frames.
+        dropped: called for every dropped frame.
         copy: copy each frame while it waits, so that the source may reuse its arrays.
     """
 
@@ -69,7 +54,7 @@ class Latest:
         self._source = source
         self._dropped = dropped
         self._copy = copy
-        self._item: Frame | BaseException | _End | None = None
+        self._item: Frame | BaseException | _EndOfStream | None = None
         self._is_closed = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._read, name="latest", daemon=True)
@@ -85,104 +70,100 @@ class Latest:
             item = self._item
             if isinstance(item, BaseException):
                 raise item
-            if item is None or isinstance(item, _End):
+            if item is None or isinstance(item, _EndOfStream):
                 raise StopIteration
             self._item = None
             self._changed.notify_all()
             return item
 
     def close(self) -> None:
-        """Stop reading; the source is closed once it has given what it is asked for."""
+        """Stop reading; the source is closed after it has yielded its current frame."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
 
     def join(self, timeout_s: float) -> None:
-        """After `close`: wait until nothing is read any more."""
+        """After `close`: wait until the source is not read any more."""
         self._thread.join(timeout_s)
 
     def _read(self) -> None:
         source = iter(self._source)
-        last: BaseException | _End = _END
+        last: BaseException | _EndOfStream = _END
         try:
             for item in source:
-                if not self._offer(item):
-                    break
-        except BaseException as error:  # noqa: BLE001  raised again where the caller sees it
+                frame = deepcopy(item) if self._copy else item
+                with self._changed:
+                    if self._is_closed:
+                        break
+                    if self._item is not None:
+                        self._dropped()
+                    self._item = frame
+                    self._changed.notify_all()
+        except BaseException as error:  # noqa: BLE001  raised again by __next__
             last = error
         _close(source)
         with self._changed:
-            # The last frame is not stale: let it be taken.
+            # The last frame is not outdated: let it be taken.
             self._changed.wait_for(lambda: self._item is None or self._is_closed)
             self._item = last
             self._changed.notify_all()
 
-    def _offer(self, frame: Frame) -> bool:
-        """Show a frame; whether another one is wanted."""
-        kept = deepcopy(frame) if self._copy else frame
-        with self._changed:
-            if self._is_closed:
-                return False
-            if self._item is not None:
-                self._dropped()
-            self._item = kept
-            self._changed.notify_all()
-            return True
-
 
 class Pipeline:
-    """Begins frames on a thread of its own and finishes them in order, where `take` is called.
+    """Starts frames on a thread of its own; `take` finishes them in order.
 
     At most `window` frames are under way or wait to be taken, so a slow caller holds up the
-    source. An error of the source or of a frame is raised in that frame's turn and ends it all.
+    source. An error of the source or of a frame is raised in that frame's turn and ends the
+    stream.
     """
 
     def __init__(self, prepare: Prepare, frames: Iterable[Frame], window: int) -> None:
         self._prepare = prepare
         self._frames = frames
         self._room = threading.Semaphore(window)
-        self._begun: queue.SimpleQueue[tuple[Any, Running] | BaseException | _End]
-        self._begun = queue.SimpleQueue()
-        self._under_way: set[Running] = set()
+        self._started: queue.SimpleQueue[
+            tuple[Any, PendingInference] | BaseException | _EndOfStream
+        ] = queue.SimpleQueue()
+        self._under_way: set[PendingInference] = set()
         self._closed = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._feed, name="stream", daemon=True)
         self._thread.start()
 
-    def take(self) -> Answer | _End:
-        """Wait for the next answer; `_END` after the last one, and when closed."""
-        item = self._begun.get()
-        if isinstance(item, _End):
+    def take(self) -> Answer | _EndOfStream:
+        """Wait for the next answer; `_END` after the last one, and after `stop`."""
+        item = self._started.get()
+        if isinstance(item, _EndOfStream):
             return item
         if isinstance(item, BaseException):
             raise item
-        tag, running = item
+        tag, inference = item
         try:
-            outputs = running.finish()
+            outputs = inference.finish()
         except OffloadError:
             if self._closed:
                 return _END
             raise
         finally:
             with self._lock:
-                self._under_way.discard(running)
+                self._under_way.discard(inference)
         self._room.release()
         return outputs if tag is _NO_TAG else (tag, outputs)
 
     def stop(self) -> None:
-        """Cancel all that was begun and begin nothing more; returns at once, `take` does too."""
+        """Cancel the frames under way and start no more; returns at once, as `take` does then."""
         with self._lock:
             self._closed = True
             under_way = list(self._under_way)
-        if isinstance(self._frames, Latest | _Bridge):
+        if isinstance(self._frames, Latest | _AsyncFrames):
             self._frames.close()
-        for running in under_way:
-            running.cancel("the stream was closed")
+        for inference in under_way:
+            inference.cancel("the stream was closed")
         self._room.release()
-        self._begun.put(_END)
+        self._started.put(_END)
 
     def join(self) -> None:
-        """After `stop`: wait until nothing of it runs any more, while the source allows that."""
+        """After `stop`: wait until its thread has ended, or the source blocks it for 5 s."""
         self._thread.join(_JOIN_S)
         if isinstance(self._frames, Latest):
             self._frames.join(_JOIN_S)
@@ -194,99 +175,107 @@ class Pipeline:
                 try:
                     frame = next(source)
                 except StopIteration:
-                    self._begun.put(_END)
+                    self._started.put(_END)
                     return
-                tag, feeds = split_frame(frame)
-                running = self._prepare(feeds)
+                if isinstance(frame, tuple) and len(frame) != 2:
+                    raise InputError(
+                        "a frame must be a dict of arrays or (tag, dict), not a tuple of"
+                        f" {len(frame)} items"
+                    )
+                tag, feeds = frame if isinstance(frame, tuple) else (_NO_TAG, frame)
+                inference = self._prepare(feeds)
                 with self._lock:
                     if self._closed:
                         return
-                    self._under_way.add(running)
-                running.start()
-                self._begun.put((tag, running))
-        except BaseException as error:  # noqa: BLE001  raised again where the caller sees it
-            self._begun.put(error)
+                    self._under_way.add(inference)
+                inference.start()
+                self._started.put((tag, inference))
+        except BaseException as error:  # noqa: BLE001  raised again by `take`
+            self._started.put(error)
         finally:
             _close(source)
 
 
-def answers(prepare: Prepare, frames: Iterable[Frame], window: int) -> Iterator[Answer]:
-    """Run frames through a session; answers in order, with the tags of frames that have one."""
+def stream_answers(prepare: Prepare, frames: Iterable[Frame], window: int) -> Iterator[Answer]:
+    """Run frames through a session; answers come in order, with the tags of tagged frames."""
     pipeline = Pipeline(prepare, frames, window)
     try:
-        while not isinstance(answer := pipeline.take(), _End):
+        while not isinstance(answer := pipeline.take(), _EndOfStream):
             yield answer
     finally:
         pipeline.stop()
         pipeline.join()
 
 
-async def answers_async(
+async def stream_answers_async(
     prepare: Prepare,
     frames: Iterable[Frame] | AsyncIterable[Frame],
     window: int,
     wrap: Callable[[Iterable[Frame]], Iterable[Frame]],
 ) -> AsyncIterator[Answer]:
-    """As `answers`, for an event loop, which never waits for another thread.
+    """As `stream_answers`, for an event loop, which is never blocked.
 
-    When its task is cancelled, what was begun is cancelled, too, and the source is closed.
+    If its task is cancelled, the frames under way are cancelled, too, and the source is closed.
     """
-    async with contextlib.AsyncExitStack() as stack:
-        if isinstance(frames, AsyncIterable):
-            bridge = _Bridge(frames)
-            stack.push_async_callback(bridge.finish)
-            source: Iterable[Frame] = bridge
-        else:
-            source = frames
+    bridge: _AsyncFrames | None = None
+    if isinstance(frames, AsyncIterable):
+        source: Iterable[Frame] = (bridge := _AsyncFrames(frames))
+    else:
+        source = frames
+    try:
         pipeline = Pipeline(prepare, wrap(source), window)
         worker = _Worker()
         try:
-            while not isinstance(answer := await worker.call(pipeline.take), _End):
+            while not isinstance(answer := await worker.call(pipeline.take), _EndOfStream):
                 yield answer
         finally:
             pipeline.stop()
-            if isinstance(frames, AsyncIterable):
+            if bridge:
                 bridge.close()
             joined = worker.call(pipeline.join)
             worker.end()
             await joined
+    finally:
+        if bridge:
+            await bridge.finish()
 
 
-async def finish_async(running: Running) -> list[Array]:
-    """Start and finish an inference without blocking the event loop; stop it when cancelled."""
+async def finish_async(inference: PendingInference) -> list[Array]:
+    """Start and finish an inference without blocking the event loop; stop it if cancelled."""
     worker = _Worker()
 
     def work() -> list[Array]:
-        running.start()
-        return running.finish()
+        inference.start()
+        return inference.finish()
 
     outputs = worker.call(work)
     done = worker.call(lambda: None)
     worker.end()
     try:
-        found: list[Array] = await outputs
-        return found
+        arrays: list[Array] = await outputs
+        return arrays
     except asyncio.CancelledError:
-        running.cancel("the task was cancelled")
+        inference.cancel("the task was cancelled")
         await done
         raise
 
 
 class _Worker:
-    """One thread that calls functions for an event loop.
+    """A thread that calls functions for an event loop.
 
-    Unlike the loop's own pool it has a place for every stream, and does not keep the process from
-    ending.
+    Unlike the loop's own pool, it is never busy with other streams, and it does not keep the
+    process from exiting.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None]
-        self._calls = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[tuple[Callable[[], Any], asyncio.Future[Any]] | None] = (
+            queue.SimpleQueue()
+        )
         threading.Thread(target=self._run, name="stream answers", daemon=True).start()
 
     def call(self, function: Callable[[], Any]) -> "asyncio.Future[Any]":
-        """What the function returns or raises; when this is cancelled, the function goes on."""
+        """Call a function; it runs to its end even if the returned future is cancelled."""
         future: asyncio.Future[Any] = self._loop.create_future()
         self._calls.put((function, future))
         return future
@@ -296,6 +285,15 @@ class _Worker:
         self._calls.put(None)
 
     def _run(self) -> None:
+        def settle(
+            future: asyncio.Future[Any], result: object, error: BaseException | None
+        ) -> None:
+            if not future.done():
+                if error is None:
+                    future.set_result(result)
+                else:
+                    future.set_exception(error)
+
         while (call := self._calls.get()) is not None:
             function, future = call
             result, error = None, None
@@ -304,42 +302,33 @@ class _Worker:
             except BaseException as caught:  # noqa: BLE001  raised again where it is awaited
                 error = caught
             with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                self._loop.call_soon_threadsafe(_settle, future, result, error)
+                self._loop.call_soon_threadsafe(settle, future, result, error)
             del call, function, future, result, error
 
 
-def _settle(future: "asyncio.Future[Any]", result: object, error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(result)
-    else:
-        future.set_exception(error)
-
-
-class _Bridge:
-    """Gives the frames of an asynchronous source to a thread, each when it asks for it."""
+class _AsyncFrames:
+    """An iterator for a thread over an asynchronous source, which is read on the event loop."""
 
     def __init__(self, source: AsyncIterable[Frame]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._asked = asyncio.Event()
-        self._items: queue.SimpleQueue[Frame | BaseException | _End] = queue.SimpleQueue()
-        self._task = asyncio.create_task(self._carry(source))
+        self._requested = asyncio.Event()
+        self._items: queue.SimpleQueue[Frame | BaseException | _EndOfStream] = queue.SimpleQueue()
+        self._task = asyncio.create_task(self._read(source))
 
     def __iter__(self) -> Iterator[Frame]:
         return self
 
     def __next__(self) -> Frame:
-        self._loop.call_soon_threadsafe(self._asked.set)
+        self._loop.call_soon_threadsafe(self._requested.set)
         item = self._items.get()
-        if isinstance(item, _End):
+        if isinstance(item, _EndOfStream):
             raise StopIteration
         if isinstance(item, BaseException):
             raise item
         return item
 
     def close(self) -> None:
-        """End what a thread reads from it."""
+        """End the iteration of the thread."""
         self._items.put(_END)
 
     async def finish(self) -> None:
@@ -347,22 +336,22 @@ class _Bridge:
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _carry(self, source: AsyncIterable[Frame]) -> None:
+    async def _read(self, source: AsyncIterable[Frame]) -> None:
         try:
-            await self._wanted()
+            await self._next_request()
             async for item in source:
                 self._items.put(item)
-                await self._wanted()
-        except Exception as error:  # noqa: BLE001  raised again where the caller sees it
+                await self._next_request()
+        except Exception as error:  # noqa: BLE001  raised again by __next__
             self._items.put(error)
         finally:
             self._items.put(_END)
             if isinstance(source, AsyncGenerator):
                 await source.aclose()
 
-    async def _wanted(self) -> None:
-        await self._asked.wait()
-        self._asked.clear()
+    async def _next_request(self) -> None:
+        await self._requested.wait()
+        self._requested.clear()
 
 
 def _close(source: Iterator[Frame]) -> None:

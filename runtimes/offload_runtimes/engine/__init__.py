@@ -1,4 +1,4 @@
-"""The one door to onnxruntime: load a model and run it; `inspect` asks what it is made of."""
+"""The only package that imports onnxruntime: load a model, run it, profile it."""
 
 from onnxruntime import __version__ as ORT_VERSION  # noqa: N812  (a constant of the library)
 

@@ -1,4 +1,4 @@
-"""A model loaded into onnxruntime, run with checked inputs and, if asked, a deadline."""
+"""A model loaded into onnxruntime, run with checked inputs and an optional deadline."""
 
 import contextlib
 import os
@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from offload.bundle.bundle import Value
+from offload.bundle.bundle import ModelValue
 from offload.errors import DeadlineError, InputError
 from offload.units import format_s
 
-from offload_runtimes.device.alarm import ALARM
 from offload_runtimes.engine import values
 from offload_runtimes.engine.arena import Arena, lack_of_memory
 from offload_runtimes.engine.options import (
@@ -24,6 +23,7 @@ from offload_runtimes.engine.options import (
     resolve_providers,
     session_options,
 )
+from offload_runtimes.engine.timer import ALARM
 from offload_runtimes.engine.values import DTYPES, Array
 
 # Where ORT looks for the external data of a model that is given as bytes.
@@ -35,10 +35,10 @@ class Engine:
 
     Attributes:
         name: the file's name, for messages.
-        inputs: what `run` needs, in the model's order.
-        outputs: what `run` can give, in the model's order.
-        defaults: what `run` may be given besides: inputs that have a default in the model.
-        providers: the execution providers really in use, by ORT's names.
+        inputs: the required inputs, in the model's order.
+        outputs: the outputs, in the model's order.
+        defaults: the optional inputs, which have a default in the model.
+        providers: the execution providers in use, by ORT's names.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Engine:
         self.defaults = tuple(_value(node) for node in optional)
         self._optional = {value.name: value for value in self.defaults}
         self._output_names = [value.name for value in self.outputs]
-        given = (*self.inputs, *self.defaults)
-        self._carried = any(values.is_carried(value.type) for value in given)
+        accepted = (*self.inputs, *self.defaults)
+        self._carried = any(values.is_carried(value.type) for value in accepted)
         self._carried_outputs = {v.name for v in self.outputs if values.is_carried(v.type)}
 
     def run(
@@ -68,9 +68,9 @@ class Engine:
         """Compute outputs from inputs.
 
         Args:
-            outputs: names of the outputs wanted, in that order; None: all.
+            outputs: names of the outputs to compute, in that order; None: all.
             feeds: a value for every input: an array, a list for a sequence, a dict for a map.
-            deadline_s: stop after so many seconds, between two kernels.
+            deadline_s: stop after this many seconds, between two kernels.
 
         Raises:
             InputError: a name, dtype or shape is wrong, or ORT cannot compute this input.
@@ -85,8 +85,8 @@ class Engine:
     def warm(self, limit_s: float = 5.0) -> None:
         """Run once on zeros, so that the first real run finds memory allocated.
 
-        Does nothing where a size is dynamic or zeros are not a possible input; stops after a
-        while, for a model may loop for ever.
+        Does nothing where a size is dynamic or zeros are not a possible input; stops after
+        `limit_s`, because a model may loop for ever.
         """
         feeds = self.zeros()
         if feeds is not None:
@@ -97,7 +97,7 @@ class Engine:
         """The feeds as ORT takes them (`values.as_feed`), before anything is computed.
 
         Raises:
-            InputError: saying which, what was expected and what came.
+            InputError: with the name, the expected type and shape, and the actual ones.
         """
         for name in outputs:
             if name not in self._output_names:
@@ -145,41 +145,41 @@ class Engine:
     def _computed(
         self, names: list[str], feeds: Mapping[str, Any], options: ort.RunOptions
     ) -> list[Any]:
-        """Run it; ORT's Python interface takes and gives types that numpy lacks as OrtValues."""
+        """Run ORT; values of types that numpy lacks are passed and returned as OrtValues."""
         if not self._carried and not self._carried_outputs:
-            found: list[Any] = self._session.run(names, dict(feeds), options)
-            return found
+            arrays: list[Any] = self._session.run(names, dict(feeds), options)
+            return arrays
         known = {**self._optional, **self._by_name}
         if self._carried_outputs.isdisjoint(names):
-            given = {
+            mixed = {
                 name: values.to_ort(value, known[name].type)
                 if values.is_carried(known[name].type)
                 else value
                 for name, value in feeds.items()
             }
-            mixed: list[Any] = self._session.run(names, given, options)
-            return mixed
-        # Now all inputs must be OrtValues and all outputs come as such.
+            results: list[Any] = self._session.run(names, mixed, options)
+            return results
+        # Here all inputs must be OrtValues, and all outputs are.
         for name in feeds:
             if known[name].type not in values.DTYPES:
                 raise self._beside_carried(known[name])
         for output in self.outputs:
             if output.name in names and not output.type.startswith("tensor("):
                 raise self._beside_carried(output)
-        held = {name: values.to_ort(array, known[name].type) for name, array in feeds.items()}
-        made = self._session.run_with_ort_values(names, held, options)
-        return [values.from_ort(value) for value in made]
+        wrapped = {name: values.to_ort(array, known[name].type) for name, array in feeds.items()}
+        outputs = self._session.run_with_ort_values(names, wrapped, options)
+        return [values.from_ort(value) for value in outputs]
 
-    def _beside_carried(self, value: Value) -> InputError:
+    def _beside_carried(self, value: ModelValue) -> InputError:
         carried = next(v for v in self.outputs if v.name in self._carried_outputs)
         return InputError(
-            f"{self.name} has {value.name!r} ({value.type}) beside {carried.name!r}"
+            f"{self.name} has {value.name!r} ({value.type}) and {carried.name!r}"
             f" ({carried.type}), which onnxruntime's Python interface cannot compute together:"
             " cast the latter to float in the model"
         )
 
     def _refusal(self, error: Exception) -> InputError:
-        """One sentence of what ORT says."""
+        """ORT's error in one sentence."""
         lack = lack_of_memory(error)
         if lack is None:
             return InputError(f"{self.name} cannot be computed: {first_line(error)}")
@@ -209,7 +209,7 @@ class Call:
             if not self._options.terminate:
                 raise
             limit_s = self._deadline_s
-            allowed = "" if limit_s is None else f" (allowed are {format_s(limit_s)})"
+            allowed = "" if limit_s is None else f" (the limit is {format_s(limit_s)})"
             raise DeadlineError(
                 f"{self._engine.name} was stopped before it finished{allowed}: allow more time"
             ) from error
@@ -223,9 +223,9 @@ def load(
 ) -> Engine:
     """Load a model from a file (its external data beside it) or from bytes.
 
-    Bytes name their external data from the root directory (`offload.bundle.engine_input`).
-    Libraries of custom operators are never loaded. With an arena, the model's memory comes from
-    there.
+    In bytes, paths of external data start at the root directory (`offload.bundle.engine_input`).
+    Libraries of custom operators are never loaded. With an arena, the model takes its memory from
+    it.
 
     Raises:
         InputError: no such file, onnxruntime refuses the model, or the arena is too small for it.
@@ -244,7 +244,7 @@ def load(
 def load_once(model: str | Path | bytes, options: EngineOptions | None = None) -> Engine:
     """Load a model that runs a few times and is not timed; as `load`.
 
-    It gives the memory of a run back as soon as the run ends, where `load` keeps it for the next.
+    It frees the memory of a run when the run ends, where `load` keeps it for the next.
     """
     options = options or EngineOptions()
     settings = session_options(options)
@@ -256,7 +256,7 @@ def load_once(model: str | Path | bytes, options: EngineOptions | None = None) -
 def open_session(
     model: str | Path | bytes, settings: ort.SessionOptions, options: EngineOptions
 ) -> ort.InferenceSession:
-    """An ORT session with settings of one's own.
+    """An ORT session with given settings.
 
     Raises:
         InputError: ORT refuses the model, or a provider is missing and the CPU is not allowed.
@@ -290,12 +290,12 @@ def _session(
 
 
 def first_line(error: Exception) -> str:
-    """ORT's message without its code and what follows the first line."""
+    """The first line of ORT's message, without its code."""
     text = str(error).strip().splitlines()
     line = text[0] if text else type(error).__name__
     return line.split(" : ", 3)[-1].strip() if line.startswith("[ONNXRuntimeError]") else line
 
 
-def _value(node: ort.NodeArg) -> Value:
+def _value(node: ort.NodeArg) -> ModelValue:
     # ORT gives the same empty list for a scalar and for a tensor of unknown rank.
-    return Value(node.name, node.type, tuple(node.shape) or None)
+    return ModelValue(node.name, node.type, tuple(node.shape) or None)

@@ -1,19 +1,59 @@
-"""How a model is run: execution providers, threads, optimisation."""
+"""How a model is run: execution providers, threads, cores, optimisation."""
 
 import contextlib
 import ctypes
 import io
+import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime as ort
 from offload.errors import InputError
 
-from offload_runtimes.engine.cpus import allowed_cores
-from offload_runtimes.light import ORT_WHEELS, wheel_of
+from offload_runtimes.device_requirements import ORT_WHEELS, wheel_of
+
+_TOPOLOGY = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+
+
+def allowed_cores(root: Path = Path("/")) -> int:
+    """Physical cores that this process may use, limited by its quota of CPU time.
+
+    `taskset`, cpusets and containers limit the cores, `cpu.max` of a control group the time.
+    """
+    cores = {_read(root / _TOPOLOGY.format(cpu)) or str(cpu) for cpu in os.sched_getaffinity(0)}
+    quotas = [math.ceil(quota) for quota in _quotas(root)]
+    return max(1, min([len(cores), *quotas]))
+
+
+def _quotas(root: Path) -> Iterator[float]:
+    """The quotas, in CPUs, of this process's control group and of its parents."""
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mounted = root / "sys/fs/cgroup" / controllers
+        folder = mounted / group.lstrip("/")
+        for each in (folder, *folder.parents):
+            if controllers:  # version 1
+                words = [_read(each / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+            else:
+                words = _read(each / "cpu.max").split()
+            if len(words) == 2 and all(word.isdecimal() for word in words):
+                yield int(words[0]) / int(words[1])
+            if each == mounted:
+                break
+
+
+def _read(path: Path) -> str:
+    """A file's text; empty when this kernel has no such file, or it is not readable."""
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
 
 CPU = "CPUExecutionProvider"
 SHORT_NAMES = {
@@ -22,7 +62,7 @@ SHORT_NAMES = {
     "tensorrt": "TensorrtExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
-_QUIET, _TALKATIVE = 4, 2  # ORT's severities: fatal only, and warnings
+_FATAL, _WARNING = 4, 2  # ORT's log severities
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +73,7 @@ class EngineOptions:
         providers: execution providers in order of preference, by ORT's name or `cpu`, `cuda`,
             `tensorrt`, `openvino`; the CPU runs the operators that they do not support.
         threads: threads of one kernel; None: one per physical core that the process may use.
-        optimize: let ORT fuse and fold; without it, parts and whole are bit-equal.
+        optimize: let ORT fuse and fold; without it, a split model and the whole are bit-equal.
         verbose: let ORT print its warnings on stderr.
         allow_cpu: run on the CPU, with a warning, where a provider is missing; else an error.
     """
@@ -55,9 +95,9 @@ def resolve_providers(names: Sequence[str], allow_cpu: bool = False) -> list[str
     With `allow_cpu`, a known provider that is not installed is left out with a RuntimeWarning.
 
     Raises:
-        InputError: a name onnxruntime has never heard of, or a provider that is not installed.
+        InputError: a name that onnxruntime does not know, or a provider that is not installed.
     """
-    known, here = set(ort.get_all_providers()), set(ort.get_available_providers())
+    known, available = set(ort.get_all_providers()), set(ort.get_available_providers())
     chosen: list[str] = []
     for name in names:
         full = SHORT_NAMES.get(name.lower(), name)
@@ -66,7 +106,7 @@ def resolve_providers(names: Sequence[str], allow_cpu: bool = False) -> list[str
                 f"execution provider {name!r} is unknown: use cpu, cuda, tensorrt, openvino or"
                 " one of onnxruntime's full names"
             )
-        if full not in here:
+        if full not in available:
             _miss(f"{full} is not in this onnxruntime", _wheel_advice(name), allow_cpu)
         elif full not in chosen:
             chosen.append(full)
@@ -84,12 +124,12 @@ def available_providers() -> tuple[str, ...]:
 
 
 def require(providers: Sequence[str], used: Sequence[str], allow_cpu: bool) -> None:
-    """Check that a session really has the providers that it was made with.
+    """Check that a session has the providers that it was made with.
 
     onnxruntime leaves out, without an error, a provider whose libraries or driver are missing.
 
     Raises:
-        InputError: it has not, and the CPU is not allowed to stand in.
+        InputError: a provider is missing, and the CPU is not allowed instead.
     """
     for name in providers:
         if name not in used:
@@ -98,10 +138,10 @@ def require(providers: Sequence[str], used: Sequence[str], allow_cpu: bool) -> N
 
 
 def preload(providers: Sequence[str]) -> None:
-    """Load CUDA's libraries from NVIDIA's wheels, where a provider needs them and they are here."""
+    """Load CUDA's libraries from NVIDIA's wheels, if a provider needs them."""
     if {"CUDAExecutionProvider", "TensorrtExecutionProvider"} & set(providers):
-        ort.set_default_logger_severity(_QUIET)  # what fails is told by `require`
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find
+        ort.set_default_logger_severity(_FATAL)  # `require` reports what fails
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints missing libraries
             ort.preload_dlls()
 
 
@@ -126,40 +166,40 @@ def _wheel_advice(provider: str) -> str:
 
 
 def _is_installed(wheel: str) -> bool:
-    from importlib import metadata  # 20 ms that only an error is worth
+    from importlib import metadata  # takes 20 ms, so only for an error
 
     return bool(list(metadata.distributions(name=wheel)))
 
 
 def missing_library(provider: str) -> str:
-    """What the library of a provider lacks, by the system's loader; empty: nothing."""
+    """The file that a provider's library misses, by the system's loader; empty: none."""
     stem = provider.removesuffix("ExecutionProvider").lower()
     library = Path(ort.__file__).parent / f"capi/libonnxruntime_providers_{stem}.so"
     if not library.is_file():
-        return ""  # it is part of onnxruntime itself, as the CPU's
+        return ""  # part of onnxruntime itself, like the CPU's
     try:
         ctypes.CDLL(os.fspath(library))
     except OSError as error:
-        said = str(error)
-        if "libcuda.so" in said:
+        message = str(error)
+        if "libcuda.so" in message:
             return "NVIDIA's driver is not installed: libcuda.so.1 is missing"
-        if "cannot open shared object file" in said:
-            return f"{said.split(':')[0]} is missing"
+        if "cannot open shared object file" in message:
+            return f"{message.split(':')[0]} is missing"
     return ""
 
 
 def session_options(options: EngineOptions) -> ort.SessionOptions:
     """ORT's own options object for these options."""
-    made = ort.SessionOptions()
-    made.log_severity_level = _TALKATIVE if options.verbose else _QUIET
-    # Left to itself, ORT would count the machine's cores and pin a thread to each, which the
-    # kernel may refuse; a number of ours it takes without pinning.
-    made.intra_op_num_threads = options.threads or allowed_cores()
+    settings = ort.SessionOptions()
+    settings.log_severity_level = _WARNING if options.verbose else _FATAL
+    # Without a number, ORT counts the machine's cores and pins a thread to each, which the
+    # operating system may refuse; with a number it does not pin.
+    settings.intra_op_num_threads = options.threads or allowed_cores()
     level = ort.GraphOptimizationLevel
-    made.graph_optimization_level = (
+    settings.graph_optimization_level = (
         level.ORT_ENABLE_ALL if options.optimize else level.ORT_DISABLE_ALL
     )
-    # Each session has a thread pool of its own, and a pool goes on spinning after its run: on a
-    # chain of six segments that cost 5x in time. Spinning only within a run costs nothing.
-    made.add_session_config_entry("session.force_spinning_stop", "1")
-    return made
+    # Each session has a thread pool of its own, and a pool continues to spin after its run: a
+    # chain of six segments took 5x as long. Spinning only within a run costs nothing.
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    return settings

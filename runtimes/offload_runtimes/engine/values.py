@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
-from offload.bundle.bundle import Value
+from offload.bundle.bundle import ModelValue
 from offload.errors import InputError
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
@@ -71,7 +71,7 @@ def is_carried(ort_type: str) -> bool:
     return ort_type[7:-1] in _CARRIED
 
 
-def as_feed(where: str, expected: Value, value: Any) -> Any:
+def as_feed(where: str, expected: ModelValue, value: Any) -> Any:
     """The value as ORT takes it for an input: an array, a list or a dict.
 
     An array of the right dtype is returned as it is. Numpy scalars and Python numbers become
@@ -79,9 +79,9 @@ def as_feed(where: str, expected: Value, value: Any) -> Any:
     carriers. Nothing is copied otherwise.
 
     Args:
-        where: what has the input, for messages.
+        where: name of the model, for messages.
         expected: the input.
-        value: what the caller gives.
+        value: the caller's value.
 
     Raises:
         InputError: the value has another type or shape, or the type is not supported.
@@ -94,13 +94,13 @@ def as_feed(where: str, expected: Value, value: Any) -> Any:
         if not shape_fits(expected.shape, array.shape):
             raise _unfit(where, expected, array)
         return array
-    if (found := _SEQUENCE.fullmatch(kind)) and not found[1].startswith("seq("):
+    if (match := _SEQUENCE.fullmatch(kind)) and not match[1].startswith("seq("):
         if not isinstance(value, list | tuple):
             raise _unfit(where, expected, value)
-        element = Value(expected.name, found[1], None)
-        return [as_feed(where, element, one) for one in value]
-    if found := _MAP.fullmatch(kind):
-        key, entry = (str if of == "string" else Number for of in found.groups())
+        element = ModelValue(expected.name, match[1], None)
+        return [as_feed(where, element, item) for item in value]
+    if match := _MAP.fullmatch(kind):
+        key, entry = (str if of == "string" else Number for of in match.groups())
         if not isinstance(value, Mapping) or not all(
             isinstance(k, key) and isinstance(v, entry) for k, v in value.items()
         ):
@@ -109,12 +109,18 @@ def as_feed(where: str, expected: Value, value: Any) -> Any:
     raise InputError(f"{where}: input {expected.name!r} is a {kind}: not supported")
 
 
-def _as_array(where: str, expected: Value, value: Any) -> Array:
+def _as_array(where: str, expected: ModelValue, value: Any) -> Array:
     dtype = DTYPES.get(expected.type)
     if isinstance(value, np.ndarray) and value.dtype == dtype:
         return value
     if expected.type == TEXT:
-        return _as_text(where, expected, value)
+        text = np.asarray(value) if isinstance(value, str | np.ndarray) else None
+        if text is None or text.dtype.kind not in "UO":
+            raise _unfit(where, expected, value)
+        words: Array = text.astype(object, copy=False)
+        if not all(isinstance(word, str) for word in words.flat):
+            raise InputError(f"{where}: input {expected.name!r} holds something that is not text")
+        return words
     if dtype is None:
         raise InputError(f"{where}: input {expected.name!r} is a {expected.type}: not supported")
     if dtype.kind in _NUMBERS.get(type(value), "") and not is_carried(expected.type):
@@ -132,18 +138,8 @@ def _as_array(where: str, expected: Value, value: Any) -> Array:
     raise _unfit(where, expected, value)
 
 
-def _as_text(where: str, expected: Value, value: Any) -> Array:
-    array = np.asarray(value) if isinstance(value, str | np.ndarray) else None
-    if array is None or array.dtype.kind not in "UO":
-        raise _unfit(where, expected, value)
-    words: Array = array.astype(object, copy=False)
-    if not all(isinstance(word, str) for word in words.flat):
-        raise InputError(f"{where}: input {expected.name!r} holds something that is not text")
-    return words
-
-
 def _carrier(array: Array, name: str) -> Array | None:
-    """An array of ml_dtypes, or of its bytes as `np.load` gives them, as its carrier."""
+    """An array of ml_dtypes, or its bytes as `np.load` returns them, as its carrier."""
     if name not in _CARRIED or array.dtype.kind != "V" or array.dtype.names is not None:
         return None
     dtype = np.dtype(_CARRIED[name][0])
@@ -156,30 +152,30 @@ def _carrier(array: Array, name: str) -> Array | None:
         return array.view(dtype)
     if not own.startswith("void"):
         return None
-    # In a file only the bytes are left; those of a 4-bit type have its value in the low half.
+    # A file has only the bytes; those of a 4-bit type have its value in the low half.
     bits = array.view(np.uint8 if name.endswith("int4") else dtype)
     return _signed(bits, dtype) if name.endswith("int4") else bits
 
 
-def _unfit(where: str, expected: Value, value: Any) -> InputError:
-    wanted = expected.type
-    if wanted.startswith("tensor("):
-        word = "text" if wanted == TEXT else str(DTYPES.get(wanted, wanted))
-        wanted = f"{word}{show_shape(expected.shape)}"
-    elif wanted.startswith("seq("):
-        wanted = f"a list for {wanted}"
-    elif wanted.startswith("map("):
-        wanted = f"a dict for {wanted}"
+def _unfit(where: str, expected: ModelValue, value: Any) -> InputError:
+    kind = expected.type
+    if kind.startswith("tensor("):
+        word = "text" if kind == TEXT else str(DTYPES.get(kind, kind))
+        kind = f"{word}{show_shape(expected.shape)}"
+    elif kind.startswith("seq("):
+        kind = f"a list for {kind}"
+    elif kind.startswith("map("):
+        kind = f"a dict for {kind}"
     got = type(value).__name__
     if isinstance(value, list | tuple) and expected.type in DTYPES:
         got += f": use np.asarray(..., dtype=np.{DTYPES[expected.type]})"
     if isinstance(value, np.ndarray | np.generic):
         got = f"{value.dtype}{show_shape(value.shape)}"
-    return InputError(f"{where}: input {expected.name!r} must be {wanted}, not {got}")
+    return InputError(f"{where}: input {expected.name!r} must be {kind}, not {got}")
 
 
 def size_bytes(value: Any) -> int:
-    """Bytes that a value takes in memory; an estimate for text, sequences and maps."""
+    """Bytes of a value in memory; an estimate for text, sequences and maps."""
     if isinstance(value, np.ndarray):
         if value.dtype != object:
             return value.nbytes
@@ -216,7 +212,12 @@ def to_ort(array: Array, ort_type: str) -> ort.OrtValue:
     array = np.asarray(array, order="C")
     if name not in _CARRIED:
         return ort.OrtValue.ortvalue_from_numpy(array)
-    packed = _pack(array) if name.endswith("int4") else array
+    if name.endswith("int4"):  # two values a byte, the first in the low half, as ONNX stores them
+        low = array.astype(np.uint8).ravel() & 0xF
+        padded = np.append(low, np.zeros(low.size % 2, np.uint8)).astype(np.uint8)
+        packed: Array = padded[0::2] | (padded[1::2] << 4)
+    else:
+        packed = array
     value = ort.OrtValue.ortvalue_from_shape_and_type(list(array.shape), _CARRIED[name][1])
     ctypes.memmove(value.data_ptr(), packed.ctypes.data, packed.nbytes)
     return value
@@ -230,26 +231,17 @@ def from_ort(value: ort.OrtValue) -> Array:
         return array
     shape, dtype = tuple(value.shape()), np.dtype(_CARRIED[name][0])
     count = int(np.prod(shape))
-    four_bit = name.endswith("int4")
-    size_bytes = (count + 1) // 2 if four_bit else count * dtype.itemsize
+    is_four_bit = name.endswith("int4")
+    size_bytes = (count + 1) // 2 if is_four_bit else count * dtype.itemsize
     raw = ctypes.string_at(value.data_ptr(), size_bytes)
-    flat = _unpack(raw, count, dtype) if four_bit else np.frombuffer(raw, dtype)
-    return flat.reshape(shape)
-
-
-def _pack(array: Array) -> Array:
-    """Two values a byte, the first in the low half, as ONNX stores them."""
-    low = array.astype(np.uint8).ravel() & 0xF
-    padded = np.append(low, np.zeros(low.size % 2, np.uint8)).astype(np.uint8)
-    return padded[0::2] | (padded[1::2] << 4)
-
-
-def _unpack(raw: bytes, count: int, dtype: np.dtype[Any]) -> Array:
+    if not is_four_bit:
+        return np.frombuffer(raw, dtype).reshape(shape)
     packed = np.frombuffer(raw, np.uint8)
-    return _signed(np.stack((packed & 0xF, packed >> 4), axis=-1).ravel()[:count], dtype)
+    halves = np.stack((packed & 0xF, packed >> 4), axis=-1).ravel()[:count]
+    return _signed(halves, dtype).reshape(shape)
 
 
 def _signed(halves: Array, dtype: np.dtype[Any]) -> Array:
-    """Values from their four bits."""
+    """The values of 4-bit integers, from the low half of each byte."""
     halves = (halves & 0xF).astype(dtype)
     return np.where(halves > 7, halves - 16, halves).astype(dtype) if dtype == np.int8 else halves

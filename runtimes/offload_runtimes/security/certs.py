@@ -23,7 +23,7 @@ _ALLOWED_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0
 
 @dataclass(frozen=True, slots=True)
 class Authority:
-    """A certificate authority of one's own: its certificate and its key."""
+    """A private certificate authority: its certificate and key."""
 
     certificate: x509.Certificate
     key: ec.EllipticCurvePrivateKey
@@ -37,14 +37,14 @@ def make_certificates(
     days: float = 365.0,
     authority_days: float = AUTHORITY_DAYS,
 ) -> tuple[Path, ...]:
-    """Write an authority (`ca.pem`, `ca.key`), unless there is one, and certificates it signs.
+    """Write certificates, and an authority (`ca.pem`, `ca.key`) unless the folder has one.
 
     Each name gets `NAME.pem` and `NAME.key`; keys are readable by their owner only. A server's
-    name is the host name or address that devices connect to. The authority lasts at least as long
-    as what it signs; one that is there and would end before is signed again with its key.
+    name is the host name or address that devices connect to. An existing authority that would end
+    before the certificates is signed again with its key.
 
     Args:
-        folder: where to write; devices and servers can be added to it later.
+        folder: the folder; devices and servers can be added later.
         servers: names of servers.
         devices: names of devices.
         days: how long certificates last.
@@ -54,8 +54,8 @@ def make_certificates(
         The files written.
 
     Raises:
-        InputError: a name cannot be used or has a certificate already, or the authority's files
-            are damaged.
+        InputError: a name is invalid or has a certificate already, or the authority's files are
+            damaged.
     """
     for name in (*servers, *devices):
         if not name or not set(name) <= _ALLOWED_NAME or name in ("ca", ".", ".."):
@@ -68,8 +68,11 @@ def make_certificates(
     lifetime = dt.timedelta(days=days)
     written: list[Path] = []
     if not all((folder / name).exists() for name in _AUTHORITY):
-        written += _write_authority(folder, max(lifetime, dt.timedelta(days=authority_days)))
-    authority, renewed = _lasting(folder, lifetime)
+        key = ec.generate_private_key(ec.SECP256R1())
+        write_bytes(folder / _AUTHORITY[1], _private(key), _KEY_MODE)
+        longest = max(lifetime, dt.timedelta(days=authority_days))
+        written += [_sign_authority(folder, key, longest), folder / _AUTHORITY[1]]
+    authority, renewed = _renew_authority(folder, lifetime)
     written += renewed
     usages = [(name, ExtendedKeyUsageOID.SERVER_AUTH) for name in servers]
     usages += [(name, ExtendedKeyUsageOID.CLIENT_AUTH) for name in devices]
@@ -85,39 +88,39 @@ def renew_certificates(
 ) -> tuple[Path, ...]:
     """Sign certificates again for their own keys, from now on; only `.pem` files change.
 
-    Where the authority would end before them it is signed again, too: then all machines need the
-    new `ca.pem`, and the one they have works until it ends.
+    An authority that would end before them is signed again, too: then all machines need the new
+    `ca.pem` before the old one ends.
 
     Args:
         folder: what `make_certificates` filled.
-        names: whose certificates; none: all.
+        names: the certificates' names; none: all.
         days: how long they last from now on.
 
     Returns:
         The files written.
 
     Raises:
-        InputError: no authority, no such certificate, or a file is damaged.
+        InputError: there is no authority or no such certificate, or a file is damaged.
     """
     _read_authority(folder)
-    there = {path.stem: path for path in sorted(folder.glob("*.pem")) if path.name != _AUTHORITY[0]}
+    paths = {path.stem: path for path in sorted(folder.glob("*.pem")) if path.name != _AUTHORITY[0]}
     for name in names:
-        if name not in there:
+        if name not in paths:
             raise InputError(
-                f"{folder} has no certificate of {name!r}: it has {', '.join(there) or 'none'}"
+                f"{folder} has no certificate of {name!r}: it has {', '.join(paths) or 'none'}"
             )
     lifetime = dt.timedelta(days=days)
-    chosen = list(dict.fromkeys(names or there))
-    found = {name: _read_pair(there[name], folder / f"{name}.key") for name in chosen}
-    authority, written = _lasting(folder, lifetime)
-    for name, (certificate, key) in found.items():
+    chosen = list(dict.fromkeys(names or paths))
+    pairs = {name: _read_pair(paths[name], folder / f"{name}.key") for name in chosen}
+    authority, written = _renew_authority(folder, lifetime)
+    for name, (certificate, key) in pairs.items():
         usages = certificate.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
         written.append(_issue(folder, name, next(iter(usages)), key, authority, lifetime))
     return tuple(written)
 
 
-def _lasting(folder: Path, lifetime: dt.timedelta) -> tuple[Authority, list[Path]]:
-    """The authority, signed again if it ends before what it signs now; the files written."""
+def _renew_authority(folder: Path, lifetime: dt.timedelta) -> tuple[Authority, list[Path]]:
+    """Read the authority, signed again if it would end before `lifetime`; the files written."""
     authority = _read_authority(folder)
     if authority.certificate.not_valid_after_utc >= dt.datetime.now(dt.UTC) + lifetime:
         return authority, []
@@ -144,16 +147,10 @@ def _read_pair(
             f"{certificate_path} or {key_path} is damaged: choose a new folder"
         ) from error
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise InputError(f"{key_path} is no key of ours: choose a new folder")
+        raise InputError(f"{key_path} is not an elliptic-curve key: choose a new folder")
     if key.public_key() != certificate.public_key():
         raise InputError(f"{key_path} is not the key of {certificate_path}: choose a new folder")
     return certificate, key
-
-
-def _write_authority(folder: Path, lifetime: dt.timedelta) -> list[Path]:
-    key = ec.generate_private_key(ec.SECP256R1())
-    write_bytes(folder / _AUTHORITY[1], _private(key), _KEY_MODE)
-    return [_sign_authority(folder, key, lifetime), folder / _AUTHORITY[1]]
 
 
 def _sign_authority(folder: Path, key: ec.EllipticCurvePrivateKey, lifetime: dt.timedelta) -> Path:

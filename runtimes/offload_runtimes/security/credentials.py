@@ -1,4 +1,4 @@
-"""Who may talk to whom: certificates and tokens, as files and texts; no library of them."""
+"""Security options of device and server: certificate files and bearer tokens."""
 
 import hmac
 from collections.abc import Iterable
@@ -12,10 +12,10 @@ from offload_runtimes.address import Address
 
 @dataclass(frozen=True)
 class ClientSecurity:
-    """How a device proves who it is and knows the server.
+    """How a device authenticates itself and the server.
 
     Attributes:
-        ca: PEM file of the authority the server's certificate must come from; None: plaintext.
+        ca: PEM file of the authority of the server's certificate; None: plaintext.
         certificate: PEM file of the device's own certificate, for mutual TLS.
         key: PEM file of its private key.
         token: bearer token sent with every session.
@@ -30,31 +30,31 @@ class ClientSecurity:
         if (self.certificate is None) != (self.key is None):
             raise InputError("a device's certificate and its key must be given together")
         if self.certificate and not self.ca:
-            raise _wanted(
-                "ca", "a device's certificate needs the authority of the server's, too: give it"
+            raise _option_error(
+                "ca",
+                "a device's certificate needs the authority of the server's: give it, too",
             )
 
     def check(self, address: Address) -> None:
-        """InputError when a token would cross a network in the clear."""
+        """Raise an InputError if a token would cross a network unencrypted."""
         if self.token and not self.ca and not address.is_this_machine:
-            raise _wanted(
+            raise _option_error(
                 "ca",
-                f"a token would be sent to {address} in the clear: use TLS, give the authority of"
+                f"a token would be sent to {address} unencrypted: use TLS, give the authority of"
                 " the server's certificate",
             )
 
 
 @dataclass(frozen=True)
 class ServerSecurity:
-    """How a server proves who it is and whom it lets in.
+    """How a server authenticates itself and devices.
 
     Attributes:
         certificate: PEM file of the server's certificate; None: plaintext.
         key: PEM file of its private key.
-        client_ca: PEM file of the authority that devices' certificates must come from; None:
-            devices need none.
-        token: bearer token that every session must bring; None: none.
-        token_file: file of tokens, one a line; every session must bring one of them.
+        client_ca: PEM file of the authority of devices' certificates; None: devices need none.
+        token: bearer token that every session must send; None: none.
+        token_file: file of tokens, one a line; every session must send one of them.
         insecure: allow plaintext beyond this machine.
     """
 
@@ -72,39 +72,39 @@ class ServerSecurity:
             raise InputError("mutual TLS needs the server's certificate and key too")
 
     def check(self, listen: Address) -> None:
-        """InputError when plaintext could be read from elsewhere."""
+        """Raise an InputError if plaintext could be read from other machines."""
         if self.certificate or self.insecure or listen.is_this_machine:
             return
-        raise _wanted(
+        raise _option_error(
             "insecure",
-            f"{listen} is reachable from elsewhere and the connection is not encrypted: listen on"
-            " 127.0.0.1, give a certificate (`offload certs init`), or allow plaintext",
+            f"{listen} is reachable from other machines and the connection is not encrypted: listen"
+            " on 127.0.0.1, give a certificate (`offload certs init`), or allow plaintext",
         )
 
     def admits(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
-        """Whether a call's metadata holds the token, or none is asked for."""
+        """Whether a call's metadata holds the token, if one is required."""
         return self.token is None or holds_token(metadata, (self.token,))
 
 
 def holds_token(metadata: Iterable[tuple[str, str | bytes]], tokens: Iterable[str]) -> bool:
     """Whether a call's metadata holds one of the tokens, compared in constant time."""
     expected = [f"Bearer {token}".encode() for token in tokens]
-    given = [value for key, value in metadata if key == "authorization"]
-    texts = [value.encode() if isinstance(value, str) else value for value in given]
+    values = [value for key, value in metadata if key == "authorization"]
+    texts = [value.encode() if isinstance(value, str) else value for value in values]
     return any(hmac.compare_digest(text, each) for text in texts for each in expected)
 
 
 def read_tokens(path: Path) -> tuple[str, ...]:
-    """The tokens of a file, one a line; empty lines and those that begin with `#` are skipped.
+    """Read the tokens of a file, one a line, without empty lines and comments (`#`).
 
     Raises:
-        InputError: it can't be read, or holds none.
+        InputError: it cannot be read, or holds no token.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise InputError(f"{path} cannot be read ({why}): give a text file") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise InputError(f"{path} cannot be read ({reason}): give a text file") from error
     tokens = tuple(line for line in lines if line and not line.startswith("#"))
     if not tokens:
         raise InputError(f"{path} holds no token: write one into it")
@@ -112,7 +112,7 @@ def read_tokens(path: Path) -> tuple[str, ...]:
 
 
 def read_pem(path: Path) -> bytes:
-    """A PEM file's bytes; InputError when it can't be read or isn't one."""
+    """Read a PEM file; InputError if it cannot be read or is not one."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -122,7 +122,7 @@ def read_pem(path: Path) -> bytes:
     return data
 
 
-def _wanted(option: str, sentence: str) -> InputError:
+def _option_error(option: str, sentence: str) -> InputError:
     error = InputError(sentence)
     error.option = option
     return error

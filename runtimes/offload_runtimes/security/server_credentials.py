@@ -1,4 +1,4 @@
-"""Certificates and tokens of a running server, read again when their files change."""
+"""Certificates and tokens of a running server, reloaded when their files change."""
 
 import ssl
 import threading
@@ -24,10 +24,10 @@ _SEQUENCE, _VERSION, _UTC_TIME = 0x30, 0xA0, 0x17
 
 @dataclass(frozen=True, slots=True)
 class Certificates:
-    """What a server proves who it is with, and whose devices it admits; PEM texts.
+    """Certificates of a server, as PEM texts.
 
     Attributes:
-        certificate: the server's certificate, with those between it and its authority.
+        certificate: the server's certificate chain, without its authority.
         key: its private key.
         client_ca: the authority of the devices' certificates; None: devices need none.
     """
@@ -38,19 +38,19 @@ class Certificates:
 
 
 class WatchedFiles(Generic[T]):
-    """A value read from files, read again when one of them changes.
+    """A value read from files, reloaded when one of them changes.
 
-    A change that cannot be used (half-written, a key of another certificate) is reported once, and
-    the value before stays.
+    An unusable change (a half-written file, a key of another certificate) is reported once, and the
+    value before stays.
     """
 
     def __init__(
         self, what: str, paths: Sequence[Path], read: Callable[[], T], reloaded: Reloaded
     ) -> None:
-        """Read it; `reloaded` is told `what` was read again, and the error if it can't be used.
+        """Read the files; `reloaded` is called with `what` and an error after each reload.
 
         Raises:
-            InputError: it can't be used.
+            InputError: the files cannot be used.
         """
         self._what = what
         self._paths = paths
@@ -61,7 +61,7 @@ class WatchedFiles(Generic[T]):
         self._value = read()
 
     def current(self, *, force: bool = False) -> T:
-        """The value of the files as they are now."""
+        """The value of the files' current content."""
         with self._lock:
             signature = self._signed()
             if signature != self._signature or force:
@@ -86,13 +86,13 @@ class WatchedFiles(Generic[T]):
 
 
 class ServerCredentials:
-    """What a server needs to accept connections and sessions, up to date with its files."""
+    """Certificates and tokens of a server, up to date with their files."""
 
     def __init__(self, security: ServerSecurity, reloaded: Reloaded) -> None:
         """Read all files.
 
         Raises:
-            InputError: one is missing or damaged, or certificate and key do not belong together.
+            InputError: a file is missing or damaged, or the key is not the certificate's.
         """
         self._security = security
         self._certificates: WatchedFiles[Certificates] | None = None
@@ -108,11 +108,11 @@ class ServerCredentials:
             self._tokens = WatchedFiles("tokens", [path], lambda: read_tokens(path), reloaded)
 
     def certificates(self) -> Certificates | None:
-        """The certificates now; None: plaintext."""
+        """The current certificates; None: plaintext."""
         return self._certificates.current() if self._certificates else None
 
     def admits(self, metadata: Iterable[tuple[str, str | bytes]]) -> bool:
-        """Whether a call's metadata holds one of the tokens, or none is asked for."""
+        """Whether a call's metadata holds one of the tokens, if any are required."""
         if self._tokens is None:
             return self._security.admits(metadata)
         return holds_token(metadata, self._tokens.current())
@@ -128,10 +128,10 @@ class ServerCredentials:
         certificates, security = self.certificates(), self._security
         if certificates is None:
             return {}
-        found = {str(security.certificate): expires_at_s(certificates.certificate)}
+        expiries = {str(security.certificate): expires_at_s(certificates.certificate)}
         if certificates.client_ca:
-            found[str(security.client_ca)] = expires_at_s(certificates.client_ca)
-        return found
+            expiries[str(security.client_ca)] = expires_at_s(certificates.client_ca)
+        return expiries
 
 
 def read_certificates(security: ServerSecurity) -> Certificates:
@@ -142,17 +142,20 @@ def read_certificates(security: ServerSecurity) -> Certificates:
     """
     assert security.certificate is not None
     assert security.key is not None
-    found = Certificates(
+    certificates = Certificates(
         read_pem(security.certificate),
         read_pem(security.key),
         read_pem(security.client_ca) if security.client_ca else None,
     )
     for path, pem in (
-        (security.certificate, found.certificate),
-        (security.client_ca, found.client_ca),
+        (security.certificate, certificates.certificate),
+        (security.client_ca, certificates.client_ca),
     ):
         if pem is not None:
-            _check(path, pem)
+            try:
+                expires_at_s(pem)
+            except (ValueError, IndexError, ssl.SSLError) as error:
+                raise InputError(f"{path} holds no readable certificate: give another") from error
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
             security.certificate, security.key, lambda: ""
@@ -162,21 +165,14 @@ def read_certificates(security: ServerSecurity) -> Certificates:
             f"{security.key} is not the key of {security.certificate}: give a pair that was made"
             " together"
         ) from error
-    return found
-
-
-def _check(path: Path | None, pem: bytes) -> None:
-    try:
-        expires_at_s(pem)
-    except (ValueError, IndexError, ssl.SSLError) as error:
-        raise InputError(f"{path} holds no certificate that can be read: give another") from error
+    return certificates
 
 
 def expires_at_s(pem: bytes) -> float:
-    """When the first certificate of a PEM text ends, seconds since 1970.
+    """Expiry of the first certificate of a PEM text, in seconds since 1970.
 
-    Python's `ssl` has no public reader of certificates, and the runtime comes without a library of
-    them; the date stands at a fixed place of the certificate's DER (RFC 5280, 4.1).
+    Python's `ssl` has no public reader of certificates, and the runtime has no library for them;
+    the date is at a fixed place of the certificate's DER (RFC 5280, 4.1).
 
     Raises:
         ValueError: no certificate.
@@ -186,7 +182,7 @@ def expires_at_s(pem: bytes) -> float:
     start = text.index(begin)
     der = ssl.PEM_cert_to_DER_cert(text[start : text.index(end, start) + len(end)])
     _, at, _ = _element(der, 0)  # the certificate
-    _, at, _ = _element(der, at)  # what was signed of it
+    _, at, _ = _element(der, at)  # its signed part
     tag, _, after = _element(der, at)
     if tag == _VERSION:
         at = after
@@ -195,7 +191,7 @@ def expires_at_s(pem: bytes) -> float:
     tag, at, _ = _element(der, at)  # validity
     if tag != _SEQUENCE:
         raise ValueError("no certificate")
-    _, _, at = _element(der, at)  # from when
+    _, _, at = _element(der, at)  # start
     tag, at, after = _element(der, at)
     when = der[at:after].decode("ascii")
     if tag == _UTC_TIME:  # two digits of the year: 1950 to 2049

@@ -1,1 +1,1 @@
-"""What a server needs around its sessions: fair workers, metrics, logs, a service's life."""
+"""The server's sessions, bundles, workers, batching, metrics and logs."""

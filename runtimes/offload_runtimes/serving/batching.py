@@ -1,12 +1,15 @@
-"""Rows of several sessions through one segment at once: whether, how many, and how they agree."""
+"""Batching: run rows of several sessions through one segment in one call."""
 
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
-from offload.bundle.bundle import Value
-from offload.bundle.difference import difference
+from offload.bundle.bundle import ModelValue
+from offload.bundle.compare import difference
 from offload.errors import DeadlineError, InputError
 
 from offload_runtimes.engine import Array, Engine, dtype_of
@@ -26,8 +29,8 @@ class Batching:
     """How many rows run at once.
 
     Attributes:
-        rows: at most so many; 1: every frame runs alone.
-        wait_s: how long a worker waits for rows of other sessions; 0: it takes what waits already.
+        rows: the most rows of one call; 1: every frame runs alone.
+        wait_s: how long a worker waits for rows of other sessions; 0: it takes those that wait.
     """
 
     rows: int = 1
@@ -35,15 +38,15 @@ class Batching:
 
     def __post_init__(self) -> None:
         if self.rows < 1:
-            raise InputError(f"a batch must have room for 1 row at least, not {self.rows}")
+            raise InputError(f"a batch needs room for at least 1 row, not {self.rows}")
         if not 0 <= self.wait_s <= 60:
             raise InputError(f"a worker may wait 0 to 60 s for a batch, not {self.wait_s:g}")
 
 
 def rows_of(feeds: Feeds) -> int | None:
-    """The size of axis 0 that all inputs share; None where they do not, it is 0, or one has none.
+    """Size of axis 0, if all inputs share it; None if they do not, or it is 0 or missing.
 
-    Sequences and maps have none.
+    Sequences and maps have no axis 0.
     """
     sizes = {
         value.shape[0] if isinstance(value, np.ndarray) and value.ndim else 0
@@ -53,26 +56,26 @@ def rows_of(feeds: Feeds) -> int | None:
 
 
 def shapes_of(feeds: Feeds) -> Shapes:
-    """All sizes but those of axis 0: what inputs that run together must share."""
+    """All sizes but those of axis 0; inputs that run together must share them."""
     return tuple(sorted((name, array.shape[1:]) for name, array in feeds.items()))
 
 
-def joined(several: Sequence[Feeds]) -> dict[str, Array]:
-    """Inputs one after the other along axis 0."""
+def join_rows(several: Sequence[Feeds]) -> dict[str, Array]:
+    """Concatenate inputs along axis 0."""
     return {name: np.concatenate([feeds[name] for feeds in several]) for name in several[0]}
 
 
-def parted(outputs: Sequence[Array], rows: Sequence[int]) -> list[list[Array]]:
-    """Each one's own rows of all outputs, as views.
+def split_rows(outputs: Sequence[Array], rows: Sequence[int]) -> list[list[Array]]:
+    """Split all outputs along axis 0, as views: a list of outputs for each number of rows.
 
     Raises:
-        InputError: an output has not as many rows as went in.
+        InputError: an output does not have as many rows as the inputs.
     """
     ends = np.cumsum(rows).tolist()
     for value in outputs:
         if not isinstance(value, np.ndarray) or not value.ndim or value.shape[0] != ends[-1]:
-            came = value.shape if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
-            raise InputError(f"{ends[-1]} rows went in, but an output of {came} came out")
+            got = value.shape if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
+            raise InputError(f"{ends[-1]} rows went in, but an output of {got} came out")
     starts = [0, *ends[:-1]]
     return [
         [array[start:end] for array in outputs] for start, end in zip(starts, ends, strict=True)
@@ -80,55 +83,146 @@ def parted(outputs: Sequence[Array], rows: Sequence[int]) -> list[list[Array]]:
 
 
 def disagreement(engine: Engine, limit_s: float) -> str:
-    """Why rows do not run together as they do alone, tried on random ones; empty: they do.
+    """Why rows cannot run together, found by a trial on random rows; empty: they can.
 
-    Each run may take so many seconds. Open sizes of other axes get the first of a few values
-    that the engine takes.
+    Each run may take `limit_s`. Open sizes of other axes get the first of a few values that the
+    engine accepts.
     """
     for size in _OPEN_SIZES:
         try:
-            drawn = np.random.default_rng(_SEED)
-            several = [_draw(engine.inputs, rows, size, drawn) for rows in _TRIAL_ROWS]
+            rng = np.random.default_rng(_SEED)
+            several = [_random_rows(engine.inputs, rows, size, rng) for rows in _TRIAL_ROWS]
             alone = [engine.run(None, feeds, limit_s) for feeds in several]
         except DeadlineError:
             return f"a trial took more than {limit_s:g} s"
         except InputError:
             continue
-        return _compared(engine, several, alone, limit_s)
-    return "it takes no random input to try it with"
+        try:
+            together = split_rows(engine.run(None, join_rows(several), limit_s), _TRIAL_ROWS)
+        except (InputError, DeadlineError) as error:
+            return f"rows cannot run together ({error})"
+        pairs = zip(zip(*alone, strict=True), zip(*together, strict=True), strict=True)
+        for value, (expected, got) in zip(engine.outputs, pairs, strict=True):
+            allowed = HALF_TOLERANCE if expected[0].dtype.itemsize < 4 else TOLERANCE
+            worst = max(map(difference, expected, got))
+            if worst > allowed:
+                return f"{value.name!r} of rows together is off by {worst:.1e} of its largest value"
+        return ""
+    return "the model accepts none of the random inputs of the trial"
 
 
-def _compared(
-    engine: Engine, several: Sequence[Feeds], alone: Sequence[Sequence[Array]], limit_s: float
-) -> str:
-    try:
-        together = parted(engine.run(None, joined(several), limit_s), _TRIAL_ROWS)
-    except (InputError, DeadlineError) as error:
-        return f"rows cannot run together ({error})"
-    pairs = zip(zip(*alone, strict=True), zip(*together, strict=True), strict=True)
-    for value, (wanted, got) in zip(engine.outputs, pairs, strict=True):
-        allowed = HALF_TOLERANCE if wanted[0].dtype.itemsize < 4 else TOLERANCE
-        apart = max(map(difference, wanted, got))
-        if apart > allowed:
-            return f"{value.name!r} of rows together is off by {apart:.1e} of its largest value"
-    return ""
-
-
-def _draw(
-    inputs: Sequence[Value], rows: int, size: int, drawn: np.random.Generator
+def _random_rows(
+    inputs: Sequence[ModelValue], rows: int, open_size: int, rng: np.random.Generator
 ) -> dict[str, Array]:
-    """So many random rows; InputError for a type that is not drawn."""
-    return {value.name: _array(value, _sizes(value, rows, size), drawn) for value in inputs}
+    """Random inputs of a number of rows; InputError for a type without a generator."""
+    feeds: dict[str, Array] = {}
+    for value in inputs:
+        sizes = (value.shape or ())[1:]
+        shape = (rows, *(size if isinstance(size, int) else open_size for size in sizes))
+        dtype: np.dtype[Any] = dtype_of(value.type)
+        if dtype.kind == "f":
+            feeds[value.name] = rng.standard_normal(shape).astype(dtype)
+        else:
+            highest = 255 if value.type == "tensor(uint8)" else 1
+            feeds[value.name] = rng.integers(0, highest + 1, shape).astype(dtype)
+    return feeds
 
 
-def _sizes(value: Value, rows: int, size: int) -> tuple[int, ...]:
-    inner = (value.shape or ())[1:]
-    return (rows, *(each if isinstance(each, int) else size for each in inner))
+S = TypeVar("S", bound=Hashable)
+T = TypeVar("T")
 
 
-def _array(value: Value, shape: tuple[int, ...], drawn: np.random.Generator) -> Array:
-    dtype: np.dtype[Any] = dtype_of(value.type)
-    if dtype.kind == "f":
-        return drawn.standard_normal(shape).astype(dtype)
-    highest = 255 if value.type == "tensor(uint8)" else 1
-    return drawn.integers(0, highest + 1, shape).astype(dtype)
+class BatchQueue(Generic[S, T]):
+    """Items that wait to run in batches, by session and key; only equal keys run together.
+
+    Each item has its own turn among the workers. The session whose turn it is also takes items of
+    other sessions: one of each session before a second one of any. The turn of an item that was
+    taken this way is spent without work, so that batching gives no session more turns.
+    """
+
+    def __init__(self, batching: Batching) -> None:
+        self._batching = batching
+        self._waiting: dict[Hashable, OrderedDict[S, deque[tuple[T, int]]]] = {}
+        self._spent: Counter[tuple[Hashable, S]] = Counter()
+        self._changed = threading.Condition()
+        self._stopped = False
+
+    @property
+    def spent(self) -> int:
+        """Turns still to come of items that other sessions took."""
+        with self._changed:
+            return self._spent.total()
+
+    def add(self, key: Hashable, session: S, item: T, rows: int) -> None:
+        """Queue an item, which has this number of rows."""
+        with self._changed:
+            queues = self._waiting.setdefault(key, OrderedDict())
+            queues.setdefault(session, deque()).append((item, rows))
+            self._changed.notify_all()
+
+    def take(self, key: Hashable, session: S, sessions: Callable[[], Iterable[S]]) -> list[T]:
+        """Take a session's oldest item of a key, and items of other sessions that fit.
+
+        Waits up to `Batching.wait_s` until each of `sessions()` has an item in the batch. Returns
+        nothing when another session took the item before, or the session was dropped.
+        """
+        give_up_s = time.monotonic() + self._batching.wait_s
+        with self._changed:
+            spent = self._spent.pop((key, session), 0)
+            if spent > 1:
+                self._spent[key, session] = spent - 1
+            if spent or session not in self._waiting.get(key, ()):
+                return []
+            item, rows = self._pop(key, session)
+            taken, room = [(session, item)], self._batching.rows - rows
+            while True:
+                room = self._fill(key, taken, room)
+                left_s = give_up_s - time.monotonic()
+                full = room <= 0 or left_s <= 0 or self._stopped
+                if full or {session for session, _ in taken}.issuperset(sessions()):
+                    return [item for _, item in taken]
+                self._changed.wait(left_s)
+
+    def drop(self, session: S) -> None:
+        """Forget the items of a session and its turns."""
+        with self._changed:
+            for turn in [turn for turn in self._spent if turn[1] == session]:
+                del self._spent[turn]
+            for key in [key for key, queues in self._waiting.items() if session in queues]:
+                self._remove(key, session)
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """End all waiting in `take`, now and later."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def _fill(self, key: Hashable, taken: list[tuple[S, T]], room: int) -> int:
+        """Take one item of each session in turn while one fits; returns the room left."""
+        progress = True
+        while progress and room > 0:
+            progress = False
+            for session in list(self._waiting.get(key, ())):
+                _, rows = self._waiting[key][session][0]
+                if rows <= room:
+                    item, _ = self._pop(key, session)
+                    self._spent[key, session] += 1
+                    taken.append((session, item))
+                    room, progress = room - rows, True
+        return room
+
+    def _pop(self, key: Hashable, session: S) -> tuple[T, int]:
+        """The oldest item of a session, which moves behind the other sessions."""
+        queues = self._waiting[key]
+        entry = queues[session].popleft()
+        if queues[session]:
+            queues.move_to_end(session)
+        else:
+            self._remove(key, session)
+        return entry
+
+    def _remove(self, key: Hashable, session: S) -> None:
+        del self._waiting[key][session]
+        if not self._waiting[key]:
+            del self._waiting[key]

@@ -1,208 +1,345 @@
-"""What a session's events lead to: replies, and segments that run in turn with other sessions'."""
+"""Run the segments that sessions ask for, on workers that serve sessions in turn."""
 
+import logging
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from offload.errors import OffloadError, ServerError
 
-from offload_runtimes.serving.batches import Batches, Kind, Member
-from offload_runtimes.serving.fair import FairWorkers, Job
-from offload_runtimes.serving.hosted import Hosted
-from offload_runtimes.serving.observe import Observer
-from offload_runtimes.serving.task import Served, Task
-from offload_runtimes.serving.together import Share
-from offload_runtimes.session.server import Close, Event, Over, Reply, Run, Switched
+from offload_runtimes.protocol.memory_budget import MemoryBudget
+from offload_runtimes.protocol.server_state import (
+    Close,
+    Event,
+    FrameOver,
+    PlanSwitched,
+    Reply,
+    RunSegment,
+)
+from offload_runtimes.serving.batching import BatchQueue
+from offload_runtimes.serving.bundles import LoadedBundle
+from offload_runtimes.serving.metrics import Observer
+from offload_runtimes.serving.serve_options import ServeOptions
+from offload_runtimes.serving.sessions import Batch, BatchKey, SegmentTask, SessionState
+
+Job = Callable[[], object]
+LOG = logging.getLogger("offload.server")
+
+
+class FairWorkers:
+    """Run jobs on a few threads; every key that has jobs gets one turn per round.
+
+    Jobs of one key start in order. An error of a job is logged and ends that job only.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._queues: OrderedDict[Hashable, deque[Job]] = OrderedDict()
+        self._free = workers
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._stopped = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"worker-{number}", daemon=True)
+            for number in range(workers)
+        ]
+
+    def open(self) -> None:
+        """Start the threads."""
+        for thread in self._threads:
+            thread.start()
+
+    def submit(self, key: Hashable, job: Job) -> None:
+        """Queue a job behind the others of its key; it is ignored after `stop`."""
+        with self._lock:
+            if self._stopped:
+                return
+            self._queues.setdefault(key, deque()).append(job)
+            self._changed.notify()
+
+    def run_here(self, job: Job) -> bool:
+        """Run a job on the caller's thread if a worker is free and nothing waits; False if not.
+
+        The caller counts as one of the workers while the job runs.
+        """
+        with self._lock:
+            if not self._free or self._queues or self._stopped:
+                return False
+            self._free -= 1
+        try:
+            _do(job)
+        finally:
+            with self._lock:
+                self._free += 1
+                if self._queues:
+                    self._changed.notify()
+        return True
+
+    def drop(self, key: Hashable) -> None:
+        """Forget the jobs of a key that have not started."""
+        with self._lock:
+            self._queues.pop(key, None)
+
+    @property
+    def waiting(self) -> int:
+        """Number of jobs that have not started."""
+        with self._lock:
+            return sum(len(jobs) for jobs in self._queues.values())
+
+    def stop(self) -> None:
+        """End the threads when their current jobs end; queued jobs are forgotten."""
+        with self._lock:
+            self._stopped = True
+            self._queues.clear()
+            self._changed.notify_all()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+    def _work(self) -> None:
+        while (job := self._next()) is not None:
+            _do(job)
+            del job  # it refers to a session and its tensors, and the next job may come late
+            with self._lock:
+                self._free += 1
+
+    def _next(self) -> Job | None:
+        with self._lock:
+            while not (self._queues and self._free) and not self._stopped:
+                self._changed.wait()
+            if self._stopped:
+                return None
+            key, jobs = self._queues.popitem(last=False)
+            job = jobs.popleft()
+            if jobs:
+                self._queues[key] = jobs
+            self._free -= 1
+            return job
+
+
+def _do(job: Job) -> None:
+    try:
+        job()
+    except BaseException:
+        LOG.exception("a job raised an error")
 
 
 class Dispatcher:
-    """Runs what sessions ask for on workers that they share, and sends what comes of it.
+    """Run segments of all sessions on shared workers, and send what follows from the results.
 
-    Whatever a segment raises fails its frame alone; whatever else goes wrong ends its session
-    alone. No exception reaches a worker.
+    An error of a segment fails its frame only; any other error ends its session only. No exception
+    reaches a worker.
     """
 
     def __init__(
         self,
-        hosted: Mapping[str, Hosted],
-        workers: int,
-        max_run_s: float,
+        bundles: Mapping[str, LoadedBundle],
+        options: ServeOptions,
         observer: Observer,
-        batches: Batches,
+        memory: MemoryBudget,
+        sessions_on: Callable[[str], Iterable[SessionState]],
     ) -> None:
-        """`hosted` by digest; `workers` segments run at the same time, each for so long at most."""
-        self._hosted = hosted
-        self._max_run_s = max_run_s
+        """Prepare the workers.
+
+        Args:
+            bundles: the bundles served, by digest.
+            options: number of workers, the time limit of a run, and batching.
+            observer: counts and logs what happens.
+            memory: limits the inputs that are joined for a batch.
+            sessions_on: the open sessions on a bundle, by its digest, that may share a batch.
+        """
+        self._bundles = bundles
+        self._max_run_s = options.max_run_s
         self._observer = observer
-        self._workers = FairWorkers(workers)
-        self._batches = batches
+        self._memory = memory
+        self._sessions_on = sessions_on
+        self._workers = FairWorkers(options.workers)
+        self._queue: BatchQueue[SessionState, SegmentTask] = BatchQueue(options.batching)
+        self._waits_for_rows = options.batching.wait_s > 0
 
     @property
     def waiting(self) -> int:
-        """Segments that could run but wait for their turn."""
-        spent = self._batches.spent
+        """Number of segments that could run but wait for a worker."""
+        spent = self._queue.spent
         return max(0, self._workers.waiting - spent)
 
-    def drop(self, served: Served) -> None:
-        """Forget what a session is waiting for."""
-        self._workers.drop(served)
-        self._batches.drop(served)
+    def drop(self, session: SessionState) -> None:
+        """Forget the waiting segments of a session."""
+        self._workers.drop(session)
+        self._queue.drop(session)
 
     def open(self) -> None:
-        """Let the workers begin."""
+        """Start the workers."""
         self._workers.open()
 
     def stop(self) -> None:
-        """End the workers after what they are at."""
-        self._batches.stop()
+        """End the workers when their current runs end."""
+        self._queue.stop()
         self._workers.stop()
 
-    def apply(self, served: Served, events: Iterable[Event]) -> list[Task]:
-        """Do what the state machine asks for, but for the segments to run, which are returned.
+    def apply(self, session: SessionState, events: Iterable[Event]) -> list[SegmentTask]:
+        """Carry out the protocol's events; the segments to run are returned, not started.
 
-        Called with the session's lock held; the segments are started without it.
+        Called with the session's lock held; the caller starts the segments without it.
         """
         tasks = []
         for event in events:
             match event:
                 case Reply(data):
-                    self._send(served, data)
-                case Run():
-                    tasks.append(self._task(served, event))
-                case Over(frame, outcome):
-                    begun_s = served.begun_s.pop(frame, None)
-                    latency_s = None if begun_s is None else time.monotonic() - begun_s
-                    self._observer.frame(served.session.bundle or "", outcome, latency_s)
-                    for call in served.calls.pop(frame, []):
-                        call.stop()
-                case Switched(before, after):
-                    bundle = served.session.bundle or ""
-                    self._observer.switched(served.number, bundle, before, after)
+                    self._send(session, data)
+                case RunSegment(frame, segment, _):
+                    bundle = self._bundles[session.protocol.bundle or ""]
+                    call = bundle.engines[segment.part].prepare(self._max_run_s)
+                    task = SegmentTask(session, event, bundle, call, time.monotonic())
+                    session.tasks.setdefault(frame, []).append(task)
+                    session.ready_s.setdefault(frame, task.ready_s)
+                    tasks.append(task)
+                case FrameOver(frame, outcome):
+                    ready_s = session.ready_s.pop(frame, None)
+                    latency_s = None if ready_s is None else time.monotonic() - ready_s
+                    self._observer.frame(session.protocol.bundle or "", outcome, latency_s)
+                    for task in session.tasks.pop(frame, []):
+                        task.stop()
+                case PlanSwitched(before, after):
+                    digest = session.protocol.bundle or ""
+                    self._observer.switched(session.number, digest, before, after)
                 case Close(data, error):
-                    begun = served.session.bundle is not None
-                    self._observer.failed(served.number, error, begun=begun)
-                    self._send(served, data)
-                    served.connection.close()
+                    begun = session.protocol.bundle is not None
+                    self._observer.failed(session.number, error, begun=begun)
+                    self._send(session, data)
+                    session.connection.close()
         return tasks
 
-    def _send(self, served: Served, data: bytes) -> None:
+    def _send(self, session: SessionState, data: bytes) -> None:
         try:
-            served.connection.send(data)
+            session.connection.send(data)
             self._observer.passed("out", len(data))
-        except ServerError as error:  # the device is told where the stream still takes so much
-            self.apply(served, served.session.close(error))
-            served.connection.close()
+        except ServerError as error:  # the backlog is full; a last message may still fit
+            self.apply(session, session.protocol.close(error))
+            session.connection.close()
 
-    def _task(self, served: Served, run: Run) -> Task:
-        assert served.session.bundle is not None  # or nothing could be run
-        hosted = self._hosted[served.session.bundle]
-        call = Share(hosted.engines[run.segment.part].prepare(self._max_run_s))
-        served.calls.setdefault(run.frame, []).append(call)
-        now_s = time.monotonic()
-        served.begun_s.setdefault(run.frame, now_s)
-        return Task(run, call, hosted.lately, now_s)
-
-    def start(self, served: Served, tasks: list[Task], *, here: bool = False) -> None:
-        """Give segments to the workers; a short one may run `here`, on the caller's thread."""
+    def start(self, session: SessionState, tasks: list[SegmentTask], *, here: bool = False) -> None:
+        """Queue segments for the workers; `here`, a short one may run on the caller's thread."""
         for task in tasks:
-            kind = self._batches.add(served, task)
-            job: Job = partial(self._run, served, task)
-            if kind is not None:
-                job, here = partial(self._turn, served, kind), here and not self._batches.waits
-            job = partial(self._supervised, served, job)
-            here = here and len(tasks) == 1 and task.is_short
-            if not (here and self._workers.run_here(job)):
-                self._workers.submit(served, job)
+            key = task.batch_key()
+            job: Job = partial(self._run, task)
+            if key is not None:
+                self._queue.add(key, session, task, task.rows)
+                job, here = (
+                    partial(self._run_batch, key, session),
+                    here and not self._waits_for_rows,
+                )
+            job = partial(self._supervise, session, job)
+            is_short = here and len(tasks) == 1
+            is_short = is_short and task.bundle.run_times.is_short(task.part, task.input_bytes)
+            if not (is_short and self._workers.run_here(job)):
+                self._workers.submit(session, job)
 
-    def _supervised(self, served: Served, job: Job) -> None:
-        """Do a job; when it raises, end the session, which may have lost a message by now."""
+    def _supervise(self, session: SessionState, job: Job) -> None:
+        """Do a job; if it raises, end the session, as a message of it may be lost."""
         try:
             job()
         except BaseException as error:  # noqa: BLE001  the worker serves other sessions, too
-            self._observer.broke(served.number, error)
-            with served.lock:
-                self.apply(served, served.session.close(_unexpected("the session", error)))
-            self.drop(served)
+            self._observer.broke(session.number, error)
+            with session.lock:
+                self.apply(session, session.protocol.close(_unexpected("the session", error)))
+            self.drop(session)
 
-    def _turn(self, served: Served, kind: Kind) -> None:
-        """Run a session's task with those of others; where that fails, each alone."""
-        members = self._batches.take(kind, served)
-        wanted = [member for member in members if not member.task.call.stopped]
-        spoiled = None
-        if self._batches.fits(wanted):
-            spoiled = self._together(kind, wanted)
-            if spoiled is None:
-                members = [member for member in members if member not in wanted]
-        alone = []
-        for member in members:
-            self._batches.ran(member.rows)
-            done = self._run(member.served, member.task, blamed=spoiled is not None)
-            alone.append(done)
-        if spoiled is not None:
-            self._batches.learn(kind, spoiled, alone)
+    def _run_batch(self, key: BatchKey, session: SessionState) -> None:
+        """Run a session's oldest task of a key with those of other sessions in one call.
 
-    def _together(self, kind: Kind, members: Sequence[Member]) -> OffloadError | None:
-        """Run several as one; why that failed."""
+        If the call fails, each task runs alone. If none fails alone, the part cannot take that many
+        rows, and its frames run alone from then on.
+        """
+        digest, part, _ = key
+        tasks = self._queue.take(key, session, partial(self._sessions_on, digest))
+        needed = [task for task in tasks if not task.stopped]
+        failure = None
+        free_bytes = self._memory.limit_bytes - self._memory.held_bytes
+        if len(needed) > 1 and sum(task.input_bytes for task in needed) <= free_bytes:
+            failure = self._run_together(needed)
+            if failure is None:
+                tasks = [task for task in tasks if task not in needed]
+        succeeded = []
+        for task in tasks:
+            self._observer.batched(task.rows)
+            succeeded.append(self._run(task, batch_failed=failure is not None))
+        if failure is not None and all(succeeded):
+            needed[0].bundle.alone[part] = str(failure)
+            self._observer.batching(digest, part, str(failure))
+
+    def _run_together(self, tasks: Sequence[SegmentTask]) -> OffloadError | None:
+        """Run several tasks in one call; the error if that fails."""
+        part = tasks[0].part
+        reservation = self._memory.reserve(lambda: None)
         start_s = time.monotonic()
         try:
-            made = self._batches.run(kind, members, self._max_run_s)
+            batch = Batch(tasks[0].bundle.engines[part].prepare(self._max_run_s), tasks)
+            reservation.hold(sum(task.input_bytes for task in tasks), idle=False)
+            outputs = batch.run()
         except BaseException as error:  # noqa: BLE001  each of them is run alone then
-            return _said(kind.part, error)
+            return _for_device(part, error)
+        finally:
+            reservation.hold(0)
         end_s = time.monotonic()
-        self._batches.ran(sum(member.rows for member in members))
-        for member, arrays in zip(members, made, strict=True):
-            self._finished(member.served, member.task, arrays, start_s, end_s)
+        self._observer.batched(sum(task.rows for task in tasks))
+        for task, arrays in zip(tasks, outputs, strict=True):
+            self._finish(task, arrays, start_s, end_s)
         return None
 
-    def _run(self, served: Served, task: Task, *, blamed: bool = False) -> bool:
-        """Run a segment alone; whether it made its outputs. `blamed` to have spoiled others'."""
-        run, start_s = task.run, time.monotonic()
+    def _run(self, task: SegmentTask, *, batch_failed: bool = False) -> bool:
+        """Run a segment alone, perhaps after its batch failed; True if it succeeded."""
+        start_s = time.monotonic()
         try:
-            arrays = task.call.run(run.segment.outputs, run.feeds)
+            arrays = task.call.run(task.run.segment.outputs, task.run.feeds)
         except BaseException as error:  # noqa: BLE001  it fails the frame, not the worker
-            served.spoils = served.spoils or (blamed and not task.call.stopped)
-            self._failed(served, task, error)
+            if batch_failed and not task.stopped:
+                task.session.runs_alone = True
+            self._fail(task, error)
             return False
         end_s = time.monotonic()
-        task.took(end_s - start_s)
-        self._finished(served, task, arrays, start_s, end_s)
+        task.bundle.run_times.took(task.part, task.input_bytes, end_s - start_s)
+        self._finish(task, arrays, start_s, end_s)
         return True
 
-    def _finished(
-        self, served: Served, task: Task, values: Sequence[Any], start_s: float, end_s: float
+    def _finish(
+        self, task: SegmentTask, values: Sequence[Any], start_s: float, end_s: float
     ) -> None:
-        self._observer.computed(start_s - task.asked_s, end_s - start_s)
+        session = task.session
+        self._observer.computed(start_s - task.ready_s, end_s - start_s)
         outputs = dict(zip(task.run.segment.outputs, values, strict=True))
-        with served.lock:
+        with session.lock:
             try:
-                events = served.session.finished(task.run, outputs, start_s, end_s)
+                events = session.protocol.finished(task.run, outputs, start_s, end_s)
             except BaseException as error:  # noqa: BLE001  it fails the frame, not the worker
-                self._failed(served, task, error)
+                self._fail(task, error)
                 return
-            more = self.apply(served, events)
-            served.forget(task.run.frame, task.call)
-        self.start(served, more)
+            more = self.apply(session, events)
+            session.forget(task)
+        self.start(session, more)
 
-    def _failed(self, served: Served, task: Task, error: BaseException) -> None:
+    def _fail(self, task: SegmentTask, error: BaseException) -> None:
+        session = task.session
         if not isinstance(error, OffloadError):
-            self._observer.broke(served.number, error)
-        said = _said(task.run.segment.part, error)
-        with served.lock:
-            events = served.session.failed(task.run, said)
+            self._observer.broke(session.number, error)
+        reported = _for_device(task.part, error)
+        with session.lock:
+            events = session.protocol.failed(task.run, reported)
             if events:
-                self._observer.failed(served.number, said)
-            more = self.apply(served, events)
-            served.forget(task.run.frame, task.call)
-        self.start(served, more)
+                self._observer.failed(session.number, reported)
+            more = self.apply(session, events)
+            session.forget(task)
+        self.start(session, more)
 
 
-def _said(part: str, error: BaseException) -> OffloadError:
-    """What the device is told of an error of a segment."""
+def _for_device(part: str, error: BaseException) -> OffloadError:
+    """The error that the device gets for an error of a segment."""
     return error if isinstance(error, OffloadError) else _unexpected(part, error)
 
 
 def _unexpected(what: str, error: BaseException) -> ServerError:
     text = " ".join(str(error).split())[:200]
-    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    return ServerError(f"{what} failed on the server ({said}): see the server's log")
+    cause = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return ServerError(f"{what} failed on the server ({cause}): see the server's log")

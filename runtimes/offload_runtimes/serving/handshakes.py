@@ -1,4 +1,4 @@
-"""Failed TLS handshakes, read from what gRPC writes to stderr: it tells of them nowhere else."""
+"""Failed TLS handshakes, read from stderr, the only place where gRPC reports them."""
 
 import os
 import re
@@ -14,24 +14,25 @@ _REASON = re.compile(r"OPENSSL_internal:(\w+)")
 
 
 def report_handshakes() -> None:
-    """Import gRPC so that it writes failed handshakes to stderr, unless the user has set that.
+    """Import gRPC so that it writes failed handshakes to stderr, unless the user configured it.
 
-    `offload_runtimes.grpc` silences it else. The environment is left as it was, for children.
+    `offload_runtimes.transport` silences gRPC otherwise. The environment is restored afterwards,
+    for child processes.
     """
     if _VERBOSITY in os.environ:
         return
     os.environ[_VERBOSITY] = ""
     try:
-        import offload_runtimes.grpc  # noqa: F401
+        import offload_runtimes.transport  # noqa: F401
     finally:
         del os.environ[_VERBOSITY]
 
 
 @contextmanager
 def failed_handshakes(failed: Callable[[str], None]) -> Iterator[None]:
-    """Within the block, call `failed` with OpenSSL's reason of each failed handshake.
+    """Call `failed` with OpenSSL's reason of each failed handshake, for the length of the block.
 
-    The process's stderr goes through a pipe meanwhile; all other lines are passed on.
+    Meanwhile the process's stderr goes through a pipe; all other lines are passed on.
     """
     sys.stderr.flush()
     real = os.dup(2)

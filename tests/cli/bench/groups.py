@@ -1,7 +1,7 @@
 """Made-up results, for tests of what is made of them."""
 
-from offload.schedule.timeline import Lane, Span, Timeline
-from offload_cli.bench.cell import Cell, Group
+from offload.scheduling.timeline import Lane, Span, Timeline
+from offload_cli.bench.results import Cell, Group
 
 SETTINGS = {"slowdown": 10.0, "repeats": 3, "link": "made up"}
 
@@ -45,4 +45,4 @@ def group(picked: str = "opss", model: str = "net", network: str = "wifi", **tim
         )
         for scheme, seconds in times.items()
     )
-    return Group(SETTINGS, cells, {"paper": [1e-3, 2e-3], "opss": [2e-3], "joint": [1e-2]})
+    return Group(SETTINGS, cells, {"paper": (1e-3, 2e-3), "opss": (2e-3,), "joint": (1e-2,)})

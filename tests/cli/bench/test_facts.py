@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from offload_cli.bench.facts import facts, planning
+from offload_cli.bench.results import facts, planning
 
 from tests.cli.bench.groups import cell, group
 
@@ -11,7 +11,7 @@ def test_picks_are_told_apart_by_program() -> None:
     same = group("local", local=1.0, cloud=3.0, partition=2.0)
     faster = group("joint", network="4g", local=2.0, cloud=3.0, partition=2.0, joint=1.0)
     found = dict(facts([same, faster]))
-    assert found["picks that are the best of LO, CO and PO, the same program"] == "1"
+    assert found["picks that run the same program as the best of LO, CO and PO"] == "1"
     assert "1: 2.00 to 2.00, 1 of them more than 1.02" in found.values()
     assert "0" in dict(facts([same])).values()
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from offload_cli.bench.goals import gain, goals, picks
+from offload_cli.bench.results import gain, goals, picks
 
 from tests.cli.bench.groups import cell, group
 

@@ -10,10 +10,9 @@ from xml.etree import ElementTree as ET
 
 import pytest
 from offload.errors import InputError
-from offload.report.schemes import COLOURS, SHORT
-from offload_cli.bench.cell import Group
-from offload_cli.bench.figures import figures
-from offload_cli.bench.report import write_report
+from offload.report.svg import COLOURS, SHORT
+from offload_cli.bench.report import figures, write_report
+from offload_cli.bench.results import Group
 
 from tests.cli.bench.groups import group
 

@@ -10,7 +10,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from offload_runtimes.deploy.wheels import fill_wheelhouse
+from offload_runtimes.deploy.provision import fill_wheelhouse
 
 _TOOLS = ("mmdebstrap", "qemu-aarch64-static")
 _PACKAGES = "python3,libstdc++6,ca-certificates,base-files,dash,coreutils"

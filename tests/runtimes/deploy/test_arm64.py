@@ -10,17 +10,20 @@ import numpy as np
 import onnx
 import pytest
 from offload.bundle.write import write_bundle
-from offload.cost.link import PRESETS
-from offload.cost.profile import estimate_profile
+from offload.costs.link import PRESETS
+from offload.costs.profile import estimate_profile
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
-from offload.partition.cut import cut_after
-from offload.plan.candidate import Situation
-from offload.plan.plan import Side
-from offload.plan.planner import make_plan
+from offload.planning.cut import cut_after
+from offload.planning.plan import Side
+from offload.planning.planner import make_plan
+from offload.planning.problem import PlanningProblem
 from offload_models.zoo import ZOO
 from offload_runtimes.deploy.deployment import deploy_to
-from offload_runtimes.deploy.place import find_place
+from offload_runtimes.deploy.measuring import target_machine
+from offload_runtimes.deploy.targets import find_target
+from offload_runtimes.engine import EngineOptions
+from offload_runtimes.measure.profile import measure, optimized_model
 from offload_runtimes.server import Server
 
 from tests.runtimes.bundles import Made, branches, deployed
@@ -62,6 +65,7 @@ def test_the_runtime_works_and_is_light(pi: Pi) -> None:
         "protobuf",
         "zstandard",
         "prometheus_client",
+        "grpcio-health-checking",
         "typing_extensions",
         "onnx-offload-runtime",
     }
@@ -104,7 +108,7 @@ def squeezenet(folder: Path) -> Made:
     model = load_model(folder / "model.onnx")
     graph = read_graph(model)
     profile = estimate_profile(graph, 1e9)
-    situation = Situation.of(graph, profile, profile, PRESETS["wifi"])
+    situation = PlanningProblem.of(graph, profile, profile, PRESETS["wifi"])
     middle = graph.layers[len(graph.layers) // 2].outputs[0]
     plan = make_plan(situation, cut=cut_after(graph, [middle]))
     return Made(write_bundle(model, graph, plan, folder / "net.bundle"), whole)
@@ -115,7 +119,7 @@ def test_a_bundle_is_deployed_and_proved_there_over_ssh(
     pi: Pi, server: Sshd, tmp_path: Path
 ) -> None:
     made = branches(tmp_path / "net.bundle")
-    place = replace(find_place(server.target(), {}), python=str(pi.python), threads=1)
+    place = replace(find_target(server.target(), {}), python=str(pi.python), threads=1)
     begun_s = time.monotonic()
     (outcome,) = deploy_to(made.bundle, [(place, (Side.DEVICE,))])
     assert outcome.ok, outcome.why
@@ -124,3 +128,19 @@ def test_a_bundle_is_deployed_and_proved_there_over_ssh(
     assert outcome.verdict.worst < 1e-5
     print(f"arm64: deployed over SSH and proved in {time.monotonic() - begun_s:.1f} s,", end=" ")
     print(f"off by {outcome.verdict.worst:.1g}, onnxruntime {outcome.verdict.ort}")
+
+
+@needs_sshd
+def test_a_model_is_profiled_there_over_ssh(pi: Pi, server: Sshd, tmp_path: Path) -> None:
+    """By the target's own onnxruntime, which may fuse other layers than the one here."""
+    onnx.save(branches(tmp_path / "net.bundle").whole, tmp_path / "net.onnx")
+    model = load_model(tmp_path / "net.onnx")
+    target = replace(find_target(server.target(), {}), python=str(pi.python), threads=1)
+    begun_s = time.monotonic()
+    with target_machine(target) as machine:
+        optimized = optimized_model(model, tmp_path, machine=machine)
+        profile = measure(optimized, EngineOptions(threads=1), runs=3, machine=machine)
+    assert "aarch64" in profile.machine
+    assert profile.whole_s > 0
+    profile.costs_of(optimized.graph)
+    print(f"arm64: profiled over SSH in {time.monotonic() - begun_s:.1f} s")

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 from offload.bundle.bundle import MANIFEST, Bundle, manifest_digest, open_bundle
 from offload.errors import BundleError, InputError
-from offload.plan.plan import Side
+from offload.planning.plan import Side
 from offload_runtimes.deploy import deployment
-from offload_runtimes.deploy.connect import connect
+from offload_runtimes.deploy.agent_client import connect
 from offload_runtimes.deploy.deployment import deploy_to
-from offload_runtimes.deploy.outcome import Outcome, Progress
-from offload_runtimes.deploy.place import Place, find_place
-from offload_runtimes.deploy.transaction import Stage
-from offload_runtimes.proof import segments as proof
+from offload_runtimes.deploy.stages import DeploymentOutcome, DeploymentProgress, Stage
+from offload_runtimes.deploy.targets import TargetConfig, find_target
+from offload_runtimes.measure import proof_replay as proof
 
 from tests.runtimes.bundles import branches
 from tests.toolkit.bundle.several import swept
@@ -30,11 +29,11 @@ def bundle(tmp_path: Path) -> Bundle:
     return branches(tmp_path / "net.bundle").bundle
 
 
-def place(path: Path) -> Place:
-    return find_place(str(path), {})
+def place(path: Path) -> TargetConfig:
+    return find_target(str(path), {})
 
 
-def deploy(bundle: Bundle, target: Path, sides: tuple[Side, ...] = BOTH) -> Outcome:
+def deploy(bundle: Bundle, target: Path, sides: tuple[Side, ...] = BOTH) -> DeploymentOutcome:
     (outcome,) = deploy_to(bundle, [(place(target), sides)])
     return outcome
 
@@ -55,7 +54,7 @@ def other_release(bundle: Bundle, path: Path) -> Bundle:
 
 
 def test_each_side_gets_its_own_half_at_once(bundle: Bundle, tmp_path: Path) -> None:
-    seen: list[Progress] = []
+    seen: list[DeploymentProgress] = []
     outcomes = deploy_to(
         bundle,
         [
@@ -141,10 +140,9 @@ def test_source_changed_under_our_hands_is_refused(bundle: Bundle, tmp_path: Pat
         bytes(len((bundle.path / "device-0.onnx").read_bytes()))
     )
 
-    async def run() -> Outcome:
+    async def run() -> DeploymentOutcome:
         async with connect(place(target)) as channel:
-            job = deployment.Job(bundle, BOTH, None)
-            return await deployment.Deployment(channel, job, lambda _: None).run()
+            return await deployment.Deployment(channel, bundle, BOTH, None).run()
 
     outcome = asyncio.run(run())
     assert outcome.stage is Stage.REFUSED

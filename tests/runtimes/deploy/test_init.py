@@ -7,15 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from offload.errors import InputError
-from offload_runtimes.deploy.device import init_device
-from offload_runtimes.deploy.place import find_place
-from offload_runtimes.light import MODULES
+from offload.errors import InputError, OffloadError
+from offload_runtimes.deploy.provision import Installed, init_devices
+from offload_runtimes.deploy.targets import TargetConfig, find_target
+from offload_runtimes.device_requirements import MODULES
 
 from tests.runtimes.deploy.sshd import Sshd, make_user, needs_sshd, running
 
 pytestmark = [pytest.mark.slow, needs_sshd]
-NAMES = {"grpc": "grpcio", "google.protobuf": "protobuf"}
+NAMES = {
+    "grpc": "grpcio",
+    "grpc_health": "grpcio_health_checking",
+    "google.protobuf": "protobuf",
+}
 
 
 @pytest.fixture
@@ -23,6 +27,13 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     with running(tmp_path / "sshd", make_user(tmp_path / "home")) as server:
         yield server
+
+
+def init(target: TargetConfig, wheelhouse: Path | None = None) -> Installed:
+    (result,) = init_devices([target], wheelhouse, None, lambda *_: None, system_cuda=False)
+    if isinstance(result, OffloadError):
+        raise result
+    return result
 
 
 def write_wheel(folder: Path, name: str, module: str, code: str) -> None:
@@ -53,9 +64,9 @@ def test_a_wheel_that_crashes_is_named_and_the_old_runtime_stays(
     old.mkdir(parents=True)
     current = server.folder / "target/runtime/current"
     current.symlink_to("venvs/old")
-    place = replace(find_place(server.target(), {}), python=sys.executable)
+    place = replace(find_target(server.target(), {}), python=sys.executable)
     with pytest.raises(InputError, match=words) as seen:
-        init_device(place, house)
+        init(place, house)
     assert "\n" not in str(seen.value)
     assert current.resolve() == old
     assert [path.name for path in old.parent.iterdir()] == ["old"]
@@ -65,17 +76,17 @@ def test_a_wheelhouse_that_lacks_something_is_told(server: Sshd, tmp_path: Path)
     house = tmp_path / "wheels"
     house.mkdir()
     write_wheel(house, "numpy", "numpy", "")
-    place = replace(find_place(server.target(), {}), python=sys.executable)
+    place = replace(find_target(server.target(), {}), python=sys.executable)
     with pytest.raises(InputError, match=r"pip on .* failed: .*onnxruntime"):
-        init_device(place, house)
+        init(place, house)
     assert not (server.folder / "target/runtime/current").exists()
 
 
 def test_init_makes_a_runtime_that_proves_releases(server: Sshd) -> None:
     """From the index that pip here uses; skipped where there is none."""
-    place = replace(find_place(server.target(), {}), python=sys.executable)
+    place = replace(find_target(server.target(), {}), python=sys.executable)
     try:
-        done = init_device(place)
+        done = init(place)
     except InputError as error:
         if "failed" in str(error):
             pytest.skip(f"no package index here: {error}")
@@ -94,5 +105,6 @@ _DISTRIBUTIONS = (
     "protobuf",
     "zstandard",
     "prometheus_client",
+    "grpcio-health-checking",
     "typing_extensions",
 )

@@ -18,22 +18,21 @@ import onnx
 import pytest
 from offload.bundle.bundle import MANIFEST, PLAN, Bundle, open_bundle
 from offload.bundle.write import write_bundle
-from offload.cost.link import PRESETS
-from offload.cost.profile import estimate_profile
+from offload.costs.link import PRESETS
+from offload.costs.profile import estimate_profile
 from offload.errors import OffloadError
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
-from offload.partition.cut import cut_after
-from offload.plan.candidate import Situation
-from offload.plan.plan import Side
-from offload.plan.planner import make_plan
+from offload.planning.cut import cut_after
+from offload.planning.plan import Side
+from offload.planning.planner import make_plan
+from offload.planning.problem import PlanningProblem
 from offload_runtimes.deploy import deployment
 from offload_runtimes.deploy.deployment import deploy_to
-from offload_runtimes.deploy.outcome import Outcome, Progress
-from offload_runtimes.deploy.place import Place, find_place
-from offload_runtimes.deploy.transaction import Stage
+from offload_runtimes.deploy.stages import DeploymentOutcome, DeploymentProgress, Stage
+from offload_runtimes.deploy.targets import TargetConfig, find_target
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.proof import segments as proof
+from offload_runtimes.measure import proof_replay as proof
 from onnx import numpy_helper
 
 from tests.runtimes.bundles import branches
@@ -72,17 +71,17 @@ def bundle(tmp_path: Path) -> Bundle:
     return branches(tmp_path / "net.bundle").bundle
 
 
-def place(text: str) -> Place:
+def place(text: str) -> TargetConfig:
     """A target whose Python is this one, which has the runtime."""
-    return replace(find_place(text, {}), python=sys.executable)
+    return replace(find_target(text, {}), python=sys.executable)
 
 
-def deploy(bundle: Bundle, target: str, sides: tuple[Side, ...] = BOTH) -> Outcome:
+def deploy(bundle: Bundle, target: str, sides: tuple[Side, ...] = BOTH) -> DeploymentOutcome:
     (outcome,) = deploy_to(bundle, [(place(target), sides)])
     return outcome
 
 
-def told(outcome: Outcome) -> str:
+def told(outcome: DeploymentOutcome) -> str:
     """The sentence about a failure; there is one, and it is one line."""
     assert not outcome.ok
     text = str(outcome.why)
@@ -132,7 +131,7 @@ def weighted(folder: Path, variant: int) -> Bundle:
     model = load_model(path)
     graph = read_graph(model)
     profile = estimate_profile(graph, 1e9)
-    situation = Situation.of(graph, profile, profile, PRESETS["wifi"])
+    situation = PlanningProblem.of(graph, profile, profile, PRESETS["wifi"])
     plan = make_plan(situation, cut=cut_after(graph, ["stem"]))
     return write_bundle(model, graph, plan, folder / "net.bundle")
 
@@ -280,7 +279,7 @@ def test_without_a_key_that_fits_nothing_happens(
     make_key(tmp_path / "other")
     (tmp_path / "other").replace(user.home / ".ssh/id_ed25519")
     (tmp_path / "other.pub").replace(user.home / ".ssh/id_ed25519.pub")
-    assert "none of our keys" in told(deploy(bundle, server.target()))
+    assert "none of your keys" in told(deploy(bundle, server.target()))
     missing = place(server.target())
     assert missing.ssh is not None
     (outcome,) = deploy_to(
@@ -301,7 +300,7 @@ def test_odd_pythons_are_told(tmp_path: Path, server: Sshd, bundle: Bundle) -> N
         f"#!{sys.executable}\nimport sys\nsys.version_info = (3, 7, 3)\nexec(sys.argv[2])\n"
     )
     old.chmod(0o755)
-    target = find_place(server.target(), {})
+    target = find_target(server.target(), {})
     for python, words in (
         (str(old), "Python 3.7 is too old"),
         ("python9", "does not start python9, exit code 127"),
@@ -315,7 +314,7 @@ def test_a_login_script_that_prints_is_told(server: Sshd, user: User, bundle: Bu
     noisy.write_text(f'#!/bin/sh\necho Welcome\nexec {sys.executable} "$@"\n')
     noisy.chmod(0o755)
     (outcome,) = deploy_to(
-        bundle, [(replace(find_place(server.target(), {}), python=str(noisy)), BOTH)]
+        bundle, [(replace(find_target(server.target(), {}), python=str(noisy)), BOTH)]
     )
     assert "says 'Welcome'" in told(outcome)
 
@@ -337,10 +336,10 @@ def test_a_full_disk_is_told(server: Sshd, tmp_path: Path, bundle: Bundle) -> No
 
 def test_two_deployers_at_once(server: Sshd, tmp_path: Path, bundle: Bundle) -> None:
     newer = weighted(tmp_path / "new", 0)
-    first: list[Outcome] = []
+    first: list[DeploymentOutcome] = []
     sending, refused = threading.Event(), threading.Event()
 
-    def hold(progress: Progress) -> None:
+    def hold(progress: DeploymentProgress) -> None:
         if progress.stage is Stage.SEND and not sending.is_set():
             sending.set()
             refused.wait(30)

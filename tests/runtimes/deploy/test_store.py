@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from offload_runtimes.deploy.agent import disk
-from offload_runtimes.deploy.agent.disk import RefusalError
-from offload_runtimes.deploy.agent.store import Store
+from offload_runtimes.agent import store as agent_store
+from offload_runtimes.agent.store import RefusalError, Store
 
 Files = dict[str, bytes]
 OLD = {"device-0.onnx": b"old graph", "device.weights": b"weights" * 9}
@@ -213,5 +212,5 @@ def test_a_full_disk_is_said_before_anything_is_sent(root: Path) -> None:
 
 
 def test_the_agent_is_python_3_8() -> None:
-    for path in Path(disk.__file__).parent.glob("*.py"):
+    for path in Path(agent_store.__file__).parent.glob("*.py"):
         ast.parse(path.read_text(), feature_version=(3, 8))

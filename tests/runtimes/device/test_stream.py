@@ -7,16 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import InputError
-from offload.schedule.timeline import Lane
+from offload.scheduling.timeline import Lane
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.emulate import Fault, FaultPlan, FaultyConnector
 from offload_runtimes.server import Server
-from offload_runtimes.wire.transport import MemoryConnector
 
 from tests.runtimes import bundles
 from tests.runtimes.bundles import Made
+from tests.runtimes.faults import Fault, FaultPlan, FaultyConnector
+from tests.runtimes.memory_transport import MemoryConnector
 from tests.runtimes.waiting import eventually
 
 COUNT = 25
@@ -87,7 +87,7 @@ def test_frames_overlap(server: Server, made: Made) -> None:
     with OffloadSession(made.bundle, server.address, link=link) as session:
         first = session.begin(None, made.feeds(0))
         second = session.begin(None, made.feeds(1))
-        shift_s = second.inference.started_s - first.inference.started_s
+        shift_s = second.frame.started_s - first.frame.started_s
         first.finish()
         second.finish()
         one, two = first.timeline, second.timeline

@@ -1,7 +1,7 @@
 """The link changes in the middle of a stream: every frame is answered once, in order, to the bit.
 
 Real gRPC over an emulated link whose two speeds are so far apart that no busy machine can make
-one look like the other. The pilot attends between frames, called by the source of the stream.
+one look like the other. The selector attends between frames, called by the source of the stream.
 """
 
 import math
@@ -13,24 +13,24 @@ import numpy as np
 import pytest
 from offload.bundle.bundle import Bundle
 from offload.bundle.write import write_plans
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import InputError
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
-from offload.plan.plan import Plan, Segment, Side
-from offload.plan.ranges import Range, Ranged
-from offload.plan.switching import Switching
-from offload.schedule.timeline import Lane
+from offload.planning.plan import Plan, Segment, Side
+from offload.planning.plan_set import BandwidthRange, PlanSet, SwitchPolicy
+from offload.scheduling.timeline import Lane
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.engines import Device
+from offload_runtimes.device.segment_executor import SegmentExecutor
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.server import Server
+from offload_runtimes.serving.serve_options import ServeOptions
 
 from tests.runtimes.waiting import eventually
 from tests.toolkit.bundle.several import WIDTHS, funnel, ranged_over
 
 EXACT = EngineOptions(optimize=False)
-RULE = Switching(dwell_s=0.0, probe_s=0.02)
+RULE = SwitchPolicy(dwell_s=0.0, probe_s=0.02)
 HERE, FAR = 0, 1
 FAST, SLOW = Link(1e9, 1e9), Link(100e3, 100e3)
 SEEDS = 16
@@ -61,8 +61,8 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     graph = read_graph(model)
     found = ranged_over(graph, 0.02 if request.param == "local" else 0.2)
     plans = [plan for plan in found.plans if plan.scheme in (request.param, "cloud")]
-    ranges = (Range(0.0, 5e5, HERE), Range(5e5, math.inf, FAR))
-    return write_plans(model, graph, Ranged(tuple(plans), ranges), folder / "b")
+    ranges = (BandwidthRange(0.0, 5e5, HERE), BandwidthRange(5e5, math.inf, FAR))
+    return write_plans(model, graph, PlanSet(tuple(plans), ranges), folder / "b")
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def expected(bundle: Bundle) -> list[np.ndarray]:
 
 @pytest.fixture
 def server(bundle: Bundle) -> Iterator[Server]:
-    with Server([bundle], options=EXACT) as running:
+    with Server([bundle], options=ServeOptions(EXACT)) as running:
         yield running
 
 
@@ -83,7 +83,7 @@ def frame(number: int) -> dict[str, np.ndarray]:
 
 
 class Camera:
-    """A source of frames that lets the pilot attend before each, and tells what was followed."""
+    """A source of frames that lets the selector attend before each, and tells what was followed."""
 
     def __init__(self, session: OffloadSession) -> None:
         self._session = session
@@ -103,8 +103,8 @@ class Camera:
             yield self._next()
 
     def _next(self) -> dict[str, np.ndarray]:
-        pilot = self._session._active.opened.pilot
-        pilot.attend(self._session._active.opened.remote, time.monotonic(), 0.02)
+        selector = self._session._active.opened.selector
+        selector.attend(self._session._active.opened.connection, time.monotonic(), 0.02)
         self.plans.append(self._session.plan)
         return frame(len(self.plans) - 1)
 
@@ -155,7 +155,7 @@ def test_the_first_frame_of_a_plan_tells_of_the_change(bundle: Bundle, server: S
         assert session.plan == FAR
         assert session.link
         assert session.link.up_bps > 5e5
-        session._active.opened.pilot._mark = "plan 0 -> plan 1"
+        session._active.opened.selector._change = "plan 0 -> plan 1"
         _, first = session.run_timed(None, frame(0))
         _, second = session.run_timed(None, frame(1))
     marks = [span for span in first.lane(Lane.DEVICE) if span.duration_s == 0]
@@ -182,8 +182,8 @@ class Gate:
 
     def __init__(self, session: OffloadSession) -> None:
         self.reached, self.open = threading.Event(), threading.Event()
-        self._load = session._active.opened.pilot._load
-        session._active.opened.pilot._load = self
+        self._load = session._active.opened.selector._load
+        session._active.opened.selector._load = self
 
     def __call__(self, plan: Plan) -> None:
         self.reached.set()
@@ -225,7 +225,7 @@ def test_the_server_is_lost_in_the_middle_of_a_change(
             assert np.array_equal(y, expected[number % SEEDS]), number
         assert session.counts.runs == sent
         assert not session.is_split
-        with Server([bundle], server.address, options=EXACT):
+        with Server([bundle], server.address, options=ServeOptions(EXACT)):
             eventually(lambda: session.is_split)
             before = session.counts.split
             assert np.array_equal(session.run(None, frame(0))[0], expected[0])
@@ -235,15 +235,15 @@ def test_the_server_is_lost_in_the_middle_of_a_change(
 def test_a_plan_that_cannot_be_loaded_is_left_alone(
     bundle: Bundle, server: Server, expected: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Device.load
+    real = SegmentExecutor.load
 
-    def refuse(device: Device, segments: tuple[Segment, ...]) -> None:
+    def refuse(device: SegmentExecutor, segments: tuple[Segment, ...]) -> None:
         wanted = {s.part for s in bundle.plans[HERE].on(Side.DEVICE)}
         if wanted & {segment.part for segment in segments}:
             raise InputError("there is no memory for it")
         real(device, segments)
 
-    monkeypatch.setattr(Device, "load", refuse)
+    monkeypatch.setattr(SegmentExecutor, "load", refuse)
     link = Changing()
     with OffloadSession(
         bundle, server.address, link=link, optimize=False, heartbeat_s=NEVER_S, switching=RULE

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from offload.errors import DeadlineError, InputError
-from offload_runtimes.engine import EngineOptions, inspect, load
-from offload_runtimes.engine.inspect import optimize_to, profile_nodes, tensor_types
+from offload_runtimes.engine import EngineOptions, load, profiling
+from offload_runtimes.engine.profiling import optimize_to, profile_nodes, tensor_types
 from onnx import TensorProto, helper
 
 from tests.runtimes import models
@@ -93,7 +93,7 @@ def test_unknown_provider_and_threads() -> None:
 
 def test_deadline_ends_an_endless_loop() -> None:
     engine = load(models.endless_loop().SerializeToString())
-    with pytest.raises(DeadlineError, match=r"stopped before it finished \(allowed are 200 ms\)"):
+    with pytest.raises(DeadlineError, match=r"stopped before it finished \(the limit is 200 ms\)"):
         engine.run(None, {"x": np.zeros(1, np.float32)}, deadline_s=0.2)
 
 
@@ -196,31 +196,27 @@ def test_profile_names_every_kernel(tmp_path: Path) -> None:
     path = conv_relu(tmp_path)
     feeds = load(path).zeros() or {}
     plain = profile_nodes(path, feeds, EngineOptions(optimize=False), runs=3, warm_runs=1)
-    assert [(node.name, node.op) for node in plain] == [
-        ("conv", "Conv"),
-        ("relu", "Relu"),
-        ("softmax", "Softmax"),
-    ]
-    assert all(node.seconds > 0 for node in plain)
+    assert list(plain) == ["conv", "relu", "softmax"]
+    assert min(plain.values()) > 0
     fused = profile_nodes(path, feeds, runs=3)
-    assert "Relu" not in {node.op for node in fused}
+    assert "relu" not in fused
 
 
 def test_kernels_timed_in_a_waiting_process_are_the_same(tmp_path: Path) -> None:
     """What a GPU's kernels are timed with; here on the CPU."""
     path = conv_relu(tmp_path)
     feeds, options = load(path).zeros() or {}, EngineOptions(optimize=False)
-    found = inspect._timed_nodes_waiting(path, feeds, options, 1, 1, 15.0)
-    assert [node.name for node in found] == ["conv", "relu", "softmax"]
+    found = profiling._timed_nodes_waiting(path, feeds, options, 1, 1, 15.0)
+    assert list(found) == ["conv", "relu", "softmax"]
     with pytest.raises(InputError, match=r"timing kernels failed: .*does not exist"):
-        inspect._timed_nodes_waiting(tmp_path / "no.onnx", feeds, options, 1, 1, 15.0)
+        profiling._timed_nodes_waiting(tmp_path / "no.onnx", feeds, options, 1, 1, 15.0)
 
 
 def test_the_provider_that_ran_a_kernel_is_known(tmp_path: Path) -> None:
     path = conv_relu(tmp_path)
     feeds = load(path).zeros() or {}
     options = EngineOptions(("AzureExecutionProvider",))  # in the CPU's wheel; it runs no kernel
-    assert inspect.kernel_providers(path, feeds, options) == {"cpu"}
+    assert profiling.kernel_providers(path, feeds, options) == {"cpu"}
 
 
 def test_optimized_graph_lacks_fused_tensors(tmp_path: Path) -> None:

@@ -1,36 +1,41 @@
-"""Rows joined and parted, and the trial that a server makes before it believes in either."""
+"""Joining and splitting rows, the trial before it, batches, and run times."""
+
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import pytest
 from offload.errors import InputError
+from offload.planning.plan import Segment, Side
 from offload_runtimes.engine import Array, load
+from offload_runtimes.protocol.server_state import RunSegment
 from offload_runtimes.serving.batching import (
     Batching,
     Feeds,
     disagreement,
-    joined,
-    parted,
+    join_rows,
     rows_of,
     shapes_of,
+    split_rows,
 )
-from offload_runtimes.serving.together import Joint, Share
+from offload_runtimes.serving.bundles import RunTimes
+from offload_runtimes.serving.sessions import Batch, SegmentTask
 from onnx import TensorProto, helper
 
 from tests.runtimes import models
 
 
-def test_parted_is_what_was_joined() -> None:
+def test_rows_are_split_as_they_were_joined() -> None:
     several = [{"a": np.arange(2 * n).reshape(n, 2), "b": np.arange(n)} for n in (1, 3, 2)]
-    together = joined(several)
+    together = join_rows(several)
     for feeds, (a, b) in zip(
-        several, parted([together["a"], together["b"]], (1, 3, 2)), strict=True
+        several, split_rows([together["a"], together["b"]], (1, 3, 2)), strict=True
     ):
         assert np.array_equal(feeds["a"], a)
         assert np.array_equal(feeds["b"], b)
     for wrong in (np.zeros((5, 2)), np.zeros(())):
         with pytest.raises(InputError, match="6 rows went in"):
-            parted([wrong], (1, 3, 2))
+            split_rows([wrong], (1, 3, 2))
 
 
 def test_only_inputs_of_equal_rows_have_rows() -> None:
@@ -73,7 +78,9 @@ def test_the_trial_finds_what_mixes_rows() -> None:
     ]
     assert "is off by" in tried(centred, "n", 4)
     assert "came out" in tried([helper.make_node("ReduceMax", ["x", "zero"], ["y"])], "n", 4)
-    assert "no random input" in tried([helper.make_node("MatMul", ["x", "w"], ["y"])], 1, 4)
+    assert "none of the random inputs" in tried(
+        [helper.make_node("MatMul", ["x", "w"], ["y"])], 1, 4
+    )
 
 
 class Recorded:
@@ -89,30 +96,50 @@ class Recorded:
         return list(feeds.values())
 
 
-def shared(count: int) -> tuple[list[Share], Recorded]:
-    shares, call = [Share(Recorded()) for _ in range(count)], Recorded()  # type: ignore[arg-type]
-    return shares, call
+SEGMENT = Segment("server-0", Side.SERVER, (), (), ("x",), ("y",))
+
+
+def tasks_of(*rows: int) -> tuple[list[SegmentTask], Any]:
+    """Tasks of these numbers of rows, and a call for all of them."""
+    nobody: Any = None
+    return [
+        SegmentTask(nobody, run_of(number), nobody, cast(Any, Recorded()), 0.0) for number in rows
+    ], Recorded()
+
+
+def run_of(rows: int) -> RunSegment:
+    return RunSegment(1, SEGMENT, {"x": np.full((rows, 1), rows)})
 
 
 def test_a_run_for_several_ends_early_only_when_nobody_wants_it() -> None:
-    (first, second, third), call = shared(3)
+    (first, second, third), call = tasks_of(1, 2, 3)
     second.stop()
-    joint = Joint(call, [first, second, third])  # type: ignore[arg-type]
+    batch = Batch(call, [first, second, third])
     first.stop()
     assert not call.stopped
-    feeds = [{"x": np.full((rows, 1), rows)} for rows in (1, 2, 3)]
-    made = joint.run(["y"], feeds, (1, 2, 3))
-    for given, (array,) in zip(feeds, made, strict=True):
-        assert np.array_equal(given["x"], array)
+    for task, (array,) in zip((first, second, third), batch.run(), strict=True):
+        assert np.array_equal(task.run.feeds["x"], array)
     third.stop()
     assert not call.stopped, "it is over"
-    (first, second), call = shared(2)
-    Joint(call, [first, second])  # type: ignore[arg-type]
+    (first, second), call = tasks_of(1, 1)
+    batch = Batch(call, [first, second])
     first.stop()
     second.stop()
     assert call.stopped
-    (first, second), call = shared(2)
+    (first, second), call = tasks_of(1, 1)
     first.stop()
     second.stop()
-    Joint(call, [first, second])  # type: ignore[arg-type]
+    batch = Batch(call, [first, second])
     assert call.stopped
+
+
+def test_a_run_is_short_if_the_last_one_on_as_many_bytes_was() -> None:
+    """Then it may run on the thread that reads the session's messages."""
+    run_times = RunTimes()
+    assert not run_times.is_short("a", 0), "not measured yet"
+    run_times.took("a", 1000, 0.0001)
+    assert run_times.is_short("a", 1000)
+    assert not run_times.is_short("a", 1001), "it may take any time"
+    assert not run_times.is_short("b", 10)
+    run_times.took("a", 10, 0.1)
+    assert not run_times.is_short("a", 10)

@@ -4,7 +4,7 @@ import threading
 
 from hypothesis import given
 from hypothesis import strategies as st
-from offload_runtimes.serving.fair import FairWorkers
+from offload_runtimes.serving.dispatch import FairWorkers
 
 
 def _wait(event: threading.Event) -> None:

@@ -5,8 +5,7 @@ from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
-from offload_runtimes.serving.batching import Batching
-from offload_runtimes.serving.gathered import Gathered
+from offload_runtimes.serving.batching import Batching, BatchQueue
 
 ITEMS = st.lists(
     st.tuples(st.sampled_from("abc"), st.sampled_from("KL"), st.integers(1, 3)), max_size=30
@@ -22,7 +21,7 @@ def test_every_item_is_taken_once_in_its_order(
     items: list[tuple[str, str, int]], room: int
 ) -> None:
     """With a turn for each item; a session's items of a kind in their order."""
-    gathered: Gathered[str, int] = Gathered(Batching(room))
+    gathered: BatchQueue[str, int] = BatchQueue(Batching(room))
     for number, (session, kind, rows) in enumerate(items):
         gathered.add(kind, session, number, rows)
     taken: list[int] = []
@@ -41,7 +40,7 @@ def test_every_item_is_taken_once_in_its_order(
 
 @given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=30), st.integers(2, 8))
 def test_one_of_each_session_before_a_second_of_any(sessions: list[str], room: int) -> None:
-    gathered: Gathered[str, str] = Gathered(Batching(room))
+    gathered: BatchQueue[str, str] = BatchQueue(Batching(room))
     for session in sessions:
         gathered.add("kind", session, session, 1)
     found = Counter(gathered.take("kind", sessions[0], nobody))
@@ -53,7 +52,7 @@ def test_one_of_each_session_before_a_second_of_any(sessions: list[str], room: i
 
 
 def test_those_left_out_come_first_the_next_time() -> None:
-    gathered: Gathered[str, str] = Gathered(Batching(2))
+    gathered: BatchQueue[str, str] = BatchQueue(Batching(2))
     for session in "abcabc":
         gathered.add("kind", session, session, 1)
     assert gathered.take("kind", "a", nobody) == ["a", "b"]
@@ -62,7 +61,7 @@ def test_those_left_out_come_first_the_next_time() -> None:
 
 
 def test_what_is_too_large_waits_for_its_own_turn() -> None:
-    gathered: Gathered[str, str] = Gathered(Batching(4))
+    gathered: BatchQueue[str, str] = BatchQueue(Batching(4))
     for session, rows in (("a", 2), ("b", 3), ("c", 2), ("d", 9)):
         gathered.add("kind", session, session, rows)
     assert gathered.take("kind", "a", nobody) == ["a", "c"]
@@ -72,7 +71,7 @@ def test_what_is_too_large_waits_for_its_own_turn() -> None:
 
 
 def test_a_dropped_session_is_forgotten() -> None:
-    gathered: Gathered[str, str] = Gathered(Batching(2))
+    gathered: BatchQueue[str, str] = BatchQueue(Batching(2))
     for session in "aabb":
         gathered.add("kind", session, session, 1)
     assert gathered.take("kind", "a", nobody) == ["a", "b"]
@@ -82,7 +81,7 @@ def test_a_dropped_session_is_forgotten() -> None:
     assert gathered.take("kind", "a", nobody) == ["a"]
 
 
-def waiting(gathered: Gathered[str, str], crowd: str) -> tuple[threading.Thread, list[str]]:
+def waiting(gathered: BatchQueue[str, str], crowd: str) -> tuple[threading.Thread, list[str]]:
     """Somebody who takes for session a; and what it has got when the thread is over."""
     gathered.add("kind", "a", "a", 1)
     found: list[str] = []
@@ -94,7 +93,7 @@ def waiting(gathered: Gathered[str, str], crowd: str) -> tuple[threading.Thread,
 
 
 def test_waiting_ends_with_the_last_open_session() -> None:
-    gathered: Gathered[str, str] = Gathered(Batching(8, 60))
+    gathered: BatchQueue[str, str] = BatchQueue(Batching(8, 60))
     thread, found = waiting(gathered, "abc")
     gathered.add("kind", "b", "b", 1)
     gathered.add("other kind", "c", "c", 1)
@@ -106,7 +105,7 @@ def test_waiting_ends_with_the_last_open_session() -> None:
 
 
 def test_waiting_ends_when_there_is_no_more_room() -> None:
-    gathered: Gathered[str, str] = Gathered(Batching(2, 60))
+    gathered: BatchQueue[str, str] = BatchQueue(Batching(2, 60))
     thread, found = waiting(gathered, "abc")
     gathered.add("kind", "b", "b", 1)
     thread.join(20)
@@ -114,10 +113,10 @@ def test_waiting_ends_when_there_is_no_more_room() -> None:
 
 
 def test_waiting_ends_in_time_and_with_the_server() -> None:
-    thread, found = waiting(Gathered(Batching(8, 0.01)), "ab")
+    thread, found = waiting(BatchQueue(Batching(8, 0.01)), "ab")
     thread.join(20)
     assert found == ["a"]
-    stopped: Gathered[str, str] = Gathered(Batching(8, 60))
+    stopped: BatchQueue[str, str] = BatchQueue(Batching(8, 60))
     thread, found = waiting(stopped, "ab")
     stopped.stop()
     thread.join(20)
@@ -125,6 +124,6 @@ def test_waiting_ends_in_time_and_with_the_server() -> None:
 
 
 def test_nobody_waits_alone() -> None:
-    thread, found = waiting(Gathered(Batching(8, 60)), "a")
+    thread, found = waiting(BatchQueue(Batching(8, 60)), "a")
     thread.join(20)
     assert found == ["a"]

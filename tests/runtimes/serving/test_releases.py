@@ -10,9 +10,9 @@ from offload.bundle.bundle import Bundle, open_bundle
 from offload.errors import InputError
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.server import Server
-from offload_runtimes.serving import releases
-from offload_runtimes.serving.hosted import host
-from offload_runtimes.serving.releases import check_memory, free_memory_bytes, sources
+from offload_runtimes.serving import bundles as served_bundles
+from offload_runtimes.serving.bundles import check_memory, free_memory_bytes, load_bundle, sources
+from offload_runtimes.serving.serve_options import ServeOptions
 
 from tests.runtimes import bundles
 
@@ -37,11 +37,11 @@ def test_the_kept_releases_of_a_root_are_served(tmp_path: Path) -> None:
     with Server([link]) as server:
         assert server.bundles == (third.digest, second.digest, first.digest)
         assert server.paths == (link,)
-    with Server([link], max_releases=2) as server:
+    with Server([link], options=ServeOptions(max_releases=2)) as server:
         assert server.bundles == (third.digest, second.digest)
     assert [source.name for source in sources([link, first.path], 1)] == ["current", "b0"]
     with pytest.raises(InputError, match="max_releases must be at least 1"):
-        Server([link], max_releases=0)
+        Server([link], options=ServeOptions(max_releases=0))
 
 
 def test_a_damaged_journal_leaves_the_current_release(tmp_path: Path) -> None:
@@ -66,10 +66,10 @@ def test_a_kept_release_that_cannot_be_served_is_left_out(tmp_path: Path) -> Non
 def test_equal_parts_of_two_bundles_share_an_engine(tmp_path: Path) -> None:
     options = EngineOptions()
     made = bundles.branches(tmp_path / "b").bundle
-    first = host(made, options, 1.0)
+    first = load_bundle(made, options, 1.0)
     other = replace(made, digest="another plan of the same parts")
-    assert host(other, options, 1.0, others=[first]).engines == first.engines
-    unlike = host(bundles.branches(tmp_path / "c").bundle, options, 1.0, others=[first])
+    assert load_bundle(other, options, 1.0, others=[first]).engines == first.engines
+    unlike = load_bundle(bundles.branches(tmp_path / "c").bundle, options, 1.0, others=[first])
     assert unlike.engines != first.engines
 
 
@@ -77,10 +77,10 @@ def test_a_kept_release_must_fit_into_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = bundles.branches(tmp_path / "b", width=128).bundle
-    monkeypatch.setattr(releases, "free_memory_bytes", lambda: 1000.0)
+    monkeypatch.setattr(served_bundles, "free_memory_bytes", lambda: 1000.0)
     with pytest.raises(InputError, match=r"and 1.00 kB are free: allow more memory"):
         check_memory(made, [])
-    check_memory(made, [host(made, EngineOptions(), 1.0)])
+    check_memory(made, [load_bundle(made, EngineOptions(), 1.0)])
     link = deployed(tmp_path / "root", current=bundles.branches(tmp_path / "c").bundle, kept=[made])
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")

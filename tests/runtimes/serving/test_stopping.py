@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from offload_runtimes.serving.stopping import Asked, StopSignal
+from offload_runtimes.daemon import Request, StopSignal
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -23,8 +23,8 @@ def test_a_signal_to_another_thread_is_heard(number: signal.Signals) -> None:
         ringing = threading.Thread(target=ring)
         ringing.start()
         threading.Timer(0.05, waiting.set).start()  # by then the main thread sits in wait
-        assert asked.wait(60) is Asked.STOP
-        assert asked.wait() is Asked.STOP  # once asked, always asked
+        assert asked.wait(60) is Request.STOP
+        assert asked.wait() is Request.STOP  # once asked, always asked
         ringing.join()
 
 
@@ -33,10 +33,10 @@ def test_other_signals_are_not_meant() -> None:
     try:
         with StopSignal() as asked:
             signal.raise_signal(signal.SIGUSR1)
-            assert asked.wait(5) is Asked.NOTHING
-            assert asked.wait(0) is Asked.NOTHING
+            assert asked.wait(5) is Request.NOTHING
+            assert asked.wait(0) is Request.NOTHING
             signal.raise_signal(signal.SIGTERM)
-            assert asked.wait(0) is Asked.STOP
+            assert asked.wait(0) is Request.STOP
     finally:
         signal.signal(signal.SIGUSR1, before)
 
@@ -52,17 +52,17 @@ def test_it_leaves_handlers_as_they_were() -> None:
 def test_a_hangup_asks_to_reload() -> None:
     with StopSignal() as asked:
         signal.raise_signal(signal.SIGHUP)
-        assert asked.wait(5) is Asked.RELOAD
-        assert asked.wait(0) is Asked.NOTHING
+        assert asked.wait(5) is Request.RELOAD
+        assert asked.wait(0) is Request.NOTHING
         signal.raise_signal(signal.SIGTERM)
-        assert asked.wait(0) is Asked.STOP
+        assert asked.wait(0) is Request.STOP
 
 
 _IN_A_TERMINAL = """
 import os, pty, sys
 pid, terminal = pty.fork()
 if pid == 0:
-    from offload_runtimes.serving.stopping import StopSignal
+    from offload_runtimes.daemon import StopSignal
     with StopSignal() as asked:
         os.write(1, b"ready")
         what = asked.wait(20).value

@@ -8,15 +8,15 @@ import numpy as np
 import onnx
 from offload.bundle.bundle import Bundle
 from offload.bundle.write import write_plans
-from offload.cost.link import Link
-from offload.cost.profile import LayerCost, Profile
+from offload.costs.link import Link
+from offload.costs.profile import LayerCost, Profile
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph
 from offload.graph.read import read_graph
-from offload.plan.candidate import Situation
-from offload.plan.planner import make_plan
-from offload.plan.ranges import Ranged, plans_over
-from offload.plan.sweep import parse_links
+from offload.planning.plan_set import PlanSet, plans_over
+from offload.planning.planner import make_plan
+from offload.planning.problem import PlanningProblem
+from offload.planning.sweep import parse_links
 from onnx import TensorProto, helper, numpy_helper
 
 Prove = Callable[[Model, Bundle], Iterable[str]]
@@ -48,7 +48,7 @@ def funnel(path: Path, rows: int | str = 4) -> Path:
     return path
 
 
-def ranged_over(graph: Graph, device_s: float = 20e-3, server_s: float = 1e-3) -> Ranged:
+def ranged_over(graph: Graph, device_s: float = 20e-3, server_s: float = 1e-3) -> PlanSet:
     """The plans of a sweep, every layer taking as long as the others."""
 
     def profile(seconds: float) -> Profile:
@@ -56,7 +56,9 @@ def ranged_over(graph: Graph, device_s: float = 20e-3, server_s: float = 1e-3) -
         return Profile(graph.digest, "flat", "cpu", 1, costs, seconds * len(costs), 1)
 
     device, server = profile(device_s), profile(server_s)
-    return plans_over(lambda link: make_plan(Situation.of(graph, device, server, link)), LINKS)
+    return plans_over(
+        lambda link: make_plan(PlanningProblem.of(graph, device, server, link)), LINKS
+    )
 
 
 def swept(folder: Path, prove: Prove = lambda *_: (), device_s: float = 20e-3) -> Bundle:

@@ -2,17 +2,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from offload.bundle.compare import Freedom, gap
+from offload.bundle.compare import Tolerances, gap
 from offload.graph.load import load_model
 
-from tests.toolkit.bundle.traps import TRAPS
+from tests.edge_cases import EDGE_CASES
 
 
 def F(values: object) -> np.ndarray[Any, Any]:  # noqa: N802  short for the table
     return np.array(values, np.float32)
 
 
-BY_NAME = {trap.name: trap.model for trap in TRAPS}
+BY_NAME = {case.name: case.model for case in EDGE_CASES}
 
 
 @pytest.mark.parametrize(
@@ -68,11 +68,11 @@ def test_softmax_of_many_classes_is_not_lost_in_the_tolerance() -> None:
     ],
 )
 def test_limits(name: str, dtype: str, optimized: bool, limit: float) -> None:
-    assert Freedom.of(load_model(BY_NAME[name])).limit(dtype, optimized) == limit
+    assert Tolerances.of(load_model(BY_NAME[name])).limit(dtype, optimized) == limit
 
 
 def test_a_model_that_magnifies_rounding_is_granted_a_few_times_its_own() -> None:
-    freedom = Freedom.of(load_model(BY_NAME["metadata"]))
+    freedom = Tolerances.of(load_model(BY_NAME["metadata"]))
     assert freedom.limit("float", True, own=1e-3) == pytest.approx(4e-3)
     assert freedom.limit("float", True, own=0.5) == 2e-2
     assert freedom.limit("float", True, own=1e-8) == 5e-5

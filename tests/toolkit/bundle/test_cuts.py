@@ -1,6 +1,6 @@
 from hypothesis import given
 from hypothesis import strategies as st
-from offload.bundle.cuts import crossing, distinct_cuts, halves
+from offload.bundle.verify import crossing_tensors, distinct_cuts, parts_of_cut
 from offload.graph.model import Graph
 
 from tests.toolkit.graphs import graphs
@@ -19,8 +19,8 @@ def test_cuts_are_distinct_and_closed(graph: Graph, most: int) -> None:
 def test_halves_cover_all_and_exchange_what_crosses(graph: Graph) -> None:
     nodes = sorted(node for layer in graph.layers for node in layer.nodes)
     for device in distinct_cuts(graph, 8):
-        parts = halves(graph, device)
+        parts = parts_of_cut(graph, device)
         one, two = parts["device-0.onnx"], parts["server-0.onnx"]
         assert sorted((*one.nodes, *two.nodes)) == nodes
-        assert set(two.inputs) <= set(crossing(parts)) | set(graph.inputs)
+        assert set(two.inputs) <= set(crossing_tensors(parts)) | set(graph.inputs)
         assert set(graph.outputs) <= {*one.outputs, *two.outputs}

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from offload.bundle.difference import difference
+from offload.bundle.compare import difference
 
 
 def test_differences_are_relative_and_strict_about_kind() -> None:

@@ -1,4 +1,4 @@
-"""Every cut of every trap: the two halves give, to the bit, what the whole gives."""
+"""Every cut of every edge case: both parts return the bits of the whole model."""
 
 import itertools
 from collections.abc import Iterator
@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from offload.bundle.cuts import halves, parts_at
-from offload.bundle.extract import Part, part_of
+from offload.bundle.subgraph import Part, part_of
+from offload.bundle.verify import parts_of_cut
 from offload.bundle.weights import write_parts
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph, Tensor
 from offload.graph.read import read_graph
 from offload_runtimes.engine import EngineOptions, load
-from offload_runtimes.engine.inspect import tensor_types
+from offload_runtimes.engine.profiling import tensor_types
 
-from tests.toolkit.bundle.traps import TRAPS, Arrays, Trap
+from tests.edge_cases import EDGE_CASES, Arrays, EdgeCase
+from tests.toolkit.tensor_cuts import parts_at
 
 AS_WRITTEN = EngineOptions(optimize=False, threads=1)
 MOST_CUTS = 40
@@ -63,7 +64,7 @@ def check_format(proto: onnx.ModelProto) -> None:
 
 
 def check_cut(
-    model: Model, case: Trap, parts: dict[str, Part], known: dict[str, Tensor], folder: Path
+    model: Model, case: EdgeCase, parts: dict[str, Part], known: dict[str, Tensor], folder: Path
 ) -> Iterator[tuple[str, Any]]:
     write_parts(model, parts, folder, known)
     values = dict(case.feeds)
@@ -76,8 +77,8 @@ def check_cut(
             yield from made.items()
 
 
-@pytest.mark.parametrize("case", TRAPS, ids=lambda case: case.name)
-def test_every_cut_is_right(case: Trap, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", EDGE_CASES, ids=lambda case: case.name)
+def test_every_cut_is_right(case: EdgeCase, tmp_path: Path) -> None:
     source = tmp_path / "whole.onnx"
     onnx.save(case.model, source)
     expected = run(source, case.feeds)
@@ -85,13 +86,13 @@ def test_every_cut_is_right(case: Trap, tmp_path: Path) -> None:
     graph = read_graph(model)
     known = types(model, graph, tmp_path)
     for device in cuts(graph):
-        parts = halves(graph, device)
+        parts = parts_of_cut(graph, device)
         made = dict(check_cut(model, case, parts, known, tmp_path))
         assert_right(case, made, expected, sorted(device))
 
 
-@pytest.mark.parametrize("case", TRAPS, ids=lambda case: case.name)
-def test_cutting_at_tensors_straight_from_the_file_is_right(case: Trap, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", EDGE_CASES, ids=lambda case: case.name)
+def test_cutting_at_tensors_straight_from_the_file_is_right(case: EdgeCase, tmp_path: Path) -> None:
     source = tmp_path / "whole.onnx"
     onnx.save(case.model, source)
     expected = run(source, case.feeds)
@@ -104,7 +105,7 @@ def test_cutting_at_tensors_straight_from_the_file_is_right(case: Trap, tmp_path
         assert_right(case, made, expected, tensors)
 
 
-def assert_right(case: Trap, made: Arrays, expected: Arrays, place: object) -> None:
+def assert_right(case: EdgeCase, made: Arrays, expected: Arrays, place: object) -> None:
     for name, want in expected.items():
         assert made[name].dtype == want.dtype
         if case.exact:

@@ -7,13 +7,13 @@ import numpy as np
 import onnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from offload.bundle.cuts import halves
+from offload.bundle.verify import parts_of_cut
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
+from tests.edge_cases import EdgeCase
 from tests.toolkit.bundle.test_every_cut import check_cut, run
-from tests.toolkit.bundle.traps import Trap
 
 WEIGHTS = {name: np.arange(4, dtype=np.float32) + shift for shift, name in enumerate(("w", "v"))}
 VALUE = helper.make_tensor_value_info
@@ -97,7 +97,7 @@ def test_a_random_cut_is_right(proto: ModelProto, seed: int) -> None:
         model = load_model(source)
         graph = read_graph(model)
         chosen = rng.integers(0, 2, len(graph.layers)).nonzero()[0].tolist()
-        parts = halves(graph, graph.ancestors(chosen))
-        made = dict(check_cut(model, Trap("random", proto, feeds), parts, {}, Path(folder)))
+        parts = parts_of_cut(graph, graph.ancestors(chosen))
+        made = dict(check_cut(model, EdgeCase("random", proto, feeds), parts, {}, Path(folder)))
     for name, want in expected.items():
         assert np.array_equal(made[name], want), name

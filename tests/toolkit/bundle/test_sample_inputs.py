@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
-from offload.bundle.bundle import Value
+from offload.bundle.bundle import ModelValue
 from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import (
     Feeds,
     GivenInputs,
     ModelInputs,
-    Range,
+    ValueRange,
     bound,
     draw,
     open_sizes_sentence,
@@ -16,7 +16,7 @@ from offload.bundle.sample_inputs import (
 from offload.errors import InputError
 from offload.graph.load import load_model
 
-from tests.toolkit.bundle.traps import text
+from tests.edge_cases import text
 
 TABLE = """g (int64[N,T] ids) => (float[N,T,2] y) <float[3,2] table = {1,2,3,4,5,6}> {
     n = Cast <to=7> (ids) y = Gather (table, n) }"""
@@ -43,7 +43,7 @@ def test_sizes_are_tried_until_the_model_takes_them() -> None:
 
 def test_what_the_caller_gives_is_used() -> None:
     inputs = inputs_of(load_model(text(TABLE)))
-    given = GivenInputs(ranges={"ids": Range(1, 1)}, shapes={"ids": (1, 4)})
+    given = GivenInputs(ranges={"ids": ValueRange(1, 1)}, shapes={"ids": (1, 4)})
     found = sample(inputs, accept, given, 2)
     assert [feeds["ids"].tolist() for feeds in found] == [[[1, 1, 1, 1]]]
     ids = np.zeros((1, 1), np.int64)
@@ -87,13 +87,13 @@ def test_refusals_are_one_sentence() -> None:
         sample(inputs_of(model), accept, GivenInputs(shapes={"z": (1,)}), 1)
     graph = "g (seq(float[2]) s) => (int64 y) { y = SequenceLength(s) }"
     sequence = load_model(text(graph))
-    with pytest.raises(InputError, match=r"'s' is seq\(tensor\(float\)\), for which no value"):
+    with pytest.raises(InputError, match=r"'s' is seq\(tensor\(float\)\), which can't be drawn"):
         sample(inputs_of(sequence), accept, GivenInputs(), 1)
 
 
 def test_scalars_stay_arrays() -> None:
     kinds = ("float", "double", "float16", "bool", "uint8", "int64", "bfloat16", "string")
-    inputs = ModelInputs(tuple(Value(kind, f"tensor({kind})", ()) for kind in kinds))
+    inputs = ModelInputs(tuple(ModelValue(kind, f"tensor({kind})", ()) for kind in kinds))
     for array in draw(inputs).values():
         assert isinstance(array, np.ndarray)
         assert array.shape == ()
@@ -111,14 +111,14 @@ def test_words_are_the_models_own() -> None:
 def test_every_open_size_is_in_the_options() -> None:
     floats = "tensor(float)"
     values = (
-        Value("images", floats, ("n", 3, "h", "w")),
-        Value("mask", floats, ("n", "h")),
-        Value("ids", "tensor(int64)", ("n", "s")),
-        Value("past", floats, ("n", 4, "past", 16)),
-        Value("total", floats, ("n", "past + s")),
-        Value("bytes", "tensor(uint8)", (None, None, None, 3)),
-        Value("odd name", floats, (None,)),
-        Value("fixed", floats, (1, 2)),
+        ModelValue("images", floats, ("n", 3, "h", "w")),
+        ModelValue("mask", floats, ("n", "h")),
+        ModelValue("ids", "tensor(int64)", ("n", "s")),
+        ModelValue("past", floats, ("n", 4, "past", 16)),
+        ModelValue("total", floats, ("n", "past + s")),
+        ModelValue("bytes", "tensor(uint8)", (None, None, None, 3)),
+        ModelValue("odd name", floats, (None,)),
+        ModelValue("fixed", floats, (1, 2)),
     )
     options = shape_options(values)
     assert options == (
@@ -131,7 +131,10 @@ def test_every_open_size_is_in_the_options() -> None:
 
 
 def test_sizes_given_bind_equal_names() -> None:
-    values = (Value("x", "tensor(float)", ("n", 3)), Value("y", "tensor(float)", ("n", "n + 1")))
+    values = (
+        ModelValue("x", "tensor(float)", ("n", 3)),
+        ModelValue("y", "tensor(float)", ("n", "n + 1")),
+    )
     assert [value.shape for value in bound(values, {"x": (2, 3)})] == [(2, 3), (2, 3)]
     for shapes, sentence in (
         ({"z": (1,)}, "no input 'z'"),
@@ -143,5 +146,5 @@ def test_sizes_given_bind_equal_names() -> None:
 
 
 def test_an_expression_without_a_whole_size_still_gets_an_example() -> None:
-    values = tuple(Value(dim, "tensor(float)", (dim,)) for dim in ("s", "s/2"))
+    values = tuple(ModelValue(dim, "tensor(float)", (dim,)) for dim in ("s", "s/2"))
     assert shape_options(values) == "--shape s=1 --shape s/2=1"

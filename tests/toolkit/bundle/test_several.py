@@ -19,13 +19,12 @@ from offload.bundle.bundle import (
     manifest_digest,
     open_bundle,
 )
-from offload.bundle.common import in_common, sizes
-from offload.bundle.write import write_bundle, write_plans
+from offload.bundle.write import dedupe, sizes, write_bundle, write_plans
 from offload.errors import BundleError, InputError
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
-from offload.plan.plan import Side
-from offload.plan.ranges import Range, Ranged
+from offload.planning.plan import Side
+from offload.planning.plan_set import BandwidthRange, PlanSet
 from onnx import TensorProto
 
 from tests.toolkit.bundle.several import WIDTHS, funnel, ranged_over, swept
@@ -86,8 +85,8 @@ def test_a_plan_twice_is_stored_once(tmp_path: Path) -> None:
     """Plans that differ in order alone have all parts in common."""
     plan = ranged_over(read_graph(load_model(funnel(tmp_path / "net.onnx")))).plans[1]
     other = replace(plan, steps=plan.steps[::-1])
-    ranges = (Range(0.0, 1e6, 0), Range(1e6, float("inf"), 1))
-    found = in_common(Ranged((plan, other), ranges))
+    ranges = (BandwidthRange(0.0, 1e6, 0), BandwidthRange(1e6, float("inf"), 1))
+    found = dedupe(PlanSet((plan, other), ranges))
     assert [s.part for s in found.plans[1].segments] == ["device-0", "server-0"]
 
 

@@ -8,21 +8,20 @@ import numpy as np
 import onnx
 import pytest
 from offload.bundle import verify
-from offload.bundle.cuts import distinct_cuts, halves
 from offload.bundle.engine_input import EngineInput, part_input
-from offload.bundle.extract import Part
-from offload.bundle.verify import CutCheck, noise
+from offload.bundle.subgraph import Part
+from offload.bundle.verify import CutCheck, distinct_cuts, noise, parts_of_cut
 from offload.errors import InputError
-from offload.graph import wiring
+from offload.graph import value_index
 from offload.graph.load import Model, load_model
-from offload.graph.scope import reads
+from offload.graph.value_index import consumed_values
 from offload_runtimes.engine import EngineOptions
-from offload_runtimes.proof.verify import check_of
+from offload_runtimes.measure.verify import check_of
 from onnx import ModelProto, NodeProto
 
-from tests.toolkit.bundle.traps import TRAPS, text
+from tests.edge_cases import EDGE_CASES, text
 
-BY_NAME = {trap.name: trap.model for trap in TRAPS}
+BY_NAME = {case.name: case.model for case in EDGE_CASES}
 CAPTURES = BY_NAME["if captures activations, weights and constants"]
 CROSSED = text(
     """g (float[N,4] x) => (float[N,4] y) { a = Relu(x) b = Exp(x) d = Tanh(a) e = Neg(b)
@@ -50,9 +49,9 @@ def test_a_dropped_capture_is_named(
 ) -> None:
 
     def forgetful(node: NodeProto) -> tuple[str, ...]:
-        return tuple(n for n in reads(node) if node.op_type != "If" or n != dropped)
+        return tuple(n for n in consumed_values(node) if node.op_type != "If" or n != dropped)
 
-    monkeypatch.setattr(wiring, "reads", forgetful)
+    monkeypatch.setattr(value_index, "consumed_values", forgetful)
     wrong = [m for item in checked(CAPTURES, tmp_path) for m in item.mismatches]
     assert {m.tensor for m in wrong} == {dropped}
     assert f"lacks tensor '{dropped}'" in str(wrong[0])
@@ -80,12 +79,12 @@ def test_swapped_cut_tensors_are_named(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_server_that_forgets_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def forgetful(graph: Any, device: Any) -> dict[str, Part]:
-        parts = halves(graph, device)
+        parts = parts_of_cut(graph, device)
         server = parts["server-0.onnx"]
         parts["server-0.onnx"] = dataclasses.replace(server, outputs=server.outputs[:-1])
         return parts
 
-    monkeypatch.setattr(verify, "halves", forgetful)
+    monkeypatch.setattr(verify, "parts_of_cut", forgetful)
     assert any(m.tensor == "y" for item in checked(CROSSED, tmp_path) for m in item.mismatches)
 
 

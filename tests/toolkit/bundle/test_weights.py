@@ -6,15 +6,15 @@ import onnx
 import onnxruntime
 import pytest
 from offload.bundle import weights
-from offload.bundle.cuts import halves
-from offload.bundle.extract import extract_part, part_of
+from offload.bundle.subgraph import extract_part, part_of
+from offload.bundle.verify import parts_of_cut
 from offload.bundle.weights import write_part, write_parts
 from offload.errors import InputError
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
 from onnx import ModelProto, TensorProto, helper
 
-from tests.toolkit.bundle.traps import text
+from tests.edge_cases import text
 
 
 def two_layers() -> ModelProto:
@@ -128,7 +128,7 @@ def test_nothing_is_left_behind_on_failure(tmp_path: Path, monkeypatch: pytest.M
 def test_a_part_that_lacks_a_value() -> None:
     model = load_model(two_layers())
     part = part_of(read_graph(model), [1])
-    with pytest.raises(InputError, match="needs 'h', which it neither makes nor is given"):
+    with pytest.raises(InputError, match="needs 'h', which it neither produces nor has as input"):
         extract_part(model, type(part)(part.nodes, (), part.outputs))
 
 
@@ -165,7 +165,7 @@ def test_external_weights_inside_bodies(tmp_path: Path) -> None:
     model = load_model(source)
     graph = read_graph(model)
     for device in range(len(graph.layers)):
-        write_parts(model, halves(graph, range(device)), out)
+        write_parts(model, parts_of_cut(graph, range(device)), out)
         for sign in (-1, 1):
             values = {"x": sign * np.abs(rng.standard_normal((64, 64), np.float32))}
             want = run(source, values)["y"]

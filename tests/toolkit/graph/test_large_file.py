@@ -4,12 +4,12 @@ import numpy as np
 import onnx
 import pytest
 from offload.bundle.engine_input import whole_input
-from offload.bundle.extract import extract_part, part_of
+from offload.bundle.subgraph import extract_part, part_of
 from offload.bundle.weights import write_part
 from offload.errors import InputError
-from offload.graph import large_file, load
-from offload.graph.external import is_external
+from offload.graph import load, onnx_file
 from offload.graph.load import load_model
+from offload.graph.onnx_file import is_external
 from offload.graph.read import read_graph
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.engine import load as load_engine
@@ -20,7 +20,7 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that counts as large, with large and small weights of several kinds."""
     monkeypatch.setattr(load, "LARGE_FILE_BYTES", 1)
-    monkeypatch.setattr(large_file, "LEAST_WEIGHT_BYTES", 256)
+    monkeypatch.setattr(onnx_file, "LEAST_WEIGHT_BYTES", 256)
     rng = np.random.default_rng(0)
     stored = [
         numpy_helper.from_array(rng.standard_normal((16, 16)).astype(np.float32), "W"),

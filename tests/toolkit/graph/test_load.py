@@ -46,7 +46,7 @@ def test_digest_covers_external_data(external: Path) -> None:
 def test_external_weights_stay_outside(external: Path) -> None:
     model = load_model(external)
     assert not model.proto.graph.initializer[0].raw_data
-    assert model.extents[0].length_bytes == 4 * 4096
+    assert model.weights.extents[0].length_bytes == 4 * 4096
 
 
 def test_model_in_memory(tmp_path: Path) -> None:
@@ -126,16 +126,18 @@ def broken(change: str) -> onnx.ModelProto:
     nodes = proto.graph.node
     if change == "twice":
         nodes.append(helper.make_node("Relu", ["x"], ["y"]))
-    elif change == "nothing makes":
+    elif change == "which no node produces":
         nodes[0].input[1] = "ghost"
-    elif change == "made by no node":
+    elif change == "no node produces output":
         proto.graph.output[0].name = "ghost"
     else:
         nodes[0].input[1] = "y"
     return proto
 
 
-@pytest.mark.parametrize("change", ["two nodes make", "nothing makes", "made by no node", "cycle"])
+@pytest.mark.parametrize(
+    "change", ["two nodes produce", "which no node produces", "no node produces output", "cycle"]
+)
 def test_invalid_graphs(change: str) -> None:
     with pytest.raises(InputError, match=change):
-        load_model(broken("twice" if change == "two nodes make" else change))
+        load_model(broken("twice" if change == "two nodes produce" else change))

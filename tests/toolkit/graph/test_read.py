@@ -6,10 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from offload.errors import InputError
-from offload.graph.group import grouped
 from offload.graph.load import load_model
 from offload.graph.model import Graph
-from offload.graph.read import read_graph
+from offload.graph.read import grouped, read_graph
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 

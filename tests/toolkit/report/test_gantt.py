@@ -5,9 +5,9 @@ from xml.etree import ElementTree as ET
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from offload.report.axis import Axis
 from offload.report.gantt import COLOURS, gantt_svg, gantt_text
-from offload.schedule.timeline import Lane, Span, Timeline
+from offload.report.svg import Axis
+from offload.scheduling.timeline import Lane, Span, Timeline
 
 SVG = "{http://www.w3.org/2000/svg}"
 PAIR = {
@@ -67,10 +67,10 @@ def test_an_empty_timeline_can_be_drawn() -> None:
 
 @given(st.floats(1e-9, 1e9), st.integers(1, 20))
 def test_ticks_are_round_and_within_the_axis(end_s: float, most: int) -> None:
-    axis = Axis.over(end_s, most)
-    assert len(axis.ticks_s) <= most + 1
-    assert axis.ticks_s[0] == 0
-    assert axis.ticks_s[-1] <= end_s * (1 + 1e-6)
+    ticks = Axis.from_zero(end_s, 0, 100).ticks(most)
+    assert len(ticks) <= most + 1
+    assert ticks[0] == 0
+    assert ticks[-1] <= end_s * (1 + 1e-6)
 
 
 def test_what_changed_stands_in_the_heading() -> None:

@@ -1,7 +1,7 @@
 """The Chrome trace holds every span in microseconds, one process a timeline."""
 
-from offload.report.trace import chrome_trace
-from offload.schedule.timeline import Lane, Span, Timeline
+from offload.report.gantt import chrome_trace
+from offload.scheduling.timeline import Lane, Span, Timeline
 
 
 def test_trace_has_one_event_a_span() -> None:

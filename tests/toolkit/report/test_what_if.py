@@ -3,15 +3,14 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
-from offload.cost.link import Link
+from offload.costs.link import Link
 from offload.errors import InputError
-from offload.partition.costs import Costs
-from offload.plan.candidate import Situation
-from offload.plan.planner import make_plan
-from offload.plan.sweep import Cell, parse_links, reigns, sweep
-from offload.report.log_axis import LogAxis
-from offload.report.schemes import COLOURS, NAMES
-from offload.report.what_if import what_if_html, what_if_svg
+from offload.planning.costs import Costs
+from offload.planning.planner import make_plan
+from offload.planning.problem import PlanningProblem
+from offload.planning.sweep import SweepPoint, parse_links, sweep, winning_intervals
+from offload.report.charts import what_if_html, what_if_svg
+from offload.report.svg import COLOURS, NAMES, Axis
 
 from tests.toolkit.graphs import graph_of
 
@@ -19,9 +18,9 @@ GRAPH = graph_of([(0, 1), (0, 2), (1, 3), (2, 3)], 4)
 BYTES = {"x": 4e6, "t0": 2e6, "t1": 1e5, "t2": 1e5, "t3": 1e3}
 
 
-def situation_at(link: Link, slowdown: float) -> Situation:
+def problem_at(link: Link, slowdown: float) -> PlanningProblem:
     device_s = (0.2 * slowdown, 0.3 * slowdown, 0.3 * slowdown, 0.4 * slowdown)
-    return Situation(
+    return PlanningProblem(
         GRAPH,
         Costs(
             device_s,
@@ -34,7 +33,7 @@ def situation_at(link: Link, slowdown: float) -> Situation:
 
 
 LINKS = parse_links("1..1000 Mbit/s", Link(1e6, 2e6, 0.01, 0.01), 25)
-CELLS = list(sweep(situation_at, LINKS, (1.0, 3.0)))
+CELLS = list(sweep(problem_at, LINKS, (1.0, 3.0)))
 
 
 def test_ranges_are_even_by_ratio_and_keep_the_way_down() -> None:
@@ -53,7 +52,7 @@ def test_the_sentence_of_every_cell_names_the_one_that_won() -> None:
     assert len(CELLS) == 50
     for cell in CELLS:
         link = next(link for link in LINKS if link.up_bps == cell.rate_bps)
-        said = make_plan(situation_at(link, cell.slowdown)).reason
+        said = make_plan(problem_at(link, cell.slowdown)).reason
         assert f"({cell.winner})" in said.partition(" wins at ")[0].partition(" takes ")[0]
         simple = [cell.latency_s(scheme) for scheme in ("local", "cloud", "partition")]
         assert cell.chosen.latency_s <= min(s for s in simple if s is not None) * (1 + 1e-9)
@@ -72,14 +71,14 @@ def test_every_cell_is_won_by_the_fastest_and_the_simplest_of_those() -> None:
 
 def test_reigns_cover_the_range_without_gaps_and_change_plan_at_each_border() -> None:
     slow = [cell for cell in CELLS if cell.slowdown == 3.0]
-    found = reigns(slow)
+    found = winning_intervals(slow)
     assert [cell for reign in found for cell in reign.cells] == slow
     assert found[0].from_bps == slow[0].rate_bps
     assert found[-1].to_bps == slow[-1].rate_bps
     for before, after in itertools.pairwise(found):
         assert before.to_bps == after.from_bps
 
-        def plan(cell: Cell) -> tuple[str, frozenset[str]]:
+        def plan(cell: SweepPoint) -> tuple[str, frozenset[str]]:
             return cell.winner, frozenset(cell.chosen.cut)
 
         assert plan(before.cells[0]) != plan(after.cells[0])
@@ -112,8 +111,8 @@ def test_the_page_holds_chart_and_table() -> None:
 
 
 def test_log_ticks_are_round_and_inside() -> None:
-    axis = LogAxis(0.9, 110.0, 0.0, 300.0)
-    assert axis.ticks == (1, 2, 5, 10, 20, 50, 100)
+    axis = Axis(0.9, 110.0, 0.0, 300.0, log=True)
+    assert axis.ticks() == (1, 2, 5, 10, 20, 50, 100)
     assert axis.at(0.9) == 0.0
     assert axis.at(110.0) == pytest.approx(300.0)
-    assert LogAxis(1.0, 4.0, 0, 1).ticks == (1, 1.5, 2, 3, 4)
+    assert Axis(1.0, 4.0, 0, 1, log=True).ticks() == (1, 1.5, 2, 3, 4)

@@ -1,34 +1,35 @@
-"""Give a model, or a part of it, to an engine on this machine without copying its weights.
+"""Models and parts as an engine loads them, without a copy of their weights if possible."""
 
-An engine is given a file, or a model's bytes. Bytes name their external data from the root
-directory (`data/net.onnx.data` for `/data/net.onnx.data`): each weight is read from where the
-source keeps it, whatever links led there, and none is copied to a temporary folder.
-"""
-
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
-from onnx import ModelProto
+import onnx
+from onnx import GraphProto, ModelProto, OperatorSetIdProto, TensorProto, helper
 
-from offload.bundle.extract import Part, excerpt
+from offload.bundle.boundary_ops import boundary_ops, expose
+from offload.bundle.bundle import Bundle
+from offload.bundle.subgraph import Part, excerpt_part
 from offload.bundle.weights import write_part
-from offload.graph.elements import dense_bytes
-from offload.graph.external import extent, external_tensors, point_to
-from offload.graph.load import Model
+from offload.files import write_bytes
+from offload.graph.load import Model, load_model
 from offload.graph.model import Tensor
+from offload.graph.onnx_file import extent, external_tensors, point_to
+from offload.graph.onnx_types import dense_bytes
+from offload.planning.plan import Plan, Segment
 
 EngineInput = Path | bytes
-# External data in bytes are named from here.
+# Locations of external data in serialised models are relative to this directory.
 ROOT = Path("/")
-# Shape arithmetic reads small numbers, and engines want those inside the model.
+# Engines need small tensors inside the model: shape arithmetic reads them.
 _SMALL_BYTES = 1024
 _NO_TYPES: Mapping[str, Tensor] = {}
 
 
 def whole_input(model: Model) -> EngineInput:
-    """The whole model: its file, or bytes where its weights were not read with it."""
-    if not model.extents:
+    """The whole model: its file, or its bytes if its weights are external."""
+    if not model.weights.extents:
         return model.path or model.proto.SerializeToString()
     proto = ModelProto()
     proto.CopyFrom(model.proto)
@@ -38,31 +39,161 @@ def whole_input(model: Model) -> EngineInput:
 def part_input(
     model: Model, part: Part, path: Path, types: Mapping[str, Tensor] = _NO_TYPES
 ) -> EngineInput:
-    """A part: bytes where weights were not read with the model, else a file, weights copied.
+    """A part: its bytes if the model's weights are external, else a file with copied weights.
 
     Args:
         model: the source.
-        part: what to cut out.
-        path: the file to write where one is needed; its folder must exist.
+        part: the part to extract.
+        path: the file to write if one is needed; its folder must exist.
         types: as for `extract_part`.
 
     Raises:
         InputError: as `extract_part`.
         OSError: the file cannot be written.
     """
-    if model.extents:
-        return _rooted(model, excerpt(model, part, types).whole())
+    if model.weights.extents:
+        return _rooted(model, excerpt_part(model, part, types).whole())
     write_part(model, part, path, types)
     return path
 
 
 def _rooted(model: Model, proto: ModelProto) -> bytes:
-    """Serialise a model, its external data named from the root directory, small ones inside."""
+    """Serialise a model: small weights inside, locations of others relative to `ROOT`."""
     for tensor in external_tensors(proto.graph, proto.functions):
-        if (dense_bytes(tensor.data_type, tensor.dims) or 0) <= _SMALL_BYTES:
+        if (dense_bytes(tensor) or 0) <= _SMALL_BYTES:
             tensor.CopyFrom(model.weights.loaded(tensor))
             continue
         where = extent(tensor)
         path = model.weights.paths[where.location]
         point_to(tensor, replace(where, location=str(path.relative_to(ROOT))))
     return proto.SerializeToString()
+
+
+def with_weights_at(source: bytes, place: Callable[[Path], Path]) -> bytes:
+    """A model in bytes whose external data lie elsewhere, as on another machine.
+
+    Args:
+        source: as `whole_input` and `part_input` give it.
+        place: the new path of a file of external data, by its path.
+    """
+    proto = ModelProto.FromString(source)
+    for tensor in external_tensors(proto.graph, proto.functions):
+        where = extent(tensor)
+        path = place(ROOT / where.location)
+        point_to(tensor, replace(where, location=str(path.relative_to(ROOT))))
+    return proto.SerializeToString()
+
+
+_OPSET = 13  # for a model that imports no version of ONNX's own operators
+
+
+def with_shapes(
+    model: Model, names: Sequence[str], path: Path
+) -> tuple[EngineInput, Mapping[str, str]]:
+    """The model with inner tensors and their shapes as outputs.
+
+    An engine that computes the shapes only need not keep the tensors.
+
+    Args:
+        model: the source.
+        names: tensors of numbers that nodes of its main graph produce.
+        path: the file to write if one is needed; its folder must exist.
+
+    Returns:
+        The model to load, and the name of the output with the shape of each tensor.
+    """
+    values = model.values
+    nodes = tuple(index for index in values.order if index not in values.constant)
+    part = Part(tuple(sorted(nodes)), tuple(values.inputs), tuple(names))
+    source = part_input(model, part, path)
+    if isinstance(source, bytes):
+        proto = onnx.ModelProto.FromString(source)
+    else:
+        proto = onnx.load(source, load_external_data=False)
+    taken = {name for node in proto.graph.node for name in (*node.input, *node.output)}
+    shapes = {}
+    for number, name in enumerate(names):
+        output = f"shape_{number}"
+        while output in taken:
+            output += "_"
+        proto.graph.node.append(helper.make_node("Shape", [name], [output], output))
+        proto.graph.output.append(helper.make_tensor_value_info(output, TensorProto.INT64, None))
+        shapes[name] = output
+    if not any(each.domain in ("", "ai.onnx") for each in proto.opset_import):
+        proto.opset_import.append(OperatorSetIdProto(domain="", version=_OPSET))
+    data = proto.SerializeToString()
+    if isinstance(source, bytes):
+        return data, shapes
+    write_bytes(source, data)
+    return source, shapes
+
+
+def bare_segments(plan: Plan) -> tuple[Segment, ...]:
+    """The segments that compute something, without boundary operations, device's first."""
+    segments = []
+    for segment in plan.segments:
+        inputs, outputs = boundary_ops(plan, segment).bare(segment.inputs, segment.outputs)
+        if segment.nodes or not set(outputs) <= set(inputs):
+            segments.append(replace(segment, inputs=inputs, outputs=outputs))
+    return tuple(segments)
+
+
+def bare_inputs(
+    model: Model,
+    plan: Plan,
+    folder: Path,
+    types: Mapping[str, Tensor],
+    shown: Mapping[str, Iterable[str]] = MappingProxyType({}),
+) -> dict[str, EngineInput]:
+    """The segments of a plan, extracted from its model without encodings, by file name.
+
+    Args:
+        model: the source.
+        plan: a plan of this model.
+        folder: the folder for files, if the model's weights are not external.
+        types: types of tensors that shape inference can't follow.
+        shown: for each segment, inner tensors to add to its outputs.
+
+    Raises:
+        InputError: a tensor at the cut can't cross.
+    """
+    sources = {}
+    for s in bare_segments(plan):
+        outputs = tuple(dict.fromkeys((*s.outputs, *shown.get(s.id, ()))))
+        part = Part(s.nodes, s.inputs, outputs)
+        sources[s.file] = part_input(model, part, folder / s.file, types)
+    return sources
+
+
+def exposed_inputs(bundle: Bundle) -> dict[str, EngineInput]:
+    """The segments of a complete bundle, with their encodings removed, by file name."""
+    sources = {}
+    for segment in bare_segments(bundle.plan):
+        operations = boundary_ops(bundle.plan, bundle.plan.segment(segment.id))
+        proto = onnx.load(bundle.segment_path(segment.part), load_external_data=False)
+        expose(proto, (*operations.encodes, *operations.decodes))
+        sources[segment.file] = whole_input(load_model(proto, bundle.path))
+    return sources
+
+
+def undefined_names(source: EngineInput) -> tuple[str, ...]:
+    """Names that are used in a model but not defined in it, sorted.
+
+    Deliberately simple and independent of how parts are extracted: it explains a failure.
+    """
+    used: set[str] = set()
+    defined: set[str] = set()
+    content = source if isinstance(source, bytes) else source.read_bytes()
+    pending: list[GraphProto] = [ModelProto.FromString(content).graph]
+    while pending:
+        graph = pending.pop()
+        defined.update(value.name for value in graph.input)
+        defined.update(tensor.name for tensor in graph.initializer)
+        defined.update(tensor.values.name for tensor in graph.sparse_initializer)
+        used.update(value.name for value in graph.output)
+        for node in graph.node:
+            defined.update(node.output)
+            used.update(node.input)
+            for attribute in node.attribute:
+                pending.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
+    return tuple(sorted(used - defined - {""}))

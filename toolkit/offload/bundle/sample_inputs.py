@@ -1,8 +1,4 @@
-"""Draw inputs for any model: random, in the range that each input really has.
-
-`offload.bundle.model_inputs` reads from a model what this works on. An engine warms up with zeros
-instead (`Engine.zeros`): a device's inference path imports neither this nor numpy's generators.
-"""
+"""Random sample values for the inputs of a model; a device that repeats a proof has no onnx."""
 
 import math
 import shlex
@@ -13,22 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from offload.bundle.bundle import Value
+from offload.bundle.bundle import ModelValue
 from offload.errors import InputError, OffloadError
-from offload.graph.dimensions import Symbols
+from offload.graph.dimensions import Dim, Symbols
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = Mapping[str, Array]
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Sizes tried for open dimensions until the model accepts them: multiples that strided networks
-# accept, then small ones. An open first dimension is taken to be the batch.
+# accept, then small ones. An open first dimension counts as the batch.
 _SIZES = (64, 96, 32, 48, 128, 224, 320, 512, 256, 16, 24, 8, 5, 4, 3, 2, 1)
 _BATCHES = (2, 3, 1)
-# Sizes of the example that a refusal shows: of a picture's sides, and of everything else.
+# Sizes in the example of an error message: for the sides of a picture, and for other dimensions.
 _PICTURE_SIZE, _OTHER_SIZE = 640, 64
-# Element types that numpy holds under another name, and those it lacks, which the runtime carries
-# as the bits of another type.
+# Element types with another name in numpy, and those that numpy lacks: the runtime carries their
+# bits in another type.
 _NUMPY = {
     "float": "float32",
     "double": "float64",
@@ -49,7 +45,7 @@ _FLOAT8_BITS = 0x38
 
 
 @dataclass(frozen=True, slots=True)
-class Range:
+class ValueRange:
     """Bounds of an input's numbers, both included."""
 
     low: float
@@ -58,19 +54,19 @@ class Range:
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """What a model takes, and what it says itself about those values.
+    """The inputs of a model, with hints from the model about their values.
 
     Attributes:
-        values: the inputs that must be given, in the model's order.
-        defaults: names of the inputs that may be left out.
-        ranges: bounds that follow from the model, such as the rows of a table it looks up.
-        words: text that the model knows: categories, keys, vocabularies.
+        values: the required inputs, in the model's order.
+        defaults: names of the optional inputs.
+        ranges: bounds that follow from the model, such as the number of rows of a lookup table.
+        words: text stored in the model: categories, keys, vocabularies.
         sizes: numbers stored in the model that may be sizes of an input.
     """
 
-    values: tuple[Value, ...]
+    values: tuple[ModelValue, ...]
     defaults: tuple[str, ...] = ()
-    ranges: Mapping[str, Range] = field(default_factory=dict)
+    ranges: Mapping[str, ValueRange] = field(default_factory=dict)
     words: tuple[str, ...] = ()
     sizes: tuple[int, ...] = ()
 
@@ -81,75 +77,44 @@ class ModelInputs:
 
 @dataclass(frozen=True)
 class GivenInputs:
-    """What the caller says about inputs.
+    """What the caller specifies about sample inputs.
 
     Attributes:
-        arrays: inputs given outright.
-        ranges: bounds for random ones.
+        arrays: values of inputs.
+        ranges: bounds for random inputs.
         shapes: sizes of inputs with open dimensions.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
     """
 
     arrays: Mapping[str, Array] = field(default_factory=dict)
-    ranges: Mapping[str, Range] = field(default_factory=dict)
+    ranges: Mapping[str, ValueRange] = field(default_factory=dict)
     shapes: Shapes = field(default_factory=dict)
     seed: int = 0
 
 
-def bound(values: Sequence[Value], shapes: Shapes) -> tuple[Value, ...]:
-    """Inputs with sizes in place of open dimensions, named sizes bound in all inputs together.
+def bound(values: Sequence[ModelValue], shapes: Shapes) -> tuple[ModelValue, ...]:
+    """Inputs with sizes in place of open dimensions; named sizes are bound in all inputs together.
 
     Args:
         values: inputs of a model.
         shapes: sizes by input name.
 
     Raises:
-        InputError: a shape names no input, or contradicts the input or another shape.
+        InputError: a shape is for an unknown input, or contradicts the input or another shape.
     """
-    by_name = {value.name: value for value in values}
-    pairs: list[tuple[str, int]] = []
-    owners: list[str] = []
-    for name, sizes in shapes.items():
-        if name not in by_name:
-            known = ", ".join(by_name) or "none"
-            raise InputError(f"the model has no input {name!r} to give a shape to; it has: {known}")
-        declared = by_name[name].shape
-        if declared is not None and (
-            len(declared) != len(sizes)
-            or any(isinstance(d, int) and d != n for d, n in zip(declared, sizes, strict=True))
-        ):
-            raise _does_not_fit(by_name[name], sizes)
-        named = [(d, n) for d, n in zip(declared or (), sizes, strict=False) if isinstance(d, str)]
-        pairs += named
-        owners += [name] * len(named)
-    symbols = Symbols.of(_shapes(values))
-    wrong = symbols.bind_all(pairs)
-    if wrong is not None:
-        raise _does_not_fit(by_name[owners[wrong]], shapes[owners[wrong]])
+    symbols = Symbols.from_shapes({value.name: value.shape for value in values}, shapes)
     return tuple(replace(v, shape=shapes.get(v.name, _sized(v, symbols))) for v in values)
 
 
-def _sized(value: Value, symbols: Symbols) -> tuple[int | str | None, ...] | None:
-    """A shape with the sizes that are known of its names."""
+def _sized(value: ModelValue, symbols: Symbols) -> tuple[Dim, ...] | None:
+    """A shape with the known sizes of its names."""
     if value.shape is None:
         return None
     return tuple(symbols.substituted(d) if isinstance(d, str) else d for d in value.shape)
 
 
-def _does_not_fit(value: Value, sizes: Sequence[int]) -> InputError:
-    return InputError(
-        f"input {value.name!r} has shape {_text(value.shape)}: {_text(sizes)} does not fit it"
-    )
-
-
-def _text(shape: Sequence[int | str | None] | None) -> str:
-    if shape is None:
-        return "of any rank"
-    return "x".join("?" if size is None else str(size) for size in shape) or "scalar"
-
-
-def open_inputs(values: Iterable[Value]) -> tuple[Value, ...]:
-    """The inputs that are tensors with a dimension without a size."""
+def open_inputs(values: Iterable[ModelValue]) -> tuple[ModelValue, ...]:
+    """The tensor inputs that have a dimension without a size."""
     return tuple(
         value
         for value in values
@@ -158,28 +123,24 @@ def open_inputs(values: Iterable[Value]) -> tuple[Value, ...]:
     )
 
 
-def shape_options(values: Sequence[Value]) -> str:
-    """Options that give every open dimension a size, ready to paste; empty where none is open.
+def shape_options(values: Sequence[ModelValue]) -> str:
+    """Options that set every open dimension, ready to paste; empty where none is open.
 
-    Like `--shape images=1x3x640x640`: 1 for the first dimension, 3 channels and 640 for the sides
-    of what looks like a picture, 64 for the rest. Dimensions of equal names get equal sizes, and
-    an input whose sizes follow from the others is left out.
+    An example is `--shape images=1x3x640x640`: 1 for the first dimension, 3 channels and 640 for
+    the sides of an input that looks like a picture, 64 for other dimensions. Dimensions of equal
+    names get equal sizes, and an input whose sizes follow from the others is left out.
     """
     options = []
-    symbols = Symbols.of(_shapes(values))
-    while left := open_inputs(replace(value, shape=_sized(value, symbols)) for value in values):
-        name, sizes = left[0].name, _example(left[0], symbols)
+    symbols = Symbols.of(value.shape or () for value in values)
+    while unset := open_inputs(replace(value, shape=_sized(value, symbols)) for value in values):
+        name, sizes = unset[0].name, _example(unset[0], symbols)
         options.append(f"--shape {shlex.quote(name + '=' + 'x'.join(map(str, sizes)))}")
         values = [replace(v, shape=sizes) if v.name == name else v for v in values]
     return " ".join(options)
 
 
-def _shapes(values: Iterable[Value]) -> Iterator[tuple[int | str | None, ...]]:
-    return (value.shape or () for value in values)
-
-
-def _example(value: Value, symbols: Symbols) -> tuple[int, ...]:
-    """Sizes for an input with open dimensions, such as a user might give; binds its symbols."""
+def _example(value: ModelValue, symbols: Symbols) -> tuple[int, ...]:
+    """Plausible sizes for an input with open dimensions; binds its symbols."""
     shape = (None, 3, None, None) if value.shape is None else value.shape
     guesses = [1, *(_OTHER_SIZE for _ in shape[1:])]
     if len(shape) == 4 and value.type in _PICTURE_TYPES:
@@ -191,11 +152,11 @@ def _example(value: Value, symbols: Symbols) -> tuple[int, ...]:
     for guess, dim in zip(guesses, shape, strict=False):
         for symbol in symbols.unknown(dim) if isinstance(dim, str) else ():
             symbols.sizes[symbol] = guess
-    return tuple(_known(d, symbols, g) for g, d in zip(guesses, shape, strict=False))
+    return tuple(_size(d, symbols, g) for g, d in zip(guesses, shape, strict=False))
 
 
-def open_sizes_sentence(values: Sequence[Value]) -> str:
-    """Which input leaves which axes open, and the options that give sizes to all inputs.
+def open_sizes_sentence(values: Sequence[ModelValue]) -> str:
+    """A sentence that names the first input with dynamic axes, and the options that set sizes.
 
     Empty where no size is open.
     """
@@ -216,21 +177,19 @@ def open_sizes_sentence(values: Sequence[Value]) -> str:
 def draw(inputs: ModelInputs, seed: int = 0) -> dict[str, Array]:
     """One set of random inputs for a model whose sizes are all known.
 
-    Floats are normal, bytes and pictures cover all of their range, indices stay within their
-    table, text is made of the model's own words.
+    Floats have a normal distribution, uint8 covers its whole range, indices stay within their
+    table, text consists of the model's own words.
 
     Raises:
         InputError: a size is open, or no random value fits an input's type.
     """
     if unknown := open_sizes_sentence(inputs.values):
         raise InputError(unknown)
-    shapes = {value.name: _fixed(value) for value in inputs.values}
-    return _drawn(inputs, shapes, inputs.ranges, seed)
-
-
-def _fixed(value: Value) -> tuple[int, ...]:
-    """The sizes of an input that has no open ones."""
-    return tuple(size for size in value.shape or () if isinstance(size, int))
+    shapes = {
+        value.name: tuple(size for size in value.shape or () if isinstance(size, int))
+        for value in inputs.values
+    }
+    return _random_inputs(inputs, shapes, inputs.ranges, seed)
 
 
 def sample(
@@ -243,15 +202,15 @@ def sample(
     """Up to `count` sets of inputs that a model accepts, of different sizes where they may vary.
 
     Args:
-        inputs: what the model takes.
+        inputs: the inputs of the model.
         accepts: runs the model; raises an OffloadError where it can't.
-        given: what the caller knows better.
+        given: values, bounds and sizes specified by the caller.
         count: at least 1; a model of fixed sizes gets one set.
-        advice: what to do where no sizes are found, as the end of a sentence.
+        advice: what to do where the model accepts no inputs, as the end of a sentence.
 
     Raises:
-        InputError: no random value fits an input's type, `given` names no input, or no sizes were
-            found that the model accepts.
+        InputError: an input has a type without random values, `given` has an unknown input, or
+            the model accepted none of the sizes tried.
     """
     known = [*(value.name for value in inputs.values), *inputs.defaults]
     for name in (*given.arrays, *given.ranges, *given.shapes):
@@ -259,41 +218,41 @@ def sample(
             raise InputError(f"the model has no input {name!r}; it has: {', '.join(known)}")
     ranges = {**inputs.ranges, **given.ranges}
     arrays = {name: array for name, array in given.arrays.items() if name not in inputs.defaults}
-    drawn = replace(inputs, values=tuple(v for v in inputs.values if v.name not in arrays))
-    found: list[Feeds] = []
+    random = replace(inputs, values=tuple(v for v in inputs.values if v.name not in arrays))
+    samples: list[Feeds] = []
     seen: set[tuple[tuple[int, ...], ...]] = set()
-    refusal: OffloadError | None = None
+    first_error: OffloadError | None = None
     for shapes in _guesses(inputs, given):
         key = tuple(shapes[value.name] for value in inputs.values)
         if key in seen:
             continue
         seen.add(key)
-        feeds = _drawn(drawn, shapes, ranges, given.seed) | arrays
+        feeds = _random_inputs(random, shapes, ranges, given.seed) | arrays
         try:
             accepts(feeds)
         except OffloadError as error:
-            refusal = refusal or error
+            first_error = first_error or error
             continue
-        found.append({**feeds, **given.arrays})
-        if len(found) == count:
+        samples.append({**feeds, **given.arrays})
+        if len(samples) == count:
             break
-    if not found:
-        raise InputError(f"no random input fits the model ({refusal}): {advice}")
-    return found
+    if not samples:
+        raise InputError(f"no random input fits the model ({first_error}): {advice}")
+    return samples
 
 
 def _guesses(inputs: ModelInputs, given: GivenInputs) -> Iterator[Shapes]:
-    """Guesses at the shapes of all inputs that agree with each other.
+    """Consistent guesses at the shapes of all inputs.
 
-    Dimensions of equal names get equal sizes, expressions of them what they come to. Where no
-    equal sizes fit, one name is tried as the sum of two others: what a cache holds with what is
-    new.
+    Dimensions of equal names get equal sizes, and expressions of them are evaluated. Where no
+    equal sizes fit, one name is tried as the sum of two others, such as the length of a cache plus
+    the number of new tokens.
     """
     named = {value.name for value in inputs.values}
     shapes = {name: sizes for name, sizes in given.shapes.items() if name in named}
     shapes |= {name: array.shape for name, array in given.arrays.items() if name in named}
     values = [replace(v, shape=shapes.get(v.name, v.shape)) for v in inputs.values]
-    symbols = Symbols.of(_shapes(inputs.values))
+    symbols = Symbols.of(value.shape or () for value in inputs.values)
     symbols.bind_all(
         [
             (dim, size)
@@ -319,7 +278,7 @@ def _guesses(inputs: ModelInputs, given: GivenInputs) -> Iterator[Shapes]:
                 yield _guess(values, tried, _BATCHES[0], size)
 
 
-def _guess(values: Sequence[Value], symbols: Symbols, batch: int, size: int) -> Shapes:
+def _guess(values: Sequence[ModelValue], symbols: Symbols, batch: int, size: int) -> Shapes:
     """One guess: `batch` for open first dimensions, `size` for the others."""
     dims = [(axis, dim) for value in values for axis, dim in enumerate(value.shape or ())]
     for axis, dim in dims:
@@ -330,20 +289,20 @@ def _guess(values: Sequence[Value], symbols: Symbols, batch: int, size: int) -> 
             symbols.sizes[symbol] = size if axis else batch
     return {
         value.name: tuple(
-            _known(dim, symbols, size if axis else batch)
+            _size(dim, symbols, size if axis else batch)
             for axis, dim in enumerate(value.shape or ())
         )
         for value in values
     }
 
 
-def _known(dim: int | str | None, symbols: Symbols, guess: int) -> int:
-    found = symbols.size(dim) if isinstance(dim, str) else dim
-    return guess if found is None else found
+def _size(dim: Dim, symbols: Symbols, guess: int) -> int:
+    known = symbols.size(dim) if isinstance(dim, str) else dim
+    return guess if known is None else known
 
 
 def numpy_type(kind: str) -> np.dtype[Any] | None:
-    """The numpy type that holds or carries `tensor(...)`; None where none does."""
+    """The numpy type for the elements of `tensor(...)`, or for their bits; None where none is."""
     name = kind.removeprefix("tensor(").removesuffix(")")
     if not kind.startswith("tensor(") or not (
         name in _NUMPY or name in _FLOATS or name in _INTEGERS or name == "bool"
@@ -352,8 +311,8 @@ def numpy_type(kind: str) -> np.dtype[Any] | None:
     return np.dtype(_NUMPY.get(name, name))
 
 
-def _drawn(
-    inputs: ModelInputs, shapes: Shapes, ranges: Mapping[str, Range], seed: int
+def _random_inputs(
+    inputs: ModelInputs, shapes: Shapes, ranges: Mapping[str, ValueRange], seed: int
 ) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     feeds = {}
@@ -361,18 +320,20 @@ def _drawn(
         dtype, shape = numpy_type(value.type), shapes[value.name]
         if dtype is None:
             raise InputError(
-                f"input {value.name!r} is {value.type}, for which no value can be drawn or read"
-                " from a file: plan without measuring, `offload split --device 5e9 --server 5e11"
+                f"input {value.name!r} is {value.type}, which can't be drawn at random or read from"
+                " a file: plan without measuring, `offload split --device 5e9 --server 5e11"
                 " --encoding raw`"
             )
-        # A row first: numpy turns what it draws without any dimension into a scalar.
-        row = _row(value.type[7:-1], math.prod(shape), inputs.words, ranges.get(value.name), rng)
-        feeds[value.name] = np.asarray(row, dtype).reshape(shape)
+        # Reshaped after drawing: numpy returns a scalar instead of an array of shape ().
+        flat = _random_row(
+            value.type[7:-1], math.prod(shape), inputs.words, ranges.get(value.name), rng
+        )
+        feeds[value.name] = np.asarray(flat, dtype).reshape(shape)
     return feeds
 
 
-def _row(
-    kind: str, count: int, words: Sequence[str], bounds: Range | None, rng: np.random.Generator
+def _random_row(
+    kind: str, count: int, words: Sequence[str], bounds: ValueRange | None, rng: np.random.Generator
 ) -> Array:
     if kind == "string":
         return rng.choice(np.array(words or ("a", "b"), object), count)
@@ -381,9 +342,9 @@ def _row(
     if kind.startswith("float8"):
         return rng.integers(0, _FLOAT8_BITS + 1, count)
     if kind in _FLOATS or kind == "bfloat16":
-        drawn = (
+        floats = (
             rng.uniform(bounds.low, bounds.high, count) if bounds else rng.standard_normal(count)
         )
-        return (drawn.astype(np.float32).view(np.uint32) >> 16) if kind == "bfloat16" else drawn
-    whole = bounds or (Range(0, 255) if kind == "uint8" else Range(0, 1))
+        return (floats.astype(np.float32).view(np.uint32) >> 16) if kind == "bfloat16" else floats
+    whole = bounds or (ValueRange(0, 255) if kind == "uint8" else ValueRange(0, 1))
     return rng.integers(math.ceil(whole.low), math.floor(whole.high) + 1, count)

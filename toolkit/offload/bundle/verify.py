@@ -1,53 +1,89 @@
-"""Check a split against the whole: every cut, every tensor, and that the check isn't empty.
+"""Check cuts of a model: run both parts and compare every tensor with the uncut model."""
 
-The engine is given from outside, so that the same check serves any.
-"""
-
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from offload.bundle.compare import Array, Freedom, gap
-from offload.bundle.cuts import DEVICE_FILE, SERVER_FILE, crossing, halves
-from offload.bundle.dangling import dangling
-from offload.bundle.engine_input import EngineInput, part_input, whole_input
-from offload.bundle.extract import Part
+from offload.bundle.compare import Array, Tolerances, gap
+from offload.bundle.engine_input import EngineInput, part_input, undefined_names, whole_input
 from offload.bundle.sample_inputs import Feeds
+from offload.bundle.subgraph import Part, part_of
 from offload.errors import InputError, OffloadError
 from offload.files import temporary_folder
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 
-# Bytes of values that are computed again by the uncut model at one time.
-_TOGETHER_BYTES = 1 << 26
+DEVICE_FILE, SERVER_FILE = "device-0.onnx", "server-0.onnx"
+
+
+def distinct_cuts(graph: Graph, most: int, seed: int = 0) -> tuple[frozenset[int], ...]:
+    """Distinct cuts, as the layers of the device: down-closed sets, from none to all layers.
+
+    Half of them are prefixes of the graph's order, evenly spread, both ends included. The others
+    are the ancestors of a few random layers, so that branches are cut apart too. A small graph
+    gets all of its cuts if `most` allows.
+
+    Args:
+        graph: the graph to cut.
+        most: the largest number of cuts; at least 2.
+        seed: seed of the random choice.
+    """
+    count = len(graph.layers)
+    prefixes = min(count + 1, max(2, (most + 1) // 2))
+    steps = max(prefixes - 1, 1)
+    cuts = dict.fromkeys(frozenset(range(i * count // steps)) for i in range(prefixes))
+    rng = random.Random(seed)
+    for _ in range(8 * most if count else 0):
+        if len(cuts) >= most:
+            break
+        picked = rng.sample(range(count), min(count, rng.choice((1, 1, 2, 3))))
+        cuts.setdefault(graph.ancestors(picked))
+    return tuple(sorted(cuts, key=lambda device: (len(device), sorted(device))))
+
+
+def parts_of_cut(graph: Graph, device: Iterable[int]) -> dict[str, Part]:
+    """The device's and the server's part of a cut, by file name.
+
+    Outputs of the model that no layer computes go to the server's part.
+    """
+    device_layers = frozenset(device)
+    server_layers = [index for index in range(len(graph.layers)) if index not in device_layers]
+    passed_through = [name for name in graph.outputs if name not in graph.producer]
+    return {
+        DEVICE_FILE: part_of(graph, device_layers),
+        SERVER_FILE: part_of(graph, server_layers, passed_through),
+    }
+
+
+def crossing_tensors(parts: Mapping[str, Part]) -> tuple[str, ...]:
+    """The tensors that the device computes and the server needs."""
+    needed = set(parts[SERVER_FILE].inputs)
+    return tuple(name for name in parts[DEVICE_FILE].outputs if name in needed)
+
+
+# The uncut model computes inner tensors in groups of at most this many bytes.
+_GROUP_BYTES = 1 << 26
 Runner = Callable[[Feeds], Mapping[str, Any]]
-
-
-class Opener(Protocol):
-    """Loads a model; the result computes all outputs from a superset of the inputs."""
-
-    def __call__(self, source: EngineInput, optimize: bool) -> Runner:
-        """Load with the engine's optimisations on or off.
-
-        Raises:
-            OffloadError: the engine refuses the model.
-        """
+# Loads a model with the engine's optimisations on or off; raises an OffloadError if the engine
+# refuses it. The runner computes all outputs from the inputs and ignores further values.
+Opener = Callable[[EngineInput, bool], Runner]
 
 
 @dataclass(frozen=True, slots=True)
 class Mismatch:
-    """One tensor that the parts get wrong.
+    """One tensor that differs, and by how much.
 
     Attributes:
-        tensor: its name; empty when a part could not be made, loaded or run at all.
-        gap: how far off it is, relative to its largest value.
-        limit: how far off it may be.
-        optimized: with the engine's optimisations on or off.
-        reason: what went wrong where no number says it.
+        tensor: its name; empty when a part could not be written, loaded or run.
+        gap: largest difference, relative to the tensor's largest value.
+        limit: the largest gap allowed.
+        optimized: whether the engine's optimisations were on.
+        reason: the error, where there is no number.
     """
 
     tensor: str
@@ -60,22 +96,22 @@ class Mismatch:
         if self.reason:
             return self.reason
         mode = "with optimisations" if self.optimized else "without optimisations"
-        allowed = f"{self.limit:.1e} is allowed" if self.limit else "equal bits are asked for"
+        allowed = f"{self.limit:.1e} is allowed" if self.limit else "equal bits are required"
         return f"tensor {self.tensor!r} is off by {self.gap:.1e} {mode}, {allowed}"
 
 
 @dataclass(frozen=True, slots=True)
 class CutCheck:
-    """What the check of one cut found.
+    """The result of checking one cut.
 
     Attributes:
         device: the layers the device computes.
-        tensors: values that cross.
-        exact: largest gap without optimisations, over outputs and values that cross.
+        tensors: the tensors that cross.
+        exact: largest gap without optimisations, over outputs and tensors that cross.
         optimized: largest gap of an output with optimisations.
         mismatches: tensors beyond their limit.
-        idle: values whose replacement by noise changes no output: about those the check says
-            nothing.
+        idle: tensors whose replacement by noise changes no output: the check says nothing about
+            them.
     """
 
     device: frozenset[int]
@@ -88,13 +124,13 @@ class CutCheck:
 
 @dataclass(frozen=True)
 class Check:
-    """One model with all that checking its cuts needs.
+    """A model with everything needed to check its cuts.
 
     Attributes:
-        model: from a file.
+        model: loaded from a file.
         graph: its layers.
-        open: the engine.
-        inputs: sets of live inputs; the first is also used to see whether noise shows.
+        open: loads a model into the engine.
+        inputs: sets of input values; the noise test uses the first.
         types: types of tensors that shape inference can't follow.
     """
 
@@ -114,27 +150,34 @@ class Check:
             done: called after each.
 
         Raises:
-            InputError: the model must be a file, or gives another answer each time it is asked.
+            InputError: the model was not loaded from a file, or its outputs differ from run to run.
         """
         with temporary_folder() as folder:
-            expected = {mode: self._expected(mode) for mode in (False, True)}
-            found = []
+            expected = {optimize: self._expected(optimize) for optimize in (False, True)}
+            results = []
             for device in devices:
-                found.append(self._cut(device, folder, expected))
-                done(found[-1])
-        return tuple(found)
+                results.append(self._cut(device, folder, expected))
+                done(results[-1])
+        return tuple(results)
 
     @cached_property
-    def _freedom(self) -> Freedom:
-        return Freedom.of(self.model)
+    def _tolerances(self) -> Tolerances:
+        return Tolerances.of(self.model)
 
     def _expected(self, optimize: bool) -> list[Mapping[str, Any]]:
+        """Outputs of the uncut model for each set of inputs."""
         if self.model.path is None:
             raise InputError("the model must come from a file to be verified: save it first")
-        whole = self.open(whole_input(self.model), optimize)
-        expected = [whole(feeds) for feeds in self.inputs]
+        run_whole = self.open(whole_input(self.model), optimize)
+        expected = [run_whole(feeds) for feeds in self.inputs]
         if not optimize:
-            _check_repeatable(expected[-1], whole(self.inputs[-1]))
+            again = run_whole(self.inputs[-1])
+            for name, value in expected[-1].items():
+                if gap(value, again[name]):
+                    raise InputError(
+                        f"output {name!r} differs each time the whole model runs (random"
+                        " operators?): a split of it can't be verified"
+                    )
         return expected
 
     def _cut(
@@ -143,146 +186,142 @@ class Check:
         folder: Path,
         expected: Mapping[bool, list[Mapping[str, Any]]],
     ) -> CutCheck:
-        parts = halves(self.graph, device)
-        tensors = crossing(parts)
-        wrong: list[Mismatch] = []
-        worst = {False: 0.0, True: 0.0}
-        idle: tuple[str, ...] = ()
+        parts = parts_of_cut(self.graph, device)
+        tensors = crossing_tensors(parts)
         sources: dict[str, EngineInput] = {}
         try:
             for name, part in parts.items():
                 sources[name] = part_input(self.model, part, folder / name, self.types)
-            plain, idle = self._without_optimisations(parts, sources, tensors, expected, folder)
-            fast = self._with_optimisations(parts, sources, expected)
-            for mode, gaps in ((False, plain), (True, fast)):
-                worst[mode] = max((item.gap for item in gaps), default=0.0)
-                wrong.extend(item for item in gaps if item.gap > item.limit)
+            pair = self._load(parts, sources, optimize=False)
+            exact = self._exact_gaps(pair, tensors, expected[False], folder)
+            failed = any(item.gap > item.limit for item in exact)
+            idle = () if failed else self._idle(pair, tensors, expected[False][0])
+            del pair  # release the first pair before the second is loaded
+            pair = self._load(parts, sources, optimize=True)
+            optimized = self._optimized_gaps(pair, expected)
         except OffloadError as error:
-            worst = {False: np.inf, True: np.inf}
-            wrong.extend(_lost(sources, error))
-        return CutCheck(device, tensors, worst[False], worst[True], tuple(wrong), idle)
+            mismatches = [
+                Mismatch(name, np.inf, 0.0, False, f"{file} lacks tensor {name!r}: {error}")
+                for file, source in sources.items()
+                for name in undefined_names(source)
+            ] or [Mismatch("", np.inf, 0.0, False, str(error))]
+            return CutCheck(device, tensors, np.inf, np.inf, tuple(mismatches), ())
+        return CutCheck(
+            device,
+            tensors,
+            max((item.gap for item in exact), default=0.0),
+            max((item.gap for item in optimized), default=0.0),
+            tuple(item for item in (*exact, *optimized) if item.gap > item.limit),
+            idle,
+        )
 
-    def _without_optimisations(
+    def _load(
+        self, parts: Mapping[str, Part], sources: Mapping[str, EngineInput], optimize: bool
+    ) -> "_Pair":
+        """Both parts of a cut; a part without outputs has nothing to run."""
+        return _Pair(
+            *(
+                self.open(sources[name], optimize) if parts[name].outputs else lambda _: {}
+                for name in (DEVICE_FILE, SERVER_FILE)
+            )
+        )
+
+    def _exact_gaps(
         self,
-        parts: Mapping[str, Part],
-        sources: Mapping[str, EngineInput],
+        pair: "_Pair",
         tensors: tuple[str, ...],
-        expected: Mapping[bool, list[Mapping[str, Any]]],
+        expected: list[Mapping[str, Any]],
         folder: Path,
-    ) -> tuple[list[Mismatch], tuple[str, ...]]:
-        """Gaps of outputs and of values that cross, and the idle values if there are no gaps."""
-        pair = _Pair.open(parts, sources, self.open, False)
-        gaps: list[Mismatch] = []
-        for feeds, outputs in zip(self.inputs, expected[False], strict=True):
-            got = pair.run(feeds)
-            gaps += self._gaps(outputs, got, False, {})
-            for inside in self._inside(tensors, feeds, got, folder):
-                gaps += self._gaps(inside, got, False, {})
-        if any(item.gap > item.limit for item in gaps):
-            return gaps, ()
-        return gaps, self._idle(pair, tensors, expected[False][0])
-
-    def _with_optimisations(
-        self,
-        parts: Mapping[str, Part],
-        sources: Mapping[str, EngineInput],
-        expected: Mapping[bool, list[Mapping[str, Any]]],
     ) -> list[Mismatch]:
-        """Gaps of outputs."""
-        pair = _Pair.open(parts, sources, self.open, True)
+        """Gaps of outputs and of tensors that cross, without optimisations.
+
+        The uncut model runs once for each group of tensors that cross, so that only a group is in
+        memory twice.
+        """
+        nodes = tuple(sorted(node for layer in self.graph.layers for node in layer.nodes))
+        gaps: list[Mismatch] = []
+        for feeds, outputs in zip(self.inputs, expected, strict=True):
+            values = pair.run(feeds)
+            gaps += self._gaps(outputs, values, False, {})
+            for names in _groups(tensors, values):
+                whole = Part(nodes, self.graph.inputs, names)
+                source = part_input(self.model, whole, folder / "reference.onnx", self.types)
+                gaps += self._gaps(self.open(source, False)(feeds), values, False, {})
+        return gaps
+
+    def _optimized_gaps(
+        self, pair: "_Pair", expected: Mapping[bool, list[Mapping[str, Any]]]
+    ) -> list[Mismatch]:
+        """Gaps of outputs with optimisations; limits grow where optimisations move an output."""
         gaps: list[Mismatch] = []
         for feeds, plain, outputs in zip(self.inputs, expected[False], expected[True], strict=True):
-            own = _own_gaps(plain, outputs)
+            own = {name: gap(value, outputs[name]) for name, value in plain.items()}
             gaps += self._gaps(outputs, pair.run(feeds), True, own)
         return gaps
 
-    def _inside(
-        self, tensors: tuple[str, ...], feeds: Feeds, made: Mapping[str, Any], folder: Path
-    ) -> Iterator[Mapping[str, Any]]:
-        """The values that cross, as the uncut model computes them without optimisations.
-
-        The model runs once for each group of values, so that few of them are in memory twice;
-        `made` says how large they are.
-        """
-        nodes = tuple(sorted(node for layer in self.graph.layers for node in layer.nodes))
-        for names in _grouped(tensors, made):
-            whole = Part(nodes, self.graph.inputs, names)
-            source = part_input(self.model, whole, folder / "reference.onnx", self.types)
-            yield self.open(source, False)(feeds)
-
     def _gaps(
-        self, want: Mapping[str, Any], got: Mapping[str, Any], mode: bool, own: Mapping[str, float]
+        self,
+        expected: Mapping[str, Any],
+        values: Mapping[str, Any],
+        optimized: bool,
+        own: Mapping[str, float],
     ) -> list[Mismatch]:
-        found = []
-        for name, value in want.items():
+        gaps = []
+        for name, value in expected.items():
             tensor = self.graph.tensors.get(name)
-            dtype = (tensor and tensor.dtype) or _dtype(value)
-            limit = self._freedom.limit(dtype, mode, own.get(name, 0.0))
-            apart = gap(value, got[name], dtype) if name in got else np.inf
-            found.append(Mismatch(name, apart, limit, mode))
-        return found
+            dtype = tensor.dtype if tensor else None
+            if dtype is None and isinstance(value, np.ndarray):
+                dtype = _DTYPES.get(str(value.dtype))
+            limit = self._tolerances.limit(dtype, optimized, own.get(name, 0.0))
+            apart = gap(value, values[name], dtype) if name in values else np.inf
+            gaps.append(Mismatch(name, apart, limit, optimized))
+        return gaps
 
     def _idle(
         self, pair: "_Pair", tensors: tuple[str, ...], expected: Mapping[str, Any]
     ) -> tuple[str, ...]:
-        """Values that the server's answers do not depend on, as far as noise can tell."""
+        """Tensors that the server's outputs do not depend on, as far as noise can show.
+
+        A server that fails on noise depends on the tensor too.
+        """
         feeds = self.inputs[0]
-        between = pair.device(feeds)
+        computed = pair.device(feeds)
         rng = np.random.default_rng(0)
-        return tuple(
-            name
-            for name in tensors
-            if not _shows(pair, {**feeds, **between, name: noise(between[name], rng)}, expected)
-        )
+        idle = []
+        for name in tensors:
+            try:
+                outputs = pair.server({**feeds, **computed, name: noise(computed[name], rng)})
+            except OffloadError:
+                continue
+            if all(gap(expected[output], value) == 0 for output, value in outputs.items()):
+                idle.append(name)
+        return tuple(idle)
+
+
+_DTYPES = {"float32": "float", "float64": "double", "float16": "float16"}
 
 
 @dataclass(frozen=True)
 class _Pair:
-    """Both halves of a cut, loaded; a half without answers has nothing to run."""
+    """The device's and the server's part of a cut, loaded."""
 
     device: Runner
     server: Runner
 
-    @classmethod
-    def open(
-        cls,
-        parts: Mapping[str, Part],
-        sources: Mapping[str, EngineInput],
-        engine: Opener,
-        mode: bool,
-    ) -> "_Pair":
-        runners = [
-            engine(sources[name], mode) if parts[name].outputs else _nothing
-            for name in (DEVICE_FILE, SERVER_FILE)
-        ]
-        return cls(*runners)
-
     def run(self, feeds: Feeds) -> Mapping[str, Any]:
-        made = self.device(feeds)
-        return {**made, **self.server({**feeds, **made})}
+        """All outputs of both parts."""
+        computed = self.device(feeds)
+        return {**computed, **self.server({**feeds, **computed})}
 
 
-def _own_gaps(plain: Mapping[str, Any], optimized: Mapping[str, Any]) -> dict[str, float]:
-    return {name: gap(value, optimized[name]) for name, value in plain.items()}
-
-
-def _check_repeatable(first: Mapping[str, Any], again: Mapping[str, Any]) -> None:
-    for name, want in first.items():
-        if gap(want, again[name]):
-            raise InputError(
-                f"output {name!r} differs each time the whole model runs (random operators?):"
-                " a split of it can't be verified"
-            )
-
-
-def _grouped(names: Sequence[str], values: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Names in groups whose values take at most `_TOGETHER_BYTES`, or one by one."""
+def _groups(names: Sequence[str], values: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Names in groups whose values take at most `_GROUP_BYTES`; larger values alone."""
     group: list[str] = []
     group_bytes = 0
     for name in names:
         value = values.get(name)
         size_bytes = value.nbytes if isinstance(value, np.ndarray) else 0
-        if group and group_bytes + size_bytes > _TOGETHER_BYTES:
+        if group and group_bytes + size_bytes > _GROUP_BYTES:
             yield tuple(group)
             group, group_bytes = [], 0
         group.append(name)
@@ -291,36 +330,8 @@ def _grouped(names: Sequence[str], values: Mapping[str, Any]) -> Iterator[tuple[
         yield tuple(group)
 
 
-def _lost(sources: Mapping[str, EngineInput], error: OffloadError) -> list[Mismatch]:
-    """Why a part can't be made or run: the tensors it lacks, or else what the engine says."""
-    found = [
-        Mismatch(name, np.inf, 0.0, False, f"{file} lacks tensor {name!r}: {error}")
-        for file, source in sources.items()
-        for name in dangling(source)
-    ]
-    return found or [Mismatch("", np.inf, 0.0, False, str(error))]
-
-
-def _nothing(_: Feeds) -> Mapping[str, Any]:
-    return {}
-
-
-def _dtype(value: Any) -> str | None:
-    names = {"float32": "float", "float64": "double", "float16": "float16"}
-    return names.get(str(value.dtype)) if isinstance(value, np.ndarray) else None
-
-
-def _shows(pair: _Pair, values: Feeds, expected: Mapping[str, Any]) -> bool:
-    """Whether the server answers differently; not to answer at all is different too."""
-    try:
-        answer = pair.server(values)
-    except OffloadError:
-        return True
-    return any(gap(expected[name], value) > 0 for name, value in answer.items())
-
-
 def noise(array: Array, rng: np.random.Generator) -> Array:
-    """Other numbers of the same dtype, shape and range."""
+    """Random numbers of the same dtype, shape and range."""
     other: Array = array
     if array.dtype.kind == "f":
         finite = array[np.isfinite(array)].astype(np.float64)

@@ -1,10 +1,16 @@
-"""Sizes that a model names: symbols like `batch`, and expressions of them like `past + 1`."""
+"""Named sizes of a model: symbols like `batch`, and expressions of them like `past + 1`."""
 
 import ast
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import TypeAlias
+
+from offload.errors import InputError
+
+Dim: TypeAlias = int | str | None
+"""A size, its name, or None where it is neither known nor named."""
 
 _OPERATORS: Mapping[type[ast.operator], Callable[[Fraction, Fraction], Fraction]] = {
     ast.Add: lambda a, b: a + b,
@@ -21,19 +27,26 @@ _FUNCTIONS: Mapping[str, Callable[..., Fraction]] = {
     "max": max,
     "min": min,
 }
-# What some exporters write where a size has no name: equal ones need not be equal sizes.
+# Some exporters write these for a size without a name: two of them need not be equal.
 _NAMELESS = frozenset(("", "?", "*", "-1", "None"))
 _LONGEST = 200  # characters of an expression; a longer name is a symbol
 
 
 def dimension_name(text: str) -> str | None:
-    """The name of a size, or None where what the file has in its place names nothing (`?`)."""
+    """The name of a size; None for a placeholder such as `?`."""
     return None if text.strip() in _NAMELESS else text
+
+
+def shape_text(shape: Sequence[Dim] | None) -> str:
+    """A shape as `1x3x?`, with `?` for an unknown size."""
+    if shape is None:
+        return "of any rank"
+    return "x".join("?" if size is None else str(size) for size in shape) or "scalar"
 
 
 @dataclass
 class Symbols:
-    """The sizes of a model's named dimensions, as far as they are known.
+    """The named dimensions of a model, and the sizes that are known of them.
 
     Exporters write plain names (`batch`) and expressions of them (`past + s`, `floor(h/4)`).
     A name that only looks like an expression (`batch-size`) is a symbol: an expression has a
@@ -48,19 +61,63 @@ class Symbols:
     sizes: dict[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, shapes: Iterable[Sequence[int | str | None]]) -> "Symbols":
+    def of(cls, shapes: Iterable[Sequence[Dim]]) -> "Symbols":
         """The named dimensions of several shapes, no size known."""
         return cls(frozenset(dim for shape in shapes for dim in shape if isinstance(dim, str)))
 
+    @classmethod
+    def from_shapes(
+        cls,
+        declared: Mapping[str, Sequence[Dim] | None],
+        shapes: Mapping[str, Sequence[int]],
+    ) -> "Symbols":
+        """The named dimensions of a model's inputs, with the sizes that follow from some shapes.
+
+        Args:
+            declared: the shape of each input of the model; None: any rank.
+            shapes: sizes by input name.
+
+        Raises:
+            InputError: a shape is for an input that the model does not have, or contradicts the
+                declared shape or another shape.
+        """
+        pairs: list[tuple[str, int]] = []
+        owners: list[str] = []
+        for name, sizes in shapes.items():
+            if name not in declared:
+                known = ", ".join(list(declared)[:8]) or "none"
+                raise InputError(
+                    f"the model has no input {name!r} to give a shape to; it has: {known}"
+                )
+            dims = declared[name]
+            if dims is not None and (
+                len(dims) != len(sizes)
+                or any(
+                    n < 0 or (isinstance(d, int) and d != n)
+                    for d, n in zip(dims, sizes, strict=True)
+                )
+            ):
+                raise _does_not_fit(name, dims, sizes)
+            named = [(d, n) for d, n in zip(dims or (), sizes, strict=False) if isinstance(d, str)]
+            pairs += named
+            owners += [name] * len(named)
+        symbols = cls.of(dims or () for dims in declared.values())
+        wrong = symbols.bind_all(pairs)
+        if wrong is not None:
+            raise _does_not_fit(owners[wrong], declared[owners[wrong]], shapes[owners[wrong]])
+        return symbols
+
     def copy(self) -> "Symbols":
-        """The same, to be bound on its own."""
+        """A copy that can be bound independently."""
         return Symbols(self.declared, dict(self.sizes))
 
     def unknown(self, dim: str) -> tuple[str, ...]:
         """The symbols whose size must be known before `dim` has one."""
         if dim in self.sizes:
             return ()
-        return tuple(name for name in self._names(dim) if name not in self.sizes)
+        tree = self._expression(dim)
+        names = (dim,) if tree is None else _symbols(tree)
+        return tuple(name for name in names if name not in self.sizes)
 
     def size(self, dim: str) -> int | None:
         """The size of a dimension; None when a symbol is unknown or no whole size results."""
@@ -75,12 +132,12 @@ class Symbols:
         tree = self._expression(dim) if size is None else None
         if size is not None or tree is None:
             return dim if size is None else size
-        return ast.unparse(_Numbers(self.sizes).visit(tree))
+        return ast.unparse(_Substitution(self.sizes).visit(tree))
 
     def bind(self, dim: str, size: int) -> bool:
-        """Learn that a dimension has a size; False when it contradicts what is known.
+        """Set the size of a dimension; False when it contradicts the known sizes.
 
-        Of an expression with one unknown symbol, that symbol is solved for.
+        An expression with one unknown symbol is solved for that symbol.
         """
         unknown = self.unknown(dim)
         if not unknown:
@@ -97,29 +154,29 @@ class Symbols:
         return True
 
     def bind_all(self, pairs: Sequence[tuple[str, int]]) -> int | None:
-        """Learn several sizes, plain names before the expressions that need them.
+        """Set several sizes, plain names before the expressions that need them.
 
         Returns:
             The position of a pair that contradicts the others; None when all agree.
         """
-        left = list(range(len(pairs)))
-        while left:
-            index = min(left, key=lambda i: (len(self.unknown(pairs[i][0])), i))
-            left.remove(index)
+        remaining = list(range(len(pairs)))
+        while remaining:
+            index = min(remaining, key=lambda i: (len(self.unknown(pairs[i][0])), i))
+            remaining.remove(index)
             if not self.bind(*pairs[index]):
                 return index
         return None
 
     def _solution(self, tree: ast.expr, name: str, size: int) -> int | None:
-        """The value of one symbol at which an expression, taken as linear, has a size."""
+        """The value of one symbol for which an expression, taken as linear, has a size."""
         ends = [self._evaluated(tree, {**self.sizes, name: at}, least=None) for at in (0, 1)]
         if ends[0] is None or ends[1] is None or ends[0] == ends[1]:
             return None
-        found = Fraction(size - ends[0], ends[1] - ends[0])
-        if found.denominator != 1 or found < 0:
+        solution = Fraction(size - ends[0], ends[1] - ends[0])
+        if solution.denominator != 1 or solution < 0:
             return None
-        at = int(found)
-        return at if self._evaluated(tree, {**self.sizes, name: at}) == size else None
+        value = int(solution)
+        return value if self._evaluated(tree, {**self.sizes, name: value}) == size else None
 
     def _expression(self, dim: str) -> ast.expr | None:
         """The parsed expression; None for a symbol."""
@@ -134,10 +191,6 @@ class Symbols:
         has_number = any(isinstance(node, ast.Constant) for node in ast.walk(tree))
         return tree if has_number or not self.declared.isdisjoint(_symbols(tree)) else None
 
-    def _names(self, dim: str) -> tuple[str, ...]:
-        tree = self._expression(dim)
-        return (dim,) if tree is None else _symbols(tree)
-
     def _evaluated(
         self, tree: ast.expr, sizes: dict[str, int], least: int | None = 0
     ) -> int | None:
@@ -150,14 +203,20 @@ class Symbols:
         return int(value)
 
 
-class _Numbers(ast.NodeTransformer):
-    """Put numbers in the place of known names."""
+class _Substitution(ast.NodeTransformer):
+    """Replace known names by their sizes."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self._sizes = sizes
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.Constant(self._sizes[node.id]) if node.id in self._sizes else node
+
+
+def _does_not_fit(name: str, declared: Sequence[Dim] | None, sizes: Sequence[int]) -> InputError:
+    return InputError(
+        f"input {name!r} has shape {shape_text(declared)}: {shape_text(sizes)} does not fit it"
+    )
 
 
 def _is_arithmetic(tree: ast.expr) -> bool:
@@ -176,15 +235,11 @@ def _is_arithmetic(tree: ast.expr) -> bool:
 
 
 def _symbols(tree: ast.expr) -> tuple[str, ...]:
-    """The names in an expression but those of functions, each once."""
-    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
-    return tuple(
-        dict.fromkeys(
-            node.id
-            for node in ast.walk(tree)
-            if isinstance(node, ast.Name) and id(node) not in called
-        )
-    )
+    """The names in an expression, except for those of functions, each once."""
+    nodes = list(ast.walk(tree))
+    called = {id(node.func) for node in nodes if isinstance(node, ast.Call)}
+    names = (node.id for node in nodes if isinstance(node, ast.Name) and id(node) not in called)
+    return tuple(dict.fromkeys(names))
 
 
 def _value(tree: ast.expr, sizes: dict[str, int]) -> Fraction:

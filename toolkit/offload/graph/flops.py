@@ -1,4 +1,4 @@
-"""Arithmetic of an operator, counted from shapes."""
+"""Count the floating-point operations of a node from the shapes of its inputs and outputs."""
 
 import math
 from collections import Counter
@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
 from offload.graph.model import Graph
+from offload.graph.value_index import attribute_value
 
 Shape = tuple[int, ...]
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# Operators that move or describe numbers and compute none.
+# Operators that move or describe numbers and compute nothing.
 _FREE = frozenset(
     (
         *("Cast", "CastLike", "Concat", "ConcatFromSequence", "Constant", "ConstantOfShape"),
@@ -28,7 +29,7 @@ _FREE = frozenset(
     )
 )
 _MICROSOFT = "com.microsoft"
-# onnxruntime's own operators that do a few operations an element.
+# onnxruntime's own operators with a few operations per element.
 _ELEMENTWISE = frozenset(
     (
         *("BiasAdd", "BiasDropout", "BiasGelu", "BiasSoftmax", "BiasSplitGelu", "BitmaskDropout"),
@@ -42,12 +43,12 @@ _ELEMENTWISE = frozenset(
         *("SkipSimplifiedLayerNormalization", "TorchEmbedding"),
     )
 )
-# Operators of ONNX itself that are heavy, and that no rule is known for.
+# Heavy operators of ONNX itself without a rule below.
 _NO_RULE = frozenset(("FlexAttention", "LinearAttention", "SequenceMap"))
 
 
 class Operands(Protocol):
-    """What counting needs to know of an operator's inputs and outputs."""
+    """Shapes and small numbers of a node's inputs and outputs, by name."""
 
     def shape(self, name: str) -> Shape | None:
         """Sizes of a value; None when one isn't known."""
@@ -60,15 +61,15 @@ class Operands(Protocol):
 class Work:
     """Floating-point operations of one or more nodes; a multiply-add counts two.
 
-    Nodes inside of bodies and functions are counted one by one, those of loops once a step. Heavy
-    nodes multiply matrices (products, convolutions, recurrent layers, attention, ...); all others
-    are light.
+    Nodes in bodies and functions are counted one by one, those of loops once per step. Heavy nodes
+    multiply matrices (products, convolutions, recurrent layers, attention, ...); all others are
+    light.
 
     Attributes:
         heavy_flops: operations of the heavy nodes that could be counted.
         light_flops: operations of the light ones.
-        heavy_nodes: number of nodes behind `heavy_flops`.
-        light_nodes: number of nodes behind `light_flops`; those that compute nothing aside.
+        heavy_nodes: number of nodes in `heavy_flops`.
+        light_nodes: number of nodes in `light_flops`, without those that compute nothing.
         uncounted_heavy: number of heavy nodes that could not be counted, by operator.
         uncounted_light: number of light nodes that could not be counted, by operator.
     """
@@ -101,9 +102,9 @@ class Work:
         )
 
     def repeated(self, steps: int | None, loop: str) -> "Work":
-        """The work of a body over several steps; all of it uncounted where they aren't known.
+        """The work of a body over several steps; uncounted if the number of steps is unknown.
 
-        `loop` is the operator that such nodes are then listed under.
+        Uncounted nodes are then listed under the operator `loop`.
         """
         if steps is None:
             heavy = Counter({loop: self.heavy_nodes}) + self.uncounted_heavy
@@ -135,8 +136,8 @@ class Work:
 def uncounted_share(total: Work) -> float:
     """The share of a model's work that could not be counted, from 0 to 1.
 
-    It is what `Work.assumed` charges for the nodes that were not counted, over that and what was
-    counted; 1 when there was nothing to take an average of.
+    This is `Work.assumed` for the uncounted nodes, divided by all assumed and counted work; 1 if no
+    node was counted.
     """
     if not total.uncounted:
         return 0.0
@@ -145,23 +146,24 @@ def uncounted_share(total: Work) -> float:
 
 
 def shares_by_work(graph: Graph, parts: Mapping[int, float]) -> dict[int, float]:
-    """What each of several layers contributes to the time that they take together; sums to 1.
+    """The share of each of several layers in the time that they take together; sums to 1.
 
-    By FLOPs, those assumed for a layer that was not counted included; by the bytes that a layer
-    makes where none of the layers computes anything.
+    Shares are by FLOPs (assumed FLOPs where a layer was not counted), or by output bytes if none of
+    the layers has FLOPs.
 
     Args:
         graph: the layers.
-        parts: by index of a layer, how much of it counts, in 0..1.
+        parts: for each layer, the fraction of it that counts, in 0..1.
     """
     work: dict[int, float] = {}
-    made_bytes: dict[int, float] = {}
+    output_bytes: dict[int, float] = {}
     for index in parts:
         layer = graph.layers[index]
-        made_bytes[index] = sum(graph.tensors[name].size_bytes or 0 for name in layer.outputs) or 1
+        sizes = (graph.tensors[name].size_bytes or 0 for name in layer.outputs)
+        output_bytes[index] = sum(sizes) or 1
         work[index] = layer.assumed_flops if layer.flops is None else layer.flops
     if not any(work.values()):
-        work = made_bytes
+        work = output_bytes
     weights = {index: part * work[index] for index, part in parts.items()}
     total = sum(weights.values())
     return {index: weight / total for index, weight in weights.items()}
@@ -170,10 +172,10 @@ def shares_by_work(graph: Graph, parts: Mapping[int, float]) -> dict[int, float]
 def node_work(node: NodeProto, operands: Operands) -> Work:
     """The work of one node without bodies.
 
-    Exact for products of matrices, convolutions, recurrent layers and attention with known
-    shapes; for others one operation for each element of the output or of the first input,
-    whichever has more (pooling: for each element of the window). Operators of other vendors that
-    no rule is known for are heavy and not counted.
+    Exact for matrix products, convolutions, recurrent layers and attention with known shapes. Other
+    operators count one operation for each element of the output or of the first input, whichever
+    has more (pooling: for each element of the window). Operators of other vendors without a rule
+    are heavy and not counted.
     """
     name, standard = node.op_type, node.domain in ("", "ai.onnx", "ai.onnx.ml")
     if name in _FREE and (standard or node.domain == _MICROSOFT):
@@ -185,7 +187,7 @@ def node_work(node: NodeProto, operands: Operands) -> Work:
         heavy = light = None
     if name in _NO_RULE or not (heavy or light):
         return Work(uncounted_heavy=Counter((name,)))
-    counted = (heavy or light or _elementwise)(_Node(node, operands))
+    counted = (heavy or light or _elementwise)(_CountedNode(node, operands))
     if heavy:
         if counted is None:
             return Work(uncounted_heavy=Counter((name,)))
@@ -196,8 +198,8 @@ def node_work(node: NodeProto, operands: Operands) -> Work:
 
 
 @dataclass(frozen=True, slots=True)
-class _Node:
-    """A node with the shapes of its inputs and outputs by place."""
+class _CountedNode:
+    """A node with the shapes of its inputs and outputs by position."""
 
     node: NodeProto
     operands: Operands
@@ -217,13 +219,15 @@ class _Node:
         return self.operands.shape(self.node.output[place])
 
     def attribute(self, name: str, default: Any = None) -> Any:
-        for attribute in self.node.attribute:
-            if attribute.name == name:
-                return helper.get_attribute_value(attribute)
-        return default
+        return attribute_value(self.node, name, default)
+
+    def rows(self) -> int | None:
+        """Size of the first axis of the first input; 1 for a single row."""
+        shape = self.input(0)
+        return None if shape is None else shape[0] if len(shape) > 1 else 1
 
 
-Count = Callable[[_Node], float | None]
+Count = Callable[[_CountedNode], float | None]
 
 
 def _product(factor: float, *shapes: Sequence[int] | None) -> float | None:
@@ -235,14 +239,9 @@ def _product(factor: float, *shapes: Sequence[int] | None) -> float | None:
     return total
 
 
-def _elementwise(node: _Node) -> float | None:
+def _elementwise(node: _CountedNode) -> float | None:
     shapes = [node.output()] + ([node.input(0)] if node.has(0) else [])
     return None if None in shapes else max(math.prod(sizes or ()) for sizes in shapes)
-
-
-def _inputs_only(node: _Node) -> float | None:
-    """Operators whose output's size depends on data: they look at every element once."""
-    return sum_known(_product(1.0, node.input(place)) for place in range(2) if node.has(place))
 
 
 def sum_known(counts: Iterable[float | None]) -> float | None:
@@ -255,47 +254,23 @@ def sum_known(counts: Iterable[float | None]) -> float | None:
     return total
 
 
-def _pool(node: _Node) -> float | None:
-    return _product(1.0, node.output(), tuple(node.attribute("kernel_shape", ())))
+def _conv(node: _CountedNode, shape: Shape | None, weights: int = 1) -> float | None:
+    """Each element of a tensor of this shape takes part in one product with a kernel."""
+    kernel = node.input(weights)
+    return _product(2.0, shape, None if kernel is None else kernel[1:])
 
 
-def _sampled(node: _Node) -> float | None:
-    """RoiAlign and its like: four neighbours are weighed for each sample."""
-    ratio = max(int(node.attribute("sampling_ratio", 1)), 1)
-    return _product(8.0 * ratio * ratio, node.output())
-
-
-def _conv(weights: int) -> Count:
-    """Every element of the output is a product with one kernel."""
-
-    def count(node: _Node) -> float | None:
-        kernel = node.input(weights)
-        return _product(2.0, node.output(), None if kernel is None else kernel[1:])
-
-    return count
-
-
-def _conv_transpose(weights: int) -> Count:
-    """Every element of the input is multiplied with one kernel."""
-
-    def count(node: _Node) -> float | None:
-        kernel = node.input(weights)
-        return _product(2.0, node.input(0), None if kernel is None else kernel[1:])
-
-    return count
-
-
-def _deform_conv(node: _Node) -> float | None:
-    """A convolution whose samples are interpolated: 8 operations a sample of each channel."""
+def _deform_conv(node: _CountedNode) -> float | None:
+    """A convolution with interpolated samples: 8 operations per sample and channel."""
     kernel, offsets, x = node.input(1), node.input(2), node.input(0)
     if kernel is None or offsets is None or x is None:
         return None
     groups = max(int(node.attribute("offset_group", 1)), 1)
     samples = math.prod(offsets) // 2 // groups * x[1]
-    return sum_known((_conv(1)(node), 8.0 * samples))
+    return sum_known((_conv(node, node.output()), 8.0 * samples))
 
 
-def _matmul(node: _Node) -> float | None:
+def _matmul(node: _CountedNode) -> float | None:
     first = node.input(0)
     if first is None:
         return None
@@ -303,14 +278,8 @@ def _matmul(node: _Node) -> float | None:
     return _product(2.0, node.output(), first[axis:][:1])
 
 
-def _packed_matmul(node: _Node) -> float | None:
-    """Weights of few bits: their packed shape does not tell, the attribute N does."""
-    wide = node.attribute("N")
-    return _product(2.0, node.input(0), None if wide is None else (int(wide),))
-
-
-def _moe(node: _Node) -> float | None:
-    """Mixture of experts: each row goes through `k` experts of two or three products."""
+def _moe(node: _CountedNode) -> float | None:
+    """Mixture of experts: each row passes `k` experts of two or three products."""
     packed = node.node.op_type == "QMoE"
     places = (2, 5, 8) if packed else (2, 4, 6)
     experts = [node.input(place) for place in places if node.has(place)]
@@ -318,12 +287,12 @@ def _moe(node: _Node) -> float | None:
     if rows is None or None in experts:
         return None
     numbers = 8 // max(int(node.attribute("expert_weight_bits", 4)), 1) if packed else 1
-    each = sum(math.prod((shape or ())[1:]) for shape in experts) * numbers
-    return 2.0 * math.prod(rows[:-1]) * int(node.attribute("k", 1)) * each
+    weights = sum(math.prod((shape or ())[1:]) for shape in experts) * numbers
+    return 2.0 * math.prod(rows[:-1]) * int(node.attribute("k", 1)) * weights
 
 
-def _einsum(node: _Node) -> float | None:
-    """Operands are multiplied two by two from the left, as onnxruntime does."""
+def _einsum(node: _CountedNode) -> float | None:
+    """Operands are multiplied in pairs from the left, as onnxruntime does."""
     equation = node.attribute("equation", b"")
     text = equation.decode() if isinstance(equation, bytes) else equation
     left, _, right = text.replace(" ", "").partition("->")
@@ -340,32 +309,32 @@ def _einsum(node: _Node) -> float | None:
             sizes[letter] = max(size, sizes.get(letter, 1))
     if len(lettered) == 1:
         return float(math.prod(sizes.values()))
-    wanted = set(_letters(right, 0)) if right else set()
-    total, made = 0.0, lettered[0]
+    output_letters = set(_letters(right, 0)) if right else set()
+    total, product = 0.0, lettered[0]
     for place, term_letters in enumerate(lettered[1:], 1):
-        both = made | term_letters
+        both = product | term_letters
         total += 2.0 * math.prod(sizes.get(letter, 1) for letter in both)
-        later = wanted.union(*lettered[place + 1 :])
-        made = {letter for letter in both if letter in later or letter.startswith(".")}
+        later = output_letters.union(*lettered[place + 1 :])
+        product = {letter for letter in both if letter in later or letter.startswith(".")}
     return total
 
 
 def _letters(term: str, rank: int) -> list[str]:
-    """One name for each axis of a term; those of an ellipsis are counted from the right."""
+    """One name for each axis of a term; axes of an ellipsis are numbered from the right."""
     before, dots, after = term.partition("...")
     hidden = max(rank - len(before) - len(after), 0) if dots else 0
     return [*before, *(f".{place}" for place in range(hidden, 0, -1)), *after]
 
 
-def _recurrent(node: _Node) -> float | None:
-    """Each step multiplies with the input's and with the state's weights, in each direction."""
+def _recurrent(node: _CountedNode) -> float | None:
+    """Each step multiplies by the weights of input and state, in each direction."""
     x = node.input(0)
     weights = sum_known(_product(2.0, node.input(place)) for place in (1, 2))
     return None if x is None or weights is None else math.prod(x[:-1]) * weights
 
 
-def _attention(node: _Node) -> float | None:
-    """Scores of all queries and keys, and the sums of values that they weigh."""
+def _attention(node: _CountedNode) -> float | None:
+    """Scores of all queries and keys, and the weighted sums of values."""
     query, key, past = node.input(0), node.input(1), node.input(4)
     if query is None or key is None or (node.has(4) and past is None):
         return None
@@ -373,11 +342,11 @@ def _attention(node: _Node) -> float | None:
     return _scores(query, node.output(), length)
 
 
-def _scores(query: Shape | None, answer: Shape | None, length: int) -> float | None:
-    return sum_known((_product(2.0 * length, query), _product(2.0 * length, answer)))
+def _scores(query: Shape | None, output: Shape | None, length: int) -> float | None:
+    return sum_known((_product(2.0 * length, query), _product(2.0 * length, output)))
 
 
-def _fused_attention(node: _Node) -> float | None:
+def _fused_attention(node: _CountedNode) -> float | None:
     """com.microsoft Attention: the projection to queries, keys and values, then attention."""
     x, weights, past = node.input(0), node.input(1), None
     quantised = node.node.op_type == "QAttention"
@@ -391,22 +360,22 @@ def _fused_attention(node: _Node) -> float | None:
     return sum_known((projection, _scores(node.output(), node.output(), length)))
 
 
-def _multi_head_attention(node: _Node) -> float | None:
-    """com.microsoft MultiHeadAttention: separate, or queries, keys and values packed in one."""
-    query, answer, key = node.input(0), node.output(), node.input(1)
+def _multi_head_attention(node: _CountedNode) -> float | None:
+    """com.microsoft MultiHeadAttention: queries, keys and values separate or packed."""
+    query, output, key = node.input(0), node.output(), node.input(1)
     past = node.input(6)
-    if query is None or answer is None or (node.has(1) and key is None):
+    if query is None or output is None or (node.has(1) and key is None):
         return None
     if node.has(6) and past is None:
         return None
     length = query[1] if key is None else key[2] if len(key) == 4 else key[1]
-    return _scores(answer, answer, length + (past[2] if past else 0))
+    return _scores(output, output, length + (past[2] if past else 0))
 
 
-def _grouped_attention(node: _Node) -> float | None:
-    """com.microsoft GroupQueryAttention: the cache that comes out is as long as all keys."""
-    answer, cache, past, query = node.output(), node.output(1), node.input(3), node.input(0)
-    if answer is None or query is None:
+def _grouped_attention(node: _CountedNode) -> float | None:
+    """com.microsoft GroupQueryAttention: the returned cache has the length of all keys."""
+    output, cache, past, query = node.output(), node.output(1), node.input(3), node.input(0)
+    if output is None or query is None:
         return None
     if cache is not None:
         length = cache[2]
@@ -414,28 +383,27 @@ def _grouped_attention(node: _Node) -> float | None:
         return None
     else:
         length = query[1] + (past[2] if past else 0)
-    return _scores(answer, answer, length)
+    return _scores(output, output, length)
 
 
-def _fourier(node: _Node) -> float | None:
+def _fourier(node: _CountedNode) -> float | None:
     """A fast Fourier transform of n numbers takes 5 n log2 n operations."""
-    answer = node.output()
-    if answer is None:
+    output = node.output()
+    if output is None:
         return None
     if node.node.op_type == "STFT":
-        window, given = node.input(2), node.value(3)
-        frame = window[0] if window else int(given.item()) if given is not None else None
+        window, length = node.input(2), node.value(3)
+        frame = window[0] if window else int(length.item()) if length is not None else None
         if frame is None:
             return None
-        return 5.0 * math.prod(answer[:2]) * frame * math.log2(max(frame, 2))
-    length = max(math.prod(answer[1:-1]), 2)
-    return 5.0 * answer[0] * length * math.log2(length)
+        return 5.0 * math.prod(output[:2]) * frame * math.log2(max(frame, 2))
+    points = max(math.prod(output[1:-1]), 2)
+    return 5.0 * output[0] * points * math.log2(points)
 
 
-def _trees(node: _Node) -> float | None:
-    """Each row walks down every tree: a comparison at each node on its way."""
-    rows = node.input(0)
-    ids = node.attribute("nodes_treeids", ())
+def _trees(node: _CountedNode) -> float | None:
+    """Each row passes every tree from root to leaf, with one comparison per node."""
+    rows, ids = node.rows(), node.attribute("nodes_treeids", ())
     if rows is None:
         return None
     if not len(ids):  # TreeEnsemble of ai.onnx.ml 5 lists roots and splits
@@ -444,45 +412,45 @@ def _trees(node: _Node) -> float | None:
         sizes = [splits / len(roots)] * len(roots) if len(roots) else []
     else:
         sizes = [float(count) for count in Counter(ids).values()]
-    samples = rows[0] if len(rows) > 1 else 1
-    return samples * sum(math.log2(size + 1) for size in sizes)
+    return rows * sum(math.log2(size + 1) for size in sizes)
 
 
-def _linear(node: _Node) -> float | None:
-    rows, weights = node.input(0), node.attribute("coefficients", ())
-    return None if rows is None else 2.0 * (rows[0] if len(rows) > 1 else 1) * len(weights)
-
-
-def _support_vectors(node: _Node) -> float | None:
-    rows = node.input(0)
-    numbers = node.attribute("support_vectors", ()) or node.attribute("coefficients", ())
-    return None if rows is None else 2.0 * (rows[0] if len(rows) > 1 else 1) * len(numbers)
+def _linear(node: _CountedNode, attribute: str) -> float | None:
+    """Each row is multiplied by coefficients or support vectors."""
+    rows, numbers = node.rows(), node.attribute(attribute, ()) or node.attribute("coefficients", ())
+    return None if rows is None else 2.0 * rows * len(numbers)
 
 
 _HEAVY: Mapping[str, Count] = {
     **dict.fromkeys(
-        ("Conv", "ConvInteger", "FusedConv", "NhwcConv", "CausalConvWithState"), _conv(1)
+        (
+            *("Conv", "ConvInteger", "FusedConv", "NhwcConv", "NhwcFusedConv"),
+            "CausalConvWithState",
+        ),
+        lambda node: _conv(node, node.output()),
     ),
-    "NhwcFusedConv": _conv(1),
-    "QLinearConv": _conv(3),
-    **dict.fromkeys(("ConvTranspose", "ConvTransposeWithDynamicPads"), _conv_transpose(1)),
-    "QLinearConvTranspose": _conv_transpose(3),
+    "QLinearConv": lambda node: _conv(node, node.output(), weights=3),
+    **dict.fromkeys(
+        ("ConvTranspose", "ConvTransposeWithDynamicPads"), lambda node: _conv(node, node.input(0))
+    ),
+    "QLinearConvTranspose": lambda node: _conv(node, node.input(0), weights=3),
     "DeformConv": _deform_conv,
     **dict.fromkeys(
         (
             *("MatMul", "Gemm", "MatMulInteger", "MatMulInteger16", "QLinearMatMul", "QGemm"),
             *("FusedMatMul", "TransposeMatMul", "FusedGemm", "FusedMatMulActivation", "GemmFloat8"),
-            *(
-                "DynamicQuantizeMatMul",
-                "MatMulIntegerToFloat",
-                "GemmFastGelu",
-                "CDist",
-                "MatMulFpQ4",
-            ),
+            *("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "GemmFastGelu", "CDist"),
+            "MatMulFpQ4",
         ),
         _matmul,
     ),
-    **dict.fromkeys(("MatMulNBits", "MatMulBnb4"), _packed_matmul),
+    # Weights of few bits: attribute N is the number of columns, the packed shape is not.
+    **dict.fromkeys(
+        ("MatMulNBits", "MatMulBnb4"),
+        lambda node: _product(
+            2.0, node.input(0), (int(node.attribute("N")),) if node.attribute("N") else None
+        ),
+    ),
     **dict.fromkeys(("MoE", "QMoE"), _moe),
     "Einsum": _einsum,
     **dict.fromkeys(("LSTM", "GRU", "RNN", "DynamicQuantizeLSTM"), _recurrent),
@@ -494,13 +462,30 @@ _HEAVY: Mapping[str, Count] = {
     "GroupQueryAttention": _grouped_attention,
     **dict.fromkeys(("DFT", "STFT"), _fourier),
     **dict.fromkeys(("TreeEnsemble", "TreeEnsembleRegressor", "TreeEnsembleClassifier"), _trees),
-    **dict.fromkeys(("LinearRegressor", "LinearClassifier"), _linear),
-    **dict.fromkeys(("SVMRegressor", "SVMClassifier"), _support_vectors),
+    **dict.fromkeys(
+        ("LinearRegressor", "LinearClassifier"), lambda node: _linear(node, "coefficients")
+    ),
+    **dict.fromkeys(
+        ("SVMRegressor", "SVMClassifier"), lambda node: _linear(node, "support_vectors")
+    ),
 }
 _LIGHT: Mapping[str, Count] = {
-    **dict.fromkeys(("NonZero", "NonMaxSuppression", "Compress", "Unique"), _inputs_only),
+    # The output's size depends on data: these look at each element of the inputs once.
     **dict.fromkeys(
-        ("MaxPool", "AveragePool", "LpPool", "QLinearAveragePool", "NhwcMaxPool"), _pool
+        ("NonZero", "NonMaxSuppression", "Compress", "Unique"),
+        lambda node: sum_known(
+            _product(1.0, node.input(place)) for place in range(2) if node.has(place)
+        ),
     ),
-    **dict.fromkeys(("RoiAlign", "MaxRoiPool"), _sampled),
+    **dict.fromkeys(
+        ("MaxPool", "AveragePool", "LpPool", "QLinearAveragePool", "NhwcMaxPool"),
+        lambda node: _product(1.0, node.output(), tuple(node.attribute("kernel_shape", ()))),
+    ),
+    # Each sample interpolates between four neighbours.
+    **dict.fromkeys(
+        ("RoiAlign", "MaxRoiPool"),
+        lambda node: _product(
+            8.0 * max(int(node.attribute("sampling_ratio", 1)), 1) ** 2, node.output()
+        ),
+    ),
 }

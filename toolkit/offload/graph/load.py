@@ -9,10 +9,17 @@ from google.protobuf.message import DecodeError
 from onnx import ModelProto
 
 from offload.errors import InputError
-from offload.graph.external import FOREIGN_BYTES, OWN_FILE, Extent, WeightFiles, foreign_content
 from offload.graph.infer import Types, infer_types
-from offload.graph.large_file import LARGE_FILE_BYTES, read_large
-from offload.graph.wiring import Wiring, wire
+from offload.graph.onnx_file import (
+    FOREIGN_BYTES,
+    LARGE_FILE_BYTES,
+    OWN_FILE,
+    WeightFiles,
+    find_weight_files,
+    foreign_content,
+    read_large,
+)
+from offload.graph.value_index import ValueIndex, index_values
 
 _CHUNK_BYTES = 1 << 20
 
@@ -22,10 +29,10 @@ class Model:
     """A loaded ONNX model; its external weights stay in their files.
 
     Attributes:
-        proto: the model as the file has it, but that large weights of a large file point to
-            their place in it (`OWN_FILE`). Nobody may change it.
+        proto: the model as stored, except that large weights of a large file are external, with
+            location `OWN_FILE`. It must not be changed.
         path: the file, None when the model was given in memory.
-        directory: where its external data is, None when there is none to be found.
+        directory: the directory of its external data, None when it is unknown.
         weights: the files of its external data, each checked to exist.
     """
 
@@ -35,18 +42,13 @@ class Model:
     weights: WeightFiles = field(repr=False)
 
     @property
-    def extents(self) -> tuple[Extent, ...]:
-        """Where the bytes of external tensors are."""
-        return self.weights.extents
-
-    @property
     def outside_bytes(self) -> int:
-        """Bytes of weights in other files than the model's own."""
-        return sum(e.length_bytes for e in self.extents if e.location != OWN_FILE)
+        """Bytes of weights outside the model's own file."""
+        return sum(e.length_bytes for e in self.weights.extents if e.location != OWN_FILE)
 
     @property
     def has_outside(self) -> bool:
-        """Whether weights are in other files than the model's own."""
+        """Whether weights are outside the model's own file."""
         return any(location != OWN_FILE for location in self.weights.paths)
 
     @property
@@ -71,22 +73,22 @@ class Model:
         return digest.hexdigest()
 
     @cached_property
-    def wiring(self) -> Wiring:
-        """Who makes and who reads each value of the main graph."""
-        return wire(self.proto)
+    def values(self) -> ValueIndex:
+        """Producers and consumers of each value of the main graph."""
+        return index_values(self.proto)
 
     @cached_property
     def types(self) -> Types:
         """Types of the values of the main graph, dynamic dimensions left dynamic."""
-        return infer_types(self.proto, self.wiring, self.weights)
+        return infer_types(self.proto, self.values, self.weights)
 
 
 def load_model(source: str | Path | ModelProto, directory: Path | None = None) -> Model:
-    """Load a model from a file or take one in memory.
+    """Load a model from a file, or wrap one that is in memory.
 
     Args:
         source: path of an `.onnx` file, or a model.
-        directory: where external data of a model in memory is; a file's own directory otherwise.
+        directory: directory of the external data of a model in memory; ignored for a file.
 
     Raises:
         InputError: the file is missing, unreadable, not ONNX or damaged, or external data is
@@ -102,9 +104,9 @@ def load_model(source: str | Path | ModelProto, directory: Path | None = None) -
     if not proto.graph.output or not (proto.opset_import or proto.ir_version < 3):
         raise InputError(f"{where} is not an ONNX model: it has no graph with outputs")
     try:
-        weights = WeightFiles.of(proto, directory, path) if outside else WeightFiles()
+        weights = find_weight_files(proto, directory, path) if outside else WeightFiles()
         model = Model(proto, path, directory, weights)
-        if not model.wiring.order and not model.wiring.outputs:
+        if not model.values.order and not model.values.outputs:
             raise InputError("the graph is empty")
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
@@ -124,7 +126,7 @@ def _read(path: Path) -> tuple[ModelProto, bool]:
         if path.stat().st_size > LARGE_FILE_BYTES:
             return read_large(path), True
         data = path.read_bytes()
-        # The word is in every external data entry: without it there is no need to look for any.
+        # Every external data entry contains this word: a file without it has no external tensors.
         return ModelProto.FromString(data), b"location" in data
     except DecodeError:
         raise InputError(f"{path} is not an ONNX model, or is damaged: export it again") from None

@@ -1,19 +1,85 @@
 """Read a loaded ONNX model into a graph of layers."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
-from onnx import NodeProto
+import networkx as nx
 
 from offload.graph.flops import Work, uncounted_share
-from offload.graph.group import grouped
 from offload.graph.infer import Types, infer_types
 from offload.graph.load import Model
-from offload.graph.model import Graph, Layer, Tensor
+from offload.graph.model import Graph, Layer, boundary
+from offload.graph.value_index import ValueIndex
 
-# A list of integers this short is shape arithmetic: a kernel of its own wherever it is made.
+
+def grouped(
+    order: Sequence[int],
+    edges: Mapping[int, Iterable[int]],
+    together: Iterable[tuple[int, int]],
+    absorbed: Container[int] = frozenset(),
+) -> list[tuple[int, ...]]:
+    """Partition nodes into groups whose quotient graph has no cycle, in topological order.
+
+    First, pairs in `together` share a group. Joining two nodes may close a cycle through others
+    (a -> b -> c with a and c together); then all nodes of the cycle become one group, and no
+    others.
+
+    Then, a group whose nodes are all in `absorbed` joins its consumers if they are one group: each
+    group becomes a maximal fanout-free cone. A group with several consuming groups stays separate,
+    so this step closes no cycle: only the last nodes of a cone are used outside it.
+
+    Groups follow the order of their first nodes as far as dependencies allow; nodes in a group
+    ascend in `order`.
+
+    Args:
+        order: the nodes in a topological order.
+        edges: for each node, the nodes that directly need it.
+        together: pairs of nodes to keep in one group.
+        absorbed: nodes that may join the group that consumes their outputs.
+
+    Complexity: O((V + E) log V).
+    """
+    place = {node: position for position, node in enumerate(order)}
+    bound: nx.Graph[int] = nx.Graph()
+    bound.add_nodes_from(order)
+    bound.add_edges_from(together)
+    atom_of: dict[int, int] = {}
+    for component in nx.connected_components(bound):
+        atom_of.update(dict.fromkeys(component, min(component, key=place.__getitem__)))
+    atoms = nx.condensation(_quotient(order, edges, atom_of))
+    atom_of = {node: atoms.graph["mapping"][atom] for node, atom in atom_of.items()}
+
+    fixed = {atom_of[node] for node in order if node not in absorbed}
+    cone: dict[int, int] = {}
+    for atom in reversed(list(nx.topological_sort(atoms))):
+        cones = {cone[consumer] for consumer in atoms.successors(atom)}
+        cone[atom] = cones.pop() if len(cones) == 1 and atom not in fixed else atom
+
+    group_of = {node: cone[atom] for node, atom in atom_of.items()}
+    members: dict[int, list[int]] = {}
+    for node in order:
+        members.setdefault(group_of[node], []).append(node)
+    groups = _quotient(order, edges, group_of)
+    ranked = nx.lexicographical_topological_sort(groups, key=lambda g: place[members[g][0]])
+    return [tuple(members[group]) for group in ranked]
+
+
+def _quotient(
+    order: Sequence[int], edges: Mapping[int, Iterable[int]], group_of: Mapping[int, int]
+) -> "nx.DiGraph[int]":
+    quotient: nx.DiGraph[int] = nx.DiGraph()
+    quotient.add_nodes_from(group_of.values())
+    quotient.add_edges_from(
+        (group_of[a], group_of[b])
+        for a in order
+        for b in edges.get(a, ())
+        if group_of[a] != group_of[b]
+    )
+    return quotient
+
+
+# Lists of integers up to this size are shape arithmetic: their nodes are kernels of their own.
 _SHAPE_BYTES = 512
-_LONGEST_OP = 8
+_MOST_OPS_IN_NAME = 8
 
 
 def read_graph(
@@ -25,119 +91,98 @@ def read_graph(
 ) -> Graph:
     """Read a model into layers in topological order; O((V + E) log V).
 
-    Each node that the outputs need is in exactly one layer, but for constant nodes, which are
-    in none. The rule, where the engine's tensors are known (`surviving`):
+    Each node that the outputs need is in exactly one layer, except for constant nodes, which are
+    in no layer. Where the engine's tensors are known (`surviving`), these rules apply:
 
-    - A node that makes a tensor which the engine keeps ends a layer.
-    - A node whose tensors the engine keeps none of belongs to the layer that reads them, where
-      one layer reads them all: this is what the engine fused into one kernel.
-    - Where several layers read them, the node ends a layer of its own: the engine kept the
+    - A node that produces a tensor which the engine keeps ends a layer.
+    - A node whose tensors the engine does not keep belongs to the layer that consumes them, if
+      that is one layer: the engine fused the node into its kernel.
+    - If several layers consume them, the node ends a layer of its own: the engine kept the
       tensor under another name, or computes it several times.
-    - A value that cannot cross a link (sequence, map, optional, string) keeps its maker and its
-      readers in one layer, with what lies between these.
+    - A value that cannot cross a link (sequence, map, optional, string) keeps its producer and
+      consumers in one layer, together with all nodes between them.
 
     Args:
         model: from `load_model`.
         shapes: sizes for graph inputs with dynamic dimensions, by input name. Inputs that
             share a named dimension are bound together.
-        surviving: names of the tensors that exist after the engine's own fusions, and of those
-            to cut at all the same. None: every node is a layer.
-        types: what is known of its values with these shapes, where that was inferred already.
-        counted: what the work is counted by; None: `types`.
+        surviving: names of the tensors that exist after the engine's own fusions, and of further
+            tensors where a cut is wanted. None: every node is a layer.
+        types: the model's types for these shapes, if they were inferred already.
+        counted: the types that the work is counted with; None: `types`.
 
     Raises:
-        InputError: `shapes` names no input of the model, or contradicts it.
+        InputError: `shapes` has an unknown input, or contradicts the model.
     """
     types = types or infer_with(model, shapes)
-    counted = counted or types
-    live = _Live.of(model)
-    pairs = [
-        (node, reader)
-        for node in live.order
-        for name in live.makes[node]
+    values = model.values
+    order, needed = _needed_nodes(values)
+    produces = {i: tuple(filter(needed.__contains__, values.produces[i])) for i in order}
+    consumers: dict[str, list[int]] = {}
+    for index in order:
+        for name in values.consumes[index]:
+            consumers.setdefault(name, []).append(index)
+    edges = {i: [c for name in produces[i] for c in consumers.get(name, ())] for i in order}
+    together = [
+        (node, consumer)
+        for node in order
+        for name in produces[node]
         if not types.can_cross(name)
-        for reader in live.readers.get(name, ())
+        for consumer in consumers.get(name, ())
     ]
+    cuttable = None if surviving is None else surviving | values.outputs.keys()
     fused = {
-        node
-        for node in live.order
-        if not any(_may_cut(types, name, live, surviving) for name in live.makes[node])
+        node for node in order if not any(_may_cut(types, n, cuttable) for n in produces[node])
     }
-    groups = grouped(live.order, live.edges, pairs, fused)
-    tensors: dict[str, Tensor] = {}
-    works = {node: counted.work(node) for node in live.order}
+    groups = grouped(order, edges, together, fused)
+    works = {node: (counted or types).work(node) for node in order}
     total = sum(works.values(), Work())
-    layers = tuple(_layers(model, types, live, groups, tensors, works, total))
-    for name in (*model.wiring.inputs, *model.wiring.outputs):
-        tensors.setdefault(name, types.tensor(name))
+    layers = tuple(_layers(model, types, groups, produces, consumers, works, total))
+    names = [name for layer in layers for name in (*layer.inputs, *layer.outputs)]
     return Graph(
         name=model.name,
         digest=model.digest,
-        inputs=tuple(model.wiring.inputs),
-        outputs=tuple(model.wiring.outputs),
+        inputs=tuple(values.inputs),
+        outputs=tuple(values.outputs),
         layers=layers,
-        tensors=tensors,
+        tensors={
+            n: types.tensor(n) for n in dict.fromkeys((*names, *values.inputs, *values.outputs))
+        },
         uncounted_share=uncounted_share(total),
         uncounted=tuple(op for op, _ in total.uncounted.most_common()),
     )
 
 
 def infer_with(model: Model, shapes: Mapping[str, tuple[int, ...]] | None) -> Types:
-    """Types of a model's values with sizes for inputs.
+    """Types of a model's values for given sizes of its inputs.
 
     Raises:
         InputError: as `read_graph`.
     """
     if not shapes:
         return model.types
-    return infer_types(model.proto, model.wiring, model.weights, shapes)
+    return infer_types(model.proto, model.values, model.weights, shapes)
 
 
-@dataclass(frozen=True, slots=True)
-class _Live:
-    """The nodes that become layers, and the values that pass between them.
+def _needed_nodes(values: ValueIndex) -> tuple[list[int], set[str]]:
+    """The nodes that become layers, in topological order, and the values that are needed.
 
-    Attributes:
-        order: node indexes, topological.
-        makes: for each node, the outputs that somebody needs.
-        readers: for each value, the nodes that need it.
-        edges: for each node, the nodes that need one of its outputs.
-        returned: names of the graph's outputs.
+    These are the nodes that an output depends on, without constant nodes.
     """
-
-    order: tuple[int, ...]
-    makes: Mapping[int, tuple[str, ...]]
-    readers: Mapping[str, list[int]]
-    edges: Mapping[int, list[int]]
-    returned: frozenset[str]
-
-    @classmethod
-    def of(cls, model: Model) -> "_Live":
-        wiring = model.wiring
-        returned = frozenset(wiring.outputs)
-        wanted, alive = set(returned), []
-        for index in reversed(wiring.order):
-            made = wiring.makes[index]
-            if index not in wiring.constant and not wanted.isdisjoint(made):
-                alive.append(index)
-                wanted.update(wiring.reads[index])
-        order = tuple(reversed(alive))
-        readers: dict[str, list[int]] = {}
-        for index in order:
-            for name in wiring.reads[index]:
-                readers.setdefault(name, []).append(index)
-        makes = {
-            index: tuple(name for name in wiring.makes[index] if name and name in wanted)
-            for index in order
-        }
-        edges = {i: [r for name in makes[i] for r in readers.get(name, ())] for i in order}
-        return cls(order, makes, readers, edges, returned)
+    needed, order = set(values.outputs), []
+    for index in reversed(values.order):
+        if index not in values.constant and not needed.isdisjoint(values.produces[index]):
+            order.append(index)
+            needed.update(values.consumes[index])
+    needed.discard("")
+    return order[::-1], needed
 
 
-def _may_cut(types: Types, name: str, live: _Live, surviving: frozenset[str] | None) -> bool:
+def _may_cut(types: Types, name: str, cuttable: Container[str] | None) -> bool:
+    """Whether a layer may end at a tensor: it exists in the engine, or is shape arithmetic."""
     if not types.can_cross(name):
         return False
-    if surviving is None or name in surviving or name in live.returned:
+    if cuttable is None or name in cuttable:
         return True
     tensor = types.tensor(name)
     small = tensor.size_bytes is not None and tensor.size_bytes <= _SHAPE_BYTES
@@ -147,52 +192,36 @@ def _may_cut(types: Types, name: str, live: _Live, surviving: frozenset[str] | N
 def _layers(
     model: Model,
     types: Types,
-    live: _Live,
     groups: list[tuple[int, ...]],
-    tensors: dict[str, Tensor],
+    produces: Mapping[int, tuple[str, ...]],
+    consumers: Mapping[str, list[int]],
     works: Mapping[int, Work],
     total: Work,
 ) -> Iterator[Layer]:
-    nodes, wiring = model.proto.graph.node, model.wiring
-    group_of = {node: number for number, group in enumerate(groups) for node in group}
+    """The layer of each group of nodes, with a unique name."""
+    nodes, values = model.proto.graph.node, model.values
     taken: set[str] = set()
-    for number, group in enumerate(groups):
-        made = [name for node in group for name in live.makes[node]]
-        own = set(made)
-        read = list(dict.fromkeys(name for node in group for name in wiring.reads[node]))
-        stored = [name for name in read if wiring.is_constant(name) or name in wiring.defaults]
-        inputs = [name for name in read if name not in own and name not in set(stored)]
-        outputs = [
-            name
-            for name in made
-            if name in live.returned
-            or any(group_of[reader] != number for reader in live.readers.get(name, ()))
-        ]
-        tensors.update((name, types.tensor(name)) for name in (*inputs, *outputs))
+    for group in groups:
+        entering, outputs = boundary(
+            group, values.consumes.__getitem__, produces.__getitem__, consumers, values.outputs
+        )
+        stored = {n for n in entering if values.is_constant(n) or n in values.defaults}
         work = sum((works[node] for node in group), Work())
+        first = nodes[group[0]]
+        name = first.name or f"{first.op_type}_{group[0]}"
+        if name in taken:
+            name = f"{name}_{group[0]}"
+        while name in taken:
+            name += "_"
+        taken.add(name)
+        op = "+".join(nodes[node].op_type for node in group[:_MOST_OPS_IN_NAME])
         yield Layer(
-            name=_name(nodes[group[0]], group[0], taken),
-            op=_op([nodes[node].op_type for node in group]),
+            name=name,
+            op=op if len(group) <= _MOST_OPS_IN_NAME else f"{op}+…({len(group)})",
             nodes=tuple(sorted(group)),
-            inputs=tuple(inputs),
-            outputs=tuple(outputs),
+            inputs=tuple(name for name in entering if name not in stored),
+            outputs=outputs,
             flops=None if work.uncounted else work.flops,
             weight_bytes=sum(types.tensor(name).size_bytes or 0 for name in stored),
             assumed_flops=work.flops + work.assumed(total) if work.uncounted else 0.0,
         )
-
-
-def _name(node: NodeProto, index: int, taken: set[str]) -> str:
-    """The first node's name, made unique with its index where it isn't."""
-    name = node.name or f"{node.op_type}_{index}"
-    if name in taken:
-        name = f"{name}_{index}"
-    while name in taken:
-        name += "_"
-    taken.add(name)
-    return name
-
-
-def _op(kinds: list[str]) -> str:
-    shown = "+".join(kinds[:_LONGEST_OP])
-    return shown if len(kinds) <= _LONGEST_OP else f"{shown}+…({len(kinds)})"

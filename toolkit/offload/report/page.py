@@ -20,13 +20,13 @@ p.verdict { font-size: 1.1rem; border-left: .25rem solid #3a7d44; padding-left: 
 
 @dataclass(frozen=True)
 class Section:
-    """One part of a page.
+    """One section of a page.
 
     Attributes:
-        heading: its title.
-        verdict: the sentence a reader should take away.
-        columns: of the table.
-        rows: of the table, cells as shown.
+        heading: its title; none if empty.
+        verdict: the main result in one sentence.
+        columns: column headings of the table.
+        rows: rows of the table as text.
         best: index of the row to highlight, or None.
         charts: SVG documents, shown one below the other.
     """
@@ -40,32 +40,29 @@ class Section:
 
 
 def page(title: str, introduction: str, sections: Iterable[Section]) -> str:
-    """The page as one HTML document that needs nothing from the network."""
+    """The page as one HTML document that loads nothing from the network."""
     body = "\n".join(_section(section) for section in sections)
+    if introduction:
+        body = f"<p>{html.escape(introduction)}</p>\n{body}"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n"
-        f"<body><h1>{html.escape(title)}</h1>\n<p>{html.escape(introduction)}</p>\n{body}\n"
+        f"<body><h1>{html.escape(title)}</h1>\n{body}\n"
         "</body></html>\n"
     )
 
 
 def _section(section: Section) -> str:
-    parts = [f"<h2>{html.escape(section.heading)}</h2>"]
+    parts: list[str] = []
+    if section.heading:
+        parts.append(f"<h2>{html.escape(section.heading)}</h2>")
     if section.verdict:
         parts.append(f'<p class="verdict">{html.escape(section.verdict)}</p>')
     if section.rows:
-        parts.append(_table(section))
-    parts += section.charts
-    return "\n".join(parts)
-
-
-def _table(section: Section) -> str:
-    head = "".join(f"<th>{html.escape(column)}</th>" for column in section.columns)
-    rows = "".join(
-        f'<tr class="{"best" if index == section.best else ""}">'
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
-        + "</tr>"
-        for index, row in enumerate(section.rows)
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+        head = "".join(f"<th>{html.escape(column)}</th>" for column in section.columns)
+        parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>")
+        for index, row in enumerate(section.rows):
+            cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
+            parts.append(f'<tr class="{"best" if index == section.best else ""}">{cells}</tr>')
+        parts.append("</tbody></table>")
+    return "\n".join([*parts, *section.charts])

@@ -1,0 +1,216 @@
+"""`offload bench`: measure every scheme on every model and network."""
+
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from offload.costs.link import PRESETS, Link, parse_link
+from offload.errors import InputError, OffloadError
+from offload_runtimes.emulation import host
+
+from offload_cli.bench.environment import Emulated, Environment, Hosts, shaped
+from offload_cli.bench.measure import BenchOptions, measure_all, missing
+from offload_cli.bench.report import GOALS, write_report
+from offload_cli.bench.results import Group, goals
+from offload_cli.bench.subjects import PAPERS, Study, find_study
+from offload_cli.options import EXPERT, MACHINES, FormatOption
+from offload_cli.output import Format, Output
+
+MODELS = (*PAPERS, "randwire_private", "randwire_inside", "squeezenet", "mobilenet_v2")
+
+
+def bench(
+    models: Annotated[
+        str, typer.Option(help="Measure these models of the zoo, separated by commas.")
+    ] = ",".join(MODELS),
+    networks: Annotated[
+        str,
+        typer.Option(
+            help="Measure on these networks, separated by semicolons: names, rates or link files."
+        ),
+    ] = ";".join(PRESETS),
+    folder: Annotated[
+        Path, typer.Option("-o", "--output", help="Write results and report to this folder.")
+    ] = Path("out/experiments"),
+    repeats: Annotated[int, typer.Option(min=3, metavar="N", help="Run each program N times.")] = 9,
+    budget: Annotated[
+        float,
+        typer.Option(
+            metavar="SECONDS",
+            min=0.0,
+            help="Limit the time of one model on one network; at least 3 runs are made.",
+        ),
+    ] = 20.0,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit with 1 if a goal is missed.")
+    ] = False,
+    form: FormatOption = Format.TEXT,
+    slowdown: Annotated[
+        float,
+        typer.Option(
+            rich_help_panel="Emulation",
+            min=1.0,
+            metavar="FACTOR",
+            help="Make the device FACTOR times slower than this machine.",
+        ),
+    ] = 10.0,
+    emulate: Annotated[
+        bool,
+        typer.Option(
+            "--emulate",
+            rich_help_panel="Emulation",
+            help="Emulate the link in-process, without namespaces.",
+        ),
+    ] = False,
+    quota: Annotated[
+        bool,
+        typer.Option(
+            "--quota",
+            rich_help_panel="Emulation",
+            help="Slow the device by CPU quota, not by pacing.",
+        ),
+    ] = False,
+    device_host: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=MACHINES, metavar="HOST", help="Use this device, reached by `ssh HOST`."
+        ),
+    ] = "",
+    server_host: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=MACHINES, metavar="HOST", help="Use this server, reached by `ssh HOST`."
+        ),
+    ] = "",
+    listen: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=MACHINES,
+            metavar="HOST:PORT",
+            help="Connect the device to the server at this address.",
+        ),
+    ] = "",
+    python: Annotated[
+        str,
+        typer.Option(rich_help_panel=MACHINES, help="Use this Python interpreter on the hosts."),
+    ] = "python3",
+    profiles: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=EXPERT,
+            help="Plan with MODEL.device.json and MODEL.server.json from this folder.",
+        ),
+    ] = None,
+) -> None:
+    """Measure every scheme on every model and network.
+
+    As root, device and server run in two network namespaces joined by a shaped link; otherwise the
+    link is emulated in-process. Results of a finished model and network are saved: the same command
+    continues where it was stopped.
+
+    Example: `offload bench --models multi_stream,squeezenet --networks "wifi;20 Mbit/s,10 ms"`
+    """
+    output = Output(form)
+    names = [name.strip() for name in networks.split(";") if name.strip()]
+    if not names:
+        raise InputError("--networks names no network: give some like wifi;4g")
+    # Names become parts of file names.
+    links = {"".join(c if c.isalnum() else "-" for c in name): parse_link(name) for name in names}
+    hosts = Hosts(device_host, server_host, listen, python) if listen else None
+    if hosts is None and (device_host or server_host):
+        raise InputError("real hosts need --listen HOST:PORT, the server as the device reaches it")
+    options = BenchOptions(
+        tuple(find_study(name.strip()) for name in models.split(",")),
+        links,
+        folder,
+        1.0 if hosts else slowdown,  # a real device is not slowed down
+        repeats,
+        budget,
+        quota,
+        profiles,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with _environment(output, links, emulate, hosts) as environment:
+        _measure(output, options, environment)
+        groups = [Group.load(options.path(s, name)) for s in options.studies for name in links]
+    described = {name: link.describe() for name, link in links.items()}
+    target = write_report(folder, groups, described, _about(options, groups))
+    rows = goals(groups)
+    output.table(GOALS, [row.row for row in rows], title="goals")
+    output.result(
+        {"report": str(target), "goals": [dict(zip(GOALS, r.row, strict=True)) for r in rows]},
+        f"report: {target}",
+    )
+    if check and not all(row.met for row in rows):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _environment(
+    output: Output, links: dict[str, Link], emulate: bool, hosts: Hosts | None
+) -> Iterator[Environment]:
+    """Real hosts if given, a testbed where this machine can run one, otherwise an emulated link."""
+    obstacle = host.obstacle()
+    if hosts is not None:
+        try:
+            yield hosts
+        finally:
+            hosts.clear()
+    elif emulate or obstacle:
+        if obstacle and not emulate:
+            output.remark(f"the link is emulated in-process: {obstacle.partition(':')[0]}")
+        yield Emulated()
+    else:
+        # Exit by exception on SIGTERM, so that the testbed is removed.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        with shaped(next(iter(links.values()))) as environment:
+            yield environment
+
+
+def _measure(output: Output, options: BenchOptions, environment: Environment) -> None:
+    remaining = len(missing(options, environment.kind))
+    total = len(options.studies) * len(options.links)
+    if remaining < total:
+        output.remark(f"{total - remaining} of {total} are finished and saved already")
+    with output.progress() as bar:
+        task = bar.add_task("starting", total=total, completed=total - remaining)
+
+        def progress(phrase: str) -> None:
+            bar.update(task, description=phrase)
+
+        def done(study: Study, network: str) -> None:
+            bar.advance(task)
+            if bar.disable:
+                output.remark(f"{study.name}, {network}: done")
+
+        saved = f"{options.folder} keeps what is finished, start again to continue"
+        try:
+            measure_all(options, environment, progress, done)
+        except KeyboardInterrupt:
+            output.error(f"interrupted: {saved}")
+            raise typer.Exit(130) from None
+        except OffloadError:
+            output.remark(saved)
+            raise
+
+
+def _about(options: BenchOptions, groups: Sequence[Group]) -> str:
+    """How it was measured, in a few sentences."""
+    kinds = sorted({str(group.settings["link"]) for group in groups})
+    runs = sorted(len(cell.latencies_s) for group in groups for cell in group.cells)
+    count = f"{runs[0]}" if runs[0] == runs[-1] else f"{runs[0]} to {runs[-1]}"
+    method = "CPU quota" if options.by_quota else "pacing"
+    device = f"this machine on one thread, {options.slowdown:g} times slower by {method}"
+    return (
+        f"Device: {device if options.slowdown > 1 else 'not slowed down'}; server: one thread, not"
+        f" slowed down. Link: {'; '.join(kinds)}. Medians of {count} warm runs, schemes taking"
+        " turns. Energy by a power model of the Raspberry Pi 4B (2.7 W idle, 3.7 W more while"
+        " computing, 0.7 W more while sending). * marks the planner's pick. Weights are seeded;"
+        " multi_stream has hidden layers of 256, not 4096. randwire_private keeps its input on the"
+        " device; randwire_inside is cut where overlap is predicted to gain most, even if another"
+        " cut is better."
+    )

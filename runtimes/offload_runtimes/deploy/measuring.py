@@ -1,0 +1,159 @@
+"""Use a target as the machine that models are timed on."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from offload.costs.link import Sample
+from offload.errors import InputError
+from offload.files import temporary_folder
+
+from offload_runtimes.address import parse_address
+from offload_runtimes.deploy.agent_client import AgentClient, connect
+from offload_runtimes.deploy.stages import find_runtime
+from offload_runtimes.deploy.targets import TargetConfig
+from offload_runtimes.measure.target_machine import TargetMachine
+
+_REACH_S = 5.0
+
+
+class _Connection:
+    """The worker's streams, for a thread that waits for them."""
+
+    def __init__(self, agent: AgentClient, loop: asyncio.AbstractEventLoop) -> None:
+        self._agent = agent
+        self._loop = loop
+
+    def write(self, data: bytes) -> None:
+        self._wait(self._agent.write(data))
+
+    def readline(self) -> bytes:
+        line: bytes = self._wait(self._agent.reader.readline())
+        return line
+
+    def read(self, size: int) -> bytes:
+        data: bytes = self._wait(self._read(size))
+        return data
+
+    async def _read(self, size: int) -> bytes:
+        pieces = []
+        while size and (piece := await self._agent.reader.read(size)):
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+
+    def _wait(self, coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+@contextmanager
+def target_machine(target: TargetConfig) -> Iterator[TargetMachine]:
+    """Start the measuring worker on a target; it ends with the block.
+
+    Raises:
+        InputError: the target has no runtime, or refuses the login.
+        ServerError: the target cannot be reached.
+    """
+    loop = asyncio.new_event_loop()
+    thread = Thread(target=loop.run_forever, name="target", daemon=True)
+    thread.start()
+    opened = connect(target)
+
+    def wait(coroutine: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
+
+    try:
+        agent = wait(opened.__aenter__())
+        try:
+            wait(_start_worker(agent))
+            yield TargetMachine(target.name, _Connection(agent, loop))
+        finally:
+            wait(opened.__aexit__(None, None, None))
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+def probe_between(
+    device: TargetConfig, server: TargetConfig, repeats: int, *, insecure: bool = False
+) -> list[Sample]:
+    """Time messages from a device to a server that answers probes for as long as this takes.
+
+    The server listens where its `listen` says, beyond loopback if it is reached over SSH. Both
+    sides use certificates that are made for the probe, unless `insecure`.
+
+    Raises:
+        InputError: a target has no runtime, the port is in use, or the device cannot reach it.
+        ServerError: a target cannot be reached.
+    """
+    listen = parse_address(server.listen)
+    is_remote = server.ssh is not None or device.ssh is not None
+    host = server.ssh.host if server.ssh else _own_address(device)
+    bound = replace(listen, host="0.0.0.0") if is_remote and listen.is_this_machine else listen
+    with (
+        temporary_folder() as folder,
+        target_machine(server) as serving,
+        target_machine(device) as machine,
+    ):
+        server_files: list[Path] = []
+        device_files: list[Path] = []
+        if not insecure:
+            # Not on top: needs the package cryptography (extra `tls`).
+            from offload_runtimes.security.certs import make_certificates
+
+            make_certificates(folder, servers=[host], devices=["device"], days=1)
+            server_files = [folder / "ca.pem", folder / f"{host}.pem", folder / f"{host}.key"]
+            device_files = [folder / "ca.pem", folder / "device.pem", folder / "device.key"]
+        port = parse_address(serving.serve_probes(str(bound), server_files)).port
+        address = str(replace(listen, host=host, port=port))
+        try:
+            return machine.probe(address, repeats, device_files)
+        except InputError as error:
+            try:
+                with socket.create_connection((host, port), _REACH_S):
+                    pass
+            except OSError:
+                raise InputError(
+                    f"neither {device.name} nor this machine reaches {server.name} at {address}: is"
+                    " a firewall in the way, or is `host` another one than the server's own?"
+                ) from error
+            raise InputError(
+                f"{address} of {server.name} is reached from here but not from {device.name}"
+                f" ({error}): is a firewall or NAT in between, or does the name mean another"
+                " machine there?"
+            ) from error
+
+
+def _own_address(device: TargetConfig) -> str:
+    """The address of this machine that a device would reach it at."""
+    if device.ssh is None:
+        return "127.0.0.1"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            device.ssh.host, 9, type=socket.SOCK_DGRAM
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)  # sends nothing, but chooses the interface
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise InputError(
+            f"{device.ssh.host} is not a name of the network here ({error.strerror}): give the"
+            " server as a target with `host`"
+        ) from error
+
+
+async def _start_worker(agent: AgentClient) -> None:
+    facts = await agent.call("facts")
+    python = await find_runtime(agent, facts["root"])
+    if python is None:
+        raise InputError(
+            f"{agent.target.name} has no runtime to measure with: run `offload device init"
+            f" {agent.target.name}` first"
+        )
+    await agent.call("become", command=[python, "-m", "offload_runtimes", "measure"])

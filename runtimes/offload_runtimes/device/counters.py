@@ -1,0 +1,69 @@
+"""Count and log what a session does."""
+
+import logging
+import threading
+from dataclasses import dataclass, fields
+from enum import StrEnum
+
+LOG = logging.getLogger("offload.device")
+LOG.addHandler(logging.NullHandler())
+
+
+class Outcome(StrEnum):
+    """How one inference was computed.
+
+    Attributes:
+        SPLIT: by its plan, with the server (or without, if the plan needs none).
+        RESUMED: begun with the server, finished on the device after the server was lost.
+        HEDGED: finished on the device because the deadline was near.
+        LOCAL: computed on the device from the start, as the server was away.
+    """
+
+    SPLIT = "split"
+    RESUMED = "resumed"
+    HEDGED = "hedged"
+    LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Counts of a session.
+
+    Attributes:
+        split, resumed, hedged, local: inferences by outcome, see Outcome.
+        dropped: frames dropped by a stream with `latest=True`.
+        losses: times that the server was lost.
+        switches: changes of plan.
+    """
+
+    split: int = 0
+    resumed: int = 0
+    hedged: int = 0
+    local: int = 0
+    dropped: int = 0
+    losses: int = 0
+    switches: int = 0
+
+    @property
+    def runs(self) -> int:
+        """Inferences answered."""
+        return self.split + self.resumed + self.hedged + self.local
+
+
+class Counters:
+    """The counts of a session, increased by several threads."""
+
+    def __init__(self) -> None:
+        self._counts = dict.fromkeys((field.name for field in fields(Counts)), 0)
+        self._lock = threading.Lock()
+
+    def add(self, name: str) -> None:
+        """Increase a count, named as a field of Counts."""
+        with self._lock:
+            self._counts[name] += 1
+
+    @property
+    def counts(self) -> Counts:
+        """The counts now."""
+        with self._lock:
+            return Counts(**self._counts)

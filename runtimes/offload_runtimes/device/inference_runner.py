@@ -1,0 +1,347 @@
+"""Run inferences by their plan: with the server, or on the device alone if the server is lost."""
+
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy as shallow_copy
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+from offload.bundle.bundle import Bundle
+from offload.costs.encodings import RAW, encoding
+from offload.errors import DeadlineError, InputError, OffloadError
+from offload.planning.plan import Action, Plan, Segment, Side
+from offload.scheduling.timeline import Lane, Timeline
+from offload.units import format_s
+
+from offload_runtimes.device.counters import Counters, Outcome
+from offload_runtimes.device.reconnect import ReconnectLoop
+from offload_runtimes.device.segment_executor import FrameTensors, SegmentExecutor, UploadStep
+from offload_runtimes.device.server_connection import ServerConnection
+from offload_runtimes.device.session_options import OnServerLoss
+from offload_runtimes.engine import Array
+from offload_runtimes.protocol.messages import pack
+
+# How long before a deadline the device starts the missing segments: 1.5 times their usual time,
+# plus 5 % of the time allowed, or 10 ms if that is longer.
+_SAFETY_FACTOR = 1.5
+_SAFETY_SHARE = 0.05
+_SAFETY_S = 0.01
+
+
+def missing_segments(
+    plan: Plan, is_here: Callable[[str], bool], outputs: Iterable[str]
+) -> tuple[Segment, ...]:
+    """The fewest segments, of either side, that compute outputs from the available tensors.
+
+    Args:
+        plan: the plan.
+        is_here: whether a tensor is available.
+        outputs: names of tensors.
+
+    Returns:
+        Segments in an order in which they can run; O(segments + tensors).
+    """
+    producers = {name: segment for segment in plan.segments for name in segment.outputs}
+    order: dict[str, Segment] = {}
+
+    def visit(name: str) -> None:
+        segment = producers.get(name)
+        if segment is None or segment.id in order or is_here(name):
+            return
+        for tensor in segment.inputs:
+            visit(tensor)
+        order[segment.id] = segment
+
+    for name in outputs:
+        visit(name)
+    return tuple(order.values())
+
+
+class InferenceRunner:
+    """Runs inferences of one bundle on one device, with a server if there is one."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        executor: SegmentExecutor,
+        on_server_loss: OnServerLoss | str,
+        reconnect: ReconnectLoop | None,
+        counters: Counters,
+        choose_plan: Callable[[], tuple[int, str]] = lambda: (0, ""),
+    ) -> None:
+        """`choose_plan` returns the plan of the next inference, and what changed, if anything."""
+        self._choose_plan = choose_plan
+        self._plans = bundle.plans
+        self._is_local = [plan.is_local for plan in bundle.plans]
+        self._steps: list[list[Segment | UploadStep]] = []
+        self._defaults: list[tuple[str, ...]] = []  # those that the server's segments use
+        for plan in bundle.plans:
+            uploads = {
+                send.wire: UploadStep(send.wire, encoding(send.encoding).codec, send.guard, send)
+                for send in plan.uploads
+            }
+            self._steps.append(
+                [
+                    plan.segment(step.target) if step.action is Action.RUN else uploads[step.target]
+                    for step in plan.steps
+                ]
+            )
+            names = (name for s in plan.on(Side.SERVER) for name in bundle.defaults_of(s.part))
+            self._defaults.append(tuple(dict.fromkeys(names)))
+        self._executor = executor
+        self._reconnect = reconnect
+        self._counters = counters
+        self._can_finish_here = OnServerLoss(
+            on_server_loss
+        ) is not OnServerLoss.RAISE and bundle.holds(Side.SERVER)
+        self._under_way: weakref.WeakSet[PendingInference] = weakref.WeakSet()
+        self._lock = threading.Lock()
+        self._closed = ""
+
+    def prepare(
+        self,
+        feeds: Mapping[str, Array],
+        names: Sequence[str],
+        allowed_s: float | None,
+        *,
+        copy: bool,
+    ) -> "PendingInference":
+        """An inference whose time begins now; nothing is computed yet.
+
+        Args:
+            feeds: an array for every input.
+            names: the outputs to compute.
+            allowed_s: seconds for the answer; None: any time.
+            copy: copy the inputs if some are sent after `PendingInference.start` has returned, so
+                that the caller may write to them then.
+
+        Raises:
+            InputError: the session was closed.
+        """
+        number, change = self._choose_plan()
+        if copy and not self._is_local[number]:
+            feeds = {name: deepcopy(array) for name, array in feeds.items()}
+        frame = FrameTensors(feeds, number)
+        if change:
+            frame.record(Lane.DEVICE, change, frame.started_s, frame.started_s)
+        inference = PendingInference(self, self._plans[number], frame, tuple(names), allowed_s)
+        with self._lock:
+            if self._closed:
+                raise InputError(self._closed)
+            self._under_way.add(inference)
+        return inference
+
+    def start(self, inference: "PendingInference") -> None:
+        """Do the device's part of the plan; uploads may still be under way when this returns.
+
+        Raises:
+            InputError: this input cannot be computed, or the inference was cancelled.
+        """
+        frame = inference.frame
+        reconnect = None if self._is_local[frame.plan] else self._reconnect
+        connection = reconnect.connection if reconnect else None
+        if reconnect and connection is None:
+            inference.error, inference.outcome = reconnect.why, Outcome.LOCAL
+            if self._can_finish_here:
+                for why in reconnect.take_warnings():
+                    warnings.warn(
+                        f"going on without the server: {why}", RuntimeWarning, stacklevel=2
+                    )
+            return
+        try:
+            self._run_steps(inference, connection)
+            if frame.cancelled:
+                raise InputError(frame.cancelled)
+        except OffloadError as error:
+            if frame.cancelled:
+                inference.end()
+                raise InputError(frame.cancelled) from None
+            if isinstance(error, InputError):
+                inference.end()
+                raise
+            inference.lose_server(error)
+
+    def _run_steps(
+        self, inference: "PendingInference", connection: ServerConnection | None
+    ) -> None:
+        frame, number = inference.frame, inference.frame.plan
+        if connection:
+            connection.begin(frame, self._server_until_s(inference))
+            inference.connection = connection
+            defaults = [name for name in self._defaults[number] if frame.is_here(name)]
+            if defaults or not inference.plan.uploads:
+                connection.announce(frame, defaults)
+            for name, value in frame.take(defaults).items():
+                connection.send(frame, name, pack(value, RAW.codec))
+        for step in self._steps[number]:
+            if isinstance(step, Segment):
+                if not frame.has(step.inputs):
+                    frame.take(step.inputs, self._server_until_s(inference))
+                self._executor.run(step, frame, inference.until_s)
+            elif connection:
+                connection.send(frame, step.wire, self._executor.pack(step, frame))
+
+    def finish(self, inference: "PendingInference") -> dict[str, Array]:
+        """Wait for the outputs; compute them here if they will not come, or not in time.
+
+        Raises:
+            ServerError: the server is lost and the device may not or cannot finish alone.
+            DeadlineError: the time is over.
+            InputError: this input cannot be computed, or the inference was cancelled.
+        """
+        frame, names = inference.frame, inference.names
+        try:
+            if inference.error is None:
+                try:
+                    frame.take(names, self._server_until_s(inference))
+                except InputError:
+                    raise
+                except OffloadError as error:
+                    inference.lose_server(error)
+            if inference.error is not None:
+                if not self._can_finish_here:
+                    # A copy: the loop keeps its error, which must not refer to our frames.
+                    raise shallow_copy(inference.error)
+                self._finish_here(inference)
+            outputs = frame.take(names, inference.until_s)
+        except OffloadError as error:
+            if frame.cancelled:
+                raise InputError(frame.cancelled) from None
+            if isinstance(error, DeadlineError) and inference.is_overdue:
+                raise DeadlineError(
+                    f"no answer within the {format_s(inference.allowed_s or 0)} allowed: allow"
+                    " more time"
+                ) from error
+            raise
+        self._counters.add(inference.outcome)
+        return outputs
+
+    def close(self, why: str, timeout_s: float) -> None:
+        """Cancel all inferences, refuse new ones, and wait until nothing is computed any more."""
+        with self._lock:
+            self._closed = self._closed or why
+            under_way = list(self._under_way)
+        for inference in under_way:
+            inference.cancel(why)
+        self._executor.wait_idle(timeout_s)
+
+    def _finish_here(self, inference: "PendingInference") -> None:
+        """Compute what is missing; stop as soon as a late answer of the server is complete."""
+        frame, names, until_s = inference.frame, inference.names, inference.until_s
+        segments = missing_segments(inference.plan, frame.is_here, names)
+        if until_s is None:
+            self._executor.load(segments)
+        elif loading := self._executor.load_in_background(segments):
+            loading.add_done_callback(lambda _: frame.wake())
+            frame.wait_for(lambda: loading.done() or frame.has(names), until_s)
+            if loading.done():
+                loading.result()
+        for segment in segments:
+            if frame.has(names):
+                return
+            try:
+                self._executor.run(segment, frame, until_s, unless=names)
+            except DeadlineError:
+                if not frame.has(names):
+                    raise
+
+    def _server_until_s(self, inference: "PendingInference") -> float | None:
+        """Until when to wait for the server, so that the device alone still meets the deadline."""
+        until_s, frame = inference.until_s, inference.frame
+        if until_s is None or not self._can_finish_here:
+            return until_s
+        segments = missing_segments(inference.plan, frame.is_here, inference.names)
+        usual_s = self._executor.estimate_s(segments)
+        if usual_s is None:  # not measured yet: assume half of the remaining time
+            now_s = time.monotonic()
+            return now_s + (until_s - now_s) / 2
+        spare_s = max(_SAFETY_S, _SAFETY_SHARE * (until_s - frame.started_s))
+        return until_s - _SAFETY_FACTOR * usual_s - spare_s
+
+
+class PendingInference:
+    """One inference; `finish` returns its outputs.
+
+    Attributes:
+        plan: the plan that it follows from start to end.
+        frame: its tensors.
+        names: the outputs to compute.
+        allowed_s: seconds from its start to the answer; None: any time.
+        until_s: its deadline, by `time.monotonic`; None: none.
+        connection: the session that computes the server's part.
+        error: why the server's part will not come, or not in time.
+        outcome: how it was computed, as far as is known.
+        session: kept alive until the inference is over.
+    """
+
+    def __init__(
+        self,
+        runner: InferenceRunner,
+        plan: Plan,
+        frame: FrameTensors,
+        names: tuple[str, ...],
+        allowed_s: float | None,
+    ) -> None:
+        self._runner = runner
+        self.plan = plan
+        self.frame = frame
+        self.names = names
+        self.allowed_s = allowed_s
+        self.until_s = None if allowed_s is None else frame.started_s + allowed_s
+        self.connection: ServerConnection | None = None
+        self.error: OffloadError | None = None
+        self.outcome = Outcome.SPLIT
+        self.session: object = None
+
+    @property
+    def is_overdue(self) -> bool:
+        """Whether the deadline has passed."""
+        return self.until_s is not None and time.monotonic() >= self.until_s
+
+    def start(self) -> None:
+        """Do the device's part; errors as `run`."""
+        self._runner.start(self)
+
+    def finish(self) -> list[Any]:
+        """Wait for the outputs, in the order requested; errors as `run`."""
+        try:
+            outputs = self._runner.finish(self)
+        finally:
+            self.end()
+        return [_writable(outputs[name]) for name in self.names]
+
+    @property
+    def timeline(self) -> Timeline:
+        """What was measured so far: what each side did, and when."""
+        return self.frame.timeline()
+
+    def lose_server(self, error: OffloadError) -> None:
+        """Stop waiting for the server because of an error; warn if it will not pass by itself."""
+        if not error.retry:
+            warnings.warn(f"going on without the server: {error}", RuntimeWarning, stacklevel=2)
+        self.error = error
+        hedged = isinstance(error, DeadlineError)
+        self.outcome = Outcome.HEDGED if hedged else Outcome.RESUMED
+
+    def cancel(self, why: str) -> None:
+        """Stop it, here and on the server; `start` and `finish` then raise InputError."""
+        self.frame.cancel(why)
+        self.end()
+
+    def end(self) -> None:
+        """Let the server forget it."""
+        if self.connection:
+            self.connection.end(self.frame)
+
+
+def _writable(value: Any) -> Any:
+    """A value that the caller may write to: an array from the server is a view of its message."""
+    if isinstance(value, list):
+        return [_writable(element) for element in value]
+    if isinstance(value, np.ndarray) and not value.flags.writeable:
+        return value.copy()
+    return value

@@ -1,0 +1,267 @@
+"""Choose the plan of the next inference, as the link changes.
+
+An inference that has begun ends by its own plan, so a change falls between frames. The link is
+estimated from the session's own messages; if they are too few, the server is asked to send some
+bytes back.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from offload.bundle.bundle import Bundle
+from offload.costs.link import Link
+from offload.costs.refit import LEAST_SENDS
+from offload.errors import OffloadError
+from offload.planning.plan import Plan
+from offload.planning.plan_set import SwitchPolicy, SwitchState, best_of, step
+
+from offload_runtimes.device.counters import LOG
+from offload_runtimes.device.link_monitor import LATE_S, SURPRISING, LinkMonitor
+from offload_runtimes.protocol.messages import MAX_PING_BYTES
+
+_UNKNOWN_LINK = Link(10e6, 10e6)
+_LOST_PROBE_S = 5.0  # a probe that is not answered by then does not delay the next one
+_PROBE_S = 0.02  # time of a probe: long enough to measure a rate, too short to delay a frame
+_PROBE_SHARE = 0.1  # of the link's time, at most, in the long run
+_SMALLEST_PROBE_BYTES = 4096
+_FIRST_PROBES_S = 1.0
+_SWITCHES = 100  # that are remembered
+
+
+@dataclass(frozen=True, slots=True)
+class PlanSwitch:
+    """A change of plan.
+
+    Attributes:
+        at_s: seconds after the session began.
+        before: index of the old plan.
+        after: index of the new plan.
+        link: estimate of the link at that time.
+    """
+
+    at_s: float
+    before: int
+    after: int
+    link: Link
+
+    def __str__(self) -> str:
+        return f"plan {self.before} -> plan {self.after} ({self.link.describe()})"
+
+
+class Probeable(Protocol):
+    """A session with a server, as the plan selector uses it."""
+
+    def probe(self, size_bytes: int) -> None:
+        """Send some bytes to the server and back; the link monitor records their times."""
+
+    def waiting(self, now_s: float) -> tuple[int, float]:
+        """Upper bound of the bytes under way, lower bound of the seconds they have waited."""
+
+
+class PlanSelector:
+    """Estimates the link and chooses the plan of the next inference.
+
+    Args:
+        bundle: the bundle with the plans.
+        load: loads a plan's segments; may raise an OffloadError.
+        only: index of the plan to follow on every link; None: the best plan.
+        policy: how certain to be before changing plans.
+        switched: called after each change.
+
+    Attributes:
+        monitor: measures the link.
+        may_change: whether there are several plans to choose from.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        load: Callable[[Plan], None],
+        only: int | None,
+        policy: SwitchPolicy,
+        switched: Callable[[], None],
+    ) -> None:
+        chosen = bundle.only(only or 0).plan
+        forecasts = [plan.forecast for plan in bundle.plans if plan.forecast is not None]
+        self.may_change = only is None and len(bundle.plans) == len(forecasts) > 1
+        largest = max((size or 0 for f in forecasts for size in f.upload_bytes), default=0)
+        self._link = chosen.link or _UNKNOWN_LINK
+        self.monitor = LinkMonitor(self._link, min(max(largest, 1), _SMALLEST_PROBE_BYTES))
+        self._plans = bundle.plans
+        self._outputs = bundle.outputs
+        self._forecasts = forecasts
+        self._load = load
+        self._policy = policy
+        self._switched = switched
+        self._state = SwitchState(only or 0)
+        self._is_measured = False
+        self._refused: set[int] = set()
+        self._switches: deque[PlanSwitch] = deque(maxlen=_SWITCHES)
+        self._change = ""  # for the timeline of the next inference
+        self._reviewed_uploads = 0
+        self._last_probe = (-1, float("-inf"))  # uploads before it, when
+        self._lock = threading.Lock()
+        self._began_s = time.monotonic()
+        self._stopped = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def plan(self) -> int:
+        """Index of the plan that the next inference follows."""
+        return self._state.plan
+
+    @property
+    def open_plans(self) -> tuple[Plan, ...]:
+        """The plans to choose from."""
+        return self._plans if self.may_change else (self._plans[self.plan],)
+
+    @property
+    def loaded_first(self) -> tuple[Plan, ...]:
+        """Plans to load before connecting.
+
+        A fixed plan, and plans with downloads whose types only the device's segments define.
+        """
+        outputs = {value.name for value in self._outputs}
+        return tuple(
+            plan
+            for plan in self.open_plans
+            if not self.may_change or not outputs.issuperset(send.wire for send in plan.downloads)
+        )
+
+    @property
+    def link(self) -> Link | None:
+        """Last estimate of the link; None if there was none."""
+        return self._link if self._is_measured else None
+
+    @property
+    def switches(self) -> tuple[PlanSwitch, ...]:
+        """The last changes, oldest first."""
+        return tuple(self._switches)
+
+    def take(self) -> tuple[int, str]:
+        """Index of the plan of a new inference, and a text about the change if it is its first."""
+        with self._lock:
+            change, self._change = self._change, ""
+            return self._state.plan, change
+
+    def settle(self, connection: Probeable | None) -> None:
+        """Choose and load the first plan: probe the link, else take the plan for slow links.
+
+        Raises:
+            OffloadError: the plan cannot be loaded.
+        """
+        if connection is not None and self.may_change:
+            until_s = time.monotonic() + _FIRST_PROBES_S
+            for count in range(1, LEAST_SENDS + 1):
+                connection.probe(self.monitor.large_bytes)
+                if not self.monitor.wait(count, until_s - time.monotonic()):
+                    break
+            if self._update_link(time.monotonic()):
+                self._state = SwitchState(best_of(self._values(self._link)))
+        self._load(self._plans[self.plan])
+
+    def watch(self, connection: Callable[[], Probeable | None], every_s: float) -> None:
+        """Call `attend` on a thread of its own until closed."""
+
+        def attend() -> None:
+            while not self._stopped.wait(every_s):
+                self.attend(connection(), time.monotonic(), every_s)
+
+        if self.may_change:
+            self._thread = threading.Thread(target=attend, name="plan selector", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Stop watching; may be called twice."""
+        self._stopped.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(5)
+
+    def attend(self, connection: Probeable | None, now_s: float, every_s: float) -> None:
+        """Probe the link if nothing else measures it; review the plan if there is news."""
+        monitor, link = self.monitor, self._link
+        slower = 1.0  # how many times slower the link must be for what is under way to be so late
+        if connection is not None:
+            if self._must_probe(now_s, every_s):
+                self._last_probe = (monitor.uploads, now_s)
+                connection.probe(self._probe_bytes())
+            size_bytes, waited_s = connection.waiting(now_s)
+            expected_s = link.upload_s(size_bytes)
+            if size_bytes >= monitor.large_bytes and waited_s > expected_s + LATE_S:
+                slower = max(1.0, waited_s / expected_s)
+        if monitor.uploads != self._reviewed_uploads or slower > 1:
+            self._reviewed_uploads = monitor.uploads
+            self.review(now_s, slower)
+
+    def review(self, now_s: float, slower: float = 1.0) -> None:
+        """Estimate the link, and change plans if another one has been better for long enough.
+
+        `slower`: divide the estimated upload rate by this number.
+        """
+        if not self._update_link(now_s):
+            return
+        link, before = replace(self._link, up_bps=self._link.up_bps / slower), self._state
+        after = step(before, self._values(link), now_s, self._policy)
+        if after.plan != before.plan:
+            try:
+                self._load(self._plans[after.plan])  # before any inference follows it
+            except OffloadError as error:
+                self._refused.add(after.plan)
+                fields = {"plan": after.plan, "error": str(error)}
+                LOG.warning("plan refused", extra={"fields": fields})
+                return
+        with self._lock:
+            self._state = after
+            if after.plan == before.plan:
+                return
+            switch = PlanSwitch(now_s - self._began_s, before.plan, after.plan, link)
+            self._switches.append(switch)
+            self._change = str(switch)
+        self._switched()
+        LOG.info(
+            "plan switched",
+            extra={
+                "fields": {
+                    "before": before.plan,
+                    "after": after.plan,
+                    "up_bps": round(link.up_bps),
+                }
+            },
+        )
+
+    def _update_link(self, now_s: float) -> bool:
+        """Estimate the link; whether there were enough messages."""
+        link = self.monitor.link(now_s)
+        self._link = link or self._link
+        self._is_measured = self._is_measured or link is not None
+        return link is not None
+
+    def _values(self, link: Link) -> list[float]:
+        return [
+            float("inf") if number in self._refused else forecast.value_s(link)
+            for number, forecast in enumerate(self._forecasts)
+        ]
+
+    def _must_probe(self, now_s: float, every_s: float) -> bool:
+        """Whether to probe the link: sooner while the plan or the estimate is in doubt."""
+        uploads, probed_s = self._last_probe
+        if uploads == self.monitor.uploads and now_s - probed_s < _LOST_PROBE_S:
+            return False  # a probe is under way
+        is_in_doubt = (
+            self._state.losses > 0
+            or self.monitor.uploads < LEAST_SENDS
+            or not 1 / SURPRISING < self.monitor.surprise(self._link) < SURPRISING
+        )
+        probe_s = self._link.upload_s(self._probe_bytes())
+        interval_s = max(self._policy.probe_s, probe_s / _PROBE_SHARE)
+        if is_in_doubt:
+            interval_s = min(every_s / 2, interval_s)
+        return now_s - self.monitor.last_large_s >= interval_s
+
+    def _probe_bytes(self) -> int:
+        size_bytes = int(self._link.up_bps * _PROBE_S / 8)
+        return min(max(size_bytes, self.monitor.large_bytes), MAX_PING_BYTES)

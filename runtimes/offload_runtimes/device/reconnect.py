@@ -1,0 +1,219 @@
+"""Keep a connection to the server: ping it, and reconnect after it is lost."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from offload.errors import BundleError, OffloadError, ServerError
+
+from offload_runtimes.device.counters import LOG, Counters
+from offload_runtimes.device.server_connection import ServerConnection
+
+_FIRST_TIMEOUT_S = 1.0
+_TIMEOUT_GROWTH = 1.5
+_MAX_REFUSED_WAIT_S = 5.0  # between attempts while the server does not hold the bundle
+_REFUSED_WAIT_GROWTH = 2.0
+
+
+@dataclass(frozen=True, eq=False)
+class Successor:
+    """Another bundle that may replace one that the server does not hold.
+
+    Attributes:
+        new_connection: makes a connection for it that is not open yet; None: it needs no server.
+        take_over: makes it the session's bundle, over an open connection. Raises OffloadError if
+            it cannot run here.
+    """
+
+    new_connection: Callable[[], ServerConnection | None]
+    take_over: Callable[[ServerConnection | None], None]
+
+
+class ReconnectLoop:
+    """Owns the connection of a session, pings the server and reconnects on a thread of its own.
+
+    While the server does not hold the session's bundle, `find_successor` is called at every
+    heartbeat for another bundle. The loop ends once a successor has taken over.
+
+    Args:
+        make: makes a connection that is not open yet.
+        first: the first connection, open; None if the server could not be used at the start.
+        heartbeat_s: seconds between pings, and between attempts to reconnect.
+        timeout_s: longest time for one attempt; attempts begin with 1 s.
+        reconnect: whether to try again after a loss.
+        counters: where losses are counted.
+        why: why the server could not be used at the start.
+        find_successor: returns another bundle to run, None if there is none. Raises OffloadError,
+            with what to do, if there is one that cannot run in this session.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], ServerConnection],
+        first: ServerConnection | None,
+        *,
+        heartbeat_s: float,
+        timeout_s: float,
+        reconnect: bool,
+        counters: Counters,
+        why: OffloadError | None = None,
+        find_successor: Callable[[], Successor | None] = lambda: None,
+    ) -> None:
+        self._make = make
+        self._connection = first
+        self._opening: ServerConnection | None = None
+        self._lock = threading.Lock()
+        self._heartbeat_s = heartbeat_s
+        self._timeout_s = timeout_s
+        self._reconnect = reconnect
+        self._counters = counters
+        self._find_successor = find_successor
+        self._tried: Successor | None = None
+        self._is_refused = isinstance(why, BundleError)
+        self._refused_wait_s = heartbeat_s
+        self._next_try_s = 0.0
+        self._warned: set[str] = set()
+        self._warnings: list[OffloadError] = []
+        self._why: OffloadError = ServerError("the server was not there at the start")
+        if why is not None:
+            self._failed(why)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reconnect", daemon=True)
+        self._thread.start()
+
+    @property
+    def connection(self) -> ServerConnection | None:
+        """The connection if it is alive and the server takes frames."""
+        connection = self._connection
+        if connection is None or connection.error is not None or connection.leaving:
+            return None
+        return connection
+
+    @property
+    def why(self) -> OffloadError:
+        """Why the server was last lost."""
+        connection = self._connection
+        if connection is None:
+            return self._why
+        return connection.error or ServerError("the server is shutting down: try again")
+
+    def take_warnings(self) -> list[OffloadError]:
+        """Errors that will not pass by themselves and were not reported to the user yet.
+
+        One of the server and one of a successor, until the server is back.
+        """
+        if not self._warnings:
+            return []
+        with self._lock:
+            warnings, self._warnings = self._warnings, []
+        return warnings
+
+    def close(self) -> None:
+        """End the session and stop the thread; may be called twice."""
+        with self._lock:
+            self._stopped.set()
+            connections = [c for c in (self._opening, self._connection) if c is not None]
+        for connection in connections:
+            connection.close()
+        if self._thread is not threading.current_thread():
+            self._thread.join(self._timeout_s + 1)
+
+    def _run(self) -> None:
+        timeout_s = min(_FIRST_TIMEOUT_S, self._timeout_s)
+        while not self._stopped.wait(self._heartbeat_s):
+            connection = self._connection
+            if connection is not None and connection.error is None:
+                timeout_s = min(_FIRST_TIMEOUT_S, self._timeout_s)
+                connection.beat()
+            elif self._reconnect:
+                self._try(connection, timeout_s)
+                timeout_s = min(timeout_s * _TIMEOUT_GROWTH, self._timeout_s)
+        self._find_successor = lambda: None  # it refers to the session's models
+        self._tried = None
+
+    def _try(self, lost: ServerConnection | None, timeout_s: float) -> None:
+        """Try to reconnect, or else to change to another bundle if the server refuses this one."""
+        if lost is not None:
+            self._why = (lost.error or self._why).with_traceback(None)
+            self._counters.add("losses")
+            lost.close()
+            self._connection = None
+        is_due = time.monotonic() >= self._next_try_s
+        if is_due and self._open(self._make, timeout_s, self._connected):
+            return
+        if is_due and isinstance(self._why, BundleError):
+            self._is_refused = True
+            self._next_try_s = time.monotonic() + self._refused_wait_s
+            longer_s = self._refused_wait_s * _REFUSED_WAIT_GROWTH
+            self._refused_wait_s = min(longer_s, max(_MAX_REFUSED_WAIT_S, self._heartbeat_s))
+        if self._is_refused:
+            self._try_successor(timeout_s, is_due=is_due)
+
+    def _connected(self, connection: ServerConnection) -> None:
+        self._connection = connection
+        self._is_refused = False
+        self._refused_wait_s, self._next_try_s = self._heartbeat_s, 0.0
+        self._warned.clear()
+
+    def _try_successor(self, timeout_s: float, *, is_due: bool) -> None:
+        """Change to another bundle: a new one at once, the same one again only if `is_due`."""
+        try:
+            successor = self._find_successor()
+            if successor is None or (successor is self._tried and not is_due):
+                return
+            self._tried = successor
+            if (connection := successor.new_connection()) is None:
+                successor.take_over(None)
+                self._stopped.set()
+                return
+        except OffloadError as error:
+            self._failed(error, "successor")
+            return
+
+        def take_over(connection: ServerConnection) -> None:
+            try:
+                successor.take_over(connection)
+            except OffloadError as error:
+                connection.close()
+                self._failed(error, "successor")
+                return
+            self._stopped.set()
+
+        self._open(lambda: connection, timeout_s, take_over)
+
+    def _open(
+        self,
+        make: Callable[[], ServerConnection],
+        timeout_s: float,
+        use: Callable[[ServerConnection], None],
+    ) -> bool:
+        """Connect and call `use` with the connection; whether the server accepted the session."""
+        with self._lock:
+            if self._stopped.is_set():
+                return False
+            self._opening = opening = make()
+        try:
+            opening.open(timeout_s)
+        except OffloadError as error:
+            self._failed(error)
+            return False
+        finally:
+            with self._lock:
+                self._opening = None
+        if opening.error is not None:
+            return False
+        use(opening)
+        if self._stopped.is_set() and self._connection is opening:
+            opening.close()
+        return True
+
+    def _failed(self, error: OffloadError, who: str = "server") -> None:
+        """Record why the server, or a successor, cannot be used."""
+        self._why = error.with_traceback(None)  # its frames refer to the session's models
+        if error.retry or who in self._warned:
+            return
+        self._warned.add(who)
+        with self._lock:
+            self._warnings.append(error)
+        LOG.warning(f"{who} refused", extra={"fields": {"error": str(error)}})

@@ -1,0 +1,1 @@
+"""Emulate a slow device and a link on one machine; run experiments over namespaces."""

@@ -1,1 +1,0 @@
-"""Measure encodings: sizes and seconds of every tensor, effects on the outputs, the choice."""

@@ -1,0 +1,83 @@
+"""Check splits with onnxruntime as the engine."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from offload.bundle.engine_input import EngineInput, part_input, whole_input
+from offload.bundle.model_inputs import inputs_of
+from offload.bundle.sample_inputs import Feeds, GivenInputs, sample
+from offload.bundle.subgraph import part_of
+from offload.bundle.verify import Check, Opener, Runner, distinct_cuts
+from offload.files import temporary_folder
+from offload.graph.load import Model
+from offload.graph.model import Graph, Tensor
+from offload.graph.read import read_graph
+
+from offload_runtimes.engine import EngineOptions, load_once
+from offload_runtimes.engine.profiling import tensor_types
+
+_SETS_OF_INPUTS = 2
+
+
+def opener(options: EngineOptions) -> Opener:
+    """An engine for `Check` that runs models with these options, except for `optimize`."""
+
+    def open_model(source: EngineInput, optimize: bool) -> Runner:
+        engine = load_once(source, replace(options, optimize=optimize))
+        required = [value.name for value in engine.inputs]
+        optional = [value.name for value in engine.defaults]
+        names = [value.name for value in engine.outputs]
+
+        def run(feeds: Feeds) -> Mapping[str, Any]:
+            inputs = (*required, *optional)
+            outputs = engine.run(None, {name: feeds[name] for name in inputs if name in feeds})
+            return dict(zip(names, outputs, strict=True))
+
+        return run
+
+    return open_model
+
+
+def missing_types(model: Model, graph: Graph) -> dict[str, Tensor]:
+    """Types, as onnxruntime infers them, of tensors that ONNX's shape inference can't follow.
+
+    Only the engine knows operators of other vendors. {} for models without such operators.
+
+    Raises:
+        InputError: onnxruntime refuses the model.
+    """
+    types = model.types
+    unknown = [name for name in graph.producer if types.tensor(name).dtype is None]
+    unknown = [name for name in unknown if types.can_cross(name)]
+    if not unknown:
+        return {}
+    whole = part_of(graph, range(len(graph.layers)), unknown)
+    with temporary_folder() as folder:
+        values = tensor_types(part_input(model, whole, folder / "whole.onnx"))
+    tensors = {}
+    for name in unknown:
+        kind, shape = values[name].type, values[name].shape
+        dtype = kind[len("tensor(") : -1] if kind.startswith("tensor(") else None
+        sizes = tuple(s if isinstance(s, int) else None for s in shape) if shape else None
+        tensors[name] = Tensor(name, dtype, sizes, None)
+    return tensors
+
+
+def check_of(model: Model, options: EngineOptions, inputs: GivenInputs | None = None) -> Check:
+    """The check of a model's cuts: its layers, its types, and inputs that it accepts.
+
+    Raises:
+        InputError: onnxruntime refuses the model, or no inputs were found that it accepts.
+    """
+    engine = opener(options)
+    graph = read_graph(model)
+    whole = engine(whole_input(model), False) if model.path else None
+    accepts: Runner = whole or (lambda _: {})
+    samples = sample(inputs_of(model), accepts, inputs or GivenInputs(), _SETS_OF_INPUTS)
+    return Check(model, graph, engine, samples, missing_types(model, graph))
+
+
+def cuts_of(check: Check, most: int) -> tuple[frozenset[int], ...]:
+    """The cuts that `offload verify` tries: at most `most`, evenly spread."""
+    return distinct_cuts(check.graph, most)

@@ -1,0 +1,238 @@
+"""The measuring worker: run and time models on this machine for a planning machine.
+
+`python -m offload_runtimes measure` reads requests on standard input and answers on standard
+output. A message is one line of JSON, `{"call": NAME, ..., "sizes": [bytes]}` or `{"ok": ...,
+"sizes": [...]}` or `{"error": SENTENCE}`, followed by blobs of these sizes. It needs what a device
+has: onnxruntime and numpy, not onnx.
+
+Files and values that requests name stay here until the process ends: a model is sent once, and
+the tensors between two of its parts never leave the machine.
+"""
+
+import json
+import os
+import select
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from threading import Thread
+from typing import Any, BinaryIO
+
+from offload.errors import sentence
+from offload.files import temporary_folder
+from offload.records import from_json, to_json
+
+from offload_runtimes.engine import (
+    Arena,
+    Engine,
+    EngineOptions,
+    load,
+    load_once,
+    shared_arena,
+    short_name,
+)
+from offload_runtimes.engine.profiling import optimize_to, profile_nodes
+from offload_runtimes.measure.footprint import client_bytes
+from offload_runtimes.measure.timing import machine_name, time_in_turns
+from offload_runtimes.protocol import structured_values
+from offload_runtimes.protocol.codecs import reference_s
+from offload_runtimes.security.credentials import ClientSecurity, ServerSecurity
+from offload_runtimes.versions import versions
+
+_PIECE_BYTES = 1 << 18
+
+
+class Worker:
+    """Engines, files and values of one planning machine's requests."""
+
+    def __init__(
+        self, folder: Path, requests: BinaryIO, answers: BinaryIO, arena: Arena | None
+    ) -> None:
+        self._folder = folder
+        self._arena = arena  # of all models that are loaded, only one runs at a time
+        self._requests = requests
+        self._answers = answers
+        self._engines: dict[str, Engine] = {}
+        self._values: dict[str, Any] = {}
+        self._calls: dict[str, Callable[..., tuple[Any, Sequence[bytes]]]] = {
+            "about": self._about,
+            "receive": self._receive,
+            "send": self._send,
+            "load": self._load,
+            "drop": self._drop,
+            "run": self._run,
+            "time": self._time,
+            "profile": self._profile,
+            "optimize": self._optimize,
+            "client_bytes": self._client_bytes,
+            "probe": self._probe,
+            "serve_probes": self._serve_probes,
+        }
+
+    def serve(self) -> None:
+        """Answer requests until they end."""
+        for request in self._read():
+            call = self._calls[request.pop("call")]
+            sizes = request.pop("sizes", [])
+            try:
+                value, blobs = call(sizes, **request)
+            except Exception as error:  # noqa: BLE001  the planning machine reports it
+                self._reply({"error": sentence(error)})
+            else:
+                self._reply({"ok": value, "sizes": [len(blob) for blob in blobs]}, blobs)
+
+    def _read(self) -> Iterator[dict[str, Any]]:
+        while line := self._requests.readline():
+            yield json.loads(line)
+
+    def _reply(self, message: Mapping[str, Any], blobs: Sequence[bytes] = ()) -> None:
+        self._answers.write(json.dumps(message).encode() + b"\n")
+        for blob in blobs:
+            self._answers.write(blob)
+        self._answers.flush()
+
+    def _blobs(self, sizes: Sequence[int]) -> list[bytes]:
+        return [self._requests.read(size) for size in sizes]
+
+    def _feeds(self, feeds: Mapping[str, str | int], blobs: Sequence[bytes]) -> dict[str, Any]:
+        """Values by input: a number is a blob of this request, a name a value that is here."""
+        return {
+            name: structured_values.decode(blobs[key])
+            if isinstance(key, int)
+            else self._values[key]
+            for name, key in feeds.items()
+        }
+
+    def _source(self, file: str, is_path: bool) -> Path | bytes:
+        path = self._folder / file
+        return path if is_path else path.read_bytes()
+
+    def _about(self, _: Sequence[int]) -> Any:
+        about = {**to_json(versions()), "machine": machine_name(), "folder": str(self._folder)}
+        return {**about, "codec_s": reference_s()}, ()
+
+    def _receive(self, sizes: Sequence[int], file: str) -> Any:
+        remaining = sizes[0]
+        with (self._folder / file).open("wb") as stream:
+            while remaining and (piece := self._requests.read(min(remaining, _PIECE_BYTES))):
+                stream.write(piece)
+                remaining -= len(piece)
+        return {}, ()
+
+    def _send(self, _: Sequence[int], file: str) -> Any:
+        return {}, ((self._folder / file).read_bytes(),)
+
+    def _load(
+        self, _: Sequence[int], engine: str, file: str, is_path: bool, options: Any, once: bool
+    ) -> Any:
+        source, settings = self._source(file, is_path), from_json(EngineOptions, options)
+        loaded = load_once(source, settings) if once else load(source, settings, self._arena)
+        self._engines[engine] = loaded
+        return {"providers": [short_name(name) for name in loaded.providers]}, ()
+
+    def _drop(self, _: Sequence[int], engine: str) -> Any:
+        self._engines.pop(engine, None)
+        return {}, ()
+
+    def _run(
+        self,
+        sizes: Sequence[int],
+        engine: str,
+        outputs: Sequence[str] | None,
+        feeds: Mapping[str, str | int],
+        keys: Sequence[str] | None,
+    ) -> Any:
+        """Outputs as blobs, or kept here by the keys."""
+        blobs = self._blobs(sizes)
+        results = self._engines[engine].run(outputs, self._feeds(feeds, blobs))
+        if keys is None:
+            return {}, tuple(map(structured_values.encode, results))
+        self._values.update(zip(keys, results, strict=True))
+        return {}, ()
+
+    def _time(
+        self, sizes: Sequence[int], work: Mapping[str, Any], repeats: int, budget_s: float
+    ) -> Any:
+        blobs = self._blobs(sizes)
+        runs = {}
+        for name, (engine, feeds) in work.items():
+            values = self._feeds(feeds, blobs)
+            loaded = self._engines[engine]
+            runs[name] = lambda loaded=loaded, values=values: loaded.run(None, values)
+        return time_in_turns(runs, repeats, budget_s), ()
+
+    def _profile(
+        self,
+        sizes: Sequence[int],
+        file: str,
+        is_path: bool,
+        feeds: Mapping[str, str | int],
+        options: Any,
+        runs: int,
+        warm_runs: int,
+    ) -> Any:
+        values = self._feeds(feeds, self._blobs(sizes))
+        nodes = profile_nodes(
+            self._source(file, is_path),
+            values,
+            from_json(EngineOptions, options),
+            runs=runs,
+            warm_runs=warm_runs,
+        )
+        return nodes, ()
+
+    def _optimize(
+        self, _: Sequence[int], file: str, is_path: bool, target: str, fold_large: bool
+    ) -> Any:
+        optimize_to(self._source(file, is_path), self._folder / target, fold_large=fold_large)
+        return {}, ()
+
+    def _client_bytes(self, sizes: Sequence[int], threads: int | None) -> Any:
+        (model,) = self._blobs(sizes)
+        return client_bytes(model, threads), ()
+
+    def _probe(self, _: Sequence[int], server: str, repeats: int, files: Sequence[str]) -> Any:
+        """Samples of the link to a server; files: authority, certificate and key, or none."""
+        from offload_runtimes.measure.probe import probe
+
+        security = ClientSecurity()
+        if files:
+            ca, certificate, key = (self._folder / file for file in files)
+            security = ClientSecurity(ca, certificate, key)
+        return to_json(probe(server, repeats=repeats, security=security)), ()
+
+    def _serve_probes(self, _: Sequence[int], listen: str, files: Sequence[str]) -> Any:
+        """Answer probes until the process ends; files: authority, certificate and key, or none."""
+        from offload_runtimes.server import Server
+        from offload_runtimes.serving.serve_options import ServeOptions
+
+        if files:
+            client_ca, certificate, key = (self._folder / file for file in files)
+            security = ServerSecurity(certificate, key, client_ca)
+        else:
+            security = ServerSecurity(insecure=True)
+        server = Server([], listen, ServeOptions(security=security))
+        server.start()
+        return server.address, ()
+
+
+def main() -> None:
+    """Serve standard input and output; what libraries print goes to standard error.
+
+    When the planning machine goes away, the process ends, in the middle of a run too.
+    """
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    with temporary_folder() as folder, shared_arena() as arena:
+        Thread(target=_end_with_input, args=(folder,), daemon=True).start()
+        Worker(folder, sys.stdin.buffer, answers, arena).serve()
+
+
+def _end_with_input(folder: Path) -> None:
+    """End the process when its standard input hangs up."""
+    hangup = select.poll()
+    hangup.register(0, select.POLLHUP | getattr(select, "POLLRDHUP", 0))
+    hangup.poll()
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)  # a run of onnxruntime cannot be interrupted otherwise

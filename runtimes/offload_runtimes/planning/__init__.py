@@ -1,1 +1,0 @@
-"""Measure machines, links and plans, and gather what the planner asks for."""

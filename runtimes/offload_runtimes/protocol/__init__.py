@@ -1,0 +1,1 @@
+"""The protocol between device and server, without I/O: messages, codecs, both ends' states."""

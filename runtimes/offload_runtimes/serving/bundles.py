@@ -1,0 +1,416 @@
+"""Load the bundles that a server serves, and follow the releases of a deployment."""
+
+import os
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from offload.bundle.bundle import MANIFEST, Bundle, open_bundle
+from offload.errors import InputError, OffloadError
+from offload.planning.plan import Segment, Side
+from offload.units import format_bytes
+
+from offload_runtimes.agent.store import Journal, RefusalError
+from offload_runtimes.engine import Arena, Engine, EngineOptions, load
+from offload_runtimes.protocol.tensor_specs import (
+    TENSOR_LIMIT_BYTES,
+    Contract,
+    contracts,
+    upload_limit_bytes,
+)
+from offload_runtimes.serving.batching import Batching, disagreement
+from offload_runtimes.serving.metrics import Observer
+from offload_runtimes.serving.serve_options import ServeOptions
+
+_SHORT_S = 0.0005  # shorter runs take less time than waking a worker
+_WARM_LIMIT_S = 5.0
+_BYTES_LOADED = 2  # in memory, for each byte of a part's files
+NO_BATCHING = Batching()
+Content: TypeAlias = tuple[tuple[str, str], ...]
+BundleOrPath: TypeAlias = str | Path | Bundle
+
+
+class RunTimes:
+    """Duration and input bytes of the last run of each part of a bundle."""
+
+    def __init__(self) -> None:
+        self._runs: dict[str, tuple[int, float]] = {}
+
+    def took(self, part: str, size_bytes: int, seconds: float) -> None:
+        """Record a run."""
+        self._runs[part] = size_bytes, seconds
+
+    def is_short(self, part: str, size_bytes: int) -> bool:
+        """Whether the last run was short, on at least as many bytes; more may take any time."""
+        last_bytes, seconds = self._runs.get(part, (0, _SHORT_S))
+        return seconds < _SHORT_S and size_bytes <= last_bytes
+
+
+@dataclass(frozen=True)
+class LoadedBundle:
+    """A bundle with its engines loaded; plans that share parts share engines.
+
+    Attributes:
+        bundle: the bundle.
+        contracts: the tensors that may be sent and received, for each plan.
+        engines: an engine for each of the server's parts; bundles share those of equal parts.
+        contents: the files of each part, by their digests.
+        alone: why parts run each frame alone; parts that run batches are missing.
+        run_times: of its parts.
+    """
+
+    bundle: Bundle
+    contracts: tuple[Contract, ...]
+    engines: Mapping[str, Engine]
+    contents: Mapping[str, Content]
+    alone: dict[str, str] = field(default_factory=dict)
+    run_times: RunTimes = field(default_factory=RunTimes)
+
+
+def load_bundle(
+    bundle: BundleOrPath,
+    options: EngineOptions,
+    max_run_s: float,
+    arena: Arena | None = None,
+    batching: Batching = NO_BATCHING,
+    limit_bytes: int = TENSOR_LIMIT_BYTES,
+    others: Iterable[LoadedBundle] = (),
+) -> LoadedBundle:
+    """Open a bundle's server part, load its engines and run each once to warm up.
+
+    Whether rows of several sessions can run together is tried for each part; a RuntimeWarning
+    names the parts that should and cannot.
+
+    Args:
+        bundle: the bundle or its directory.
+        options: how onnxruntime runs the segments.
+        max_run_s: time limit of a run.
+        arena: the engines' memory; None: onnxruntime's own.
+        batching: whether parts are tried for batches.
+        limit_bytes: the most that a tensor without a fixed shape may take.
+        others: loaded bundles; a part with the same files shares their engine and its weights.
+
+    Raises:
+        BundleError: the bundle is missing or damaged, or its server files are missing.
+        InputError: onnxruntime refuses a segment, or the arena is too small for the weights.
+    """
+    if not isinstance(bundle, Bundle):
+        bundle = open_bundle(bundle, (Side.SERVER,))
+    segments = bundle.parts(Side.SERVER)
+    known = {h.contents[part]: engine for h in others for part, engine in h.engines.items()}
+    contents = {segment.part: content_of(bundle, segment) for segment in segments}
+    if arena is not None and not known.keys() >= set(contents.values()):
+        _check_weights(bundle, arena)
+    shared = {part: known[content] for part, content in contents.items() if content in known}
+    engines = {
+        s.part: shared.get(s.part) or load(bundle.segment_path(s.part), options, arena)
+        for s in segments
+    }
+    values = {v.name: v for e in engines.values() for v in (*e.outputs, *e.inputs, *e.defaults)}
+    limit_s = min(max_run_s, _WARM_LIMIT_S)
+    for part, engine in engines.items():
+        if part not in shared:
+            engine.warm(limit_s)
+    alone = {}
+    for part, engine in engines.items():
+        reason = "batching is off" if batching.rows == 1 else bundle.why_alone(part)
+        if not reason:
+            reason = disagreement(engine, limit_s)
+            if reason:
+                warnings.warn(
+                    f"{part} of {bundle.path.name} runs each frame alone: {reason}",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+        if reason:
+            alone[part] = reason
+    return LoadedBundle(bundle, contracts(bundle, values, limit_bytes), engines, contents, alone)
+
+
+def content_of(bundle: Bundle, segment: Segment) -> Content:
+    """Names and digests of the files of a server's part; parts with equal ones compute the same."""
+    weights = [
+        (file.name, file.sha256)
+        for file in bundle.files
+        if Side.SERVER in file.sides and not file.name.endswith((".onnx", ".json"))
+    ]
+    own = [("", file.sha256) for file in bundle.files if file.name == segment.file]
+    return tuple(own + weights)
+
+
+def _check_weights(bundle: Bundle, arena: Arena) -> None:
+    """Raise an InputError, before loading, if the server's files alone exceed the arena."""
+    files = [bundle.path / file.name for file in bundle.files if Side.SERVER in file.sides]
+    weights_bytes = sum(file.stat().st_size for file in files)
+    if weights_bytes > arena.limit_bytes:
+        raise InputError(
+            f"{bundle.path.name} cannot be served: its weights take {format_bytes(weights_bytes)},"
+            f" {arena.rule} leaves {format_bytes(arena.limit_bytes)} for models, allow more"
+        )
+
+
+@dataclass(frozen=True)
+class BundleSource:
+    """A bundle to serve.
+
+    Attributes:
+        bundle: the bundle or its directory.
+        name: what messages call it.
+        is_required: the server refuses to start without it; else it is left out with a warning.
+    """
+
+    bundle: Path | Bundle
+    name: str
+    is_required: bool = True
+
+    @property
+    def path(self) -> Path:
+        """The bundle's directory, as it was given."""
+        return self.bundle.path if isinstance(self.bundle, Bundle) else self.bundle
+
+    def open(self) -> Bundle:
+        """Open the server's part; BundleError if it is missing or damaged."""
+        if isinstance(self.bundle, Bundle):
+            return self.bundle
+        return open_bundle(self.bundle, (Side.SERVER,))
+
+
+def sources(bundles: Iterable[BundleOrPath], max_releases: int | None = None) -> list[BundleSource]:
+    """The bundles to serve: those given, then the kept releases of each that is `ROOT/current`.
+
+    Args:
+        bundles: bundles or their directories.
+        max_releases: releases of one root, including the current one; None: all that it keeps.
+    """
+    required, kept = [], []
+    for bundle in bundles:
+        if isinstance(bundle, Bundle):
+            required.append(BundleSource(bundle, bundle.path.name))
+            continue
+        required.append(BundleSource(Path(bundle), Path(bundle).name))
+        root = _root(bundle)
+        paths = _kept_releases(root) if root else []
+        if max_releases is not None:
+            paths = paths[: max_releases - 1]
+        kept += [BundleSource(path, "kept release", is_required=False) for path in paths]
+    return required + kept
+
+
+def _kept_releases(root: Path) -> list[Path]:
+    """The releases of a root that passed, newest first, without the current one."""
+    try:
+        journal = Journal(root).read()
+        names = [Path(str(entry["id"])).name for entry in journal["releases"]]
+    except (RefusalError, OSError, LookupError, TypeError):
+        return []  # `offload deploy` reports a damaged journal
+    folders = [root / "releases" / name for name in names if name != journal["current"]]
+    return [folder for folder in folders if (folder / MANIFEST).is_file()]
+
+
+def _root(bundle: BundleOrPath) -> Path | None:
+    """The root of a deployment whose `current` was given; None for any other directory."""
+    if isinstance(bundle, Bundle):
+        return None
+    path = Path(bundle)
+    return path.parent if path.is_symlink() and path.name == "current" else None
+
+
+def check_memory(bundle: Bundle, others: Sequence[LoadedBundle]) -> None:
+    """Raise an InputError if this machine lacks the memory to serve a kept release, too.
+
+    A loaded part takes the bytes of its files, and the same again where kernels repack weights.
+    Parts that `others` have loaded are shared.
+    """
+    loaded = {content for h in others for content in h.contents.values()}
+    contents = {content_of(bundle, segment) for segment in bundle.parts(Side.SERVER)} - loaded
+    digests = {digest for content in contents for _, digest in content}
+    size_bytes = sum(file.size_bytes for file in bundle.files if file.sha256 in digests)
+    needed_bytes, free_bytes = _BYTES_LOADED * size_bytes, free_memory_bytes()
+    if needed_bytes > free_bytes:
+        raise InputError(
+            f"it may take {format_bytes(needed_bytes)} and {format_bytes(int(free_bytes))} are"
+            " free: allow more memory (`service install --memory-limit-mb`), or serve fewer"
+            " releases (--releases)"
+        )
+
+
+def free_memory_bytes(root: Path = Path("/")) -> float:
+    """Memory that this process may still allocate, by the machine and its control groups."""
+    available = re.search(r"MemAvailable:\s+(\d+) kB", _text(root / "proc/meminfo"))
+    free = [int(available[1]) * 1024] if available else []
+    resident = re.search(r"VmRSS:\s+(\d+) kB", _text(root / "proc/self/status"))
+    own_bytes = int(resident[1]) * 1024 if resident else 0
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        number, _, group = line.split(":", 2)
+        mounted = root / "sys/fs/cgroup"
+        folder = mounted / group.lstrip("/")
+        for parent in (folder, *folder.parents) if number == "0" else ():
+            limit = _text(parent / "memory.max").strip()
+            if limit.isdecimal():
+                free.append(int(limit) - own_bytes)
+            if parent == mounted:
+                break
+    return min(free, default=float("inf"))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+class ServedBundles:
+    """The bundles of a server by digest: loads them, follows deployments, drops unused ones.
+
+    Attributes:
+        loaded: bundles that take new sessions or have open ones.
+        contracts: contracts of the bundles that take new sessions.
+        names: what messages call the loaded bundles.
+        order: digests of the bundles that take new sessions, those given first.
+    """
+
+    def __init__(
+        self,
+        bundles: Iterable[BundleOrPath],
+        options: ServeOptions,
+        limit_bytes: int,
+        arena: Arena | None,
+        observer: Observer,
+        in_use: Callable[[], set[str | None]],
+    ) -> None:
+        """Load all bundles; a kept release that cannot be served is left out with a warning.
+
+        Args:
+            bundles: bundles or their directories.
+            options: of the server.
+            limit_bytes: the most that a tensor without a fixed shape may take.
+            arena: memory of the engines; None: onnxruntime's own.
+            observer: logs changes.
+            in_use: digests of the bundles with open sessions.
+
+        Raises:
+            BundleError: a bundle is missing, damaged or lacks its server part.
+            InputError: onnxruntime refuses a segment.
+        """
+        self._given = tuple(bundles)
+        self._options = options
+        self._limit_bytes = limit_bytes
+        self._observer = observer
+        self._in_use = in_use
+        self._reloading = threading.Lock()
+        self._state = self._deployments()
+        self.loaded: dict[str, LoadedBundle] = {}
+        self.names: dict[str, str] = {}
+        self.contracts: dict[str, tuple[Contract, ...]] = {}
+        for source in sources(self._given, options.max_releases):
+            try:
+                bundle = source.open()
+                if bundle.digest not in self.loaded:
+                    self._add(bundle, self._load(source, bundle, arena))
+                self._serve(bundle.digest, source)
+            except OffloadError as error:
+                if source.is_required:
+                    raise
+                text = f"{source.path.name} is not served: {error}"
+                warnings.warn(text, RuntimeWarning, stacklevel=3)
+        self.order = tuple(self.contracts)
+        agreed = [contract for several in self.contracts.values() for contract in several]
+        self.max_message_bytes = upload_limit_bytes(agreed)
+
+    def reload(self, *, even_unchanged: bool) -> None:
+        """Load new releases and changed directories; see `Server.reload_bundles`."""
+        with self._reloading:
+            self._drop_unused()
+            state = self._deployments()
+            if not even_unchanged and state == self._state:
+                return
+            self._state = state
+            served: dict[str, str] = {}
+            complete = True
+            for source in sources(self._given, self._options.max_releases):
+                try:
+                    bundle = source.open()
+                    if bundle.digest not in self.loaded:
+                        self._add(bundle, self._load_later(source, bundle))
+                        self._observer.bundle("bundle taken up", bundle.digest[:12])
+                except OffloadError as error:
+                    self._observer.bundle("bundle not taken up", source.path.name, str(error))
+                    complete = complete and not source.is_required
+                else:
+                    self._serve(bundle.digest, source)
+                    served.setdefault(bundle.digest, source.name)
+            if complete:
+                for digest in [digest for digest in self.contracts if digest not in served]:
+                    del self.contracts[digest]
+                    self._observer.bundle("bundle dropped", digest[:12])
+                self.order = tuple(served)
+                self.names.update(served)
+                self._drop_unused()
+
+    def _load(
+        self, source: BundleSource, bundle: Bundle, arena: Arena | None = None
+    ) -> LoadedBundle:
+        others = list(self.loaded.values())
+        if not source.is_required:
+            check_memory(bundle, others)
+        options = self._options
+        return load_bundle(
+            bundle,
+            options.engine,
+            options.max_run_s,
+            arena,
+            options.batching,
+            self._limit_bytes,
+            others,
+        )
+
+    def _load_later(self, source: BundleSource, bundle: Bundle) -> LoadedBundle:
+        """Load a bundle while the server runs; InputError if that takes a restart."""
+        if self._options.max_memory_bytes is not None:
+            raise InputError(
+                f"release {bundle.digest[:12]} cannot be loaded while --max-memory holds: restart"
+                " the server"
+            )
+        loaded = self._load(source, bundle)
+        if upload_limit_bytes(loaded.contracts) > self.max_message_bytes:
+            raise InputError(
+                f"release {bundle.digest[:12]} takes longer messages than those before: restart"
+                " the server"
+            )
+        return loaded
+
+    def _add(self, bundle: Bundle, loaded: LoadedBundle) -> None:
+        self.loaded[bundle.digest] = loaded
+        for part in loaded.engines if self._options.batching.rows > 1 else ():
+            self._observer.batching(bundle.digest, part, loaded.alone.get(part, ""))
+
+    def _serve(self, digest: str, source: BundleSource) -> None:
+        """Accept new sessions for a loaded bundle."""
+        self.names[digest] = source.name
+        self.contracts[digest] = self.loaded[digest].contracts
+
+    def _drop_unused(self) -> None:
+        """Unload bundles that take no new sessions and have no open ones."""
+        dropped = [digest for digest in self.loaded if digest not in self.contracts]
+        if dropped:
+            in_use = self._in_use()
+            for digest in dropped:
+                if digest not in in_use:
+                    del self.loaded[digest]
+                    self.names.pop(digest, None)
+
+    def _deployments(self) -> tuple[object, ...]:
+        """A value that changes when a root gets another current release or keeps others."""
+        state: list[object] = []
+        for root in filter(None, map(_root, self._given)):
+            try:
+                modified_ns = (root / "journal.json").stat().st_mtime_ns
+            except OSError:
+                modified_ns = 0
+            state += [os.path.realpath(root / "current"), modified_ns]
+        return tuple(state)

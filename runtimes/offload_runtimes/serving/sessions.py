@@ -1,0 +1,122 @@
+"""Sessions of a server, their segments to run, and batches of them."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from offload_runtimes.engine import Array, Call, size_bytes
+from offload_runtimes.protocol.server_state import RunSegment, ServerSession
+from offload_runtimes.serving.batching import Shapes, join_rows, rows_of, shapes_of, split_rows
+from offload_runtimes.serving.bundles import LoadedBundle
+from offload_runtimes.transport.connection import Connection
+
+BatchKey: TypeAlias = tuple[str, str, Shapes]  # digest of the bundle, part, sizes but axis 0
+
+
+class SessionState:
+    """A session of a server: its protocol state, its lock, and the segments that run for it.
+
+    Attributes:
+        number: counts sessions, for the log.
+        protocol: the state machine, used with the lock held.
+        tasks: the segments of each frame in flight.
+        ready_s: when the first segment of each frame in flight could run, by `time.monotonic`.
+        runs_alone: a frame of this session made a batch fail, so its frames run alone from now on.
+    """
+
+    def __init__(self, number: int, connection: Connection, protocol: ServerSession) -> None:
+        self.number = number
+        self.connection = connection
+        self.protocol = protocol
+        self.lock = threading.RLock()
+        self.tasks: dict[int, list[SegmentTask]] = {}
+        self.ready_s: dict[int, float] = {}
+        self.runs_alone = False
+
+    def forget(self, task: "SegmentTask") -> None:
+        """Remove a task that has ended."""
+        frame = task.run.frame
+        tasks = self.tasks.get(frame, [])
+        if task in tasks:
+            tasks.remove(task)
+        if not tasks:
+            self.tasks.pop(frame, None)
+
+
+@dataclass(slots=True, eq=False)
+class SegmentTask:
+    """A segment to run for a session, alone or in a batch.
+
+    Attributes:
+        session: the session.
+        run: the segment and its inputs.
+        bundle: the bundle of the segment.
+        call: runs it alone; can be stopped.
+        ready_s: when it could have begun, by `time.monotonic`.
+        batch: the batch that it is part of, while that runs.
+        stopped: its outputs are not needed any more.
+    """
+
+    session: SessionState
+    run: RunSegment
+    bundle: LoadedBundle
+    call: Call
+    ready_s: float
+    batch: "Batch | None" = field(default=None, repr=False)
+    stopped: bool = False
+
+    @property
+    def part(self) -> str:
+        """The part of the bundle that it runs."""
+        return self.run.segment.part
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of its inputs."""
+        return sum(map(size_bytes, self.run.feeds.values()))
+
+    @property
+    def rows(self) -> int:
+        """Rows of its inputs; 0 if they have none in common."""
+        return rows_of(self.run.feeds) or 0
+
+    def batch_key(self) -> BatchKey | None:
+        """Key of the tasks that it can share a batch with; None: it must run alone."""
+        if self.session.runs_alone or self.part in self.bundle.alone or not self.rows:
+            return None
+        return self.bundle.bundle.digest, self.part, shapes_of(self.run.feeds)
+
+    def stop(self) -> None:
+        """Keep it from beginning, or end it; a batch ends only when all its tasks are stopped."""
+        self.stopped = True
+        self.call.stop()
+        batch = self.batch
+        if batch is not None:
+            batch.stop_if_unneeded()
+
+
+class Batch:
+    """One call that runs a segment for several tasks."""
+
+    def __init__(self, call: Call, tasks: Sequence[SegmentTask]) -> None:
+        self._call = call
+        self._tasks = tasks
+        for task in tasks:
+            task.batch = self
+        self.stop_if_unneeded()
+
+    def stop_if_unneeded(self) -> None:
+        """End the call when all tasks are stopped."""
+        if all(task.stopped for task in self._tasks):
+            self._call.stop()
+
+    def run(self) -> list[list[Array]]:
+        """Each task's outputs; raises as `Call.run`, for all of them."""
+        try:
+            feeds = join_rows([task.run.feeds for task in self._tasks])
+            outputs = self._call.run(self._tasks[0].run.segment.outputs, feeds)
+            return split_rows(outputs, [task.rows for task in self._tasks])
+        finally:
+            for task in self._tasks:
+                task.batch = None

@@ -1,1 +1,0 @@
-"""Both ends of a session as state machines without I/O: messages in, events out."""

@@ -1,0 +1,63 @@
+"""Streams of messages: the interfaces of a transport."""
+
+import queue
+from collections.abc import Iterator
+from typing import Protocol, TypeAlias
+
+from offload.errors import OffloadError
+
+Mailbox: TypeAlias = "queue.SimpleQueue[bytes | None]"
+
+
+class Connection(Protocol):
+    """One bidirectional stream of whole messages, in order."""
+
+    def send(self, message: bytes) -> None:
+        """Queue a message; ServerError if the stream is broken."""
+
+    def receive(self) -> bytes | None:
+        """Wait for the next message; None if the other end has closed; ServerError if broken."""
+
+    def close(self) -> None:
+        """End the stream; a waiting `receive` returns. May be called twice."""
+
+
+class Receiver(Protocol):
+    """Receives the messages of a stream, on the transport's threads, one call at a time.
+
+    Calls must return soon: the transport's other work waits for them.
+    """
+
+    def received(self, message: bytes) -> None:
+        """A message came."""
+
+    def ended(self, error: OffloadError | None) -> None:
+        """No more messages will come: the other end has closed, or this error broke the stream."""
+
+
+class Stream(Protocol):
+    """The device's end of a stream: it sends from an iterator and delivers to a Receiver."""
+
+    def deliver(self, receiver: Receiver) -> None:
+        """Start to deliver messages; called once."""
+
+    def close(self) -> None:
+        """End the stream and return at once; may be called twice, on any thread."""
+
+    def wait(self, timeout_s: float) -> None:
+        """After `close`: wait until `ended` has returned and the transport's threads have ended."""
+
+
+class Connector(Protocol):
+    """Opens streams to one server."""
+
+    @property
+    def address(self) -> str:
+        """The server's address, for error messages."""
+
+    def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> Stream:
+        """Open a stream that sends the messages of `outgoing`, on a thread of the transport.
+
+        An iterator and callbacks save one thread switch for each message. A stream that cannot be
+        opened within `timeout_s` ends with a ServerError with the reason.
+        """

@@ -1,0 +1,220 @@
+"""The gRPC client: connect with a time limit, send and receive whole messages."""
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grpc
+import offload
+from offload.errors import InputError, OffloadError, ServerError
+from offload.units import format_bytes
+
+from offload_runtimes.address import Address, proxy_of
+from offload_runtimes.security.credentials import ClientSecurity, read_pem
+from offload_runtimes.transport import FRAME_BYTES, SESSION, VERSION_KEY
+from offload_runtimes.transport.connection import Receiver
+
+_CONNECT_SHARE = 0.6  # of the time to open a stream, for connecting
+_DIAGNOSIS_SHARE = 0.3  # of that time, for finding out why connecting failed
+_STARTING = threading.Lock()  # one call at a time, to know the threads that it starts
+
+
+class _Inbox:
+    """Delivers messages in gRPC's deserializer, on the thread that learns of their arrival.
+
+    Reading messages from gRPC's iterator would wake a second thread for each one. Here that thread
+    only requests the next message, while the current one is handled.
+
+    Attributes:
+        receiver: gets the messages; None before `deliver` and after the end.
+        heard: whether a message has come.
+    """
+
+    def __init__(self) -> None:
+        self.receiver: Receiver | None = None
+        self.heard = False
+
+    def take(self, message: bytes) -> object:
+        """Deliver a message."""
+        self.heard = True
+        if self.receiver is not None:
+            self.receiver.received(message)
+        return True
+
+
+class GrpcStream:
+    """A stream with a channel of its own, which is closed with it.
+
+    gRPC reads the outgoing messages on a thread of its own. The caller must end the iterator, else
+    it blocks the exit of the process.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        method: str,
+        outgoing: Iterator[bytes],
+        token: str | None,
+        explain: Callable[[object, bool], ServerError],
+    ) -> None:
+        """`explain` makes our error from gRPC's error, and whether the server ever answered."""
+        self._channel: grpc.Channel | None = channel
+        self._explain = explain
+        self._closed = threading.Event()
+        self._inbox = _Inbox()
+        self._asking = threading.Thread(target=self._ask, name="receiver", daemon=True)
+        start: grpc.StreamStreamMultiCallable[bytes, object]
+        start = channel.stream_stream(method, response_deserializer=self._inbox.take)
+        metadata: tuple[tuple[str, str], ...] = ((VERSION_KEY, offload.__version__),)
+        if token:
+            metadata += (("authorization", f"Bearer {token}"),)
+        with _STARTING:
+            before = set(threading.enumerate())
+            self._call: Any = start(outgoing, metadata=metadata)
+            self._threads = set(threading.enumerate()) - before
+
+    def deliver(self, receiver: Receiver) -> None:
+        """Start to deliver messages."""
+        self._inbox.receiver = receiver
+        self._asking.start()
+
+    def close(self) -> None:
+        """End the stream; its own thread then closes the channel."""
+        self._closed.set()
+        call = self._call
+        if call is not None:
+            call.cancel()
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the channel is closed, the receiver was told, and gRPC's threads have ended.
+
+        If the interpreter exits while a thread is inside gRPC, the thread keeps a lock for ever
+        that gRPC's destructors wait for.
+        """
+        until_s = time.monotonic() + timeout_s
+        for thread in (self._asking, *self._threads):
+            if thread is not threading.current_thread():
+                thread.join(max(until_s - time.monotonic(), 0.0))
+
+    def _ask(self) -> None:
+        error: OffloadError | None = None
+        try:
+            assert self._call is not None  # until this thread is done with it
+            for _ in self._call:
+                pass
+        except grpc.RpcError as caught:
+            caught.__traceback__ = None  # it is the call itself, which would keep these frames
+            if not self._closed.is_set():
+                error = self._explain(caught, self._inbox.heard)
+        channel, self._channel, self._call = self._channel, None, None
+        assert channel is not None
+        channel.close()
+        receiver, self._inbox.receiver = self._inbox.receiver, None  # they know each other
+        assert receiver is not None  # since `deliver`
+        receiver.ended(error)
+
+
+class GrpcConnector:
+    """Opens streams to one server, each with a channel of its own."""
+
+    def __init__(
+        self,
+        address: Address,
+        message_limit_bytes: int,
+        security: ClientSecurity | None = None,
+        method: str = SESSION,
+    ) -> None:
+        """Check the address and read the certificates.
+
+        `method` is the gRPC method of the streams: SESSION or PROBE.
+
+        Raises:
+            InputError: a port is missing, or a token would be sent in the clear.
+        """
+        if not address.path and not address.port:
+            raise InputError(f"address {address} has no port: write it like {address.host}:50051")
+        self._address = address
+        self.address = str(address)
+        self._method = method
+        self._security = security or ClientSecurity()
+        self._security.check(self._address)
+        _credentials(self._security)  # report missing certificates now, not at the first connection
+        self._message_limit_bytes = message_limit_bytes
+
+    def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> GrpcStream:
+        """Open a stream on a channel of its own.
+
+        If it cannot be opened within the time, its receiver gets an error with the reason.
+        """
+        proxy = proxy_of(self._address)
+
+        def explain(error: object, heard: bool) -> ServerError:
+            code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+            if heard or code is not grpc.StatusCode.UNAVAILABLE:
+                details = error.details() if isinstance(error, grpc.Call) else None
+                return _server_error(code, details or "", self.address)
+            from offload_runtimes.transport.diagnosis import unreachable  # ssl takes time to import
+
+            return unreachable(self._address, self._security, proxy, _DIAGNOSIS_SHARE * timeout_s)
+
+        channel = self._channel(proxy, timeout_s)
+        try:
+            return GrpcStream(channel, self._method, outgoing, self._security.token, explain)
+        except BaseException:
+            channel.close()
+            raise
+
+    def _channel(self, proxy: str | None, timeout_s: float) -> grpc.Channel:
+        limit_bytes = self._message_limit_bytes
+        options: list[tuple[str, int | str]] = [
+            ("grpc.max_send_message_length", limit_bytes),
+            ("grpc.max_receive_message_length", limit_bytes),
+            ("grpc.http2.max_frame_size", FRAME_BYTES),
+            # A channel of one's own must not inherit the back-off of an earlier, failed one.
+            ("grpc.use_local_subchannel_pool", 1),
+            # This long a single attempt to connect may take.
+            ("grpc.min_reconnect_backoff_ms", max(1, int(1000 * _CONNECT_SHARE * timeout_s))),
+            ("grpc.http_proxy", proxy) if proxy else ("grpc.enable_http_proxy", 0),
+        ]
+        # Read anew for each connection: certificates are renewed while a device runs.
+        credentials = _credentials(self._security)
+        if credentials is None:
+            return grpc.insecure_channel(self._address.target, options)
+        return grpc.secure_channel(self._address.target, credentials, options)
+
+
+def _credentials(security: ClientSecurity) -> grpc.ChannelCredentials | None:
+    if security.ca is None:
+        return None
+    return grpc.ssl_channel_credentials(
+        read_pem(security.ca),
+        read_pem(security.key) if security.key else None,
+        read_pem(security.certificate) if security.certificate else None,
+    )
+
+
+def _server_error(code: grpc.StatusCode, details: str, address: str) -> ServerError:
+    if code is grpc.StatusCode.OK:
+        return ServerError(f"server {address} ended the session: is it shutting down?")
+    if code is grpc.StatusCode.UNIMPLEMENTED:
+        return ServerError(f"{address} is not an onnx-offload server: check the address")
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        refused = ServerError(f"server {address} refused the token: give the right one")
+        refused.retry = False
+        return refused
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
+        sizes = re.search(r"larger than max \((\d+) vs\. (\d+)\)", details)
+        if sizes is None:
+            return ServerError(
+                f"server {address} is full, all its sessions are in use: try again later"
+            )
+        sent, allowed = (format_bytes(int(size)) for size in sizes.groups())
+        too_large = ServerError(
+            f"a message of {sent} is larger than the {allowed} allowed by server {address}: use a"
+            " smaller batch"
+        )
+        too_large.retry = False
+        return too_large
+    return ServerError(f"server {address} went away ({code.name.lower()}): is it still running?")

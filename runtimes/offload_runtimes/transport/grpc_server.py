@@ -1,0 +1,367 @@
+"""The gRPC server: listen, answer health checks and probes, hand over sessions."""
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from offload.errors import InputError, ServerError
+
+import offload_runtimes.protocol.offload_pb2 as pb
+from offload_runtimes.address import Address
+from offload_runtimes.protocol.memory_budget import MemoryBudget, Reservation
+from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES
+from offload_runtimes.security.server_credentials import Certificates, ServerCredentials
+from offload_runtimes.transport import FRAME_BYTES, PROBE_LIMIT_BYTES, SERVICE, VERSION_KEY
+from offload_runtimes.transport.connection import Connection
+
+T = TypeVar("T")
+_SPARE = 32  # streams beyond the sessions: health checks, probes, sessions that are refused
+_SMALL_BYTES = 16 * 1024  # sent at once, unless the device reads nothing at all
+_FREE_BYTES = 4 * _SMALL_BYTES  # of each stream, in addition to the memory budget
+# Unread answers allowed for each stream: 64 MiB, or four of the largest answer so far.
+_UNREAD_BYTES = 1 << 26
+_UNREAD_ANSWERS = 4
+_LAST_ANSWERS_S = 5.0  # for a device to read its last answers
+
+
+class ServerStream:
+    """The server's end of a stream; created by the thread that calls `receive`.
+
+    That thread sends small messages itself before it waits for the next one, which saves waking a
+    thread. Large messages, and those of other threads, are sent by a thread of their own, so that
+    a device that reads slowly delays only itself.
+    """
+
+    def __init__(
+        self,
+        requests: Iterator[bytes],
+        transmit: Callable[[bytes | None], None],
+        context: grpc.ServicerContext,
+        reservation: Reservation,
+    ) -> None:
+        """`transmit` sends one message and returns when it is gone; None ends the stream.
+
+        Unread answers are held on `reservation`, except for the first 64 kB, so that an error can
+        always be sent.
+        """
+        self.peer = context.peer()
+        metadata = dict(context.invocation_metadata())
+        self.version = str(metadata.get(VERSION_KEY, "")) or None
+        self._requests = requests
+        self._transmit = transmit
+        self._cancel = context.cancel
+        self._reservation = reservation
+        self._reader = threading.get_ident()
+        self._outbox: deque[bytes] = deque()
+        self._pending_bytes = 0
+        self._largest_bytes = 0
+        self._busy = False  # a message is being sent
+        self._closed = False
+        self._over = False  # the reservation was released
+        self._sender: threading.Thread | None = None
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+
+    def send(self, message: bytes) -> None:
+        """Queue a message; ServerError if the device does not read its answers."""
+        with self._lock:
+            self._largest_bytes = max(self._largest_bytes, len(message))
+            if self._pending_bytes > max(_UNREAD_BYTES, _UNREAD_ANSWERS * self._largest_bytes):
+                self._cancel()
+                raise ServerError("the device does not read its answers")
+            if not self._hold(len(message)):
+                raise ServerError(
+                    "the memory for unread answers is in use on the server (--max-memory): try"
+                    " again, or allow more"
+                )
+            self._outbox.append(message)
+            if threading.get_ident() != self._reader:
+                self._wake_sender()
+
+    def receive(self) -> bytes | None:
+        """Wait for the next message; None if the device ended the stream or is lost."""
+        while (message := self._next_small()) is not None:
+            self._send(message)
+        try:
+            return next(self._requests, None)
+        except grpc.RpcError as error:
+            # gRPC keeps the error, whose traceback would keep all frames above, with tensors.
+            error.__traceback__ = None
+            return None
+
+    def close(self) -> None:
+        """End the stream after the queued messages; may be called twice."""
+        with self._lock:
+            self._closed = True
+            self._wake_sender()
+
+    def finish(self, timeout_s: float) -> None:
+        """Wait until the queued messages are sent and the stream has ended; else break it."""
+        self.close()
+        assert self._sender is not None
+        self._sender.join(timeout_s)
+        if self._sender.is_alive():
+            self._cancel()
+        with self._lock:
+            self._over = True
+            self._reservation.hold(0)
+
+    def _wake_sender(self) -> None:
+        if self._sender is None:
+            self._sender = threading.Thread(target=self._send_all, name="sender", daemon=True)
+            self._sender.start()
+        self._changed.notify()
+
+    def _next_small(self) -> bytes | None:
+        with self._lock:
+            if self._busy or not self._outbox:
+                return None
+            if len(self._outbox[0]) > _SMALL_BYTES:
+                self._wake_sender()
+                return None
+            self._busy = True
+            return self._outbox.popleft()
+
+    def _send_all(self) -> None:
+        while True:
+            with self._lock:
+                while self._busy or not (self._outbox or self._closed):
+                    self._changed.wait()
+                if not self._outbox:
+                    break
+                self._busy = True
+                message = self._outbox.popleft()
+            self._send(message)
+            del message
+        self._transmit(None)
+
+    def _send(self, message: bytes) -> None:
+        self._transmit(message)
+        with self._lock:
+            self._busy = False
+            self._hold(-len(message))
+            if self._outbox or self._closed:  # otherwise no thread needs to wake
+                self._changed.notify()
+
+    def _hold(self, more_bytes: int) -> bool:
+        pending_bytes = self._pending_bytes + more_bytes
+        fits = self._over or self._reservation.hold(max(0, pending_bytes - _FREE_BYTES))
+        if fits:
+            self._pending_bytes = pending_bytes
+        return fits
+
+
+class DaemonPool(ThreadPoolExecutor):
+    """Runs each call on a daemon thread of its own; gRPC limits their number.
+
+    The process waits for the threads of a ThreadPoolExecutor when it exits, so a server that was
+    not stopped would keep it from exiting.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self._started: set[threading.Thread] = set()
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
+        """Start a call."""
+        future: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                future.set_result(fn(*args, **kwargs))
+            except BaseException as error:  # noqa: BLE001  raised by future.result()
+                future.set_exception(error)
+            self._started.discard(threading.current_thread())
+
+        thread = threading.Thread(target=work, name="grpc", daemon=True)
+        self._started.add(thread)
+        thread.start()
+        return future
+
+    def join(self, timeout_s: float) -> None:
+        """Wait for the running calls."""
+        until_s = time.monotonic() + timeout_s
+        for thread in tuple(self._started):
+            if thread is not threading.current_thread():
+                thread.join(max(until_s - time.monotonic(), 0.0))
+
+
+class GrpcHost:
+    """Listens on an address and serves sessions and probes.
+
+    Attributes:
+        address: where it listens; after `start` with the port really taken.
+    """
+
+    def __init__(
+        self,
+        listen: Address,
+        serve: Callable[[Connection], None],
+        *,
+        receive_limit_bytes: int,
+        max_sessions: int,
+        memory: MemoryBudget,
+        credentials: ServerCredentials,
+        refused: Callable[[str, str], None],
+    ) -> None:
+        """`refused` is called with the reason and the peer of each session that does not begin."""
+        self._listen = listen
+        self._security = credentials
+        self._credentials = _credentials(credentials)
+        self._refused = refused
+        self._max_sessions = max_sessions
+        self._sessions = 0
+        self._lock = threading.Lock()
+        self._methods = {"Session": serve, "Probe": echo}
+        self._memory = memory
+        self._pool = DaemonPool()
+        self._server = grpc.server(
+            self._pool,
+            handlers=[self._handler()],
+            options=[
+                ("grpc.max_receive_message_length", max(receive_limit_bytes, PROBE_LIMIT_BYTES)),
+                ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+                ("grpc.http2.max_frame_size", FRAME_BYTES),
+                ("grpc.so_reuseport", 0),  # else a second server takes the same port in silence
+                # By default gRPC reads ahead as far as the link's bandwidth and delay suggest. If
+                # memory is limited, it reads one message a stream: 32 devices that sent 1 MB each
+                # time without reading made a server 0.35 to 1.2 GB larger, with this 0.12 GB.
+                *([] if math.isinf(memory.limit_bytes) else [("grpc.http2.bdp_probe", 0)]),
+            ],
+            maximum_concurrent_rpcs=max_sessions + _SPARE,
+        )
+        self._health = health.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self.set_serving(False)
+        self.address = str(self._listen)
+
+    def start(self) -> None:
+        """Bind and serve; InputError if the port is in use."""
+        target = self._listen.target
+        try:
+            if self._credentials is None:
+                port = self._server.add_insecure_port(target)
+            else:
+                port = self._server.add_secure_port(target, self._credentials)
+        except RuntimeError as error:
+            advice = (
+                "the socket is in use or cannot be made there, choose another path"
+                if self._listen.path
+                else "the port is in use or the address is not this machine's, choose another"
+            )
+            raise InputError(f"cannot listen on {self._listen}: {advice}") from error
+        if not self._listen.path:
+            self.address = str(replace(self._listen, port=port))
+        self._server.start()
+
+    def stop(self, grace_s: float | None) -> None:
+        """Refuse new streams, let open ones end within `grace_s`, then break them."""
+        self._server.stop(grace_s).wait()
+        self._pool.join(_LAST_ANSWERS_S)
+
+    def set_serving(self, is_serving: bool) -> None:
+        """Answer health checks with SERVING or NOT_SERVING from now on."""
+        status = health_pb2.HealthCheckResponse
+        for service in ("", SERVICE):
+            self._health.set(service, status.SERVING if is_serving else status.NOT_SERVING)
+
+    def _handler(self) -> grpc.GenericRpcHandler:
+        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
+        for name in self._methods:
+            handler = partial(self._stream, name)
+            # gRPC then passes a function that sends, instead of taking an iterator: any thread may
+            # send. It is called experimental, and has been there since gRPC 1.24.
+            handler.experimental_non_blocking = True  # type: ignore[attr-defined]
+            methods[name] = grpc.stream_stream_rpc_method_handler(handler)
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    def _stream(
+        self,
+        method: str,
+        requests: Iterator[bytes],
+        context: grpc.ServicerContext,
+        transmit: Callable[[bytes | None], None],
+    ) -> None:
+        if not self._security.admits(context.invocation_metadata()):
+            self._refused("token", context.peer())
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
+        with self._place(method == "Session") as has_place:
+            if not has_place:
+                self._refused("full", context.peer())
+                context.abort(
+                    grpc.StatusCode.RESOURCE_EXHAUSTED,
+                    f"all {self._max_sessions} sessions allowed are open",
+                )
+            reservation = self._memory.reserve(context.cancel)
+            stream = ServerStream(requests, transmit, context, reservation)
+            try:
+                self._methods[method](stream)
+            finally:
+                stream.finish(_LAST_ANSWERS_S)
+
+    @contextmanager
+    def _place(self, is_session: bool) -> Iterator[bool]:
+        """Take a place for a session; whether there was one, or the stream needs none."""
+        with self._lock:
+            has_place = not is_session or self._sessions < self._max_sessions
+            taken = int(is_session and has_place)
+            self._sessions += taken
+        try:
+            yield has_place
+        finally:
+            with self._lock:
+                self._sessions -= taken
+
+
+def _credentials(credentials: ServerCredentials) -> grpc.ServerCredentials | None:
+    """gRPC's credentials, which check at each handshake whether the certificates have changed."""
+    first = used = credentials.certificates()
+    if first is None:
+        return None
+
+    def configuration(certificates: Certificates) -> grpc.ServerCertificateConfiguration:
+        pair = (certificates.key, certificates.certificate)
+        return grpc.ssl_server_certificate_configuration([pair], certificates.client_ca)
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal used
+        now = credentials.certificates()
+        if now is None or now is used:
+            return None
+        used = now
+        return configuration(now)
+
+    # The stubs lack that None means no change.
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(first),
+        changed,  # type: ignore[arg-type]
+        first.client_ca is not None,
+    )
+
+
+def echo(connection: Connection) -> None:
+    """Answer each probe with the number of bytes that it requests, until the stream ends.
+
+    The thread that receives also answers, as in a session with short segments. A message that is
+    not a probe, or answers that are never read, end the stream.
+    """
+    request = pb.ProbeRequest()
+    try:
+        while (data := connection.receive()) is not None:
+            request.ParseFromString(data)
+            size_bytes = min(request.reply_bytes, PROBE_LIMIT_BYTES - 1024)
+            connection.send(pb.ProbeReply(data=bytes(size_bytes)).SerializeToString())
+    except (DecodeError, ServerError):
+        pass  # not a probe, or the device does not read: the stream ends
+    finally:
+        connection.close()

@@ -1,0 +1,1 @@
+"""The two processes that an experiment starts: a device and a server."""

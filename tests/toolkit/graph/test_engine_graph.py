@@ -1,0 +1,87 @@
+"""Tensors and kernels of an optimised graph, told by the names that onnxruntime gives."""
+
+from collections.abc import Iterable
+
+import pytest
+from offload.graph.engine_graph import Kernel, kernel_layers, surviving_tensors
+from offload.graph.load import Model, load_model
+from offload.graph.read import read_graph
+
+from tests.toolkit.graph.test_read import CONV, model, node
+
+SHAPES = {"x": (1, 3, 8, 8)}
+
+
+def kernel(number: int, inputs: str, outputs: str) -> Kernel:
+    return Kernel(f"kernel-{number}", tuple(inputs.split()), tuple(outputs.split()))
+
+
+def shares(read: Model, kernels: tuple[Kernel, ...], kept: Iterable[str] = ()) -> list[list[float]]:
+    """For each kernel, what each layer has of its time."""
+    graph = read_graph(read, SHAPES, surviving_tensors(read, kernels) | frozenset(kept))
+    found = kernel_layers(read, graph, kernels)
+    count = len(graph.layers)
+    return [[found[each.name].get(layer, 0.0) for layer in range(count)] for each in kernels]
+
+
+def test_names_of_widened_tensors_are_those_of_the_source() -> None:
+    kernels = (
+        kernel(0, "x", "InsertedPrecisionFreeCast_x"),
+        kernel(1, "InsertedPrecisionFreeCast_x w", "InsertedPrecisionFreeCast_c"),
+        kernel(2, "InsertedPrecisionFreeCast_c", "InsertedPrecisionFreeCast_r_token_7"),
+    )
+    found = surviving_tensors(load_model(CONV), kernels)
+    assert found == {"x", "c", "r"}
+
+
+def test_a_source_may_use_the_engines_names() -> None:
+    """A float32 copy of an optimised file: such a name is its own tensor there."""
+    proto = model([node("Relu", "x", "InsertedPrecisionFreeCast_x"), node("Exp", "x", "y")])
+    proto.graph.node[1].input[0] = "InsertedPrecisionFreeCast_x"
+    kernels = (kernel(0, "x", "InsertedPrecisionFreeCast_x"),)
+    found = surviving_tensors(load_model(proto), kernels)
+    assert found == {"InsertedPrecisionFreeCast_x"}
+
+
+def test_casts_count_for_the_layer_at_their_end() -> None:
+    read = load_model(model([node("Relu", "x", "a"), node("Exp", "a", "y")]))
+    kernels = (
+        kernel(0, "x", "InsertedPrecisionFreeCast_x"),
+        kernel(1, "InsertedPrecisionFreeCast_x", "InsertedPrecisionFreeCast_a"),
+        kernel(2, "InsertedPrecisionFreeCast_a", "InsertedPrecisionFreeCast_y"),
+        kernel(3, "InsertedPrecisionFreeCast_y", "y"),
+    )
+    assert shares(read, kernels) == [[1, 0], [1, 0], [0, 1], [0, 1]]
+
+
+def test_a_broken_kernels_time_is_shared_by_work() -> None:
+    """Conv and Relu are one kernel: cut between them, each has its part of the time."""
+    kernels = (kernel(0, "x w b", "r"), kernel(1, "r", "p"), kernel(2, "p", "f"))
+    first = shares(load_model(CONV), kernels, kept=["c"])[0]
+    conv, relu = 2 * 4 * 8 * 8 * 3 * 9, 4 * 8 * 8
+    assert first[:2] == pytest.approx([conv / (conv + relu), relu / (conv + relu)])
+    assert first[2:] == [0, 0, 0]
+
+
+def test_several_outputs_of_one_kernel_share_its_time() -> None:
+    read = load_model(
+        model(
+            [node("Relu", "x", "a"), node("Exp", "a", "y"), node("Tanh", "a", "z")],
+            None,
+            ("y", "z"),
+        )
+    )
+    kernels = (kernel(0, "x", "a y"), kernel(1, "a", "z"))
+    assert shares(read, kernels) == [[0.5, 0.5, 0], [0, 0, 1]]
+
+
+def test_what_several_kernels_compute_anew_has_a_share_of_each() -> None:
+    read = load_model(
+        model(
+            [node("Relu", "x", "a"), node("Exp", "a", "y"), node("Tanh", "a", "z")],
+            None,
+            ("y", "z"),
+        )
+    )
+    kernels = (kernel(0, "x", "y"), kernel(1, "x", "z"))
+    assert shares(read, kernels) == [[0.5, 0.5, 0], [0.5, 0, 0.5]]

@@ -1,0 +1,95 @@
+"""A forecast says on any link what the planner would say there of the same program."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from offload.costs.link import Link
+from offload.errors import InputError
+from offload.graph.model import Graph, Tensor
+from offload.planning.costs import Costs
+from offload.planning.plan import Forecast, Plan
+from offload.planning.planner import compare, make_plan, plan_of
+from offload.planning.problem import Constraints, Objective, PlanningProblem
+from offload.planning.scheme import SchemeEstimate, estimate_program, forecast_of
+from offload.records import from_json, to_json
+
+from tests.toolkit.graphs import graph_of, situations
+
+RATES = st.floats(1e5, 1e9)
+DIAMOND = (
+    graph_of([(0, 1), (0, 2), (1, 3), (2, 3)], 4),
+    Costs((1.0,) * 4, (0.1,) * 4, {}, {}, {}),
+)
+
+
+def on(graph: Graph, costs: Costs, link: Link, objective: Objective) -> PlanningProblem:
+    """The situation on a link, with tensors of many sizes."""
+    sizes = {name: 1000 * 7**index % 900_000 for index, name in enumerate(graph.tensors)}
+    tensors = {name: Tensor(name, "float", (1,), sizes[name]) for name in sizes}
+    return PlanningProblem(
+        replace(graph, tensors=tensors),
+        replace(
+            costs,
+            device_s=tuple(s / 20 for s in costs.device_s),
+            server_s=tuple(s / 400 for s in costs.server_s),
+            upload_s={name: link.upload_s(size) for name, size in sizes.items()},
+            download_s={name: link.download_s(size) for name, size in sizes.items()},
+            size_bytes=sizes,
+        ),
+        Constraints(objective),
+        link,
+    )
+
+
+@given(
+    drawn=situations(6),
+    rates=st.tuples(RATES, RATES),
+    objective=st.sampled_from((Objective.LATENCY, Objective.THROUGHPUT)),
+)
+def test_it_is_what_the_planner_would_predict(
+    drawn: tuple[Graph, Costs], rates: tuple[float, float], objective: Objective
+) -> None:
+    here, there = (
+        on(*drawn, Link(rate, 2 * rate, 0.002, 0.001, overhead=1.05), objective) for rate in rates
+    )
+    for found in compare(here):
+        forecast = forecast_of(here, found)
+        for situation in (here, there):
+            link = situation.link
+            assert link
+            moved: SchemeEstimate = estimate_program(
+                situation, found.scheme, found.cut, found.program
+            )
+            assert forecast.latency_s(link) == pytest.approx(moved.latency_s)
+            assert forecast.period_s(link) == pytest.approx(moved.alternative.period_s)
+            assert forecast.value_s(link) == pytest.approx(moved.value)
+            assert forecast.timeline(link) == moved.timeline
+
+
+@given(situations(5), RATES)
+def test_a_plan_keeps_it_through_its_file(drawn: tuple[Graph, Costs], rate: float) -> None:
+    link = Link(rate, rate)
+    situation = on(*drawn, link, Objective.LATENCY)
+    found = compare(situation)
+    for chosen in found:
+        plan = plan_of(situation, found, chosen)
+        assert plan.forecast
+        assert plan.forecast.latency_s(link) == pytest.approx(plan.latency_s)
+        back = Plan.from_json(plan.to_json())
+        assert (back.link, back.forecast) == (link, plan.forecast)
+
+
+def test_older_plans_have_none() -> None:
+    value = make_plan(on(*DIAMOND, Link(1e6, 1e6), Objective.LATENCY)).to_json()
+    del value["link"], value["forecast"]
+    assert Plan.from_json(value).forecast is None
+
+
+def test_a_damaged_one_is_refused() -> None:
+    plan = make_plan(on(*DIAMOND, Link(1e6, 1e6), Objective.LATENCY))
+    assert plan.forecast
+    value = to_json(plan.forecast)
+    with pytest.raises(InputError, match="one entry of upload_bytes for each job"):
+        from_json(Forecast, {**value, "upload_bytes": [*value["upload_bytes"], 1]})

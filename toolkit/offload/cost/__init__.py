@@ -1,1 +1,0 @@
-"""What a layer costs on a machine and what a byte costs on a link."""

@@ -1,0 +1,144 @@
+"""Update a link's bandwidth and start-up time from the messages sent during inference."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offload.costs.link import LineFit, Link
+from offload.errors import InputError
+
+LEAST_SENDS = 3
+HALF_LIFE_S = 30.0
+_ROUNDS = 20
+_HUBER = 1.345  # 95 % as efficient as least squares when there are no outliers
+_MIN_SCATTER = 0.02  # relative; every link varies this much, so less is not an outlier
+_OLD_SIZES = (1e3, 1e5, 1e6)
+_OLD_WEIGHT = 0.03  # of all old points together; one recent message weighs 1
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class TimedMessage:
+    """One message that was sent while no other message was in flight.
+
+    Attributes:
+        size_bytes: bytes on the wire, without headers.
+        seconds_s: from the first byte sent to the last byte received.
+        age_s: seconds since then.
+    """
+
+    size_bytes: int
+    seconds_s: float
+    age_s: float = 0.0
+
+
+def refit(
+    link: Link,
+    up: Sequence[TimedMessage],
+    down: Sequence[TimedMessage] = (),
+    half_life_s: float = HALF_LIFE_S,
+) -> Link:
+    """Refit a link to recent messages; a direction with fewer than three stays unchanged.
+
+    Weighted least squares on relative errors. The weight of a message halves with each half-life
+    that it is older than the newest; outliers, such as stalled messages or those that seem to take
+    no time, weigh less (Huber 1964, by repeated reweighting). A plan sends messages of few sizes,
+    which cannot separate start-up time and rate. So the old line, moved to the median message,
+    takes part as a few points of small weight: it decides what the messages leave open.
+    O(n log n).
+
+    Raises:
+        InputError: a size, time or age that isn't positive and finite, or a half-life that isn't
+            positive.
+    """
+    if not half_life_s > 0:
+        raise InputError("the half-life of a window must be positive")
+    overhead = link.overhead
+    if len(up) >= LEAST_SENDS:
+        old = LineFit(link.up_start_s, link.up_bps / overhead, 1.0)
+        fit = _refit_line(old, up, half_life_s)
+        link = replace(link, up_bps=fit.rate_bps * overhead, up_start_s=fit.start_s, up_r2=fit.r2)
+    if len(down) >= LEAST_SENDS:
+        old = LineFit(link.down_start_s, link.down_bps / overhead, 1.0)
+        fit = _refit_line(old, down, half_life_s)
+        rate_bps = fit.rate_bps * overhead
+        link = replace(link, down_bps=rate_bps, down_start_s=fit.start_s, down_r2=fit.r2)
+    return link
+
+
+def _refit_line(old: LineFit, messages: Sequence[TimedMessage], half_life_s: float) -> LineFit:
+    sizes = np.array([message.size_bytes for message in messages], dtype=np.float64)
+    seconds = np.array([message.seconds_s for message in messages])
+    ages = np.array([message.age_s for message in messages])
+    if not (np.isfinite(seconds).all() and (seconds > 0).all() and (sizes >= 0).all()):
+        raise InputError("a message must have a size and a positive time")
+    if not (np.isfinite(ages).all() and (ages >= 0).all()):
+        raise InputError("the age of a message must be finite and not negative")
+    weights = 0.5 ** ((ages - ages.min()) / half_life_s)
+    moved = _move_to_median(old, sizes, seconds, weights)
+
+    # The messages, then the points of the old line.
+    count, old_sizes = len(messages), np.array(_OLD_SIZES)
+    old_weights = np.full(len(old_sizes), _OLD_WEIGHT / len(old_sizes))
+    all_sizes = np.concatenate([sizes, old_sizes])
+    scale = moved.start_s + all_sizes * 8 / moved.rate_bps
+    all_seconds = np.concatenate([seconds, scale[count:]])
+    all_weights = np.concatenate([weights, old_weights])
+    trust = np.ones_like(all_seconds)
+    for _ in range(_ROUNDS):
+        start_s, slope = _fit_weighted(all_sizes, all_seconds, all_weights * trust / scale**2)
+        error = np.abs(start_s + slope * all_sizes - all_seconds)[:count] / scale[:count]
+        scatter = max(1.4826 * _weighted_median(error, weights), _MIN_SCATTER)
+        # The old points stand for missing knowledge: they are never outliers.
+        trust[:count] = np.minimum(1.0, _HUBER * scatter / np.maximum(error, 1e-12))
+
+    middle = (weights @ seconds) / weights.sum()
+    spread = float(weights @ (seconds - middle) ** 2)
+    residual = float(weights @ (seconds - start_s - slope * sizes) ** 2)
+    if spread > 1e-3 * float(weights @ seconds**2):
+        r2 = max(0.0, 1 - residual / spread)
+    else:  # there is no variance to explain
+        r2 = 1.0 if residual <= spread * 2 + 1e-12 else 0.0
+    return LineFit(start_s, 8 / slope, r2)
+
+
+def _move_to_median(old: LineFit, sizes: Floats, seconds: Floats, weights: Floats) -> LineFit:
+    """Move the old line through the median message, mainly by the larger part of its time.
+
+    Start-up time c and transfer time d each change in proportion to their share, in infinitely
+    small steps, which keeps 1/c - 1/d constant. So a large message that takes ten times as long
+    lowers the rate and leaves the start-up time alone; a small one does the opposite.
+    """
+    size = max(_weighted_median(sizes, weights), 1.0)
+    start_s, transfer_s = max(old.start_s, 1e-9), size * 8 / old.rate_bps
+    expected_s = start_s + sizes * 8 / old.rate_bps
+    total_s = (start_s + transfer_s) * _weighted_median(seconds / expected_s, weights)
+    apart = 1 / start_s - 1 / transfer_s
+    # start_s = transfer_s / (1 + apart * transfer_s), and their sum is total_s.
+    half = 1 - apart * total_s / 2
+    root = float(np.sqrt(half**2 + apart * total_s))
+    transfer_s = total_s / (half + root) if half > 0 else (root - half) / apart
+    return LineFit(total_s - transfer_s, size * 8 / transfer_s, 1.0)
+
+
+def _weighted_median(values: Floats, weights: Floats) -> float:
+    order = np.argsort(values)
+    total = np.cumsum(weights[order])
+    return float(values[order][np.searchsorted(total, total[-1] / 2)])
+
+
+def _fit_weighted(sizes: Floats, seconds: Floats, weights: Floats) -> tuple[float, float]:
+    """Start-up time and seconds per byte by weighted least squares, both at least 0."""
+    total = weights.sum()
+    size, second = (weights @ sizes) / total, (weights @ seconds) / total
+    spread = weights @ (sizes - size) ** 2
+    slope = float(weights @ ((sizes - size) * (seconds - second)) / spread)
+    start_s = float(second - slope * size)
+    if start_s < 0:
+        return 0.0, float(weights @ (sizes * seconds) / (weights @ sizes**2))
+    if slope <= 0:
+        return float(second), 1e-12
+    return start_s, slope

@@ -1,1 +1,0 @@
-"""What a tensor may become on its way: encodings, what each costs, which are allowed."""

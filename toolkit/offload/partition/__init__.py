@@ -1,1 +1,0 @@
-"""Choose which layers the device computes."""

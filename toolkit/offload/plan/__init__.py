@@ -1,1 +1,0 @@
-"""A cut, its schedule and the alternatives it was compared with."""

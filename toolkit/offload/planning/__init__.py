@@ -1,0 +1,1 @@
+"""Choose which layers the device computes, and compare the plans that follow."""

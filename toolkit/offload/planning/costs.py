@@ -1,0 +1,303 @@
+"""Seconds and bytes that layers, tensors and cuts cost: what the search for a cut compares."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from offload.costs.encoding_table import EncodingTable
+from offload.costs.encodings import ENCODINGS, RAW, Encoding
+from offload.costs.link import Link
+from offload.costs.profile import Profile
+from offload.costs.quantization import Affine
+from offload.graph.model import Graph, Tensor
+from offload.planning.cut import Cut
+
+# An encoding must save this share of the raw transfer for an input that compresses badly, with
+# encoding and decoding `CODEC_SLOWDOWN` times slower than measured: timings and sizes vary.
+MIN_SAVING = 0.02
+CODEC_SLOWDOWN = 2.0
+_WORD_BYTES = 32  # assumed for each text of an input
+_STRUCTURE_BYTES = 4096  # assumed for an input that is a sequence or a map
+
+
+@dataclass(frozen=True, slots=True)
+class TransferOption:
+    """The cost of sending one tensor with one encoding.
+
+    Attributes:
+        encoding: how it is encoded.
+        raw_bytes: bytes of the tensor itself.
+        size_bytes: mean bytes on the wire.
+        p95_bytes: 95 of 100 inputs take no more.
+        encode_s: seconds of the sender.
+        link_s: seconds on the link for the mean size.
+        p95_link_s: 95 of 100 inputs take no longer.
+        decode_s: seconds of the receiver.
+        affine: scale and zero point where the encoding needs them.
+    """
+
+    encoding: Encoding
+    raw_bytes: int
+    size_bytes: int
+    p95_bytes: int
+    encode_s: float
+    link_s: float
+    p95_link_s: float
+    decode_s: float
+    affine: Affine | None = None
+
+    @property
+    def total_s(self) -> float:
+        """Seconds when nothing overlaps."""
+        return self.encode_s + self.link_s + self.decode_s
+
+    @property
+    def slow_s(self) -> float:
+        """Seconds for an input that compresses badly, encoded and decoded slowly."""
+        return CODEC_SLOWDOWN * (self.encode_s + self.decode_s) + self.p95_link_s
+
+
+TransferOptions = Mapping[str, tuple[TransferOption, ...]]
+"""By tensor name: the encodings it may be sent with, the chosen one first."""
+
+
+def transfer_options(
+    sizes: Mapping[str, int],
+    table: EncodingTable,
+    sender: Profile,
+    receiver: Profile,
+    link_s: Callable[[float], float],
+) -> dict[str, tuple[TransferOption, ...]]:
+    """By tensor: raw, and each encoding that is faster than raw even when it is slow.
+
+    Args:
+        sizes: bytes of each tensor that may be sent.
+        table: measured sizes of encoded tensors, with seconds of the machine that measured.
+        sender: profile of the machine that encodes.
+        receiver: profile of the machine that decodes. Either may know sizes that depend on data.
+        link_s: seconds on the link for a number of bytes.
+    """
+    encode_factor, decode_factor = _codec_factor(sender, table), _codec_factor(receiver, table)
+    options = {}
+    for name, size_bytes in sizes.items():
+        measured = sender.sizes.get(name) or receiver.sizes.get(name)
+        p95_bytes = size_bytes if measured is None else max(size_bytes, measured.p95_bytes)
+        raw_s = (0.0, link_s(size_bytes), link_s(p95_bytes), 0.0)
+        raw = TransferOption(RAW, size_bytes, size_bytes, p95_bytes, *raw_s)
+        encoded = [
+            TransferOption(
+                entry.encoding,
+                size_bytes,
+                entry.mean_bytes,
+                entry.p95_bytes,
+                entry.encode_s * encode_factor,
+                link_s(entry.mean_bytes),
+                link_s(entry.p95_bytes),
+                entry.decode_s * decode_factor,
+                entry.affine,
+            )
+            for entry in table.of(name)
+        ]
+        limit_s = raw.total_s * (1 - MIN_SAVING)
+        options[name] = (raw, *(option for option in encoded if option.slow_s < limit_s))
+    return options
+
+
+def _codec_factor(profile: Profile, table: EncodingTable) -> float:
+    """How many times slower a machine is than the one that measured the table."""
+    if profile.codec_s and table.codec_s:
+        return profile.codec_s / table.codec_s
+    return profile.whole_s / table.whole_s if table.whole_s else 1.0
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the layers and tensors of one graph cost on one device, link and server.
+
+    Attributes:
+        device_s: seconds per layer on the device, in the graph's order.
+        server_s: seconds per layer on the server.
+        upload_s: seconds to upload a tensor, by name; only the link's start-up where unsized.
+        download_s: seconds to download a graph output, by name, with encoding and decoding.
+        size_bytes: bytes of a tensor on the wire, by name, where known.
+        unsized: tensors whose size depends on data; no search cuts there.
+        encode_s: seconds of the device to encode a tensor; 0 where absent.
+        decode_s: seconds of the server to decode it; 0 where absent.
+        upload_options: the encodings a tensor may be uploaded with; absent: raw only.
+        download_options: the encodings a graph output may be downloaded with; absent: raw only.
+        device_segment_s: seconds of the device for each segment in addition to its layers,
+            unless the segment is the whole model.
+        server_segment_s: the same for the server.
+        produced: tensors that layers compute: sending one ends a segment on the device.
+    """
+
+    device_s: tuple[float, ...]
+    server_s: tuple[float, ...]
+    upload_s: Mapping[str, float]
+    download_s: Mapping[str, float]
+    size_bytes: Mapping[str, int]
+    unsized: frozenset[str] = frozenset()
+    encode_s: Mapping[str, float] = field(default_factory=dict)
+    decode_s: Mapping[str, float] = field(default_factory=dict)
+    upload_options: TransferOptions = field(default_factory=dict)
+    download_options: TransferOptions = field(default_factory=dict)
+    device_segment_s: float = 0.0
+    server_segment_s: float = 0.0
+    produced: frozenset[str] = frozenset()
+
+    def leave_s(self, tensor: str) -> float:
+        """Seconds that sending a tensor costs the device: ending a segment, and encoding."""
+        segment_s = self.device_segment_s if tensor in self.produced else 0.0
+        return segment_s + self.encode_s.get(tensor, 0.0)
+
+    def device_time_s(self, cut: Cut) -> float:
+        """Device seconds of a cut, with encoding."""
+        leave_s = sum(map(self.leave_s, cut.uploads))
+        return sum(self.device_s[layer] for layer in cut.device) + leave_s
+
+    def upload_time_s(self, cut: Cut) -> float:
+        """Seconds of all uploads of a cut, one after the other."""
+        return sum(self.upload_s[name] for name in cut.uploads)
+
+    def server_work_s(self, cut: Cut) -> float:
+        """Server seconds of a cut for its layers and decoding."""
+        decoding_s = sum(self.decode_s.get(name, 0.0) for name in cut.uploads)
+        layers_s = sum(s for layer, s in enumerate(self.server_s) if layer not in cut.device)
+        return layers_s + decoding_s
+
+    def server_time_s(self, cut: Cut) -> float:
+        """Server seconds of a cut: layers, decoding, and the cost of a segment."""
+        is_split = 0 < len(cut.device) < len(self.server_s)
+        return self.server_work_s(cut) + (self.server_segment_s if is_split else 0.0)
+
+    def download_time_s(self, cut: Cut) -> float:
+        """Seconds of all downloads of a cut, one after the other."""
+        return sum(self.download_s[name] for name in cut.downloads)
+
+    def stages_s(self, cut: Cut) -> tuple[float, float, float, float]:
+        """Seconds of device, uplink, server and downlink; their sum is the serial latency."""
+        return (
+            self.device_time_s(cut),
+            self.upload_time_s(cut),
+            self.server_time_s(cut),
+            self.download_time_s(cut),
+        )
+
+    def upload_bytes(self, cut: Cut) -> int:
+        """Payload bytes that a cut uploads, without tensors of unknown size."""
+        return sum(self.size_bytes.get(name, 0) for name in cut.uploads)
+
+    def upload_option(self, tensor: str) -> TransferOption | None:
+        """The encoding chosen for an upload; None where raw is the only one."""
+        return next(iter(self.upload_options.get(tensor, ())), None)
+
+    def download_option(self, tensor: str) -> TransferOption | None:
+        """The encoding chosen for a download; None where raw is the only one."""
+        return next(iter(self.download_options.get(tensor, ())), None)
+
+    def options_of(self, cut: Cut) -> list[TransferOption]:
+        """The options chosen for a cut's tensors, up and down, where there is a choice."""
+        uploads = [self.upload_option(name) for name in cut.uploads]
+        downloads = [self.download_option(name) for name in cut.downloads]
+        return [option for option in (*uploads, *downloads) if option is not None]
+
+    def allowing(self, is_allowed: Callable[[Encoding], bool]) -> "Costs":
+        """The costs with raw and the allowed encodings only."""
+
+        def allowed(options: TransferOptions) -> TransferOptions:
+            return {
+                name: tuple(o for o in each if o.encoding is RAW or is_allowed(o.encoding))
+                for name, each in options.items()
+            }
+
+        uploads, downloads = allowed(self.upload_options), allowed(self.download_options)
+        return self.with_uploads(uploads).with_downloads(downloads)
+
+    def with_downloads(self, options: TransferOptions) -> "Costs":
+        """The costs when each graph output is downloaded with the quickest of its options."""
+        ranked = _quickest_first(options)
+        quickest_s = {name: each[0].total_s for name, each in ranked.items()}
+        return replace(self, download_s={**self.download_s, **quickest_s}, download_options=ranked)
+
+    def with_uploads(self, options: TransferOptions) -> "Costs":
+        """The costs when each tensor is uploaded with the quickest of its options."""
+        return self._uploading(_quickest_first(options))
+
+    def with_upload(self, tensor: str, option: TransferOption) -> "Costs":
+        """The costs when one tensor is uploaded with another of its options."""
+        others = (other for other in self.upload_options[tensor] if other != option)
+        return self._uploading({**self.upload_options, tensor: (option, *others)})
+
+    def _uploading(self, options: TransferOptions) -> "Costs":
+        first = {name: each[0] for name, each in options.items()}
+        return replace(
+            self,
+            upload_s={**self.upload_s, **{name: o.link_s for name, o in first.items()}},
+            size_bytes={**self.size_bytes, **{name: o.size_bytes for name, o in first.items()}},
+            encode_s={name: o.encode_s for name, o in first.items()},
+            decode_s={name: o.decode_s for name, o in first.items()},
+            upload_options=options,
+        )
+
+
+def _quickest_first(options: TransferOptions) -> TransferOptions:
+    return {
+        name: tuple(sorted(each, key=lambda option: option.total_s))
+        for name, each in options.items()
+    }
+
+
+def costs_of(
+    graph: Graph,
+    device: Profile,
+    server: Profile,
+    link: Link,
+    table: EncodingTable | None = None,
+) -> Costs:
+    """The costs of a graph from two profiles and a link.
+
+    Args:
+        graph: the layers.
+        device: their seconds on the device.
+        server: their seconds on the server.
+        link: seconds per byte.
+        table: encodings that tensors may be sent with; downloads use the lossless ones. None: all
+            are sent raw (a tensor whose size was measured may still vary).
+
+    Raises:
+        InputError: a profile belongs to another graph.
+    """
+    sizes = {name: t.size_bytes for name, t in graph.tensors.items() if t.size_bytes is not None}
+    for name in graph.inputs:
+        if name not in sizes and (assumed := _assumed_bytes(graph.tensors[name])) is not None:
+            sizes[name] = assumed
+    movable = (*graph.inputs, *graph.producer)
+    raw = Costs(
+        device.costs_of(graph),
+        server.costs_of(graph),
+        {name: link.upload_s(sizes.get(name, 0)) for name in movable},
+        {name: link.download_s(sizes.get(name, 0)) for name in graph.outputs},
+        sizes,
+        frozenset(movable) - sizes.keys(),
+        device_segment_s=device.segment_s,
+        server_segment_s=server.segment_s,
+        produced=frozenset(graph.producer),
+    )
+    measured = table or EncodingTable()
+    lossless = measured.allowing([each for each in ENCODINGS.values() if each.is_lossless])
+    varying = {*device.sizes, *server.sizes}
+    optional = {name: sizes[name] for name in sizes if table is not None or name in varying}
+    uploads = {name: optional[name] for name in movable if name in optional}
+    downloads = {name: optional[name] for name in graph.outputs if name in optional}
+    return raw.with_uploads(
+        transfer_options(uploads, measured, device, server, link.upload_s)
+    ).with_downloads(transfer_options(downloads, lossless, server, device, link.download_s))
+
+
+def _assumed_bytes(tensor: Tensor) -> int | None:
+    """Bytes assumed for a model input that is not an array of numbers; None: not known."""
+    if tensor.dtype is None:
+        return _STRUCTURE_BYTES
+    if tensor.dtype != "string" or tensor.shape is None or None in tensor.shape:
+        return None
+    return _WORD_BYTES * math.prod(size or 0 for size in tensor.shape)

@@ -1,0 +1,316 @@
+"""The plan: what each side computes, what is sent when, and the predicted times."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any
+
+from offload.costs.encodings import encoding
+from offload.costs.link import Link
+from offload.costs.quantization import Affine
+from offload.errors import InputError
+from offload.records import fields_from_json, fields_to_json
+from offload.scheduling.instance import Instance
+from offload.scheduling.timeline import Lane, Span, Timeline, makespan_s, simulate
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The predicted times of a program as a function of the link.
+
+    Attributes:
+        work: the program as the scheduler's jobs, one a step; uploads and downloads take no time
+            in it except for encoding and decoding.
+        upload_bytes: bytes that each job uploads; None for one that sends nothing.
+        download_bytes: bytes of each message that is downloaded.
+        by_period: whether plans are compared by the seconds between two outputs of a stream,
+            not by the latency of one.
+    """
+
+    work: Instance
+    upload_bytes: tuple[int | None, ...]
+    download_bytes: tuple[int, ...]
+    by_period: bool = False
+
+    def on(self, link: Link) -> Instance:
+        """The scheduler's instance on a link."""
+        jobs = (
+            job if size is None else replace(job, upload_s=link.upload_s(size))
+            for job, size in zip(self.work.jobs, self.upload_bytes, strict=True)
+        )
+        download_s = self.work.download_s + sum(map(link.download_s, self.download_bytes))
+        return replace(self.work, jobs=tuple(jobs), download_s=download_s)
+
+    def latency_s(self, link: Link) -> float:
+        """Predicted seconds from input to output on a link."""
+        return makespan_s(self.on(link), range(len(self.upload_bytes)))
+
+    def period_s(self, link: Link) -> float:
+        """Predicted seconds between two outputs of a stream: those of the busiest resource."""
+        work = self.on(link)
+        server_s = work.server_s + sum(job.compute_s for job in work.server_jobs)
+        return max(work.total_compute_s, work.total_upload_s, server_s, work.download_s)
+
+    def value_s(self, link: Link) -> float:
+        """The figure by which plans are compared on a link: the smaller the better."""
+        return self.period_s(link) if self.by_period else self.latency_s(link)
+
+    def timeline(self, link: Link) -> Timeline:
+        """The predicted timeline on a link, one span a segment or a tensor."""
+        return readable(simulate(self.on(link), range(len(self.upload_bytes))))
+
+    def __post_init__(self) -> None:
+        if len(self.upload_bytes) != len(self.work.jobs):
+            raise InputError("a forecast must have one entry of upload_bytes for each job")
+
+
+def readable(timeline: Timeline) -> Timeline:
+    """The timeline of a program with its segments' and tensors' names as span names.
+
+    The scheduler's jobs have a number before the name, which makes the names unique.
+    """
+
+    def name(span: Span) -> str:
+        if span.lane is Lane.SERVER:
+            return "server-0" if span.name == "rest" else span.name
+        return span.name.partition(":")[2] or span.name
+
+    return Timeline.of(replace(span, name=name(span)) for span in timeline.spans)
+
+
+PLAN_FORMAT = 2
+
+
+class Side(StrEnum):
+    """Where a segment runs."""
+
+    DEVICE = "device"
+    SERVER = "server"
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A subgraph that runs in one call.
+
+    Attributes:
+        id: unique in the plan: `device-0`, `device-1`, ..., `server-0`.
+        side: where it runs.
+        layers: names of its layers, in execution order.
+        nodes: indexes of their nodes in the source model's main graph, ascending.
+        inputs: tensors it needs: graph inputs, or outputs of segments that run before it.
+        outputs: tensors it computes that a later segment, a send or the caller needs.
+        common: the part of the bundle that computes it; empty: the part named like its id. Plans
+            of one bundle that share a segment name the same part.
+    """
+
+    id: str
+    side: Side
+    layers: tuple[str, ...]
+    nodes: tuple[int, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    common: str = ""
+
+    @property
+    def part(self) -> str:
+        """The part of the bundle that computes it: unique there, whatever the plan."""
+        return self.common or self.id
+
+    @property
+    def file(self) -> str:
+        """Name of its ONNX file in the bundle."""
+        return f"{self.part}.onnx"
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """A tensor that is sent over the link.
+
+    Attributes:
+        tensor: its name in the source model.
+        size_bytes: predicted bytes on the wire; None where the shape depends on data.
+        encoding: name of its encoding (`offload.costs.encodings`); `raw` is little-endian, C order.
+        p95_bytes: 95 of 100 inputs take no more; None where `size_bytes` is exact.
+        tensor_bytes: bytes of the tensor itself; None where they are `size_bytes`, or unknown.
+        affine: scale and zero point where the encoding quantises.
+    """
+
+    tensor: str
+    size_bytes: int | None
+    encoding: str = "raw"
+    p95_bytes: int | None = None
+    tensor_bytes: int | None = None
+    affine: Affine | None = None
+
+    def __post_init__(self) -> None:
+        encoding(self.encoding)  # InputError: this version does not know it
+
+    @property
+    def wire(self) -> str:
+        """Its name on the wire, in segments and steps."""
+        return encoding(self.encoding).wire_name(self.tensor)
+
+    @property
+    def guard(self) -> str | None:
+        """The scalar that is not finite where the tensor must not be sent; None: none."""
+        return encoding(self.encoding).guard_name(self.tensor)
+
+
+class Action(StrEnum):
+    """The action of a step of the device's program."""
+
+    RUN = "run"
+    SEND = "send"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Run a segment (target: its id) or enqueue a send (target: its name on the wire)."""
+
+    action: Action
+    target: str
+
+    def to_json(self) -> list[str]:
+        """`[action, target]`: plans have many steps."""
+        return [self.action.value, self.target]
+
+    @classmethod
+    def from_json(cls, value: Sequence[str]) -> "Step":
+        """Read what `to_json` wrote."""
+        action, target = value
+        return cls(Action(action), target)
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A plan that was compared, with its predicted figures.
+
+    Attributes:
+        scheme: `local`, `cloud`, `partition`, `opss`, ...
+        latency_s: predicted seconds from input to output.
+        upload_bytes: bytes uploaded per inference.
+        device_layers: number of layers the device computes.
+        cut: tensors that are uploaded, in order of sending.
+        period_s: predicted seconds between two outputs of a stream: those of the busiest resource.
+        memory_bytes: memory of the device's process, rounded up.
+        energy_j: the device's joules per inference; None where its power isn't known.
+    """
+
+    scheme: str
+    latency_s: float
+    upload_bytes: int
+    device_layers: int
+    cut: tuple[str, ...]
+    period_s: float = 0.0
+    memory_bytes: int = 0
+    energy_j: float | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to run one model across a device and a server.
+
+    Attributes:
+        model: SHA-256 digest of the source model.
+        scheme: the scheme that was chosen.
+        segments: all segments, the device's first, each side in topological order.
+        uploads: sends from device to server, in the order they are enqueued.
+        downloads: sends from server to device.
+        steps: the device's program.
+        timeline: the predicted timeline.
+        latency_s: predicted seconds from input to output.
+        lower_bound_s: no order of the same cut has a smaller predicted latency.
+        status: `optimal` when the bound is met, else `feasible`.
+        solver: the scheduler that found the order.
+        instance: the scheduling problem that was solved, as `Instance.to_json` writes it.
+        alternatives: everything compared, the chosen one included.
+        reason: one sentence: which plan wins and why.
+        latency_p95_s: `latency_s` with each tensor's 95th percentile size; None where no size
+            varies.
+        link: the link it was made for; None where costs were given by hand.
+        forecast: its times on other links; None where they are not predicted.
+        device: the machine of the device's profile, as the profile names it; empty: not known.
+    """
+
+    model: str
+    scheme: str
+    segments: tuple[Segment, ...]
+    uploads: tuple[Send, ...]
+    downloads: tuple[Send, ...]
+    steps: tuple[Step, ...]
+    timeline: Timeline
+    latency_s: float
+    lower_bound_s: float
+    status: str
+    solver: str
+    instance: Mapping[str, Any] = field(default_factory=dict)
+    alternatives: tuple[Alternative, ...] = ()
+    reason: str = ""
+    latency_p95_s: float | None = None
+    link: Link | None = None
+    forecast: Forecast | None = None
+    device: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "instance", MappingProxyType(dict(self.instance)))
+
+    def on(self, side: Side) -> tuple[Segment, ...]:
+        """The segments of one side, in order."""
+        return tuple(segment for segment in self.segments if segment.side is side)
+
+    def segment(self, segment_id: str) -> Segment:
+        """The segment of that id; KeyError when there is none."""
+        for segment in self.segments:
+            if segment.id == segment_id:
+                return segment
+        raise KeyError(segment_id)
+
+    @property
+    def is_lossless(self) -> bool:
+        """Whether every tensor that is sent arrives bit by bit."""
+        return all(encoding(send.encoding).is_lossless for send in (*self.uploads, *self.downloads))
+
+    @property
+    def program(self) -> tuple[object, ...]:
+        """What runs and what is sent how: equal for plans that do the same."""
+        sends = tuple((send.tensor, send.encoding) for send in (*self.uploads, *self.downloads))
+        return self.segments, self.steps, sends
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the device computes everything: no server is needed."""
+        return not self.on(Side.SERVER)
+
+    def predicted(self, link: Link | None) -> Timeline | None:
+        """The timeline on a link; None where there is no prediction for it.
+
+        A plan that stays on the device needs no link.
+        """
+        if self.is_local or (link is not None and link == self.link):
+            return self.timeline
+        if link is None or self.forecast is None:
+            return None
+        return self.forecast.timeline(link)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object with a format number; `from_json` reads it."""
+        return {"format": PLAN_FORMAT, **fields_to_json(self)}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Plan":
+        """Read what `to_json` wrote.
+
+        Raises:
+            InputError: another format number, or a field is missing or of the wrong kind.
+        """
+        if not isinstance(value, Mapping) or value.get("format") != PLAN_FORMAT:
+            number = value.get("format") if isinstance(value, Mapping) else None
+            raise InputError(
+                f"plan has format {number!r}, this version reads {PLAN_FORMAT}:"
+                " make the bundle again"
+            )
+        try:
+            return fields_from_json(cls, value)
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise InputError(f"plan is damaged ({error}): make the bundle again") from error

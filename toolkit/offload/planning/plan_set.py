@@ -1,0 +1,231 @@
+"""Several plans for one model, each for the bandwidths at which it wins, and when to switch."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
+from typing import Any, TypeAlias
+
+from offload.costs.link import Link
+from offload.errors import InputError
+from offload.planning.plan import Plan
+
+_BISECTIONS = 40
+PlannedLink: TypeAlias = tuple[Link, Plan]
+
+
+@dataclass(frozen=True, slots=True)
+class BandwidthRange:
+    """The upload bandwidths for which one plan of several is made: [low_bps, high_bps).
+
+    Attributes:
+        low_bps: 0 in the first range, which also holds below the sweep.
+        high_bps: infinite in the last range, which also holds above the sweep.
+        plan: the plan's index.
+    """
+
+    low_bps: float
+    high_bps: float
+    plan: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object, an open end as null; `from_json` reads it."""
+        high_bps = self.high_bps if math.isfinite(self.high_bps) else None
+        return {"low_bps": self.low_bps, "high_bps": high_bps, "plan": self.plan}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "BandwidthRange":
+        """Read what `to_json` wrote."""
+        high_bps = math.inf if value["high_bps"] is None else float(value["high_bps"])
+        return cls(float(value["low_bps"]), high_bps, int(value["plan"]))
+
+
+EVERYWHERE = (BandwidthRange(0.0, math.inf, 0),)
+
+
+@dataclass(frozen=True)
+class PlanSet:
+    """Several plans of one model, and the range of bandwidth in which each is best.
+
+    Attributes:
+        plans: different programs, in order of the first range of each.
+        ranges: they cover 0 to infinity without gaps, ascending; neighbours have different plans.
+    """
+
+    plans: tuple[Plan, ...]
+    ranges: tuple[BandwidthRange, ...] = EVERYWHERE
+
+    def at(self, rate_bps: float) -> int:
+        """The index of the plan for a bandwidth."""
+        return next(r.plan for r in reversed(self.ranges) if r.low_bps <= rate_bps)
+
+
+def covers_all(ranges: Sequence[BandwidthRange], plans: int) -> bool:
+    """Whether ranges leave no gap from 0 to infinity, and each plan has one."""
+    return (
+        bool(ranges)
+        and ranges[0].low_bps == 0
+        and ranges[-1].high_bps == math.inf
+        and all(r.low_bps < r.high_bps for r in ranges)
+        and all(a.high_bps == b.low_bps for a, b in pairwise(ranges))
+        and {r.plan for r in ranges} == set(range(plans))
+    )
+
+
+def plans_over(
+    make_plan: Callable[[Link], Plan], links: Sequence[Link], worth: float = 0.0
+) -> PlanSet:
+    """Plan every link of a sweep and keep each program once, with the ranges where it wins.
+
+    Neighbours with the same program are one range; each program is kept as planned for the middle
+    of its longest range. The border between two is where their forecasts cross, so a plan that
+    is made for one link of the sweep is the one of its range.
+
+    Every plan takes memory where it runs. With `worth`, a program is left out where another that
+    is kept takes at most this share longer, on every link that it wins: greedy set cover, O(n^3)
+    forecasts of n links at worst.
+
+    Args:
+        make_plan: the best plan for a link.
+        links: ascending in bandwidth, all else alike.
+        worth: 0 keeps all.
+
+    Raises:
+        InputError: no plan keeps the limits on some link.
+    """
+    planned: list[PlannedLink] = []
+    for link in links:
+        try:
+            planned.append((link, make_plan(link)))
+        except InputError as error:
+            raise InputError(f"on a link of {link.describe()}: {error}") from error
+    if worth and all(plan.forecast for _, plan in planned):
+        planned = _fewest_programs(planned, worth)
+    groups = [list(group) for _, group in groupby(planned, lambda each: each[1].program)]
+    borders = [0.0, *(_border_bps(a[-1], b[0]) for a, b in pairwise(groups)), math.inf]
+    longest: dict[object, list[PlannedLink]] = {}
+    for group in groups:
+        program = group[0][1].program
+        longest[program] = max(longest.get(program, []), group, key=len)
+    number = {program: index for index, program in enumerate(longest)}
+    plans = []
+    for group in longest.values():
+        # Prefer the plans that were made for links of their own range.
+        own = [plan for link, plan in group if plan.link == link] or [plan for _, plan in group]
+        plans.append(own[len(own) // 2])
+    ranges = (
+        BandwidthRange(low, high, number[group[0][1].program])
+        for (low, high), group in zip(pairwise(borders), groups, strict=True)
+    )
+    return PlanSet(tuple(plans), tuple(ranges))
+
+
+def _fewest_programs(planned: Sequence[PlannedLink], worth: float) -> list[PlannedLink]:
+    """The links with the fewest programs that are nearly as good everywhere."""
+    programs = {plan.program: plan for _, plan in planned}
+    values = {
+        program: [plan.forecast.value_s(link) if plan.forecast else math.inf for link, _ in planned]
+        for program, plan in programs.items()
+    }
+    best = [values[plan.program][index] for index, (_, plan) in enumerate(planned)]
+    near = {
+        program: {i for i, value in enumerate(each) if value <= best[i] * (1 + worth)}
+        for program, each in values.items()
+    }
+    chosen: list[tuple[object, ...]] = []
+    uncovered = set(range(len(planned)))
+    while uncovered:
+        chosen.append(max(programs, key=lambda p: (len(near[p] & uncovered), -sum(values[p]))))
+        uncovered -= near[chosen[-1]]
+    result = []
+    for index, (link, plan) in enumerate(planned):
+        program = plan.program
+        if program not in chosen:
+            program = min(chosen, key=lambda p: values[p][index])
+        result.append((link, plan if program == plan.program else programs[program]))
+    return result
+
+
+def _border_bps(slower: PlannedLink, faster: PlannedLink) -> float:
+    """The bandwidth at which the plan for the faster link overtakes the other, by bisection.
+
+    The geometric middle where the forecasts do not cross: two plans that take the same time.
+    """
+    (low, before), (high, after) = slower, faster
+    first, second = low.up_bps, high.up_bps
+    if before.forecast is None or after.forecast is None:
+        return math.sqrt(first * second)
+    for _ in range(_BISECTIONS):
+        middle = math.sqrt(first * second)
+        link = replace(low, up_bps=middle, down_bps=middle * low.down_bps / low.up_bps)
+        if after.forecast.value_s(link) < before.forecast.value_s(link):
+            second = middle
+        else:
+            first = middle
+    return second if low.up_bps < second < high.up_bps else math.sqrt(low.up_bps * high.up_bps)
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchPolicy:
+    """When to change from one plan to another.
+
+    Attributes:
+        margin: how much better the other plan must be, as a share of its own time.
+        estimates: in how many estimates in a row.
+        dwell_s: the least seconds between two changes.
+        probe_s: seconds without a send after which the link is probed, so that an improvement is
+            noticed.
+    """
+
+    margin: float = 0.1
+    estimates: int = 3
+    dwell_s: float = 2.0
+    probe_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        least = min(self.margin, self.dwell_s, self.probe_s)
+        if not (least >= 0 and self.margin < math.inf and self.estimates >= 1):
+            raise InputError(
+                "cannot switch plans like this: margin and times must be ≥ 0, estimates ≥ 1"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchState:
+    """The plan in use, and how often in a row another one was better.
+
+    Attributes:
+        plan: its index.
+        since_s: when it was chosen; minus infinity for the first.
+        losses: estimates in a row in which another plan was better by the margin.
+    """
+
+    plan: int
+    since_s: float = -math.inf
+    losses: int = 0
+
+
+def best_of(values: Sequence[float], plan: int = 0) -> int:
+    """The index of the smallest value; `plan` itself where no other is smaller."""
+    return min(range(len(values)), key=lambda number: (values[number], number != plan, number))
+
+
+def step(
+    state: SwitchState, values: Sequence[float], now_s: float, policy: SwitchPolicy
+) -> SwitchState:
+    """The state after one more estimate of the link.
+
+    Args:
+        state: before the estimate.
+        values: seconds that each plan takes on the estimated link; infinite for one that cannot
+            be run.
+        now_s: the time of the estimate.
+        policy: when to change.
+    """
+    best = best_of(values, state.plan)
+    if values[state.plan] <= values[best] * (1 + policy.margin):
+        return replace(state, losses=0)
+    losses = state.losses + 1
+    if losses < policy.estimates or now_s - state.since_s < policy.dwell_s:
+        return replace(state, losses=losses)
+    return SwitchState(best, now_s)
