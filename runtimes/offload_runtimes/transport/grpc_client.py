@@ -73,7 +73,13 @@ class GrpcStream:
         with _STARTING:
             before = set(threading.enumerate())
             self._call: Any = start(outgoing, metadata=metadata)
-            self._threads = set(threading.enumerate()) - before
+            # Other threads may begin meanwhile: ours have names, and one that has no number yet
+            # is not gRPC's, whose threads run by now.
+            self._threads = {
+                thread
+                for thread in set(threading.enumerate()) - before
+                if thread.ident is not None and thread.name.startswith("Thread-")
+            }
 
     def deliver(self, receiver: Receiver) -> None:
         """Start to deliver messages."""
