@@ -12,13 +12,16 @@ from offload.bundle.sample_inputs import GivenInputs, ValueRange
 from offload.bundle.verify import Check, CutCheck
 from offload.errors import InputError
 from offload.graph.load import load_model
+from offload_runtimes.deploy.targets import DEVICES
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure.proof_record import read_proof_record, repeat
 from offload_runtimes.measure.verify import check_of, cuts_of
 from offload_runtimes.value_files import read_arrays
 
+from offload_cli.on_target import OnOption, machine_on
 from offload_cli.options import (
     AllowCpuOption,
+    DevicesOption,
     FormatOption,
     ProviderOption,
     ShapeOption,
@@ -52,6 +55,8 @@ def verify(
     threads: ThreadsOption = None,
     provider: ProviderOption = [],  # noqa: B006
     allow_cpu: AllowCpuOption = False,
+    on: OnOption = "",
+    devices: DevicesOption = Path(DEVICES),
 ) -> None:
     """Check that cutting a model, or a bundle, changes no output.
 
@@ -64,18 +69,25 @@ def verify(
     For a bundle, repeats the proof that it carries with the segments it holds: this checks that a
     device computes what the machine computed that made the bundle.
 
-    Example: `offload verify net.onnx --shape x=1x3x224x224 --cuts 50`, `offload verify net.bundle`
+    With --on, the target's own onnxruntime computes the parts and the whole.
+
+    Example: `offload verify net.onnx --shape x=1x3x224x224 --cuts 50`, `offload verify net.bundle`,
+    `offload verify net.onnx --on pi`
     """
     output = Output(form)
     options = EngineOptions(tuple(provider), threads, allow_cpu=allow_cpu)
     if path.is_dir():
+        if on:
+            raise InputError(
+                f"{path} is a bundle: `offload deploy {path} {on}` proves it on the target"
+            )
         _verify_bundle(output, path, options)
         return
     inputs = parse_inputs(input_texts, parse_shapes(shape), seed)
     model = load_model(path)
-    check = check_of(model, options, inputs)
-    places = cuts_of(check, cuts)
-    with output.progress() as progress:
+    with machine_on(on, devices, options) as (machine, options), output.progress() as progress:
+        check = check_of(model, options, inputs, machine)
+        places = cuts_of(check, cuts)
         task = progress.add_task(f"verifying {path.name}", total=len(places))
         results = check.cuts(places, lambda _: progress.advance(task))
     wrong = [result for result in results if result.mismatches]

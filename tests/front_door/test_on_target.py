@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.front_door.door import Door, two_layers
+from tests.front_door.door import ESTIMATED, Door, two_layers
 from tests.front_door.ssh import SshServer, ssh_server
 
 
@@ -37,6 +37,17 @@ def test_a_device_is_profiled_over_ssh(door: Door, server: SshServer) -> None:
     profile = json.loads(door.ok(*words, env=server.environment))
     assert profile["threads"] == 1
     assert profile["provider"] == "cpu"
+
+
+def test_cuts_are_verified_on_a_device(door: Door, server: SshServer) -> None:
+    two_layers(door.folder / "net.onnx")
+    (door.folder / "devices.toml").write_text(
+        f'[pi]\nhost = "127.0.0.1"\nport = {server.port}\npython = "{sys.executable}"\n'
+    )
+    text = door.ok("verify", "net.onnx", "--on", "pi", env=server.environment)
+    assert "bit-equal without optimisations" in text
+    door.ok("split", "net.onnx", "-o", "b", *ESTIMATED)
+    assert "`offload deploy b pi` proves it" in door.refused("verify", "b", "--on", "pi")
 
 
 def test_a_target_without_a_runtime_says_what_installs_it(door: Door, server: SshServer) -> None:

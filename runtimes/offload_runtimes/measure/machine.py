@@ -31,9 +31,16 @@ class LoadedModel(Protocol):
 
     Attributes:
         providers: short names of the execution providers in use.
+        inputs: names of the inputs, those with a default included.
+        outputs: names of the outputs.
     """
 
     providers: tuple[str, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def run(self, feeds: Feeds) -> list[Any]:
+        """Compute all outputs."""
 
     def keep(self, outputs: Sequence[str], feeds: Feeds) -> list[Any]:
         """Compute outputs and leave them on the machine, to be feeds of other models there."""
@@ -93,6 +100,12 @@ class _LocalModel:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.providers = tuple(map(short_name, engine.providers))
+        self.inputs = tuple(value.name for value in (*engine.inputs, *engine.defaults))
+        self.outputs = tuple(value.name for value in engine.outputs)
+
+    def run(self, feeds: Feeds) -> list[Any]:
+        """Compute all outputs."""
+        return self.engine.run(None, feeds)
 
     def keep(self, outputs: Sequence[str], feeds: Feeds) -> list[Any]:
         """Compute outputs."""

@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,11 +33,15 @@ class WorkerConnection(Protocol):
         """The next bytes; fewer when the worker has ended."""
 
 
-@dataclass(frozen=True)
 class _Stored:
-    """A value that lies on the target."""
+    """A value that lies on the target until this is collected."""
 
-    key: str
+    def __init__(self, key: str, unused: list[str]) -> None:
+        self.key = key
+        self._unused = unused
+
+    def __del__(self) -> None:
+        self._unused.append(self.key)
 
 
 class _TargetModel:
@@ -48,15 +51,22 @@ class _TargetModel:
         self._machine = machine
         self.engine = engine
         self.providers = tuple(about["providers"])
+        self.inputs = tuple(about["inputs"])
+        self.outputs = tuple(about["outputs"])
+
+    def run(self, feeds: Feeds) -> list[Any]:
+        """Compute all outputs there and fetch them."""
+        blobs = self._machine.run(self.engine, None, feeds, None)
+        return [structured_values.decode(blob) for blob in blobs]
 
     def keep(self, outputs: Sequence[str], feeds: Feeds) -> list[Any]:
         """Compute outputs, which stay on the target."""
         keys = [self._machine.fresh_name("value") for _ in outputs]
         self._machine.run(self.engine, outputs, feeds, keys)
-        return [_Stored(key) for key in keys]
+        return [_Stored(key, self._machine.unused) for key in keys]
 
     def __del__(self) -> None:
-        self._machine.drop(self.engine)
+        self._machine.unused.append(self.engine)
 
 
 class TargetMachine:
@@ -65,6 +75,7 @@ class TargetMachine:
     Attributes:
         name: of the machine, as its profile names it.
         about: its versions, execution providers and platform.
+        unused: names of engines and values there that are not referred to any more.
     """
 
     def __init__(self, target: str, connection: WorkerConnection) -> None:
@@ -76,7 +87,8 @@ class TargetMachine:
         self._target = target
         self._connection = connection
         self._names = count()
-        self._sent: dict[Path | str, str] = {}
+        self._sent: dict[Hashable, str] = {}  # names there, by version of a file or digest of bytes
+        self.unused: list[str] = []  # engines and values there; the next request forgets them
         self.about: dict[str, Any] = self._call("about")[0]
         self.name: str = self.about["machine"]
 
@@ -201,13 +213,6 @@ class TargetMachine:
         )
         return results
 
-    def drop(self, engine: str) -> None:
-        """Forget an engine; nothing happens when the worker is gone."""
-        try:
-            self._call("drop", engine=engine)
-        except (ServerError, OSError, ValueError):
-            return
-
     def _file(self, source: EngineInput) -> tuple[str, bool]:
         """The name of a model's file there, sent unless it is there, and whether it is a path.
 
@@ -230,13 +235,16 @@ class TargetMachine:
         return self._sent[digest], False
 
     def _send_file(self, path: Path) -> str:
-        if path not in self._sent:
+        """The name of a file there, sent unless this content of it is there."""
+        stat = path.stat()
+        version = path, stat.st_ino, stat.st_mtime_ns, stat.st_size
+        if version not in self._sent:
             name = f"{self.fresh_name('file')}-{path.name}"
             with path.open("rb") as stream:
                 pieces = iter(lambda: stream.read(_PIECE_BYTES), b"")
-                self._transfer(name, path.stat().st_size, pieces)
-            self._sent[path] = name
-        return self._sent[path]
+                self._transfer(name, stat.st_size, pieces)
+            self._sent[version] = name
+        return self._sent[version]
 
     def _transfer(self, file: str, size_bytes: int, pieces: Iterable[bytes]) -> None:
         self._write({"call": "receive", "file": file, "sizes": [size_bytes]}, pieces)
@@ -249,8 +257,9 @@ class TargetMachine:
         return self._answer()
 
     def _write(self, message: Mapping[str, Any], pieces: Iterable[bytes]) -> None:
+        unused, self.unused[:] = [*self.unused], []
         try:
-            self._connection.write(json.dumps(message).encode() + b"\n")
+            self._connection.write(json.dumps({**message, "forget": unused}).encode() + b"\n")
             for piece in pieces:
                 self._connection.write(piece)
         except OSError as error:

@@ -14,25 +14,22 @@ from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.graph.read import read_graph
 
-from offload_runtimes.engine import EngineOptions, load_once
+from offload_runtimes.engine import EngineOptions
 from offload_runtimes.engine.profiling import tensor_types
+from offload_runtimes.measure.machine import THIS_MACHINE, Machine
 
 _SETS_OF_INPUTS = 2
 
 
-def opener(options: EngineOptions) -> Opener:
+def opener(options: EngineOptions, machine: Machine = THIS_MACHINE) -> Opener:
     """An engine for `Check` that runs models with these options, except for `optimize`."""
 
     def open_model(source: EngineInput, optimize: bool) -> Runner:
-        engine = load_once(source, replace(options, optimize=optimize))
-        required = [value.name for value in engine.inputs]
-        optional = [value.name for value in engine.defaults]
-        names = [value.name for value in engine.outputs]
+        loaded = machine.load(source, replace(options, optimize=optimize), once=True)
 
         def run(feeds: Feeds) -> Mapping[str, Any]:
-            inputs = (*required, *optional)
-            outputs = engine.run(None, {name: feeds[name] for name in inputs if name in feeds})
-            return dict(zip(names, outputs, strict=True))
+            outputs = loaded.run({name: feeds[name] for name in loaded.inputs if name in feeds})
+            return dict(zip(loaded.outputs, outputs, strict=True))
 
         return run
 
@@ -64,13 +61,18 @@ def missing_types(model: Model, graph: Graph) -> dict[str, Tensor]:
     return tensors
 
 
-def check_of(model: Model, options: EngineOptions, inputs: GivenInputs | None = None) -> Check:
+def check_of(
+    model: Model,
+    options: EngineOptions,
+    inputs: GivenInputs | None = None,
+    machine: Machine = THIS_MACHINE,
+) -> Check:
     """The check of a model's cuts: its layers, its types, and inputs that it accepts.
 
     Raises:
         InputError: onnxruntime refuses the model, or no inputs were found that it accepts.
     """
-    engine = opener(options)
+    engine = opener(options, machine)
     graph = read_graph(model)
     whole = engine(whole_input(model), False) if model.path else None
     accepts: Runner = whole or (lambda _: {})

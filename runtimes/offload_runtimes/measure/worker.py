@@ -60,7 +60,6 @@ class Worker:
             "receive": self._receive,
             "send": self._send,
             "load": self._load,
-            "drop": self._drop,
             "run": self._run,
             "time": self._time,
             "profile": self._profile,
@@ -74,6 +73,9 @@ class Worker:
         """Answer requests until they end."""
         for request in self._read():
             call = self._calls[request.pop("call")]
+            for name in request.pop("forget"):
+                self._engines.pop(name, None)
+                self._values.pop(name, None)
             sizes = request.pop("sizes", [])
             try:
                 value, blobs = call(sizes, **request)
@@ -129,11 +131,11 @@ class Worker:
         source, settings = self._source(file, is_path), from_json(EngineOptions, options)
         loaded = load_once(source, settings) if once else load(source, settings, self._arena)
         self._engines[engine] = loaded
-        return {"providers": [short_name(name) for name in loaded.providers]}, ()
-
-    def _drop(self, _: Sequence[int], engine: str) -> Any:
-        self._engines.pop(engine, None)
-        return {}, ()
+        names = {
+            "inputs": [value.name for value in (*loaded.inputs, *loaded.defaults)],
+            "outputs": [value.name for value in loaded.outputs],
+        }
+        return {**names, "providers": [short_name(name) for name in loaded.providers]}, ()
 
     def _run(
         self,

@@ -94,6 +94,22 @@ def test_tensors_between_parts_stay_on_the_target(tmp_path: Path) -> None:
             again.keep(["y"], {"z": output})
 
 
+def test_a_file_that_changed_is_sent_again(tmp_path: Path) -> None:
+    path = network(tmp_path / "net.onnx")
+    feeds = {"x": np.ones((64, 256), np.float32)}
+    with working() as (machine, _):
+        first = machine.load(path, OPTIONS)
+        save(
+            path,
+            [helper.make_node("Neg", ["x"], ["z"])],
+            [value("x", 64, 256)],
+            [value("z", 64, 256)],
+        )
+        second = machine.load(path, OPTIONS)
+        assert (first.outputs, second.outputs) == (("y",), ("z",))
+        assert np.array_equal(second.run(feeds)[0], -feeds["x"])
+
+
 def test_a_target_that_goes_away(tmp_path: Path) -> None:
     model = load_model(network(tmp_path / "net.onnx"))
     with working() as (machine, process):
