@@ -1,5 +1,6 @@
 """Models are timed on a target by a worker process, as they are on this machine."""
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -50,7 +51,10 @@ def working() -> Iterator[tuple[TargetMachine, "subprocess.Popen[bytes]"]]:
         try:
             yield TargetMachine("pi", Pipes(process)), process
         finally:
-            process.kill()
+            assert process.stdin is not None
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            process.wait(10)
 
 
 def network(path: Path, external: bool = False) -> Path:
