@@ -6,6 +6,10 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from offload_runtimes import ServerError
+from offload_runtimes.deploy.measuring import probe_between
+from offload_runtimes.deploy.targets import find_target
+from offload_runtimes.measure.target_machine import TargetMachine
 
 from tests.front_door.door import ESTIMATED, Door, two_layers
 from tests.front_door.ssh import SshServer, ssh_server
@@ -94,3 +98,22 @@ def test_a_port_that_is_taken_on_the_server(door: Door) -> None:
         )
         said = door.refused("probe", "--from", "pi", "--to", "hub")
     assert said.startswith(f"hub: cannot listen on 127.0.0.1:{port}: the port is in use")
+
+
+def test_a_server_on_a_unix_socket_cannot_be_probed(door: Door) -> None:
+    (door.folder / "devices.toml").write_text('[hub]\nroot = "hub"\nlisten = "unix:s"\n')
+    said = door.refused("probe", "--from", "./pi", "--to", "hub")
+    assert "hub listens on a Unix socket" in said
+
+
+def test_a_port_that_only_this_machine_reaches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listener that speaks no gRPC: this machine connects, the device's probe fails."""
+    pi, hub = (find_target(name, {}) for name in ("./pi", "./hub"))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr(TargetMachine, "serve_probes", lambda *_: address)
+        with pytest.raises(ServerError, match="reached from here but not from") as caught:
+            probe_between(pi, hub, 1)
+        assert address in str(caught.value)
+    with pytest.raises(ServerError, match=r"neither .*pi nor this machine reaches"):
+        probe_between(pi, hub, 1)

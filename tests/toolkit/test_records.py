@@ -7,7 +7,8 @@ from enum import StrEnum
 from typing import Any
 
 import pytest
-from offload.records import from_json, to_json
+from offload.errors import InputError
+from offload.records import from_json, read_version, to_json
 
 
 class Way(StrEnum):
@@ -117,3 +118,16 @@ def test_what_is_wrong_anywhere_is_refused(change: dict[str, Any], where: str) -
         from_json(Outer, to_json(RIGHT) | change)
     with pytest.raises(TypeError, match="Outer must be an object"):
         from_json(Outer, [])
+
+
+def test_a_saved_object_of_another_version_or_damaged_is_one_sentence() -> None:
+    saved = {"format": 2, "share": 1.0, "names": ["a"]}
+    about = {"name": "inner", "remedy": "make it again"}
+    assert read_version(Inner, saved, 2, **about) == Inner(1.0, ("a",))
+    for value, said in (
+        ({**saved, "format": 1}, "inner has format 1, expected 2: make it again"),
+        ([], "inner has format None, expected 2: make it again"),
+        ({**saved, "share": "x"}, "inner is damaged .*share must be float.*: make it again"),
+    ):
+        with pytest.raises(InputError, match=said):
+            read_version(Inner, value, 2, **about)

@@ -137,6 +137,28 @@ def _fields(kind: Any) -> dict[str, tuple[Any, bool]]:
     }
 
 
+def read_version(kind: type[T], value: object, version: int, *, name: str, remedy: str) -> T:
+    """Read a dataclass from a saved object with a format number.
+
+    Args:
+        kind: the dataclass.
+        value: what was saved.
+        version: the format number that is read.
+        name: what it is, for messages: `profile`.
+        remedy: how to make a new one, for messages.
+
+    Raises:
+        InputError: another format number, or a field is missing or has the wrong type.
+    """
+    number = value.get("format") if isinstance(value, Mapping) else None
+    if number != version:
+        raise InputError(f"{name} has format {number!r}, expected {version}: {remedy}")
+    try:
+        return fields_from_json(kind, value)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise InputError(f"{name} is damaged ({error}): {remedy}") from error
+
+
 def read_object(path: Path, kind: str, verb: str) -> dict[str, Any]:
     """The JSON object of a file written by one of our commands.
 

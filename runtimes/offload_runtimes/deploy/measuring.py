@@ -10,7 +10,7 @@ from threading import Thread
 from typing import Any
 
 from offload.costs.link import Sample
-from offload.errors import InputError
+from offload.errors import InputError, ServerError
 from offload.files import temporary_folder
 
 from offload_runtimes.address import parse_address
@@ -83,16 +83,21 @@ def target_machine(target: TargetConfig) -> Iterator[TargetMachine]:
 def probe_between(
     device: TargetConfig, server: TargetConfig, repeats: int, *, insecure: bool = False
 ) -> list[Sample]:
-    """Time messages from a device to a server that answers probes for as long as this takes.
+    """Start a server that answers only probes, and time messages from a device to it.
 
-    The server listens where its `listen` says, beyond loopback if it is reached over SSH. Both
-    sides use certificates that are made for the probe, unless `insecure`.
+    The server listens on its `listen` address, and on all interfaces if that is loopback and a
+    side is another machine. Both sides use certificates made for the probe, unless `insecure`.
 
     Raises:
-        InputError: a target has no runtime, the port is in use, or the device cannot reach it.
-        ServerError: a target cannot be reached.
+        InputError: a target has no runtime, or the port is in use.
+        ServerError: a target cannot be reached, or the device cannot reach the server.
     """
     listen = parse_address(server.listen)
+    if listen.path:
+        raise InputError(
+            f"{server.name} listens on a Unix socket, which no other machine reaches: set `listen`"
+            " to HOST:PORT"
+        )
     is_remote = server.ssh is not None or device.ssh is not None
     host = server.ssh.host if server.ssh else _own_address(device)
     bound = replace(listen, host="0.0.0.0") if is_remote and listen.is_this_machine else listen
@@ -114,16 +119,16 @@ def probe_between(
         address = str(replace(listen, host=host, port=port))
         try:
             return machine.probe(address, repeats, device_files)
-        except InputError as error:
+        except ServerError as error:
             try:
                 with socket.create_connection((host, port), _REACH_S):
                     pass
             except OSError:
-                raise InputError(
+                raise ServerError(
                     f"neither {device.name} nor this machine reaches {server.name} at {address}: is"
                     " a firewall in the way, or is `host` another one than the server's own?"
                 ) from error
-            raise InputError(
+            raise ServerError(
                 f"{address} of {server.name} is reached from here but not from {device.name}"
                 f" ({error}): is a firewall or NAT in between, or does the name mean another"
                 " machine there?"

@@ -209,8 +209,8 @@ class ServerConnection:
     def probe(self, size_bytes: int) -> None:
         """Have the server send some bytes back, to measure the link.
 
-        Does nothing while as many bytes are under way for a frame: those measure the link, too,
-        and the probe would wait for them.
+        Does nothing while a frame uploads at least as many bytes: that upload measures the link,
+        and would delay the probe.
         """
         with self._lock:
             under_way = [size for sends in self._uploads.values() for _, size in sends.values()]

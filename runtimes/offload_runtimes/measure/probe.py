@@ -1,8 +1,8 @@
 """Measure the link to a running server with echoes of several sizes, each direction apart.
 
-Messages are sent as an inference sends tensors: each after a pause, as the other end is asleep
-after a computation, and from thread to thread as in a session. Without the pauses, messages would
-start up to 1 ms sooner than a tensor does.
+A pause precedes each message, as a computation precedes each tensor, and messages pass from thread
+to thread as in a session. Without the pauses, the threads of both ends would still be awake and
+messages would start up to 1 ms sooner than tensors do.
 """
 
 import os

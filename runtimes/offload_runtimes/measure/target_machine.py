@@ -185,7 +185,7 @@ class TargetMachine:
             security: PEM files of the authority, a certificate and its key; none: plaintext.
 
         Raises:
-            InputError: the server cannot be reached from there; the text says why.
+            ServerError: the server cannot be reached from there; the text says why.
         """
         files = [self._send_file(path) for path in security]
         samples, _ = self._call("probe", server=server, repeats=repeats, files=files)
@@ -271,7 +271,8 @@ class TargetMachine:
             raise self._gone()
         answer = json.loads(line)
         if "error" in answer:
-            raise InputError(f"{self._target}: {answer['error']}")
+            kind = ServerError if answer.get("is_network") else InputError
+            raise kind(f"{self._target}: {answer['error']}")
         blobs = [self._connection.read(size) for size in answer["sizes"]]
         return answer["ok"], blobs
 

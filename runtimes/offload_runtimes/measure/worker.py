@@ -19,7 +19,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any, BinaryIO
 
-from offload.errors import sentence
+from offload.errors import ServerError, sentence
 from offload.files import temporary_folder
 from offload.records import from_json, to_json
 
@@ -80,7 +80,8 @@ class Worker:
             try:
                 value, blobs = call(sizes, **request)
             except Exception as error:  # noqa: BLE001  the planning machine reports it
-                self._reply({"error": sentence(error)})
+                is_network = isinstance(error, ServerError)
+                self._reply({"error": sentence(error), "is_network": is_network})
             else:
                 self._reply({"ok": value, "sizes": [len(blob) for blob in blobs]}, blobs)
 

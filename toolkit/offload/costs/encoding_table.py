@@ -7,8 +7,7 @@ from typing import Any
 
 from offload.costs.encodings import Encoding
 from offload.costs.quantization import Affine
-from offload.errors import InputError
-from offload.records import fields_from_json, fields_to_json
+from offload.records import fields_to_json, read_version
 
 # Raise it whenever a form or codec gives other bytes, so that cached tables are measured again.
 TABLE_FORMAT = 2
@@ -85,12 +84,5 @@ class EncodingTable:
         Raises:
             InputError: another format, or a field is missing or has the wrong type.
         """
-        if value.get("format") != TABLE_FORMAT:
-            raise InputError(
-                f"encoding table has format {value.get('format')!r}, expected {TABLE_FORMAT}:"
-                " measure again with --again"
-            )
-        try:
-            return fields_from_json(cls, value)
-        except TypeError as error:
-            raise InputError(f"encoding table is damaged ({error}): measure again") from error
+        remedy = "measure again with --again"
+        return read_version(cls, value, TABLE_FORMAT, name="encoding table", remedy=remedy)

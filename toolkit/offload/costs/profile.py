@@ -10,7 +10,7 @@ from typing import Any
 from offload.errors import InputError
 from offload.graph.flops import shares_by_work
 from offload.graph.model import Graph
-from offload.records import fields_from_json, fields_to_json, read_object
+from offload.records import fields_to_json, read_object, read_version
 
 PROFILE_FORMAT = 1
 RANDOM_SIZES = (
@@ -176,15 +176,8 @@ class Profile:
         Raises:
             InputError: another format, or a field is missing or has the wrong type.
         """
-        if value.get("format") != PROFILE_FORMAT:
-            raise InputError(
-                f"profile has format {value.get('format')!r}, expected {PROFILE_FORMAT}:"
-                " profile again with `offload profile`"
-            )
-        try:
-            return fields_from_json(cls, value)
-        except TypeError as error:
-            raise InputError(f"profile is damaged ({error}): profile again") from error
+        remedy = "profile again with `offload profile`"
+        return read_version(cls, value, PROFILE_FORMAT, name="profile", remedy=remedy)
 
 
 def estimate_profile(graph: Graph, flops_per_s: float, machine: str = "estimate") -> Profile:

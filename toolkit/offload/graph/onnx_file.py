@@ -233,7 +233,7 @@ def _without_weights(data: mmap, start: int, end: int, path: tuple[int, ...]) ->
 
 
 def _without_raw_data(data: mmap, start: int, end: int) -> bytes:
-    """A tensor as an external one, if its data are large and stored as raw data only."""
+    """Replace a tensor's large raw data by a reference to the file; keep other tensors."""
     if end - start < LEAST_WEIGHT_BYTES:
         return data[start:end]
     other_fields, raw = [], None

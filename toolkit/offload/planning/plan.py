@@ -10,7 +10,7 @@ from offload.costs.encodings import encoding
 from offload.costs.link import Link
 from offload.costs.quantization import Affine
 from offload.errors import InputError
-from offload.records import fields_from_json, fields_to_json
+from offload.records import fields_to_json, read_version
 from offload.scheduling.instance import Instance
 from offload.scheduling.timeline import Lane, Span, Timeline, makespan_s, simulate
 
@@ -304,13 +304,4 @@ class Plan:
         Raises:
             InputError: another format number, or a field is missing or of the wrong kind.
         """
-        if not isinstance(value, Mapping) or value.get("format") != PLAN_FORMAT:
-            number = value.get("format") if isinstance(value, Mapping) else None
-            raise InputError(
-                f"plan has format {number!r}, this version reads {PLAN_FORMAT}:"
-                " make the bundle again"
-            )
-        try:
-            return fields_from_json(cls, value)
-        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-            raise InputError(f"plan is damaged ({error}): make the bundle again") from error
+        return read_version(cls, value, PLAN_FORMAT, name="plan", remedy="make the bundle again")
