@@ -54,7 +54,7 @@ def split_with(folder: Path, model: str, tolerance: float) -> Bundle:
 
 
 def same_texts(folder: Path) -> tuple[int, Bundle]:
-    """Number of lines that the split with a tolerance and the whole model read alike."""
+    """Number of lines for which the lossy split and the whole model return the same text."""
     bundle = split_with(folder, "text_recognition", TOLERANCE)
     source = folder / "text_recognition.onnx"
     letters, whole = alphabet(load_model(source).proto), load(source, OPTIONS)

@@ -117,7 +117,7 @@ def arena_of(limit_bytes: int, rule: str) -> Iterator[Arena]:
 
 @contextmanager
 def shared_arena() -> Iterator[Arena | None]:
-    """An arena without a limit, shared by models of which only one runs at a time.
+    """An arena without a limit, shared by models that run one at a time.
 
     None where this version of onnxruntime has no arena, or another thread uses it: then each model
     has memory of its own.

@@ -72,7 +72,7 @@ class Machine(Protocol):
         """Load a model; with `once` it gives the memory of a run back as soon as the run ends."""
 
     def shared_memory(self) -> AbstractContextManager[Arena | None]:
-        """Memory for models of which only one runs at a time."""
+        """Memory shared by models that run one at a time."""
 
     def time_in_turns(
         self, work: Mapping[str, TimedRun], repeats: int, budget_s: float

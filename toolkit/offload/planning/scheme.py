@@ -88,7 +88,7 @@ class SchemeEstimate:
         return readable(simulate(self.instance, range(len(self.instance.jobs))))
 
     def renamed(self, scheme: Scheme) -> "SchemeEstimate":
-        """The same estimate for another scheme that came to the same cut."""
+        """The estimate under the name of another scheme, which chose the same cut."""
         figures = replace(self.alternative, scheme=scheme.value)
         return replace(self, scheme=scheme, alternative=figures)
 

@@ -46,7 +46,7 @@ def decide(space: SearchSpace, limit_s: float, width: int, deadline_s: float) ->
 
 
 class Walk:
-    """The walk from the start state to the next state that is no higher.
+    """Walk from the start state to the next state that is at most as high.
 
     A state is a row of places: 0 for a column that is not taken, else the step that took it. Open
     states are stored by the number of columns taken.
