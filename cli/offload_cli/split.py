@@ -166,8 +166,8 @@ def split(
             rich_help_panel=ENCODINGS,
             metavar="NAMES",
             help="Allow encodings: `raw`, `lossless` (default: raw, zstd, planes), `fp16`, `uint8`,"
-            " `uint8-channel`, `uint6`, `uint4`, `any`, or `png`, `jpeg` for pictures (need"
-            " Pillow); separate by commas. Lossy ones need --tolerance or --accuracy-floor.",
+            " `uint8-channel`, `uint6`, `uint4`, `any`, or `png`, `jpeg`, `jpeg95` for pictures"
+            " (need Pillow); separate by commas. Lossy ones need --tolerance or --accuracy-floor.",
         ),
     ] = "",
     tolerance: Annotated[

@@ -111,7 +111,7 @@ def test_a_port_that_only_this_machine_reaches(monkeypatch: pytest.MonkeyPatch) 
     pi, hub = (find_target(name, {}) for name in ("./pi", "./hub"))
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        monkeypatch.setattr(TargetMachine, "serve_probes", lambda *_: address)
+        monkeypatch.setattr(TargetMachine, "serve", lambda *_: address)
         with pytest.raises(ServerError, match="reached from here but not from") as caught:
             probe_between(pi, hub, 1)
         assert address in str(caught.value)

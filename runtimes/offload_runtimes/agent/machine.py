@@ -60,6 +60,31 @@ def run(root: Path, command: list[str], timeout_s: float, alone: bool = False) -
     return {"code": child.returncode, "out": out, "err": err}
 
 
+def spawn(root: Path, command: list[str], log: str) -> dict[str, Any]:
+    """Start a program that outlives the deployer's connection; its output goes to a file."""
+    with (root / log).open("wb") as output:
+        child = subprocess.Popen(
+            command,
+            cwd=root,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    return {"pid": child.pid}
+
+
+def runs(pid: int) -> bool:
+    """Whether a process runs, other than as a zombie."""
+    with contextlib.suppress(OSError):
+        os.waitpid(pid, os.WNOHANG)  # a child of this agent
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] != "Z"
+
+
 def servers(root: Path) -> list[dict[str, Any]]:
     """Status of this account's servers that serve a bundle inside the root.
 

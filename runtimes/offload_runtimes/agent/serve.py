@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from offload_runtimes.agent.machine import facts, run, servers
+from offload_runtimes.agent.machine import facts, run, runs, servers, spawn
 from offload_runtimes.agent.store import PIECE_BYTES, RefusalError, Store, link_whole, write_whole
 
 _IDLE_S = 120.0
@@ -80,6 +80,8 @@ class Agent:
             "target": self._target,
             "servers": lambda: {"servers": servers(store.root)},
             "become": self._become,
+            "spawn": lambda **asked: spawn(store.root, **asked),
+            "runs": lambda pid: {"runs": runs(pid)},
         }
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -90,8 +92,9 @@ class Agent:
         pieces = self._requests.pieces(file["size_bytes"] - offset_bytes)
         return self.store.put(release, file, offset_bytes, pieces)
 
-    def _receive(self, name: str, file: dict[str, Any]) -> dict[str, Any]:
-        return self.store.receive(name, file, self._requests.pieces(file["size_bytes"]))
+    def _receive(self, name: str, file: dict[str, Any], private: bool = False) -> dict[str, Any]:
+        pieces = self._requests.pieces(file["size_bytes"])
+        return self.store.receive(name, file, pieces, private)
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.store.root / in_home(name)

@@ -49,11 +49,11 @@ def is_whole(path: Path, file: dict[str, Any]) -> bool:
     return bool(digest_of(path).hexdigest() == file["sha256"])
 
 
-def settle(beside: Path, path: Path) -> None:
+def settle(beside: Path, path: Path, mode: int = 0o644) -> None:
     """Rename a complete file to its final path, after its bytes are on the disk."""
     with beside.open("rb") as stream:
         os.fsync(stream.fileno())
-    beside.chmod(0o644)
+    beside.chmod(mode)
     beside.replace(path)
 
 
@@ -236,15 +236,23 @@ class Store:
         settle(part, path)
         return {"whole": True}
 
-    def receive(self, name: str, file: dict[str, Any], pieces: Iterator[bytes]) -> dict[str, bool]:
-        """Receive a file (a proof, a wheel) to a path inside the root, atomically."""
+    def receive(
+        self, name: str, file: dict[str, Any], pieces: Iterator[bytes], private: bool = False
+    ) -> dict[str, bool]:
+        """Receive a file (a proof, a wheel, a key) to a path inside the root, atomically.
+
+        A private file can be read by the account alone.
+        """
         path = self.root.joinpath(*(plain(part) for part in name.split("/")))
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _part(path).open("wb") as stream:
+        mode = 0o600 if private else 0o644
+        _part(path).unlink(missing_ok=True)
+        handle = os.open(_part(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(handle, "wb") as stream:
             stream.writelines(pieces)
         good = is_whole(_part(path), file)
         if good:
-            settle(_part(path), path)
+            settle(_part(path), path, mode)
         return {"whole": good}
 
     def seal(self, release: str, files: list[dict[str, Any]]) -> dict[str, str]:

@@ -135,14 +135,17 @@ class Deployment:
         await self._activation.commit(entry, self._keep)
 
 
-async def send_whole(agent: AgentClient, name: str, source: Path) -> None:
+async def send_whole(agent: AgentClient, name: str, source: Path, *, private: bool = False) -> None:
     """Send one small file to a path inside the target's root.
+
+    A private file can be read by the target's account alone.
 
     Raises:
         InputError: it arrives changed.
     """
     file = to_json(content_of(source))
-    if not await agent.send("receive", source, 0, lambda _: None, name=name, file=file):
+    request = {"name": name, "file": file, "private": private}
+    if not await agent.send("receive", source, 0, lambda _: None, **request):
         raise InputError(f"{source} arrives changed at {agent.target.name}: try again")
 
 

@@ -4,7 +4,7 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -13,13 +13,14 @@ from offload.costs.link import Sample
 from offload.errors import InputError, ServerError
 from offload.files import temporary_folder
 
-from offload_runtimes.address import parse_address
+from offload_runtimes.address import Address, parse_address
 from offload_runtimes.deploy.agent_client import AgentClient, connect
 from offload_runtimes.deploy.stages import find_runtime
 from offload_runtimes.deploy.targets import TargetConfig
 from offload_runtimes.measure.target_machine import TargetMachine
 
 _REACH_S = 5.0
+_ALL_INTERFACES = ("0.0.0.0", "::")
 
 
 class _Connection:
@@ -80,17 +81,32 @@ def target_machine(target: TargetConfig) -> Iterator[TargetMachine]:
         loop.close()
 
 
-def probe_between(
-    device: TargetConfig, server: TargetConfig, repeats: int, *, insecure: bool = False
-) -> list[Sample]:
-    """Start a server that answers only probes, and time messages from a device to it.
+@dataclass(frozen=True)
+class MeetingPoint:
+    """Where a server listens and where a device reaches it.
 
-    The server listens on its `listen` address, and on all interfaces if that is loopback and a
-    side is another machine. Both sides use certificates made for the probe, unless `insecure`.
+    Attributes:
+        listen: the address that the server binds.
+        host: the server's name or address, as the device reaches it.
+    """
+
+    listen: Address
+    host: str
+
+    def reached_at(self, port: int) -> str:
+        """The address for the device, once the server's port is known."""
+        return str(replace(self.listen, host=self.host, port=port))
+
+
+def meeting_point(device: TargetConfig, server: TargetConfig) -> MeetingPoint:
+    """Where a server target listens for a device target.
+
+    If the server's `listen` names an address of the network, both use it. If it is loopback or
+    all interfaces and a side is another machine, the server listens on all interfaces, and the
+    device uses the server's `host`, or this machine's own address.
 
     Raises:
-        InputError: a target has no runtime, or the port is in use.
-        ServerError: a target cannot be reached, or the device cannot reach the server.
+        InputError: the server listens on a Unix socket, or the device's host is not known here.
     """
     listen = parse_address(server.listen)
     if listen.path:
@@ -98,41 +114,75 @@ def probe_between(
             f"{server.name} listens on a Unix socket, which no other machine reaches: set `listen`"
             " to HOST:PORT"
         )
-    is_remote = server.ssh is not None or device.ssh is not None
+    if not (listen.is_this_machine or listen.host in _ALL_INTERFACES):
+        return MeetingPoint(listen, listen.host)
     host = server.ssh.host if server.ssh else _own_address(device)
-    bound = replace(listen, host="0.0.0.0") if is_remote and listen.is_this_machine else listen
+    is_remote = server.ssh is not None or device.ssh is not None
+    if is_remote and listen.is_this_machine:
+        listen = replace(listen, host="0.0.0.0")
+    return MeetingPoint(listen, host)
+
+
+def probe_between(
+    device: TargetConfig, server: TargetConfig, repeats: int, *, insecure: bool = False
+) -> list[Sample]:
+    """Start a server that answers only probes, and time messages from a device to it.
+
+    Both sides use certificates made for the probe, unless `insecure`.
+
+    Raises:
+        InputError: a target has no runtime, or the port is in use.
+        ServerError: a target cannot be reached, or the device cannot reach the server.
+    """
+    meeting = meeting_point(device, server)
     with (
         temporary_folder() as folder,
         target_machine(server) as serving,
         target_machine(device) as machine,
     ):
-        server_files: list[Path] = []
-        device_files: list[Path] = []
+        server_files: tuple[Path, ...] = ()
+        device_files: tuple[Path, ...] = ()
         if not insecure:
             # Not on top: needs the package cryptography (extra `tls`).
             from offload_runtimes.security.certs import make_certificates
 
-            make_certificates(folder, servers=[host], devices=["device"], days=1)
-            server_files = [folder / "ca.pem", folder / f"{host}.pem", folder / f"{host}.key"]
-            device_files = [folder / "ca.pem", folder / "device.pem", folder / "device.key"]
-        port = parse_address(serving.serve_probes(str(bound), server_files)).port
-        address = str(replace(listen, host=host, port=port))
+            make_certificates(folder, servers=[meeting.host], devices=["device"], days=1)
+            server_files = certificate_files(folder, meeting.host)
+            device_files = certificate_files(folder, "device")
+        port = parse_address(serving.serve(str(meeting.listen), server_files)).port
+        with explained(device, server, meeting.host, port):
+            return machine.probe(meeting.reached_at(port), repeats, device_files)
+
+
+def certificate_files(folder: Path, name: str) -> tuple[Path, Path, Path]:
+    """Authority, certificate and key of one side, in a folder of `make_certificates`."""
+    return folder / "ca.pem", folder / f"{name}.pem", folder / f"{name}.key"
+
+
+@contextmanager
+def explained(device: TargetConfig, server: TargetConfig, host: str, port: int) -> Iterator[None]:
+    """Say, when a device does not reach a server, whether this machine does.
+
+    Raises:
+        ServerError: in place of the one of the block.
+    """
+    try:
+        yield
+    except ServerError as error:
+        address = str(Address(host, port))
         try:
-            return machine.probe(address, repeats, device_files)
-        except ServerError as error:
-            try:
-                with socket.create_connection((host, port), _REACH_S):
-                    pass
-            except OSError:
-                raise ServerError(
-                    f"neither {device.name} nor this machine reaches {server.name} at {address}: is"
-                    " a firewall in the way, or is `host` another one than the server's own?"
-                ) from error
+            with socket.create_connection((host, port), _REACH_S):
+                pass
+        except OSError:
             raise ServerError(
-                f"{address} of {server.name} is reached from here but not from {device.name}"
-                f" ({error}): is a firewall or NAT in between, or does the name mean another"
-                " machine there?"
+                f"neither {device.name} nor this machine reaches {server.name} at {address}: is"
+                " a firewall in the way, or is `host` another one than the server's own?"
             ) from error
+        raise ServerError(
+            f"{address} of {server.name} is reached from here but not from {device.name}"
+            f" ({error}): is a firewall or NAT in between, or does the name mean another"
+            " machine there?"
+        ) from error
 
 
 def _own_address(device: TargetConfig) -> str:

@@ -1,4 +1,4 @@
-"""The server as a systemd user unit on a target: install, restart, stop, logs."""
+"""The server on a target: a systemd user unit where there is systemd, otherwise a process."""
 
 import asyncio
 import re
@@ -18,6 +18,9 @@ _COMMAND_S = 150.0
 _START_S = 5.0  # for the manager to start, after lingering was enabled
 _NOT_FOUND = 127
 _UNITS = ".config/systemd/user"
+_SERVE_S = 60.0  # until a server has loaded its bundles
+_DRAIN_S = 45.0  # until one has answered its frames in flight
+SERVER_LOG = "server.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,11 @@ async def install(agent: AgentClient, unit: Unit) -> None:
         InputError: the target has no systemd for users (the text has the reason, and the command
             that serves without it), or the service does not start.
     """
-    await _find_manager(agent, unit)
+    reason = await _missing_manager(agent)
+    if reason:
+        raise InputError(
+            f"{agent.target.name} {reason}; without it, this serves: {shlex.join(unit.command)}"
+        )
     await agent.call("write", name=f"~/{_UNITS}/{unit.name}", text=unit.text())
     await _systemctl(agent, "daemon-reload")
     await _systemctl(agent, "enable", unit.name)
@@ -147,32 +154,86 @@ async def install(agent: AgentClient, unit: Unit) -> None:
     await _run(agent, "loginctl", "enable-linger")  # else it ends with this login
 
 
-async def _find_manager(agent: AgentClient, unit: Unit) -> None:
-    """Check that the account's systemd runs; enabling lingering starts it without a login.
+async def _missing_manager(agent: AgentClient) -> str:
+    """Why the account has no systemd that runs units, empty if it has.
 
-    Raises:
-        InputError: it does not run.
+    Enabling lingering starts the manager of an account without a login.
     """
-    name = agent.target.name
     show = ("systemctl", "--user", "show-environment")
     done = await _run(agent, *show)
     if done["code"] == 0:
-        return
-    without = f"; without it, this serves: {shlex.join(unit.command)}"
+        return ""
     if done["code"] == _NOT_FOUND:
-        raise InputError(f"{name} has no systemd to run a service{without}")
+        return "has no systemd to run a service"
     lingering = await _run(agent, "loginctl", "enable-linger")
     give_up_s = time.monotonic() + _START_S
     while lingering["code"] == 0 and time.monotonic() < give_up_s:
         if (await _run(agent, *show))["code"] == 0:
-            return
+            return ""
         await asyncio.sleep(0.5)
     lines = (lingering["err"] or done["err"]).strip().splitlines()
     reason = f" ({lines[-1]})" if lines else ""
-    raise InputError(
-        f"{name} runs no systemd manager for this account{reason}: an administrator can allow it"
-        f" there with `loginctl enable-linger ACCOUNT` (lingering){without}"
+    return (
+        f"runs no systemd manager for this account{reason}: an administrator can allow it there"
+        " with `loginctl enable-linger ACCOUNT` (lingering)"
     )
+
+
+async def start_server(agent: AgentClient, unit: Unit) -> str:
+    """Serve the current release, instead of whatever served this root before.
+
+    A systemd unit is installed where the account has a systemd manager; otherwise a process is
+    started that outlives the connection, but not a restart of the machine.
+
+    Returns:
+        Why it is a plain process; empty for a unit.
+
+    Raises:
+        InputError: the server does not start; the text has the last line of its log.
+    """
+    reason = await _missing_manager(agent)
+    if not reason:
+        await stop_processes(agent)
+        await install(agent, unit)
+        return ""
+    await stop_processes(agent)
+    started = await agent.call("spawn", command=list(unit.command), log=SERVER_LOG)
+    give_up_s = time.monotonic() + _SERVE_S
+    while time.monotonic() < give_up_s:
+        serving = (await agent.call("servers"))["servers"]
+        if any(status["pid"] == started["pid"] for status in serving):
+            return reason
+        if not (await agent.call("runs", pid=started["pid"]))["runs"]:
+            break
+        await asyncio.sleep(0.1)
+    else:
+        await _run(agent, "kill", "-KILL", str(started["pid"]))
+    log = ((await agent.call("read", name=SERVER_LOG))["text"] or "").strip().splitlines()
+    raise InputError(
+        f"the server on {agent.target.name} does not start:"
+        f" {log[-1].removeprefix('error: ') if log else 'it printed nothing'}"
+    )
+
+
+async def stop_processes(agent: AgentClient) -> int:
+    """Stop the servers of a target's root that no unit runs; how many there were.
+
+    Raises:
+        InputError: one does not end.
+    """
+    unit = await installed_unit(agent)
+    if unit and await is_running(agent, unit):
+        return 0
+    serving = (await agent.call("servers"))["servers"]
+    for status in serving:
+        pid = str(status["pid"])
+        await _run(agent, "kill", "-TERM", pid)
+        give_up_s = time.monotonic() + _DRAIN_S
+        while (await agent.call("runs", pid=status["pid"]))["runs"]:
+            if time.monotonic() > give_up_s:
+                raise InputError(f"process {pid} on {agent.target.name} does not end: end it there")
+            await asyncio.sleep(0.1)
+    return len(serving)
 
 
 async def uninstall(agent: AgentClient, unit: str) -> None:

@@ -4,14 +4,19 @@ import hashlib
 import json
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
+from offload.bundle.bundle import MANIFEST, Bundle
 from offload.bundle.engine_input import EngineInput, with_weights_at
 from offload.costs.link import Sample
 from offload.errors import InputError, ServerError
+from offload.planning.plan import Side
 from offload.records import from_json, to_json
+from offload.scheduling.timeline import Timeline
 
 from offload_runtimes.engine import Arena, EngineOptions
 from offload_runtimes.measure.machine import Feeds, LoadedModel, TimedRun
@@ -67,6 +72,48 @@ class _TargetModel:
 
     def __del__(self) -> None:
         self._machine.unused.append(self.engine)
+
+
+@dataclass(frozen=True)
+class MeasuredInference:
+    """One inference on a target.
+
+    Attributes:
+        latency_s: from the call to its result.
+        difference: largest difference from the expected outputs, relative to the largest value of
+            each; finite, as JSON has no infinity (1e308 if the shapes differ).
+        timeline: measured.
+        plan: index of the plan that it followed.
+    """
+
+    latency_s: float
+    difference: float
+    timeline: Timeline
+    plan: int
+
+
+class TargetSession:
+    """A session that runs on a target.
+
+    Attributes:
+        outputs: names of the model's outputs.
+    """
+
+    def __init__(self, machine: "TargetMachine", name: str, outputs: tuple[str, ...]) -> None:
+        self._machine = machine
+        self._name = name
+        self.outputs = outputs
+
+    def run(self, feeds: Feeds) -> tuple[list[Any], MeasuredInference]:
+        """Run once; the outputs and the measurement."""
+        run, blobs = self._machine.infer(self._name, feeds, {}, fetch=True)
+        values = [structured_values.decode(blob) for blob in blobs]
+        return values, from_json(MeasuredInference, run)
+
+    def time(self, feeds: Feeds, expected: Mapping[str, Any]) -> MeasuredInference:
+        """Run once and compare the outputs there with expected values that were stored there."""
+        run, _ = self._machine.infer(self._name, feeds, expected, fetch=False)
+        return from_json(MeasuredInference, run)
 
 
 class TargetMachine:
@@ -191,12 +238,106 @@ class TargetMachine:
         samples, _ = self._call("probe", server=server, repeats=repeats, files=files)
         return [from_json(Sample, sample) for sample in samples]
 
-    def serve_probes(self, listen: str, security: Sequence[Path] = ()) -> str:
-        """Answer probes there until the connection ends; the address."""
-        files = [self._send_file(path) for path in security]
+    def serve(
+        self,
+        listen: str,
+        security: Sequence[Path] = (),
+        bundles: Sequence[str] = (),
+        options: EngineOptions | None = None,
+    ) -> str:
+        """Serve bundles there, and answer probes, until `close`; the address.
+
+        Args:
+            listen: where to listen.
+            security: PEM files of the devices' authority, a certificate and its key; none:
+                plaintext.
+            bundles: names of bundles that were sent.
+            options: how onnxruntime runs them.
+
+        Raises:
+            InputError: a bundle is refused, or the port is in use.
+        """
         address: str
-        address, _ = self._call("serve_probes", listen=listen, files=files)
+        address, _ = self._call(
+            "serve",
+            listen=listen,
+            files=[self._send_file(path) for path in security],
+            bundles=list(bundles),
+            options=to_json(options or EngineOptions()),
+        )
         return address
+
+    def send_bundle(self, bundle: Bundle, *sides: Side) -> str:
+        """Send the files of a bundle that these sides need; the bundle's name there.
+
+        A file that is there already, in another bundle, is copied there.
+        """
+        folder = self.fresh_name("bundle")
+        needed = [file for file in bundle.files if set(sides) & set(file.sides)]
+        digests = {MANIFEST: "", **{file.name: file.sha256 for file in needed}}
+        for name, digest in digests.items():
+            path, target = bundle.path / name, f"{folder}/{name}"
+            if digest and digest in self._sent:
+                self._call("copy", source=self._sent[digest], file=target)
+                continue
+            with path.open("rb") as stream:
+                pieces = iter(partial(stream.read, _PIECE_BYTES), b"")
+                self._transfer(target, path.stat().st_size, pieces)
+            if digest:
+                self._sent[digest] = target
+        return folder
+
+    def store(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Send values, which stay there to be feeds or expected outputs of many runs."""
+        keys = [self.fresh_name("value") for _ in values]
+        self._call("store", [structured_values.encode(v) for v in values.values()], keys=keys)
+        return {name: _Stored(key, self.unused) for name, key in zip(values, keys, strict=True)}
+
+    def open_session(
+        self,
+        bundle: str,
+        server: str | None,
+        security: Sequence[Path] = (),
+        options: EngineOptions | None = None,
+    ) -> "TargetSession":
+        """Open a session there on a bundle that was sent.
+
+        Args:
+            bundle: its name there.
+            server: address of the server; None: both sides run there.
+            security: PEM files of the server's authority, a certificate and its key; none:
+                plaintext.
+            options: how onnxruntime runs the device's side.
+
+        Raises:
+            InputError: the bundle is refused.
+            ServerError: the server cannot be reached from there.
+        """
+        name = self.fresh_name("session")
+        files = [self._send_file(path) for path in security]
+        settings = to_json(options or EngineOptions())
+        about, _ = self._call(
+            "open_session",
+            session=name,
+            bundle=bundle,
+            server=server,
+            files=files,
+            options=settings,
+        )
+        return TargetSession(self, name, tuple(about["outputs"]))
+
+    def infer(
+        self, session: str, feeds: Feeds, expected: Mapping[str, Any], *, fetch: bool
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """Run a session there; what `TargetSession.run` returns."""
+        blobs: list[bytes] = []
+        packed = _packed(feeds, blobs)
+        keys = {name: value.key for name, value in expected.items()}
+        return self._call("infer", blobs, session=session, feeds=packed, expected=keys, fetch=fetch)
+
+    def close(self) -> None:
+        """Close the sessions and the server there."""
+        self._call("close")
 
     def fresh_name(self, kind: str) -> str:
         """A name that nothing there has yet."""
@@ -241,7 +382,7 @@ class TargetMachine:
         if version not in self._sent:
             name = f"{self.fresh_name('file')}-{path.name}"
             with path.open("rb") as stream:
-                pieces = iter(lambda: stream.read(_PIECE_BYTES), b"")
+                pieces = iter(partial(stream.read, _PIECE_BYTES), b"")
                 self._transfer(name, stat.st_size, pieces)
             self._sent[version] = name
         return self._sent[version]
@@ -278,8 +419,8 @@ class TargetMachine:
 
     def _gone(self) -> ServerError:
         return ServerError(
-            f"the measuring on {self._target} ended early: is the machine still reachable, and has"
-            " it memory enough for the model?"
+            f"the measuring worker on {self._target} ended early: is the machine still reachable,"
+            " and has it memory enough for the model?"
         )
 
 

@@ -1,4 +1,4 @@
-"""The measuring worker: run and time models on this machine for a planning machine.
+"""The measuring worker: run and time models and bundles on this machine for a planning machine.
 
 `python -m offload_runtimes measure` reads requests on standard input and answers on standard
 output. A message is one line of JSON, `{"call": NAME, ..., "sizes": [bytes]}` or `{"ok": ...,
@@ -6,7 +6,7 @@ output. A message is one line of JSON, `{"call": NAME, ..., "sizes": [bytes]}` o
 has: onnxruntime and numpy, not onnx.
 
 Files and values that requests name stay here until the process ends: a model is sent once, and
-the tensors between two of its parts never leave the machine.
+the tensors between two of its parts never leave the machine. Nothing remains afterwards.
 """
 
 import json
@@ -14,11 +14,13 @@ import os
 import select
 import shutil
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from threading import Thread
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from offload.bundle.compare import gap
 from offload.errors import ServerError, sentence
 from offload.files import temporary_folder
 from offload.records import from_json, to_json
@@ -40,7 +42,15 @@ from offload_runtimes.protocol.codecs import reference_s
 from offload_runtimes.security.credentials import ClientSecurity, ServerSecurity
 from offload_runtimes.versions import versions
 
+if TYPE_CHECKING:
+    from offload_runtimes.client import OffloadSession
+    from offload_runtimes.server import Server
+
 _PIECE_BYTES = 1 << 18
+_WORST = 1e308  # JSON has no infinity
+# Heartbeats would disturb what is measured; the connection of a dead server breaks without them.
+_HEARTBEAT_S = 3600.0
+_CONNECT_S = 30.0
 
 
 class Worker:
@@ -55,10 +65,14 @@ class Worker:
         self._answers = answers
         self._engines: dict[str, Engine] = {}
         self._values: dict[str, Any] = {}
+        self._sessions: dict[str, OffloadSession] = {}
+        self._server: Server | None = None
         self._calls: dict[str, Callable[..., tuple[Any, Sequence[bytes]]]] = {
             "about": self._about,
             "receive": self._receive,
+            "copy": self._copy,
             "send": self._send,
+            "store": self._store,
             "load": self._load,
             "run": self._run,
             "time": self._time,
@@ -66,11 +80,20 @@ class Worker:
             "optimize": self._optimize,
             "client_bytes": self._client_bytes,
             "probe": self._probe,
-            "serve_probes": self._serve_probes,
+            "serve": self._serve,
+            "open_session": self._open_session,
+            "infer": self._infer,
+            "close": self._close,
         }
 
     def serve(self) -> None:
         """Answer requests until they end."""
+        try:
+            self._answer_all()
+        finally:
+            self._close(())
+
+    def _answer_all(self) -> None:
         for request in self._read():
             call = self._calls[request.pop("call")]
             for name in request.pop("forget"):
@@ -117,10 +140,23 @@ class Worker:
 
     def _receive(self, sizes: Sequence[int], file: str) -> Any:
         remaining = sizes[0]
-        with (self._folder / file).open("wb") as stream:
+        path = self._folder / file
+        path.parent.mkdir(exist_ok=True)
+        with path.open("wb") as stream:
             while remaining and (piece := self._requests.read(min(remaining, _PIECE_BYTES))):
                 stream.write(piece)
                 remaining -= len(piece)
+        return {}, ()
+
+    def _copy(self, _: Sequence[int], source: str, file: str) -> Any:
+        path = self._folder / file
+        path.parent.mkdir(exist_ok=True)
+        shutil.copyfile(self._folder / source, path)
+        return {}, ()
+
+    def _store(self, sizes: Sequence[int], keys: Sequence[str]) -> Any:
+        values = map(structured_values.decode, self._blobs(sizes))
+        self._values.update(zip(keys, values, strict=True))
         return {}, ()
 
     def _send(self, _: Sequence[int], file: str) -> Any:
@@ -199,14 +235,26 @@ class Worker:
         """Samples of the link to a server; files: authority, certificate and key, or none."""
         from offload_runtimes.measure.probe import probe
 
-        security = ClientSecurity()
-        if files:
-            ca, certificate, key = (self._folder / file for file in files)
-            security = ClientSecurity(ca, certificate, key)
-        return to_json(probe(server, repeats=repeats, security=security)), ()
+        return to_json(probe(server, repeats=repeats, security=self._client_security(files))), ()
 
-    def _serve_probes(self, _: Sequence[int], listen: str, files: Sequence[str]) -> Any:
-        """Answer probes until the process ends; files: authority, certificate and key, or none."""
+    def _client_security(self, files: Sequence[str]) -> ClientSecurity:
+        if not files:
+            return ClientSecurity()
+        ca, certificate, key = (self._folder / file for file in files)
+        return ClientSecurity(ca, certificate, key)
+
+    def _serve(
+        self,
+        _: Sequence[int],
+        listen: str,
+        files: Sequence[str],
+        bundles: Sequence[str],
+        options: Any,
+    ) -> Any:
+        """Serve bundles and answer probes until `close`; the address.
+
+        Files: authority of the devices, certificate and key, or none.
+        """
         from offload_runtimes.server import Server
         from offload_runtimes.serving.serve_options import ServeOptions
 
@@ -215,9 +263,82 @@ class Worker:
             security = ServerSecurity(certificate, key, client_ca)
         else:
             security = ServerSecurity(insecure=True)
-        server = Server([], listen, ServeOptions(security=security))
-        server.start()
+        engine = from_json(EngineOptions, options)
+        server = Server(
+            [self._folder / name for name in bundles],
+            listen,
+            ServeOptions(engine, security=security),
+        )
+        self._server = server.start()
         return server.address, ()
+
+    def _open_session(
+        self,
+        _: Sequence[int],
+        session: str,
+        bundle: str,
+        server: str | None,
+        files: Sequence[str],
+        options: Any,
+    ) -> Any:
+        """Open a session on a bundle; without a server, both sides run here."""
+        from offload_runtimes.client import OffloadSession
+        from offload_runtimes.local import open_session
+
+        engine = from_json(EngineOptions, options)
+        settings: dict[str, Any] = {
+            "providers": engine.providers,
+            "threads": engine.threads,
+            "allow_cpu": engine.allow_cpu,
+            "on_server_loss": "raise",  # a run finished locally would measure something else
+            "heartbeat_s": _HEARTBEAT_S,
+            "patience_s": _HEARTBEAT_S,
+            "connect_timeout_s": _CONNECT_S,
+        }
+        path = self._folder / bundle
+        if server is None:
+            opened = open_session(path, **settings)
+        else:
+            security = self._client_security(files)
+            opened = OffloadSession(path, server, security=security, **settings)
+        self._sessions[session] = opened
+        return {"outputs": [value.name for value in opened.get_outputs()]}, ()
+
+    def _infer(
+        self,
+        sizes: Sequence[int],
+        session: str,
+        feeds: Mapping[str, str | int],
+        expected: Mapping[str, str],
+        fetch: bool,
+    ) -> Any:
+        """Run a session once: seconds, difference from the expected values, timeline, outputs."""
+        values = self._feeds(feeds, self._blobs(sizes))
+        opened = self._sessions[session]
+        start_s = time.monotonic()
+        outputs, timeline = opened.run_timed(None, values)
+        latency_s = time.monotonic() - start_s
+        by_name = dict(zip((v.name for v in opened.get_outputs()), outputs, strict=True))
+        worst = max(
+            (gap(self._values[key], by_name[name]) for name, key in expected.items()), default=0.0
+        )
+        run = {
+            "latency_s": latency_s,
+            "difference": min(worst, _WORST),
+            "timeline": to_json(timeline),
+            "plan": opened.plan,
+        }
+        return run, tuple(map(structured_values.encode, outputs)) if fetch else ()
+
+    def _close(self, _: Sequence[int]) -> Any:
+        """Close all sessions and the server."""
+        for session in self._sessions.values():
+            session.close()
+        self._sessions.clear()
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+        return {}, ()
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
-"""Codecs that compress the bytes of tensors for sending: raw, zstd, planes, png, jpeg.
+"""Codecs that compress the bytes of tensors for sending: raw, zstd, planes, png, jpeg, jpeg95.
 
-They are lossless, except for `jpeg`, which is for pictures. Encodings that reduce the precision of
-any tensor (float16, uint8) are nodes inside the subgraphs, not codecs.
+They are lossless, except for `jpeg` and `jpeg95`, which are for pictures. Encodings that reduce the
+precision of any tensor (float16, uint8) are nodes inside the subgraphs, not codecs.
 """
 
 import io
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -21,7 +21,12 @@ from offload.errors import InputError
 
 Shape = tuple[int, ...]
 Buffer: TypeAlias = bytes | memoryview
-JPEG_QUALITY = 90
+# By codec, the format of the picture file and Pillow's options.
+_PICTURES: Mapping[str, tuple[str, Mapping[str, int]]] = {
+    "png": ("png", {"compress_level": 3}),
+    "jpeg": ("jpeg", {"quality": 90}),
+    "jpeg95": ("jpeg", {"quality": 95}),
+}
 _WIDTHS = (2, 4, 8)  # bytes of the elements that `planes` splits
 _ALL, _MASKED = b"\0", b"\1"
 _FEW_ZEROS = 1 / 16  # with a smaller share, the mask costs as much as it saves
@@ -142,7 +147,7 @@ def _planes_decode(data: Buffer, size_bytes: int, shape: Shape) -> bytes:
 
 def suits(name: str, dtype: str, shape: Shape) -> bool:
     """Whether a codec is meant for arrays of this dtype and shape."""
-    if name in ("png", "jpeg"):
+    if name in _PICTURES:
         return suits_picture(dtype, shape)
     return name != "planes" or dtype not in ("uint8", "int8", "bool")
 
@@ -160,21 +165,22 @@ def has_pictures() -> bool:
     return find_spec("PIL") is not None
 
 
-def _encode_picture(kind: str, data: Buffer, shape: Shape) -> bytes:
+def _encode_picture(codec: str, data: Buffer, shape: Shape) -> bytes:
     """Encode pictures, stacked vertically, as one picture file."""
     from PIL import Image
 
     stack = np.frombuffer(data, np.uint8).reshape(-1, *shape[-2:])
     file = io.BytesIO()
-    options = {"quality": JPEG_QUALITY} if kind == "jpeg" else {"compress_level": 3}
+    kind, options = _PICTURES[codec]
     Image.fromarray(stack).save(file, kind, **options)
     return file.getvalue()
 
 
-def _decode_picture(kind: str, data: Buffer, size_bytes: int, shape: Shape) -> bytes:
+def _decode_picture(codec: str, data: Buffer, size_bytes: int, shape: Shape) -> bytes:
     from PIL import Image
 
     width = shape[-2] if len(shape) > 2 else 0
+    kind, _ = _PICTURES[codec]
     try:
         with Image.open(io.BytesIO(data), formats=(kind,)) as opened:
             # Checked before anything is decoded: a small file may declare a huge size.
@@ -194,8 +200,8 @@ _CODECS = {
         Codec("zstd", lambda data, _: _zstd.compressor.compress(data), _zstd_decode),
         Codec("planes", _planes_encode, _planes_decode),
         *(
-            Codec(kind, partial(_encode_picture, kind), partial(_decode_picture, kind))
-            for kind in ("png", "jpeg")
+            Codec(name, partial(_encode_picture, name), partial(_decode_picture, name))
+            for name in _PICTURES
         ),
     )
 }

@@ -118,7 +118,7 @@ def test_a_target_that_goes_away(tmp_path: Path) -> None:
     model = load_model(network(tmp_path / "net.onnx"))
     with working() as (machine, process):
         process.kill()
-        with pytest.raises(ServerError, match="measuring on pi ended early"):
+        with pytest.raises(ServerError, match="worker on pi ended early"):
             machine.load(whole_input(model), OPTIONS)
 
 

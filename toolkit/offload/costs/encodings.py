@@ -47,8 +47,8 @@ class Encoding:
         name: its name in plans and options.
         form: the conversion in the subgraphs.
         codec: `raw`, `zstd` or `planes` (zeros separately, the others byte by byte of
-            significance, then zstd), on the bytes; `png` or `jpeg` for pictures,
-            uint8 ... x H x W x 3.
+            significance, then zstd), on the bytes; `png`, `jpeg` (quality 90) or
+            `jpeg95` for pictures, uint8 ... x H x W x 3.
     """
 
     name: str
@@ -58,12 +58,12 @@ class Encoding:
     @property
     def is_lossless(self) -> bool:
         """Whether decoding restores every bit."""
-        return self.form is TensorFormat.PLAIN and self.codec != "jpeg"
+        return self.form is TensorFormat.PLAIN and not self.codec.startswith("jpeg")
 
     @property
     def is_picture(self) -> bool:
         """Whether it encodes only pictures and needs Pillow on both sides."""
-        return self.codec in ("png", "jpeg")
+        return self.codec in PICTURE_CODECS
 
     def wire_name(self, tensor: str) -> str:
         """The name of the converted tensor, which is sent."""
@@ -89,6 +89,7 @@ class Encoding:
         return ENCODINGS[str(value)]
 
 
+PICTURE_CODECS = ("png", "jpeg", "jpeg95")
 RAW = Encoding("raw", TensorFormat.PLAIN, "raw")
 ZSTD = Encoding("zstd", TensorFormat.PLAIN, "zstd")
 _LOSSLESS = ("raw", "zstd", "planes")
@@ -107,7 +108,7 @@ _LOSSY: Mapping[TensorFormat, tuple[Encoding, ...]] = {
     )
     for form, codecs in _CODECS.items()
 }
-_PICTURE = tuple(Encoding(codec, TensorFormat.PLAIN, codec) for codec in ("png", "jpeg"))
+_PICTURE = tuple(Encoding(codec, TensorFormat.PLAIN, codec) for codec in PICTURE_CODECS)
 ENCODINGS: Mapping[str, Encoding] = MappingProxyType(
     {
         encoding.name: encoding
