@@ -22,6 +22,8 @@ from offload_cli.output import Output, replace_missing_characters
 
 PANELS: dict[str, dict[str, str]] = {
     "Start here": {
+        "up": "up:up",
+        "down": "up:down",
         "demo": "demo.command:demo",
         "models": "models:app",
         "inspect": "inspect:inspect",

@@ -94,6 +94,18 @@ def input_shapes(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     }
 
 
+def picture_input_name(source: Path, shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The name of a model's one input that is float32 N x 3 x H x W; None without exactly one."""
+    try:
+        graph = onnx.load(source, load_external_data=False).graph
+    except (OSError, DecodeError):
+        return None
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    pictures = [value.name for value in inputs if _is_picture(value, shapes.get(value.name))]
+    return pictures[0] if len(pictures) == 1 else None
+
+
 def save_with_image_input(
     source: Path,
     target: Path,

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from offload_runtimes.device.session_options import SessionOptions
     from offload_runtimes.local import open_session
     from offload_runtimes.measure.probe import probe
+    from offload_runtimes.security.credentials import ClientSecurity
 
 __all__ = [
     "BundleError",
+    "ClientSecurity",
     "DeadlineError",
     "InputError",
     "OffloadError",
@@ -30,6 +32,7 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(__all__, "offload.errors"),
+    "ClientSecurity": "offload_runtimes.security.credentials",
     "OffloadSession": "offload_runtimes.client",
     "SessionOptions": "offload_runtimes.device.session_options",
     "open_session": "offload_runtimes.local",

@@ -241,9 +241,11 @@ def _preflight(options: argparse.Namespace) -> None:
 
 
 def _version(_: argparse.Namespace) -> None:
-    from offload_runtimes.versions import versions
+    from offload_runtimes.protocol.codecs import has_pictures
+    from offload_runtimes.versions import source_digest, versions
 
-    print(json.dumps(versions().to_json()))
+    about = {"source": source_digest(), "pictures": has_pictures()}
+    print(json.dumps({**versions().to_json(), **about}))
 
 
 if __name__ == "__main__":

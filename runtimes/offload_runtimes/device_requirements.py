@@ -19,6 +19,7 @@ REQUIREMENTS = (
     "grpcio-health-checking>=1.70",  # the server's health checks
     "typing-extensions>=4.12",  # grpcio imports it
 )
+PILLOW = "pillow>=10.1"  # encodes pictures as png and jpeg
 # The wheels of onnxruntime: all contain the same module, so only one may be installed.
 ORT_WHEELS = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino")
 # The libraries of CUDA 13 that PyPI's onnxruntime-gpu loads; the driver comes from the system.

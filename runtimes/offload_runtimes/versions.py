@@ -1,8 +1,11 @@
 """Versions of the software that runs models on this machine: the product, onnxruntime, Python."""
 
+import hashlib
 import os
 import platform
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import offload
@@ -45,3 +48,15 @@ def versions() -> Versions:
         f"{system.sysname}-{system.release}-{system.machine}{libc and f'-with-{libc}'}",
         available_providers(),
     )
+
+
+@cache
+def source_digest() -> str:
+    """Digest of this product's own code: equal on machines that run exactly the same."""
+    digest = hashlib.sha256()
+    assert offload.__file__ is not None
+    for package in (Path(offload.__file__).parent, Path(__file__).parent):
+        for path in sorted(package.rglob("*.py")):
+            digest.update(path.relative_to(package.parent).as_posix().encode() + b"\0")
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]

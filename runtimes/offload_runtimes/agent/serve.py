@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import select
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,7 @@ class Agent:
             "servers": lambda: {"servers": servers(store.root)},
             "become": self._become,
             "spawn": lambda **asked: spawn(store.root, **asked),
+            "purge": self._purge,
             "runs": lambda pid: {"runs": runs(pid)},
         }
 
@@ -127,6 +129,13 @@ class Agent:
             os.execv(command[0], command)
         except OSError as error:
             raise RefusalError(f"{command[0]} does not start: {error.strerror}") from error
+
+    def _purge(self) -> dict[str, Any]:
+        """Remove the root, if it is one of a deployment."""
+        root = self.store.root
+        if any((root / name).exists() for name in ("journal.json", "runtime")):
+            shutil.rmtree(root)
+        return {}
 
     def _link(self, name: str, to: str) -> dict[str, Any]:
         link_whole(self.store.root / name, to)

@@ -29,6 +29,7 @@ from offload_runtimes.device_requirements import (
     CUDA_WHEELS,
     MINIMUM_PYTHON,
     ORT,
+    PILLOW,
     REQUIREMENTS,
     RUNTIME,
     wheel_of,
@@ -241,6 +242,8 @@ def init_devices(
     ort: str | None,
     report: Callable[[TargetConfig, str], None],
     system_cuda: bool,
+    *,
+    pictures: bool = False,
 ) -> list[Installed | OffloadError]:
     """Install the light runtime on targets, all at once, and switch to it.
 
@@ -253,6 +256,7 @@ def init_devices(
         ort: a version of onnxruntime; None: the newest.
         report: called with each step.
         system_cuda: install no CUDA libraries: the target has them.
+        pictures: also install Pillow, which encodes pictures as png and jpeg.
 
     Returns:
         For each target what was installed, or the error. InputError: the machine does not meet the
@@ -262,6 +266,7 @@ def init_devices(
 
     async def install(target: TargetConfig) -> Installed | OffloadError:
         wheels = requirements(ort, target.providers, system_cuda=system_cuda)
+        wheels = (*wheels, *([PILLOW] if pictures else []))
         try:
             async with connect(target) as agent:
                 steps = lambda text: report(target, text)  # noqa: E731

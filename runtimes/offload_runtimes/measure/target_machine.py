@@ -115,6 +115,10 @@ class TargetSession:
         run, _ = self._machine.infer(self._name, feeds, expected, fetch=False)
         return from_json(MeasuredInference, run)
 
+    def period_s(self, feeds: Feeds, frames: int) -> float:
+        """Seconds per frame of a stream of equal frames."""
+        return self._machine.stream(self._name, feeds, frames)
+
 
 class TargetMachine:
     """A machine on which `python -m offload_runtimes measure` answers.
@@ -299,6 +303,7 @@ class TargetMachine:
         server: str | None,
         security: Sequence[Path] = (),
         options: EngineOptions | None = None,
+        plan: int | None = None,
     ) -> "TargetSession":
         """Open a session there on a bundle that was sent.
 
@@ -308,6 +313,7 @@ class TargetMachine:
             security: PEM files of the server's authority, a certificate and its key; none:
                 plaintext.
             options: how onnxruntime runs the device's side.
+            plan: index of the plan to follow; None: the best for the link as measured.
 
         Raises:
             InputError: the bundle is refused.
@@ -323,6 +329,7 @@ class TargetMachine:
             server=server,
             files=files,
             options=settings,
+            plan=plan,
         )
         return TargetSession(self, name, tuple(about["outputs"]))
 
@@ -334,6 +341,14 @@ class TargetMachine:
         packed = _packed(feeds, blobs)
         keys = {name: value.key for name, value in expected.items()}
         return self._call("infer", blobs, session=session, feeds=packed, expected=keys, fetch=fetch)
+
+    def stream(self, session: str, feeds: Feeds, frames: int) -> float:
+        """What `TargetSession.period_s` returns."""
+        blobs: list[bytes] = []
+        packed = _packed(feeds, blobs)
+        seconds: float
+        seconds, _ = self._call("stream", blobs, session=session, feeds=packed, frames=frames)
+        return seconds
 
     def close(self) -> None:
         """Close the sessions and the server there."""

@@ -83,6 +83,7 @@ class Worker:
             "serve": self._serve,
             "open_session": self._open_session,
             "infer": self._infer,
+            "stream": self._stream,
             "close": self._close,
         }
 
@@ -280,6 +281,7 @@ class Worker:
         server: str | None,
         files: Sequence[str],
         options: Any,
+        plan: int | None,
     ) -> Any:
         """Open a session on a bundle; without a server, both sides run here."""
         from offload_runtimes.client import OffloadSession
@@ -290,6 +292,7 @@ class Worker:
             "providers": engine.providers,
             "threads": engine.threads,
             "allow_cpu": engine.allow_cpu,
+            "plan": plan,
             "on_server_loss": "raise",  # a run finished locally would measure something else
             "heartbeat_s": _HEARTBEAT_S,
             "patience_s": _HEARTBEAT_S,
@@ -329,6 +332,17 @@ class Worker:
             "plan": opened.plan,
         }
         return run, tuple(map(structured_values.encode, outputs)) if fetch else ()
+
+    def _stream(
+        self, sizes: Sequence[int], session: str, feeds: Mapping[str, str | int], frames: int
+    ) -> Any:
+        """Seconds per frame of a stream."""
+        values = self._feeds(feeds, self._blobs(sizes))
+        ends_s = [
+            time.monotonic()
+            for _ in self._sessions[session].stream((values for _ in range(frames + 1)), copy=False)
+        ]
+        return (ends_s[-1] - ends_s[0]) / frames, ()
 
     def _close(self, _: Sequence[int]) -> Any:
         """Close all sessions and the server."""

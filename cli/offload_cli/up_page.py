@@ -1,0 +1,204 @@
+"""What `offload up` found, as a sentence, as rows of a table and as an HTML page."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from offload.files import write_text
+from offload.report.charts import sizes_svg
+from offload.report.gantt import gantt_svg
+from offload.report.page import Section, page
+from offload.scheduling.timeline import Lane
+from offload.units import format_bps, format_bytes, format_s
+from offload_runtimes.deploy.rivals import SPLIT
+from offload_runtimes.deploy.targets import TargetConfig
+from offload_runtimes.deploy.trial import SchemeResult
+from offload_runtimes.deploy.up import UpResult
+
+COLUMNS = ("scheme", ">predicted", ">measured", ">spread", ">sent", ">layers on device", "answers")
+_NAMES = {
+    "LO": "all on the device",
+    "CO": "all on the server",
+    "CO float": "all on the server, floats sent",
+    "CO bytes": "all on the server, the camera's bytes sent",
+    "CO jpeg 90": "all on the server, jpeg of quality 90 sent",
+    "CO jpeg 95": "all on the server, jpeg of quality 95 sent",
+    SPLIT: "split",
+}
+# Gains below this are within what two measurements of the same differ by.
+_WORTH = 1.1
+
+
+def name_of(label: str) -> str:
+    """A scheme's label in words; of several that come to the same, the first."""
+    return _NAMES[label.split(" = ")[0]]
+
+
+def verdict(result: UpResult) -> str:
+    """What was gained over the device alone and the server alone, and whether it is worth it."""
+    chosen = result.scheme(result.chosen)
+    others = [s for s in result.schemes if s is not chosen and s.is_lossless]
+    gains = [
+        f"{s.median_s / chosen.median_s:.1f} times faster than {name_of(s.label)}"
+        f" ({format_s(s.median_s)})"
+        for s in others
+        if s.label.split(" = ")[0] != SPLIT
+    ]
+    took = format_s(chosen.median_s)
+    is_split = chosen.label == SPLIT
+    if is_split:
+        least = min((s.median_s for s in others), default=chosen.median_s) / chosen.median_s
+        worth = "it is worth it" if least >= _WORTH else "it is hardly worth it"
+        return f"Split, the model answers in {took}: {', '.join(gains)}; {worth}."
+    text = f"Fastest is {name_of(chosen.label)}: {took}"
+    best = [s for s in others if s.label == SPLIT]
+    text += f"; {', '.join(gains)}" if gains else ""
+    if best:
+        return f"{text}. The best split takes {format_s(best[0].median_s)}: not worth it here."
+    return f"{text}. No split is predicted to be faster: not worth it here."
+
+
+def lossy_note(result: UpResult) -> str:
+    """Whether a scheme that changes the answers would be faster; empty if none would."""
+    chosen = result.scheme(result.chosen)
+    faster = [
+        s for s in result.schemes if not s.is_lossless and s.median_s < chosen.median_s / _WORTH
+    ]
+    if not faster:
+        return ""
+    best = min(faster, key=lambda s: s.median_s)
+    encodings = best.label.lower().removeprefix("co ").replace(" 90", "").replace(" ", "")
+    return (
+        f"{name_of(best.label).capitalize()} takes {format_s(best.median_s)}, but changes the"
+        f" answers: {answers(best)}. Allow it with `--encoding {encodings} --tolerance"
+        f" {max(best.difference * 1.5, 0.001):.1g}` if that is good enough."
+    )
+
+
+def answers(scheme: SchemeResult) -> str:
+    """Whether a scheme's answers are the whole model's."""
+    if scheme.is_lossless:
+        return "equal" if scheme.difference <= 1e-3 else f"off by {scheme.difference:.2g}"
+    text = f"off by {scheme.difference:.2g} at most"
+    if scheme.same_answers is not None:
+        text += f", same class for {scheme.same_answers} of {scheme.inputs}"
+    return text
+
+
+def rows(result: UpResult) -> list[tuple[str, ...]]:
+    """One row a scheme, as `COLUMNS` names them."""
+    return [
+        (
+            f"{s.label}{' *' if s.label == result.chosen else ''}",
+            format_s(s.predicted_s) if s.predicted_s is not None else "",
+            format_s(s.median_s),
+            f"{format_s(min(s.latencies_s))} .. {format_s(max(s.latencies_s))}",
+            format_bytes(s.upload_bytes),
+            str(s.device_layers),
+            answers(s),
+        )
+        for s in result.schemes
+    ]
+
+
+def command(result: UpResult, device: TargetConfig) -> str:
+    """The command that runs the release on the device, on the sample input."""
+    words = shlex.join(result.command)
+    return words if device.ssh is None else f"ssh {device.ssh} {words}"
+
+
+def program(result: UpResult) -> str:
+    """Three lines of Python for the device."""
+    root = result.root
+    if not result.address:
+        session = f'session = open_session("{root}/current")'
+        return (
+            "from offload_runtimes import open_session\n"
+            f"{session}\noutputs = session.run(None, {{NAME: ARRAY}})"
+        )
+    security = ""
+    if result.secure:
+        files = ", ".join(f'"{root}/certs/{name}"' for name in ("ca.pem", "own.pem", "own.key"))
+        security = f", security=ClientSecurity({files})"
+    return (
+        "from offload_runtimes import ClientSecurity, OffloadSession\n"
+        f'session = OffloadSession("{root}/current", "{result.address}"{security})\n'
+        "outputs = session.run(None, {NAME: ARRAY})"
+    )
+
+
+def write_page(folder: Path, model: str, targets: Sequence[TargetConfig], result: UpResult) -> Path:
+    """Write `index.html` with all that was found, and return its path."""
+    device, server = targets
+    chosen = result.scheme(result.chosen)
+    groups = {}
+    for s in result.schemes:
+        bars = [("measured", s.median_s, format_s(s.median_s))]
+        if s.predicted_s is not None:
+            bars.insert(0, ("predicted", s.predicted_s, format_s(s.predicted_s)))
+        groups[f"{s.label}: {name_of(s.label)}"] = bars
+    marked = dict.fromkeys(groups, "measured")
+    seen = result.link
+    introduction = (
+        f"{model} on {device.name} ({result.device[0]}, {format_s(result.device[1])} alone) and"
+        f" {server.name} ({result.server[0]}, {format_s(result.server[1])} alone). Link:"
+        f" {seen.link.describe()}, 10 % of messages slower than {format_bps(seen.slow_bps)},"
+        f" round trip {format_s(seen.round_trip_s)}."
+    )
+    heads = tuple(column.lstrip(">") for column in COLUMNS)
+    timelines = {}
+    for s in (chosen, *(s for s in result.schemes if s is not chosen)):
+        if s.predicted is not None:
+            timelines[f"{s.label}, predicted"] = s.predicted
+        timelines[f"{s.label}, measured"] = s.measured
+    sections = [
+        Section(
+            "Result",
+            " ".join(filter(None, (verdict(result), lossy_note(result)))),
+            heads,
+            rows(result),
+            result.schemes.index(chosen),
+            [sizes_svg(groups, marked, "Seconds of one inference, predicted and measured")],
+        ),
+        Section("Timelines", charts=[gantt_svg(timelines, "What each resource does, on one axis")]),
+        Section(
+            "The cut",
+            f"{chosen.device_layers} layers run on {device.name}; it sends"
+            f" {', '.join(chosen.cut) or 'nothing'}.",
+        ),
+        Section(
+            "Where time and memory go",
+            "",
+            ("scheme", "device computes", "uplink", "server computes", "memory on the device"),
+            [
+                (
+                    s.label,
+                    *(
+                        format_s(s.measured.busy_s(lane))
+                        for lane in (Lane.DEVICE, Lane.UPLINK, Lane.SERVER)
+                    ),
+                    format_bytes(s.memory_bytes) if s.memory_bytes else "",
+                )
+                for s in result.schemes
+            ],
+        ),
+        Section(
+            "How sure the figures are",
+            " ".join((_certainty(result), *result.remarks)),
+        ),
+    ]
+    path = folder / "index.html"
+    write_text(path, page(f"{model}: {device.name} and {server.name}", introduction, sections))
+    return path
+
+
+def _certainty(result: UpResult) -> str:
+    errors = [
+        abs(s.predicted_s / s.median_s - 1) for s in result.schemes if s.predicted_s is not None
+    ]
+    runs = min(len(s.latencies_s) for s in result.schemes)
+    text = f"Measured {runs} times or more, in turns, on the real machines."
+    if errors:
+        text += f" Predictions are off by {max(errors):.0%} at most."
+    r2 = min(filter(None, (result.link.link.up_r2, result.link.link.down_r2)), default=None)
+    return text + (f" The link fits a line with r2 = {r2:.3f}." if r2 else "")

@@ -1,0 +1,150 @@
+"""The ways to run a model on a device and a server, each planned and written as a bundle."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from offload.bundle.bundle import Bundle, open_bundle
+from offload.bundle.model_inputs import inputs_of
+from offload.bundle.write import write_plans
+from offload.costs.encodings import EncodingPolicy, parse_allowed
+from offload.costs.link import Link
+from offload.errors import InputError
+from offload.files import write_text
+from offload.planning.plan import Plan
+from offload.planning.plan_set import PlanSet
+from offload.planning.planner import make_plan
+
+from offload_runtimes.measure import Progress
+from offload_runtimes.measure.calibration import read_calibration
+from offload_runtimes.measure.encoding_sizes import cached_encodings
+from offload_runtimes.measure.split import PlanningInputs, prepare, write_split
+from offload_runtimes.measure.verify import missing_types
+
+LOCAL, CLOUD, SPLIT = "LO", "CO", "split"
+_JPEG = {"CO jpeg 90": "jpeg", "CO jpeg 95": "jpeg95"}
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A way to run the model.
+
+    Attributes:
+        label: its name for people; several where they come to the same program: `CO = split`.
+        bundle: what runs.
+        plan: index of the plan that it follows.
+    """
+
+    label: str
+    bundle: Bundle
+    plan: int = 0
+
+    @property
+    def followed(self) -> Plan:
+        """The plan that it follows."""
+        return self.bundle.plans[self.plan]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the device computes everything."""
+        return self.followed.is_local
+
+
+def write_rivals(
+    prepared: PlanningInputs,
+    link: Link,
+    folder: Path,
+    float_input: str = "",
+    progress: Progress = lambda _: None,
+) -> tuple[list[Rival], list[str]]:
+    """Plan every way to run a model and write its bundle: all that differ in what they run.
+
+    `LO`, all on the device. `CO`, all on the server; if the input is a picture in bytes, with its
+    floats (`CO float`), its bytes (`CO bytes`), and as jpeg of quality 90 and 95, which need
+    calibration inputs. `split`, the plans for the request's links, followed at `link`.
+
+    Args:
+        prepared: the model, the profiles and the request.
+        link: the link to compare them on.
+        folder: gets a bundle for each.
+        float_input: the float tensor that is computed from the picture; empty: it is not one.
+        progress: called with a phrase before each step.
+
+    Returns:
+        The rivals, the simplest first, and a sentence for each that is left out.
+    """
+    model, graph = prepared.model, prepared.graph
+    types = missing_types(model, graph)
+    rivals: list[Rival] = []
+    remarks: list[str] = []
+
+    def add(label: str, bundle: Bundle, plan: int = 0) -> None:
+        new = Rival(label, bundle, plan)
+        for index, known in enumerate(rivals):
+            if known.followed.program == new.followed.program:
+                label = f"{known.label} = {label}"
+                # The last bundle has plans for other links, too; a local one needs no server.
+                rivals[index] = replace(known if known.is_local else new, label=label)
+                return
+        rivals.append(new)
+
+    def write(label: str, make: Callable[[], Plan]) -> None:
+        progress(f"planning {label}")
+        try:
+            plan = make()
+        except InputError as error:
+            remarks.append(f"{label} is left out: {error}.")
+            return
+        name = "".join(c if c.isalnum() else "-" for c in label.lower())
+        add(label, write_plans(model, graph, PlanSet((plan,)), folder / name, types))
+
+    folder.mkdir(exist_ok=True)
+    problem = prepared.problem(link)
+    write(LOCAL, lambda: make_plan(problem, "local"))
+    if float_input:
+        progress("planning CO float")
+        with suppress(InputError):  # --keep-input forbids it, or the engine fuses that tensor away
+            add("CO float", _with_floats(prepared, link, folder / "co-float", float_input))
+    write("CO bytes" if float_input else CLOUD, lambda: make_plan(problem, "cloud"))
+    calibration = prepared.request.allowance.calibration
+    if float_input and calibration is None:
+        remarks.append("CO with jpeg was not tried: give photos with --calibration.")
+    elif float_input and calibration is not None:
+        samples = read_calibration(calibration, inputs_of(model, graph).values)
+        allowed = parse_allowed(",".join(_JPEG.values()))
+        options, again = prepared.request.options, prepared.request.again
+        table = cached_encodings(
+            model, graph, samples, allowed, options, types, progress, again=again
+        )
+        for label, name in _JPEG.items():
+            only = prepared.problem(link, table=table.allowing(parse_allowed(name)[1:]))
+            write(label, lambda only=only: make_plan(only, "cloud"))  # type: ignore[misc]
+    progress("planning the best split")
+    best = write_split(prepared, folder / "best", progress)
+    add(SPLIT, best, best.ranged.at(link.up_bps))
+    return rivals, remarks
+
+
+def _with_floats(prepared: PlanningInputs, link: Link, path: Path, float_input: str) -> Bundle:
+    """Cut after the preprocessing: the server gets the floats that the model was trained on."""
+    request = replace(prepared.request, cut=(float_input,), links=(), link=link)
+    request = replace(request, allowance=EncodingPolicy(parse_allowed("raw")))
+    return write_split(prepare(request), path)
+
+
+def save_rivals(path: Path, rivals: list[Rival]) -> None:
+    """Note which bundles beside the file are which rivals; `load_rivals` reads it."""
+    rows = [(rival.label, rival.bundle.path.name, rival.plan) for rival in rivals]
+    write_text(path, json.dumps(rows, indent=1))
+
+
+def load_rivals(path: Path, folder: Path) -> list[Rival]:
+    """Read what `save_rivals` wrote.
+
+    Raises:
+        BundleError, OSError: a bundle is missing or damaged.
+    """
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    return [Rival(label, open_bundle(folder / name), plan) for label, name, plan in rows]

@@ -1,0 +1,271 @@
+"""Run several bundles of a model in turns on a device and a server, and compare their answers."""
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from offload.costs.link import Link
+from offload.errors import InputError
+from offload.planning.plan import Side
+from offload.scheduling.timeline import Timeline
+
+from offload_runtimes.address import parse_address
+from offload_runtimes.deploy.measuring import MeetingPoint
+from offload_runtimes.deploy.rivals import Rival
+from offload_runtimes.engine import EngineOptions
+from offload_runtimes.measure import Progress
+from offload_runtimes.measure.target_machine import MeasuredInference, TargetMachine
+
+LEAST_RUNS = 5
+ALLOWED_DIFFERENCE = 1e-3
+"""Largest difference between a lossless scheme and the whole model, as for a release's proof."""
+# The device's own kernels may differ from this machine's by more than that.
+_OWN_TIMES = 4.0
+
+
+@dataclass(frozen=True)
+class TrialInputs:
+    """Inputs to run on.
+
+    Attributes:
+        feeds: used one after the other.
+        expected: the whole model's outputs on each, by name.
+        are_random: whether they are made up.
+    """
+
+    feeds: Sequence[Mapping[str, Any]]
+    expected: Sequence[Mapping[str, Any]]
+    are_random: bool = False
+
+
+@dataclass(frozen=True)
+class SchemeResult:
+    """One way to run the model, predicted and measured.
+
+    Attributes:
+        label: its name for people.
+        scheme: `local`, `cloud` or the planner's scheme.
+        predicted_s: predicted latency; None: not predicted.
+        latencies_s: measured, one per run.
+        period_s: measured seconds per frame of a stream; None: not measured.
+        difference: largest difference from the whole model's outputs, relative to their largest
+            value.
+        same_answers: number of inputs on which all outputs that are class scores have the same
+            largest class; None: no output is.
+        inputs: number of inputs.
+        is_lossless: whether all encodings are.
+        upload_bytes: planned, per inference.
+        cut: names of the tensors that are uploaded, with their encoding.
+        device_layers: number of layers on the device.
+        memory_bytes: predicted memory of the device's process.
+        predicted: timeline; None: not predicted.
+        measured: timeline of the run nearest to the median.
+    """
+
+    label: str
+    scheme: str
+    predicted_s: float | None
+    latencies_s: tuple[float, ...]
+    period_s: float | None
+    difference: float
+    same_answers: int | None
+    inputs: int
+    is_lossless: bool
+    upload_bytes: int
+    cut: tuple[str, ...]
+    device_layers: int
+    memory_bytes: int | None
+    predicted: Timeline | None
+    measured: Timeline
+
+    @property
+    def median_s(self) -> float:
+        """Median of the measured latencies."""
+        return statistics.median(self.latencies_s)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A device and a server that can be measured.
+
+    Attributes:
+        device: the device.
+        server: the server.
+        meeting: where the server listens and where the device reaches it.
+        device_options: how onnxruntime runs on the device.
+        server_options: how onnxruntime runs on the server.
+        device_files: authority, certificate and key of the device; empty: plaintext.
+        server_files: the same of the server.
+    """
+
+    device: TargetMachine
+    server: TargetMachine
+    meeting: MeetingPoint
+    device_options: EngineOptions
+    server_options: EngineOptions
+    device_files: Sequence[Path] = ()
+    server_files: Sequence[Path] = ()
+
+
+def run_in_turns(
+    pair: Pair,
+    rivals: Sequence[Rival],
+    link: Link,
+    inputs: TrialInputs,
+    *,
+    repeats: int = 20,
+    budget_s: float = 20.0,
+    streams: bool = False,
+    progress: Progress = lambda _: None,
+) -> tuple[SchemeResult, ...]:
+    """Measure rivals on the real machines, in turns, so that a noisy moment affects all of them.
+
+    Args:
+        pair: the machines.
+        rivals: what to run; those that differ in their programs.
+        link: the link between them, for the predictions.
+        inputs: what to run them on.
+        repeats: runs of each rival after one to warm up.
+        budget_s: seconds for each rival, after which no round is begun; at least five are.
+        streams: also measure the seconds per frame of a stream.
+        progress: called with a phrase before each step.
+
+    Raises:
+        InputError: a machine refuses a bundle.
+        ServerError: the device does not reach the server, or a machine is lost.
+    """
+    try:
+        sessions = _open(pair, rivals, progress)
+        stored = [pair.device.store(sample) for sample in inputs.feeds]
+        wanted = [pair.device.store(outputs) for outputs in inputs.expected]
+        runs: dict[str, list[MeasuredInference]] = {rival.label: [] for rival in rivals}
+        began_s = time.monotonic()
+        for number in range(repeats + 1):
+            progress(f"running {len(rivals)} schemes in turns, run {number} of {repeats}")
+            which = max(number - 1, 0) % len(stored)
+            for label, session in sessions.items():
+                run = session.time(stored[which], wanted[which])
+                if number:
+                    runs[label].append(run)
+            is_over = time.monotonic() - began_s > budget_s * len(rivals)
+            if number >= min(LEAST_RUNS, repeats) and is_over:
+                break
+        own = max(
+            (run.difference for r in rivals if r.is_local for run in runs[r.label]),
+            default=0.0,
+        )
+        results = []
+        for rival in rivals:
+            period_s = None
+            if streams:
+                progress(f"streaming frames, {rival.label}")
+                frames = max(LEAST_RUNS, min(repeats, 50))
+                period_s = sessions[rival.label].period_s(stored[0], frames)
+            result = _result(rival, link, runs[rival.label], period_s, len(stored))
+            if result.is_lossless:
+                limit = max(ALLOWED_DIFFERENCE, _OWN_TIMES * own)
+                if result.difference > limit:
+                    raise InputError(
+                        f"{rival.label} gives other answers: an output is off by"
+                        f" {result.difference:.2g} of its largest value, {limit:.2g} is allowed"
+                    )
+            else:
+                progress(f"comparing answers, {rival.label}")
+                answers = [sessions[rival.label].run(feeds)[0] for feeds in stored]
+                same = _same_answers(answers, [tuple(e.values()) for e in inputs.expected])
+                result = replace(result, same_answers=same)
+            results.append(result)
+        return tuple(results)
+    finally:
+        for machine in (pair.device, pair.server):
+            machine.close()
+
+
+def _open(pair: Pair, rivals: Sequence[Rival], progress: Progress) -> "dict[str, Any]":
+    """Send the bundles, serve them, and open a session of each on the device."""
+    on_device, on_server = {}, {}
+    for rival in rivals:
+        progress(f"sending {rival.label}")
+        if rival.is_local:
+            on_device[rival.label] = pair.device.send_bundle(rival.bundle, *Side)
+            continue
+        on_device[rival.label] = pair.device.send_bundle(rival.bundle, Side.DEVICE)
+        on_server[rival.label] = pair.server.send_bundle(rival.bundle, Side.SERVER)
+    address = None
+    if on_server:
+        progress("starting the server")
+        listening = pair.server.serve(
+            str(pair.meeting.listen),
+            pair.server_files,
+            tuple(on_server.values()),
+            pair.server_options,
+        )
+        address = pair.meeting.reached_at(parse_address(listening).port)
+    sessions = {}
+    for rival in rivals:
+        progress(f"opening a session, {rival.label}")
+        sessions[rival.label] = pair.device.open_session(
+            on_device[rival.label],
+            address if rival.label in on_server else None,
+            pair.device_files if rival.label in on_server else (),
+            pair.device_options,
+            rival.plan,
+        )
+    return sessions
+
+
+def _result(
+    rival: Rival,
+    link: Link,
+    runs: Sequence[MeasuredInference],
+    period_s: float | None,
+    inputs: int,
+) -> SchemeResult:
+    latencies_s = tuple(run.latency_s for run in runs)
+    middle_s = statistics.median(latencies_s)
+    typical = min(runs, key=lambda run: abs(run.latency_s - middle_s))
+    plan = rival.followed
+    predicted = plan.predicted(link) if plan.alternatives else None
+    chosen = next((a for a in plan.alternatives if a.scheme == plan.scheme), None)
+    return SchemeResult(
+        label=rival.label,
+        scheme=plan.scheme,
+        predicted_s=predicted.makespan_s if predicted else None,
+        latencies_s=latencies_s,
+        period_s=period_s,
+        difference=max(run.difference for run in runs),
+        same_answers=None,
+        inputs=inputs,
+        is_lossless=plan.is_lossless,
+        upload_bytes=sum(send.size_bytes or 0 for send in plan.uploads),
+        cut=tuple(f"{send.tensor} ({send.encoding})" for send in plan.uploads),
+        device_layers=sum(len(s.layers) for s in plan.segments if s.side is Side.DEVICE),
+        memory_bytes=chosen.memory_bytes if chosen else None,
+        predicted=predicted,
+        measured=typical.timeline,
+    )
+
+
+def _same_answers(
+    answers: Sequence[Sequence[Any]], expected: Sequence[Sequence[Any]]
+) -> int | None:
+    """On how many inputs every output with class scores has the same largest class."""
+
+    def classes(outputs: Sequence[Any]) -> list[Any]:
+        return [
+            np.argmax(output, axis=-1)
+            for output in outputs
+            if isinstance(output, np.ndarray)
+            and output.dtype.kind == "f"
+            and output.ndim == 2
+            and output.shape[1] > 1
+        ]
+
+    if not classes(expected[0]):
+        return None
+    pairs = zip(map(classes, answers), map(classes, expected), strict=True)
+    return sum(all(map(np.array_equal, got, want)) for got, want in pairs)

@@ -1,0 +1,792 @@
+"""From a model to a split inference on the user's own two machines.
+
+The steps keep their results in a folder, each with a digest of all that it depends on, so that a
+second call repeats only what has changed, and a call after a failure goes on where it stopped.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from offload.bundle.engine_input import whole_input
+from offload.bundle.sample_inputs import draw
+from offload.costs.encodings import EncodingPolicy
+from offload.costs.link import Link, Sample, fit_link
+from offload.errors import InputError, OffloadError
+from offload.files import temporary_folder, write_text
+from offload.graph.load import Model, load_model
+from offload.graph.onnx_file import OWN_FILE
+from offload.planning.plan import Side
+from offload.planning.problem import Constraints, Objective
+from offload.records import from_json, to_json
+
+from offload_runtimes.address import parse_address
+from offload_runtimes.deploy.agent_client import AgentClient, connect
+from offload_runtimes.deploy.deployment import deploy_to, send_whole
+from offload_runtimes.deploy.measuring import (
+    MeetingPoint,
+    certificate_files,
+    explained,
+    meeting_point,
+    target_machine,
+)
+from offload_runtimes.deploy.provision import Installed, init_devices
+from offload_runtimes.deploy.rivals import SPLIT, Rival, load_rivals, save_rivals, write_rivals
+from offload_runtimes.deploy.service import (
+    SERVER_LOG,
+    Unit,
+    installed_unit,
+    start_server,
+    stop_processes,
+    uninstall,
+)
+from offload_runtimes.deploy.stages import (
+    DeploymentProgress,
+    ending,
+    find_runtime,
+    release_id,
+    runtime_versions,
+)
+from offload_runtimes.deploy.targets import TargetConfig
+from offload_runtimes.deploy.trial import Pair, SchemeResult, TrialInputs, run_in_turns
+from offload_runtimes.engine import EngineOptions, load_once
+from offload_runtimes.measure import Progress
+from offload_runtimes.measure.calibration import Calibration, read_calibration
+from offload_runtimes.measure.profile import cached_profile, optimized_model
+from offload_runtimes.measure.split import SplitRequest, prepare
+from offload_runtimes.measure.target_machine import TargetMachine
+from offload_runtimes.value_files import write_values
+from offload_runtimes.versions import source_digest
+
+_STATE_FORMAT = 1
+_LINKS = 9  # of the range that plans are made for
+_MARGIN = 2.0  # the range goes from half of the slow rate to twice the fast rate
+_SAMPLES = 4  # inputs of the trial
+_PROBE_REPEATS = 5
+_TIE = 0.03  # of measured seconds, within which the simpler scheme is set up
+_RENEW_S = 300 * 86400.0  # age of certificates that last 365 days
+_CERTS = "certs"  # in a target's root
+_SAMPLE = "sample.npz"  # in a target's root
+_CHECK_S = 120.0
+
+
+@dataclass(frozen=True)
+class UpRequest:
+    """What to bring up, where and how.
+
+    Attributes:
+        model: the .onnx file.
+        device: the device.
+        server: the server.
+        folder: keeps profiles, bundles, certificates and results.
+        shapes: sizes of inputs with dynamic dimensions.
+        float_input: the picture's float tensor, if the model was given an input of bytes; empty:
+            it was not.
+        constraints: the objective and the limits.
+        policy: the encodings and the calibration inputs.
+        repeats: runs of each scheme.
+        budget_s: seconds for each scheme, after which no round is begun.
+        insecure: plaintext instead of mutual TLS.
+        only_try: measure, and leave nothing running.
+        again: measure again what is known.
+        wheelhouse: a folder of wheels for targets without internet; None: their package index.
+    """
+
+    model: Path
+    device: TargetConfig
+    server: TargetConfig
+    folder: Path
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    float_input: str = ""
+    constraints: Constraints = field(default_factory=Constraints)
+    policy: EncodingPolicy = field(default_factory=EncodingPolicy)
+    repeats: int = 20
+    budget_s: float = 20.0
+    insecure: bool = False
+    only_try: bool = False
+    again: bool = False
+    wheelhouse: Path | None = None
+
+    @property
+    def targets(self) -> tuple[TargetConfig, TargetConfig]:
+        """Device and server."""
+        return self.device, self.server
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether the model's input is a picture in bytes."""
+        return bool(self.float_input)
+
+
+@dataclass(frozen=True)
+class LinkSeen:
+    """The link between device and server, as probed.
+
+    Attributes:
+        link: fitted to the median of the timed messages.
+        slow_bps: 10th percentile of the upload rate of large messages.
+        fast_bps: 90th percentile.
+        round_trip_s: of a small message.
+    """
+
+    link: Link
+    slow_bps: float
+    fast_bps: float
+    round_trip_s: float
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> "LinkSeen":
+        """Summarise a probe.
+
+        Raises:
+            InputError: the link is too unsteady to be modelled.
+        """
+        link = fit_link(samples)
+        largest = max(sample.size_bytes for sample in samples)
+        rates = [
+            8 * sample.size_bytes / max(sample.up_s - link.up_start_s, 1e-9)
+            for sample in samples
+            if sample.size_bytes >= largest / 8
+        ]
+        smallest = min(sample.size_bytes for sample in samples)
+        small = [s.up_s + s.down_s for s in samples if s.size_bytes == smallest]
+        slow, fast = (float(np.quantile(rates, share)) for share in (0.1, 0.9))
+        return cls(link, min(slow, link.up_bps), max(fast, link.up_bps), statistics.median(small))
+
+    def range(self) -> tuple[Link, ...]:
+        """Links around what was seen, ascending, the seen one among them."""
+        low, high = self.slow_bps / _MARGIN, self.fast_bps * _MARGIN
+        rates = {*np.geomspace(low, high, _LINKS).tolist(), self.link.up_bps}
+        down = self.link.down_bps / self.link.up_bps
+        return tuple(
+            replace(self.link, up_bps=rate, down_bps=rate * down, up_r2=None, down_r2=None)
+            if rate != self.link.up_bps
+            else self.link
+            for rate in sorted(rates)
+        )
+
+
+@dataclass(frozen=True)
+class UpResult:
+    """What was measured and set up.
+
+    Attributes:
+        schemes: all that were measured, the simplest first.
+        chosen: label of the one that is set up.
+        link: between device and server.
+        device: name of the device's machine and seconds of the whole model there.
+        server: the same of the server.
+        bundle: folder of the bundle that is set up.
+        address: of the server, as the device reaches it; empty: none is needed.
+        secure: whether the two use mutual TLS.
+        running: whether it is set up; False after a trial only.
+        root: the directory of releases on the device.
+        command: runs the release on the device, on a sample input.
+        remarks: what the user should know, one sentence each.
+        repeated: the steps that were carried out, not known already.
+    """
+
+    schemes: tuple[SchemeResult, ...]
+    chosen: str
+    link: LinkSeen
+    device: tuple[str, float]
+    server: tuple[str, float]
+    bundle: Path
+    address: str
+    secure: bool
+    running: bool
+    root: str
+    command: tuple[str, ...]
+    remarks: tuple[str, ...]
+    repeated: tuple[str, ...]
+
+    def scheme(self, label: str) -> SchemeResult:
+        """The result of that label."""
+        return next(scheme for scheme in self.schemes if scheme.label == label)
+
+
+class _Record:
+    """Which steps are done, with the digest of what each depends on: `state.json`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "state.json"
+        self._keys: dict[str, str] = {}
+        self.repeated: list[str] = []
+        with contextlib.suppress(OSError, ValueError):
+            state = json.loads(self._path.read_text(encoding="utf-8"))
+            if state.get("format") == _STATE_FORMAT:
+                self._keys = state["steps"]
+
+    def knows(self, step: str, key: str) -> bool:
+        """Whether the step's result is the one for this key."""
+        return self._keys.get(step) == key
+
+    def forget(self, step: str) -> None:
+        """Do the step again next time, whatever happens now."""
+        if self._keys.pop(step, None) is not None:
+            self._save()
+        self.repeated.append(step)
+
+    def done(self, step: str, key: str) -> None:
+        """Note that the step's result is the one for this key."""
+        self._keys[step] = key
+        self._save()
+
+    def _save(self) -> None:
+        text = json.dumps({"format": _STATE_FORMAT, "steps": self._keys}, indent=1)
+        write_text(self._path, text)
+
+
+def _digest(*parts: Any) -> str:
+    text = json.dumps(to_json(parts), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _content(path: Path) -> Any:
+    """What a file or folder of inputs holds: digests of files, sizes and times of many."""
+    if path.is_dir():
+        files = sorted(each for each in path.rglob("*") if each.is_file())
+        return [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+class _Up:
+    """One call of `up`."""
+
+    def __init__(self, request: UpRequest, progress: Progress, stack: ExitStack) -> None:
+        self.request = request
+        self.record = _Record(request.folder)
+        self.remarks: list[str] = []
+        self._progress = progress
+        self._stack = stack
+        self._step = ""
+        self.meeting: MeetingPoint = meeting_point(request.device, request.server)
+        self.targets: list[_TargetState] = []
+        model = load_model(request.model)
+        names = {extent.location for extent in model.weights.extents} - {OWN_FILE}
+        stats = [(request.model.parent / name).stat() for name in sorted(names)]
+        self.model: Model = model
+        self.model_key = _digest(
+            _content(request.model), [(s.st_size, s.st_mtime_ns) for s in stats], request.shapes
+        )
+        source = request.policy.calibration
+        self.calibration_key = _content(source) if source else ""
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Progress]:
+        """Name a step in the progress and in errors."""
+        self._progress(name)
+        try:
+            yield lambda phrase: self._progress(f"{name}: {phrase}")
+        except OffloadError as error:
+            raise type(error)(f"{name}: {error}") from error
+
+    @cached_property
+    def device(self) -> TargetMachine:
+        """The measuring worker on the device, started when it is first needed."""
+        return self._stack.enter_context(target_machine(self.request.device))
+
+    @cached_property
+    def server(self) -> TargetMachine:
+        """The measuring worker on the server, started when it is first needed."""
+        return self._stack.enter_context(target_machine(self.request.server))
+
+    def runtimes(self) -> None:
+        """Install the runtime where it is missing or of another version."""
+        request = self.request
+        with self.step("preparing the runtimes") as progress:
+            self.targets = asyncio.run(_all(_look, request.targets))
+            missing = [
+                target
+                for target, state in zip(request.targets, self.targets, strict=True)
+                if not state.is_usable(pictures=request.takes_pictures)
+            ]
+            if missing:
+                installed = init_devices(
+                    missing,
+                    request.wheelhouse,
+                    None,
+                    lambda target, text: progress(f"{target.name}: {text}"),
+                    False,
+                    pictures=request.takes_pictures,
+                )
+                for result in installed:
+                    if not isinstance(result, Installed):
+                        raise result
+                self.targets = asyncio.run(_all(_look, request.targets))
+                self.record.repeated.append("runtimes")
+
+    def certificates(self) -> None:
+        """Make an authority and a certificate for each side, unless there are young ones."""
+        if self.request.insecure:
+            self.remarks.append(
+                "Device and server talk in plaintext (--insecure): anybody on the network can read"
+                " the tensors and use the server."
+            )
+            return
+        try:
+            from offload_runtimes.security.certs import make_certificates, renew_certificates
+        except ModuleNotFoundError as error:
+            raise InputError(
+                "certificates need the cryptography library: pip install 'onnx-offload[tls]', or"
+                " give --insecure on a network you trust"
+            ) from error
+        folder = self.request.folder / _CERTS
+        for side, name in ((Side.SERVER, self.meeting.host), (Side.DEVICE, "device")):
+            path = folder / f"{name}.pem"
+            if not path.exists() and side is Side.SERVER:
+                make_certificates(folder, servers=[name])
+            elif not path.exists():
+                make_certificates(folder, devices=[name])
+            elif time.time() - path.stat().st_mtime > _RENEW_S:
+                renew_certificates(folder, [name])
+
+    @property
+    def device_files(self) -> tuple[Path, ...]:
+        """Authority, certificate and key of the device; none in plaintext."""
+        folder = self.request.folder / _CERTS
+        return () if self.request.insecure else certificate_files(folder, "device")
+
+    @property
+    def server_files(self) -> tuple[Path, ...]:
+        """The same of the server."""
+        folder = self.request.folder / _CERTS
+        return () if self.request.insecure else certificate_files(folder, self.meeting.host)
+
+    @property
+    def listen(self) -> MeetingPoint:
+        """Where to serve for a measurement: another port while the former release is served."""
+        ports = {parse_address(status["listening"]).port for status in self.targets[1].servers}
+        if self.meeting.listen.port in ports:
+            return replace(self.meeting, listen=replace(self.meeting.listen, port=0))
+        return self.meeting
+
+    def profile(self, side: Side) -> Path:
+        """Profile the model on one side."""
+        index = tuple(Side).index(side)
+        target = self.request.targets[index]
+        path = self.request.folder / f"{side.value}.json"
+        key = _digest(self.model_key, self.calibration_key, target, self._engine_of(index))
+        step = f"profile {side.value}"
+        if path.exists() and self.record.knows(step, key) and not self.request.again:
+            return path
+        self.record.forget(step)
+        with self.step(f"profiling on {target.name}") as progress, temporary_folder() as folder:
+            machine = self.device if side is Side.DEVICE else self.server
+            subject = optimized_model(self.model, folder, self.request.shapes, machine=machine)
+            source = self.request.policy.calibration
+            samples = read_calibration(source, subject.inputs.values).feeds if source else ()
+            profile = cached_profile(
+                subject,
+                options_of(target),
+                again=self.request.again,
+                samples=samples,
+                progress=progress,
+                machine=machine,
+            )
+            write_text(path, json.dumps(profile.to_json(), indent=1))
+        self.record.done(step, key)
+        return path
+
+    def _engine_of(self, index: int) -> Any:
+        versions = self.targets[index].versions
+        return [versions.get(name) for name in ("onnxruntime", "platform", "source")]
+
+    def link(self) -> LinkSeen:
+        """Probe the link from the device to the server."""
+        request, meeting = self.request, self.listen
+        path = request.folder / "link-seen.json"
+        key = _digest(*request.targets, self.meeting, request.insecure)
+        if path.exists() and self.record.knows("link", key) and not request.again:
+            return from_json(LinkSeen, json.loads(path.read_text()))
+        self.record.forget("link")
+        names = f"from {request.device.name} to {request.server.name}"
+        with self.step(f"probing the link {names}"):
+            address = self.server.serve(str(meeting.listen), self.server_files)
+            port = parse_address(address).port
+            try:
+                with explained(request.device, request.server, meeting.host, port):
+                    samples = self.device.probe(
+                        meeting.reached_at(port), _PROBE_REPEATS, self.device_files
+                    )
+            finally:
+                self.server.close()
+            seen = LinkSeen.of(samples)
+        write_text(path, json.dumps(to_json(seen), indent=1))
+        write_text(request.folder / "link.json", json.dumps(seen.link.to_json(), indent=1))
+        self.record.done("link", key)
+        return seen
+
+    def plan(self, profiles: Sequence[Path], seen: LinkSeen) -> list[Rival]:
+        """Plan for links around the seen one, and write a bundle for every way to run the model."""
+        request = self.request
+        folder = request.folder / "bundles"
+        key = _digest(
+            [path.read_text() for path in profiles],
+            seen,
+            request.constraints,
+            request.policy,
+            self.model_key,
+            self.calibration_key,
+            request.float_input,
+            source_digest(),
+        )
+        path = request.folder / "rivals.json"
+        if path.exists() and self.record.knows("plan", key):
+            with contextlib.suppress(OffloadError, OSError):
+                return load_rivals(path, folder)
+        self.record.forget("plan")
+        with self.step("planning") as progress:
+            split = SplitRequest(
+                request.model,
+                seen.link,
+                device=profiles[0],
+                server=profiles[1],
+                shapes=request.shapes,
+                constraints=request.constraints,
+                allowance=request.policy,
+            )
+            if request.constraints.objective is not Objective.ENERGY:
+                split = replace(split, links=seen.range())
+            prepared = prepare(split, progress)
+            if prepared.open_sizes:
+                raise InputError(prepared.open_sizes)
+            rivals, remarks = write_rivals(
+                prepared, seen.link, folder, request.float_input, progress
+            )
+        self.remarks += remarks
+        save_rivals(path, rivals)
+        self.record.done("plan", key)
+        return rivals
+
+    def inputs(self) -> TrialInputs:
+        """Inputs of the trial, and the whole model's outputs on them, computed here."""
+        request = self.request
+        with temporary_folder() as folder:
+            inputs = optimized_model(self.model, folder, request.shapes).inputs
+        if request.policy.calibration:
+            calibration = read_calibration(request.policy.calibration, inputs.values)
+        else:
+            calibration = Calibration((draw(inputs, 0),), is_random=True)
+        feeds = calibration.feeds[:_SAMPLES]
+        engine = load_once(whole_input(self.model), EngineOptions())
+        names = [value.name for value in engine.outputs]
+        expected = [dict(zip(names, engine.run(None, each), strict=True)) for each in feeds]
+        return TrialInputs(feeds, expected, calibration.is_random)
+
+    def measure(self, rivals: Sequence[Rival], seen: LinkSeen) -> tuple[SchemeResult, ...]:
+        """Run all rivals on the real machines."""
+        request = self.request
+        path = request.folder / "measured.json"
+        key = _digest(
+            [rival.bundle.digest for rival in rivals],
+            [self._engine_of(index) for index in range(2)],
+            *(request.repeats, request.budget_s, *request.targets, request.insecure),
+        )
+        if path.exists() and self.record.knows("measure", key) and not request.again:
+            rows = json.loads(path.read_text())
+            return tuple(from_json(SchemeResult, row) for row in rows)
+        self.record.forget("measure")
+        with self.step("measuring on both machines") as progress:
+            inputs = self.inputs()
+            if inputs.are_random:
+                self.remarks.append(
+                    "Inputs were random: give real ones with --calibration, compressed sizes and"
+                    " answers depend on them."
+                )
+            write_values(request.folder / _SAMPLE, inputs.feeds[0])
+            pair = Pair(
+                self.device,
+                self.server,
+                self.listen,
+                options_of(request.device),
+                options_of(request.server),
+                self.device_files,
+                self.server_files,
+            )
+            results = run_in_turns(
+                pair,
+                rivals,
+                seen.link,
+                inputs,
+                repeats=request.repeats,
+                budget_s=request.budget_s,
+                streams=request.constraints.objective is Objective.THROUGHPUT,
+                progress=progress,
+            )
+        write_text(path, json.dumps(to_json(results), indent=1))
+        self.record.done("measure", key)
+        return results
+
+    def choose(self, rivals: Sequence[Rival], results: Sequence[SchemeResult]) -> Rival:
+        """The fastest of the rivals that keep the limits; the simplest of nearly equal ones."""
+        request = self.request
+        allowed = {each.name for each in request.policy.encodings}
+        tolerance = request.policy.tolerance
+
+        def may_run(rival: Rival, result: SchemeResult) -> bool:
+            # The planner has checked the loss of the split on the calibration inputs.
+            if rival.followed.is_lossless or SPLIT in rival.label:
+                return True
+            used = {send.encoding for send in rival.followed.uploads}
+            return used <= allowed and tolerance is not None and result.difference <= tolerance
+
+        by_stream = request.constraints.objective is Objective.THROUGHPUT
+        seconds = {
+            result.label: (result.period_s if by_stream and result.period_s else result.median_s)
+            for rival, result in zip(rivals, results, strict=True)
+            if may_run(rival, result)
+        }
+        limit_s = min(seconds.values()) * (1 + _TIE)
+        return next(rival for rival in rivals if seconds.get(rival.label, limit_s * 2) <= limit_s)
+
+    def deploy(self, chosen: Rival) -> None:
+        """Deploy the chosen bundle, start or stop the server, and run once from the device."""
+        request, bundle = self.request, chosen.bundle
+        needs_server = not chosen.is_local
+        release = release_id(bundle.digest)
+        key = _digest(release, needs_server, self.meeting, request.insecure, *request.targets)
+        sides = [(request.device, tuple(Side))]
+        if needs_server:
+            sides.append((request.server, (Side.SERVER,)))
+        current = all(state.release == release for state in self.targets[: len(sides)])
+        serves = bool(self.targets[1].servers) == needs_server
+        if current and serves and self.record.knows("deploy", key):
+            return
+        self.record.forget("deploy")
+        with self.step("deploying") as progress:
+            shown: list[tuple[str, str]] = []
+
+            def report(stage: DeploymentProgress) -> None:
+                line = (stage.target, str(stage.stage))
+                if line not in shown:
+                    shown.append(line)
+                    progress(": ".join(line))
+
+            # The server first: its device may have a session already.
+            for target in reversed(sides):
+                (outcome,) = deploy_to(bundle, [target], report)
+                if outcome.why is not None:
+                    raise outcome.why
+        if needs_server:
+            with self.step(f"starting the server on {request.server.name}"):
+                why = asyncio.run(self._serve())
+                if why:
+                    self.remarks.append(
+                        f"{request.server.name} {why}. The server runs as a process that does not"
+                        " start again with the machine: then run the same command again."
+                    )
+        else:
+            asyncio.run(_stop(request.server))
+        with self.step(f"running the release from {request.device.name}"):
+            asyncio.run(self._check(needs_server))
+        self.record.done("deploy", key)
+
+    async def _serve(self) -> str:
+        target = self.request.server
+        async with connect(target) as agent:
+            root, python = self.targets[1].root, self.targets[1].python
+            options = [*target.options, *target.serving]
+            if self.request.insecure:
+                options += [] if "--insecure" in options else ["--insecure"]
+            else:
+                await _send_certificates(agent, self.server_files)
+                options += ["--cert", f"{root}/{_CERTS}/own.pem"]
+                options += ["--key", f"{root}/{_CERTS}/own.key"]
+                options += ["--client-ca", f"{root}/{_CERTS}/ca.pem"]
+            unit = Unit(root, python, str(self.meeting.listen), tuple(options))
+            return await start_server(agent, unit)
+
+    async def _check(self, needs_server: bool) -> None:
+        """Run the release once on the device, as the user would."""
+        target = self.request.device
+        async with connect(target) as agent:
+            if needs_server and self.device_files:
+                await _send_certificates(agent, self.device_files)
+            await send_whole(agent, _SAMPLE, self.request.folder / _SAMPLE)
+            words = self.command(needs_server)
+            done = await agent.call("run", command=list(words), timeout_s=_CHECK_S)
+            if done["code"]:
+                raise InputError(f"the release on {target.name} {ending(done)}")
+
+    def address(self, needs_server: bool) -> str:
+        """Address of the service, as the device reaches it."""
+        return self.meeting.reached_at(self.meeting.listen.port) if needs_server else ""
+
+    def command(self, needs_server: bool) -> tuple[str, ...]:
+        """The command that runs the current release on the device, on the sample input."""
+        root, python = self.targets[0].root, self.targets[0].python
+        words = [python, "-m", "offload_runtimes", "run", f"{root}/current"]
+        words += ["--input", f"{root}/{_SAMPLE}", *self.request.device.options]
+        if needs_server:
+            words += ["--server", self.address(needs_server)]
+            if self.device_files:
+                words += ["--ca", f"{root}/{_CERTS}/ca.pem", "--cert", f"{root}/{_CERTS}/own.pem"]
+                words += ["--key", f"{root}/{_CERTS}/own.key"]
+        return tuple(words)
+
+
+def up(request: UpRequest, progress: Progress = lambda _: None) -> UpResult:
+    """Measure every way to run a model on two machines, and set up the best.
+
+    Installs the runtime where it is missing, profiles both sides, probes the link, plans for a
+    range of links around the seen one, measures every scheme on the real machines, and deploys
+    the best, with mutual TLS. The release in use is not touched before that.
+
+    Raises:
+        OffloadError: a step failed; the text begins with its name. What was done is kept in the
+            request's folder.
+    """
+    _check_request(request)
+    request.folder.mkdir(parents=True, exist_ok=True)
+    with _locked(request.folder), ExitStack() as stack:
+        this = _Up(request, progress, stack)
+        this.certificates()
+        this.runtimes()
+        profiles = [this.profile(side) for side in Side]
+        seen = this.link()
+        rivals = this.plan(profiles, seen)
+        results = this.measure(rivals, seen)
+        chosen = this.choose(rivals, results)
+        machines = [json.loads(path.read_text()) for path in profiles]
+        if not request.only_try:
+            this.deploy(chosen)
+        device, server = ((each["machine"], each["whole_s"]) for each in machines)
+        return UpResult(
+            results,
+            chosen.label,
+            seen,
+            device,
+            server,
+            chosen.bundle.path,
+            this.address(not chosen.is_local),
+            not request.insecure,
+            not request.only_try,
+            this.targets[0].root,
+            this.command(not chosen.is_local),
+            tuple(this.remarks),
+            tuple(this.record.repeated),
+        )
+
+
+def down(device: TargetConfig, server: TargetConfig, *, purge: bool = False) -> list[str]:
+    """Stop the server, and remove its unit and the certificates from both machines.
+
+    Args:
+        device: the device.
+        server: the server.
+        purge: also remove the runtime and all releases.
+
+    Returns:
+        What was done, one sentence a target.
+
+    Raises:
+        OffloadError: a target cannot be reached, or a process does not end.
+    """
+
+    async def end(target: TargetConfig) -> str:
+        stopped = await _stop(target)
+        async with connect(target) as agent:
+            for name in ("own.pem", "own.key", "ca.pem"):
+                await agent.call("remove", name=f"{_CERTS}/{name}")
+            for name in (_SAMPLE, SERVER_LOG):
+                await agent.call("remove", name=name)
+            root = (await agent.call("facts"))["root"]
+            if purge:
+                await agent.call("purge")
+        ended = "the server is stopped" if stopped else "no server was running"
+        return f"{target.name}: {ended}, {root} {'is removed' if purge else 'keeps the runtime'}"
+
+    return [asyncio.run(end(target)) for target in (device, server)]
+
+
+async def _stop(target: TargetConfig) -> bool:
+    """Stop the servers of a target's root; whether there were any."""
+    async with connect(target) as agent:
+        unit = await installed_unit(agent)
+        if unit:
+            await uninstall(agent, unit)
+        return bool(await stop_processes(agent)) or unit is not None
+
+
+async def _all(work: Callable[[TargetConfig], Any], targets: Sequence[TargetConfig]) -> list[Any]:
+    return list(await asyncio.gather(*map(work, targets)))
+
+
+@dataclass(frozen=True)
+class _TargetState:
+    """What a target has: its root, a Python with the runtime, its versions, release, servers."""
+
+    root: str
+    python: str
+    versions: Mapping[str, Any]
+    release: str | None
+    servers: Sequence[Mapping[str, Any]]
+
+    def is_usable(self, *, pictures: bool) -> bool:
+        """Whether the runtime is this one, and can encode pictures if it must."""
+        if self.versions.get("source") != source_digest():
+            return False
+        return bool(self.versions.get("pictures")) or not pictures
+
+
+async def _look(target: TargetConfig) -> _TargetState:
+    async with connect(target) as agent:
+        root = (await agent.call("facts"))["root"]
+        python = await find_runtime(agent, root)
+        versions = await runtime_versions(agent, python) if python else None
+        release = (await agent.call("state"))["current"]
+        servers = (await agent.call("servers"))["servers"]
+        return _TargetState(root, python or "", versions or {}, release, servers)
+
+
+async def _send_certificates(agent: AgentClient, files: Sequence[Path]) -> None:
+    authority, certificate, key = files
+    await send_whole(agent, f"{_CERTS}/ca.pem", authority)
+    await send_whole(agent, f"{_CERTS}/own.pem", certificate)
+    await send_whole(agent, f"{_CERTS}/own.key", key, private=True)
+
+
+def options_of(target: TargetConfig) -> EngineOptions:
+    """How onnxruntime runs on a target."""
+    return EngineOptions(target.providers, target.threads, allow_cpu=target.allow_cpu)
+
+
+def _check_request(request: UpRequest) -> None:
+    device, server = request.targets
+    if (device.ssh, device.root) == (server.ssh, server.root):
+        raise InputError(
+            f"{device.name} and {server.name} are the same folder of the same account: give two"
+            " targets, or another `root` to one of them"
+        )
+    own = {"--cert", "--key", "--client-ca", "--token-file"} & set(server.serving)
+    if own:
+        raise InputError(
+            f"{server.name} has certificates or tokens of its own in devices.toml, and `up` makes"
+            " others: remove these keys, or take the single steps of docs/deploy.md"
+        )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Refuse two calls at once in the same folder."""
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another `offload up` works in {folder}: wait for it, or give another --output"
+            ) from None
+        yield
