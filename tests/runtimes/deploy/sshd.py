@@ -6,9 +6,10 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,20 +89,35 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(folder: Path, user: User) -> Iterator[Sshd]:
-    """A server that lets the user in; the user knows it."""
+def running(
+    folder: Path,
+    user: User,
+    environment: Mapping[str, str] | None = None,
+    prefix: Sequence[str] = (),
+) -> Iterator[Sshd]:
+    """A server that lets the user in; the user knows it.
+
+    Args:
+        folder: gets its files.
+        user: who may log in.
+        environment: of its sessions.
+        prefix: words before its command, like `ip netns exec NAME`.
+    """
     assert SSHD is not None
     folder.mkdir(parents=True)
     Path("/run/sshd").mkdir(exist_ok=True)  # where it locks itself up, if it is root's
     make_key(folder / "host_key")
     shutil.copy(user.home / ".ssh/id_ed25519.pub", folder / "authorized_keys")
     server = Sshd(folder, free_port())
-    (folder / "config").write_text(_CONFIG.format(port=server.port, folder=folder))
+    config = _CONFIG.format(port=server.port, folder=folder)
+    if environment:
+        config += "SetEnv " + " ".join(f'"{n}={value}"' for n, value in environment.items()) + "\n"
+    (folder / "config").write_text(config)
     process = subprocess.Popen(
-        [SSHD, "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.DEVNULL
+        [*prefix, SSHD, "-D", "-e", "-f", str(folder / "config")], stderr=subprocess.DEVNULL
     )
     try:
-        _wait_for(server.port)
+        _wait_for(server.port, prefix)
         user.know(server)
         yield server
     finally:
@@ -109,15 +125,14 @@ def running(folder: Path, user: User) -> Iterator[Sshd]:
         process.wait()
 
 
-def _wait_for(port: int) -> None:
+def _wait_for(port: int, prefix: Sequence[str]) -> None:
+    code = f"import socket; socket.create_connection(('127.0.0.1', {port}), 1)"
     give_up_s = time.monotonic() + 10
-    while True:
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            assert time.monotonic() < give_up_s, "sshd did not start"
-            time.sleep(0.02)
+    while subprocess.run(
+        [*prefix, sys.executable, "-c", code], stderr=subprocess.DEVNULL, check=False
+    ).returncode:
+        assert time.monotonic() < give_up_s, "sshd did not start"
+        time.sleep(0.02)
 
 
 class Scissors:
