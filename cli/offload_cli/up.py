@@ -148,7 +148,7 @@ def up(
     Example: `offload up net.onnx pi@raspberrypi.local me@gpu.local --calibration photos/`
     """
     output = Output(form)
-    targets = tuple(find_targets([device, server], devices))
+    targets = tuple(find_targets([name], devices)[0] for name in (device, server))
     policy = EncodingPolicy.parse(encoding, tolerance, None, calibration)
     constraints = Constraints(
         objective=Objective.parse(objective),
@@ -238,8 +238,8 @@ def down(
     Example: `offload down pi gpu`
     """
     output = Output(form)
-    (device_target, server_target) = find_targets([device, server], devices)
+    targets = [find_targets([name], devices)[0] for name in (device, server)]
     with output.steps() as progress:
         progress("stopping")
-        lines = take_down(device_target, server_target, purge=purge)
+        lines = take_down(*targets, purge=purge)
     output.result({"done": lines}, "\n".join(lines))

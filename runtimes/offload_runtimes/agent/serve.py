@@ -133,7 +133,7 @@ class Agent:
     def _purge(self) -> dict[str, Any]:
         """Remove the root, if it is one of a deployment."""
         root = self.store.root
-        if any((root / name).exists() for name in ("journal.json", "runtime")):
+        if any((root / name).exists() for name in ("journal.json", "runtime", ".lock")):
             shutil.rmtree(root)
         return {}
 

@@ -3,7 +3,7 @@
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,13 @@ class SshAccount:
     user: str | None = None
     port: int | None = None
     key: str | None = None
+
+    @property
+    def login(self) -> str:
+        """The `ssh` command that logs in to it."""
+        port = "" if self.port is None else f"-p {self.port} "
+        key = "" if self.key is None else f"-i {self.key} "
+        return f"ssh {port}{key}{replace(self, port=None)}"
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -41,7 +41,7 @@ from offload_runtimes.deploy.measuring import (
     meeting_point,
     target_machine,
 )
-from offload_runtimes.deploy.provision import Installed, init_devices
+from offload_runtimes.deploy.provision import Installed, init_devices, objections
 from offload_runtimes.deploy.rivals import SPLIT, Rival, load_rivals, save_rivals, write_rivals
 from offload_runtimes.deploy.service import (
     SERVER_LOG,
@@ -79,6 +79,7 @@ _RENEW_S = 300 * 86400.0  # age of certificates that last 365 days
 _CERTS = "certs"  # in a target's root
 _SAMPLE = "sample.npz"  # in a target's root
 _CHECK_S = 120.0
+_LEAST_DISK_BYTES = 50_000_000  # where the runtime is there already
 
 
 @dataclass(frozen=True)
@@ -262,6 +263,23 @@ def _content(path: Path) -> Any:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+@dataclass(frozen=True)
+class _TargetState:
+    """What a target has: its root, a Python with the runtime, its versions, release, servers."""
+
+    root: str
+    python: str
+    versions: Mapping[str, Any]
+    release: str | None
+    servers: Sequence[Mapping[str, Any]]
+
+    def is_usable(self, *, pictures: bool) -> bool:
+        """Whether the runtime is this one, and can encode pictures if it must."""
+        if self.versions.get("source") != source_digest():
+            return False
+        return bool(self.versions.get("pictures")) or not pictures
+
+
 class _Up:
     """One call of `up`."""
 
@@ -307,7 +325,7 @@ class _Up:
         """Install the runtime where it is missing or of another version."""
         request = self.request
         with self.step("preparing the runtimes") as progress:
-            self.targets = asyncio.run(_all(_look, request.targets))
+            self.targets = asyncio.run(_all(self._look, request.targets))
             missing = [
                 target
                 for target, state in zip(request.targets, self.targets, strict=True)
@@ -325,8 +343,28 @@ class _Up:
                 for result in installed:
                     if not isinstance(result, Installed):
                         raise result
-                self.targets = asyncio.run(_all(_look, request.targets))
+                self.targets = asyncio.run(_all(self._look, request.targets))
                 self.record.repeated.append("runtimes")
+
+    async def _look(self, target: TargetConfig) -> _TargetState:
+        """What a target has.
+
+        Raises:
+            InputError: it cannot run models, cannot be written to, or another deployment changes
+                it.
+        """
+        async with connect(target) as agent:
+            facts = await agent.call("facts")
+            reasons = objections(facts, time.time(), _LEAST_DISK_BYTES)
+            if reasons:
+                raise InputError(f"{target.name} cannot run models: {'; '.join(reasons)}")
+            if not self.request.only_try:
+                await agent.call("lock")  # fails early; released with the connection
+            python = await find_runtime(agent, facts["root"])
+            versions = await runtime_versions(agent, python) if python else None
+            release = (await agent.call("state"))["current"]
+            servers = (await agent.call("servers"))["servers"]
+            return _TargetState(facts["root"], python or "", versions or {}, release, servers)
 
     def certificates(self) -> None:
         """Make an authority and a certificate for each side, unless there are young ones."""
@@ -378,14 +416,15 @@ class _Up:
         index = tuple(Side).index(side)
         target = self.request.targets[index]
         path = self.request.folder / f"{side.value}.json"
-        key = _digest(self.model_key, self.calibration_key, target, self._engine_of(index))
+        machine = [target.ssh, target.root, target.python, options_of(target)]
+        key = _digest(self.model_key, self.calibration_key, machine, self._engine_of(index))
         step = f"profile {side.value}"
         if path.exists() and self.record.knows(step, key) and not self.request.again:
             return path
         self.record.forget(step)
         with self.step(f"profiling on {target.name}") as progress, temporary_folder() as folder:
-            machine = self.device if side is Side.DEVICE else self.server
-            subject = optimized_model(self.model, folder, self.request.shapes, machine=machine)
+            worker = self.device if side is Side.DEVICE else self.server
+            subject = optimized_model(self.model, folder, self.request.shapes, machine=worker)
             source = self.request.policy.calibration
             samples = read_calibration(source, subject.inputs.values).feeds if source else ()
             profile = cached_profile(
@@ -394,7 +433,7 @@ class _Up:
                 again=self.request.again,
                 samples=samples,
                 progress=progress,
-                machine=machine,
+                machine=worker,
             )
             write_text(path, json.dumps(profile.to_json(), indent=1))
         self.record.done(step, key)
@@ -703,11 +742,11 @@ def down(device: TargetConfig, server: TargetConfig, *, purge: bool = False) -> 
                 await agent.call("remove", name=f"{_CERTS}/{name}")
             for name in (_SAMPLE, SERVER_LOG):
                 await agent.call("remove", name=name)
-            root = (await agent.call("facts"))["root"]
             if purge:
                 await agent.call("purge")
+            root = (await agent.call("facts"))["root"]
         ended = "the server is stopped" if stopped else "no server was running"
-        return f"{target.name}: {ended}, {root} {'is removed' if purge else 'keeps the runtime'}"
+        return f"{target.name}: {ended}" + (f", {root} is removed" if purge else "")
 
     return [asyncio.run(end(target)) for target in (device, server)]
 
@@ -723,33 +762,6 @@ async def _stop(target: TargetConfig) -> bool:
 
 async def _all(work: Callable[[TargetConfig], Any], targets: Sequence[TargetConfig]) -> list[Any]:
     return list(await asyncio.gather(*map(work, targets)))
-
-
-@dataclass(frozen=True)
-class _TargetState:
-    """What a target has: its root, a Python with the runtime, its versions, release, servers."""
-
-    root: str
-    python: str
-    versions: Mapping[str, Any]
-    release: str | None
-    servers: Sequence[Mapping[str, Any]]
-
-    def is_usable(self, *, pictures: bool) -> bool:
-        """Whether the runtime is this one, and can encode pictures if it must."""
-        if self.versions.get("source") != source_digest():
-            return False
-        return bool(self.versions.get("pictures")) or not pictures
-
-
-async def _look(target: TargetConfig) -> _TargetState:
-    async with connect(target) as agent:
-        root = (await agent.call("facts"))["root"]
-        python = await find_runtime(agent, root)
-        versions = await runtime_versions(agent, python) if python else None
-        release = (await agent.call("state"))["current"]
-        servers = (await agent.call("servers"))["servers"]
-        return _TargetState(root, python or "", versions or {}, release, servers)
 
 
 async def _send_certificates(agent: AgentClient, files: Sequence[Path]) -> None:

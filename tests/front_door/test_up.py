@@ -1,0 +1,101 @@
+"""`offload up` and `offload down` on two directories of this machine."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from offload_runtimes.agent.machine import servers
+
+from tests.front_door.door import Door, two_layers
+
+UP = ("up", "net.onnx", "./pi", "./hub", "--runs", "2")
+
+
+@pytest.fixture
+def prepared(door: Door) -> Door:
+    """A model, its inputs, and a server that takes any free port."""
+    two_layers(door.folder / "net.onnx", 64)
+    rows = np.random.default_rng(0).standard_normal((3, 1, 64)).astype(np.float32)
+    np.savez(door.folder / "in.npz", x=rows)
+    (door.folder / "devices.toml").write_text(
+        '[pi]\nroot = "pi"\n[hub]\nroot = "hub"\nlisten = "127.0.0.1:0"\n'
+    )
+    return door
+
+
+def test_from_a_model_to_a_release_and_only_what_changed_again(prepared: Door) -> None:
+    door = prepared
+    words = ("up", "net.onnx", "pi", "hub", "--runs", "2", "--calibration", "in.npz")
+    first = door.json(*words)
+    assert {scheme["label"] for scheme in first["schemes"]} >= {"CO"}
+    assert all(scheme["difference"] <= 1e-3 for scheme in first["schemes"])
+    assert all(len(scheme["latencies_s"]) == 2 for scheme in first["schemes"])
+    assert first["running"]
+    assert first["secure"]
+    assert (door.folder / "pi/current/manifest.json").is_file()
+    page = (door.folder / "up/index.html").read_text()
+    assert first["verdict"] in page
+    assert "http" not in re.sub(r'xmlns="[^"]*"', "", page)
+    # The keys are the user's alone.
+    assert (door.folder / "up/certs/device.key").stat().st_mode & 0o077 == 0
+
+    again = door.json(*words)
+    assert again["repeated"] == []
+    assert again["schemes"] == first["schemes"]
+
+    two_layers(door.folder / "net.onnx", 128)
+    np.savez(door.folder / "in.npz", x=np.ones((2, 1, 128), np.float32))
+    changed = door.json(*words)
+    assert {"profile device", "profile server", "plan", "measure", "deploy"} == set(
+        changed["repeated"]
+    )
+
+    text = door.ok("down", "pi", "hub", "--purge")
+    assert "is removed" in text
+    assert not (door.folder / "pi").exists()
+    assert not (door.folder / "hub").exists()
+
+
+def test_a_try_leaves_nothing_running_and_nothing_deployed(prepared: Door) -> None:
+    door = prepared
+    result = door.json(*UP, "--try", "--insecure")
+    assert not result["running"]
+    assert "plaintext" in " ".join(result["remarks"])
+    assert not (door.folder / "pi/current").exists()
+    assert servers(door.folder / "hub") == []
+
+
+def test_what_up_refuses(prepared: Door) -> None:
+    door = prepared
+    assert "does not exist" in door.refused("up", "no.onnx", "./pi", "./hub")
+    assert "same folder of the same account" in door.refused("up", "net.onnx", "./pi", "./pi")
+    np.savez(door.folder / "wrong.npz", y=np.ones(3, np.float32))
+    said = door.refused(*UP, "--calibration", "wrong.npz")
+    assert said.startswith("profiling on ./pi: ")
+    assert "'y', which is not an input" in said
+    (door.folder / "devices.toml").write_text(
+        '[pi]\nroot = "pi"\n[hub]\nroot = "hub"\ncert = "own.pem"\ncert_key = "own.key"\n'
+    )
+    assert "certificates or tokens of its own" in door.refused("up", "net.onnx", "pi", "hub")
+    said = door.refused("up", "net.onnx", "./pi", "me@127.0.0.1:1")
+    assert said.startswith("preparing the runtimes: me@127.0.0.1:1")
+
+
+def test_a_failed_step_is_named_and_the_next_call_goes_on_from_there(prepared: Door) -> None:
+    door = prepared
+    (door.folder / "devices.toml").write_text(
+        '[pi]\nroot = "pi"\n[hub]\nroot = "hub"\nlisten = "192.0.2.1:50051"\n'
+    )
+    said = door.refused("up", "net.onnx", "pi", "hub", "--runs", "2")
+    assert said.startswith("probing the link from pi to hub: hub: cannot listen on 192.0.2.1"), said
+    state = json.loads(Path(door.folder / "up/state.json").read_text())
+    assert "profile device" in state["steps"]
+    assert "link" not in state["steps"]
+    (door.folder / "devices.toml").write_text(
+        '[pi]\nroot = "pi"\n[hub]\nroot = "hub"\nlisten = "127.0.0.1:0"\n'
+    )
+    result = door.json("up", "net.onnx", "pi", "hub", "--runs", "2", "--try")
+    assert not {"profile device", "profile server"} & set(result["repeated"])
+    assert "link" in result["repeated"]
