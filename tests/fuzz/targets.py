@@ -133,7 +133,7 @@ def serve(data: bytes) -> None:
 
 
 def drive(data: bytes) -> None:
-    """The device's session under whatever a server may answer: ProtocolError or an event."""
+    """The device's session under whatever a server may answer: an OffloadError or an event."""
     draw, session = Draw(data), DeviceSession(agreed(), "here")
     while not draw.is_empty:
         choice = draw.byte() % 8
@@ -144,7 +144,7 @@ def drive(data: bytes) -> None:
         else:
             right = message(draw, session._received + 1)
             answer = right if choice > 2 else damaged(right, draw)
-            with suppress(wire.ProtocolError):
+            with suppress(OffloadError):
                 event = session.receive(answer)
                 assert not isinstance(event, DownloadReceived) or event.size_bytes <= LIMIT_BYTES
 

@@ -70,15 +70,13 @@ class OpenedBundle:
         self._options = options
         self._counters = counters
         executor = self.executor = make_executor(bundle)
-        eager = options.deadline_s is not None if options.eager is None else options.eager
-        loads_server_part = (
-            eager
-            and OnServerLoss(options.on_server_loss) is not OnServerLoss.RAISE
-            and bundle.holds(Side.SERVER)
+        can_finish_here = self._can_finish_here = (
+            options.on_server_loss != OnServerLoss.RAISE and bundle.holds(Side.SERVER)
         )
+        eager = options.deadline_s is not None if options.eager is None else options.eager
 
         def load(plan: Plan) -> None:
-            executor.load(plan.segments if loads_server_part else plan.on(Side.DEVICE))
+            executor.load(plan.segments if eager and can_finish_here else plan.on(Side.DEVICE))
 
         switched = partial(counters.add, "switches")
         selector = PlanSelector(bundle, load, options.plan, options.switching, switched)
@@ -129,7 +127,7 @@ class OpenedBundle:
                 first,
                 heartbeat_s=options.heartbeat_s,
                 timeout_s=options.connect_timeout_s,
-                reconnect=OnServerLoss(options.on_server_loss) is not OnServerLoss.LOCAL,
+                reconnect=options.on_server_loss != OnServerLoss.LOCAL,
                 counters=self._counters,
                 why=why,
                 find_successor=find_successor,
@@ -137,10 +135,10 @@ class OpenedBundle:
         self.runner = InferenceRunner(
             self.bundle,
             self.executor,
-            options.on_server_loss,
             self._reconnect,
             self._counters,
             self.selector.take,
+            can_finish_here=self._can_finish_here,
         )
         self.selector.settle(self.connection)
         self.selector.watch(partial(_connection_of, self._reconnect), options.heartbeat_s)

@@ -5,12 +5,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from offload.bundle.bundle import Bundle, ModelValue
-from offload.costs.encodings import RAW
+from offload.costs.encodings import RAW, encoding
 from offload.errors import DeadlineError, InputError, OffloadError
 from offload.planning.plan import Segment, Send
 from offload.scheduling.timeline import Lane, Span, Timeline
@@ -193,23 +192,6 @@ class WarmRunTimes:
             return sorted(durations)[len(durations) // 2] if durations else None
 
 
-@dataclass(frozen=True, slots=True)
-class UploadStep:
-    """A tensor to upload, with its names looked up once.
-
-    Attributes:
-        wire: the tensor's name in messages.
-        codec: name of the codec for its bytes.
-        guard: a scalar that is not finite if the tensor must not be sent; None: no check.
-        send: the plan's description of it.
-    """
-
-    wire: str
-    codec: str
-    guard: str | None
-    send: Send
-
-
 class SegmentExecutor:
     """Loads segments and runs them on the tensors of a frame."""
 
@@ -337,31 +319,30 @@ class SegmentExecutor:
         self._run_times.add(self._key(segment), time.monotonic() - start_s)
         return arrays
 
-    def pack(self, upload: UploadStep, frame: FrameTensors) -> PackedTensor:
+    def pack(self, send: Send, frame: FrameTensors) -> PackedTensor:
         """Encode a tensor of the frame for the server.
 
         Raises:
             InputError: it holds NaN or infinity, and its encoding cannot represent them.
             OffloadError: it will not come.
         """
-        (array,) = frame.take((upload.wire,)).values()
-        guard = upload.guard
+        wire, guard = send.wire, send.guard
+        array = frame.take((wire,))[wire]
         if guard is not None and not np.isfinite(frame.take((guard,))[guard]):
             raise InputError(
-                f"tensor {upload.send.tensor!r} holds NaN or infinity, which"
-                f" {upload.send.encoding} cannot represent: split the model again with --encoding"
-                " lossless"
+                f"tensor {send.tensor!r} holds NaN or infinity, which {send.encoding} cannot"
+                " represent: split the model again with --encoding lossless"
             )
-        if upload.codec == RAW.codec:
-            return pack(array, upload.codec)
+        if encoding(send.encoding).codec == RAW.codec:
+            return pack(array, RAW.codec)
         start_s = time.monotonic()
-        packed = self.encode(upload, array)
-        frame.record(Lane.DEVICE, f"encode {upload.wire}", start_s, time.monotonic())
+        packed = self.encode(send, array)
+        frame.record(Lane.DEVICE, f"encode {wire}", start_s, time.monotonic())
         return packed
 
-    def encode(self, upload: UploadStep, array: Any) -> PackedTensor:
+    def encode(self, send: Send, array: Any) -> PackedTensor:
         """Encode a tensor with its codec."""
-        return pack(array, upload.codec)
+        return pack(array, encoding(send.encoding).codec)
 
     def estimate_s(self, segments: Iterable[Segment]) -> float | None:
         """Usual time of several segments, one after another; None if one was never run here."""

@@ -10,16 +10,14 @@ from offload.errors import DeadlineError, OffloadError, ServerError
 from offload.scheduling.timeline import Lane
 from offload.units import format_bytes, format_s
 
+import offload_runtimes.protocol.offload_pb2 as pb
 from offload_runtimes.device.link_monitor import LinkMonitor, ServerClock
 from offload_runtimes.device.segment_executor import FrameTensors
 from offload_runtimes.protocol.client_state import (
     DeviceSession,
     DownloadReceived,
     Event,
-    FailureReceived,
-    PongReceived,
-    ServerLeaving,
-    SessionOpened,
+    FrameFailed,
 )
 from offload_runtimes.protocol.messages import PackedTensor, tensor_message
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES, Contract
@@ -260,25 +258,23 @@ class ServerConnection:
 
     def _handle(self, event: Event, size_bytes: int) -> None:
         match event:
-            case SessionOpened(max_frames, max_message_bytes):
+            case pb.Welcome():
                 with self._lock:
-                    self._free_frames = max_frames
-                    self._max_message_bytes = max_message_bytes
+                    self._free_frames = event.max_frames
+                    self._max_message_bytes = event.max_message_bytes
                     self._freed.notify_all()
                 self._opened.set()
             case DownloadReceived():
                 self._downloaded(event, size_bytes)
-            case FailureReceived(None, error):
-                self._lose(error)
-            case ServerLeaving():
-                self.leaving = True
-            case FailureReceived(number, error):
+            case FrameFailed(number, error):
                 with self._lock:
-                    frame = self._frames.get(number or 0)
+                    frame = self._frames.get(number)
                 if frame:
                     frame.fail(error)
-            case PongReceived(number, server_s):
-                self._answered(number, server_s, size_bytes)
+            case pb.Pong():
+                self._answered(event.number, event.server_s, size_bytes)
+            case pb.Goodbye():
+                self.leaving = True
 
     def _answered(self, number: int, server_s: float, size_bytes: int) -> None:
         """An empty pong shows the server's clock, one with data the cost of its bytes."""
@@ -308,7 +304,7 @@ class ServerConnection:
             return
         for span in event.spans:
             end_s = self.clock.here_s(span.end_s)
-            if span.is_arrival:
+            if span.kind == pb.Span.ARRIVAL:
                 sent_s, upload_bytes = uploads.get(span.name, (now_s, 0))
                 start_s = self._start_s(Lane.UPLINK, sent_s, end_s)
                 frame.record(Lane.UPLINK, span.name, start_s, end_s)
@@ -335,7 +331,7 @@ class ServerConnection:
     def _lose(self, error: OffloadError) -> None:
         """End the session; everyone who waits gets the error."""
         with self._lock:
-            self.error = self.error or error
+            self.error = self.error or error.with_traceback(None)
             waiting = list(self._frames.values())
             self._frames.clear()
             self._freed.notify_all()

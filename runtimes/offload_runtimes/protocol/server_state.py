@@ -98,7 +98,7 @@ class _ServerFrame:
     waiting: list[Segment]
     awaited: set[str] = field(default_factory=set)
     tensors: dict[str, Any] = field(default_factory=dict)
-    spans: list[wire.SpanRecord] = field(default_factory=list)
+    spans: list[pb.Span] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     uploaded_bytes: int = 0
     computed_bytes: int = 0
@@ -202,7 +202,9 @@ class ServerSession:
         frame = self._run_over(run)
         if frame is None:
             return []
-        frame.spans.append((pb.Span.COMPUTE, run.segment.id, start_s, end_s))
+        frame.spans.append(
+            pb.Span(kind=pb.Span.COMPUTE, name=run.segment.id, start_s=start_s, end_s=end_s)
+        )
         try:
             downloads = _downloads(run.frame, frame, outputs, end_s)
         except InputError as error:
@@ -338,7 +340,7 @@ class ServerSession:
             return self._fail(tensor.frame, error)
         frame.tensors[header.name] = wire.decode(header, payload, specs)
         frame.awaited.discard(header.name)
-        frame.spans.append((pb.Span.ARRIVAL, header.name, 0.0, now_s))
+        frame.spans.append(pb.Span(kind=pb.Span.ARRIVAL, name=header.name, end_s=now_s))
         return [*self._switched(tensor.frame, frame.plan), *self._started(tensor.frame, frame)]
 
     def _refused(self, number: int) -> list[Event]:

@@ -13,10 +13,7 @@ from offload_runtimes.protocol import messages as wire
 from offload_runtimes.protocol.client_state import (
     DeviceSession,
     DownloadReceived,
-    FailureReceived,
-    PongReceived,
-    ServerLeaving,
-    SessionOpened,
+    FrameFailed,
 )
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.server_state import (
@@ -236,7 +233,7 @@ TestServerMachine.settings = settings(max_examples=150, stateful_step_count=25, 
 def opened() -> DeviceSession:
     session = DeviceSession(AGREED, "here")
     welcome = pb.Welcome(protocol=wire.PROTOCOL, max_frames=3, max_message_bytes=2**20)
-    assert session.receive(wire.message(welcome=welcome)) == SessionOpened(3, 2**20)
+    assert session.receive(wire.message(welcome=welcome)) == welcome
     return session
 
 
@@ -270,14 +267,12 @@ def test_device_maps_failures() -> None:
     session = opened()
     frame = session.open_frame()
     one = session.receive(wire.encode_failure(InputError("bad frame"), frame))
-    assert isinstance(one, FailureReceived)
+    assert isinstance(one, FrameFailed)
     assert one.frame == frame
-    every = session.receive(wire.encode_failure(BundleError("gone")))
-    assert isinstance(every, FailureReceived)
-    assert every.frame is None
-    assert isinstance(every.error, BundleError)
-    goodbye = wire.message(goodbye=pb.Goodbye())
-    assert session.receive(goodbye) == ServerLeaving()
+    with pytest.raises(BundleError, match="gone"):
+        session.receive(wire.encode_failure(BundleError("gone")))
+    goodbye = pb.Goodbye()
+    assert session.receive(wire.message(goodbye=goodbye)) == goodbye
 
 
 @pytest.mark.parametrize(
@@ -383,7 +378,8 @@ def test_a_lost_message_is_missed_at_the_next_ping() -> None:
     device = DeviceSession(AGREED, "here")
     assert "5 messages were sent, 2 came" in refusal(greeted().receive(device.ping(1, 5), 0.0))
     device.receive(wire.message(welcome=pb.Welcome(protocol=wire.PROTOCOL, max_frames=3)))
-    assert device.receive(wire.message(pong=pb.Pong(number=1, sent=2))) == PongReceived(1, 0.0)
+    pong = pb.Pong(number=1, sent=2)
+    assert device.receive(wire.message(pong=pong)) == pong
     with pytest.raises(wire.ProtocolError, match="4 messages were sent, 3 came"):
         device.receive(wire.message(pong=pb.Pong(number=2, sent=4)))
 
