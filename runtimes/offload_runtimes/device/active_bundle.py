@@ -18,7 +18,7 @@ from offload.planning.plan import Plan, Side
 
 from offload_runtimes.device.counters import LOG, Counters
 from offload_runtimes.device.inference_runner import InferenceRunner
-from offload_runtimes.device.plan_selector import PlanSelector
+from offload_runtimes.device.plan_selector import PlanSelector, Probe
 from offload_runtimes.device.reconnect import ReconnectLoop, Successor
 from offload_runtimes.device.segment_executor import SegmentExecutor
 from offload_runtimes.device.server_connection import ServerConnection
@@ -98,7 +98,7 @@ class OpenedBundle:
     @property
     def connection(self) -> ServerConnection | None:
         """The session with the server while it is alive."""
-        return _connection_of(self._reconnect)
+        return self._reconnect.connection if self._reconnect else None
 
     def new_connection(self) -> ServerConnection | None:
         """A connection that is not open yet; None if no plan needs a server."""
@@ -140,8 +140,8 @@ class OpenedBundle:
             self.selector.take,
             can_finish_here=self._can_finish_here,
         )
-        self.selector.settle(self.connection)
-        self.selector.watch(partial(_connection_of, self._reconnect), options.heartbeat_s)
+        self.selector.settle(_probe_of(self._reconnect))
+        self.selector.watch(partial(_probe_of, self._reconnect), options.heartbeat_s)
 
     def close(self) -> None:
         """End its threads and its connection; inferences under way continue without them."""
@@ -161,10 +161,8 @@ class ActiveBundle:
         self,
         bundle: Bundle,
         path: Path | None,
+        load: Callable[[Bundle], OpenedBundle],
         options: SessionOptions,
-        counters: Counters,
-        make_executor: Callable[[Bundle], SegmentExecutor],
-        connect: Callable[[], Connector],
     ) -> None:
         """Load the bundle and connect.
 
@@ -172,22 +170,14 @@ class ActiveBundle:
             bundle: the bundle.
             path: directory of the bundle, opened again if the server does not hold the bundle;
                 None: the bundle is never replaced.
-            options: how to run it.
-            counters: where events are counted.
-            make_executor: see OpenedBundle.
-            connect: see OpenedBundle.
+            load: loads a bundle.
+            options: how to connect.
 
         Raises:
             OffloadError: see OffloadSession.
         """
         self._path = path
-        self._open = partial(
-            OpenedBundle,
-            options=options,
-            counters=counters,
-            make_executor=make_executor,
-            connect=connect,
-        )
+        self._load = load
         self._checked_mark: object = None
         self._check_again_s = 0.0
         self._successor: Successor | None = None
@@ -195,7 +185,7 @@ class ActiveBundle:
         self._lock = threading.Lock()
         self._closed = ""
         self._runners: weakref.WeakSet[InferenceRunner] = weakref.WeakSet()
-        self.opened = self._open(bundle)
+        self.opened = load(bundle)
         connection, why = self.opened.new_connection(), None
         if connection is not None:
             try:
@@ -286,7 +276,7 @@ class ActiveBundle:
                 f"{path} now holds another bundle ({bundle.digest[:12]}) with other inputs or"
                 f" outputs than the running one ({running.digest[:12]}): restart the application"
             )
-        opened = self._open(bundle)
+        opened = self._load(bundle)
         return Successor(opened.new_connection, partial(self._change, opened))
 
 
@@ -304,5 +294,6 @@ def _mark(path: Path) -> object:
     return manifest.st_dev, manifest.st_ino, manifest.st_mtime_ns
 
 
-def _connection_of(reconnect: ReconnectLoop | None) -> ServerConnection | None:
-    return reconnect.connection if reconnect else None
+def _probe_of(reconnect: ReconnectLoop | None) -> Probe | None:
+    connection = reconnect.connection if reconnect else None
+    return connection.probe if connection else None

@@ -85,7 +85,6 @@ class InferenceRunner:
         """
         self._choose_plan = choose_plan
         self._plans = bundle.plans
-        self._is_local = [plan.is_local for plan in bundle.plans]
         self._steps: list[list[Segment | Send]] = []
         self._defaults: list[tuple[str, ...]] = []  # those that the server's segments use
         for plan in bundle.plans:
@@ -127,12 +126,13 @@ class InferenceRunner:
             InputError: the session was closed.
         """
         number, change = self._choose_plan()
-        if copy and not self._is_local[number]:
+        plan = self._plans[number]
+        if copy and not plan.is_local:
             feeds = {name: deepcopy(array) for name, array in feeds.items()}
         frame = FrameTensors(feeds, number)
         if change:
             frame.record(Lane.DEVICE, change, frame.started_s, frame.started_s)
-        inference = PendingInference(self, self._plans[number], frame, tuple(names), allowed_s)
+        inference = PendingInference(self, plan, frame, tuple(names), allowed_s)
         with self._lock:
             if self._closed:
                 raise InputError(self._closed)
@@ -146,7 +146,7 @@ class InferenceRunner:
             InputError: this input cannot be computed, or the inference was cancelled.
         """
         frame = inference.frame
-        reconnect = None if self._is_local[frame.plan] else self._reconnect
+        reconnect = None if inference.plan.is_local else self._reconnect
         connection = reconnect.connection if reconnect else None
         if reconnect and connection is None:
             inference.error, inference.outcome = reconnect.why, Outcome.LOCAL
@@ -215,7 +215,9 @@ class InferenceRunner:
         except OffloadError as error:
             if frame.cancelled:
                 raise InputError(frame.cancelled) from None
-            if isinstance(error, DeadlineError) and inference.is_overdue:
+            until_s = inference.until_s
+            is_overdue = until_s is not None and time.monotonic() >= until_s
+            if isinstance(error, DeadlineError) and is_overdue:
                 raise DeadlineError(
                     f"no answer within the {format_s(inference.allowed_s or 0)} allowed: allow"
                     " more time"
@@ -300,11 +302,6 @@ class PendingInference:
         self.error: OffloadError | None = None
         self.outcome = Outcome.SPLIT
         self.session: object = None
-
-    @property
-    def is_overdue(self) -> bool:
-        """Whether the deadline has passed."""
-        return self.until_s is not None and time.monotonic() >= self.until_s
 
     def start(self) -> None:
         """Do the device's part; errors as `run`."""

@@ -75,7 +75,7 @@ class ReconnectLoop:
         self._next_try_s = 0.0
         self._warned: set[str] = set()
         self._warnings: list[OffloadError] = []
-        self._why: OffloadError = ServerError("the server was not there at the start")
+        self._why: OffloadError = ServerError("the server could not be reached at the start")
         if why is not None:
             self._failed(why)
         self._stopped = threading.Event()

@@ -30,6 +30,7 @@ class FrameTensors:
         started_s: when the frame began, by `time.monotonic`.
         plan: index of the bundle's plan that the frame follows.
         number: the frame's number in the session with the server; 0 before it has one.
+        uploads: when each tensor was sent to the server, by `time.monotonic`, and its bytes.
         cancelled: why the frame was cancelled; empty if it was not.
     """
 
@@ -37,6 +38,7 @@ class FrameTensors:
         self.started_s = time.monotonic()
         self.plan = plan
         self.number = 0
+        self.uploads: dict[str, tuple[float, int]] = {}
         self.cancelled = ""
         self._stops: set[Callable[[], None]] = set()
         self._tensors = dict(feeds)
@@ -44,11 +46,11 @@ class FrameTensors:
         self._spans: list[tuple[Lane, str, float, float]] = []
         self._watchers: list[tuple[tuple[str, ...], Callable[[], None]]] = []
         self._waiting = 0
-        self._lock = threading.Lock()  # entered many times a frame: a Condition would cost twice
+        self._lock = threading.Lock()  # not the Condition's RLock, which takes twice the time
         self._changed = threading.Condition(self._lock)
 
     def put(self, arrays: Mapping[str, Array]) -> None:
-        """Add tensors; the first one of a name stays."""
+        """Add tensors; those that are already there are kept."""
         with self._lock:
             self._tensors = {**arrays, **self._tensors}
             if self._waiting:
@@ -304,7 +306,7 @@ class SegmentExecutor:
         frame.put(dict(zip(segment.outputs, arrays, strict=True)))
 
     def _feeds(
-        self, segment: Segment, frame: FrameTensors, until_s: float | None
+        self, segment: Segment, frame: FrameTensors, until_s: float | None = None
     ) -> dict[str, Array]:
         """A segment's inputs, and its inputs with a default that the caller gave."""
         feeds = frame.take(segment.inputs, until_s)
@@ -359,18 +361,17 @@ class SegmentExecutor:
 
         Segments that need a tensor from the server are left out. Returns the seconds of the runs.
         """
-        tensors, total_s = dict(feeds), 0.0
+        frame, total_s = FrameTensors(feeds), 0.0
         for segment in segments:
-            names = (*segment.inputs, *self._bundle.defaults_of(segment.part))
-            available = {name: tensors[name] for name in names if name in tensors}
-            if not available.keys() >= set(segment.inputs):
+            if not frame.has(segment.inputs):
                 continue
+            inputs = self._feeds(segment, frame)
             start_s = time.monotonic()
-            arrays = self._engines[segment.part].run(segment.outputs, available)
+            arrays = self._engines[segment.part].run(segment.outputs, inputs)
             duration_s = time.monotonic() - start_s
             self._run_times.add(self._key(segment), duration_s)
             total_s += duration_s
-            tensors.update(zip(segment.outputs, arrays, strict=True))
+            frame.put(dict(zip(segment.outputs, arrays, strict=True)))
         return total_s
 
     def warm_up(self, segment: Segment, feeds: Mapping[str, Array]) -> None:

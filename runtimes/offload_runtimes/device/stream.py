@@ -28,8 +28,6 @@ Frame: TypeAlias = Feeds | tuple[Any, Feeds]
 Answer: TypeAlias = list[Array] | tuple[Any, list[Array]]
 Prepare: TypeAlias = Callable[[Feeds], PendingInference]
 _JOIN_S = 5.0
-
-
 _NO_TAG = object()
 
 

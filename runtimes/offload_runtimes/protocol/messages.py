@@ -27,7 +27,7 @@ from offload_runtimes.protocol.tensor_specs import TensorHeader, TensorSpecs
 PROTOCOL = 4
 MAX_PING_BYTES = 48 * 1024  # below the message limit of any bundle
 _LENGTH = struct.Struct("<I")
-_ALIGNMENT = 16  # as of numpy's own arrays; the memory of a bytes object is aligned so, too
+_ALIGNMENT = 16  # of numpy's own arrays, and of the memory of a bytes object
 _SMALL_BYTES = 16 * 1024
 _HEADERS = 256  # that are remembered; enough for one plan unless shapes are dynamic
 _MAX_RANK = 16
@@ -224,11 +224,11 @@ def _checked(layout: pb.Layout, specs: TensorSpecs) -> TensorHeader:
         raise ProtocolError(
             f"tensor {layout.name!r} takes {size_bytes} bytes, allowed are {spec.limit_bytes}"
         )
-    if layout.encoding != spec.encoding:
+    if layout.encoding != spec.codec:
         raise ProtocolError(
-            f"tensor {layout.name!r} came as {layout.encoding[:20]!r}, not as {spec.encoding!r}"
+            f"tensor {layout.name!r} came as {layout.encoding[:20]!r}, not as {spec.codec!r}"
         )
-    return TensorHeader(layout.name, dtype, shape, spec.encoding, size_bytes)
+    return TensorHeader(layout.name, dtype, shape, spec.codec, size_bytes)
 
 
 def _checksum(frame: int, plan: int, layout: bytes, data: memoryview) -> int:

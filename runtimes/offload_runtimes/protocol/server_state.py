@@ -176,11 +176,6 @@ class ServerSession:
         return self._agreed[0].digest if self._agreed else None
 
     @property
-    def uploaded_bytes(self) -> int:
-        """Bytes of uploads held for frames in flight and for segments that still run."""
-        return sum([frame.uploaded_bytes for frame in self._all_frames()])
-
-    @property
     def frames_in_flight(self) -> int:
         """Number of frames that are not answered yet."""
         return len(self._frames)
@@ -426,11 +421,10 @@ class ServerSession:
 
     def _hold(self) -> bool:
         """Reserve the uploaded bytes of all frames; whether they fit the server's limit."""
-        uploaded_bytes, runs = 0, False
-        for frame in self._all_frames():
-            uploaded_bytes += frame.uploaded_bytes
-            runs = runs or bool(frame.running)
-        return self._reservation.hold(uploaded_bytes, idle=not runs)
+        frames = self._all_frames()
+        uploaded_bytes = sum([frame.uploaded_bytes for frame in frames])
+        is_idle = not any(frame.running for frame in frames)
+        return self._reservation.hold(uploaded_bytes, idle=is_idle)
 
 
 def _downloads(
@@ -447,7 +441,7 @@ def _downloads(
         if spec is None:
             continue
         try:
-            packed = wire.pack(value, spec.encoding)
+            packed = wire.pack(value, spec.codec)
         except ValueError as error:
             raise InputError(f"the answer {name!r} cannot be sent: {error}") from error
         if packed.data.nbytes > spec.limit_bytes:

@@ -60,7 +60,7 @@ def test_no_frame_is_lost_with_the_server(server: Server, made: Made, at: int) -
         frames = (made.feeds(seed) for seed in range(COUNT))
         assert_in_order(list(session.stream(frames)), made)
         assert session.counts.runs == COUNT
-        eventually(lambda: session.counts.losses == 1)  # counted on the keeper's thread
+        eventually(lambda: session.counts.losses == 1)  # counted on the reconnect thread
 
 
 def test_a_slow_caller_holds_up_the_source(session: OffloadSession, made: Made) -> None:

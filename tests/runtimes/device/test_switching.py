@@ -104,7 +104,8 @@ class Camera:
 
     def _next(self) -> dict[str, np.ndarray]:
         selector = self._session._active.opened.selector
-        selector.attend(self._session._active.opened.connection, time.monotonic(), 0.02)
+        connection = self._session._active.opened.connection
+        selector.attend(connection.probe if connection else None, time.monotonic(), 0.02)
         self.plans.append(self._session.plan)
         return frame(len(self.plans) - 1)
 

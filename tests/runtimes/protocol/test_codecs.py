@@ -83,7 +83,7 @@ SHAPES = st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 9), st.j
 
 @given(shape=SHAPES | SHAPES.map(lambda shape: shape[1:]), seed=st.integers(0, 99))
 def test_png_loses_nothing_and_jpeg_little(shape: tuple[int, ...], seed: int) -> None:
-    assert codecs.suits_picture("uint8", shape)
+    assert codecs.suits("png", "uint8", shape)
     grey = np.full(shape, 100 + seed, np.uint8)
     noise = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
     png, jpeg = codecs.codec("png"), codecs.codec("jpeg")

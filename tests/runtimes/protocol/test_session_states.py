@@ -33,7 +33,7 @@ from tests.runtimes.tensor_messages import encode_tensor
 ROOM = SessionLimits(max_frames=3, max_bytes=10_000)
 
 
-def ports(names: str) -> TensorSpecs:
+def specs(names: str) -> TensorSpecs:
     return TensorSpecs(
         {n: TensorSpec(ModelValue(n, "tensor(int64)", ("n",)), "raw", 800) for n in names}
     )
@@ -45,9 +45,9 @@ def segment(name: str, inputs: str, outputs: str) -> Segment:
 
 # a -> b, c -> d, and both joined: e. Downloads are b and e, uploads a and c.
 SEGMENTS = (segment("ab", "a", "b"), segment("cd", "c", "d"), segment("bde", "bd", "e"))
-CONTRACT = Contract("digest", SEGMENTS, ports("ac"), ports("be"))
+CONTRACT = Contract("digest", SEGMENTS, specs("ac"), specs("be"))
 # Another plan of the same bundle: one segment, one download.
-OTHER = Contract("digest", (segment("ace", "ac", "e"),), ports("ac"), ports("e"))
+OTHER = Contract("digest", (segment("ace", "ac", "e"),), specs("ac"), specs("e"))
 AGREED = (CONTRACT, OTHER)
 WORK = {
     "ab": lambda a: {"b": a + 1},
@@ -72,8 +72,8 @@ class ServerMachine(RuleBasedStateMachine):
         super().__init__()
         self.memory = MemoryBudget(150)  # two frames of the longest tensors do not fit
         self.others = self.memory.reserve(lambda: None)
-        account = self.memory.reserve(lambda: None)
-        self.session = ServerSession({"digest": AGREED}, ROOM, account)
+        reservation = self.memory.reserve(lambda: None)
+        self.session = ServerSession({"digest": AGREED}, ROOM, reservation)
         self.running: list[RunSegment] = []
         self.answers: dict[int, dict[str, np.ndarray]] = {}
         self.sent: dict[int, set[str]] = {}
@@ -102,10 +102,10 @@ class ServerMachine(RuleBasedStateMachine):
             assert message.pong.sent == self.replies
         if message.WhichOneof("body") == "tensor":
             plan = self.plans[message.tensor.frame]
-            layout, array = wire.decode_tensor(message.tensor, data, AGREED[plan].downloads)
+            header, array = wire.decode_tensor(message.tensor, data, AGREED[plan].downloads)
             answers = self.answers.setdefault(message.tensor.frame, {})
-            assert layout.name not in answers
-            answers[layout.name] = array
+            assert header.name not in answers
+            answers[header.name] = array
 
     def send(self, message: bytes) -> None:
         self.count += 1
@@ -199,8 +199,8 @@ class ServerMachine(RuleBasedStateMachine):
         """Of frames in flight, and of those that are over while something still runs for them."""
         feeds = {id(array): array for run in self.running for array in run.feeds.values()}
         running = sum(a.nbytes for a in feeds.values() if a.base is not None)
-        held = self.session.uploaded_bytes
         frames = self.session._all_frames()
+        held = sum(frame.uploaded_bytes for frame in frames)
         assert held == sum(a.nbytes for f in frames for n, a in f.tensors.items() if n in "ac")
         assert self.memory.held_bytes == held + self.others.held_bytes <= self.memory.limit_bytes
         assert held == 0 if self.session.closed else held >= running
@@ -222,7 +222,7 @@ class ServerMachine(RuleBasedStateMachine):
         while self.running:
             run = self.running.pop()
             self.take(self.session.finished(run, compute(run), 0.0, 1.0))
-        assert self.session.frames_in_flight == self.session.uploaded_bytes == 0
+        assert self.session._all_frames() == []
         assert set(self.over) == set(self.sent)
 
 
@@ -401,8 +401,8 @@ def test_server_says_goodbye_and_answers_what_it_has() -> None:
 WITH_DEFAULT = Contract(
     "digest",
     (segment("ab", "a", "b"), segment("e", "", "e")),
-    ports("ag"),
-    ports("be"),
+    specs("ag"),
+    specs("be"),
     {"ab": ("g",)},
 )
 
@@ -462,10 +462,10 @@ def test_memory_is_taken_before_anything_is_decoded() -> None:
     uploads = TensorSpecs(
         {"a": TensorSpec(ModelValue("a", "tensor(int64)", ("n",)), "zstd", 10**9)}
     )
-    contract = Contract("digest", (segment("ab", "a", "b"),), uploads, ports("b"))
+    contract = Contract("digest", (segment("ab", "a", "b"),), uploads, specs("b"))
     memory = MemoryBudget(1000)
-    account = memory.reserve(lambda: None)
-    session = ServerSession({"digest": (contract,)}, SessionLimits(3, 10**9), account)
+    reservation = memory.reserve(lambda: None)
+    session = ServerSession({"digest": (contract,)}, SessionLimits(3, 10**9), reservation)
     session.receive(DeviceSession((contract,), "here").hello(), 0.0)
     huge = pack_zeros(10**8)
     over, reply = session.receive(huge, 0.0)

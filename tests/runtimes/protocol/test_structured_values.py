@@ -97,20 +97,20 @@ def sent(value: Any) -> tuple[pb.Tensor, memoryview]:
     ],
 )
 def test_other_values_than_agreed_are_refused(value: Any, said: str) -> None:
-    layout, read = wire.decode_tensor(*sent(np.array(["a", "\u00e9"], object)), TEXT)
-    assert (layout.name, read.tolist()) == ("s", ["a", "\u00e9"])
+    header, read = wire.decode_tensor(*sent(np.array(["a", "\u00e9"], object)), TEXT)
+    assert (header.name, read.tolist()) == ("s", ["a", "\u00e9"])
     with pytest.raises(ProtocolError, match=said) as caught:
         wire.decode_tensor(*sent(value), TEXT)
     assert "\n" not in str(caught.value)
 
 
 def test_what_is_declared_as_numbers_cannot_be_text() -> None:
-    port = TensorSpec(ModelValue("s", "tensor(float)", None), "raw", 100)
+    spec = TensorSpec(ModelValue("s", "tensor(float)", None), "raw", 100)
     with pytest.raises(ProtocolError, match="must be float32"):
-        wire.decode_tensor(*sent(np.array(["a"], object)), TensorSpecs({"s": port}))
+        wire.decode_tensor(*sent(np.array(["a"], object)), TensorSpecs({"s": spec}))
 
 
 def test_an_output_of_unknown_type_may_be_anything() -> None:
-    ports = TensorSpecs({"s": TensorSpec(ModelValue("s", "unknown", None), "raw", 100)})
+    specs = TensorSpecs({"s": TensorSpec(ModelValue("s", "unknown", None), "raw", 100)})
     for value in (np.zeros((2, 1), np.float32), np.array(["a"], object), [{1: 0.5}]):
-        assert same(value, wire.decode_tensor(*sent(value), ports)[1])
+        assert same(value, wire.decode_tensor(*sent(value), specs)[1])
