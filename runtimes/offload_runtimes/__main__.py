@@ -235,13 +235,13 @@ def _measure(_: argparse.Namespace) -> None:
 
 
 def _preflight(options: argparse.Namespace) -> None:
-    from offload_runtimes.preflight import preflight
+    from offload_runtimes.installation import preflight
 
     print(json.dumps(preflight(options.provider, allow_cpu=options.allow_cpu)))
 
 
 def _version(_: argparse.Namespace) -> None:
-    from offload_runtimes.versions import versions
+    from offload_runtimes.installation import versions
 
     print(json.dumps(versions().to_json()))
 
