@@ -120,17 +120,9 @@ class OpenedBundle:
         Raises:
             OffloadError: the first plan cannot be loaded; call `close` then.
         """
-        options = self._options
         if self._make_connection is not None:
             self._reconnect = ReconnectLoop(
-                self._make_connection,
-                first,
-                heartbeat_s=options.heartbeat_s,
-                timeout_s=options.connect_timeout_s,
-                reconnect=options.on_server_loss != OnServerLoss.LOCAL,
-                counters=self._counters,
-                why=why,
-                find_successor=find_successor,
+                self._make_connection, first, why, self._options, self._counters, find_successor
             )
         self.runner = InferenceRunner(
             self.bundle,
@@ -141,7 +133,7 @@ class OpenedBundle:
             can_finish_here=self._can_finish_here,
         )
         self.selector.settle(_probe_of(self._reconnect))
-        self.selector.watch(partial(_probe_of, self._reconnect), options.heartbeat_s)
+        self.selector.watch(partial(_probe_of, self._reconnect), self._options.heartbeat_s)
 
     def close(self) -> None:
         """End its threads and its connection; inferences under way continue without them."""
