@@ -129,7 +129,7 @@ def test_the_light_packages_are_among_the_projects() -> None:
     )
 
 
-def test_the_preflight_model_is_what_it_says() -> None:
+def test_the_preflight_model_is_valid() -> None:
     model = onnx.load_from_string(base64.b64decode(installation.MODEL))
     onnx.checker.check_model(model, full_check=True)
     ops = [node.op_type for node in model.graph.node]

@@ -12,7 +12,7 @@ def link(rate_bps: float) -> Link:
     return Link(rate_bps, rate_bps, 0.001, 0.001)
 
 
-def test_the_oldest_ping_shows_how_long_bytes_have_been_under_way() -> None:
+def test_bytes_before_the_oldest_unanswered_ping() -> None:
     monitor = LinkMonitor(Link(1e6, 1e6))
     assert monitor.waiting(10.0) == (0, 0.0)
     monitor.sent(1000)
@@ -28,7 +28,7 @@ def test_the_oldest_ping_shows_how_long_bytes_have_been_under_way() -> None:
     assert monitor.waiting(12.5) == (0, 0.5), "nothing is before it"
 
 
-def test_a_new_connection_begins_anew() -> None:
+def test_reset_forgets_all_messages() -> None:
     monitor = LinkMonitor(link(1e6))
     for _ in range(3):
         monitor.passed(Lane.UPLINK, 1000, 0.1, 5.0)
@@ -39,7 +39,7 @@ def test_a_new_connection_begins_anew() -> None:
     assert monitor.uploads == 0, "what took no time tells nothing"
 
 
-def test_two_late_messages_make_what_was_before_the_past() -> None:
+def test_two_late_messages_make_earlier_ones_obsolete() -> None:
     monitor, fast, slow = LinkMonitor(link(5e6)), link(2e7), link(1e6)
     for number in range(40):
         monitor.passed(Lane.UPLINK, 100_000, fast.upload_s(100_000), 0.05 * number)

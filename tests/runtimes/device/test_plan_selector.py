@@ -1,4 +1,4 @@
-"""The selector on recorded sends and a clock that stands still: when it changes plans."""
+"""When the plan selector changes plans: simulated messages and a simulated clock."""
 
 import itertools
 from collections.abc import Callable
@@ -32,7 +32,7 @@ def link(rate_bps: float) -> Link:
 
 
 class World:
-    """A selector whose sends and probes take what a link says, give or take noise."""
+    """A selector with a simulated link: messages take its costs times random noise."""
 
     def __init__(self, bundle: Bundle, rate_bps: float, noise: float = 0.0, seed: int = 0) -> None:
         self.now_s = 1000.0
@@ -60,14 +60,14 @@ class World:
         self.passes(Lane.DOWNLINK, size_bytes, self.link.download_s(size_bytes))
 
     def passes(self, lane: Lane, size_bytes: int, seconds: float) -> None:
-        """One in ten is far off: stalled, or seemingly there at once."""
+        """Record a message; with noise, one in ten took far too long or almost no time."""
         factor = float(np.exp(self._random.normal(0, self.noise)))
         if self.noise and self._random.random() < 0.1:
             factor = float(self._random.choice((0.001, 6.0)))
         self.selector.monitor.passed(lane, size_bytes, seconds * factor, self.now_s)
 
     def run(self, seconds: float) -> list[int]:
-        """Frames as fast as the link lets them, and a beat four times a second; plans followed."""
+        """Send frames as fast as the link allows; the plans after each call of `attend`."""
         seen = []
         for _ in range(round(seconds / BEAT_S)):
             self.now_s += BEAT_S
@@ -84,7 +84,7 @@ class World:
         return seen
 
 
-def test_it_settles_on_the_plan_of_the_link_there_is(bundle: Bundle) -> None:
+def test_settles_on_the_best_plan_of_the_measured_link(bundle: Bundle) -> None:
     for rate_bps, number in ((2e4, LOCAL), (2e5, SPLIT), (1e7, CLOUD)):
         world = World(bundle, rate_bps)
         world.selector.settle(world.probe)
@@ -94,13 +94,13 @@ def test_it_settles_on_the_plan_of_the_link_there_is(bundle: Bundle) -> None:
         assert world.selector.link.up_bps == pytest.approx(rate_bps, rel=0.1)
 
 
-def test_without_a_server_it_settles_on_the_plan_for_slow_links(bundle: Bundle) -> None:
+def test_settles_on_the_slow_link_plan_without_a_server(bundle: Bundle) -> None:
     world = World(bundle, 1e7)
     world.selector.settle(None)
     assert (world.selector.plan, world.selector.link, world.probed) == (LOCAL, None, [])
 
 
-def test_it_goes_and_comes_back_with_the_link(bundle: Bundle) -> None:
+def test_follows_the_link_back_and_forth(bundle: Bundle) -> None:
     world = World(bundle, 1e7, noise=0.05)
     seen = world.run(10)
     assert seen[-1] == CLOUD
@@ -114,8 +114,8 @@ def test_it_goes_and_comes_back_with_the_link(bundle: Bundle) -> None:
     assert all(a.at_s < b.at_s for a, b in itertools.pairwise(world.selector.switches))
 
 
-def test_what_does_not_arrive_is_not_waited_for(bundle: Bundle) -> None:
-    """The link breaks down while a tensor is on it: the next frame already goes another way."""
+def test_overdue_messages_lower_the_estimate(bundle: Bundle) -> None:
+    """The link slows down while a tensor is on it: the next frame already follows another plan."""
     world = World(bundle, 1e7)
     assert world.run(10)[-1] == CLOUD
     stuck_s = world.now_s
@@ -128,7 +128,7 @@ def test_what_does_not_arrive_is_not_waited_for(bundle: Bundle) -> None:
     assert world.selector.switches[-1].link.up_bps < 1e6
 
 
-def test_a_hiccup_is_waited_for(bundle: Bundle) -> None:
+def test_a_short_delay_changes_nothing(bundle: Bundle) -> None:
     world = World(bundle, 1e7)
     world.run(10)
     for number, (size_bytes, waited_s) in enumerate(((100_000, LATE_S), (1_000, 10.0))):
@@ -142,7 +142,7 @@ def test_a_hiccup_is_waited_for(bundle: Bundle) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rate_bps", [2e4, 1e5, 3e5, 5e7])
-def test_on_a_steady_link_a_plan_is_kept(bundle: Bundle, seed: int, rate_bps: float) -> None:
+def test_no_changes_on_a_steady_link(bundle: Bundle, seed: int, rate_bps: float) -> None:
     """Noise of 10 % and one send in ten far off change nothing."""
     world = World(bundle, rate_bps, noise=0.1, seed=seed)
     world.run(10)
@@ -154,7 +154,7 @@ def test_on_a_steady_link_a_plan_is_kept(bundle: Bundle, seed: int, rate_bps: fl
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("rate_bps", [4.2e4, 4.5e4, 1.5e6, 1.7e6])
-def test_plans_do_not_alternate_where_they_take_as_long(
+def test_no_alternation_between_equally_fast_plans(
     bundle: Bundle, seed: int, rate_bps: float
 ) -> None:
     world = World(bundle, rate_bps, noise=0.1, seed=seed)
@@ -162,7 +162,7 @@ def test_plans_do_not_alternate_where_they_take_as_long(
     assert len(seen) == len(set(seen)), "none is taken up again"
 
 
-def test_a_plan_that_sends_little_is_sounded_now_and_then(bundle: Bundle) -> None:
+def test_probes_now_and_then_if_the_plan_sends_little(bundle: Bundle) -> None:
     world = World(bundle, 2e4)
     world.run(10)
     assert world.selector.plan == LOCAL
@@ -176,7 +176,7 @@ def test_a_plan_that_sends_little_is_sounded_now_and_then(bundle: Bundle) -> Non
     assert max(world.probed) <= MAX_PING_BYTES
 
 
-def test_a_busy_link_is_not_sounded(bundle: Bundle) -> None:
+def test_no_probes_on_a_busy_link(bundle: Bundle) -> None:
     world = World(bundle, 1e7)
     world.run(5)
     assert world.selector.plan == CLOUD
@@ -185,7 +185,7 @@ def test_a_busy_link_is_not_sounded(bundle: Bundle) -> None:
     assert world.probed == []
 
 
-def test_a_plan_that_cannot_be_loaded_is_given_up(bundle: Bundle) -> None:
+def test_a_plan_that_cannot_be_loaded_is_skipped(bundle: Bundle) -> None:
     world = World(bundle, 1e7)
     world.refuses = lambda plan: plan.scheme == "cloud"
     assert CLOUD not in world.run(20)
@@ -193,7 +193,7 @@ def test_a_plan_that_cannot_be_loaded_is_given_up(bundle: Bundle) -> None:
     assert [plan.scheme for plan in world.loaded] == ["neurosurgeon"]
 
 
-def test_the_first_inference_of_a_plan_tells_of_the_change(bundle: Bundle) -> None:
+def test_the_first_inference_after_a_switch_records_it(bundle: Bundle) -> None:
     world = World(bundle, 1e7)
     world.run(5)
     number, change = world.selector.take()

@@ -95,7 +95,7 @@ def test_frames_overlap(server: Server, made: Made) -> None:
         assert computed_s < one.lane(Lane.UPLINK)[-1].end_s
 
 
-def test_errors_come_in_the_frame_s_turn(session: OffloadSession, made: Made) -> None:
+def test_errors_of_frames_are_raised_in_order(session: OffloadSession, made: Made) -> None:
     frames = [made.feeds(0), made.feeds(1), {"x": np.zeros(1, np.float32)}, made.feeds(3)]
     stream = session.stream(frames)
     next(stream)

@@ -1,4 +1,4 @@
-"""The alarm calls everything due, in order of time, and nothing cancelled."""
+"""The timer thread runs calls in order of their times, except for cancelled ones."""
 
 import threading
 import time
@@ -10,7 +10,7 @@ from offload_runtimes.engine.timer import TimerThread
 
 @settings(max_examples=25, deadline=None)
 @given(entries=st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=12))
-def test_what_is_due_is_called_in_order(entries: list[tuple[int, bool]]) -> None:
+def test_calls_run_in_order_of_their_times(entries: list[tuple[int, bool]]) -> None:
     alarm, called, done = TimerThread(), [], threading.Event()
     start_s = time.monotonic() + 0.01
     cancels = []

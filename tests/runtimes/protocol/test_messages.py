@@ -52,14 +52,14 @@ def test_tensor_round_trip(array: np.ndarray, frame: int, encoding: str) -> None
     assert back.tobytes() == array.tobytes()
 
 
-def test_views_and_big_endian_arrays_cross_as_their_values() -> None:
+def test_views_and_big_endian_arrays_arrive_with_their_values() -> None:
     for array in (np.arange(12).reshape(3, 4).T, np.arange(3, dtype=">i8")):
         message, data = wire.parse(encode_tensor(1, "t", array, "raw"))
         _, back = wire.decode_tensor(message.tensor, data, specs(array))
         np.testing.assert_array_equal(back, array)
 
 
-def test_a_tensor_is_read_where_it_arrived_aligned_as_numpy_aligns() -> None:
+def test_a_decoded_tensor_is_an_aligned_view_of_the_message() -> None:
     array = np.arange(300, dtype=np.float64)
     arrived = encode_tensor(1, "t", array, "raw")
     message, data = wire.parse(arrived)
@@ -97,7 +97,7 @@ def checksum(made: pb.Tensor, data: bytes) -> int:
 
 
 @pytest.mark.parametrize("size", [0, 7, 16384, 16385, 100_001])
-def test_the_checksum_is_what_the_format_says(size: int) -> None:
+def test_the_checksum_matches_the_format(size: int) -> None:
     array = np.random.default_rng(size).integers(0, 256, size, np.uint8)
     message, data = wire.parse(encode_tensor(2**60, "t", array, "raw", plan=3))
     assert bytes(data) == array.tobytes()
@@ -137,7 +137,7 @@ def test_wrong_tensor_is_one_sentence(changes: dict[str, Any], said: str) -> Non
 
 
 @given(data=st.binary(max_size=400))
-def test_noise_parses_or_is_refused(data: bytes) -> None:
+def test_random_bytes_are_parsed_or_refused(data: bytes) -> None:
     try:
         message, payload = wire.parse(data)
     except ProtocolError:

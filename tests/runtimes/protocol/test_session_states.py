@@ -241,7 +241,7 @@ def answer(frame: int, name: str) -> bytes:
     return encode_tensor(frame, name, np.zeros(2, np.int64), "raw")
 
 
-def test_device_takes_each_answer_once() -> None:
+def test_device_accepts_each_download_once() -> None:
     session = opened()
     frame = session.open_frame()
     event = session.receive(answer(frame, "b"))
@@ -253,7 +253,7 @@ def test_device_takes_each_answer_once() -> None:
     assert session.cancel(frame) is None
 
 
-def test_device_ignores_answers_it_gave_up() -> None:
+def test_device_ignores_downloads_of_cancelled_frames() -> None:
     session = opened()
     frame = session.open_frame()
     assert session.cancel(frame) is not None
@@ -302,7 +302,7 @@ def refusal(events: list[Event]) -> str:
     return str(close.error)
 
 
-def test_a_frame_follows_one_plan_from_beginning_to_end() -> None:
+def test_a_frame_cannot_change_its_plan() -> None:
     session = greeted()
     a, c = np.arange(2), np.arange(2) + 5
     assert session.receive(encode_tensor(1, "a", a, "raw", plan=1), 0.0) == []
@@ -317,7 +317,7 @@ def test_a_frame_follows_one_plan_from_beginning_to_end() -> None:
     assert "frame 2 follows plan 0, not 1" in refusal(events)
 
 
-def test_what_runs_for_a_cancelled_frame_is_held_until_it_is_over() -> None:
+def test_memory_of_a_cancelled_frame_is_reserved_until_its_run_ends() -> None:
     """Else a device could fill the server with frames it cancels while they wait for a worker."""
     memory = MemoryBudget(100)
     session = ServerSession({"digest": AGREED}, ROOM, memory.reserve(lambda: None))
@@ -355,7 +355,7 @@ def test_a_plan_that_the_bundle_lacks_is_refused() -> None:
     assert "no plan 2: it has 2" in refusal(events)
 
 
-def test_a_damaged_plan_number_is_seen() -> None:
+def test_a_damaged_plan_number_is_detected() -> None:
     right = encode_tensor(1, "a", np.arange(2), "raw", plan=1)
     message, data = wire.parse(right)
     message.tensor.plan = 0
@@ -364,7 +364,7 @@ def test_a_damaged_plan_number_is_seen() -> None:
     assert "damaged on its way" in refusal(events)
 
 
-def test_pings_carry_what_they_are_given_and_no_more_than_allowed() -> None:
+def test_pongs_return_the_data_of_pings_up_to_a_limit() -> None:
     session, device = greeted(), DeviceSession(AGREED, "here")
     (reply,) = session.receive(device.ping(7, 2, b"x" * wire.MAX_PING_BYTES), 3.0)
     assert isinstance(reply, Reply)
@@ -374,7 +374,7 @@ def test_pings_carry_what_they_are_given_and_no_more_than_allowed() -> None:
     assert "a ping may carry" in refusal(events)
 
 
-def test_a_lost_message_is_missed_at_the_next_ping() -> None:
+def test_a_lost_message_is_detected_at_the_next_ping() -> None:
     device = DeviceSession(AGREED, "here")
     assert "5 messages were sent, 2 came" in refusal(greeted().receive(device.ping(1, 5), 0.0))
     device.receive(wire.message(welcome=pb.Welcome(protocol=wire.PROTOCOL, max_frames=3)))
@@ -384,7 +384,7 @@ def test_a_lost_message_is_missed_at_the_next_ping() -> None:
         device.receive(wire.message(pong=pb.Pong(number=2, sent=4)))
 
 
-def test_server_says_goodbye_and_answers_what_it_has() -> None:
+def test_a_draining_server_answers_frames_in_flight() -> None:
     session = ServerSession({"digest": AGREED}, ROOM)
     session.receive(DeviceSession(AGREED, "here").hello(), 0.0)
     (run,) = session.receive(encode_tensor(1, "a", np.arange(2), "raw"), 0.0)
@@ -428,7 +428,7 @@ def test_a_segment_waits_for_the_defaults_that_were_announced() -> None:
     assert {name: array.tolist() for name, array in run.feeds.items()} == {"a": [0, 1], "g": [1, 2]}
 
 
-def test_without_an_announcement_nothing_is_waited_for() -> None:
+def test_a_segment_runs_without_defaults_that_were_not_announced() -> None:
     runs = with_default().receive(encode_tensor(1, "a", np.arange(2), "raw"), 0.0)
     assert [run.segment.id for run in runs if isinstance(run, RunSegment)] == ["ab", "e"]
 
@@ -441,7 +441,7 @@ def test_without_an_announcement_nothing_is_waited_for() -> None:
         ((begin(2), begin(1)), "is over: frames must be numbered upwards"),
     ],
 )
-def test_a_wrong_beginning_ends_the_session(messages: tuple[bytes, ...], said: str) -> None:
+def test_a_wrong_begin_message_closes_the_session(messages: tuple[bytes, ...], said: str) -> None:
     session = with_default()
     for message in messages:
         events = session.receive(message, 0.0)
@@ -457,7 +457,7 @@ def test_a_frame_that_begins_while_the_server_drains_is_refused() -> None:
     assert session.frames_in_flight == 0
 
 
-def test_memory_is_taken_before_anything_is_decoded() -> None:
+def test_memory_is_reserved_before_decoding() -> None:
     """A few bytes that stand for many are refused, never unpacked."""
     uploads = TensorSpecs(
         {"a": TensorSpec(ModelValue("a", "tensor(int64)", ("n",)), "zstd", 10**9)}
