@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 from offload.errors import exit_code, sentence, wants_traceback
-from offload_runtimes.versions import versions
+from offload_runtimes.installation import versions
 from typer.core import TyperGroup
 from typer.main import get_group
 

@@ -235,14 +235,14 @@ def _measure(_: argparse.Namespace) -> None:
 
 
 def _preflight(options: argparse.Namespace) -> None:
-    from offload_runtimes.preflight import preflight
+    from offload_runtimes.installation import preflight
 
     print(json.dumps(preflight(options.provider, allow_cpu=options.allow_cpu)))
 
 
 def _version(_: argparse.Namespace) -> None:
+    from offload_runtimes.installation import source_digest, versions
     from offload_runtimes.protocol.codecs import has_pictures
-    from offload_runtimes.versions import source_digest, versions
 
     about = {"source": source_digest(), "pictures": has_pictures()}
     print(json.dumps({**versions().to_json(), **about}))

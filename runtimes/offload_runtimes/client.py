@@ -23,7 +23,7 @@ from offload.scheduling.timeline import Timeline
 
 from offload_runtimes.address import parse_address
 from offload_runtimes.closing import close_at_exit
-from offload_runtimes.device.active_bundle import ActiveBundle
+from offload_runtimes.device.active_bundle import ActiveBundle, OpenedBundle
 from offload_runtimes.device.counters import Counters, Counts
 from offload_runtimes.device.inference_runner import PendingInference
 from offload_runtimes.device.plan_selector import PlanSwitch
@@ -36,7 +36,7 @@ from offload_runtimes.device.stream import (
     stream_answers,
     stream_answers_async,
 )
-from offload_runtimes.engine import Array, as_feed
+from offload_runtimes.engine import Array, as_feeds
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES
 from offload_runtimes.transport.connection import Connector
 from offload_runtimes.transport.grpc_client import GrpcConnector
@@ -63,18 +63,21 @@ class OffloadSession:
         bundle: str | Path | Bundle,
         server: str | Connector | None = None,
         options: SessionOptions | None = None,
+        *,
+        on_close: Callable[[], None] = lambda: None,
         **changes: Any,
     ) -> None:
         """Load the device's segments, warm them up and connect.
 
         Args:
-            bundle: a bundle or its directory; the device's files suffice. If the server does not
-                hold the bundle any more, the directory is opened again. If it, or the link that
-                it is, holds another bundle with the same inputs and outputs by then, the session
-                changes to that bundle between two frames.
+            bundle: a bundle or its directory, or a link to it; the device's files suffice. If the
+                server no longer holds the bundle, the directory is opened again. If it now holds
+                another bundle with the same inputs and outputs, the session changes to that
+                bundle between two frames.
             server: `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH` of a server that serves this bundle,
                 or a connector to it; None for a bundle whose plan stays on the device.
             options: how to run the bundle.
+            on_close: called after the session was closed; may be called twice.
             **changes: fields of SessionOptions, as keywords: `deadline_s=0.1`, `threads=2`, ...
 
         Raises:
@@ -94,16 +97,16 @@ class OffloadSession:
         self._counters = Counters()
         self._process = os.getpid()
         self._is_closed = False
-        active = self._active = ActiveBundle(
-            opened,
-            path,
-            options,
-            self._counters,
-            _executor_factory(options),
-            partial(_connector, server, options),
+        load = partial(
+            OpenedBundle,
+            options=options,
+            counters=self._counters,
+            make_executor=_executor_factory(options),
+            connect=partial(_connector, server, options),
         )
-        self._closers: list[Callable[[], None]] = [partial(active.close, _CLOSED)]
-        self._forget = close_at_exit(partial(_call_all, self._closers), self)
+        self._active = ActiveBundle(opened, path, load, options)
+        self._close = partial(_close, self._active, on_close)
+        self._forget = close_at_exit(self._close, self)
 
     @property
     def bundle(self) -> Bundle:
@@ -163,7 +166,7 @@ class OffloadSession:
         Returns the seconds that it took this machine.
         """
         self._check_usable()
-        feeds = self._checked_feeds(input_feed)
+        feeds = as_feeds(self._name, self._inputs, self._defaults, input_feed)
         return self._active.opened.executor.rehearse(self._plan().on(Side.DEVICE), feeds)
 
     def run(
@@ -189,9 +192,7 @@ class OffloadSession:
             BundleError: the same, because the server does not hold the bundle any more.
             DeadlineError: the time is over.
         """
-        inference = self._prepare(output_names, input_feed, deadline_s, copy=False)
-        inference.start()
-        return inference.finish()
+        return self.begin(output_names, input_feed, deadline_s, copy=False).finish()
 
     def run_timed(
         self,
@@ -200,8 +201,7 @@ class OffloadSession:
         deadline_s: float | None = None,
     ) -> tuple[list[Any], Timeline]:
         """As `run`, and also return the measured timeline: what each side did, and when."""
-        inference = self._prepare(output_names, input_feed, deadline_s, copy=False)
-        inference.start()
+        inference = self.begin(output_names, input_feed, deadline_s, copy=False)
         return inference.finish(), inference.timeline
 
     async def arun(
@@ -210,7 +210,7 @@ class OffloadSession:
         input_feed: Mapping[str, Array],
         deadline_s: float | None = None,
     ) -> list[Array]:
-        """As `run`, for `await`: another thread than the event loop's computes and waits.
+        """As `run`, for `await`: a thread of its own computes and waits.
 
         If its task is cancelled, the work is stopped, here and on the server, before
         CancelledError is raised.
@@ -287,7 +287,7 @@ class OffloadSession:
                 frame; without it, do not write to an array before its answer has come.
 
         Raises:
-            OffloadError: as `run`, in the turn of the frame that failed.
+            OffloadError: as `run`, when the answer of the failed frame is due.
         """
         prepare = self._frame_preparer(output_names, window, copy and not latest)
         return stream_answers(prepare, self._newest(frames, latest, copy), window)
@@ -333,9 +333,7 @@ class OffloadSession:
         """
         prepare = self._frame_preparer(output_names, window, copy and not latest)
 
-        def wrap(source: Iterable[Frame]) -> Iterable[Frame]:
-            return self._newest(source, latest, copy)
-
+        wrap = partial(self._newest, latest=latest, copy=copy)
         return stream_answers_async(prepare, frames, window, wrap)
 
     def close(self) -> None:
@@ -346,7 +344,7 @@ class OffloadSession:
         if os.getpid() != self._process:
             return  # the session belongs to the parent process, which still uses it
         self._is_closed = True
-        _call_all(self._closers)
+        self._close()
         self._forget()
 
     def __enter__(self) -> Self:
@@ -379,7 +377,8 @@ class OffloadSession:
     ) -> PendingInference:
         """Check the arguments and make an inference that has not begun yet."""
         self._check_usable()
-        names, checked = self._checked_names(output_names), self._checked_feeds(feeds)
+        names = self._checked_names(output_names)
+        checked = as_feeds(self._name, self._inputs, self._defaults, feeds)
         allowed_s = self._deadline_s if deadline_s is None else checked_s("deadline_s", deadline_s)
         inference = self._active.opened.runner.prepare(checked, names, allowed_s, copy=copy)
         inference.session = self  # it must not be closed while an inference is under way
@@ -393,28 +392,6 @@ class OffloadSession:
             )
         if self._is_closed:
             raise InputError(_CLOSED)
-
-    def _checked_feeds(self, feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """Check the inputs of an inference; InputError unless they are the model's inputs."""
-        where = self._name
-        if not isinstance(feeds, Mapping):
-            raise InputError(
-                f"{where}: inputs are a dict from names to arrays, not a {type(feeds).__name__}:"
-                f" give all of {list(self._inputs)}"
-            )
-        checked: dict[str, Any] = {}
-        for name, feed in feeds.items():
-            value = self._inputs.get(name) or self._defaults.get(name)
-            if value is None:
-                known = [*self._inputs, *self._defaults]
-                raise InputError(f"{where} has no input {name!r}: it takes {known}")
-            checked[name] = as_feed(where, value, feed)
-        for name in self._inputs:
-            if name not in feeds:
-                raise InputError(
-                    f"{where}: input {name!r} is missing: give all of {list(self._inputs)}"
-                )
-        return checked
 
     def _checked_names(self, output_names: Sequence[str] | None) -> tuple[str, ...]:
         """Check the requested outputs; InputError unless the model has them."""
@@ -438,9 +415,10 @@ class OffloadSession:
         return names
 
 
-def _call_all(functions: Iterable[Callable[[], None]]) -> None:
-    for function in functions:
-        function()
+def _close(active: ActiveBundle, on_close: Callable[[], None]) -> None:
+    """Close a session that may have been garbage collected."""
+    active.close(_CLOSED)
+    on_close()
 
 
 def _executor_factory(options: SessionOptions) -> Callable[[Bundle], SegmentExecutor]:

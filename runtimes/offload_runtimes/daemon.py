@@ -19,11 +19,11 @@ from types import FrameType
 from typing import Any, Self
 
 from offload_runtimes.address import parse_address
+from offload_runtimes.installation import versions
 from offload_runtimes.server import Server
 from offload_runtimes.serving.handshakes import failed_handshakes
 from offload_runtimes.serving.metrics import LOG
 from offload_runtimes.transport.diagnosis import connect
-from offload_runtimes.versions import versions
 
 
 def notify(state: str) -> bool:

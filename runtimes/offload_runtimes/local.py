@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from offload.bundle.bundle import Bundle, open_bundle
 from offload.errors import InputError
@@ -11,23 +11,6 @@ from offload.planning.plan import Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.session_options import SessionOptions
 from offload_runtimes.engine import EngineOptions
-
-if TYPE_CHECKING:
-    from offload_runtimes.server import Server
-
-
-class LocalSession(OffloadSession):
-    """An OffloadSession with a server of its own."""
-
-    def __init__(self, bundle: Bundle, server: "Server", options: SessionOptions) -> None:
-        """Start the server and connect to it; options as of OffloadSession."""
-        server.start()
-        try:
-            super().__init__(bundle, server.address, options)
-        except BaseException:
-            server.stop()
-            raise
-        self._closers.append(server.stop)
 
 
 def open_session(
@@ -66,6 +49,11 @@ def open_session(
     from offload_runtimes.serving.serve_options import ServeOptions
 
     options = replace(options, security=None)  # plaintext does not leave this process
-    return LocalSession(
-        opened, Server([opened], options=ServeOptions(server_options or options.engine)), options
-    )
+    serve_options = ServeOptions(server_options or options.engine)
+    local_server = Server([opened], options=serve_options)
+    local_server.start()
+    try:
+        return OffloadSession(opened, local_server.address, options, on_close=local_server.stop)
+    except BaseException:
+        local_server.stop()
+        raise

@@ -19,6 +19,7 @@ from prometheus_client import start_http_server
 from offload_runtimes.address import parse_address
 from offload_runtimes.closing import close_at_exit
 from offload_runtimes.engine import Arena, arena_of, short_name
+from offload_runtimes.installation import versions
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.server_state import ServerSession
 from offload_runtimes.protocol.tensor_specs import TENSOR_LIMIT_BYTES
@@ -30,7 +31,6 @@ from offload_runtimes.serving.serve_options import ServeOptions
 from offload_runtimes.serving.sessions import SessionState
 from offload_runtimes.transport.connection import Connection
 from offload_runtimes.transport.grpc_server import GrpcHost
-from offload_runtimes.versions import versions
 
 _POLL_S = 0.02
 _LINK_FRACTION = 4  # a quarter of the memory is for uploads and answers, the rest for models

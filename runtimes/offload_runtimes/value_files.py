@@ -52,7 +52,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
             if isinstance(archive, np.ndarray):
                 raise InputError(
                     f"{path} holds one array without a name: write it with"
-                    " np.savez(path, NAME=array), NAME being the input's"
+                    " np.savez(path, NAME=array), where NAME is the input's name"
                 )
             with archive:
                 arrays = {name: archive[name] for name in archive.files}

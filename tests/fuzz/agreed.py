@@ -77,7 +77,7 @@ def tensor(draw: Draw) -> bytes:
     shape = tuple(draw.number() for _ in range(draw.byte() % 4))
     codec = draw.one_of(NAMES) if draw.byte() < 250 else draw.blob().decode("latin-1")
     if known is not None and draw.byte() < 200:
-        dtype, codec = _DTYPES.get(name, "value"), known.encoding
+        dtype, codec = _DTYPES.get(name, "value"), known.codec
     if draw.byte() < 128 and codec in NAMES and 0 < np.prod(shape, dtype=object) < LIMIT_BYTES:
         return _right(name, dtype, shape, codec, draw)
     packed = wire.PackedTensor(dtype, shape, codec, memoryview(draw.blob()))

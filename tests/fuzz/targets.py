@@ -48,11 +48,11 @@ def parse(data: bytes) -> None:
         head, payload = wire.parse(raw)
         if head.WhichOneof("body") == "tensor":
             for contract in agreed():
-                layout, value = wire.decode_tensor(head.tensor, payload, contract.uploads)
-                assert layout.size_bytes <= LIMIT_BYTES
-                assert size_bytes(value) <= layout.memory_bytes + 256
-                if layout.dtype is not None:
-                    assert (value.shape, value.dtype) == (layout.shape, layout.dtype)
+                header, value = wire.decode_tensor(head.tensor, payload, contract.uploads)
+                assert header.size_bytes <= LIMIT_BYTES
+                assert size_bytes(value) <= header.memory_bytes + 256
+                if header.dtype is not None:
+                    assert (value.shape, value.dtype) == (header.shape, header.dtype)
         elif head.WhichOneof("body") == "failure":
             assert isinstance(wire.decode_failure(head.failure, "here"), OffloadError)
 
@@ -68,7 +68,7 @@ def decode(data: bytes) -> None:
         assert len(codec.decode(draw.blob(), size_bytes, shape)) == size_bytes
     raw = draw.rest()[:size_bytes].ljust(size_bytes, b"\0")
     if codec.name not in ("png", "jpeg", "jpeg95") or (
-        width == 1 and codecs.suits_picture("uint8", shape)
+        width == 1 and codecs.suits(codec.name, "uint8", shape)
     ):
         back = bytes(codec.decode(codec.encode(raw, shape), size_bytes, shape))
         assert len(back) == size_bytes
@@ -81,8 +81,8 @@ class _Server:
     def __init__(self) -> None:
         self.memory = MemoryBudget(4 * LIMIT_BYTES)
         self.others = self.memory.reserve(lambda: None)
-        account = self.memory.reserve(lambda: None)
-        self.session = ServerSession({DIGEST: agreed()}, ROOM, account)
+        reservation = self.memory.reserve(lambda: None)
+        self.session = ServerSession({DIGEST: agreed()}, ROOM, reservation)
         self.running: list[RunSegment] = []
 
     def step(self, draw: Draw) -> list[Event]:
@@ -113,7 +113,7 @@ class _Server:
                 wire.parse(event.data)
 
     def check(self) -> None:
-        held = self.session.uploaded_bytes
+        held = sum(frame.uploaded_bytes for frame in self.session._all_frames())
         assert 0 <= held <= ROOM.max_bytes
         assert self.memory.held_bytes == held + self.others.held_bytes <= self.memory.limit_bytes
         assert self.session.frames_in_flight <= ROOM.max_frames
@@ -135,7 +135,7 @@ def serve(data: bytes) -> None:
 
 
 def drive(data: bytes) -> None:
-    """The device's session under whatever a server may answer: ProtocolError or an event."""
+    """The device's session under whatever a server may answer: an OffloadError or an event."""
     draw, session = Draw(data), DeviceSession(agreed(), "here")
     while not draw.is_empty:
         choice = draw.byte() % 8
@@ -146,7 +146,7 @@ def drive(data: bytes) -> None:
         else:
             right = message(draw, session._received + 1)
             answer = right if choice > 2 else damaged(right, draw)
-            with suppress(wire.ProtocolError):
+            with suppress(OffloadError):
                 event = session.receive(answer)
                 assert not isinstance(event, DownloadReceived) or event.size_bytes <= LIMIT_BYTES
 

@@ -21,7 +21,7 @@ from offload.errors import InputError
 from offload_models.zoo import build
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.engine.profiling import kernel_providers
-from offload_runtimes.preflight import preflight
+from offload_runtimes.installation import preflight
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parent.parent.parent

@@ -1,4 +1,4 @@
-"""Connections that break, fall silent, or damage, repeat or lose one message."""
+"""Connections with one fault: cut, silent, or with a damaged, repeated or lost message."""
 
 import threading
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from tests.runtimes.memory_transport import MemoryConnector, PumpedStream
 
 
 class Fault(StrEnum):
-    """What befalls a connection.
+    """What happens to a connection.
 
     Attributes:
         CUT: it breaks.
-        SILENCE: nothing passes any more, and neither end is told.
+        SILENCE: no message passes any more; neither end gets an error.
         CORRUPT: one bit of one message is flipped.
         DUPLICATE: one message passes twice.
         DROP: one message is lost, all others pass.
@@ -31,14 +31,14 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class FaultPlan:
-    """A fault and the message it befalls, counted over both directions from 0."""
+    """A fault, and the number of its message, counted over both directions from 0."""
 
     fault: Fault
     at: int
 
 
 class FaultyConnection:
-    """A connection that a fault befalls, once."""
+    """A connection with one fault."""
 
     def __init__(self, inner: Connection, plan: FaultPlan) -> None:
         self._inner = inner
@@ -48,12 +48,12 @@ class FaultyConnection:
         self._closed = threading.Event()
 
     def send(self, message: bytes) -> None:
-        """Hand a message over, or what the fault makes of it."""
+        """Send a message as the fault leaves it."""
         for passed in self._pass(message):
             self._inner.send(passed)
 
     def receive(self) -> bytes | None:
-        """The next message, or what the fault makes of it; a copy made by a fault is dropped."""
+        """The next message as the fault leaves it; a copy made by a fault is dropped."""
         while (message := self._inner.receive()) is not None:
             passed = self._pass(message)
             if passed:
@@ -93,7 +93,7 @@ class FaultyConnection:
 
 
 class FaultyConnector:
-    """Gives every stream within this process the next fault of a list; later ones are sound."""
+    """Opens streams within this process: each has the next fault of a list, later ones none."""
 
     def __init__(self, inner: MemoryConnector, plans: list[FaultPlan]) -> None:
         self._inner = inner

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 from offload.errors import OffloadError, ServerError
-from offload_runtimes.transport.connection import Connection, Mailbox, Receiver, Stream
+from offload_runtimes.transport.connection import Connection, Receiver, Stream
 
 
 class _MemoryEnd:
@@ -38,8 +38,8 @@ class _MemoryEnd:
 
 def pair() -> tuple[Connection, Connection]:
     """Two ends of a stream within this process; messages sent before `close` still arrive."""
-    left: Mailbox = queue.SimpleQueue()
-    right: Mailbox = queue.SimpleQueue()
+    left: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    right: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     over = threading.Event()
     return _MemoryEnd(left, right, over), _MemoryEnd(right, left, over)
 

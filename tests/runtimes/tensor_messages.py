@@ -3,7 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
-from offload_runtimes.protocol.messages import SpanRecord, pack, tensor_message
+import offload_runtimes.protocol.offload_pb2 as pb
+from offload_runtimes.protocol.messages import pack, tensor_message
 
 
 def encode_tensor(
@@ -12,7 +13,7 @@ def encode_tensor(
     value: Any,
     codec_name: str,
     sent_s: float = 0.0,
-    spans: Iterable[SpanRecord] = (),
+    spans: Iterable[pb.Span] = (),
     plan: int = 0,
 ) -> bytes:
     return tensor_message(frame, name, pack(value, codec_name), sent_s, spans, plan)

@@ -81,7 +81,7 @@ def test_looks_like_an_onnxruntime_session(server: Server, pair: Made) -> None:
         assert_same(session.run(["t1", "y"], feeds), [t1, y])
 
 
-def test_halves_suffice(made: Made, tmp_path: Path) -> None:
+def test_each_side_needs_only_its_deployed_files(made: Made, tmp_path: Path) -> None:
     """Each machine has only what `deploy` puts there."""
     device = bundles.deployed(made, Side.DEVICE, tmp_path / "device")
     feeds = made.feeds()
@@ -106,7 +106,7 @@ def test_two_bundles_and_many_sessions_on_one_server(tmp_path: Path) -> None:
             session.close()
 
 
-def test_answers_belong_to_the_caller(server: Server, pair: Made) -> None:
+def test_outputs_are_writable(server: Server, pair: Made) -> None:
     with OffloadSession(pair.bundle, server.address) as session:
         for array in session.run(None, pair.feeds()):
             array[...] = 0
@@ -156,7 +156,7 @@ def test_a_rehearsal_runs_what_needs_no_server(kind: str, known: int, tmp_path: 
 CLOCK_ERROR_S = 0.03
 
 
-def test_timeline_tells_who_did_what(tmp_path: Path) -> None:
+def test_timeline_of_a_split_run(tmp_path: Path) -> None:
     made = bundles.branches(tmp_path / "b", count=3)
     link = Link(1e6, 1e6, up_start_s=0.02, down_start_s=0.005)
     with open_session(made.bundle, link=link, slowdown=200.0) as session:
@@ -249,7 +249,7 @@ def test_plain_text_stays_on_loopback(pair: Made) -> None:
         assert server.address.startswith("0.0.0.0:")
 
 
-def test_server_that_stops_says_so(server: Server, pair: Made) -> None:
+def test_error_after_the_server_stopped(server: Server, pair: Made) -> None:
     with OffloadSession(pair.bundle, server.address, on_server_loss="raise") as session:
         assert server.drain(5)
         server.stop()
@@ -284,7 +284,7 @@ def test_a_probe_passes_an_emulated_link(server: Server) -> None:
     assert sample.down_s > link.download_s(100_000) / 2
 
 
-def test_what_is_no_probe_ends_the_stream(server: Server) -> None:
+def test_a_message_that_is_not_a_probe_ends_the_stream(server: Server) -> None:
     outgoing = iter([b"\xff" * 9])
     address = parse_address(server.address)
     connector = GrpcConnector(address, PROBE_LIMIT_BYTES, method=PROBE)
@@ -304,7 +304,7 @@ def test_what_is_no_probe_ends_the_stream(server: Server) -> None:
     stream.wait(5.0)
 
 
-def test_a_process_that_forgets_to_close_still_ends(pair: Made) -> None:
+def test_a_process_without_close_ends(pair: Made) -> None:
     code = (
         "import sys; import numpy as np\n"
         "from offload_runtimes.local import open_session\n"

@@ -16,7 +16,6 @@ from offload_runtimes.protocol import messages as wire
 from offload_runtimes.server import Server
 from offload_runtimes.serving.serve_options import ServeOptions
 from offload_runtimes.transport import SESSION
-from offload_runtimes.transport.connection import Mailbox
 from onnx import helper
 
 from tests.runtimes import bundles, models
@@ -54,7 +53,7 @@ class Raw:
     """A device that sends what it likes and reads when it likes."""
 
     def __init__(self, server: Server, made: Made) -> None:
-        self.outbox: Mailbox = queue.SimpleQueue()
+        self.outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self.channel = grpc.insecure_channel(server.address)
         method: grpc.StreamStreamMultiCallable[bytes, bytes] = self.channel.stream_stream(SESSION)
         self.answers = method(iter(self.outbox.get, None))

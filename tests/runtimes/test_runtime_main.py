@@ -15,7 +15,7 @@ import onnx
 import pytest
 from offload.errors import BundleError, InputError
 from offload_runtimes import daemon as notify
-from offload_runtimes import device_requirements, preflight
+from offload_runtimes import device_requirements, installation
 from offload_runtimes.__main__ import main
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure.proof_replay import (
@@ -112,7 +112,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_the_commands_need_only_the_light_packages() -> None:
     code = (
-        "import sys, offload_runtimes.__main__, offload_runtimes.preflight,"
+        "import sys, offload_runtimes.__main__, offload_runtimes.installation,"
         " offload_runtimes.measure.proof_replay, offload_runtimes.daemon; print(*sys.modules)"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -129,19 +129,19 @@ def test_the_light_packages_are_among_the_projects() -> None:
     )
 
 
-def test_the_preflight_model_is_what_it_says() -> None:
-    model = onnx.load_from_string(base64.b64decode(preflight.MODEL))
+def test_the_preflight_model_is_valid() -> None:
+    model = onnx.load_from_string(base64.b64decode(installation.MODEL))
     onnx.checker.check_model(model, full_check=True)
     ops = [node.op_type for node in model.graph.node]
     assert ops == ["ConstantOfShape", "Conv", "Relu", "Reshape", "Transpose", "MatMul"]
-    assert preflight.preflight()["ok"]
+    assert installation.preflight()["ok"]
 
 
 def test_the_preflight_finds_wrong_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    true_answer = preflight._expected
-    monkeypatch.setattr(preflight, "_expected", lambda x: true_answer(x) + 0.01)
+    true_answer = installation._expected
+    monkeypatch.setattr(installation, "_expected", lambda x: true_answer(x) + 0.01)
     with pytest.raises(InputError, match="wrong numbers"):
-        preflight.preflight()
+        installation.preflight()
 
 
 def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ from offload_runtimes.server import Server
 from offload_runtimes.serving.metrics import JsonLines
 from offload_runtimes.serving.serve_options import ServeOptions
 from offload_runtimes.transport import SESSION, VERSION_KEY
-from offload_runtimes.transport.connection import Connection, Mailbox
+from offload_runtimes.transport.connection import Connection
 from onnx import helper
 
 from tests.runtimes import bundles, models
@@ -149,7 +149,7 @@ def test_a_device_that_reads_nothing_ends_alone(made: Made, tmp_path: Path) -> N
         Server([big.bundle, made.bundle], options=ServeOptions(plain, limits=limits)) as server,
         grpc.insecure_channel(server.address) as channel,
     ):
-        outbox: Mailbox = queue.SimpleQueue()
+        outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         for message in (hello(big), *(tensor(frame, "x", (1,)) for frame in range(1, 60))):
             outbox.put(message)
         method: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(SESSION)

@@ -61,13 +61,13 @@ from offload_runtimes.deploy.stages import (
 from offload_runtimes.deploy.targets import TargetConfig
 from offload_runtimes.deploy.trial import Pair, SchemeResult, TrialInputs, run_in_turns
 from offload_runtimes.engine import EngineOptions, load_once
+from offload_runtimes.installation import source_digest
 from offload_runtimes.measure import Progress
 from offload_runtimes.measure.calibration import Calibration, read_calibration
 from offload_runtimes.measure.profile import cached_profile, optimized_model
 from offload_runtimes.measure.split import SplitRequest, prepare
 from offload_runtimes.measure.target_machine import TargetMachine
 from offload_runtimes.value_files import write_values
-from offload_runtimes.versions import source_digest
 
 _STATE_FORMAT = 1
 _LINKS = 9  # of the range that plans are made for

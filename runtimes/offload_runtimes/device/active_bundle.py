@@ -18,7 +18,7 @@ from offload.planning.plan import Plan, Side
 
 from offload_runtimes.device.counters import LOG, Counters
 from offload_runtimes.device.inference_runner import InferenceRunner
-from offload_runtimes.device.plan_selector import PlanSelector
+from offload_runtimes.device.plan_selector import PlanSelector, Probe
 from offload_runtimes.device.reconnect import ReconnectLoop, Successor
 from offload_runtimes.device.segment_executor import SegmentExecutor
 from offload_runtimes.device.server_connection import ServerConnection
@@ -70,15 +70,13 @@ class OpenedBundle:
         self._options = options
         self._counters = counters
         executor = self.executor = make_executor(bundle)
-        eager = options.deadline_s is not None if options.eager is None else options.eager
-        loads_server_part = (
-            eager
-            and OnServerLoss(options.on_server_loss) is not OnServerLoss.RAISE
-            and bundle.holds(Side.SERVER)
+        can_finish_here = self._can_finish_here = (
+            options.on_server_loss != OnServerLoss.RAISE and bundle.holds(Side.SERVER)
         )
+        eager = options.deadline_s is not None if options.eager is None else options.eager
 
         def load(plan: Plan) -> None:
-            executor.load(plan.segments if loads_server_part else plan.on(Side.DEVICE))
+            executor.load(plan.segments if eager and can_finish_here else plan.on(Side.DEVICE))
 
         switched = partial(counters.add, "switches")
         selector = PlanSelector(bundle, load, options.plan, options.switching, switched)
@@ -100,7 +98,7 @@ class OpenedBundle:
     @property
     def connection(self) -> ServerConnection | None:
         """The session with the server while it is alive."""
-        return _connection_of(self._reconnect)
+        return self._reconnect.connection if self._reconnect else None
 
     def new_connection(self) -> ServerConnection | None:
         """A connection that is not open yet; None if no plan needs a server."""
@@ -122,28 +120,20 @@ class OpenedBundle:
         Raises:
             OffloadError: the first plan cannot be loaded; call `close` then.
         """
-        options = self._options
         if self._make_connection is not None:
             self._reconnect = ReconnectLoop(
-                self._make_connection,
-                first,
-                heartbeat_s=options.heartbeat_s,
-                timeout_s=options.connect_timeout_s,
-                reconnect=OnServerLoss(options.on_server_loss) is not OnServerLoss.LOCAL,
-                counters=self._counters,
-                why=why,
-                find_successor=find_successor,
+                self._make_connection, first, why, self._options, self._counters, find_successor
             )
         self.runner = InferenceRunner(
             self.bundle,
             self.executor,
-            options.on_server_loss,
             self._reconnect,
             self._counters,
             self.selector.take,
+            can_finish_here=self._can_finish_here,
         )
-        self.selector.settle(self.connection)
-        self.selector.watch(partial(_connection_of, self._reconnect), options.heartbeat_s)
+        self.selector.settle(_probe_of(self._reconnect))
+        self.selector.watch(partial(_probe_of, self._reconnect), self._options.heartbeat_s)
 
     def close(self) -> None:
         """End its threads and its connection; inferences under way continue without them."""
@@ -163,10 +153,8 @@ class ActiveBundle:
         self,
         bundle: Bundle,
         path: Path | None,
+        load: Callable[[Bundle], OpenedBundle],
         options: SessionOptions,
-        counters: Counters,
-        make_executor: Callable[[Bundle], SegmentExecutor],
-        connect: Callable[[], Connector],
     ) -> None:
         """Load the bundle and connect.
 
@@ -174,22 +162,14 @@ class ActiveBundle:
             bundle: the bundle.
             path: directory of the bundle, opened again if the server does not hold the bundle;
                 None: the bundle is never replaced.
-            options: how to run it.
-            counters: where events are counted.
-            make_executor: see OpenedBundle.
-            connect: see OpenedBundle.
+            load: loads a bundle.
+            options: how to connect.
 
         Raises:
             OffloadError: see OffloadSession.
         """
         self._path = path
-        self._open = partial(
-            OpenedBundle,
-            options=options,
-            counters=counters,
-            make_executor=make_executor,
-            connect=connect,
-        )
+        self._load = load
         self._checked_mark: object = None
         self._check_again_s = 0.0
         self._successor: Successor | None = None
@@ -197,7 +177,7 @@ class ActiveBundle:
         self._lock = threading.Lock()
         self._closed = ""
         self._runners: weakref.WeakSet[InferenceRunner] = weakref.WeakSet()
-        self.opened = self._open(bundle)
+        self.opened = load(bundle)
         connection, why = self.opened.new_connection(), None
         if connection is not None:
             try:
@@ -288,7 +268,7 @@ class ActiveBundle:
                 f"{path} now holds another bundle ({bundle.digest[:12]}) with other inputs or"
                 f" outputs than the running one ({running.digest[:12]}): restart the application"
             )
-        opened = self._open(bundle)
+        opened = self._load(bundle)
         return Successor(opened.new_connection, partial(self._change, opened))
 
 
@@ -306,5 +286,6 @@ def _mark(path: Path) -> object:
     return manifest.st_dev, manifest.st_ino, manifest.st_mtime_ns
 
 
-def _connection_of(reconnect: ReconnectLoop | None) -> ServerConnection | None:
-    return reconnect.connection if reconnect else None
+def _probe_of(reconnect: ReconnectLoop | None) -> Probe | None:
+    connection = reconnect.connection if reconnect else None
+    return connection.probe if connection else None

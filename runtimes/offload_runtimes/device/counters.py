@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 LOG = logging.getLogger("offload.device")
@@ -51,19 +51,17 @@ class Counts:
 
 
 class Counters:
-    """The counts of a session, increased by several threads."""
+    """The counts of a session, increased by several threads.
+
+    Attributes:
+        counts: the counts now.
+    """
 
     def __init__(self) -> None:
-        self._counts = dict.fromkeys((field.name for field in fields(Counts)), 0)
+        self.counts = Counts()
         self._lock = threading.Lock()
 
     def add(self, name: str) -> None:
         """Increase a count, named as a field of Counts."""
         with self._lock:
-            self._counts[name] += 1
-
-    @property
-    def counts(self) -> Counts:
-        """The counts now."""
-        with self._lock:
-            return Counts(**self._counts)
+            self.counts = replace(self.counts, **{name: getattr(self.counts, name) + 1})

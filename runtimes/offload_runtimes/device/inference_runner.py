@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 from offload.bundle.bundle import Bundle
-from offload.costs.encodings import RAW, encoding
+from offload.costs.encodings import RAW
 from offload.errors import DeadlineError, InputError, OffloadError
-from offload.planning.plan import Action, Plan, Segment, Side
+from offload.planning.plan import Action, Plan, Segment, Send, Side
 from offload.scheduling.timeline import Lane, Timeline
 from offload.units import format_s
 
 from offload_runtimes.device.counters import Counters, Outcome
 from offload_runtimes.device.reconnect import ReconnectLoop
-from offload_runtimes.device.segment_executor import FrameTensors, SegmentExecutor, UploadStep
+from offload_runtimes.device.segment_executor import FrameTensors, SegmentExecutor
 from offload_runtimes.device.server_connection import ServerConnection
-from offload_runtimes.device.session_options import OnServerLoss
 from offload_runtimes.engine import Array
 from offload_runtimes.protocol.messages import pack
 
@@ -68,22 +67,28 @@ class InferenceRunner:
         self,
         bundle: Bundle,
         executor: SegmentExecutor,
-        on_server_loss: OnServerLoss | str,
         reconnect: ReconnectLoop | None,
         counters: Counters,
-        choose_plan: Callable[[], tuple[int, str]] = lambda: (0, ""),
+        choose_plan: Callable[[], tuple[int, str]],
+        *,
+        can_finish_here: bool,
     ) -> None:
-        """`choose_plan` returns the plan of the next inference, and what changed, if anything."""
+        """Prepare the plans' steps.
+
+        Args:
+            bundle: the bundle.
+            executor: runs its segments.
+            reconnect: has the connection to the server; None if no plan needs a server.
+            counters: where inferences are counted.
+            choose_plan: returns the plan of the next inference, and what changed, if anything.
+            can_finish_here: whether the device may and can compute the server's segments.
+        """
         self._choose_plan = choose_plan
         self._plans = bundle.plans
-        self._is_local = [plan.is_local for plan in bundle.plans]
-        self._steps: list[list[Segment | UploadStep]] = []
+        self._steps: list[list[Segment | Send]] = []
         self._defaults: list[tuple[str, ...]] = []  # those that the server's segments use
         for plan in bundle.plans:
-            uploads = {
-                send.wire: UploadStep(send.wire, encoding(send.encoding).codec, send.guard, send)
-                for send in plan.uploads
-            }
+            uploads = {send.wire: send for send in plan.uploads}
             self._steps.append(
                 [
                     plan.segment(step.target) if step.action is Action.RUN else uploads[step.target]
@@ -95,9 +100,7 @@ class InferenceRunner:
         self._executor = executor
         self._reconnect = reconnect
         self._counters = counters
-        self._can_finish_here = OnServerLoss(
-            on_server_loss
-        ) is not OnServerLoss.RAISE and bundle.holds(Side.SERVER)
+        self._can_finish_here = can_finish_here
         self._under_way: weakref.WeakSet[PendingInference] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._closed = ""
@@ -123,12 +126,13 @@ class InferenceRunner:
             InputError: the session was closed.
         """
         number, change = self._choose_plan()
-        if copy and not self._is_local[number]:
+        plan = self._plans[number]
+        if copy and not plan.is_local:
             feeds = {name: deepcopy(array) for name, array in feeds.items()}
         frame = FrameTensors(feeds, number)
         if change:
             frame.record(Lane.DEVICE, change, frame.started_s, frame.started_s)
-        inference = PendingInference(self, self._plans[number], frame, tuple(names), allowed_s)
+        inference = PendingInference(self, plan, frame, tuple(names), allowed_s)
         with self._lock:
             if self._closed:
                 raise InputError(self._closed)
@@ -142,7 +146,7 @@ class InferenceRunner:
             InputError: this input cannot be computed, or the inference was cancelled.
         """
         frame = inference.frame
-        reconnect = None if self._is_local[frame.plan] else self._reconnect
+        reconnect = None if inference.plan.is_local else self._reconnect
         connection = reconnect.connection if reconnect else None
         if reconnect and connection is None:
             inference.error, inference.outcome = reconnect.why, Outcome.LOCAL
@@ -211,7 +215,9 @@ class InferenceRunner:
         except OffloadError as error:
             if frame.cancelled:
                 raise InputError(frame.cancelled) from None
-            if isinstance(error, DeadlineError) and inference.is_overdue:
+            until_s = inference.until_s
+            is_overdue = until_s is not None and time.monotonic() >= until_s
+            if isinstance(error, DeadlineError) and is_overdue:
                 raise DeadlineError(
                     f"no answer within the {format_s(inference.allowed_s or 0)} allowed: allow"
                     " more time"
@@ -296,11 +302,6 @@ class PendingInference:
         self.error: OffloadError | None = None
         self.outcome = Outcome.SPLIT
         self.session: object = None
-
-    @property
-    def is_overdue(self) -> bool:
-        """Whether the deadline has passed."""
-        return self.until_s is not None and time.monotonic() >= self.until_s
 
     def start(self) -> None:
         """Do the device's part; errors as `run`."""

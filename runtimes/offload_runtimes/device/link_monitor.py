@@ -76,6 +76,8 @@ class LinkMonitor:
 
     Attributes:
         large_bytes: from this size on, a message is large.
+        uploads: number of uploaded messages that were timed since the last `reset`.
+        last_large_s: when the last large upload was timed, by `time.monotonic`; -inf: never.
     """
 
     def __init__(self, base: Link, large_bytes: int = 4096) -> None:
@@ -90,23 +92,13 @@ class LinkMonitor:
         with self._changed:
             self._directions = {lane: _Direction() for lane in _LANES}
             self._estimate = self._base
-            self._uploads = 0
-            self._last_large_s = float("-inf")
+            self.uploads = 0
+            self.last_large_s = float("-inf")
             self._heard_s = time.monotonic()
             self._silent_since_s: float | None = None
             self._sent_bytes = 0
             self._passed_bytes = 0
             self._pings: dict[int, tuple[int, float]] = {}  # bytes sent before it, when
-
-    @property
-    def uploads(self) -> int:
-        """Number of uploaded messages that were timed since the last `reset`."""
-        return self._uploads
-
-    @property
-    def last_large_s(self) -> float:
-        """When the last large upload was timed, by `time.monotonic`; -inf if there was none."""
-        return self._last_large_s
 
     def passed(
         self, lane: Lane, size_bytes: int, seconds: float, now_s: float | None = None
@@ -127,9 +119,9 @@ class LinkMonitor:
                 cost_s = link.upload_s if lane is Lane.UPLINK else link.download_s
                 direction.notice_change(seconds, cost_s(size_bytes), when_s)
             if lane is Lane.UPLINK:
-                self._uploads += 1
+                self.uploads += 1
                 if is_large:
-                    self._last_large_s = when_s
+                    self.last_large_s = when_s
                 self._changed.notify_all()
 
     def tensor_passed(self, lane: Lane, size_bytes: int, seconds: float) -> None:
@@ -141,7 +133,7 @@ class LinkMonitor:
     def wait(self, uploads: int, timeout_s: float) -> bool:
         """Wait until this many uploads were timed; whether they were in time."""
         with self._changed:
-            return self._changed.wait_for(lambda: self._uploads >= uploads, timeout_s)
+            return self._changed.wait_for(lambda: self.uploads >= uploads, timeout_s)
 
     def link(self, now_s: float) -> Link | None:
         """Estimate of the link now; None before three uploads were timed."""

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TypeAlias
 
 from offload.bundle.bundle import Bundle
 from offload.costs.link import Link
@@ -23,6 +23,8 @@ from offload_runtimes.device.counters import LOG
 from offload_runtimes.device.link_monitor import LATE_S, SURPRISING, LinkMonitor
 from offload_runtimes.protocol.messages import MAX_PING_BYTES
 
+# Sends this many bytes to the server and back; the link monitor records their times.
+Probe: TypeAlias = Callable[[int], None]
 _UNKNOWN_LINK = Link(10e6, 10e6)
 _LOST_PROBE_S = 5.0  # a probe that is not answered by then does not delay the next one
 _PROBE_S = 0.02  # time of a probe: long enough to measure a rate, too short to delay a frame
@@ -50,16 +52,6 @@ class PlanSwitch:
 
     def __str__(self) -> str:
         return f"plan {self.before} -> plan {self.after} ({self.link.describe()})"
-
-
-class Probeable(Protocol):
-    """A session with a server, as the plan selector uses it."""
-
-    def probe(self, size_bytes: int) -> None:
-        """Send some bytes to the server and back; the link monitor records their times."""
-
-    def waiting(self, now_s: float) -> tuple[int, float]:
-        """Upper bound of the bytes under way, lower bound of the seconds they have waited."""
 
 
 class PlanSelector:
@@ -148,28 +140,31 @@ class PlanSelector:
             change, self._change = self._change, ""
             return self._state.plan, change
 
-    def settle(self, connection: Probeable | None) -> None:
+    def settle(self, probe: Probe | None) -> None:
         """Choose and load the first plan: probe the link, else take the plan for slow links.
+
+        Args:
+            probe: probes the link; None: there is no connection.
 
         Raises:
             OffloadError: the plan cannot be loaded.
         """
-        if connection is not None and self.may_change:
+        if probe is not None and self.may_change:
             until_s = time.monotonic() + _FIRST_PROBES_S
             for count in range(1, LEAST_SENDS + 1):
-                connection.probe(self.monitor.large_bytes)
+                probe(self.monitor.large_bytes)
                 if not self.monitor.wait(count, until_s - time.monotonic()):
                     break
             if self._update_link(time.monotonic()):
                 self._state = SwitchState(best_of(self._values(self._link)))
         self._load(self._plans[self.plan])
 
-    def watch(self, connection: Callable[[], Probeable | None], every_s: float) -> None:
+    def watch(self, current_probe: Callable[[], Probe | None], every_s: float) -> None:
         """Call `attend` on a thread of its own until closed."""
 
         def attend() -> None:
             while not self._stopped.wait(every_s):
-                self.attend(connection(), time.monotonic(), every_s)
+                self.attend(current_probe(), time.monotonic(), every_s)
 
         if self.may_change:
             self._thread = threading.Thread(target=attend, name="plan selector", daemon=True)
@@ -181,15 +176,21 @@ class PlanSelector:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(5)
 
-    def attend(self, connection: Probeable | None, now_s: float, every_s: float) -> None:
-        """Probe the link if nothing else measures it; review the plan if there is news."""
+    def attend(self, probe: Probe | None, now_s: float, every_s: float) -> None:
+        """Probe the link if nothing else measures it; review the plan if there is news.
+
+        Args:
+            probe: probes the link; None: there is no connection.
+            now_s: the time, by `time.monotonic`.
+            every_s: seconds between calls.
+        """
         monitor, link = self.monitor, self._link
-        slower = 1.0  # how many times slower the link must be for what is under way to be so late
-        if connection is not None:
+        slower = 1.0  # how many times slower the link must be, if bytes under way are overdue
+        if probe is not None:
             if self._must_probe(now_s, every_s):
                 self._last_probe = (monitor.uploads, now_s)
-                connection.probe(self._probe_bytes())
-            size_bytes, waited_s = connection.waiting(now_s)
+                probe(self._probe_bytes())
+            size_bytes, waited_s = monitor.waiting(now_s)
             expected_s = link.upload_s(size_bytes)
             if size_bytes >= monitor.large_bytes and waited_s > expected_s + LATE_S:
                 slower = max(1.0, waited_s / expected_s)

@@ -9,6 +9,7 @@ from offload.errors import BundleError, OffloadError, ServerError
 
 from offload_runtimes.device.counters import LOG, Counters
 from offload_runtimes.device.server_connection import ServerConnection
+from offload_runtimes.device.session_options import OnServerLoss, SessionOptions
 
 _FIRST_TIMEOUT_S = 1.0
 _TIMEOUT_GROWTH = 1.5
@@ -39,11 +40,10 @@ class ReconnectLoop:
     Args:
         make: makes a connection that is not open yet.
         first: the first connection, open; None if the server could not be used at the start.
-        heartbeat_s: seconds between pings, and between attempts to reconnect.
-        timeout_s: longest time for one attempt; attempts begin with 1 s.
-        reconnect: whether to try again after a loss.
-        counters: where losses are counted.
         why: why the server could not be used at the start.
+        options: `heartbeat_s` between pings, and between attempts to reconnect;
+            `connect_timeout_s` for one attempt at most, attempts begin with 1 s.
+        counters: where losses are counted.
         find_successor: returns another bundle to run, None if there is none. Raises OffloadError,
             with what to do, if there is one that cannot run in this session.
     """
@@ -52,30 +52,27 @@ class ReconnectLoop:
         self,
         make: Callable[[], ServerConnection],
         first: ServerConnection | None,
-        *,
-        heartbeat_s: float,
-        timeout_s: float,
-        reconnect: bool,
+        why: OffloadError | None,
+        options: SessionOptions,
         counters: Counters,
-        why: OffloadError | None = None,
-        find_successor: Callable[[], Successor | None] = lambda: None,
+        find_successor: Callable[[], Successor | None],
     ) -> None:
         self._make = make
         self._connection = first
         self._opening: ServerConnection | None = None
         self._lock = threading.Lock()
-        self._heartbeat_s = heartbeat_s
-        self._timeout_s = timeout_s
-        self._reconnect = reconnect
+        self._heartbeat_s = options.heartbeat_s
+        self._timeout_s = options.connect_timeout_s
+        self._reconnect = options.on_server_loss != OnServerLoss.LOCAL
         self._counters = counters
         self._find_successor = find_successor
         self._tried: Successor | None = None
         self._is_refused = isinstance(why, BundleError)
-        self._refused_wait_s = heartbeat_s
+        self._refused_wait_s = options.heartbeat_s
         self._next_try_s = 0.0
         self._warned: set[str] = set()
         self._warnings: list[OffloadError] = []
-        self._why: OffloadError = ServerError("the server was not there at the start")
+        self._why: OffloadError = ServerError("the server could not be reached at the start")
         if why is not None:
             self._failed(why)
         self._stopped = threading.Event()
@@ -140,73 +137,57 @@ class ReconnectLoop:
             lost.close()
             self._connection = None
         is_due = time.monotonic() >= self._next_try_s
-        if is_due and self._open(self._make, timeout_s, self._connected):
-            return
-        if is_due and isinstance(self._why, BundleError):
-            self._is_refused = True
-            self._next_try_s = time.monotonic() + self._refused_wait_s
-            longer_s = self._refused_wait_s * _REFUSED_WAIT_GROWTH
-            self._refused_wait_s = min(longer_s, max(_MAX_REFUSED_WAIT_S, self._heartbeat_s))
+        if is_due:
+            connection = self._make()
+            if self._open(connection, timeout_s):
+                self._connection = connection
+                self._is_refused = False
+                self._refused_wait_s, self._next_try_s = self._heartbeat_s, 0.0
+                self._warned.clear()
+                if self._stopped.is_set():  # `close` was too early to see the connection
+                    connection.close()
+                return
+            if isinstance(self._why, BundleError):
+                self._is_refused = True
+                self._next_try_s = time.monotonic() + self._refused_wait_s
+                longer_s = self._refused_wait_s * _REFUSED_WAIT_GROWTH
+                self._refused_wait_s = min(longer_s, max(_MAX_REFUSED_WAIT_S, self._heartbeat_s))
         if self._is_refused:
             self._try_successor(timeout_s, is_due=is_due)
 
-    def _connected(self, connection: ServerConnection) -> None:
-        self._connection = connection
-        self._is_refused = False
-        self._refused_wait_s, self._next_try_s = self._heartbeat_s, 0.0
-        self._warned.clear()
-
     def _try_successor(self, timeout_s: float, *, is_due: bool) -> None:
         """Change to another bundle: a new one at once, the same one again only if `is_due`."""
+        connection: ServerConnection | None = None
         try:
             successor = self._find_successor()
             if successor is None or (successor is self._tried and not is_due):
                 return
             self._tried = successor
-            if (connection := successor.new_connection()) is None:
-                successor.take_over(None)
-                self._stopped.set()
+            connection = successor.new_connection()
+            if connection is not None and not self._open(connection, timeout_s):
                 return
-        except OffloadError as error:
-            self._failed(error, "successor")
-            return
-
-        def take_over(connection: ServerConnection) -> None:
-            try:
-                successor.take_over(connection)
-            except OffloadError as error:
-                connection.close()
-                self._failed(error, "successor")
-                return
+            successor.take_over(connection)
             self._stopped.set()
+        except OffloadError as error:
+            if connection is not None:
+                connection.close()
+            self._failed(error, "successor")
 
-        self._open(lambda: connection, timeout_s, take_over)
-
-    def _open(
-        self,
-        make: Callable[[], ServerConnection],
-        timeout_s: float,
-        use: Callable[[ServerConnection], None],
-    ) -> bool:
-        """Connect and call `use` with the connection; whether the server accepted the session."""
+    def _open(self, connection: ServerConnection, timeout_s: float) -> bool:
+        """Connect; whether the server accepted the session."""
         with self._lock:
             if self._stopped.is_set():
                 return False
-            self._opening = opening = make()
+            self._opening = connection
         try:
-            opening.open(timeout_s)
+            connection.open(timeout_s)
         except OffloadError as error:
             self._failed(error)
             return False
         finally:
             with self._lock:
                 self._opening = None
-        if opening.error is not None:
-            return False
-        use(opening)
-        if self._stopped.is_set() and self._connection is opening:
-            opening.close()
-        return True
+        return connection.error is None
 
     def _failed(self, error: OffloadError, who: str = "server") -> None:
         """Record why the server, or a successor, cannot be used."""

@@ -5,12 +5,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from offload.bundle.bundle import Bundle, ModelValue
-from offload.costs.encodings import RAW
+from offload.costs.encodings import RAW, encoding
 from offload.errors import DeadlineError, InputError, OffloadError
 from offload.planning.plan import Segment, Send
 from offload.scheduling.timeline import Lane, Span, Timeline
@@ -31,6 +30,7 @@ class FrameTensors:
         started_s: when the frame began, by `time.monotonic`.
         plan: index of the bundle's plan that the frame follows.
         number: the frame's number in the session with the server; 0 before it has one.
+        uploads: when each tensor was sent to the server, by `time.monotonic`, and its bytes.
         cancelled: why the frame was cancelled; empty if it was not.
     """
 
@@ -38,6 +38,7 @@ class FrameTensors:
         self.started_s = time.monotonic()
         self.plan = plan
         self.number = 0
+        self.uploads: dict[str, tuple[float, int]] = {}
         self.cancelled = ""
         self._stops: set[Callable[[], None]] = set()
         self._tensors = dict(feeds)
@@ -45,11 +46,11 @@ class FrameTensors:
         self._spans: list[tuple[Lane, str, float, float]] = []
         self._watchers: list[tuple[tuple[str, ...], Callable[[], None]]] = []
         self._waiting = 0
-        self._lock = threading.Lock()  # entered many times a frame: a Condition would cost twice
+        self._lock = threading.Lock()  # not the Condition's RLock, which takes twice the time
         self._changed = threading.Condition(self._lock)
 
     def put(self, arrays: Mapping[str, Array]) -> None:
-        """Add tensors; the first one of a name stays."""
+        """Add tensors; those that are already there are kept."""
         with self._lock:
             self._tensors = {**arrays, **self._tensors}
             if self._waiting:
@@ -193,23 +194,6 @@ class WarmRunTimes:
             return sorted(durations)[len(durations) // 2] if durations else None
 
 
-@dataclass(frozen=True, slots=True)
-class UploadStep:
-    """A tensor to upload, with its names looked up once.
-
-    Attributes:
-        wire: the tensor's name in messages.
-        codec: name of the codec for its bytes.
-        guard: a scalar that is not finite if the tensor must not be sent; None: no check.
-        send: the plan's description of it.
-    """
-
-    wire: str
-    codec: str
-    guard: str | None
-    send: Send
-
-
 class SegmentExecutor:
     """Loads segments and runs them on the tensors of a frame."""
 
@@ -322,7 +306,7 @@ class SegmentExecutor:
         frame.put(dict(zip(segment.outputs, arrays, strict=True)))
 
     def _feeds(
-        self, segment: Segment, frame: FrameTensors, until_s: float | None
+        self, segment: Segment, frame: FrameTensors, until_s: float | None = None
     ) -> dict[str, Array]:
         """A segment's inputs, and its inputs with a default that the caller gave."""
         feeds = frame.take(segment.inputs, until_s)
@@ -337,31 +321,30 @@ class SegmentExecutor:
         self._run_times.add(self._key(segment), time.monotonic() - start_s)
         return arrays
 
-    def pack(self, upload: UploadStep, frame: FrameTensors) -> PackedTensor:
+    def pack(self, send: Send, frame: FrameTensors) -> PackedTensor:
         """Encode a tensor of the frame for the server.
 
         Raises:
             InputError: it holds NaN or infinity, and its encoding cannot represent them.
             OffloadError: it will not come.
         """
-        (array,) = frame.take((upload.wire,)).values()
-        guard = upload.guard
+        wire, guard = send.wire, send.guard
+        array = frame.take((wire,))[wire]
         if guard is not None and not np.isfinite(frame.take((guard,))[guard]):
             raise InputError(
-                f"tensor {upload.send.tensor!r} holds NaN or infinity, which"
-                f" {upload.send.encoding} cannot represent: split the model again with --encoding"
-                " lossless"
+                f"tensor {send.tensor!r} holds NaN or infinity, which {send.encoding} cannot"
+                " represent: split the model again with --encoding lossless"
             )
-        if upload.codec == RAW.codec:
-            return pack(array, upload.codec)
+        if encoding(send.encoding).codec == RAW.codec:
+            return pack(array, RAW.codec)
         start_s = time.monotonic()
-        packed = self.encode(upload, array)
-        frame.record(Lane.DEVICE, f"encode {upload.wire}", start_s, time.monotonic())
+        packed = self.encode(send, array)
+        frame.record(Lane.DEVICE, f"encode {wire}", start_s, time.monotonic())
         return packed
 
-    def encode(self, upload: UploadStep, array: Any) -> PackedTensor:
+    def encode(self, send: Send, array: Any) -> PackedTensor:
         """Encode a tensor with its codec."""
-        return pack(array, upload.codec)
+        return pack(array, encoding(send.encoding).codec)
 
     def estimate_s(self, segments: Iterable[Segment]) -> float | None:
         """Usual time of several segments, one after another; None if one was never run here."""
@@ -378,18 +361,17 @@ class SegmentExecutor:
 
         Segments that need a tensor from the server are left out. Returns the seconds of the runs.
         """
-        tensors, total_s = dict(feeds), 0.0
+        frame, total_s = FrameTensors(feeds), 0.0
         for segment in segments:
-            names = (*segment.inputs, *self._bundle.defaults_of(segment.part))
-            available = {name: tensors[name] for name in names if name in tensors}
-            if not available.keys() >= set(segment.inputs):
+            if not frame.has(segment.inputs):
                 continue
+            inputs = self._feeds(segment, frame)
             start_s = time.monotonic()
-            arrays = self._engines[segment.part].run(segment.outputs, available)
+            arrays = self._engines[segment.part].run(segment.outputs, inputs)
             duration_s = time.monotonic() - start_s
             self._run_times.add(self._key(segment), duration_s)
             total_s += duration_s
-            tensors.update(zip(segment.outputs, arrays, strict=True))
+            frame.put(dict(zip(segment.outputs, arrays, strict=True)))
         return total_s
 
     def warm_up(self, segment: Segment, feeds: Mapping[str, Array]) -> None:

@@ -10,17 +10,10 @@ from offload.errors import DeadlineError, OffloadError, ServerError
 from offload.scheduling.timeline import Lane
 from offload.units import format_bytes, format_s
 
+import offload_runtimes.protocol.offload_pb2 as pb
 from offload_runtimes.device.link_monitor import LinkMonitor, ServerClock
 from offload_runtimes.device.segment_executor import FrameTensors
-from offload_runtimes.protocol.client_state import (
-    DeviceSession,
-    DownloadReceived,
-    Event,
-    FailureReceived,
-    PongReceived,
-    ServerLeaving,
-    SessionOpened,
-)
+from offload_runtimes.protocol.client_state import DeviceSession, DownloadReceived, FrameFailed
 from offload_runtimes.protocol.messages import PackedTensor, tensor_message
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES, Contract
 from offload_runtimes.transport.connection import Connector, Stream
@@ -54,7 +47,6 @@ class ServerConnection:
         self._patience_s = patience_s
         self._lock = threading.Lock()
         self._frames: dict[int, FrameTensors] = {}
-        self._uploads: dict[int, dict[str, tuple[float, int]]] = {}  # when sent, bytes
         self._free_s = {Lane.UPLINK: 0.0, Lane.DOWNLINK: 0.0}
         self._pings: dict[int, tuple[float, int]] = {}  # when sent, bytes of a probe
         self._last_ping = 0
@@ -114,7 +106,7 @@ class ServerConnection:
             if data is not None:
                 self._sent += 1
                 yield data
-            del make, data  # two copies of a tensor: the next may be long in coming
+            del make, data  # free two copies of a tensor: the next message may come much later
 
     def begin(self, frame: FrameTensors, until_s: float | None = None) -> None:
         """Give a frame its number; waits while the server takes no more frames at once.
@@ -134,7 +126,6 @@ class ServerConnection:
             self._free_frames -= 1
             frame.number = number = self._session.open_frame(frame.plan)
             self._frames[number] = frame
-            self._uploads[number] = {}
 
     def announce(self, frame: FrameTensors, defaults: Sequence[str]) -> None:
         """Queue the message that begins a frame before its tensors; see `DeviceSession.begin`."""
@@ -165,8 +156,7 @@ class ServerConnection:
                 return None
             data = tensor_message(number, name, packed, time.monotonic(), plan=frame.plan)
             with self._lock:
-                if number in self._uploads:
-                    self._uploads[number][name] = time.monotonic(), len(data)
+                frame.uploads[name] = time.monotonic(), len(data)
             self._monitor.sent(len(data))
             return data
 
@@ -182,7 +172,6 @@ class ServerConnection:
             if not number:
                 return
             self._frames.pop(number, None)
-            self._uploads.pop(number, None)
             self._free_frames += 1
             self._freed.notify()
             cancel = self._session.cancel(number)
@@ -213,13 +202,10 @@ class ServerConnection:
         and would delay the probe.
         """
         with self._lock:
-            under_way = [size for sends in self._uploads.values() for _, size in sends.values()]
+            frames = self._frames.values()
+            under_way = [size for frame in frames for _, size in frame.uploads.values()]
         if sum(under_way) < size_bytes:
             self.ping(os.urandom(size_bytes))  # random bytes cannot be compressed on their way
-
-    def waiting(self, now_s: float) -> tuple[int, float]:
-        """Bytes that have not passed and how long they have waited; see `LinkMonitor.waiting`."""
-        return self._monitor.waiting(now_s)
 
     def beat(self) -> None:
         """Ping the server; end the session if it is silent for too long or leaving and idle."""
@@ -246,8 +232,24 @@ class ServerConnection:
             self._monitor.heard(time.monotonic())
             with self._lock:
                 event = self._session.receive(message)
-            if event is not None:
-                self._handle(event, len(message))
+            match event:
+                case pb.Welcome():
+                    with self._lock:
+                        self._free_frames = event.max_frames
+                        self._max_message_bytes = event.max_message_bytes
+                        self._freed.notify_all()
+                    self._opened.set()
+                case DownloadReceived():
+                    self._downloaded(event, len(message))
+                case FrameFailed():
+                    with self._lock:
+                        frame = self._frames.get(event.frame)
+                    if frame:
+                        frame.fail(event.error)
+                case pb.Pong():
+                    self._answered(event.number, event.server_s, len(message))
+                case pb.Goodbye():
+                    self.leaving = True
         except OffloadError as error:
             self._lose(error)
         except Exception as error:  # noqa: BLE001  else the thread would end unnoticed
@@ -257,28 +259,6 @@ class ServerConnection:
     def ended(self, error: OffloadError | None) -> None:
         """The stream has ended."""
         self._lose(error or ServerError("the server ended the session: is it shutting down?"))
-
-    def _handle(self, event: Event, size_bytes: int) -> None:
-        match event:
-            case SessionOpened(max_frames, max_message_bytes):
-                with self._lock:
-                    self._free_frames = max_frames
-                    self._max_message_bytes = max_message_bytes
-                    self._freed.notify_all()
-                self._opened.set()
-            case DownloadReceived():
-                self._downloaded(event, size_bytes)
-            case FailureReceived(None, error):
-                self._lose(error)
-            case ServerLeaving():
-                self.leaving = True
-            case FailureReceived(number, error):
-                with self._lock:
-                    frame = self._frames.get(number or 0)
-                if frame:
-                    frame.fail(error)
-            case PongReceived(number, server_s):
-                self._answered(number, server_s, size_bytes)
 
     def _answered(self, number: int, server_s: float, size_bytes: int) -> None:
         """An empty pong shows the server's clock, one with data the cost of its bytes."""
@@ -303,13 +283,12 @@ class ServerConnection:
         now_s = time.monotonic()
         with self._lock:
             frame = self._frames.get(event.frame)
-            uploads = self._uploads.get(event.frame, {})
         if frame is None:
             return
         for span in event.spans:
             end_s = self.clock.here_s(span.end_s)
-            if span.is_arrival:
-                sent_s, upload_bytes = uploads.get(span.name, (now_s, 0))
+            if span.kind == pb.Span.ARRIVAL:
+                sent_s, upload_bytes = frame.uploads.get(span.name, (now_s, 0))
                 start_s = self._start_s(Lane.UPLINK, sent_s, end_s)
                 frame.record(Lane.UPLINK, span.name, start_s, end_s)
                 self._monitor.tensor_passed(Lane.UPLINK, upload_bytes, end_s - start_s)
@@ -335,7 +314,7 @@ class ServerConnection:
     def _lose(self, error: OffloadError) -> None:
         """End the session; everyone who waits gets the error."""
         with self._lock:
-            self.error = self.error or error
+            self.error = self.error or error.with_traceback(None)
             waiting = list(self._frames.values())
             self._frames.clear()
             self._freed.notify_all()

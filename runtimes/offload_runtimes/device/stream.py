@@ -10,7 +10,6 @@ from collections.abc import (
     AsyncIterator,
     Callable,
     Generator,
-    Hashable,
     Iterable,
     Iterator,
     Mapping,
@@ -29,14 +28,7 @@ Frame: TypeAlias = Feeds | tuple[Any, Feeds]
 Answer: TypeAlias = list[Array] | tuple[Any, list[Array]]
 Prepare: TypeAlias = Callable[[Feeds], PendingInference]
 _JOIN_S = 5.0
-
-
-class _EndOfStream:
-    """The end of a stream, as an item of a queue."""
-
-
-_END = _EndOfStream()
-_NO_TAG: Hashable = object()
+_NO_TAG = object()
 
 
 class Latest:
@@ -54,8 +46,9 @@ class Latest:
         self._source = source
         self._dropped = dropped
         self._copy = copy
-        self._item: Frame | BaseException | _EndOfStream | None = None
-        self._is_closed = False
+        self._newest: Frame | None = None
+        self._error: BaseException | None = None
+        self._is_over = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._read, name="latest", daemon=True)
         self._thread.start()
@@ -65,21 +58,17 @@ class Latest:
 
     def __next__(self) -> Frame:
         with self._changed:
-            while self._item is None and not self._is_closed:
+            while self._newest is None and not self._is_over:
                 self._changed.wait()
-            item = self._item
-            if isinstance(item, BaseException):
-                raise item
-            if item is None or isinstance(item, _EndOfStream):
-                raise StopIteration
-            self._item = None
-            self._changed.notify_all()
-            return item
+            frame, self._newest = self._newest, None
+        if frame is None:
+            raise self._error or StopIteration
+        return frame
 
     def close(self) -> None:
         """Stop reading; the source is closed after it has yielded its current frame."""
         with self._changed:
-            self._is_closed = True
+            self._is_over = True
             self._changed.notify_all()
 
     def join(self, timeout_s: float) -> None:
@@ -88,25 +77,20 @@ class Latest:
 
     def _read(self) -> None:
         source = iter(self._source)
-        last: BaseException | _EndOfStream = _END
         try:
             for item in source:
                 frame = deepcopy(item) if self._copy else item
                 with self._changed:
-                    if self._is_closed:
+                    if self._is_over:
                         break
-                    if self._item is not None:
+                    if self._newest is not None:
                         self._dropped()
-                    self._item = frame
+                    self._newest = frame
                     self._changed.notify_all()
         except BaseException as error:  # noqa: BLE001  raised again by __next__
-            last = error
+            self._error = error
         _close(source)
-        with self._changed:
-            # The last frame is not outdated: let it be taken.
-            self._changed.wait_for(lambda: self._item is None or self._is_closed)
-            self._item = last
-            self._changed.notify_all()
+        self.close()
 
 
 class Pipeline:
@@ -121,20 +105,20 @@ class Pipeline:
         self._prepare = prepare
         self._frames = frames
         self._room = threading.Semaphore(window)
-        self._started: queue.SimpleQueue[
-            tuple[Any, PendingInference] | BaseException | _EndOfStream
-        ] = queue.SimpleQueue()
+        self._started: queue.SimpleQueue[tuple[Any, PendingInference] | BaseException | None] = (
+            queue.SimpleQueue()
+        )  # None: the end
         self._under_way: set[PendingInference] = set()
         self._closed = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._feed, name="stream", daemon=True)
         self._thread.start()
 
-    def take(self) -> Answer | _EndOfStream:
-        """Wait for the next answer; `_END` after the last one, and after `stop`."""
+    def take(self) -> Answer | None:
+        """Wait for the next answer; None after the last one, and after `stop`."""
         item = self._started.get()
-        if isinstance(item, _EndOfStream):
-            return item
+        if item is None:
+            return None
         if isinstance(item, BaseException):
             raise item
         tag, inference = item
@@ -142,7 +126,7 @@ class Pipeline:
             outputs = inference.finish()
         except OffloadError:
             if self._closed:
-                return _END
+                return None
             raise
         finally:
             with self._lock:
@@ -160,7 +144,7 @@ class Pipeline:
         for inference in under_way:
             inference.cancel("the stream was closed")
         self._room.release()
-        self._started.put(_END)
+        self._started.put(None)
 
     def join(self) -> None:
         """After `stop`: wait until its thread has ended, or the source blocks it for 5 s."""
@@ -175,7 +159,7 @@ class Pipeline:
                 try:
                     frame = next(source)
                 except StopIteration:
-                    self._started.put(_END)
+                    self._started.put(None)
                     return
                 if isinstance(frame, tuple) and len(frame) != 2:
                     raise InputError(
@@ -200,7 +184,7 @@ def stream_answers(prepare: Prepare, frames: Iterable[Frame], window: int) -> It
     """Run frames through a session; answers come in order, with the tags of tagged frames."""
     pipeline = Pipeline(prepare, frames, window)
     try:
-        while not isinstance(answer := pipeline.take(), _EndOfStream):
+        while (answer := pipeline.take()) is not None:
             yield answer
     finally:
         pipeline.stop()
@@ -226,7 +210,7 @@ async def stream_answers_async(
         pipeline = Pipeline(prepare, wrap(source), window)
         worker = _Worker()
         try:
-            while not isinstance(answer := await worker.call(pipeline.take), _EndOfStream):
+            while (answer := await worker.call(pipeline.take)) is not None:
                 yield answer
         finally:
             pipeline.stop()
@@ -312,7 +296,7 @@ class _AsyncFrames:
     def __init__(self, source: AsyncIterable[Frame]) -> None:
         self._loop = asyncio.get_running_loop()
         self._requested = asyncio.Event()
-        self._items: queue.SimpleQueue[Frame | BaseException | _EndOfStream] = queue.SimpleQueue()
+        self._items: queue.SimpleQueue[Frame | BaseException | None] = queue.SimpleQueue()
         self._task = asyncio.create_task(self._read(source))
 
     def __iter__(self) -> Iterator[Frame]:
@@ -321,7 +305,7 @@ class _AsyncFrames:
     def __next__(self) -> Frame:
         self._loop.call_soon_threadsafe(self._requested.set)
         item = self._items.get()
-        if isinstance(item, _EndOfStream):
+        if item is None:
             raise StopIteration
         if isinstance(item, BaseException):
             raise item
@@ -329,7 +313,7 @@ class _AsyncFrames:
 
     def close(self) -> None:
         """End the iteration of the thread."""
-        self._items.put(_END)
+        self._items.put(None)
 
     async def finish(self) -> None:
         """Stop reading and close the source."""
@@ -345,7 +329,7 @@ class _AsyncFrames:
         except Exception as error:  # noqa: BLE001  raised again by __next__
             self._items.put(error)
         finally:
-            self._items.put(_END)
+            self._items.put(None)
             if isinstance(source, AsyncGenerator):
                 await source.aclose()
 

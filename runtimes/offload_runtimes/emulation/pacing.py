@@ -6,12 +6,11 @@ from typing import Any
 
 from offload.bundle.bundle import Bundle
 from offload.errors import InputError
-from offload.planning.plan import Segment
+from offload.planning.plan import Segment, Send
 
 from offload_runtimes.device.segment_executor import (
     FrameTensors,
     SegmentExecutor,
-    UploadStep,
     WarmRunTimes,
 )
 from offload_runtimes.engine import Array, Call, EngineOptions
@@ -102,11 +101,11 @@ class PacedExecutor(SegmentExecutor):
         self._pacer.pace(self._key(segment), start_s)
         return arrays
 
-    def encode(self, upload: UploadStep, array: Any) -> PackedTensor:
+    def encode(self, send: Send, array: Any) -> PackedTensor:
         """Encode a tensor at the slower speed."""
-        key = f"encode {upload.wire}"
+        key = f"encode {send.wire}"
         start_s, thread_s = time.monotonic(), time.thread_time()
-        packed = super().encode(upload, array)
+        packed = super().encode(send, array)
         self._pacer.add(key, time.thread_time() - thread_s)
         self._pacer.pace(key, start_s)
         return packed

@@ -139,7 +139,7 @@ def shared_arena() -> Iterator[Arena | None]:
 
 
 def _cannot(rule: str) -> InputError:
-    return InputError(f"onnxruntime {ort.__version__} cannot keep {rule}: install a newer one")
+    return InputError(f"onnxruntime {ort.__version__} cannot enforce {rule}: install a newer one")
 
 
 def lack_of_memory(error: Exception) -> str | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,10 +51,10 @@ class Engine:
         self.inputs = tuple(_value(node) for node in session.get_inputs())
         self.outputs = tuple(_value(node) for node in session.get_outputs())
         self.providers: tuple[str, ...] = tuple(session.get_providers())
-        self._by_name = {value.name: value for value in self.inputs}
         optional = session.get_overridable_initializers()
         self.defaults = tuple(_value(node) for node in optional)
-        self._optional = {value.name: value for value in self.defaults}
+        self._inputs = {value.name: value for value in self.inputs}
+        self._defaults = {value.name: value for value in self.defaults}
         self._output_names = [value.name for value in self.outputs]
         accepted = (*self.inputs, *self.defaults)
         self._carried = any(values.is_carried(value.type) for value in accepted)
@@ -93,25 +94,9 @@ class Engine:
             with contextlib.suppress(InputError, DeadlineError):
                 self.run(None, feeds, limit_s)
 
-    def checked(self, outputs: Sequence[str], feeds: Mapping[str, Any]) -> dict[str, Any]:
-        """The feeds as ORT takes them (`values.as_feed`), before anything is computed.
-
-        Raises:
-            InputError: with the name, the expected type and shape, and the actual ones.
-        """
-        for name in outputs:
-            if name not in self._output_names:
-                raise InputError(f"{self.name} has no output {name!r}: {self._output_names}")
-        checked: dict[str, Any] = {}
-        for name, value in feeds.items():
-            expected = self._by_name.get(name) or self._optional.get(name)
-            if expected is None:
-                raise InputError(f"{self.name} has no input {name!r}: {list(self._by_name)}")
-            checked[name] = values.as_feed(self.name, expected, value)
-        for name in self._by_name:
-            if name not in feeds:
-                raise InputError(f"{self.name}: input {name!r} is missing: give all of its inputs")
-        return checked
+    def end_profiling(self) -> Path:
+        """Write ORT's profile of the runs so far, if the settings enable it; its path."""
+        return Path(self._session.end_profiling())
 
     def zeros(self) -> dict[str, Array] | None:
         """Inputs of zeros to warm up with; None when a size is dynamic."""
@@ -128,7 +113,10 @@ class Engine:
     ) -> list[Array]:
         """Check the feeds and run with ORT's own options for one run."""
         names = self._output_names if outputs is None else list(outputs)
-        feeds = self.checked(names, feeds)
+        for name in names:
+            if name not in self._output_names:
+                raise InputError(f"{self.name} has no output {name!r}: {self._output_names}")
+        feeds = values.as_feeds(self.name, self._inputs, self._defaults, feeds)
         try:
             return self._computed(names, feeds, options)
         except InputError:
@@ -149,7 +137,7 @@ class Engine:
         if not self._carried and not self._carried_outputs:
             arrays: list[Any] = self._session.run(names, dict(feeds), options)
             return arrays
-        known = {**self._optional, **self._by_name}
+        known = {**self._defaults, **self._inputs}
         if self._carried_outputs.isdisjoint(names):
             mixed = {
                 name: values.to_ort(value, known[name].type)
@@ -202,7 +190,9 @@ class Call:
 
     def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Array]:
         """Run it; arguments and errors as `Engine.run`."""
-        cancel = ALARM.after(self._deadline_s, self.stop) if self._deadline_s is not None else None
+        cancel = None
+        if self._deadline_s is not None:
+            cancel = ALARM.at(time.monotonic() + self._deadline_s, self.stop)
         try:
             return self._engine.compute(outputs, feeds, self._options)
         except InputError as error:
@@ -231,14 +221,13 @@ def load(
         InputError: no such file, onnxruntime refuses the model, or the arena is too small for it.
     """
     options = options or EngineOptions()
-    name = "model" if isinstance(model, bytes) else Path(model).name
     settings = session_options(options)
-    if arena is None:
-        return Engine(open_session(model, settings, options), name)
-    arena.lend(settings)
-    session = open_session(model, settings, options)
-    arena.check(name)
-    return Engine(session, name, arena)
+    if arena is not None:
+        arena.lend(settings)
+    engine = open_engine(model, settings, options, arena)
+    if arena is not None:
+        arena.check(engine.name)
+    return engine
 
 
 def load_once(model: str | Path | bytes, options: EngineOptions | None = None) -> Engine:
@@ -249,37 +238,42 @@ def load_once(model: str | Path | bytes, options: EngineOptions | None = None) -
     options = options or EngineOptions()
     settings = session_options(options)
     settings.enable_cpu_mem_arena = False
-    name = "model" if isinstance(model, bytes) else Path(model).name
-    return Engine(open_session(model, settings, options), name)
+    return open_engine(model, settings, options)
 
 
-def open_session(
-    model: str | Path | bytes, settings: ort.SessionOptions, options: EngineOptions
-) -> ort.InferenceSession:
-    """An ORT session with given settings.
+def open_engine(
+    model: str | Path | bytes,
+    settings: ort.SessionOptions,
+    options: EngineOptions,
+    arena: Arena | None = None,
+) -> Engine:
+    """Load a model with ORT's own settings; the arena must have been lent to them.
 
     Raises:
         InputError: ORT refuses the model, or a provider is missing and the CPU is not allowed.
     """
     allow_cpu = options.allow_cpu
     providers = resolve_providers(options.providers, allow_cpu)
-    source: Any = model if isinstance(model, bytes) else os.fspath(model)
     if isinstance(model, bytes):
+        source: Any = model
+        name, where = "model", "the model"
         settings.add_session_config_entry(_EXTERNAL_DATA_FOLDER, "/")
-    if not isinstance(model, bytes) and not Path(model).is_file():
-        raise InputError(f"{model} does not exist: give an ONNX file")
+    else:
+        source = os.fspath(model)
+        name, where = Path(model).name, source
+        if not Path(model).is_file():
+            raise InputError(f"{model} does not exist: give an ONNX file")
     preload(providers)
     try:
         session = _session(source, settings, providers)
     except Exception as error:
         require(providers, [p for p in providers if not missing_library(p)], allow_cpu)
         if not allow_cpu or providers == [CPU]:
-            where = "the model" if isinstance(model, bytes) else model
             on = f" on {providers[0]}" if providers != [CPU] else ""
             raise InputError(f"onnxruntime refuses {where}{on}: {first_line(error)}") from error
         session = _session(source, settings, [CPU])
     require(providers, session.get_providers(), allow_cpu)
-    return session
+    return Engine(session, name, arena)
 
 
 def _session(

@@ -62,7 +62,7 @@ SHORT_NAMES = {
     "tensorrt": "TensorrtExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
-_FATAL, _WARNING = 4, 2  # ORT's log severities
+_FATAL = 4  # of ORT's log severities
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +74,12 @@ class EngineOptions:
             `tensorrt`, `openvino`; the CPU runs the operators that they do not support.
         threads: threads of one kernel; None: one per physical core that the process may use.
         optimize: let ORT fuse and fold; without it, a split model and the whole are bit-equal.
-        verbose: let ORT print its warnings on stderr.
         allow_cpu: run on the CPU, with a warning, where a provider is missing; else an error.
     """
 
     providers: tuple[str, ...] = ()
     threads: int | None = None
     optimize: bool = True
-    verbose: bool = False
     allow_cpu: bool = False
 
     def __post_init__(self) -> None:
@@ -191,7 +189,7 @@ def missing_library(provider: str) -> str:
 def session_options(options: EngineOptions) -> ort.SessionOptions:
     """ORT's own options object for these options."""
     settings = ort.SessionOptions()
-    settings.log_severity_level = _WARNING if options.verbose else _FATAL
+    settings.log_severity_level = _FATAL
     # Without a number, ORT counts the machine's cores and pins a thread to each, which the
     # operating system may refuse; with a number it does not pin.
     settings.intra_op_num_threads = options.threads or allowed_cores()

@@ -18,7 +18,7 @@ from offload.bundle.bundle import ModelValue
 from offload.errors import InputError
 from offload.files import temporary_folder
 
-from offload_runtimes.engine.engine import Engine, load_once, open_session
+from offload_runtimes.engine.engine import load_once, open_engine
 from offload_runtimes.engine.options import (
     EngineOptions,
     resolve_providers,
@@ -149,14 +149,13 @@ def _profiled(
     settings.enable_profiling = True
     with temporary_folder() as folder:
         settings.profile_file_prefix = os.path.join(folder, "ort")  # noqa: PTH118  ORT wants str
-        session = open_session(model, settings, options)
-        engine = Engine(session, "model" if isinstance(model, bytes) else Path(model).name)
+        engine = open_engine(model, settings, options)
         until_s = time.monotonic() + limit_s
         done = 0
         while done < runs and (done < 2 or time.monotonic() < until_s):
             engine.run(None, feeds)
             done += 1
-        yield _events(Path(session.end_profiling())), done
+        yield _events(engine.end_profiling()), done
 
 
 def _events(path: Path) -> Iterator[dict[str, Any]]:
@@ -203,7 +202,7 @@ def optimize_to(model: str | Path | bytes, target: str | Path, *, fold_large: bo
             "session.optimized_model_external_initializers_file_name",
             Path(target).with_suffix(".weights").name,
         )
-    open_session(model, settings, options)
+    open_engine(model, settings, options)
     if not Path(target).is_file():
         raise InputError(f"onnxruntime could not write {target}: choose another folder")
 

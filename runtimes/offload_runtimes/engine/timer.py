@@ -1,4 +1,4 @@
-"""One thread that calls functions at given times: deadlines, heartbeats, emulated links."""
+"""One thread that calls functions at given times: the deadlines of runs."""
 
 import heapq
 import itertools
@@ -33,7 +33,7 @@ class TimerThread:
         self._thread: threading.Thread | None = None
 
     def at(self, due_s: float, call: Callable[[], None]) -> Callable[[], None]:
-        """Call a function at a time; returns a function that cancels it if it hasn't begun."""
+        """Call a function at a time; returns a function that cancels the call."""
         with self._lock:
             entry = _Timer(due_s, next(self._numbers), call)
             heapq.heappush(self._entries, entry)
@@ -54,10 +54,6 @@ class TimerThread:
                     self._cancelled = 0
 
         return cancel
-
-    def after(self, delay_s: float, call: Callable[[], None]) -> Callable[[], None]:
-        """Call a function after some seconds; returns a function that cancels it."""
-        return self.at(time.monotonic() + delay_s, call)
 
     def _run(self) -> None:
         while True:

@@ -109,6 +109,41 @@ def as_feed(where: str, expected: ModelValue, value: Any) -> Any:
     raise InputError(f"{where}: input {expected.name!r} is a {kind}: not supported")
 
 
+def as_feeds(
+    where: str,
+    inputs: Mapping[str, ModelValue],
+    defaults: Mapping[str, ModelValue],
+    feeds: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The values of all inputs as ORT takes them, see `as_feed`.
+
+    Args:
+        where: name of the model, for messages.
+        inputs: the required inputs, by name.
+        defaults: the optional inputs, which have a default in the model, by name.
+        feeds: the caller's values, by name.
+
+    Raises:
+        InputError: a name, type or shape is wrong, or a required input is missing.
+    """
+    if not isinstance(feeds, Mapping):
+        raise InputError(
+            f"{where}: inputs are a dict from names to arrays, not a {type(feeds).__name__}: give"
+            f" all of {list(inputs)}"
+        )
+    checked: dict[str, Any] = {}
+    for name, value in feeds.items():
+        expected = inputs.get(name) or defaults.get(name)
+        if expected is None:
+            known = [*inputs, *defaults]
+            raise InputError(f"{where} has no input {name!r}: it takes {known}")
+        checked[name] = as_feed(where, expected, value)
+    for name in inputs:
+        if name not in feeds:
+            raise InputError(f"{where}: input {name!r} is missing: give all of {list(inputs)}")
+    return checked
+
+
 def _as_array(where: str, expected: ModelValue, value: Any) -> Array:
     dtype = DTYPES.get(expected.type)
     if isinstance(value, np.ndarray) and value.dtype == dtype:

@@ -21,7 +21,7 @@ from offload_runtimes.address import parse_address
 from offload_runtimes.device.session_options import LinkCost
 from offload_runtimes.security.credentials import ClientSecurity
 from offload_runtimes.transport import PROBE, PROBE_LIMIT_BYTES
-from offload_runtimes.transport.connection import Connector, Mailbox
+from offload_runtimes.transport.connection import Connector
 from offload_runtimes.transport.grpc_client import GrpcConnector
 
 SIZES_BYTES = (1_000, 8_000, 32_000, 128_000, 512_000, 2_000_000, 8_000_000)
@@ -99,7 +99,7 @@ class _ProbeStream:
     def __init__(self, connector: Connector, timeout_s: float) -> None:
         self._server = connector.address
         self._timeout_s = timeout_s
-        self._outbox: Mailbox = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[bytes | OffloadError] = queue.SimpleQueue()
         outgoing = iter(self._outbox.get, None)
         self._stream = connector.connect(outgoing, timeout_s)

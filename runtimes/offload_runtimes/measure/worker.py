@@ -35,12 +35,12 @@ from offload_runtimes.engine import (
     short_name,
 )
 from offload_runtimes.engine.profiling import optimize_to, profile_nodes
+from offload_runtimes.installation import versions
 from offload_runtimes.measure.footprint import client_bytes
 from offload_runtimes.measure.timing import machine_name, time_in_turns
 from offload_runtimes.protocol import structured_values
 from offload_runtimes.protocol.codecs import reference_s
 from offload_runtimes.security.credentials import ClientSecurity, ServerSecurity
-from offload_runtimes.versions import versions
 
 if TYPE_CHECKING:
     from offload_runtimes.client import OffloadSession

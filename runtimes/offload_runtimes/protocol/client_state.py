@@ -1,6 +1,6 @@
 """Protocol state of a session on the device, without I/O: messages in, events out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -13,36 +13,16 @@ from offload_runtimes.protocol.tensor_specs import Contract
 
 
 @dataclass(frozen=True, slots=True)
-class SessionOpened:
-    """The server accepted the session.
-
-    Attributes:
-        max_frames: frames that may be in flight at the same time.
-        max_message_bytes: the largest message that the server accepts.
-    """
-
-    max_frames: int
-    max_message_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class ServerSpan:
-    """A run of a segment, or the arrival of a tensor, in seconds of the server's clock.
-
-    An arrival (`is_arrival`) has no start.
-    """
-
-    name: str
-    start_s: float
-    end_s: float
-    is_arrival: bool
-
-
-@dataclass(frozen=True, slots=True)
 class DownloadReceived:
     """A tensor of a frame came; the server queued it at `sent_s` of its clock.
 
-    `value` is an array, a list or a dict, `size_bytes` long when decoded.
+    Attributes:
+        frame: the frame's number.
+        name: the tensor.
+        value: an array, a list or a dict.
+        size_bytes: its size when decoded.
+        sent_s: when the server queued it.
+        spans: what the server did for the frame since the last tensor.
     """
 
     frame: int
@@ -50,31 +30,18 @@ class DownloadReceived:
     value: Any
     size_bytes: int
     sent_s: float
-    spans: tuple[ServerSpan, ...]
+    spans: Sequence[pb.Span]
 
 
 @dataclass(frozen=True, slots=True)
-class FailureReceived:
-    """One frame failed, or (frame None) the whole session."""
+class FrameFailed:
+    """The server cannot compute a frame."""
 
-    frame: int | None
+    frame: int
     error: OffloadError
 
 
-@dataclass(frozen=True, slots=True)
-class PongReceived:
-    """The server answered a ping at `server_s` of its clock."""
-
-    number: int
-    server_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class ServerLeaving:
-    """The server accepts no more frames."""
-
-
-Event: TypeAlias = SessionOpened | DownloadReceived | FailureReceived | PongReceived | ServerLeaving
+Event: TypeAlias = pb.Welcome | pb.Pong | pb.Goodbye | DownloadReceived | FrameFailed
 
 
 @dataclass(slots=True)
@@ -139,12 +106,18 @@ class DeviceSession:
 
         Raises:
             ProtocolError: the server violates the protocol, or a message was lost.
+            OffloadError: the server ended the session, with its reason.
         """
         self._received += 1
         message, payload = wire.parse(data)
         body = message.WhichOneof("body")
         if body == "failure":
-            return self._failed(message.failure)
+            failure = message.failure
+            error = wire.decode_failure(failure, self.server)
+            if failure.frame == 0:
+                raise error
+            is_open = self._frames.pop(failure.frame, None) is not None
+            return FrameFailed(failure.frame, error) if is_open else None
         if body == "welcome":
             welcome = message.welcome
             if self._opened or welcome.protocol != wire.PROTOCOL or not welcome.max_frames:
@@ -153,16 +126,16 @@ class DeviceSession:
                     f" {wire.PROTOCOL}: install the same version of onnx-offload on both"
                 )
             self._opened = True
-            return SessionOpened(welcome.max_frames, welcome.max_message_bytes)
+            return welcome
         if not self._opened:
             raise ProtocolError(f"server {self.server} answered before it accepted the session")
         if body == "tensor":
             return self._downloaded(message.tensor, payload)
         if body == "pong":
             wire.check_none_lost(message.pong.sent, self._received)
-            return PongReceived(message.pong.number, message.pong.server_s)
+            return message.pong
         if body == "goodbye":
-            return ServerLeaving()
+            return message.goodbye
         raise ProtocolError(f"server {self.server} sent a {body}, which only a device may")
 
     def _downloaded(self, tensor: pb.Tensor, payload: memoryview) -> DownloadReceived | None:
@@ -177,18 +150,6 @@ class DeviceSession:
         frame.missing.remove(header.name)
         if not frame.missing:
             del self._frames[tensor.frame]
-        spans = tuple(
-            ServerSpan(span.name, span.start_s, span.end_s, span.kind == pb.Span.ARRIVAL)
-            for span in tensor.spans
-        )
         return DownloadReceived(
-            tensor.frame, header.name, value, header.size_bytes, tensor.sent_s, spans
+            tensor.frame, header.name, value, header.size_bytes, tensor.sent_s, tensor.spans
         )
-
-    def _failed(self, failure: pb.Failure) -> FailureReceived | None:
-        error = wire.decode_failure(failure, self.server)
-        if failure.frame == 0:
-            return FailureReceived(None, error)
-        if self._frames.pop(failure.frame, None) is None:
-            return None
-        return FailureReceived(failure.frame, error)

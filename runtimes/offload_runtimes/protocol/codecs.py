@@ -146,14 +146,12 @@ def _planes_decode(data: Buffer, size_bytes: int, shape: Shape) -> bytes:
 
 
 def suits(name: str, dtype: str, shape: Shape) -> bool:
-    """Whether a codec is meant for arrays of this dtype and shape."""
-    if name in _PICTURES:
-        return suits_picture(dtype, shape)
-    return name != "planes" or dtype not in ("uint8", "int8", "bool")
+    """Whether a codec is meant for arrays of this dtype and shape.
 
-
-def suits_picture(dtype: str, shape: Shape) -> bool:
-    """Whether an array is one or several pictures: uint8 ... x H x W x 3, not empty."""
+    Pictures are uint8 ... x H x W x 3, and not empty: one, or several stacked as one file.
+    """
+    if name not in _PICTURES:
+        return name != "planes" or dtype not in ("uint8", "int8", "bool")
     if dtype != "uint8" or len(shape) < 3 or shape[-1] != 3 or 0 in shape:
         return False
     rows = math.prod(shape[:-2])

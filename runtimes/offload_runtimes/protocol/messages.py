@@ -11,7 +11,7 @@ import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -27,7 +27,7 @@ from offload_runtimes.protocol.tensor_specs import TensorHeader, TensorSpecs
 PROTOCOL = 4
 MAX_PING_BYTES = 48 * 1024  # below the message limit of any bundle
 _LENGTH = struct.Struct("<I")
-_ALIGNMENT = 16  # as of numpy's own arrays; the memory of a bytes object is aligned so, too
+_ALIGNMENT = 16  # of numpy's own arrays, and of the memory of a bytes object
 _SMALL_BYTES = 16 * 1024
 _HEADERS = 256  # that are remembered; enough for one plan unless shapes are dynamic
 _MAX_RANK = 16
@@ -118,15 +118,12 @@ def pack(value: Any, codec_name: str) -> PackedTensor:
     return PackedTensor(array.dtype.str, array.shape, codec_name, memoryview(encoded))
 
 
-SpanRecord: TypeAlias = "tuple[pb.Span.Kind, str, float, float]"
-
-
 def tensor_message(
     frame: int,
     name: str,
     packed: PackedTensor,
     sent_s: float = 0.0,
-    spans: Iterable[SpanRecord] = (),
+    spans: Iterable[pb.Span] = (),
     plan: int = 0,
 ) -> bytes:
     """Encode a message with a tensor; this is the only copy of the tensor's bytes.
@@ -136,7 +133,7 @@ def tensor_message(
         name: the tensor.
         packed: its encoded bytes.
         sent_s: time by the sender's clock.
-        spans: the frame's timeline: kind, name, start and end by the sender's clock.
+        spans: the frame's timeline, by the sender's clock.
         plan: index of the plan that the frame follows.
     """
     head = pb.Message()
@@ -144,8 +141,7 @@ def tensor_message(
     tensor.frame, tensor.plan, tensor.sent_s = frame, plan, sent_s
     tensor.layout = _layout(name, packed.dtype, packed.shape, packed.codec)
     tensor.checksum = _checksum(frame, plan, tensor.layout, packed.data)
-    for kind, span_name, start_s, end_s in spans:
-        tensor.spans.add(kind=kind, name=span_name, start_s=start_s, end_s=end_s)
+    tensor.spans.extend(spans)
     return _framed(head, packed.data)
 
 
@@ -228,11 +224,11 @@ def _checked(layout: pb.Layout, specs: TensorSpecs) -> TensorHeader:
         raise ProtocolError(
             f"tensor {layout.name!r} takes {size_bytes} bytes, allowed are {spec.limit_bytes}"
         )
-    if layout.encoding != spec.encoding:
+    if layout.encoding != spec.codec:
         raise ProtocolError(
-            f"tensor {layout.name!r} came as {layout.encoding[:20]!r}, not as {spec.encoding!r}"
+            f"tensor {layout.name!r} came as {layout.encoding[:20]!r}, not as {spec.codec!r}"
         )
-    return TensorHeader(layout.name, dtype, shape, spec.encoding, size_bytes)
+    return TensorHeader(layout.name, dtype, shape, spec.codec, size_bytes)
 
 
 def _checksum(frame: int, plan: int, layout: bytes, data: memoryview) -> int:

@@ -98,7 +98,7 @@ class _ServerFrame:
     waiting: list[Segment]
     awaited: set[str] = field(default_factory=set)
     tensors: dict[str, Any] = field(default_factory=dict)
-    spans: list[wire.SpanRecord] = field(default_factory=list)
+    spans: list[pb.Span] = field(default_factory=list)
     running: set[str] = field(default_factory=set)
     uploaded_bytes: int = 0
     computed_bytes: int = 0
@@ -176,11 +176,6 @@ class ServerSession:
         return self._agreed[0].digest if self._agreed else None
 
     @property
-    def uploaded_bytes(self) -> int:
-        """Bytes of uploads held for frames in flight and for segments that still run."""
-        return sum([frame.uploaded_bytes for frame in self._all_frames()])
-
-    @property
     def frames_in_flight(self) -> int:
         """Number of frames that are not answered yet."""
         return len(self._frames)
@@ -202,7 +197,9 @@ class ServerSession:
         frame = self._run_over(run)
         if frame is None:
             return []
-        frame.spans.append((pb.Span.COMPUTE, run.segment.id, start_s, end_s))
+        frame.spans.append(
+            pb.Span(kind=pb.Span.COMPUTE, name=run.segment.id, start_s=start_s, end_s=end_s)
+        )
         try:
             downloads = _downloads(run.frame, frame, outputs, end_s)
         except InputError as error:
@@ -338,7 +335,7 @@ class ServerSession:
             return self._fail(tensor.frame, error)
         frame.tensors[header.name] = wire.decode(header, payload, specs)
         frame.awaited.discard(header.name)
-        frame.spans.append((pb.Span.ARRIVAL, header.name, 0.0, now_s))
+        frame.spans.append(pb.Span(kind=pb.Span.ARRIVAL, name=header.name, end_s=now_s))
         return [*self._switched(tensor.frame, frame.plan), *self._started(tensor.frame, frame)]
 
     def _refused(self, number: int) -> list[Event]:
@@ -424,11 +421,10 @@ class ServerSession:
 
     def _hold(self) -> bool:
         """Reserve the uploaded bytes of all frames; whether they fit the server's limit."""
-        uploaded_bytes, runs = 0, False
-        for frame in self._all_frames():
-            uploaded_bytes += frame.uploaded_bytes
-            runs = runs or bool(frame.running)
-        return self._reservation.hold(uploaded_bytes, idle=not runs)
+        frames = self._all_frames()
+        uploaded_bytes = sum([frame.uploaded_bytes for frame in frames])
+        is_idle = not any(frame.running for frame in frames)
+        return self._reservation.hold(uploaded_bytes, idle=is_idle)
 
 
 def _downloads(
@@ -445,7 +441,7 @@ def _downloads(
         if spec is None:
             continue
         try:
-            packed = wire.pack(value, spec.encoding)
+            packed = wire.pack(value, spec.codec)
         except ValueError as error:
             raise InputError(f"the answer {name!r} cannot be sent: {error}") from error
         if packed.data.nbytes > spec.limit_bytes:

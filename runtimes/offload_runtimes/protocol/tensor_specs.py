@@ -27,13 +27,13 @@ class TensorSpec:
 
     Attributes:
         value: its name, onnxruntime type and shape; None if this end only sends it.
-        encoding: name of its codec.
+        codec: name of its codec.
         limit_bytes: its largest size, decoded: the size of a fixed shape, or a configured limit.
         expected_bytes: its expected size; 0 if unknown.
     """
 
     value: ModelValue | None
-    encoding: str
+    codec: str
     limit_bytes: int
     expected_bytes: int = 0
 

@@ -1,12 +1,9 @@
 """Streams of messages: the interfaces of a transport."""
 
-import queue
 from collections.abc import Iterator
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 from offload.errors import OffloadError
-
-Mailbox: TypeAlias = "queue.SimpleQueue[bytes | None]"
 
 
 class Connection(Protocol):

@@ -21,31 +21,12 @@ _DIAGNOSIS_SHARE = 0.3  # of that time, for finding out why connecting failed
 _STARTING = threading.Lock()  # one call at a time, to know the threads that it starts
 
 
-class _Inbox:
-    """Delivers messages in gRPC's deserializer, on the thread that learns of their arrival.
-
-    Reading messages from gRPC's iterator would wake a second thread for each one. Here that thread
-    only requests the next message, while the current one is handled.
-
-    Attributes:
-        receiver: gets the messages; None before `deliver` and after the end.
-        heard: whether a message has come.
-    """
-
-    def __init__(self) -> None:
-        self.receiver: Receiver | None = None
-        self.heard = False
-
-    def take(self, message: bytes) -> object:
-        """Deliver a message."""
-        self.heard = True
-        if self.receiver is not None:
-            self.receiver.received(message)
-        return True
-
-
 class GrpcStream:
     """A stream with a channel of its own, which is closed with it.
+
+    Messages are delivered in gRPC's deserializer, on the thread that learns of their arrival.
+    Reading them from gRPC's iterator would wake a second thread for each one; here that thread only
+    requests the next message, while the current one is handled.
 
     gRPC reads the outgoing messages on a thread of its own. The caller must end the iterator, else
     it blocks the exit of the process.
@@ -59,22 +40,23 @@ class GrpcStream:
         token: str | None,
         explain: Callable[[object, bool], ServerError],
     ) -> None:
-        """`explain` makes our error from gRPC's error, and whether the server ever answered."""
+        """`explain` makes our error from gRPC's error and whether the server has answered."""
         self._channel: grpc.Channel | None = channel
         self._explain = explain
         self._closed = threading.Event()
-        self._inbox = _Inbox()
+        self._receiver: Receiver | None = None  # from `deliver` to the end
+        self._has_answered = False
         self._asking = threading.Thread(target=self._ask, name="receiver", daemon=True)
         start: grpc.StreamStreamMultiCallable[bytes, object]
-        start = channel.stream_stream(method, response_deserializer=self._inbox.take)
+        start = channel.stream_stream(method, response_deserializer=self._take)
         metadata: tuple[tuple[str, str], ...] = ((VERSION_KEY, offload.__version__),)
         if token:
             metadata += (("authorization", f"Bearer {token}"),)
         with _STARTING:
             before = set(threading.enumerate())
             self._call: Any = start(outgoing, metadata=metadata)
-            # Other threads may begin meanwhile: ours have names, and one that has no number yet
-            # is not gRPC's, whose threads run by now.
+            # Other threads may start meanwhile. Those of this package have names of their own, and
+            # a thread without an ident does not run yet, while gRPC's do by now.
             self._threads = {
                 thread
                 for thread in set(threading.enumerate()) - before
@@ -83,7 +65,7 @@ class GrpcStream:
 
     def deliver(self, receiver: Receiver) -> None:
         """Start to deliver messages."""
-        self._inbox.receiver = receiver
+        self._receiver = receiver
         self._asking.start()
 
     def close(self) -> None:
@@ -94,7 +76,7 @@ class GrpcStream:
             call.cancel()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait until the channel is closed, the receiver was told, and gRPC's threads have ended.
+        """Wait until the channel is closed, `ended` has returned, and gRPC's threads have ended.
 
         If the interpreter exits while a thread is inside gRPC, the thread keeps a lock for ever
         that gRPC's destructors wait for.
@@ -103,6 +85,13 @@ class GrpcStream:
         for thread in (self._asking, *self._threads):
             if thread is not threading.current_thread():
                 thread.join(max(until_s - time.monotonic(), 0.0))
+
+    def _take(self, message: bytes) -> object:
+        """Deliver a message."""
+        self._has_answered = True
+        if self._receiver is not None:
+            self._receiver.received(message)
+        return True
 
     def _ask(self) -> None:
         error: OffloadError | None = None
@@ -113,11 +102,11 @@ class GrpcStream:
         except grpc.RpcError as caught:
             caught.__traceback__ = None  # it is the call itself, which would keep these frames
             if not self._closed.is_set():
-                error = self._explain(caught, self._inbox.heard)
+                error = self._explain(caught, self._has_answered)
         channel, self._channel, self._call = self._channel, None, None
         assert channel is not None
         channel.close()
-        receiver, self._inbox.receiver = self._inbox.receiver, None  # they know each other
+        receiver, self._receiver = self._receiver, None  # they know each other
         assert receiver is not None  # since `deliver`
         receiver.ended(error)
 
@@ -156,9 +145,9 @@ class GrpcConnector:
         """
         proxy = proxy_of(self._address)
 
-        def explain(error: object, heard: bool) -> ServerError:
+        def explain(error: object, has_answered: bool) -> ServerError:
             code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
-            if heard or code is not grpc.StatusCode.UNAVAILABLE:
+            if has_answered or code is not grpc.StatusCode.UNAVAILABLE:
                 details = error.details() if isinstance(error, grpc.Call) else None
                 return _server_error(code, details or "", self.address)
             from offload_runtimes.transport.diagnosis import unreachable  # ssl takes time to import

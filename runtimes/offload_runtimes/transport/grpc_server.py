@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -225,9 +224,16 @@ class GrpcHost:
         self._methods = {"Session": serve, "Probe": echo}
         self._memory = memory
         self._pool = DaemonPool()
+        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
+        for name in self._methods:
+            handler = partial(self._stream, name)
+            # gRPC then passes a function that sends, instead of taking an iterator: any thread may
+            # send. It is called experimental, and has been there since gRPC 1.24.
+            handler.experimental_non_blocking = True  # type: ignore[attr-defined]
+            methods[name] = grpc.stream_stream_rpc_method_handler(handler)
         self._server = grpc.server(
             self._pool,
-            handlers=[self._handler()],
+            handlers=[grpc.method_handlers_generic_handler(SERVICE, methods)],
             options=[
                 ("grpc.max_receive_message_length", max(receive_limit_bytes, PROBE_LIMIT_BYTES)),
                 ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
@@ -275,16 +281,6 @@ class GrpcHost:
         for service in ("", SERVICE):
             self._health.set(service, status.SERVING if is_serving else status.NOT_SERVING)
 
-    def _handler(self) -> grpc.GenericRpcHandler:
-        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
-        for name in self._methods:
-            handler = partial(self._stream, name)
-            # gRPC then passes a function that sends, instead of taking an iterator: any thread may
-            # send. It is called experimental, and has been there since gRPC 1.24.
-            handler.experimental_non_blocking = True  # type: ignore[attr-defined]
-            methods[name] = grpc.stream_stream_rpc_method_handler(handler)
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
-
     def _stream(
         self,
         method: str,
@@ -295,32 +291,26 @@ class GrpcHost:
         if not self._security.admits(context.invocation_metadata()):
             self._refused("token", context.peer())
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
-        with self._place(method == "Session") as has_place:
-            if not has_place:
-                self._refused("full", context.peer())
-                context.abort(
-                    grpc.StatusCode.RESOURCE_EXHAUSTED,
-                    f"all {self._max_sessions} sessions allowed are open",
-                )
+        is_session = method == "Session"
+        with self._lock:
+            is_full = is_session and self._sessions >= self._max_sessions
+            self._sessions += is_session and not is_full
+        if is_full:
+            self._refused("full", context.peer())
+            context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"all {self._max_sessions} sessions allowed are open",
+            )
+        try:
             reservation = self._memory.reserve(context.cancel)
             stream = ServerStream(requests, transmit, context, reservation)
             try:
                 self._methods[method](stream)
             finally:
                 stream.finish(_LAST_ANSWERS_S)
-
-    @contextmanager
-    def _place(self, is_session: bool) -> Iterator[bool]:
-        """Take a place for a session; whether there was one, or the stream needs none."""
-        with self._lock:
-            has_place = not is_session or self._sessions < self._max_sessions
-            taken = int(is_session and has_place)
-            self._sessions += taken
-        try:
-            yield has_place
         finally:
             with self._lock:
-                self._sessions -= taken
+                self._sessions -= is_session
 
 
 def _credentials(credentials: ServerCredentials) -> grpc.ServerCredentials | None:

@@ -68,7 +68,9 @@ def test_any_fault_at_any_message(server: Server, made: Made, plan: FaultPlan) -
 
 
 @pytest.mark.parametrize("at", range(4))
-def test_a_message_that_vanishes_is_not_waited_for(server: Server, made: Made, at: int) -> None:
+def test_a_lost_message_ends_the_session_at_the_next_ping(
+    server: Server, made: Made, at: int
+) -> None:
     """Three tensors, then the first answer; nothing else tells, for signs of life go on."""
     plan = FaultPlan(Fault.DROP, HANDSHAKE + at)
     connector = FaultyConnector(MemoryConnector(server.serve), [plan])
@@ -127,7 +129,7 @@ def test_raise_policy_raises_and_recovers(server: Server, made: Made) -> None:
         assert_right(session, made, 1)
 
 
-def test_half_a_bundle_cannot_resume(server: Server, made: Made, tmp_path: Path) -> None:
+def test_device_files_alone_cannot_resume(server: Server, made: Made, tmp_path: Path) -> None:
     half = bundles.deployed(made, Side.DEVICE, tmp_path / "device")
     connector = FaultyConnector(MemoryConnector(server.serve), [FaultPlan(Fault.CUT, HANDSHAKE)])
     with (
@@ -160,7 +162,7 @@ def test_hedging_meets_the_deadline(idle: Server, made: Made) -> None:
         assert session.is_split
 
 
-def test_deadline_without_a_way_out(idle: Server, made: Made) -> None:
+def test_deadline_error_if_the_device_may_not_finish(idle: Server, made: Made) -> None:
     with OffloadSession(
         made.bundle, MemoryConnector(idle.serve), on_server_loss="raise"
     ) as session:
@@ -208,7 +210,7 @@ def runs(order: object, here: set[str], wanted: list[str]) -> bool:
     return tensors >= set(wanted)
 
 
-def test_nothing_is_raised_but_what_is_promised(server: Server, made: Made) -> None:
+def test_a_lost_server_raises_only_offload_errors(server: Server, made: Made) -> None:
     """Every error a lost server leads to is an OffloadError of one line."""
     for at in range(HANDSHAKE, HANDSHAKE + 5):
         for fault in (Fault.CUT, Fault.CORRUPT):

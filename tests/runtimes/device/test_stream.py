@@ -60,7 +60,7 @@ def test_no_frame_is_lost_with_the_server(server: Server, made: Made, at: int) -
         frames = (made.feeds(seed) for seed in range(COUNT))
         assert_in_order(list(session.stream(frames)), made)
         assert session.counts.runs == COUNT
-        eventually(lambda: session.counts.losses == 1)  # counted on the keeper's thread
+        eventually(lambda: session.counts.losses == 1)  # counted on the reconnect thread
 
 
 def test_a_slow_caller_holds_up_the_source(session: OffloadSession, made: Made) -> None:
@@ -95,7 +95,7 @@ def test_frames_overlap(server: Server, made: Made) -> None:
         assert computed_s < one.lane(Lane.UPLINK)[-1].end_s
 
 
-def test_errors_come_in_the_frame_s_turn(session: OffloadSession, made: Made) -> None:
+def test_errors_of_frames_are_raised_in_order(session: OffloadSession, made: Made) -> None:
     frames = [made.feeds(0), made.feeds(1), {"x": np.zeros(1, np.float32)}, made.feeds(3)]
     stream = session.stream(frames)
     next(stream)

@@ -38,7 +38,7 @@ NEVER_S = 1e6
 
 
 class Changing:
-    """A link that becomes another one at once, also for what waits for it."""
+    """A link whose costs change at once, also for messages that wait for it."""
 
     def __init__(self) -> None:
         self.now = FAST
@@ -83,7 +83,7 @@ def frame(number: int) -> dict[str, np.ndarray]:
 
 
 class Camera:
-    """A source of frames that lets the selector attend before each, and tells what was followed."""
+    """A source of frames that runs the selector before each frame and records the frame's plan."""
 
     def __init__(self, session: OffloadSession) -> None:
         self._session = session
@@ -104,7 +104,8 @@ class Camera:
 
     def _next(self) -> dict[str, np.ndarray]:
         selector = self._session._active.opened.selector
-        selector.attend(self._session._active.opened.connection, time.monotonic(), 0.02)
+        connection = self._session._active.opened.connection
+        selector.attend(connection.probe if connection else None, time.monotonic(), 0.02)
         self.plans.append(self._session.plan)
         return frame(len(self.plans) - 1)
 
@@ -149,7 +150,7 @@ def test_a_stream_goes_on_while_the_link_changes(
         assert all(switch.link.up_bps < 5e5 for switch in session.switches[:1])
 
 
-def test_the_first_frame_of_a_plan_tells_of_the_change(bundle: Bundle, server: Server) -> None:
+def test_the_first_frame_after_a_switch_records_it(bundle: Bundle, server: Server) -> None:
     link = Changing()
     with OffloadSession(bundle, server.address, link=link, heartbeat_s=NEVER_S) as session:
         assert session.plan == FAR
@@ -163,7 +164,9 @@ def test_the_first_frame_of_a_plan_tells_of_the_change(bundle: Bundle, server: S
     assert not [span for span in second.spans if span.name == "plan 0 -> plan 1"]
 
 
-def test_it_attends_on_its_own(bundle: Bundle, server: Server, expected: list[np.ndarray]) -> None:
+def test_the_selector_thread_switches_plans(
+    bundle: Bundle, server: Server, expected: list[np.ndarray]
+) -> None:
     """From a slow link, on which it settles, to a fast one, by what probes tell while it idles."""
     link = Changing()
     link.now = SLOW
@@ -232,7 +235,7 @@ def test_the_server_is_lost_in_the_middle_of_a_change(
             assert session.counts.split == before + 1
 
 
-def test_a_plan_that_cannot_be_loaded_is_left_alone(
+def test_a_plan_that_cannot_be_loaded_is_not_followed(
     bundle: Bundle, server: Server, expected: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = SegmentExecutor.load

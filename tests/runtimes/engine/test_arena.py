@@ -45,7 +45,7 @@ def weighty(size: int) -> onnx.ModelProto:
     return models.model(nodes, [x], [y], {"w": np.ones((size, size), np.float32)})
 
 
-def test_the_probe_is_what_it_says() -> None:
+def test_the_probe_model_is_valid() -> None:
     model = onnx.load_from_string(base64.b64decode(PROBE))
     onnx.checker.check_model(model, full_check=True)
     (node,) = model.graph.node
@@ -53,7 +53,7 @@ def test_the_probe_is_what_it_says() -> None:
 
 
 @pytest.mark.parametrize("count", [26 * MB, 10**12, 10**18])
-def test_more_than_allowed_is_one_sentence_and_the_next_run_works(count: int) -> None:
+def test_a_run_beyond_the_limit_fails_and_the_next_one_works(count: int) -> None:
     (engine,) = engines()
     with pytest.raises(InputError, match="than the server allows") as caught:
         run(engine, count)
@@ -62,14 +62,14 @@ def test_more_than_allowed_is_one_sentence_and_the_next_run_works(count: int) ->
     assert run(engine, 1000) == 1000
 
 
-def test_small_runs_do_not_spoil_the_room_for_a_large_one() -> None:
+def test_a_large_run_works_after_small_ones() -> None:
     """Each leaves a piece, and pieces never join by themselves."""
     (engine,) = engines()
     for count in (2 * MB, 4 * MB, 8 * MB, 23 * MB):
         assert run(engine, count) == count
 
 
-def test_what_is_held_counts_for_all_engines_of_an_arena() -> None:
+def test_the_limit_is_shared_by_all_engines_of_an_arena() -> None:
     one, other = engines(2)
     held = one.run(None, asking(20 * MB))
     with pytest.raises(InputError, match="than the server allows"):
@@ -78,7 +78,7 @@ def test_what_is_held_counts_for_all_engines_of_an_arena() -> None:
     assert run(other, 10 * MB) == 10 * MB
 
 
-def test_arenas_of_one_process_are_apart() -> None:
+def test_arenas_of_one_process_are_independent() -> None:
     (small,), (large,) = engines(1, 10 * MB, "small"), engines(1, 100 * MB, "large")
     assert run(large, 20 * MB) == 20 * MB
     assert run(load(spread()), 30 * MB) == 30 * MB

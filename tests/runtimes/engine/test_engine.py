@@ -23,7 +23,7 @@ def relu() -> bytes:
     return models.model(nodes, [models.floats("x", "n", 3)], outputs).SerializeToString()
 
 
-def test_runs_wanted_outputs_in_the_order_asked() -> None:
+def test_outputs_come_in_the_requested_order() -> None:
     engine = load(relu())
     x = np.array([[-1, 0, 2]], np.float32)
     z, y = engine.run(["z", "y"], {"x": x})
@@ -32,7 +32,7 @@ def test_runs_wanted_outputs_in_the_order_asked() -> None:
     assert [array.tolist() for array in engine.run(None, {"x": x})] == [y.tolist(), z.tolist()]
 
 
-def test_says_what_it_needs_and_gives() -> None:
+def test_inputs_and_outputs() -> None:
     engine = load(relu())
     (x,) = engine.inputs
     assert (x.name, x.type, x.shape) == ("x", "tensor(float)", ("n", 3))
@@ -131,7 +131,7 @@ ENGINES = {element: load(identity(element)) for element in CARRIERS}
 
 
 @given(data=st.data(), element=st.sampled_from(list(CARRIERS)))
-def test_types_beyond_numpy_pass_unchanged(
+def test_types_that_numpy_lacks_pass_unchanged(
     data: st.DataObject, element: onnx.TensorProto.DataType
 ) -> None:
     shapes = hnp.array_shapes(min_dims=2, max_dims=2)
@@ -212,7 +212,7 @@ def test_kernels_timed_in_a_waiting_process_are_the_same(tmp_path: Path) -> None
         profiling._timed_nodes_waiting(tmp_path / "no.onnx", feeds, options, 1, 1, 15.0)
 
 
-def test_the_provider_that_ran_a_kernel_is_known(tmp_path: Path) -> None:
+def test_kernel_providers(tmp_path: Path) -> None:
     path = conv_relu(tmp_path)
     feeds = load(path).zeros() or {}
     options = EngineOptions(("AzureExecutionProvider",))  # in the CPU's wheel; it runs no kernel

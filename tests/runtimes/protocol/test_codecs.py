@@ -1,4 +1,4 @@
-"""Codecs lose nothing and refuse what they did not make."""
+"""Codecs restore every byte and refuse bytes that they did not encode."""
 
 import numpy as np
 import pytest
@@ -41,7 +41,7 @@ def test_planes_are_smaller_than_zstd_where_floats_are_dense_or_have_zeros() -> 
 
 
 @given(data=st.binary(max_size=100), cut=st.integers(0, 60), flag=st.binary(max_size=2))
-def test_planes_of_others_are_refused(data: bytes, cut: int, flag: bytes) -> None:
+def test_damaged_planes_are_refused(data: bytes, cut: int, flag: bytes) -> None:
     codec, shape = codecs.codec("planes"), (25,)
     good = codec.encode(np.arange(25, dtype=np.float32).tobytes(), shape)
     for wrong in (data, good[:cut], flag + good[1:], flag + codecs.codec("zstd").encode(data, ())):
@@ -60,14 +60,14 @@ def test_wrong_size_is_refused_before_memory_is_taken(name: str, data: bytes, wr
 
 
 @given(data=st.binary(max_size=300), size=st.integers(0, 10**6))
-def test_noise_is_refused(data: bytes, size: int) -> None:
+def test_random_bytes_are_refused(data: bytes, size: int) -> None:
     try:
         assert len(codecs.codec("zstd").decode(data, size, ())) == size
     except ValueError as error:
         assert str(error)  # noqa: PT017  either is right, nothing else may be raised
 
 
-def test_zeros_become_fewer() -> None:
+def test_zstd_compresses_zeros() -> None:
     assert len(codecs.codec("zstd").encode(bytes(10**6), ())) < 10**3
 
 
@@ -83,7 +83,7 @@ SHAPES = st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 9), st.j
 
 @given(shape=SHAPES | SHAPES.map(lambda shape: shape[1:]), seed=st.integers(0, 99))
 def test_png_loses_nothing_and_jpeg_little(shape: tuple[int, ...], seed: int) -> None:
-    assert codecs.suits_picture("uint8", shape)
+    assert codecs.suits("png", "uint8", shape)
     grey = np.full(shape, 100 + seed, np.uint8)
     noise = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
     png, jpeg = codecs.codec("png"), codecs.codec("jpeg")
@@ -95,7 +95,7 @@ def test_png_loses_nothing_and_jpeg_little(shape: tuple[int, ...], seed: int) ->
 
 @pytest.mark.parametrize("name", ["png", "jpeg"])
 @given(data=st.binary(max_size=60), cut=st.integers(0, 400), grown=st.integers(1, 5))
-def test_pictures_that_are_others_are_refused(name: str, data: bytes, cut: int, grown: int) -> None:
+def test_pictures_of_other_sizes_are_refused(name: str, data: bytes, cut: int, grown: int) -> None:
     codec, shape = codecs.codec(name), (1, 8, 8, 3)
     good = codec.encode(bytes(192), shape)
     with pytest.raises(ValueError, match=r"picture|read"):
@@ -120,11 +120,11 @@ def test_pictures_that_are_others_are_refused(name: str, data: bytes, cut: int, 
         ("uint8", (1, 1 << 17, 2, 3)),
     ],
 )
-def test_what_is_no_picture(dtype: str, shape: tuple[int, ...]) -> None:
+def test_arrays_that_are_not_pictures(dtype: str, shape: tuple[int, ...]) -> None:
     assert not codecs.suits("png", dtype, shape)
 
 
-def test_bytes_have_no_planes() -> None:
+def test_planes_do_not_suit_single_bytes() -> None:
     assert not codecs.suits("planes", "uint8", (4,))
     assert codecs.suits("planes", "float16", (4,))
     assert codecs.suits("zstd", "uint8", (4,))

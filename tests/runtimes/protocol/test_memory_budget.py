@@ -1,4 +1,4 @@
-"""One memory of many sessions: never more than allowed, and nothing of it is ever lost."""
+"""The memory budget of a server: reservations never exceed the limit and are all released."""
 
 import threading
 
@@ -13,56 +13,56 @@ WHICH = st.integers(0, 4)
 
 
 class MemoryMachine(RuleBasedStateMachine):
-    """Accounts against a plain list of what each was last allowed."""
+    """Reservations, compared with a plain list of the bytes that each holds."""
 
     def __init__(self) -> None:
         super().__init__()
         self.memory = MemoryBudget(LIMIT)
-        self.accounts = [self.memory.reserve(lambda: None) for _ in range(5)]
+        self.reservations = [self.memory.reserve(lambda: None) for _ in range(5)]
         self.held = [0] * 5
 
-    @rule(which=WHICH, size=st.integers(0, 120), still=st.booleans())
-    def hold(self, which: int, size: int, still: bool) -> None:
+    @rule(which=WHICH, size=st.integers(0, 120), idle=st.booleans())
+    def hold(self, which: int, size: int, idle: bool) -> None:
         others = sum(self.held) - self.held[which]
         fits = size <= self.held[which] or others + size <= LIMIT
-        assert self.accounts[which].hold(size, idle=still) == fits
+        assert self.reservations[which].hold(size, idle=idle) == fits
         if fits:
             self.held[which] = size
 
     @rule(which=WHICH)
     def vanish(self, which: int) -> None:
-        assert self.accounts[which].hold(0)
+        assert self.reservations[which].hold(0)
         self.held[which] = 0
-        self.accounts[which] = self.memory.reserve(lambda: None)
+        self.reservations[which] = self.memory.reserve(lambda: None)
 
     @invariant()
     def sums_agree(self) -> None:
         assert self.memory.held_bytes == sum(self.held) <= LIMIT
-        assert [account.held_bytes for account in self.accounts] == self.held
+        assert [reservation.held_bytes for reservation in self.reservations] == self.held
 
 
 TestMemoryMachine = MemoryMachine.TestCase
 TestMemoryMachine.settings = settings(max_examples=100, deadline=None)
 
 
-def test_who_lies_still_gives_way_once() -> None:
+def test_an_idle_reservation_is_evicted_once() -> None:
     memory, evicted = MemoryBudget(LIMIT, patience_s=-1.0), []
-    still = memory.reserve(lambda: evicted.append("still"))
+    idle = memory.reserve(lambda: evicted.append("idle"))
     busy = memory.reserve(lambda: evicted.append("busy"))
     asking = memory.reserve(lambda: evicted.append("asking"))
     assert busy.hold(40, idle=False)
-    assert still.hold(40)
+    assert idle.hold(40)
     assert not asking.hold(40)
     assert not asking.hold(40)
-    assert evicted == ["still"]
-    still.hold(0)
+    assert evicted == ["idle"]
+    idle.hold(0)
     assert asking.hold(40)
 
 
-def test_nobody_is_evicted_before_its_time() -> None:
+def test_no_eviction_before_the_patience_ends() -> None:
     memory = MemoryBudget(LIMIT, patience_s=3600)
-    still = memory.reserve(lambda: pytest.fail("evicted"))
-    assert still.hold(LIMIT)
+    idle = memory.reserve(lambda: pytest.fail("evicted"))
+    assert idle.hold(LIMIT)
     assert not memory.reserve(lambda: None).hold(1)
 
 
@@ -74,14 +74,14 @@ def test_many_threads_keep_the_limit() -> None:
     memory = MemoryBudget(LIMIT)
     worst = [0]
 
-    def work(account: Reservation) -> None:
+    def work(reservation: Reservation) -> None:
         for size in range(2000):
-            account.hold(size % 60)
+            reservation.hold(size % 60)
             worst[0] = max(worst[0], memory.held_bytes)
-        account.hold(0)
+        reservation.hold(0)
 
-    accounts = [memory.reserve(lambda: None) for _ in range(4)]
-    threads = [threading.Thread(target=work, args=(account,)) for account in accounts]
+    reservations = [memory.reserve(lambda: None) for _ in range(4)]
+    threads = [threading.Thread(target=work, args=(reservation,)) for reservation in reservations]
     for thread in threads:
         thread.start()
     for thread in threads:

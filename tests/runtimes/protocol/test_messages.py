@@ -1,11 +1,14 @@
 """Tensors cross unchanged; whatever else comes is refused with one sentence."""
 
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import offload_runtimes.protocol.offload_pb2 as pb
 import pytest
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from grpc_tools import protoc
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -27,7 +30,7 @@ TYPES = {
 }
 
 
-def ports(array: np.ndarray, encoding: str = "raw") -> TensorSpecs:
+def specs(array: np.ndarray, encoding: str = "raw") -> TensorSpecs:
     return TensorSpecs(
         {"t": TensorSpec(ModelValue("t", TYPES[array.dtype.name], None), encoding, array.nbytes)}
     )
@@ -42,32 +45,32 @@ def ports(array: np.ndarray, encoding: str = "raw") -> TensorSpecs:
 )
 def test_tensor_round_trip(array: np.ndarray, frame: int, encoding: str) -> None:
     message, data = wire.parse(encode_tensor(frame, "t", array, encoding, 1.5))
-    layout, back = wire.decode_tensor(message.tensor, data, ports(array, encoding))
-    assert layout.name == "t"
+    header, back = wire.decode_tensor(message.tensor, data, specs(array, encoding))
+    assert header.name == "t"
     assert message.tensor.frame == frame
     assert (back.dtype, back.shape) == (array.dtype, array.shape)
     assert back.tobytes() == array.tobytes()
 
 
-def test_views_and_big_endian_arrays_cross_as_their_values() -> None:
+def test_views_and_big_endian_arrays_arrive_with_their_values() -> None:
     for array in (np.arange(12).reshape(3, 4).T, np.arange(3, dtype=">i8")):
         message, data = wire.parse(encode_tensor(1, "t", array, "raw"))
-        _, back = wire.decode_tensor(message.tensor, data, ports(array))
+        _, back = wire.decode_tensor(message.tensor, data, specs(array))
         np.testing.assert_array_equal(back, array)
 
 
-def test_a_tensor_is_read_where_it_arrived_aligned_as_numpy_aligns() -> None:
+def test_a_decoded_tensor_is_an_aligned_view_of_the_message() -> None:
     array = np.arange(300, dtype=np.float64)
     arrived = encode_tensor(1, "t", array, "raw")
     message, data = wire.parse(arrived)
-    _, back = wire.decode_tensor(message.tensor, data, ports(array))
+    _, back = wire.decode_tensor(message.tensor, data, specs(array))
     assert np.shares_memory(back, np.frombuffer(arrived, np.uint8))
     assert back.ctypes.data % 16 == 0
     assert not back.flags.writeable
 
 
 SHAPE = (2, 3)
-PORTS = TensorSpecs(
+SPECS = TensorSpecs(
     {
         "t": TensorSpec(ModelValue("t", "tensor(float)", ("n", 3)), "raw", 4 * 2 * 3),
         "z": TensorSpec(ModelValue("z", "tensor(float)", ("n", 3)), "zstd", 4 * 2 * 3),
@@ -94,15 +97,15 @@ def checksum(made: pb.Tensor, data: bytes) -> int:
 
 
 @pytest.mark.parametrize("size", [0, 7, 16384, 16385, 100_001])
-def test_the_checksum_is_what_the_format_says(size: int) -> None:
+def test_the_checksum_matches_the_format(size: int) -> None:
     array = np.random.default_rng(size).integers(0, 256, size, np.uint8)
     message, data = wire.parse(encode_tensor(2**60, "t", array, "raw", plan=3))
     assert bytes(data) == array.tobytes()
     assert message.tensor.checksum == checksum(message.tensor, bytes(data))
 
 
-def test_layouts_are_kept_but_not_for_ever() -> None:
-    known = ports(np.zeros(10**6, np.float32))
+def test_headers_are_cached_up_to_a_limit() -> None:
+    known = specs(np.zeros(10**6, np.float32))
     for size in range(1000):
         message, data = wire.parse(encode_tensor(1, "t", np.zeros(size, np.float32), "raw"))
         assert wire.decode_tensor(message.tensor, data, known)[1].shape == (size,)
@@ -127,21 +130,21 @@ def test_layouts_are_kept_but_not_for_ever() -> None:
     ],
 )
 def test_wrong_tensor_is_one_sentence(changes: dict[str, Any], said: str) -> None:
-    wire.decode_tensor(*tensor(), PORTS)
+    wire.decode_tensor(*tensor(), SPECS)
     with pytest.raises(ProtocolError, match=said) as caught:
-        wire.decode_tensor(*tensor(**changes), PORTS)
+        wire.decode_tensor(*tensor(**changes), SPECS)
     assert "\n" not in str(caught.value)
 
 
 @given(data=st.binary(max_size=400))
-def test_noise_parses_or_is_refused(data: bytes) -> None:
+def test_random_bytes_are_parsed_or_refused(data: bytes) -> None:
     try:
         message, payload = wire.parse(data)
     except ProtocolError:
         return
     if message.WhichOneof("body") == "tensor":
         with pytest.raises(ProtocolError):
-            wire.decode_tensor(message.tensor, payload, PORTS)
+            wire.decode_tensor(message.tensor, payload, SPECS)
 
 
 @given(data=st.data())
@@ -152,7 +155,7 @@ def test_damaged_bytes_never_become_other_numbers(data: st.DataObject) -> None:
     try:
         parsed, payload = wire.parse(bytes(message))
         if parsed.WhichOneof("body") == "tensor":
-            _, back = wire.decode_tensor(parsed.tensor, payload, PORTS)
+            _, back = wire.decode_tensor(parsed.tensor, payload, SPECS)
             assert back.tobytes() == bytes(24)
             assert parsed.tensor.frame == 1
     except ProtocolError as error:
@@ -166,3 +169,16 @@ def test_errors_keep_their_kind_and_sentence(kind: type[OffloadError]) -> None:
     error = wire.decode_failure(message.failure, "here:1")
     assert type(error) is kind
     assert str(error) == "server here:1: it broke"
+
+
+def test_generated_classes_are_up_to_date(tmp_path: Path) -> None:
+    folder = Path(pb.__file__).parent
+    target = tmp_path / "set"
+    command = ["protoc", f"-I{folder}", f"--descriptor_set_out={target}", "offload.proto"]
+    assert protoc.main(command) == 0
+    (source,) = FileDescriptorSet.FromString(target.read_bytes()).file
+    made = FileDescriptorProto.FromString(pb.DESCRIPTOR.serialized_pb)
+    for descriptor in (source, made):
+        for field in (field for message in descriptor.message_type for field in message.field):
+            field.ClearField("json_name")
+    assert made == source, "run `make proto`"

@@ -13,10 +13,7 @@ from offload_runtimes.protocol import messages as wire
 from offload_runtimes.protocol.client_state import (
     DeviceSession,
     DownloadReceived,
-    FailureReceived,
-    PongReceived,
-    ServerLeaving,
-    SessionOpened,
+    FrameFailed,
 )
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.server_state import (
@@ -36,7 +33,7 @@ from tests.runtimes.tensor_messages import encode_tensor
 ROOM = SessionLimits(max_frames=3, max_bytes=10_000)
 
 
-def ports(names: str) -> TensorSpecs:
+def specs(names: str) -> TensorSpecs:
     return TensorSpecs(
         {n: TensorSpec(ModelValue(n, "tensor(int64)", ("n",)), "raw", 800) for n in names}
     )
@@ -48,9 +45,9 @@ def segment(name: str, inputs: str, outputs: str) -> Segment:
 
 # a -> b, c -> d, and both joined: e. Downloads are b and e, uploads a and c.
 SEGMENTS = (segment("ab", "a", "b"), segment("cd", "c", "d"), segment("bde", "bd", "e"))
-CONTRACT = Contract("digest", SEGMENTS, ports("ac"), ports("be"))
+CONTRACT = Contract("digest", SEGMENTS, specs("ac"), specs("be"))
 # Another plan of the same bundle: one segment, one download.
-OTHER = Contract("digest", (segment("ace", "ac", "e"),), ports("ac"), ports("e"))
+OTHER = Contract("digest", (segment("ace", "ac", "e"),), specs("ac"), specs("e"))
 AGREED = (CONTRACT, OTHER)
 WORK = {
     "ab": lambda a: {"b": a + 1},
@@ -75,8 +72,8 @@ class ServerMachine(RuleBasedStateMachine):
         super().__init__()
         self.memory = MemoryBudget(150)  # two frames of the longest tensors do not fit
         self.others = self.memory.reserve(lambda: None)
-        account = self.memory.reserve(lambda: None)
-        self.session = ServerSession({"digest": AGREED}, ROOM, account)
+        reservation = self.memory.reserve(lambda: None)
+        self.session = ServerSession({"digest": AGREED}, ROOM, reservation)
         self.running: list[RunSegment] = []
         self.answers: dict[int, dict[str, np.ndarray]] = {}
         self.sent: dict[int, set[str]] = {}
@@ -105,10 +102,10 @@ class ServerMachine(RuleBasedStateMachine):
             assert message.pong.sent == self.replies
         if message.WhichOneof("body") == "tensor":
             plan = self.plans[message.tensor.frame]
-            layout, array = wire.decode_tensor(message.tensor, data, AGREED[plan].downloads)
+            header, array = wire.decode_tensor(message.tensor, data, AGREED[plan].downloads)
             answers = self.answers.setdefault(message.tensor.frame, {})
-            assert layout.name not in answers
-            answers[layout.name] = array
+            assert header.name not in answers
+            answers[header.name] = array
 
     def send(self, message: bytes) -> None:
         self.count += 1
@@ -202,8 +199,8 @@ class ServerMachine(RuleBasedStateMachine):
         """Of frames in flight, and of those that are over while something still runs for them."""
         feeds = {id(array): array for run in self.running for array in run.feeds.values()}
         running = sum(a.nbytes for a in feeds.values() if a.base is not None)
-        held = self.session.uploaded_bytes
         frames = self.session._all_frames()
+        held = sum(frame.uploaded_bytes for frame in frames)
         assert held == sum(a.nbytes for f in frames for n, a in f.tensors.items() if n in "ac")
         assert self.memory.held_bytes == held + self.others.held_bytes <= self.memory.limit_bytes
         assert held == 0 if self.session.closed else held >= running
@@ -225,7 +222,7 @@ class ServerMachine(RuleBasedStateMachine):
         while self.running:
             run = self.running.pop()
             self.take(self.session.finished(run, compute(run), 0.0, 1.0))
-        assert self.session.frames_in_flight == self.session.uploaded_bytes == 0
+        assert self.session._all_frames() == []
         assert set(self.over) == set(self.sent)
 
 
@@ -236,7 +233,7 @@ TestServerMachine.settings = settings(max_examples=150, stateful_step_count=25, 
 def opened() -> DeviceSession:
     session = DeviceSession(AGREED, "here")
     welcome = pb.Welcome(protocol=wire.PROTOCOL, max_frames=3, max_message_bytes=2**20)
-    assert session.receive(wire.message(welcome=welcome)) == SessionOpened(3, 2**20)
+    assert session.receive(wire.message(welcome=welcome)) == welcome
     return session
 
 
@@ -244,7 +241,7 @@ def answer(frame: int, name: str) -> bytes:
     return encode_tensor(frame, name, np.zeros(2, np.int64), "raw")
 
 
-def test_device_takes_each_answer_once() -> None:
+def test_device_accepts_each_download_once() -> None:
     session = opened()
     frame = session.open_frame()
     event = session.receive(answer(frame, "b"))
@@ -256,7 +253,7 @@ def test_device_takes_each_answer_once() -> None:
     assert session.cancel(frame) is None
 
 
-def test_device_ignores_answers_it_gave_up() -> None:
+def test_device_ignores_downloads_of_cancelled_frames() -> None:
     session = opened()
     frame = session.open_frame()
     assert session.cancel(frame) is not None
@@ -270,14 +267,12 @@ def test_device_maps_failures() -> None:
     session = opened()
     frame = session.open_frame()
     one = session.receive(wire.encode_failure(InputError("bad frame"), frame))
-    assert isinstance(one, FailureReceived)
+    assert isinstance(one, FrameFailed)
     assert one.frame == frame
-    every = session.receive(wire.encode_failure(BundleError("gone")))
-    assert isinstance(every, FailureReceived)
-    assert every.frame is None
-    assert isinstance(every.error, BundleError)
-    goodbye = wire.message(goodbye=pb.Goodbye())
-    assert session.receive(goodbye) == ServerLeaving()
+    with pytest.raises(BundleError, match="gone"):
+        session.receive(wire.encode_failure(BundleError("gone")))
+    goodbye = pb.Goodbye()
+    assert session.receive(wire.message(goodbye=goodbye)) == goodbye
 
 
 @pytest.mark.parametrize(
@@ -307,7 +302,7 @@ def refusal(events: list[Event]) -> str:
     return str(close.error)
 
 
-def test_a_frame_follows_one_plan_from_beginning_to_end() -> None:
+def test_a_frame_cannot_change_its_plan() -> None:
     session = greeted()
     a, c = np.arange(2), np.arange(2) + 5
     assert session.receive(encode_tensor(1, "a", a, "raw", plan=1), 0.0) == []
@@ -322,7 +317,7 @@ def test_a_frame_follows_one_plan_from_beginning_to_end() -> None:
     assert "frame 2 follows plan 0, not 1" in refusal(events)
 
 
-def test_what_runs_for_a_cancelled_frame_is_held_until_it_is_over() -> None:
+def test_memory_of_a_cancelled_frame_is_reserved_until_its_run_ends() -> None:
     """Else a device could fill the server with frames it cancels while they wait for a worker."""
     memory = MemoryBudget(100)
     session = ServerSession({"digest": AGREED}, ROOM, memory.reserve(lambda: None))
@@ -360,7 +355,7 @@ def test_a_plan_that_the_bundle_lacks_is_refused() -> None:
     assert "no plan 2: it has 2" in refusal(events)
 
 
-def test_a_damaged_plan_number_is_seen() -> None:
+def test_a_damaged_plan_number_is_detected() -> None:
     right = encode_tensor(1, "a", np.arange(2), "raw", plan=1)
     message, data = wire.parse(right)
     message.tensor.plan = 0
@@ -369,7 +364,7 @@ def test_a_damaged_plan_number_is_seen() -> None:
     assert "damaged on its way" in refusal(events)
 
 
-def test_pings_carry_what_they_are_given_and_no_more_than_allowed() -> None:
+def test_pongs_return_the_data_of_pings_up_to_a_limit() -> None:
     session, device = greeted(), DeviceSession(AGREED, "here")
     (reply,) = session.receive(device.ping(7, 2, b"x" * wire.MAX_PING_BYTES), 3.0)
     assert isinstance(reply, Reply)
@@ -379,16 +374,17 @@ def test_pings_carry_what_they_are_given_and_no_more_than_allowed() -> None:
     assert "a ping may carry" in refusal(events)
 
 
-def test_a_lost_message_is_missed_at_the_next_ping() -> None:
+def test_a_lost_message_is_detected_at_the_next_ping() -> None:
     device = DeviceSession(AGREED, "here")
     assert "5 messages were sent, 2 came" in refusal(greeted().receive(device.ping(1, 5), 0.0))
     device.receive(wire.message(welcome=pb.Welcome(protocol=wire.PROTOCOL, max_frames=3)))
-    assert device.receive(wire.message(pong=pb.Pong(number=1, sent=2))) == PongReceived(1, 0.0)
+    pong = pb.Pong(number=1, sent=2)
+    assert device.receive(wire.message(pong=pong)) == pong
     with pytest.raises(wire.ProtocolError, match="4 messages were sent, 3 came"):
         device.receive(wire.message(pong=pb.Pong(number=2, sent=4)))
 
 
-def test_server_says_goodbye_and_answers_what_it_has() -> None:
+def test_a_draining_server_answers_frames_in_flight() -> None:
     session = ServerSession({"digest": AGREED}, ROOM)
     session.receive(DeviceSession(AGREED, "here").hello(), 0.0)
     (run,) = session.receive(encode_tensor(1, "a", np.arange(2), "raw"), 0.0)
@@ -405,8 +401,8 @@ def test_server_says_goodbye_and_answers_what_it_has() -> None:
 WITH_DEFAULT = Contract(
     "digest",
     (segment("ab", "a", "b"), segment("e", "", "e")),
-    ports("ag"),
-    ports("be"),
+    specs("ag"),
+    specs("be"),
     {"ab": ("g",)},
 )
 
@@ -432,7 +428,7 @@ def test_a_segment_waits_for_the_defaults_that_were_announced() -> None:
     assert {name: array.tolist() for name, array in run.feeds.items()} == {"a": [0, 1], "g": [1, 2]}
 
 
-def test_without_an_announcement_nothing_is_waited_for() -> None:
+def test_a_segment_runs_without_defaults_that_were_not_announced() -> None:
     runs = with_default().receive(encode_tensor(1, "a", np.arange(2), "raw"), 0.0)
     assert [run.segment.id for run in runs if isinstance(run, RunSegment)] == ["ab", "e"]
 
@@ -445,7 +441,7 @@ def test_without_an_announcement_nothing_is_waited_for() -> None:
         ((begin(2), begin(1)), "is over: frames must be numbered upwards"),
     ],
 )
-def test_a_wrong_beginning_ends_the_session(messages: tuple[bytes, ...], said: str) -> None:
+def test_a_wrong_begin_message_closes_the_session(messages: tuple[bytes, ...], said: str) -> None:
     session = with_default()
     for message in messages:
         events = session.receive(message, 0.0)
@@ -461,15 +457,15 @@ def test_a_frame_that_begins_while_the_server_drains_is_refused() -> None:
     assert session.frames_in_flight == 0
 
 
-def test_memory_is_taken_before_anything_is_decoded() -> None:
+def test_memory_is_reserved_before_decoding() -> None:
     """A few bytes that stand for many are refused, never unpacked."""
     uploads = TensorSpecs(
         {"a": TensorSpec(ModelValue("a", "tensor(int64)", ("n",)), "zstd", 10**9)}
     )
-    contract = Contract("digest", (segment("ab", "a", "b"),), uploads, ports("b"))
+    contract = Contract("digest", (segment("ab", "a", "b"),), uploads, specs("b"))
     memory = MemoryBudget(1000)
-    account = memory.reserve(lambda: None)
-    session = ServerSession({"digest": (contract,)}, SessionLimits(3, 10**9), account)
+    reservation = memory.reserve(lambda: None)
+    session = ServerSession({"digest": (contract,)}, SessionLimits(3, 10**9), reservation)
     session.receive(DeviceSession((contract,), "here").hello(), 0.0)
     huge = pack_zeros(10**8)
     over, reply = session.receive(huge, 0.0)

@@ -44,14 +44,14 @@ def test_round_trip(value: Any) -> None:
 
 
 @given(data=st.binary(max_size=60))
-def test_noise_is_a_value_or_refused(data: bytes) -> None:
+def test_random_bytes_are_decoded_or_refused(data: bytes) -> None:
     try:
         structured.decode(data)
     except ValueError as error:
         assert str(error)  # noqa: PT017  refused is as right as read
 
 
-def test_what_is_no_value_is_not_sent() -> None:
+def test_other_python_values_are_refused() -> None:
     with pytest.raises(ValueError, match="a NoneType is not a tensor"):
         structured.encode([None])
 
@@ -96,21 +96,21 @@ def sent(value: Any) -> tuple[pb.Tensor, memoryview]:
         (np.array(["a" * 200], object), "allowed are 100"),
     ],
 )
-def test_other_values_than_agreed_are_refused(value: Any, said: str) -> None:
-    layout, read = wire.decode_tensor(*sent(np.array(["a", "\u00e9"], object)), TEXT)
-    assert (layout.name, read.tolist()) == ("s", ["a", "\u00e9"])
+def test_values_outside_the_contract_are_refused(value: Any, said: str) -> None:
+    header, read = wire.decode_tensor(*sent(np.array(["a", "\u00e9"], object)), TEXT)
+    assert (header.name, read.tolist()) == ("s", ["a", "\u00e9"])
     with pytest.raises(ProtocolError, match=said) as caught:
         wire.decode_tensor(*sent(value), TEXT)
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_declared_as_numbers_cannot_be_text() -> None:
-    port = TensorSpec(ModelValue("s", "tensor(float)", None), "raw", 100)
+def test_text_is_refused_where_numbers_are_declared() -> None:
+    spec = TensorSpec(ModelValue("s", "tensor(float)", None), "raw", 100)
     with pytest.raises(ProtocolError, match="must be float32"):
-        wire.decode_tensor(*sent(np.array(["a"], object)), TensorSpecs({"s": port}))
+        wire.decode_tensor(*sent(np.array(["a"], object)), TensorSpecs({"s": spec}))
 
 
 def test_an_output_of_unknown_type_may_be_anything() -> None:
-    ports = TensorSpecs({"s": TensorSpec(ModelValue("s", "unknown", None), "raw", 100)})
+    specs = TensorSpecs({"s": TensorSpec(ModelValue("s", "unknown", None), "raw", 100)})
     for value in (np.zeros((2, 1), np.float32), np.array(["a"], object), [{1: 0.5}]):
-        assert same(value, wire.decode_tensor(*sent(value), ports)[1])
+        assert same(value, wire.decode_tensor(*sent(value), specs)[1])

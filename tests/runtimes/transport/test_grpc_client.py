@@ -17,7 +17,7 @@ class Silent:
         pass
 
 
-def test_threads_that_others_start_meanwhile_are_not_waited_for(
+def test_wait_ignores_threads_of_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     done = threading.Event()

@@ -39,8 +39,8 @@ def cuts(graph: Graph) -> list[frozenset[int]]:
 
 def run(path: Path, known: Arrays) -> dict[str, Any]:
     engine = load(path, AS_WRITTEN)
-    optional = engine._optional.keys()
-    names = [value.name for value in engine.inputs] + [name for name in optional if name in known]
+    defaults = [value for value in engine.defaults if value.name in known]
+    names = [value.name for value in (*engine.inputs, *defaults)]
     outputs = engine.run(None, {name: known[name] for name in names})
     return dict(zip((value.name for value in engine.outputs), outputs, strict=True))
 

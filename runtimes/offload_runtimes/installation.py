@@ -1,17 +1,25 @@
-"""Check that onnxruntime works on this machine, before anything depends on it.
+"""What is installed on this machine: versions, packages, and a check that onnxruntime works.
 
 Some wheels crash with an illegal instruction on some processors, at import or in a kernel. So
-this runs in a process of its own and computes a convolution and a matrix product.
+`preflight` runs in a process of its own, before anything depends on onnxruntime, and computes a
+convolution and a matrix product.
 """
 
 import base64
+import hashlib
+import os
+import platform
 import time
 from collections.abc import Sequence
-from importlib import import_module, metadata
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import offload
 from offload.errors import InputError
+from offload.records import fields_to_json
 
 from offload_runtimes.device_requirements import MODULES
 
@@ -25,6 +33,56 @@ MODEL = (
     "AAEAAAAAAAAAAwAAAAAAAAADAAAAAAAAACoZCAIQB0IBc0oQEAAAAAAAAABAAAAAAAAAAFobCgF4EhYKFAgBEhAK"
     "AggBCgIIAQoCCAgKAggIYhMKAXkSDgoMCAESCAoCCBAKAggQQgQKABAN"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Versions of the software that runs models on a machine.
+
+    Attributes:
+        version: of this product.
+        onnxruntime: its version.
+        python: its version.
+        platform: system and processor, like `Linux-6.1-aarch64-with-glibc2.36`.
+        providers: execution providers that onnxruntime was built with, by their short names.
+    """
+
+    version: str
+    onnxruntime: str
+    python: str
+    platform: str
+    providers: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object."""
+        return fields_to_json(self)
+
+
+@cache
+def source_digest() -> str:
+    """Digest of this product's own code: equal on machines that run exactly the same."""
+    digest = hashlib.sha256()
+    assert offload.__file__ is not None
+    for package in (Path(offload.__file__).parent, Path(__file__).parent):
+        for path in sorted(package.rglob("*.py")):
+            digest.update(path.relative_to(package.parent).as_posix().encode() + b"\0")
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def versions() -> Versions:
+    """The versions on this machine; loads onnxruntime."""
+    from offload_runtimes.engine import ORT_VERSION, available_providers
+
+    # As `platform.platform()`, which would start a process (`uname -p`) in the application's.
+    system, libc = os.uname(), "".join(platform.libc_ver())
+    return Versions(
+        offload.__version__,
+        ORT_VERSION,
+        platform.python_version(),
+        f"{system.sysname}-{system.release}-{system.machine}{libc and f'-with-{libc}'}",
+        available_providers(),
+    )
 
 
 def preflight(providers: Sequence[str] = (), *, allow_cpu: bool = False) -> dict[str, Any]:
@@ -43,10 +101,10 @@ def preflight(providers: Sequence[str] = (), *, allow_cpu: bool = False) -> dict
             the numbers are wrong.
     """
     start_s = time.monotonic()
-    versions = {}
+    imported = {}
     for name in MODULES:
         try:
-            versions[name] = str(getattr(import_module(name), "__version__", ""))
+            imported[name] = str(getattr(import_module(name), "__version__", ""))
         except ImportError as error:
             raise InputError(
                 f"{name} can't be imported ({error}): run `offload device init`"
@@ -76,7 +134,7 @@ def preflight(providers: Sequence[str] = (), *, allow_cpu: bool = False) -> dict
         )
     return {
         "ok": True,
-        "versions": versions,
+        "versions": imported,
         "packages": packages(),
         "provider": provider,
         "seconds": time.monotonic() - start_s,
@@ -85,6 +143,8 @@ def preflight(providers: Sequence[str] = (), *, allow_cpu: bool = False) -> dict
 
 def packages() -> list[dict[str, Any]]:
     """Name, version and size of every package of this environment but the installer."""
+    from importlib import metadata  # takes 20 ms
+
     rows = []
     for package in metadata.distributions():
         name = package.metadata["Name"]
