@@ -2,33 +2,45 @@
 
 import json
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from offload.bundle.bundle import open_bundle
+from offload.bundle.bundle import Bundle, ModelValue, open_bundle
 from offload.bundle.sample_inputs import bound
 from offload.costs.link import parse_link
 from offload.costs.profile import slowed
 from offload.errors import InputError
 from offload.files import write_text
+from offload.planning.plan import Side
 from offload.report.gantt import chrome_trace, gantt_svg, gantt_text
 from offload.scheduling.timeline import Timeline
 from offload.units import format_s
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.session_options import OnServerLoss
+from offload_runtimes.engine import EngineOptions
 from offload_runtimes.local import open_session
+from offload_runtimes.measure.target_machine import (
+    TargetMachine,
+    TargetSession,
+)
 from offload_runtimes.measure.timing import machine_name
-from offload_runtimes.value_files import read_frames, typed, write_values
+from offload_runtimes.value_files import Frame, read_frames, typed, write_values
 
+from offload_cli.on_target import OnOption, machine_on
 from offload_cli.options import (
+    DEFAULT_DEVICES,
     EXPERT,
     AllowCpuOption,
     BundleArgument,
     CaOption,
     CertificateOption,
+    DevicesOption,
     FormatOption,
     KeyOption,
     PlanOption,
@@ -127,11 +139,14 @@ def run(
     threads: ThreadsOption = None,
     provider: ProviderOption = [],  # noqa: B006
     allow_cpu: AllowCpuOption = False,
+    on: OnOption = "",
+    devices: DevicesOption = DEFAULT_DEVICES,
 ) -> None:
     """Run a bundle on inputs from a file, or on pictures.
 
-    The device's part runs here, the server's part on the server. Pictures are resized to the
-    model's input; --shape sets sizes that the model leaves open.
+    The device's part runs here, or on the target that --on names, the server's part on the
+    server. Pictures are resized to the model's input; --shape sets sizes that the model leaves
+    open.
 
     A bundle with several plans switches to the best plan for the measured link, also during
     --repeat; --plan fixes one.
@@ -144,10 +159,28 @@ def run(
     opened = open_bundle(bundle)
     frames = read_frames(inputs, bound(opened.inputs, shapes))
     first = next(frames)
+    frames = chain((first,), frames)
     emulated = parse_link(link) if link else None
-    timelines: list[Timeline] = []
-    pictures: list[str] = []
-    written: tuple[Path, ...] = ()
+    if on:
+        if emulated or slowdown != 1 or deadline or token_file or not optimize:
+            raise InputError(
+                "--on runs on a real device: leave out --link, --slowdown, --deadline,"
+                " --token-file and --no-optimize"
+            )
+        files = tuple(path for path in (ca, cert, key) if path is not None)
+        if files and len(files) < 3:
+            raise InputError("with --on, give --ca, --cert and --key, or none of them")
+        options = EngineOptions(tuple(provider), threads, allow_cpu=allow_cpu)
+        with _session_on(on, devices, options, opened, server, files, plan) as remote:
+
+            def infer(feeds: Mapping[str, Any]) -> tuple[list[Any], Timeline]:
+                values, measured = remote.run(feeds)
+                return values, measured.timeline
+
+            runs = _run_all(infer, remote.outputs, opened.inputs, frames, repeat, inputs, outputs)
+        _report(output, runs, None, {}, bundle.name, svg, trace)
+        output.text(gantt_text({"measured": runs.timelines[-1]}, 100))
+        return
     with open_session(
         opened,
         server or None,
@@ -164,47 +197,16 @@ def run(
     ) as session:
         declared = (*session.get_inputs(), *session.get_overridable_initializers())
         names = [value.name for value in session.get_outputs()]
-        for frame in chain((first,), frames):
-            feeds = typed(frame.feeds, declared)
-            for _ in range(repeat):
-                values, timeline = session.run_timed(None, feeds)
-                timelines.append(timeline)
-            if inputs.is_dir():
-                pictures.append(frame.name)
-            if outputs:
-                target = outputs / f"{frame.name}.npz" if frame.name else outputs
-                if frame.name:
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                written = write_values(target, dict(zip(names, values, strict=True)))
+        run_timed = partial(session.run_timed, None)
+        runs = _run_all(run_timed, names, declared, frames, repeat, inputs, outputs)
         followed = session.bundle.plans[session.plan]
         link_used = session.link or emulated
         switching = _switching_json(session)
-    if outputs:
-        output.remark(f"wrote {outputs if inputs.is_dir() else ' and '.join(map(str, written))}")
     # A plan predicts only for the device and the link that it was made for.
     is_planned_device = followed.device == slowed(machine_name(), slowdown)
     comparable = is_planned_device and bool(followed.alternatives)
     predicted = followed.predicted(link_used) if comparable else None
-    charted = {**({"predicted": predicted} if predicted else {}), "measured": timelines[-1]}
-    if svg:
-        write_text(svg, gantt_svg(charted, bundle.name))
-    if trace:
-        write_text(trace, json.dumps(chrome_trace(charted)))
-    latencies_s = [timeline.makespan_s for timeline in timelines]
-    median_s = statistics.median(latencies_s)
-    output.result(
-        {
-            "outputs": names,
-            **({"inputs": pictures} if pictures else {}),
-            "latency_s": median_s,
-            "latencies_s": latencies_s,
-            "predicted_s": predicted.makespan_s if predicted else None,
-            "timeline": timelines[-1].to_json(),
-            **switching,
-        },
-        f"{format_s(median_s)} measured (median of {len(latencies_s)})"
-        + (f", {format_s(predicted.makespan_s)} predicted" if predicted else ""),
-    )
+    _report(output, runs, predicted, switching, bundle.name, svg, trace)
     if switching:
         changes = [
             f"{switch.before} -> {switch.after} at {switch.at_s:.1f} s"
@@ -213,7 +215,97 @@ def run(
         described = session.link.describe() if session.link else "not measured"
         changed = f"; changed {', '.join(changes)}" if changes else ""
         output.text(f"plan {session.plan}, link {described}{changed}")
-    output.text(gantt_text({"measured": timelines[-1]}, 100))
+    output.text(gantt_text({"measured": runs.timelines[-1]}, 100))
+
+
+@contextmanager
+def _session_on(
+    on: str,
+    devices: Path,
+    options: EngineOptions,
+    bundle: Bundle,
+    server: str,
+    files: Sequence[Path],
+    plan: int | None,
+) -> Iterator[TargetSession]:
+    """A session on a target, to which the files of the bundle are sent."""
+    with machine_on(on, devices, options) as (machine, engine):
+        assert isinstance(machine, TargetMachine)
+        sides = (Side.DEVICE,) if server else tuple(Side)
+        name = machine.send_bundle(bundle, *sides)
+        yield machine.open_session(name, server or None, files, engine, plan)
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Runs of a bundle: names of its outputs, timelines, names of pictures, written files."""
+
+    outputs: Sequence[str]
+    timelines: Sequence[Timeline]
+    pictures: Sequence[str]
+    written: Sequence[Path]
+
+
+def _run_all(
+    infer: Callable[[Mapping[str, Any]], tuple[list[Any], Timeline]],
+    names: Sequence[str],
+    declared: Sequence[ModelValue],
+    frames: Iterable[Frame],
+    repeat: int,
+    inputs: Path,
+    outputs: Path | None,
+) -> _Runs:
+    """Run each frame and write its outputs."""
+    timelines: list[Timeline] = []
+    pictures: list[str] = []
+    written: Sequence[Path] = ()
+    for frame in frames:
+        feeds = typed(frame.feeds, declared)
+        for _ in range(repeat):
+            values, timeline = infer(feeds)
+            timelines.append(timeline)
+        if inputs.is_dir():
+            pictures.append(frame.name)
+        if outputs:
+            target = outputs / f"{frame.name}.npz" if frame.name else outputs
+            if frame.name:
+                target.parent.mkdir(parents=True, exist_ok=True)
+            written = write_values(target, dict(zip(names, values, strict=True)))
+    return _Runs(names, timelines, pictures, (outputs,) if outputs and pictures else written)
+
+
+def _report(
+    output: Output,
+    runs: _Runs,
+    predicted: Timeline | None,
+    switching: Mapping[str, object],
+    name: str,
+    svg: Path | None,
+    trace: Path | None,
+) -> None:
+    """Print the measured latency, and write the charts."""
+    if runs.written:
+        output.remark(f"wrote {' and '.join(map(str, runs.written))}")
+    charted = {**({"predicted": predicted} if predicted else {}), "measured": runs.timelines[-1]}
+    if svg:
+        write_text(svg, gantt_svg(charted, name))
+    if trace:
+        write_text(trace, json.dumps(chrome_trace(charted)))
+    latencies_s = [timeline.makespan_s for timeline in runs.timelines]
+    median_s = statistics.median(latencies_s)
+    output.result(
+        {
+            "outputs": list(runs.outputs),
+            **({"inputs": list(runs.pictures)} if runs.pictures else {}),
+            "latency_s": median_s,
+            "latencies_s": latencies_s,
+            "predicted_s": predicted.makespan_s if predicted else None,
+            "timeline": runs.timelines[-1].to_json(),
+            **switching,
+        },
+        f"{format_s(median_s)} measured (median of {len(latencies_s)})"
+        + (f", {format_s(predicted.makespan_s)} predicted" if predicted else ""),
+    )
 
 
 def check_paths(inputs: Path, outputs: Path | None, shapes: Mapping[str, tuple[int, ...]]) -> None:

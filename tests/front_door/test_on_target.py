@@ -5,6 +5,7 @@ import socket
 import sys
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from offload_runtimes import ServerError
 from offload_runtimes.deploy.measuring import probe_between
@@ -52,6 +53,27 @@ def test_cuts_are_verified_on_a_device(door: Door, server: SshServer) -> None:
     assert "bit-equal without optimisations" in text
     door.ok("split", "net.onnx", "-o", "b", *ESTIMATED)
     assert "`offload deploy b pi` proves it" in door.refused("verify", "b", "--on", "pi")
+
+
+def test_a_bundle_runs_on_a_device(door: Door, server: SshServer) -> None:
+    """Over SSH, alone and against a server; the outputs come back and equal those from here."""
+    bundle = door.split_two_layers(64)
+    (door.folder / "devices.toml").write_text(
+        f'[pi]\nhost = "127.0.0.1"\nport = {server.port}\npython = "{sys.executable}"\n'
+    )
+    words = ("run", bundle, "--input", "in.npz", "--output")
+    door.ok(*words, "here.npz")
+    alone = door.json(*words, "alone.npz", "--on", "pi", "--repeat", "3", env=server.environment)
+    assert len(alone["latencies_s"]) == 3
+    with door.serving(bundle, "--insecure") as address:
+        door.ok(*words, "split.npz", "--on", "pi", "--server", address, env=server.environment)
+    here, *others = (
+        np.load(door.folder / name)["y"] for name in ("here.npz", "alone.npz", "split.npz")
+    )
+    for other in others:
+        np.testing.assert_array_equal(other, here)
+    said = door.refused(*words, "x.npz", "--on", "pi", "--link", "wifi", env=server.environment)
+    assert "leave out --link" in said
 
 
 def test_a_target_without_a_runtime_says_what_installs_it(door: Door, server: SshServer) -> None:
