@@ -99,3 +99,15 @@ def test_a_failed_step_is_named_and_the_next_call_goes_on_from_there(prepared: D
     result = door.json("up", "net.onnx", "pi", "hub", "--runs", "2", "--try")
     assert not {"profile device", "profile server"} & set(result["repeated"])
     assert "link" in result["repeated"]
+
+
+def test_every_scheme_is_measured_on_two_targets(prepared: Door) -> None:
+    door = prepared
+    words = ("bench", "net.onnx", "--on", "pi,hub", "--repeats", "3", "-o", "measured")
+    result = door.json(*words, "--calibration", "in.npz")
+    assert {goal["measure"] for goal in result["goals"]} >= {"answers off by, most"}
+    rows = json.loads((door.folder / "measured/net/measured.json").read_text())
+    labels = {label for row in rows for label in row["label"].split(" = ")}
+    assert labels == {"LO", "CO", "NS", "PO", "OPSS", "joint", "split"}
+    assert not (door.folder / "pi/current").exists()
+    assert "must name a device and a server" in door.refused("bench", "net.onnx", "--on", "pi")

@@ -12,18 +12,28 @@ from offload.costs.link import PRESETS, Link, parse_link
 from offload.errors import InputError, OffloadError
 from offload_runtimes.emulation import host
 
-from offload_cli.bench.environment import Emulated, Environment, Hosts, shaped
+from offload_cli.bench.environment import Emulated, Environment, shaped
+from offload_cli.bench.machines import bench_machines
 from offload_cli.bench.measure import BenchOptions, measure_all, missing
 from offload_cli.bench.report import GOALS, write_report
 from offload_cli.bench.results import Group, goals
 from offload_cli.bench.subjects import PAPERS, Study, find_study
-from offload_cli.options import EXPERT, MACHINES, FormatOption
+from offload_cli.options import DEFAULT_DEVICES, EXPERT, MACHINES, DevicesOption, FormatOption
 from offload_cli.output import Format, Output
+from offload_cli.planning_options import CalibrationOption
 
 MODELS = (*PAPERS, "randwire_private", "randwire_inside", "squeezenet", "mobilenet_v2")
 
 
 def bench(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[MODEL.onnx]...",
+            help="With --on: measure these models; default: --models.",
+            show_default=False,
+        ),
+    ] = None,
     models: Annotated[
         str, typer.Option(help="Measure these models of the zoo, separated by commas.")
     ] = ",".join(MODELS),
@@ -74,30 +84,18 @@ def bench(
             help="Slow the device by CPU quota, not by pacing.",
         ),
     ] = False,
-    device_host: Annotated[
+    on: Annotated[
         str,
         typer.Option(
-            rich_help_panel=MACHINES, metavar="HOST", help="Use this device, reached by `ssh HOST`."
-        ),
-    ] = "",
-    server_host: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=MACHINES, metavar="HOST", help="Use this server, reached by `ssh HOST`."
-        ),
-    ] = "",
-    listen: Annotated[
-        str,
-        typer.Option(
+            "--on",
             rich_help_panel=MACHINES,
-            metavar="HOST:PORT",
-            help="Connect the device to the server at this address.",
+            metavar="DEVICE,SERVER",
+            help="Measure on these two targets, names of devices.toml, user@host or directories,"
+            " over their real link: --networks and emulation do not apply.",
         ),
     ] = "",
-    python: Annotated[
-        str,
-        typer.Option(rich_help_panel=MACHINES, help="Use this Python interpreter on the hosts."),
-    ] = "python3",
+    calibration: CalibrationOption = None,
+    devices: DevicesOption = DEFAULT_DEVICES,
     profiles: Annotated[
         Path | None,
         typer.Option(
@@ -112,29 +110,39 @@ def bench(
     link is emulated in-process. Results of a finished model and network are saved: the same command
     continues where it was stopped.
 
-    Example: `offload bench --models multi_stream,squeezenet --networks "wifi;20 Mbit/s,10 ms"`
+    With --on, device and server are real machines, and any model can be measured.
+
+    Example: `offload bench --models multi_stream,squeezenet --networks "wifi;20 Mbit/s,10 ms"` or
+    `offload bench net.onnx --on pi,hub`
     """
     output = Output(form)
+    if on:
+        named = () if files else tuple(name.strip() for name in models.split(","))
+        is_good = bench_machines(
+            output, files or (), named, on, devices, folder, calibration, repeats, budget
+        )
+        if check and not is_good:
+            raise typer.Exit(1)
+        return
+    if files:
+        raise InputError("models from files are measured on real machines: add --on DEVICE,SERVER")
     names = [name.strip() for name in networks.split(";") if name.strip()]
     if not names:
         raise InputError("--networks names no network: give some like wifi;4g")
     # Names become parts of file names.
     links = {"".join(c if c.isalnum() else "-" for c in name): parse_link(name) for name in names}
-    hosts = Hosts(device_host, server_host, listen, python) if listen else None
-    if hosts is None and (device_host or server_host):
-        raise InputError("real hosts need --listen HOST:PORT, the server as the device reaches it")
     options = BenchOptions(
         tuple(find_study(name.strip()) for name in models.split(",")),
         links,
         folder,
-        1.0 if hosts else slowdown,  # a real device is not slowed down
+        slowdown,
         repeats,
         budget,
         quota,
         profiles,
     )
     folder.mkdir(parents=True, exist_ok=True)
-    with _environment(output, links, emulate, hosts) as environment:
+    with _environment(output, links, emulate) as environment:
         _measure(output, options, environment)
         groups = [Group.load(options.path(s, name)) for s in options.studies for name in links]
     described = {name: link.describe() for name, link in links.items()}
@@ -150,17 +158,10 @@ def bench(
 
 
 @contextmanager
-def _environment(
-    output: Output, links: dict[str, Link], emulate: bool, hosts: Hosts | None
-) -> Iterator[Environment]:
-    """Real hosts if given, a testbed where this machine can run one, otherwise an emulated link."""
+def _environment(output: Output, links: dict[str, Link], emulate: bool) -> Iterator[Environment]:
+    """A testbed where this machine can run one, otherwise an emulated link."""
     obstacle = host.obstacle()
-    if hosts is not None:
-        try:
-            yield hosts
-        finally:
-            hosts.clear()
-    elif emulate or obstacle:
+    if emulate or obstacle:
         if obstacle and not emulate:
             output.remark(f"the link is emulated in-process: {obstacle.partition(':')[0]}")
         yield Emulated()

@@ -1,4 +1,4 @@
-"""Where the benchmark runs: in a testbed, on this machine, or on real machines over SSH."""
+"""Where the benchmark runs: in a testbed, or in processes of this machine."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from offload.costs.link import Link
 from offload.errors import InputError
 from offload.planning.plan import Side
 from offload_runtimes.emulation import testbed as bed
-from offload_runtimes.emulation.experiment import HostPair, LocalHost, SshHost
+from offload_runtimes.emulation.experiment import HostPair, LocalHost
 
 
 @dataclass(frozen=True)
@@ -51,48 +51,7 @@ class Emulated:
         return HostPair(), link
 
 
-@dataclass(frozen=True)
-class Hosts:
-    """Real machines, reached by SSH, and the network between them.
-
-    Attributes:
-        device: the destination for `ssh`; empty: this machine.
-        server: the same.
-        listen: `HOST:PORT` of the server, as the device reaches it.
-        python: the interpreter there.
-        kind: how the link comes about, in words.
-    """
-
-    device: str
-    server: str
-    listen: str
-    python: str = "python3"
-    kind: str = "real machines"
-
-    def rig(self, link: Link, slowdown: float) -> tuple[HostPair, Link | None]:
-        """The hosts; their link is neither shaped nor emulated.
-
-        Raises:
-            InputError: the address is not understood, or a CPU quota was requested.
-        """
-        del link
-        host, _, port = self.listen.rpartition(":")
-        if not host or not port.isdecimal():
-            raise InputError(f"--listen {self.listen!r} is not understood: write it HOST:PORT")
-        if slowdown > 1:
-            raise InputError("--quota does not slow down a real device: leave it out")
-        device, server = (
-            SshHost(name) if name else LocalHost() for name in (self.device, self.server)
-        )
-        return HostPair(device, server, host, int(port), python=self.python), None
-
-    def clear(self) -> None:
-        """Remove the files that were copied to the hosts."""
-        for name in {self.device, self.server} - {""}:
-            SshHost(name).clear()
-
-
-Environment = Shaped | Emulated | Hosts
+Environment = Shaped | Emulated
 
 
 @contextmanager

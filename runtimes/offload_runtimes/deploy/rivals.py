@@ -1,9 +1,10 @@
 """The ways to run a model on a device and a server, each planned and written as a bundle."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from offload.bundle.bundle import Bundle, open_bundle
@@ -16,6 +17,7 @@ from offload.files import write_text
 from offload.planning.plan import Plan
 from offload.planning.plan_set import PlanSet
 from offload.planning.planner import make_plan
+from offload.planning.problem import PlanningProblem
 
 from offload_runtimes.measure import Progress
 from offload_runtimes.measure.calibration import read_calibration
@@ -24,6 +26,7 @@ from offload_runtimes.measure.split import PlanningInputs, prepare, write_split
 from offload_runtimes.measure.verify import missing_types
 
 LOCAL, CLOUD, SPLIT = "LO", "CO", "split"
+SCHEMES = {"NS": "neurosurgeon", "PO": "partition", "OPSS": "opss", "joint": "joint"}
 _JPEG = {"CO jpeg 90": "jpeg", "CO jpeg 95": "jpeg95"}
 
 
@@ -57,6 +60,7 @@ def write_rivals(
     link: Link,
     folder: Path,
     float_input: str = "",
+    schemes: Sequence[str] = (),
     progress: Progress = lambda _: None,
 ) -> tuple[list[Rival], list[str]]:
     """Plan every way to run a model and write its bundle: all that differ in what they run.
@@ -70,6 +74,7 @@ def write_rivals(
         link: the link to compare them on.
         folder: gets a bundle for each.
         float_input: the float tensor that is computed from the picture; empty: it is not one.
+        schemes: more of the planner's schemes, by their labels in `SCHEMES`, all tensors raw.
         progress: called with a phrase before each step.
 
     Returns:
@@ -77,18 +82,9 @@ def write_rivals(
     """
     model, graph = prepared.model, prepared.graph
     types = missing_types(model, graph)
-    rivals: list[Rival] = []
     remarks: list[str] = []
-
-    def add(label: str, bundle: Bundle, plan: int = 0) -> None:
-        new = Rival(label, bundle, plan)
-        for index, known in enumerate(rivals):
-            if known.followed.program == new.followed.program:
-                label = f"{known.label} = {label}"
-                # The last bundle has plans for other links, too; a local one needs no server.
-                rivals[index] = replace(known if known.is_local else new, label=label)
-                return
-        rivals.append(new)
+    rivals: list[Rival] = []
+    add = partial(_add, rivals)
 
     def write(label: str, make: Callable[[], Plan]) -> None:
         progress(f"planning {label}")
@@ -108,23 +104,30 @@ def write_rivals(
         with suppress(InputError):  # --keep-input forbids it, or the engine fuses that tensor away
             add("CO float", _with_floats(prepared, link, folder / "co-float", float_input))
     write("CO bytes" if float_input else CLOUD, lambda: make_plan(problem, "cloud"))
-    calibration = prepared.request.allowance.calibration
-    if float_input and calibration is None:
-        remarks.append("CO with jpeg was not tried: give photos with --calibration.")
-    elif float_input and calibration is not None:
-        samples = read_calibration(calibration, inputs_of(model, graph).values)
-        allowed = parse_allowed(",".join(_JPEG.values()))
-        options, again = prepared.request.options, prepared.request.again
-        table = cached_encodings(
-            model, graph, samples, allowed, options, types, progress, again=again
-        )
-        for label, name in _JPEG.items():
-            only = prepared.problem(link, table=table.allowing(parse_allowed(name)[1:]))
+    if float_input:
+        with_jpeg = _with_jpeg(prepared, link, progress)
+        if not with_jpeg:
+            remarks.append("CO with jpeg was not tried: give photos with --calibration.")
+        for label, only in with_jpeg.items():
             write(label, lambda only=only: make_plan(only, "cloud"))  # type: ignore[misc]
+    for label in schemes:
+        write(label, lambda label=label: make_plan(problem, SCHEMES[label]))  # type: ignore[misc]
     progress("planning the best split")
     best = write_split(prepared, folder / "best", progress)
     add(SPLIT, best, best.ranged.at(link.up_bps))
     return rivals, remarks
+
+
+def _add(rivals: list[Rival], label: str, bundle: Bundle, plan: int = 0) -> None:
+    """Add a rival; one that comes to the same program as another only adds its label."""
+    new = Rival(label, bundle, plan)
+    for index, known in enumerate(rivals):
+        if known.followed.program == new.followed.program:
+            # The last bundle has plans for other links, too; a local one needs no server.
+            kept = known if known.is_local else new
+            rivals[index] = replace(kept, label=f"{known.label} = {label}")
+            return
+    rivals.append(new)
 
 
 def _with_floats(prepared: PlanningInputs, link: Link, path: Path, float_input: str) -> Bundle:
@@ -132,6 +135,25 @@ def _with_floats(prepared: PlanningInputs, link: Link, path: Path, float_input: 
     request = replace(prepared.request, cut=(float_input,), links=(), link=link)
     request = replace(request, allowance=EncodingPolicy(parse_allowed("raw")))
     return write_split(prepare(request), path)
+
+
+def _with_jpeg(
+    prepared: PlanningInputs, link: Link, progress: Progress
+) -> dict[str, PlanningProblem]:
+    """By label, the problem with one quality of jpeg allowed; none without calibration inputs."""
+    model, graph, request = prepared.model, prepared.graph, prepared.request
+    if request.allowance.calibration is None:
+        return {}
+    samples = read_calibration(request.allowance.calibration, inputs_of(model, graph).values)
+    allowed = parse_allowed(",".join(_JPEG.values()))
+    types = missing_types(model, graph)
+    table = cached_encodings(
+        model, graph, samples, allowed, request.options, types, progress, again=request.again
+    )
+    return {
+        label: prepared.problem(link, table=table.allowing(parse_allowed(name)[1:]))
+        for label, name in _JPEG.items()
+    }
 
 
 def save_rivals(path: Path, rivals: list[Rival]) -> None:

@@ -42,7 +42,14 @@ from offload_runtimes.deploy.measuring import (
     target_machine,
 )
 from offload_runtimes.deploy.provision import Installed, init_devices, objections
-from offload_runtimes.deploy.rivals import SPLIT, Rival, load_rivals, save_rivals, write_rivals
+from offload_runtimes.deploy.rivals import (
+    SCHEMES,
+    SPLIT,
+    Rival,
+    load_rivals,
+    save_rivals,
+    write_rivals,
+)
 from offload_runtimes.deploy.service import (
     SERVER_LOG,
     Unit,
@@ -101,6 +108,7 @@ class UpRequest:
         insecure: plaintext instead of mutual TLS.
         only_try: measure, and leave nothing running.
         again: measure again what is known.
+        every_scheme: also measure the planner's schemes apart, with all tensors raw.
         wheelhouse: a folder of wheels for targets without internet; None: their package index.
     """
 
@@ -117,6 +125,7 @@ class UpRequest:
     insecure: bool = False
     only_try: bool = False
     again: bool = False
+    every_scheme: bool = False
     wheelhouse: Path | None = None
 
     @property
@@ -480,6 +489,7 @@ class _Up:
             self.model_key,
             self.calibration_key,
             request.float_input,
+            request.every_scheme,
             source_digest(),
         )
         path = request.folder / "rivals.json"
@@ -503,7 +513,12 @@ class _Up:
             if prepared.open_sizes:
                 raise InputError(prepared.open_sizes)
             rivals, remarks = write_rivals(
-                prepared, seen.link, folder, request.float_input, progress
+                prepared,
+                seen.link,
+                folder,
+                request.float_input,
+                tuple(SCHEMES) if request.every_scheme else (),
+                progress,
             )
         self.remarks += remarks
         save_rivals(path, rivals)

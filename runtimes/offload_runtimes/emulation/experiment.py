@@ -1,22 +1,20 @@
-"""Run bundles in two processes, a server and a device, on this machine or others."""
+"""Run bundles in two processes, a server and a device, in namespaces or on loopback."""
 
 import json
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from offload.costs.link import Link
-from offload.errors import InputError, OffloadError, ServerError
+from offload.errors import OffloadError, ServerError
 from offload.planning.plan import Side
 from offload.records import from_json, to_json
 from offload.scheduling.timeline import Timeline
 
-from offload_runtimes.emulation import host
 from offload_runtimes.emulation.host import Argv
 from offload_runtimes.emulation.testbed import Testbed
 
@@ -86,16 +84,6 @@ class MeasuredRun:
     timeline: Timeline
 
 
-class Host(Protocol):
-    """A machine or namespace that runs commands on its files."""
-
-    def command(self, argv: Sequence[str]) -> Argv:
-        """The command that runs `argv` on this host."""
-
-    def bring(self, path: Path) -> str:
-        """Copy a file or folder to this host unless it is there; returns its path there."""
-
-
 @dataclass(frozen=True, slots=True)
 class LocalHost:
     """This machine, or a side of a testbed on it: namespaces share this machine's files."""
@@ -112,43 +100,6 @@ class LocalHost:
         return str(path.resolve())
 
 
-@dataclass(frozen=True, slots=True)
-class SshHost:
-    """A host reached by SSH, with onnx-offload installed.
-
-    Attributes:
-        host: as `ssh` takes it, like `pi@192.0.2.7`.
-        folder: the folder on the host for copied files.
-    """
-
-    host: str
-    folder: str = "offload-experiments"
-
-    def command(self, argv: Sequence[str]) -> Argv:
-        """Run over SSH; it ends with the connection, which closes its input."""
-        return self._ssh(shlex.join(argv))
-
-    def bring(self, path: Path) -> str:
-        """Copy a file or folder into the folder on the host; an older one is replaced.
-
-        Raises:
-            InputError: the host cannot be reached, or its disk refuses.
-        """
-        target = f"{self.folder}/{path.name}"
-        folder, old = shlex.quote(self.folder), shlex.quote(target)
-        host.run(self._ssh(f"mkdir -p {folder} && rm -rf {old}"))
-        host.run(("scp", "-q", "-r", str(path), f"{self.host}:{target}"))
-        return target
-
-    def clear(self) -> None:
-        """Remove the folder from the host; a host that cannot be reached keeps it."""
-        with suppress(InputError):
-            host.run(self._ssh(f"rm -rf {shlex.quote(self.folder)}"))
-
-    def _ssh(self, script: str) -> Argv:
-        return ("ssh", "-o", "BatchMode=yes", self.host, script)
-
-
 _PACKAGE = "offload_runtimes.workers"
 _GRACE_S = 20.0
 
@@ -163,15 +114,13 @@ class HostPair:
         listen: address of the server, as the device reaches it.
         port: of the server; 0 takes a free one.
         slow: called with the device's process number once it is ready, to set a CPU quota.
-        python: the interpreter on both hosts.
     """
 
-    device: Host = field(default_factory=LocalHost)
-    server: Host = field(default_factory=LocalHost)
+    device: LocalHost = field(default_factory=LocalHost)
+    server: LocalHost = field(default_factory=LocalHost)
     listen: str = "127.0.0.1"
     port: int = 0
     slow: Callable[[int], None] | None = None
-    python: str = sys.executable
 
 
 def run_job(rig: HostPair, job: ExperimentJob, bundles: Sequence[str]) -> Iterator[MeasuredRun]:
@@ -187,8 +136,8 @@ def run_job(rig: HostPair, job: ExperimentJob, bundles: Sequence[str]) -> Iterat
         ServerError: a side dies during the job.
     """
     threads = str(job.threads or 0)
-    serve = (rig.python, "-m", f"{_PACKAGE}.server_worker", f"{rig.listen}:{rig.port}", threads)
-    drive = (rig.python, "-m", f"{_PACKAGE}.device_worker")
+    serve = (sys.executable, "-m", f"{_PACKAGE}.server_worker", f"{rig.listen}:{rig.port}", threads)
+    drive = (sys.executable, "-m", f"{_PACKAGE}.device_worker")
     with _process(rig.server.command((*serve, *bundles)), "server") as server:
         address = _next(server, "server")["listening"] if bundles else ""
         with _process(rig.device.command(drive), "device") as device:

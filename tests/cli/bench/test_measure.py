@@ -7,7 +7,7 @@ import pytest
 from offload.costs.link import Link
 from offload.errors import InputError, ServerError
 from offload_cli.bench.command import bench
-from offload_cli.bench.environment import Emulated, Environment, Hosts, Shaped, shaped
+from offload_cli.bench.environment import Emulated, Environment, Shaped, shaped
 from offload_cli.bench.measure import BenchOptions, measure_all, missing
 from offload_cli.bench.results import Group
 from offload_cli.bench.subjects import Study, find_study, plans_of, prepare
@@ -15,7 +15,7 @@ from offload_cli.main import app
 from offload_models.builder import Network
 from offload_runtimes.emulation import host
 from offload_runtimes.emulation import testbed as bed
-from offload_runtimes.emulation.experiment import HostPair, LocalHost, SshHost
+from offload_runtimes.emulation.experiment import HostPair
 from typer.testing import CliRunner
 
 LINK = Link(2e7, 2e7)
@@ -117,22 +117,15 @@ def test_other_settings_are_measured_again(measured: Group, tmp_path: Path) -> N
     assert missing(faster, EMULATED) == [(TINY, "net")]
 
 
-def test_real_hosts_are_reached_by_address() -> None:
-    rig, emulated = Hosts("pi@192.0.2.7", "", "192.0.2.9:50051").rig(LINK, 1.0)
-    assert emulated is None
-    assert (rig.device, rig.server) == (SshHost("pi@192.0.2.7"), LocalHost())
-    assert (rig.listen, rig.port) == ("192.0.2.9", 50051)
-    with pytest.raises(InputError, match="HOST:PORT"):
-        Hosts("pi", "", "192.0.2.9").rig(LINK, 1.0)
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--models", "nope"], "no model is called 'nope'"),
         (["--networks", "warp"], "link 'warp' is not understood"),
         (["--networks", ";"], "names no network"),
-        (["--device-host", "pi"], "--listen"),
+        (["net.onnx"], "add --on DEVICE,SERVER"),
+        (["net.onnx", "--on", "pi"], "must name a device and a server"),
+        (["no.onnx", "--on", "./pi,./hub"], "does not exist"),
     ],
 )
 def test_bad_input_is_a_sentence(arguments: list[str], sentence: str, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import tempfile
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from offload.costs.link import Link
-from offload.errors import InputError, ServerError
+from offload.errors import ServerError
 from offload.planning.plan import Side
 from offload.records import from_json, to_json
 from offload.scheduling.timeline import Lane
@@ -20,7 +21,7 @@ from offload_runtimes.emulation.experiment import (
     BundleEntry,
     ExperimentJob,
     HostPair,
-    SshHost,
+    LocalHost,
     _process,
     run_job,
 )
@@ -93,10 +94,10 @@ def test_a_server_that_dies_in_the_middle_ends_in_a_sentence(made: Made, tmp_pat
     children: list[int] = []
     rig = HostPair(slow=lambda _: host.kill(children))
 
-    class Watched:
+    class Watched(LocalHost):
         """Runs the server as it is, and remembers nothing but how to find it."""
 
-        def command(self, argv: object) -> tuple[str, ...]:
+        def command(self, argv: Sequence[str]) -> tuple[str, ...]:
             assert isinstance(argv, tuple)
             pid = tmp_path / "pid"
             return ("sh", "-c", f'echo $$ > {pid}; exec "$@"', "sh", *argv)
@@ -137,41 +138,3 @@ def test_scratch_of_a_killed_process_is_removed(
         (folder / "model").write_text("x")
         assert not killed.exists()
     assert list(tmp_path.iterdir()) == [other]
-
-
-def test_a_host_reached_by_ssh_runs_the_same(
-    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """`ssh` and `scp` are stood in for by scripts that stay on this machine."""
-    tools, home = tmp_path / "bin", tmp_path / "home"
-    tools.mkdir()
-    home.mkdir()
-    (tools / "ssh").write_text(f'#!/bin/sh\nshift 3\ncd {home}\nexec sh -c "$*"\n')
-    (tools / "scp").write_text(f'#!/bin/sh\nexec cp -r "$3" "{home}/${{4#*:}}"\n')
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tools}:/usr/bin:/bin")
-    pi = SshHost("pi@192.0.2.7", "it's here")
-    job = job_of(made, tmp_path)
-    there = {path: pi.bring(Path(path)) for path in (job.entries[0].feeds, job.entries[0].expected)}
-    entry = BundleEntry("one", pi.bring(made.bundle.path), *there.values())
-    runs = list(
-        run_job(
-            HostPair(device=pi, server=pi),
-            replace(job, entries=(entry,)),
-            [pi.bring(made.bundle.path)],
-        )
-    )
-    assert len(runs) == 3
-    assert max(run.difference for run in runs) < 1e-5
-    assert (home / "it's here" / "net.bundle").is_dir()
-
-
-def test_a_host_that_can_not_be_reached_ends_in_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "ssh").write_text("#!/bin/sh\necho 'no route to host' >&2\nexit 255\n")
-    (tmp_path / "ssh").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    with pytest.raises(InputError, match="no route to host"):
-        SshHost("pi@192.0.2.7").bring(tmp_path)
