@@ -53,3 +53,11 @@ def test_no_account_and_no_home(door: Door) -> None:
     )
     check(done, "has no home")
     assert not (door.folder / "~").exists()
+
+
+def test_onnxruntime_leaves_no_device_number_and_sends_no_usage_data(door: Door) -> None:
+    """Newer wheels write `Microsoft/DeveloperTools` into the cache as soon as they are imported."""
+    bundle = door.split_two_layers()
+    door.ok("run", bundle, "--input", "in.npz")
+    door.light("preflight")
+    assert not (door.folder / "cache/Microsoft").exists()

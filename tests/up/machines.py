@@ -64,6 +64,17 @@ class Machines:
             "COLUMNS": "200",
         }
 
+    def ssh_config(self) -> Path:
+        """A configuration for OpenSSH's `ssh`, which does not follow HOME."""
+        path = self.user.home / "openssh"
+        own = self.user.home / ".ssh/config"
+        path.write_text(
+            f"IdentityFile {self.user.home}/.ssh/id_ed25519\n"
+            f"UserKnownHostsFile {self.user.home}/.ssh/known_hosts\n"
+            + (own.read_text() if own.exists() else "")
+        )
+        return path
+
     def offload(
         self, *words: str | Path, timeout_s: float = 280
     ) -> "subprocess.CompletedProcess[str]":

@@ -1,4 +1,13 @@
-"""The only package that imports onnxruntime: load a model, run it, profile it."""
+"""The only package that imports onnxruntime: load a model, run it, profile it.
+
+onnxruntime's own wheels send usage data to Microsoft, on Linux too (seen in 1.32,
+microsoft/onnxruntime#27379), and keep a device number in the user's cache. That is turned off here before it is
+imported, unless ORT_DISABLE_TELEMETRY is set.
+"""
+
+import os
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from onnxruntime import __version__ as ORT_VERSION  # noqa: N812  (a constant of the library)
 
