@@ -128,6 +128,7 @@ def test_an_interruption_at_each_step_and_up_goes_on(
                 reached.append(step)
                 break
         rest = process.stderr.read()
+        process.stderr.close()
         process.wait(60)
         assert "Traceback" not in seen + rest
         if sent is signal.SIGINT and process.returncode:

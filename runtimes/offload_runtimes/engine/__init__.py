@@ -1,8 +1,8 @@
 """The only package that imports onnxruntime: load a model, run it, profile it.
 
 onnxruntime's own wheels send usage data to Microsoft, on Linux too (seen in 1.32,
-microsoft/onnxruntime#27379), and keep a device number in the user's cache. That is turned off here before it is
-imported, unless ORT_DISABLE_TELEMETRY is set.
+microsoft/onnxruntime#27379), and keep a device number in the user's cache. That is turned off here
+before it is imported, unless ORT_DISABLE_TELEMETRY is set.
 """
 
 import os
