@@ -114,17 +114,6 @@ def test_a_part_too_large_for_one_message(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(path.stat().st_size < 2000 for path in out.glob("*.onnx"))
 
 
-def test_nothing_is_left_behind_on_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    model = load_model(two_layers())
-    monkeypatch.setattr(weights, "_write_message", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_part(model, part_of(read_graph(model), [0]), tmp_path / "part.onnx")
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_part_that_lacks_a_value() -> None:
     model = load_model(two_layers())
     part = part_of(read_graph(model), [1])

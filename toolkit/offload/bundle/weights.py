@@ -10,6 +10,7 @@ shared file, and on one machine nothing is stored twice.
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +18,6 @@ from typing import BinaryIO
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
 from offload.bundle.subgraph import Excerpt, Part, excerpt_part
-from offload.files import AtomicFiles
 from offload.graph.load import Model
 from offload.graph.model import Tensor
 from offload.graph.onnx_file import (
@@ -61,7 +61,7 @@ def write_part(
 
     Raises:
         InputError: as `extract_part`.
-        OSError: the folder can't be written; nothing is left behind.
+        OSError: the folder can't be written.
     """
     excerpts = {path.name: excerpt_part(model, part, types)}
     return _write(model, excerpts, {path.name: path.stem}, path.parent)
@@ -75,7 +75,7 @@ def write_parts(
     finish: Callable[[str], Finish] = lambda _: lambda _, __: None,
     once: bool = False,
 ) -> tuple[Path, ...]:
-    """Extract parts to files of a folder, atomically.
+    """Extract parts to files of a folder.
 
     Args:
         model: the source.
@@ -90,7 +90,7 @@ def write_parts(
 
     Raises:
         InputError: as `extract_part`.
-        OSError: the folder can't be written; nothing is left behind.
+        OSError: the folder can't be written.
 
     Complexity: time linear in the bytes of the parts; memory of the largest tensor.
     """
@@ -112,27 +112,30 @@ def _write(
     # A model without weight files that is small itself has no part that needs one.
     file = model.path if model.path is not None and model.path.is_file() else None
     is_small = file is not None and file.stat().st_size <= INLINE_LIMIT_BYTES
-    if is_small and not model.has_outside and not once:
-        with AtomicFiles(folder) as files:
-            for name, excerpt in excerpts.items():
-                _write_message(model, files.file(name), excerpt, excerpt.initializers)
-        return files.paths()
-    users = _users_of_weight_files(model, excerpts, once)
+    users: Mapping[_Key, set[str]] = {}
+    if once or model.has_outside or not is_small:
+        users = _users_of_weight_files(model, excerpts, once)
     homes = {}
     for key, names in users.items():
         owners = {sides[name] for name in names}
         homes[key] = f"{'shared' if len(owners) > 1 else next(iter(owners))}.weights"
-    with AtomicFiles(folder) as files:
+    paths = tuple(folder / name for name in excerpts)
+    with ExitStack() as stack:
+        files = {
+            home: stack.enter_context((folder / home).open("w+b"))
+            for home in sorted(set(homes.values()))
+        }
         store = _WeightStore(files, model.weights.paths, homes)
-        for name, excerpt in excerpts.items():
+        for path, (name, excerpt) in zip(paths, excerpts.items(), strict=True):
             for tensor in _external_in_nodes(model, excerpt):
                 point_to(tensor, store.place(tensor))
             stored = (
                 store.external_entry(tensor) if name in users.get(_key(tensor), ()) else tensor
                 for tensor in excerpt.initializers
             )
-            _write_message(model, files.file(name), excerpt, stored)
-    return files.paths()
+            with path.open("w+b") as part_file:
+                _write_message(model, part_file, excerpt, stored)
+    return (*paths, *(folder / home for home in files))
 
 
 # Identifies a weight: its extent in the source's files, or the name of an inline one.
@@ -181,13 +184,13 @@ class _WeightStore:
     """Weight files that are being written.
 
     Attributes:
-        files: the open files.
+        files: the weight files by name, open for writing.
         sources: the real file of each location of the model's external data.
         homes: the weight file of each tensor that is stored in one.
         placed: the location of the tensors that are already written.
     """
 
-    files: AtomicFiles
+    files: Mapping[str, BinaryIO]
     sources: Mapping[str, Path]
     homes: Mapping[_Key, str]
     placed: dict[_Key, Extent] = field(default_factory=dict)
@@ -196,7 +199,7 @@ class _WeightStore:
         """Write a tensor's bytes unless they are already written; returns their location."""
         key = _key(tensor)
         if key not in self.placed:
-            file = self.files.file(self.homes[key])
+            file = self.files[self.homes[key]]
             end = file.seek(0, os.SEEK_END)
             start = -(-end // _PAGE_BYTES) * _PAGE_BYTES
             file.truncate(start)
