@@ -24,9 +24,7 @@ def bundle_json(bundle: Bundle) -> dict[str, object]:
         value["plans"] = [plan.to_json() for plan in bundle.plans]
         value["ranges"] = [interval.to_json() for interval in bundle.ranged.ranges]
         if all(map(bundle.holds, Side)):
-            stored = sizes(bundle)
-            value["together_bytes"] = stored.together_bytes
-            value["separate_bytes"] = stored.separate_bytes
+            value["together_bytes"], value["separate_bytes"] = sizes(bundle)
     return value
 
 
@@ -61,10 +59,10 @@ def show_plans(output: Output, bundle: Bundle) -> None:
         ("up", "plan", "scheme", ">predicted there", ">layers on device", ">sent", "sends"), rows
     )
     if all(map(bundle.holds, Side)):
-        stored = sizes(bundle)
+        together_bytes, separate_bytes = sizes(bundle)
         output.text(
-            f"  parts and weights: {format_bytes(stored.together_bytes)} together,"
-            f" {format_bytes(stored.separate_bytes)} as one bundle per plan"
+            f"  parts and weights: {format_bytes(together_bytes)} together,"
+            f" {format_bytes(separate_bytes)} as one bundle per plan"
         )
 
 
