@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from offload.bundle.batchability import why_alone
-from offload.bundle.compare import gap
+from offload.bundle.compare import difference
 from offload.bundle.sample_inputs import GivenInputs
 from offload.bundle.subgraph import Part
 from offload.bundle.verify import distinct_cuts
@@ -46,7 +46,7 @@ def assert_close(want: Any, got: Any) -> None:
     assert want.shape == got.shape
     if want.dtype.kind == "f":
         limit = 5e-3 if want.dtype == np.float16 else 1e-5
-        assert gap(want.astype(np.float64), got.astype(np.float64)) <= limit
+        assert difference(want.astype(np.float64), got.astype(np.float64)) <= limit
     else:
         assert np.array_equal(want, got)
 

@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from offload.bundle.engine_input import EngineInput, part_input, whole_input
+from offload.bundle.engine_input import EngineInput, exposed_input, whole_input
 from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import Feeds, GivenInputs, sample
-from offload.bundle.subgraph import part_of
 from offload.bundle.verify import Check, Opener, Runner, distinct_cuts
 from offload.files import temporary_folder
 from offload.graph.load import Model
@@ -49,9 +48,8 @@ def missing_types(model: Model, graph: Graph) -> dict[str, Tensor]:
     unknown = [name for name in unknown if types.can_cross(name)]
     if not unknown:
         return {}
-    whole = part_of(graph, range(len(graph.layers)), unknown)
     with temporary_folder() as folder:
-        values = tensor_types(part_input(model, whole, folder / "whole.onnx"))
+        values = tensor_types(exposed_input(model, unknown, folder / "whole.onnx"))
     tensors = {}
     for name in unknown:
         kind, shape = values[name].type, values[name].shape

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from offload.bundle.batchability import why_alone
-from offload.bundle.compare import gap
+from offload.bundle.compare import difference
 from offload.bundle.subgraph import Part
 from offload.errors import InputError
 from offload.graph.load import load_model
@@ -113,7 +113,7 @@ def mixing(proto: ModelProto, seed: int, counts: Sequence[int] = (1, 2, 1)) -> f
     if any(len(found) > 1 for found in shapes) or any(a.ndim == 0 for one in alone for a in one):
         return np.inf
     wanted = [np.concatenate(arrays) for arrays in zip(*alone, strict=True)]
-    return max(gap(want, got) for want, got in zip(wanted, together, strict=True))
+    return max(difference(want, got) for want, got in zip(wanted, together, strict=True))
 
 
 APART: Mapping[str, list[NodeProto]] = {

@@ -2,7 +2,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from offload.bundle.compare import Tolerances, gap
+from offload.bundle.compare import Tolerances, difference
 from offload.graph.load import load_model
 
 from tests.edge_cases import EDGE_CASES
@@ -37,13 +37,13 @@ BY_NAME = {case.name: case.model for case in EDGE_CASES}
     ],
 )
 def test_gap(want: object, got: object, expected: float) -> None:
-    assert gap(want, got) == pytest.approx(expected)
+    assert difference(want, got) == pytest.approx(expected)
 
 
 def test_bfloat16_is_compared_as_numbers() -> None:
     one, near = (np.array([bits], np.uint16) for bits in (0x3F80, 0x3F81))
-    assert gap(one, near, "bfloat16") == pytest.approx(2**-7)
-    assert gap(one, near) < 1e-4
+    assert difference(one, near, "bfloat16") == pytest.approx(2**-7)
+    assert difference(one, near) < 1e-4
 
 
 def test_softmax_of_many_classes_is_not_lost_in_the_tolerance() -> None:
@@ -51,7 +51,7 @@ def test_softmax_of_many_classes_is_not_lost_in_the_tolerance() -> None:
     rng = np.random.default_rng(0)
     scores = np.exp(rng.standard_normal(1000)).astype(np.float32)
     scores /= scores.sum()
-    assert gap(scores, rng.permutation(scores)) > 1e-2
+    assert difference(scores, rng.permutation(scores)) > 1e-2
 
 
 @pytest.mark.parametrize(

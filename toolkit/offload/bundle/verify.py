@@ -9,8 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from offload.bundle.compare import Array, Tolerances, gap
-from offload.bundle.engine_input import EngineInput, part_input, undefined_names, whole_input
+from offload.bundle.compare import Array, Tolerances, difference
+from offload.bundle.engine_input import (
+    EngineInput,
+    exposed_input,
+    part_input,
+    undefined_names,
+    whole_input,
+)
 from offload.bundle.sample_inputs import Feeds
 from offload.bundle.subgraph import Part, part_of
 from offload.errors import InputError, OffloadError
@@ -173,7 +179,7 @@ class Check:
         if not optimize:
             again = run_whole(self.inputs[-1])
             for name, value in expected[-1].items():
-                if gap(value, again[name]):
+                if difference(value, again[name]):
                     raise InputError(
                         f"output {name!r} differs each time the whole model runs (random"
                         " operators?): a split of it can't be verified"
@@ -238,14 +244,12 @@ class Check:
         The uncut model runs once for each group of tensors that cross, so that only a group is in
         memory twice.
         """
-        nodes = tuple(sorted(node for layer in self.graph.layers for node in layer.nodes))
         gaps: list[Mismatch] = []
         for feeds, outputs in zip(self.inputs, expected, strict=True):
             values = pair.run(feeds)
             gaps += self._gaps(outputs, values, False, {})
             for names in _groups(tensors, values):
-                whole = Part(nodes, self.graph.inputs, names)
-                source = part_input(self.model, whole, folder / "reference.onnx", self.types)
+                source = exposed_input(self.model, names, folder / "whole.onnx", self.types)
                 gaps += self._gaps(self.open(source, False)(feeds), values, False, {})
         return gaps
 
@@ -255,7 +259,7 @@ class Check:
         """Gaps of outputs with optimisations; limits grow where optimisations move an output."""
         gaps: list[Mismatch] = []
         for feeds, plain, outputs in zip(self.inputs, expected[False], expected[True], strict=True):
-            own = {name: gap(value, outputs[name]) for name, value in plain.items()}
+            own = {name: difference(value, outputs[name]) for name, value in plain.items()}
             gaps += self._gaps(outputs, pair.run(feeds), True, own)
         return gaps
 
@@ -273,7 +277,7 @@ class Check:
             if dtype is None and isinstance(value, np.ndarray):
                 dtype = _DTYPES.get(str(value.dtype))
             limit = self._tolerances.limit(dtype, optimized, own.get(name, 0.0))
-            apart = gap(value, values[name], dtype) if name in values else np.inf
+            apart = difference(value, values[name], dtype) if name in values else np.inf
             gaps.append(Mismatch(name, apart, limit, optimized))
         return gaps
 
@@ -293,7 +297,7 @@ class Check:
                 outputs = pair.server({**feeds, **computed, name: noise(computed[name], rng)})
             except OffloadError:
                 continue
-            if all(gap(expected[output], value) == 0 for output, value in outputs.items()):
+            if all(difference(expected[output], value) == 0 for output, value in outputs.items()):
                 idle.append(name)
         return tuple(idle)
 

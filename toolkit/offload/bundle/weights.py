@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
@@ -52,9 +53,15 @@ Finish = Callable[[ModelProto, GraphProto], None]
 
 
 def write_part(
-    model: Model, part: Part, path: Path, types: Mapping[str, Tensor] = _NO_TYPES
+    model: Model,
+    part: Part,
+    path: Path,
+    types: Mapping[str, Tensor] = _NO_TYPES,
+    finish: Finish | None = None,
 ) -> tuple[Path, ...]:
     """Extract one part to a file; its weight file, where it needs one, is `STEM.weights`.
+
+    The other arguments are as for `write_parts`.
 
     Returns:
         The files written: the part, and its weight file if there is one.
@@ -63,8 +70,10 @@ def write_part(
         InputError: as `extract_part`.
         OSError: the folder can't be written.
     """
-    excerpts = {path.name: excerpt_part(model, part, types)}
-    return _write(model, excerpts, {path.name: path.stem}, path.parent)
+    excerpt = excerpt_part(model, part, types)
+    if finish:
+        finish(excerpt.head, excerpt.graph)
+    return _write(model, {path.name: excerpt}, {path.name: path.stem}, path.parent)
 
 
 def write_parts(
@@ -72,7 +81,7 @@ def write_parts(
     parts: Mapping[str, Part],
     folder: Path,
     types: Mapping[str, Tensor] = _NO_TYPES,
-    finish: Callable[[str], Finish] = lambda _: lambda _, __: None,
+    finish: Mapping[str, Finish] = MappingProxyType({}),
     once: bool = False,
 ) -> tuple[Path, ...]:
     """Extract parts to files of a folder.
@@ -82,7 +91,7 @@ def write_parts(
         parts: by file name, `SIDE-NUMBER.onnx`; parts of one side share a weight file.
         folder: the folder to write to; it must exist.
         types: as for `extract_part`.
-        finish: for a file name, a function that changes the part before it is written.
+        finish: by file name, functions that change a part before it is written.
         once: store weights of several parts once, in weight files.
 
     Returns:
@@ -95,8 +104,8 @@ def write_parts(
     Complexity: time linear in the bytes of the parts; memory of the largest tensor.
     """
     excerpts = {name: excerpt_part(model, part, types) for name, part in parts.items()}
-    for name, excerpt in excerpts.items():
-        finish(name)(excerpt.head, excerpt.graph)
+    for name, change in finish.items():
+        change(excerpts[name].head, excerpts[name].graph)
     sides = {name: Path(name).stem.partition("-")[0] for name in parts}
     return _write(model, excerpts, sides, folder, once)
 

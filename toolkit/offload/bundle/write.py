@@ -138,7 +138,7 @@ def write_plans(
             parts,
             staged,
             types or {},
-            lambda file: operations[file].insert,
+            {file: changes.insert for file, changes in operations.items()},
             once=len(ranged.plans) > 1,
         )
         for name, plan in zip(plan_files, ranged.plans, strict=True):
