@@ -358,7 +358,7 @@ class Scope:
                 self.values[name] = value
         if all(self.value(name).constant for name in node.output if name):
             return Work()  # arithmetic of sizes: nothing to count
-        return node_work(node, self) if work is None else work
+        return node_work(node, self.shape, self.numbers) if work is None else work
 
     def _leaf(self, node: NodeProto, types: Sequence[TypeProto | None]) -> list[KnownValue]:
         """The outputs of a node without bodies."""
