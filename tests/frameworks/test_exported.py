@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from offload.bundle.batchability import why_alone
 from offload.bundle.compare import difference
-from offload.bundle.sample_inputs import GivenInputs
+from offload.bundle.sample_inputs import SampleOptions
 from offload.bundle.subgraph import Part
 from offload.bundle.verify import distinct_cuts
 from offload.bundle.write import write_bundle
@@ -65,7 +65,7 @@ def test_all_frameworks_are_here() -> None:
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_tried_cut_is_right(path: Path) -> None:
     feeds, answers = kept(path)
-    check = check_of(load_model(path), OPTIONS, GivenInputs(arrays=feeds))
+    check = check_of(load_model(path), OPTIONS, SampleOptions(arrays=feeds))
     whole = opener(OPTIONS)(path, True)(feeds)
     for want, got in zip(answers, whole.values(), strict=True):
         assert_close(want, got)

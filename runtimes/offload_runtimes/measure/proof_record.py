@@ -17,7 +17,7 @@ from offload.bundle.bundle import Bundle
 from offload.bundle.compare import Tolerances, difference
 from offload.bundle.engine_input import whole_input
 from offload.bundle.model_inputs import inputs_of
-from offload.bundle.sample_inputs import GivenInputs, sample
+from offload.bundle.sample_inputs import SampleOptions, sample
 from offload.errors import BundleError, InputError
 from offload.files import write_text
 from offload.graph.load import Model
@@ -110,7 +110,7 @@ def prove(
     engine = opener(EngineOptions(optimize=False))
     whole_model = engine(whole_input(model), False)
     feeds, inputs = None, inputs_of(model)
-    for sizes in (GivenInputs(), GivenInputs(shapes=shapes)):
+    for sizes in (SampleOptions(), SampleOptions(shapes=shapes)):
         with contextlib.suppress(InputError):
             feeds = sample(inputs, whole_model, sizes, 1)[0]
             break

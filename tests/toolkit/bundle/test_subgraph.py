@@ -15,7 +15,7 @@ BY_NAME = {case.name: case.model for case in EDGE_CASES}
 def cut(proto: ModelProto, first: int, last: int) -> ModelProto:
     """The part of layers first to last (exclusive)."""
     model = load_model(proto)
-    return extract_part(model, part_of(read_graph(model), range(first, last)))
+    return extract_part(model, part_of(read_graph(model), range(first, last))).whole()
 
 
 def stored(part: ModelProto) -> set[str]:

@@ -23,10 +23,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from offload.errors import BundleError, InputError
 from offload.planning.plan import Plan, Segment, Side
 from offload.planning.plan_set import BandwidthRange, PlanSet, covers_all
 from offload.records import from_json
+
+# The numpy dtype of each tensor type of onnxruntime. Types that numpy lacks are carried as another
+# dtype: bfloat16 and float8 as their bits, int4 and uint4 as one number in each element.
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    f"tensor({name})": np.dtype(dtype)
+    for name, dtype in {
+        "bool": "bool", "float16": "float16", "float": "float32", "double": "float64",
+        "int8": "int8", "int16": "int16", "int32": "int32", "int64": "int64", "uint8": "uint8",
+        "uint16": "uint16", "uint32": "uint32", "uint64": "uint64", "bfloat16": "uint16",
+        "float8e4m3fn": "uint8", "float8e4m3fnuz": "uint8", "float8e5m2": "uint8",
+        "float8e5m2fnuz": "uint8", "int4": "int8", "uint4": "uint8",
+    }.items()
+}  # fmt: skip
 
 BUNDLE_FORMAT = 3
 MANIFEST = "manifest.json"

@@ -10,7 +10,7 @@ from onnx import GraphProto, ModelProto, OperatorSetIdProto, TensorProto, helper
 
 from offload.bundle.boundary_ops import boundary_ops, expose
 from offload.bundle.bundle import Bundle
-from offload.bundle.subgraph import Part, excerpt_part
+from offload.bundle.subgraph import Part, extract_part
 from offload.bundle.weights import Finish, write_part
 from offload.graph.load import Model, load_model
 from offload.graph.model import Tensor
@@ -58,7 +58,7 @@ def part_input(
     if not model.weights.extents:
         write_part(model, part, path, types, finish)
         return path
-    excerpt = excerpt_part(model, part, types)
+    excerpt = extract_part(model, part, types)
     if finish:
         finish(excerpt.head, excerpt.graph)
     return _rooted(model, excerpt.whole())

@@ -8,7 +8,6 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 from offload.errors import InputError
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor, boundary
-from offload.graph.onnx_file import is_external, is_outside
 from offload.graph.onnx_types import tensor_type
 from offload.graph.value_index import function_key, functions_used
 
@@ -83,14 +82,14 @@ class Excerpt:
         return proto
 
 
-def extract_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYPES) -> ModelProto:
-    """A part as a model of its own; linear in its size.
+def extract_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYPES) -> Excerpt:
+    """Extract a part as a model of its own; linear in its size without weights.
 
     Nodes keep the source's order, sorted first if the file isn't. Constant nodes, weights and
     functions are included as far as they are used. Format version, operator sets and metadata are
     the source's, but a format version before 4 becomes 4: from 4 on, initializers need not be
-    listed as inputs, and readers take listed ones for overridable. Weights that are external in the
-    source stay in the source's files. Inputs that have a default in the source stay inputs with a
+    listed as inputs, and readers take listed ones for overridable. External weights stay in the
+    source's files. Inputs that have a default in the source stay inputs with a
     default. Dynamic dimensions stay dynamic.
 
     Args:
@@ -103,15 +102,6 @@ def extract_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYP
         InputError: the part needs a value that is not among its inputs, or a value between parts
             is of unknown type or not a tensor of numbers (text, sequence, map, optional).
     """
-    proto = excerpt_part(model, part, types).whole()
-    for tensor in proto.graph.initializer:
-        if is_external(tensor) and not is_outside(tensor):
-            tensor.CopyFrom(model.weights.loaded(tensor))
-    return proto
-
-
-def excerpt_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYPES) -> Excerpt:
-    """The content of a part as `extract_part` returns it, before its weights are copied."""
     nodes, stored, open_defaults = _closure(model, part)
     source, values = model.proto, model.values
     head = ModelProto(

@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
 
-from offload.bundle.subgraph import Excerpt, Part, excerpt_part
+from offload.bundle.subgraph import Excerpt, Part, extract_part
 from offload.graph.load import Model
 from offload.graph.model import Tensor
 from offload.graph.onnx_file import (
@@ -70,7 +70,7 @@ def write_part(
         InputError: as `extract_part`.
         OSError: the folder can't be written.
     """
-    excerpt = excerpt_part(model, part, types)
+    excerpt = extract_part(model, part, types)
     if finish:
         finish(excerpt.head, excerpt.graph)
     return _write(model, {path.name: excerpt}, {path.name: path.stem}, path.parent)
@@ -103,7 +103,7 @@ def write_parts(
 
     Complexity: time linear in the bytes of the parts; memory of the largest tensor.
     """
-    excerpts = {name: excerpt_part(model, part, types) for name, part in parts.items()}
+    excerpts = {name: extract_part(model, part, types) for name, part in parts.items()}
     for name, change in finish.items():
         change(excerpts[name].head, excerpts[name].graph)
     sides = {name: Path(name).stem.partition("-")[0] for name in parts}
