@@ -28,6 +28,7 @@ BY_NAME = {case.name: case.model for case in EDGE_CASES}
         (F([1, 2]), np.array([1.0, 2.0]), np.inf),
         (F([1, 2]), F([[1, 2]]), np.inf),
         (np.array([10, 20]), np.array([10, 21]), 0.05),
+        (np.array([2j]), np.array([1j]), 0.5),
         (np.array(["a", "b"], object), np.array(["a", "b"], object), 0.0),
         (np.array(["a", "b"], object), np.array(["a", "c"], object), np.inf),
         ([F([1.0]), F([2.0])], [F([1.0]), F([1.0])], 0.5),
@@ -36,7 +37,7 @@ BY_NAME = {case.name: case.model for case in EDGE_CASES}
         ([{"a": 0.5}], [{"b": 0.5}], np.inf),
     ],
 )
-def test_gap(want: object, got: object, expected: float) -> None:
+def test_difference(want: object, got: object, expected: float) -> None:
     assert difference(want, got) == pytest.approx(expected)
 
 

@@ -7,19 +7,29 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from offload.bundle import verify
 from offload.bundle.engine_input import EngineInput, part_input
 from offload.bundle.subgraph import Part
-from offload.bundle.verify import CutCheck, distinct_cuts, noise, parts_of_cut
+from offload.bundle.verify import (
+    CutCheck,
+    crossing_tensors,
+    distinct_cuts,
+    noise,
+    parts_of_cut,
+)
 from offload.errors import InputError
 from offload.graph import value_index
 from offload.graph.load import Model, load_model
+from offload.graph.model import Graph
 from offload.graph.value_index import consumed_values
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure.verify import check_of
 from onnx import ModelProto, NodeProto
 
 from tests.edge_cases import EDGE_CASES, text
+from tests.toolkit.graphs import graphs
 
 BY_NAME = {case.name: case.model for case in EDGE_CASES}
 CAPTURES = BY_NAME["if captures activations, weights and constants"]
@@ -122,3 +132,23 @@ def test_noise_is_other_numbers_of_the_same_kind(array: np.ndarray[Any, Any]) ->
     assert other.dtype == array.dtype
     assert other.shape == array.shape
     assert not np.array_equal(other, array)
+
+
+@given(graphs(), st.integers(2, 30))
+def test_cuts_are_distinct_and_closed(graph: Graph, most: int) -> None:
+    cuts = distinct_cuts(graph, most)
+    assert len(set(cuts)) == len(cuts) <= most
+    assert frozenset() in cuts
+    assert frozenset(range(len(graph.layers))) in cuts
+    assert all(graph.ancestors(device) == device for device in cuts)
+
+
+@given(graphs())
+def test_halves_cover_all_and_exchange_what_crosses(graph: Graph) -> None:
+    nodes = sorted(node for layer in graph.layers for node in layer.nodes)
+    for device in distinct_cuts(graph, 8):
+        parts = parts_of_cut(graph, device)
+        one, two = parts["device-0.onnx"], parts["server-0.onnx"]
+        assert sorted((*one.nodes, *two.nodes)) == nodes
+        assert set(two.inputs) <= set(crossing_tensors(parts)) | set(graph.inputs)
+        assert set(graph.outputs) <= {*one.outputs, *two.outputs}

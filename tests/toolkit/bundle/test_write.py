@@ -1,4 +1,4 @@
-"""A bundle of several plans: everything once, nothing missing, nothing changed unseen."""
+"""Bundles of one and of several plans: shared files once, damaged files refused."""
 
 import itertools
 import json
@@ -161,3 +161,28 @@ def test_damage_is_seen(bundle: Bundle, tmp_path: Path, damage: str) -> None:
     (copy / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"make the bundle again|make it again|deploy"):
         open_bundle(copy)
+
+
+def batched(folder: Path, rows: int | str) -> Bundle:
+    model = load_model(funnel(folder / "net.onnx", rows))
+    graph = read_graph(model, {"x": (4, WIDTHS[0])})
+    return write_plans(model, graph, ranged_over(graph), folder / "b")
+
+
+def test_rows_of_an_open_batch_may_run_together(tmp_path: Path) -> None:
+    bundle = batched(tmp_path, "n")
+    assert bundle.why_alone("server-0") == bundle.why_alone("server-1") == ""
+
+
+def test_rows_of_a_fixed_batch_may_not_run_together(tmp_path: Path) -> None:
+    assert "fixed at 4" in batched(tmp_path, 4).why_alone("server-0")
+
+
+def test_a_damaged_verdict_is_refused(tmp_path: Path) -> None:
+    path = batched(tmp_path, "n").path
+    content = json.loads((path / MANIFEST).read_text())
+    del content["digest"]
+    content["files"]["server-0.onnx"]["why_alone"] = ["mixes rows"]
+    (path / MANIFEST).write_text(json.dumps({"digest": manifest_digest(content), **content}))
+    with pytest.raises(BundleError, match="damaged"):
+        open_bundle(path)
