@@ -208,4 +208,4 @@ def on_one_side(folder: Path, side: Side) -> Made:
 def with_plan(made: Made, **changes: object) -> Bundle:
     """The same bundle with another plan in memory, its files unchanged."""
     plan = replace(made.bundle.plan, **changes)  # type: ignore[arg-type]
-    return replace(made.bundle, ranged=PlanSet((plan,)))
+    return replace(made.bundle, plan_set=PlanSet((plan,)))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from offload.bundle.bundle import Bundle
 from offload.bundle.sample_inputs import open_sizes_sentence
-from offload.bundle.write import check_types, signature, write_plans
+from offload.bundle.write import check_types, signature, write_bundle
 from offload.costs.encoding_table import EncodingTable
 from offload.costs.encodings import EncodingPolicy
 from offload.costs.link import Link
@@ -280,9 +280,9 @@ def write_split(
     if was_run or model.path.stat().st_size + model.outside_bytes <= _PROVED_BYTES:
         progress(f"writing {target}")
         proof = partial(prove, model, shapes=request.shapes or {})
-        return write_plans(model, graph, plans, target, types, proof)
+        return write_bundle(model, graph, plans, target, types, proof)
     progress(f"writing {target} without a proof, which would have to run the whole model")
-    return write_plans(model, graph, plans, target, types)
+    return write_bundle(model, graph, plans, target, types)
 
 
 def encoding_selector(

@@ -151,7 +151,7 @@ def test_on_a_steady_link_a_plan_is_kept(bundle: Bundle, seed: int, rate_bps: fl
     before = world.changes
     world.run(30)
     assert world.changes == before
-    assert world.selector.plan == bundle.ranged.at(rate_bps)
+    assert world.selector.plan == bundle.plan_set.at(rate_bps)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from offload.bundle.bundle import Bundle
-from offload.bundle.write import write_plans
+from offload.bundle.write import write_bundle
 from offload.costs.link import Link
 from offload.costs.profile import LayerCost, Profile
 from offload.graph.load import Model, load_model
@@ -65,5 +65,5 @@ def swept(folder: Path, prove: Prove = lambda *_: (), device_s: float = 20e-3) -
     """The funnel's bundle, in a folder that the model is in too; `prove` may add a proof."""
     model = load_model(funnel(folder / "net.onnx"))
     graph = read_graph(model)
-    ranged = ranged_over(graph, device_s)
-    return write_plans(model, graph, ranged, folder / "b", {}, partial(prove, model))
+    plan_set = ranged_over(graph, device_s)
+    return write_bundle(model, graph, plan_set, folder / "b", {}, partial(prove, model))

@@ -17,7 +17,7 @@ from offload.bundle.bundle import (
     manifest_digest,
     open_bundle,
 )
-from offload.bundle.write import dedupe, sizes, write_bundle, write_plans
+from offload.bundle.write import dedupe, sizes, write_bundle
 from offload.errors import BundleError, InputError
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
@@ -45,7 +45,7 @@ def run(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def test_it_holds_the_plans_of_the_sweep(bundle: Bundle) -> None:
     assert [plan.scheme for plan in bundle.plans] == ["local", "neurosurgeon", "cloud"]
-    assert [r.plan for r in bundle.ranged.ranges] == [0, 1, 2]
+    assert [r.plan for r in bundle.plan_set.ranges] == [0, 1, 2]
     assert open_bundle(bundle.path, tuple(Side)) == bundle
     assert bundle.needs_server
     assert not bundle.only(0).needs_server
@@ -98,7 +98,7 @@ def test_old_exporters_lists_of_numbers_are_shared_too(tmp_path: Path) -> None:
     onnx.save(proto, path)
     model = load_model(path)
     graph = read_graph(model)
-    made = write_plans(model, graph, ranged_over(graph), tmp_path / "b")
+    made = write_bundle(model, graph, ranged_over(graph), tmp_path / "b")
     assert sizes(made)[0] < 1.2 * WEIGHT_BYTES
     test_every_plan_gives_what_the_whole_gives(made)
 
@@ -110,7 +110,7 @@ def test_one_plan_has_one_file_and_every_bandwidth(tmp_path: Path) -> None:
     made = write_bundle(model, graph, plan, tmp_path / "b")
     assert {file.name for file in made.files} == {"plan.json", "device-0.onnx", "server-0.onnx"}
     assert made.plans == (plan,)
-    assert made.ranged.at(1.0) == made.ranged.at(1e12) == 0
+    assert made.plan_set.at(1.0) == made.plan_set.at(1e12) == 0
 
 
 def test_a_side_needs_its_parts_of_all_plans(bundle: Bundle) -> None:
@@ -166,7 +166,7 @@ def test_damage_is_seen(bundle: Bundle, tmp_path: Path, damage: str) -> None:
 def batched(folder: Path, rows: int | str) -> Bundle:
     model = load_model(funnel(folder / "net.onnx", rows))
     graph = read_graph(model, {"x": (4, WIDTHS[0])})
-    return write_plans(model, graph, ranged_over(graph), folder / "b")
+    return write_bundle(model, graph, ranged_over(graph), folder / "b")
 
 
 def test_rows_of_an_open_batch_may_run_together(tmp_path: Path) -> None:
@@ -186,3 +186,15 @@ def test_a_damaged_verdict_is_refused(tmp_path: Path) -> None:
     (path / MANIFEST).write_text(json.dumps({"digest": manifest_digest(content), **content}))
     with pytest.raises(BundleError, match="damaged"):
         open_bundle(path)
+
+
+def test_a_file_has_the_name_that_was_checked(bundle: Bundle, tmp_path: Path) -> None:
+    content = json.loads((bundle.path / MANIFEST).read_text())
+    del content["digest"]
+    for entry in content["files"].values():
+        entry["name"] = "../outside"
+    manifest = {"digest": manifest_digest(content), **content}
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    for path in bundle.path.glob("plan*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert open_bundle(tmp_path).files == bundle.files

@@ -95,7 +95,7 @@ class Bundle:
     Attributes:
         path: its directory, with symbolic links like `current` resolved when it was opened.
         digest: SHA-256 hex digest of its manifest's content, which identifies it on the server.
-        ranged: its plans, and the range of bandwidth of each.
+        plan_set: its plans, and the range of bandwidth of each.
         inputs: the model's required inputs, in its order.
         outputs: the model's outputs, in its order.
         defaults: the model's optional inputs: they have a default.
@@ -104,7 +104,7 @@ class Bundle:
 
     path: Path
     digest: str
-    ranged: PlanSet
+    plan_set: PlanSet
     inputs: tuple[ModelValue, ...]
     outputs: tuple[ModelValue, ...]
     defaults: tuple[ModelValue, ...]
@@ -113,12 +113,12 @@ class Bundle:
     @property
     def plan(self) -> Plan:
         """The plan of the bundle; of several, the one for the slowest links."""
-        return self.ranged.plans[0]
+        return self.plan_set.plans[0]
 
     @property
     def plans(self) -> tuple[Plan, ...]:
         """All its plans."""
-        return self.ranged.plans
+        return self.plan_set.plans
 
     @property
     def needs_server(self) -> bool:
@@ -134,7 +134,7 @@ class Bundle:
         if not 0 <= number < len(self.plans):
             last = len(self.plans) - 1
             raise InputError(f"{self.path.name} has no plan {number}: its plans are 0 to {last}")
-        return replace(self, ranged=PlanSet((self.plans[number],)))
+        return replace(self, plan_set=PlanSet((self.plans[number],)))
 
     def parts(self, *sides: Side) -> tuple[Segment, ...]:
         """The segments of all plans, common ones once; of some sides or, by default, of both."""
@@ -215,8 +215,8 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
         raise BundleError(
             f"bundle {folder} lacks the part {missing.part[:80]!r} of its plan: make it again"
         )
-    ranged = PlanSet(tuple(plans), ranges)
-    return Bundle(folder, digest, ranged, inputs, outputs, defaults, files)
+    plan_set = PlanSet(tuple(plans), ranges)
+    return Bundle(folder, digest, plan_set, inputs, outputs, defaults, files)
 
 
 def manifest_digest(content: Mapping[str, Any]) -> str:
@@ -243,7 +243,7 @@ def _without_links(folder: Path) -> Path:
 def _file(name: str, entry: Mapping[str, Any]) -> BundleFile:
     if name != Path(name).name or name in ("", ".", "..") or not name.isprintable():
         raise BundleError(f"bundle lists a file outside its folder ({name!r}): do not use it")
-    return from_json(BundleFile, {"name": name, **entry})
+    return from_json(BundleFile, {**entry, "name": name})
 
 
 def _verify(folder: Path, file: BundleFile, required: set[Side], plans: tuple[str, ...]) -> None:

@@ -27,7 +27,7 @@ from offload.graph.model import Graph, Tensor
 DEVICE_FILE, SERVER_FILE = "device-0.onnx", "server-0.onnx"
 
 
-def distinct_cuts(graph: Graph, most: int, seed: int = 0) -> tuple[frozenset[int], ...]:
+def distinct_cuts(graph: Graph, most: int) -> tuple[frozenset[int], ...]:
     """Distinct cuts, as the layers of the device: down-closed sets, from none to all layers.
 
     Half of them are prefixes of the graph's order, evenly spread, both ends included. The others
@@ -37,13 +37,12 @@ def distinct_cuts(graph: Graph, most: int, seed: int = 0) -> tuple[frozenset[int
     Args:
         graph: the graph to cut.
         most: the largest number of cuts; at least 2.
-        seed: seed of the random choice.
     """
     count = len(graph.layers)
     prefixes = min(count + 1, max(2, (most + 1) // 2))
     steps = max(prefixes - 1, 1)
     cuts = dict.fromkeys(frozenset(range(i * count // steps)) for i in range(prefixes))
-    rng = random.Random(seed)
+    rng = random.Random(0)
     for _ in range(8 * most if count else 0):
         if len(cuts) >= most:
             break

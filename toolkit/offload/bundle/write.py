@@ -33,7 +33,7 @@ from offload.planning.plan_set import PlanSet
 from offload.records import to_json
 
 
-def dedupe(ranged: PlanSet) -> PlanSet:
+def dedupe(plan_set: PlanSet) -> PlanSet:
     """Plans whose equal segments share a part.
 
     Segments are equal if they are on the same side and compute the same nodes between the same
@@ -47,13 +47,13 @@ def dedupe(ranged: PlanSet) -> PlanSet:
         name = known.setdefault(content, f"{segment.side.value}-{len(known)}")
         return replace(segment, common="" if name == segment.id else name)
 
-    if len(ranged.plans) == 1:
-        return ranged
+    if len(plan_set.plans) == 1:
+        return plan_set
     return replace(
-        ranged,
+        plan_set,
         plans=tuple(
             replace(plan, segments=tuple(named(plan, segment) for segment in plan.segments))
-            for plan in ranged.plans
+            for plan in plan_set.plans
         ),
     )
 
@@ -84,19 +84,7 @@ Prove = Callable[[Bundle], Iterable[str]]
 def write_bundle(
     model: Model,
     graph: Graph,
-    plan: Plan,
-    path: Path,
-    types: Mapping[str, Tensor] | None = None,
-    prove: Prove = lambda _: (),
-) -> Bundle:
-    """Write a bundle of one plan; see `write_plans`."""
-    return write_plans(model, graph, PlanSet((plan,)), path, types, prove)
-
-
-def write_plans(
-    model: Model,
-    graph: Graph,
-    ranged: PlanSet,
+    plans: PlanSet | Plan,
     path: Path,
     types: Mapping[str, Tensor] | None = None,
     prove: Prove = lambda _: (),
@@ -109,7 +97,7 @@ def write_plans(
     Args:
         model: the source.
         graph: its layers.
-        ranged: the plans, and the range of bandwidth of each.
+        plans: one plan, or several with the range of bandwidth of each.
         path: the bundle's folder.
         types: types of tensors that shape inference can't follow, from the engine.
         prove: may run the segments, raise an error, and add files; returns the files' names.
@@ -124,14 +112,14 @@ def write_plans(
     inputs, outputs = signature(model, graph)
     defaults = tuple(map(value_of, model.values.defaults.values()))
     check_types((*inputs, *outputs))
-    ranged = dedupe(ranged)
-    segments = {s.file: (plan, s) for plan in ranged.plans for s in plan.segments}
+    plan_set = dedupe(plans if isinstance(plans, PlanSet) else PlanSet((plans,)))
+    segments = {s.file: (plan, s) for plan in plan_set.plans for s in plan.segments}
     operations = {file: boundary_ops(plan, segment) for file, (plan, segment) in segments.items()}
     parts = {
         file: Part(s.nodes, *operations[file].bare(s.inputs, s.outputs))
         for file, (_, s) in segments.items()
     }
-    plan_files = [PLAN, *(f"plan-{number}.json" for number in range(1, len(ranged.plans)))]
+    plan_files = [PLAN, *(f"plan-{number}.json" for number in range(1, len(plan_set.plans)))]
     with staged_folder(path) as staged:
         written = write_parts(
             model,
@@ -139,11 +127,11 @@ def write_plans(
             staged,
             types or {},
             {file: changes.insert for file, changes in operations.items()},
-            once=len(ranged.plans) > 1,
+            once=len(plan_set.plans) > 1,
         )
-        for name, plan in zip(plan_files, ranged.plans, strict=True):
+        for name, plan in zip(plan_files, plan_set.plans, strict=True):
             (staged / name).write_text(json.dumps(plan.to_json(), indent=1))
-        proofs = prove(Bundle(staged, "", ranged, inputs, outputs, defaults, ()))
+        proofs = prove(Bundle(staged, "", plan_set, inputs, outputs, defaults, ()))
         names = (*plan_files, *(file.name for file in written), *proofs)
         files = [_describe(staged / name, model, parts.get(name)) for name in names]
         content = {
@@ -157,7 +145,7 @@ def write_plans(
                 },
             },
             "plans": plan_files,
-            "ranges": to_json(ranged.ranges),
+            "ranges": to_json(plan_set.ranges),
             "inputs": to_json(inputs),
             "outputs": to_json(outputs),
             "defaults": to_json(defaults),
