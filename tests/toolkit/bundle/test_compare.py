@@ -48,7 +48,7 @@ def test_bfloat16_is_compared_as_numbers() -> None:
 
 
 def test_softmax_of_many_classes_is_not_lost_in_the_tolerance() -> None:
-    """Scores of a thousand classes are near 1e-3: any absolute bound of that size is void."""
+    """Scores of 1000 classes are near 1e-3: an absolute tolerance of that size detects nothing."""
     rng = np.random.default_rng(0)
     scores = np.exp(rng.standard_normal(1000)).astype(np.float32)
     scores /= scores.sum()
@@ -72,8 +72,8 @@ def test_limits(name: str, dtype: str, optimized: bool, limit: float) -> None:
     assert Tolerances.of(load_model(BY_NAME[name])).limit(dtype, optimized) == limit
 
 
-def test_a_model_that_magnifies_rounding_is_granted_a_few_times_its_own() -> None:
-    freedom = Tolerances.of(load_model(BY_NAME["metadata"]))
-    assert freedom.limit("float", True, own=1e-3) == pytest.approx(4e-3)
-    assert freedom.limit("float", True, own=0.5) == 2e-2
-    assert freedom.limit("float", True, own=1e-8) == 5e-5
+def test_a_model_that_magnifies_rounding_gets_a_larger_tolerance() -> None:
+    tolerances = Tolerances.of(load_model(BY_NAME["metadata"]))
+    assert tolerances.limit("float", True, own=1e-3) == pytest.approx(4e-3)
+    assert tolerances.limit("float", True, own=0.5) == 2e-2
+    assert tolerances.limit("float", True, own=1e-8) == 5e-5

@@ -27,25 +27,25 @@ def accept(_: Feeds) -> None:
 
 
 def test_indices_stay_within_their_table() -> None:
-    found = sample(inputs_of(load_model(text(TABLE))), accept, SampleOptions(), 3)
-    assert [feeds["ids"].shape for feeds in found] == [(2, 64), (3, 64), (1, 64)]
-    assert all(set(feeds["ids"].ravel()) == {0, 1, 2} for feeds in found)
+    samples = sample(inputs_of(load_model(text(TABLE))), accept, SampleOptions(), 3)
+    assert [feeds["ids"].shape for feeds in samples] == [(2, 64), (3, 64), (1, 64)]
+    assert all(set(feeds["ids"].ravel()) == {0, 1, 2} for feeds in samples)
 
 
-def test_sizes_are_tried_until_the_model_takes_them() -> None:
+def test_sizes_are_tried_until_the_model_accepts_them() -> None:
     def picky(feeds: Feeds) -> None:
         if feeds["ids"].shape[1] % 5:
             raise InputError("not a multiple of five")
 
-    found = sample(inputs_of(load_model(text(TABLE))), picky, SampleOptions(), 1)
-    assert found[0]["ids"].shape == (2, 320)
+    samples = sample(inputs_of(load_model(text(TABLE))), picky, SampleOptions(), 1)
+    assert samples[0]["ids"].shape == (2, 320)
 
 
-def test_what_the_caller_gives_is_used() -> None:
+def test_options_of_the_caller_are_used() -> None:
     inputs = inputs_of(load_model(text(TABLE)))
-    given = SampleOptions(ranges={"ids": ValueRange(1, 1)}, shapes={"ids": (1, 4)})
-    found = sample(inputs, accept, given, 2)
-    assert [feeds["ids"].tolist() for feeds in found] == [[[1, 1, 1, 1]]]
+    options = SampleOptions(ranges={"ids": ValueRange(1, 1)}, shapes={"ids": (1, 4)})
+    samples = sample(inputs, accept, options, 2)
+    assert [feeds["ids"].tolist() for feeds in samples] == [[[1, 1, 1, 1]]]
     ids = np.zeros((1, 1), np.int64)
     assert sample(inputs, accept, SampleOptions(arrays={"ids": ids}), 2)[0]["ids"] is ids
 

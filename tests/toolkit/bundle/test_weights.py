@@ -123,8 +123,8 @@ def test_a_part_that_lacks_a_value() -> None:
 
 def test_folders_of_another_file_system(tmp_path: Path) -> None:
     """Copies inside the kernel fail between some file systems; bytes then go through memory."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as there:
-        source = Path(there) / "m.onnx"
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        source = Path(folder) / "m.onnx"
         onnx.save(two_layers(), source, save_as_external_data=True, size_threshold=0)
         split_and_compare(source, tmp_path)
 

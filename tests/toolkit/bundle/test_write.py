@@ -39,11 +39,13 @@ def run(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    given = {value.name: feeds[value.name] for value in session.get_inputs()}
-    return dict(zip((o.name for o in session.get_outputs()), session.run(None, given), strict=True))
+    inputs = {value.name: feeds[value.name] for value in session.get_inputs()}
+    return dict(
+        zip((o.name for o in session.get_outputs()), session.run(None, inputs), strict=True)
+    )
 
 
-def test_it_holds_the_plans_of_the_sweep(bundle: Bundle) -> None:
+def test_a_bundle_has_the_plans_of_the_sweep(bundle: Bundle) -> None:
     assert [plan.scheme for plan in bundle.plans] == ["local", "neurosurgeon", "cloud"]
     assert [r.plan for r in bundle.plan_set.ranges] == [0, 1, 2]
     assert open_bundle(bundle.path, tuple(Side)) == bundle
@@ -51,7 +53,7 @@ def test_it_holds_the_plans_of_the_sweep(bundle: Bundle) -> None:
     assert not bundle.only(0).needs_server
 
 
-def test_every_plan_gives_what_the_whole_gives(bundle: Bundle) -> None:
+def test_every_plan_computes_the_model(bundle: Bundle) -> None:
     x = np.random.default_rng(2).standard_normal((4, WIDTHS[0]), np.float32)
     want = run(bundle.path.parent / "net.onnx", {"x": x})["y"]
     for plan in bundle.plans:
@@ -70,7 +72,7 @@ def test_weights_are_stored_once(bundle: Bundle) -> None:
     assert separate_bytes > 2.9 * WEIGHT_BYTES
 
 
-def test_parts_in_common_are_one_file(bundle: Bundle) -> None:
+def test_common_parts_are_one_file(bundle: Bundle) -> None:
     ids = [(s.id, s.part) for plan in bundle.plans for s in plan.segments]
     assert ids == [
         ("device-0", "device-0"), ("device-0", "device-1"), ("server-0", "server-0"),
@@ -79,15 +81,15 @@ def test_parts_in_common_are_one_file(bundle: Bundle) -> None:
 
 
 def test_a_plan_twice_is_stored_once(tmp_path: Path) -> None:
-    """Plans that differ in order alone have all parts in common."""
+    """Plans that differ only in the order of their steps share all parts."""
     plan = ranged_over(read_graph(load_model(funnel(tmp_path / "net.onnx")))).plans[1]
     other = replace(plan, steps=plan.steps[::-1])
     ranges = (BandwidthRange(0.0, 1e6, 0), BandwidthRange(1e6, float("inf"), 1))
-    found = dedupe(PlanSet((plan, other), ranges))
-    assert [s.part for s in found.plans[1].segments] == ["device-0", "server-0"]
+    deduped = dedupe(PlanSet((plan, other), ranges))
+    assert [s.part for s in deduped.plans[1].segments] == ["device-0", "server-0"]
 
 
-def test_old_exporters_lists_of_numbers_are_shared_too(tmp_path: Path) -> None:
+def test_weights_stored_as_lists_of_numbers_are_shared_too(tmp_path: Path) -> None:
     path = funnel(tmp_path / "net.onnx")
     proto = onnx.load(path)
     for tensor in proto.graph.initializer:
@@ -98,19 +100,19 @@ def test_old_exporters_lists_of_numbers_are_shared_too(tmp_path: Path) -> None:
     onnx.save(proto, path)
     model = load_model(path)
     graph = read_graph(model)
-    made = write_bundle(model, graph, ranged_over(graph), tmp_path / "b")
-    assert sizes(made)[0] < 1.2 * WEIGHT_BYTES
-    test_every_plan_gives_what_the_whole_gives(made)
+    written = write_bundle(model, graph, ranged_over(graph), tmp_path / "b")
+    assert sizes(written)[0] < 1.2 * WEIGHT_BYTES
+    test_every_plan_computes_the_model(written)
 
 
 def test_one_plan_has_one_file_and_every_bandwidth(tmp_path: Path) -> None:
     model = load_model(funnel(tmp_path / "net.onnx"))
     graph = read_graph(model)
     plan = ranged_over(graph).plans[1]
-    made = write_bundle(model, graph, plan, tmp_path / "b")
-    assert {file.name for file in made.files} == {"plan.json", "device-0.onnx", "server-0.onnx"}
-    assert made.plans == (plan,)
-    assert made.plan_set.at(1.0) == made.plan_set.at(1e12) == 0
+    written = write_bundle(model, graph, plan, tmp_path / "b")
+    assert {file.name for file in written.files} == {"plan.json", "device-0.onnx", "server-0.onnx"}
+    assert written.plans == (plan,)
+    assert written.plan_set.at(1.0) == written.plan_set.at(1e12) == 0
 
 
 def test_a_side_needs_its_parts_of_all_plans(bundle: Bundle) -> None:
@@ -140,7 +142,7 @@ def test_an_unknown_plan_is_refused(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("damage", ["gap", "plan missing", "unknown file", "sealed"])
-def test_damage_is_seen(bundle: Bundle, tmp_path: Path, damage: str) -> None:
+def test_damaged_bundles_are_refused(bundle: Bundle, tmp_path: Path, damage: str) -> None:
     copy = tmp_path / "b"
     copy.mkdir()
     for path in bundle.path.iterdir():

@@ -103,17 +103,17 @@ EXACT = [
 ]
 
 
-@pytest.mark.parametrize(("found", "expected"), EXACT)
-def test_operators_are_counted(found: Work, expected: float) -> None:
-    assert not found.uncounted
-    assert found.flops == expected
+@pytest.mark.parametrize(("counted", "expected"), EXACT)
+def test_operators_are_counted(counted: Work, expected: float) -> None:
+    assert not counted.uncounted
+    assert counted.flops == expected
 
 
 def test_trees_cost_their_depth() -> None:
     """Two trees of 7 nodes: 3 comparisons each for a row."""
     ids = [0] * 7 + [1] * 7
-    found = work("TreeEnsembleRegressor", "x", {"x": (5, 4)}, "ai.onnx.ml", nodes_treeids=ids)
-    assert found.flops == 5 * 2 * 3
+    counted = work("TreeEnsembleRegressor", "x", {"x": (5, 4)}, "ai.onnx.ml", nodes_treeids=ids)
+    assert counted.flops == 5 * 2 * 3
 
 
 @pytest.mark.parametrize(
@@ -127,12 +127,12 @@ def test_trees_cost_their_depth() -> None:
     ],
 )
 def test_without_sizes_nothing_is_counted(op: str, domain: str, heavy: bool) -> None:
-    found = work(op, "x w", {}, domain)
-    assert found.flops == 0
-    assert list(found.uncounted_heavy if heavy else found.uncounted_light) == [op]
+    counted = work(op, "x w", {}, domain)
+    assert counted.flops == 0
+    assert list(counted.uncounted_heavy if heavy else counted.uncounted_light) == [op]
 
 
-def test_unknown_nodes_are_charged_as_the_average_of_their_kind() -> None:
+def test_uncounted_nodes_are_assumed_to_be_average() -> None:
     matmul = work("MatMul", "a b", {"a": (10, 10), "y": (10, 10)})
     relu = work("Relu", "x", {"x": (10, 10), "y": (10, 10)})
     lost, light = work("MatMul", "a b", {}), work("Relu", "x", {})

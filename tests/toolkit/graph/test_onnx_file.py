@@ -86,7 +86,7 @@ def test_damaged_large_files_are_refused(path: Path) -> None:
             load_model(path)
 
 
-def test_what_is_read_is_what_protobuf_reads(path: Path) -> None:
+def test_the_model_equals_what_protobuf_reads(path: Path) -> None:
     model = load_model(path)
     whole = ModelProto()
     whole.CopyFrom(model.proto)
