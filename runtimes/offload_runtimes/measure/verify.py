@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from offload.bundle.engine_input import EngineInput, exposed_input, whole_input
+from offload.bundle.engine_input import EngineInput, whole_input, with_inner_outputs
 from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import Feeds, SampleOptions, sample
 from offload.bundle.verify import Check, Opener, Runner, distinct_cuts
@@ -49,7 +49,7 @@ def missing_types(model: Model, graph: Graph) -> dict[str, Tensor]:
     if not unknown:
         return {}
     with temporary_folder() as folder:
-        values = tensor_types(exposed_input(model, unknown, folder / "whole.onnx"))
+        values = tensor_types(with_inner_outputs(model, unknown, folder / "whole.onnx"))
     tensors = {}
     for name in unknown:
         kind, shape = values[name].type, values[name].shape

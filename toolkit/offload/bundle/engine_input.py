@@ -10,8 +10,8 @@ from onnx import GraphProto, ModelProto, OperatorSetIdProto, TensorProto, helper
 
 from offload.bundle.boundary_ops import boundary_ops, expose
 from offload.bundle.bundle import Bundle
-from offload.bundle.subgraph import Part, extract_part
-from offload.bundle.weights import Finish, write_part
+from offload.bundle.subgraph import Finish, Part, extract_part
+from offload.bundle.weights import write_part
 from offload.graph.load import Model, load_model
 from offload.graph.model import Tensor
 from offload.graph.onnx_file import extent, external_tensors, point_to
@@ -58,10 +58,7 @@ def part_input(
     if not model.weights.extents:
         write_part(model, part, path, types, finish)
         return path
-    excerpt = extract_part(model, part, types)
-    if finish:
-        finish(excerpt.head, excerpt.graph)
-    return _rooted(model, excerpt.whole())
+    return _rooted(model, extract_part(model, part, types, finish).whole())
 
 
 def _rooted(model: Model, proto: ModelProto) -> bytes:
@@ -91,7 +88,7 @@ def with_weights_at(source: bytes, place: Callable[[Path], Path]) -> bytes:
     return proto.SerializeToString()
 
 
-def exposed_input(
+def with_inner_outputs(
     model: Model,
     names: Sequence[str],
     path: Path,
@@ -144,7 +141,7 @@ def with_shapes(
         if not any(each.domain in ("", "ai.onnx") for each in head.opset_import):
             head.opset_import.append(OperatorSetIdProto(domain="", version=_OPSET))
 
-    return exposed_input(model, names, path, finish=add_shapes), shapes
+    return with_inner_outputs(model, names, path, finish=add_shapes), shapes
 
 
 def bare_segments(plan: Plan) -> tuple[Segment, ...]:

@@ -1,6 +1,6 @@
 """Cut a part out of a model: a set of nodes with the values that enter and leave it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
@@ -82,7 +82,16 @@ class Excerpt:
         return proto
 
 
-def extract_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYPES) -> Excerpt:
+# Changes a part in place: its head (all but the graph) and its graph.
+Finish = Callable[[ModelProto, GraphProto], None]
+
+
+def extract_part(
+    model: Model,
+    part: Part,
+    types: Mapping[str, Tensor] = _NO_TYPES,
+    finish: Finish | None = None,
+) -> Excerpt:
     """Extract a part as a model of its own; linear in its size without weights.
 
     Nodes keep the source's order, sorted first if the file isn't. Constant nodes, weights and
@@ -97,6 +106,7 @@ def extract_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYP
         part: the part to extract.
         types: types of values that shape inference can't follow (operators of other vendors);
             sizes that may vary must be None.
+        finish: changes the part, without its weights.
 
     Raises:
         InputError: the part needs a value that is not among its inputs, or a value between parts
@@ -140,6 +150,8 @@ def extract_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYP
     head.functions.extend(f for f in source.functions if function_key(f) in used)
     graph.sparse_initializer.extend(values.sparse[n] for n in stored if n in values.sparse)
     dense = (values.initializers[name] for name in stored if name in values.initializers)
+    if finish:
+        finish(head, graph)
     return Excerpt(head, graph, tuple(dense))
 
 

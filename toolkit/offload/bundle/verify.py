@@ -12,10 +12,10 @@ import numpy as np
 from offload.bundle.compare import Array, Tolerances, difference
 from offload.bundle.engine_input import (
     EngineInput,
-    exposed_input,
     part_input,
     undefined_names,
     whole_input,
+    with_inner_outputs,
 )
 from offload.bundle.sample_inputs import Feeds
 from offload.bundle.subgraph import Part, part_of
@@ -254,7 +254,7 @@ class Check:
             values = pair.run(feeds)
             gaps += self._gaps(outputs, values, False, {})
             for names in _groups(tensors, values):
-                source = exposed_input(self.model, names, folder / "whole.onnx", self.types)
+                source = with_inner_outputs(self.model, names, folder / "whole.onnx", self.types)
                 gaps += self._gaps(self.open(source, False)(feeds), values, False, {})
         return gaps
 

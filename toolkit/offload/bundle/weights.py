@@ -9,16 +9,16 @@ shared file, and on one machine nothing is stored twice.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import BinaryIO
 
-from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
+from onnx import TensorProto, numpy_helper
 
-from offload.bundle.subgraph import Excerpt, Part, extract_part
+from offload.bundle.subgraph import Excerpt, Finish, Part, extract_part
 from offload.graph.load import Model
 from offload.graph.model import Tensor
 from offload.graph.onnx_file import (
@@ -48,8 +48,6 @@ _PAGE_BYTES = 4096
 _CHUNK_BYTES = 1 << 20
 _LENGTH_BYTES = 5  # a length below 2**35, written in this many bytes whatever its value
 _NO_TYPES: Mapping[str, Tensor] = {}
-# Changes a part in place before it is written: its head (all but the graph) and its graph.
-Finish = Callable[[ModelProto, GraphProto], None]
 
 
 def write_part(
@@ -70,9 +68,7 @@ def write_part(
         InputError: as `extract_part`.
         OSError: the folder can't be written.
     """
-    excerpt = extract_part(model, part, types)
-    if finish:
-        finish(excerpt.head, excerpt.graph)
+    excerpt = extract_part(model, part, types, finish)
     return _write(model, {path.name: excerpt}, {path.name: path.stem}, path.parent)
 
 
@@ -103,9 +99,9 @@ def write_parts(
 
     Complexity: time linear in the bytes of the parts; memory of the largest tensor.
     """
-    excerpts = {name: extract_part(model, part, types) for name, part in parts.items()}
-    for name, change in finish.items():
-        change(excerpts[name].head, excerpts[name].graph)
+    excerpts = {
+        name: extract_part(model, part, types, finish.get(name)) for name, part in parts.items()
+    }
     sides = {name: Path(name).stem.partition("-")[0] for name in parts}
     return _write(model, excerpts, sides, folder, once)
 
