@@ -111,7 +111,7 @@ def _output_dim(node: "NodeView", consumes: tuple[str, ...]) -> Dependence | Non
 
 @dataclass(frozen=True)
 class BatchFacts:
-    """What is known of a model's values.
+    """Facts about a model's values for the rules below.
 
     Attributes:
         model: the model.
@@ -168,7 +168,7 @@ class BatchFacts:
 
 @dataclass(frozen=True)
 class NodeView:
-    """A node with what is known of its inputs; `place` is the position of an input."""
+    """A node and the facts about its inputs; `place` is the position of an input."""
 
     node: NodeProto
     facts: BatchFacts

@@ -232,11 +232,11 @@ class _WeightStore:
         return entry
 
 
-def _copy(source: Path, what: Extent, target: BinaryIO) -> None:
+def _copy(source: Path, section: Extent, target: BinaryIO) -> None:
     """Append a part of a file to another, inside the kernel where possible."""
     target.flush()
     with source.open("rb") as file:
-        start, remaining_bytes = what.offset_bytes, what.length_bytes
+        start, remaining_bytes = section.offset_bytes, section.length_bytes
         while remaining_bytes:
             try:
                 done = os.copy_file_range(file.fileno(), target.fileno(), remaining_bytes, start)

@@ -15,11 +15,11 @@ from offload.bundle.bundle import (
     PLAN,
     Bundle,
     BundleFile,
-    ModelValue,
     file_digest,
     manifest_digest,
     open_bundle,
 )
+from offload.bundle.model_inputs import signature, value_of
 from offload.bundle.subgraph import Part, open_defaults
 from offload.bundle.weights import write_parts
 from offload.errors import InputError
@@ -27,7 +27,6 @@ from offload.files import staged_folder
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.graph.onnx_file import extent, external_tensors
-from offload.graph.onnx_types import declared_shape, type_name
 from offload.planning.plan import Plan, Segment, Side
 from offload.planning.plan_set import PlanSet
 from offload.records import to_json
@@ -111,7 +110,6 @@ def write_bundle(
         raise InputError(f"{path} exists and is not a bundle: choose another name or remove it")
     inputs, outputs = signature(model, graph)
     defaults = tuple(map(value_of, model.values.defaults.values()))
-    check_types((*inputs, *outputs))
     plan_set = dedupe(plans if isinstance(plans, PlanSet) else PlanSet((plans,)))
     segments = {s.file: (plan, s) for plan in plan_set.plans for s in plan.segments}
     operations = {file: boundary_ops(plan, segment) for file, (plan, segment) in segments.items()}
@@ -168,33 +166,3 @@ def _describe(path: Path, model: Model, part: Part | None) -> BundleFile:
         open_defaults(model, part) if part else (),
         why_alone(model, part) if part and sides == (Side.SERVER,) else "",
     )
-
-
-def signature(model: Model, graph: Graph) -> tuple[tuple[ModelValue, ...], tuple[ModelValue, ...]]:
-    """Inputs and outputs as onnxruntime lists them, dynamic dimensions still dynamic."""
-    outputs = []
-    for value in model.proto.graph.output:
-        inferred = model.types.inferred(value.name)
-        if not value.type.WhichOneof("value") and inferred is not None:
-            value = onnx.ValueInfoProto(name=value.name, type=inferred)  # declared without a type
-        outputs.append(value_of(value))
-    return tuple(value_of(model.values.inputs[name]) for name in graph.inputs), tuple(outputs)
-
-
-def check_types(values: Iterable[ModelValue]) -> None:
-    """Check that a session supports the types of inputs and outputs.
-
-    Raises:
-        InputError: an optional, or a sequence of sequences.
-    """
-    for value in values:
-        if "optional(" in value.type or "seq(seq(" in value.type:
-            raise InputError(
-                f"{value.name!r} is of type {value.type}, which a session does not support:"
-                " make it a tensor or a sequence of tensors in the model, or leave it out"
-            )
-
-
-def value_of(info: onnx.ValueInfoProto) -> ModelValue:
-    """A graph input or output as onnxruntime lists it, dynamic dimensions still dynamic."""
-    return ModelValue(info.name, type_name(info.type), declared_shape(info.type))

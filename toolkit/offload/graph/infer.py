@@ -92,7 +92,7 @@ class Types:
     def is_sized(self, name: str) -> bool:
         """Whether the value's sizes follow from the inputs' sizes, known here or not.
 
-        False where they depend on data, or on what inference can't follow.
+        False where they depend on data, or where inference fails.
         """
         return self._propagated[0].value(name).sized
 
@@ -183,8 +183,7 @@ def infer_types(
     """Infer the type of every value of the main graph.
 
     Declared types of values between nodes are not used (files are often wrong about them),
-    except for operators that ONNX does not know. Weights are neither copied nor read, but for
-    small ones.
+    except for operators that ONNX does not know. Only small weights are read or copied.
 
     Args:
         proto: the model.

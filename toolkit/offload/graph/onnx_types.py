@@ -1,4 +1,4 @@
-"""Types of ONNX values: element types, shapes, sizes in bytes, and what several types agree on."""
+"""Types of ONNX values: element types, shapes, sizes in bytes, common types."""
 
 import math
 from collections.abc import Iterable, Sequence
