@@ -22,11 +22,9 @@ def bundle_json(bundle: Bundle) -> dict[str, object]:
     }
     if len(bundle.plans) > 1:
         value["plans"] = [plan.to_json() for plan in bundle.plans]
-        value["ranges"] = [interval.to_json() for interval in bundle.ranged.ranges]
+        value["ranges"] = [interval.to_json() for interval in bundle.plan_set.ranges]
         if all(map(bundle.holds, Side)):
-            stored = sizes(bundle)
-            value["together_bytes"] = stored.together_bytes
-            value["separate_bytes"] = stored.separate_bytes
+            value["together_bytes"], value["separate_bytes"] = sizes(bundle)
     return value
 
 
@@ -34,7 +32,7 @@ def plans_sentence(bundle: Bundle) -> str:
     """One line: the plan's reason, or the number of plans and the bandwidths between them."""
     if len(bundle.plans) == 1:
         return bundle.plan.reason
-    borders = [format_bps(interval.high_bps) for interval in bundle.ranged.ranges[:-1]]
+    borders = [format_bps(interval.high_bps) for interval in bundle.plan_set.ranges[:-1]]
     return f"{len(bundle.plans)} plans, changing at {', '.join(borders)} up"
 
 
@@ -43,7 +41,7 @@ def show_plans(output: Output, bundle: Bundle) -> None:
     if len(bundle.plans) == 1:
         return
     rows = []
-    for interval in bundle.ranged.ranges:
+    for interval in bundle.plan_set.ranges:
         plan = bundle.plans[interval.plan]
         tensors = [send.tensor for send in plan.uploads]
         rows.append(
@@ -61,10 +59,10 @@ def show_plans(output: Output, bundle: Bundle) -> None:
         ("up", "plan", "scheme", ">predicted there", ">layers on device", ">sent", "sends"), rows
     )
     if all(map(bundle.holds, Side)):
-        stored = sizes(bundle)
+        together_bytes, separate_bytes = sizes(bundle)
         output.text(
-            f"  parts and weights: {format_bytes(stored.together_bytes)} together,"
-            f" {format_bytes(stored.separate_bytes)} as one bundle per plan"
+            f"  parts and weights: {format_bytes(together_bytes)} together,"
+            f" {format_bytes(separate_bytes)} as one bundle per plan"
         )
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from offload.bundle.bundle import open_bundle
-from offload.bundle.sample_inputs import GivenInputs, ValueRange
+from offload.bundle.sample_inputs import SampleOptions, ValueRange
 from offload.bundle.verify import Check, CutCheck
 from offload.errors import InputError
 from offload.graph.load import load_model
@@ -131,7 +131,7 @@ def _verify_bundle(output: Output, path: Path, options: EngineOptions) -> None:
 
 def parse_inputs(
     texts: Sequence[str], shapes: dict[str, tuple[int, ...]], seed: int
-) -> GivenInputs:
+) -> SampleOptions:
     """Inputs from `in.npz`, `name=16000` and `name=0..99`.
 
     Raises:
@@ -151,7 +151,7 @@ def parse_inputs(
             raise InputError(
                 f"--input {text!r} is not understood: write in.npz, name=16000 or name=0..99"
             ) from None
-    return GivenInputs(arrays, ranges, shapes, seed)
+    return SampleOptions(arrays, ranges, shapes, seed)
 
 
 def _place(result: CutCheck) -> str:

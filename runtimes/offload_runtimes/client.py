@@ -90,7 +90,7 @@ class OffloadSession:
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, (Side.DEVICE,))
         self._name = (path or opened.path).name
         self._inputs = {value.name: value for value in opened.inputs}
-        self._defaults = {default.value.name: default.value for default in opened.defaults}
+        self._defaults = {value.name: value for value in opened.defaults}
         self._outputs = tuple(value.name for value in opened.outputs)
         deadline_s = options.deadline_s
         self._deadline_s = None if deadline_s is None else checked_s("deadline_s", deadline_s)

@@ -198,7 +198,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="offload-adapt-") as name:
         folder = Path(name)
         bundle = made(folder)
-        for reach in bundle.ranged.ranges:
+        for reach in bundle.plan_set.ranges:
             plan = bundle.plans[reach.plan]
             print(f"plan {reach.plan}: {plan.scheme}, below {format_bps(reach.high_bps)}")
         with open_testbed(Link(PHASES_BPS[0], PHASES_BPS[0])) as bed:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from offload.bundle.compare import Tolerances, gap
+from offload.bundle.compare import Tolerances, difference
 from offload.bundle.verify import (
     DEVICE_FILE,
     SERVER_FILE,
@@ -145,7 +145,7 @@ def failure(tool: Tool, case: EdgeCase, folder: Path) -> str:
             return type(error).__name__
         for name, want in expected.items():
             dtype = "float" if want.dtype == np.float32 else str(want.dtype)
-            if gap(want, values[name]) > freedom.limit(dtype, False):
+            if difference(want, values[name]) > freedom.limit(dtype, False):
                 return "wrong answer"
         kept = onnx.load(folder / SERVER_FILE, load_external_data=False).metadata_props
         if list(kept) != list(case.model.metadata_props):

@@ -42,8 +42,8 @@ def rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
     for tensor in graph.initializer:
         tensor.name = names.get(tensor.name, tensor.name)
     for node in graph.node:
-        for held in (node.input, node.output):
-            held[:] = [names.get(name, name) for name in held]
+        for values in (node.input, node.output):
+            values[:] = [names.get(name, name) for name in values]
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 rename(attribute.g, names)

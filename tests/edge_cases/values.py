@@ -23,12 +23,12 @@ plain(
 
 
 def lstm(outputs: str, states: bool) -> tuple[ModelProto, Arrays]:
-    given = "seq, w, r, b, , h0, c0" if states else "seq, w, r"
+    operands = "seq, w, r, b, , h0, c0" if states else "seq, w, r"
     shapes = {"seq": (5, 2, 3), "h0": (1, 2, 4), "c0": (1, 2, 4)}
     inputs = "float[T,N,3] seq" + (", float[1,N,4] h0, float[1,N,4] c0" if states else "")
     model = text(
         f"""g ({inputs}) => (float[1,N,4] hn) {{ scaled = Tanh(seq)
-        {outputs} = LSTM <hidden_size=4> ({given.replace("seq", "scaled")})
+        {outputs} = LSTM <hidden_size=4> ({operands.replace("seq", "scaled")})
         z = Exp(h) hn = Sub(z, h) }}"""
     )
     weights = {"w": (1, 16, 3), "r": (1, 16, 4), "b": (1, 32)}

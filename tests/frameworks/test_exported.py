@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from offload.bundle.batchability import why_alone
-from offload.bundle.compare import gap
-from offload.bundle.sample_inputs import GivenInputs
+from offload.bundle.compare import difference
+from offload.bundle.sample_inputs import SampleOptions
 from offload.bundle.subgraph import Part
 from offload.bundle.verify import distinct_cuts
 from offload.bundle.write import write_bundle
@@ -46,7 +46,7 @@ def assert_close(want: Any, got: Any) -> None:
     assert want.shape == got.shape
     if want.dtype.kind == "f":
         limit = 5e-3 if want.dtype == np.float16 else 1e-5
-        assert gap(want.astype(np.float64), got.astype(np.float64)) <= limit
+        assert difference(want.astype(np.float64), got.astype(np.float64)) <= limit
     else:
         assert np.array_equal(want, got)
 
@@ -65,7 +65,7 @@ def test_all_frameworks_are_here() -> None:
 @pytest.mark.parametrize("path", MODELS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_tried_cut_is_right(path: Path) -> None:
     feeds, answers = kept(path)
-    check = check_of(load_model(path), OPTIONS, GivenInputs(arrays=feeds))
+    check = check_of(load_model(path), OPTIONS, SampleOptions(arrays=feeds))
     whole = opener(OPTIONS)(path, True)(feeds)
     for want, got in zip(answers, whole.values(), strict=True):
         assert_close(want, got)

@@ -10,9 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from offload.bundle.bundle import MANIFEST, PLAN, manifest_digest, open_bundle
+from offload.bundle.bundle import BUNDLE_FORMAT, MANIFEST, PLAN, manifest_digest, open_bundle
 from offload.errors import OffloadError
 from offload.planning.plan import Action, Plan, Segment, Send, Side, Step
+from offload.planning.plan_set import EVERYWHERE
+from offload.records import to_json
 from offload.scheduling.timeline import Timeline
 from offload_runtimes.protocol.tensor_specs import contracts
 
@@ -59,7 +61,15 @@ def _texts() -> Texts:
         name: {"sha256": "0" * 64, "size_bytes": 1, "sides": [side]}
         for name, side in (("device-0.onnx", "device"), ("server-0.onnx", "server"))
     }
-    content = {"format": 1, "inputs": value, "outputs": value, "files": files}
+    content = {
+        "format": BUNDLE_FORMAT,
+        "inputs": value,
+        "outputs": value,
+        "defaults": value,
+        "plans": [PLAN],
+        "ranges": to_json(EVERYWHERE),
+        "files": files,
+    }
     return Texts(json.dumps(content).encode(), json.dumps(_plan().to_json()).encode())
 
 

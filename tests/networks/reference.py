@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from offload.bundle.compare import Tolerances, gap
+from offload.bundle.compare import Tolerances, difference
 from offload.graph.load import load_model
 
 from tests.networks.counting import count
@@ -64,7 +64,7 @@ def main(folder: Path) -> None:
             arrays[name] = value.astype(str) if value.dtype == object else value
         else:
             others[name] = value
-        own = gap(value, optimised[name])
+        own = difference(value, optimised[name])
         own = own if np.isfinite(own) else 0.0
         dtype = dtype_of(value)
         limits[name] = [freedom.limit(dtype, False), freedom.limit(dtype, True, own)]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from offload.bundle.compare import gap
+from offload.bundle.compare import difference
 
 from tests.networks.files import NotMadeError, files_of
 from tests.networks.networks import Network
@@ -291,7 +291,7 @@ class Trial:
         for name, want in self.expected.items():
             if name not in answers:
                 return f"output {name!r} is missing"
-            found, limit = gap(want, answers[name]), self.limits[name][optimized]
+            found, limit = difference(want, answers[name]), self.limits[name][optimized]
             if not found <= limit:
                 return f"output {name!r} is off by {found:.2g}, allowed are {limit:.2g}"
         return ""

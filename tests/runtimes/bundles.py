@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -17,7 +18,7 @@ from offload.bundle.bundle import (
     open_bundle,
 )
 from offload.planning.plan import Action, Plan, Segment, Send, Side, Step
-from offload.planning.plan_set import PlanSet
+from offload.planning.plan_set import EVERYWHERE, PlanSet
 from offload.records import to_json
 from offload.scheduling.timeline import Timeline
 from offload_runtimes.engine import load
@@ -60,9 +61,9 @@ def write(
     steps: Iterable[tuple[str, str]],
     uploads: Iterable[Send],
     downloads: Iterable[str],
-    batch: Mapping[str, str] | None = None,
+    why_alone: Mapping[str, str] = MappingProxyType({}),
 ) -> Made:
-    """Write the files, the plan and the manifest; `batch` as `Bundle.batch`."""
+    """Write the files, the plan and the manifest; `why_alone` by part, as in `BundleFile`."""
     folder.mkdir(parents=True)
     parts = list(parts)
     plan = Plan(
@@ -83,7 +84,7 @@ def write(
     for part, proto in parts:
         onnx.save(proto, folder / part.file)
         sides[part.file] = (part.side,)
-    _seal(folder, whole, sides, batch)
+    _seal(folder, whole, sides, why_alone)
     return Made(open_bundle(folder, tuple(Side)), whole)
 
 
@@ -91,19 +92,22 @@ def _seal(
     folder: Path,
     whole: onnx.ModelProto,
     sides: dict[str, tuple[Side, ...]],
-    batch: Mapping[str, str] | None,
+    why_alone: Mapping[str, str],
 ) -> None:
     engine = load(whole.SerializeToString())
     content = {
         "format": BUNDLE_FORMAT,
         "inputs": to_json(engine.inputs),
         "outputs": to_json(engine.outputs),
-        **({} if batch is None else {"batch": dict(batch)}),
+        "defaults": [],
+        "plans": [PLAN],
+        "ranges": to_json(EVERYWHERE),
         "files": {
             name: {
                 "sha256": file_digest(folder / name),
                 "size_bytes": (folder / name).stat().st_size,
                 "sides": [side.value for side in needed],
+                "why_alone": why_alone.get(Path(name).stem, "not checked"),
             }
             for name, needed in sides.items()
         },
@@ -159,7 +163,7 @@ def branches(
     parts.append((segment("server-0", Side.SERVER, names, ["y"]), server))
     steps = [step for i in range(count) for step in (("run", f"device-{i}"), ("send", names[i]))]
     uploads = [Send(name, 4 * width, encoding) for name in names]
-    apart = {"server-0": ""} if isinstance(batch, str) else None
+    apart = {"server-0": ""} if isinstance(batch, str) else {}
     return write(folder, whole, parts, steps, uploads, ["y"], apart)
 
 
@@ -204,4 +208,4 @@ def on_one_side(folder: Path, side: Side) -> Made:
 def with_plan(made: Made, **changes: object) -> Bundle:
     """The same bundle with another plan in memory, its files unchanged."""
     plan = replace(made.bundle.plan, **changes)  # type: ignore[arg-type]
-    return replace(made.bundle, ranged=PlanSet((plan,)))
+    return replace(made.bundle, plan_set=PlanSet((plan,)))

@@ -59,9 +59,9 @@ def situations(draw: st.DrawFn, max_layers: int = 8) -> tuple[Graph, Costs]:
 def closed_sets(graph: Graph) -> list[frozenset[int]]:
     """Every down-closed set of layers, by brute force."""
     count = len(graph.layers)
-    found = []
+    closed = []
     for bits in range(1 << count):
         chosen = frozenset(i for i in range(count) if bits >> i & 1)
         if all(p in chosen for layer in chosen for p in graph.predecessors[layer]):
-            found.append(chosen)
-    return found
+            closed.append(chosen)
+    return closed

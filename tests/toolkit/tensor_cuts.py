@@ -1,4 +1,4 @@
-"""Cut a model at tensors straight from the file: without layers, costs or a plan."""
+"""Cut a model at tensors by name, without layers, costs or a plan."""
 
 from collections.abc import Iterable
 
@@ -19,28 +19,30 @@ def parts_at(model: Model, tensors: Iterable[str]) -> dict[str, Part]:
     """
     values = model.values
     device: set[int] = set()
-    wanted = set(tensors)
+    before = set(tensors)
     known = values.producer.keys() | values.inputs.keys() | values.initializers.keys()
-    for name in wanted:
+    for name in before:
         if name not in known | values.sparse.keys():
             raise InputError(f"the model has no tensor {name!r} to cut at")
-    needed, rest = set(values.outputs), []
+    needed, server = set(values.outputs), []
     for index in reversed(values.order):
         if index in values.constant:
             continue
-        if not wanted.isdisjoint(values.produces[index]):
+        if not before.isdisjoint(values.produces[index]):
             device.add(index)
-            wanted.update(values.consumes[index])
+            before.update(values.consumes[index])
         elif not needed.isdisjoint(values.produces[index]):
-            rest.append(index)
+            server.append(index)
             needed.update(values.consumes[index])
-    made = [name for index in sorted(device) for name in values.produces[index] if name in needed]
-    given = [name for name in values.inputs if name in wanted]
-    later = {name for index in rest for name in values.consumes[index]}
+    outputs = [
+        name for index in sorted(device) for name in values.produces[index] if name in needed
+    ]
+    inputs = [name for name in values.inputs if name in before]
+    later = {name for index in server for name in values.consumes[index]}
     later.update(name for name in values.outputs if name in values.inputs)
-    crosses = [name for name in (*values.inputs, *made) if name in later]
-    answers = [name for name in values.outputs if name not in set(made)]
+    crossing = [name for name in (*values.inputs, *outputs) if name in later]
+    server_outputs = [name for name in values.outputs if name not in set(outputs)]
     return {
-        DEVICE_FILE: Part(tuple(sorted(device)), tuple(given), tuple(made)),
-        SERVER_FILE: Part(tuple(sorted(rest)), tuple(crosses), tuple(answers)),
+        DEVICE_FILE: Part(tuple(sorted(device)), tuple(inputs), tuple(outputs)),
+        SERVER_FILE: Part(tuple(sorted(server)), tuple(crossing), tuple(server_outputs)),
     }

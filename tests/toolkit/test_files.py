@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 from offload.errors import InputError
-from offload.files import staged_file, staged_folder, write_text
+from offload.files import staged_file, staged_folder, temporary_folder, write_text
 
 
 def write_half(path: Path) -> None:
@@ -14,6 +14,15 @@ def write_half(path: Path) -> None:
 def write_half_a_folder(path: Path) -> None:
     with staged_folder(path) as staged:
         (staged / "a").write_text("half")
+        raise OSError(28, "full")
+
+
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    for write in (write_half, write_half_a_folder):
+        with pytest.raises(OSError, match="full") as caught:
+            write(tmp_path / "a")
+        assert caught.value.filename == str(tmp_path)
+    with pytest.raises(InputError, match="folder for temporary files"), temporary_folder():
         raise OSError(28, "full")
 
 

@@ -7,8 +7,6 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
 
 from offload.errors import InputError
 
@@ -87,6 +85,9 @@ def staged_folder(path: Path) -> Iterator[Path]:
                 shutil.rmtree(old, ignore_errors=True)
         else:
             staged.rename(path)
+    except OSError as error:
+        _add_folder(error, path.parent)
+        raise
     finally:
         shutil.rmtree(staged, ignore_errors=True)
 
@@ -103,7 +104,7 @@ def temporary_folder() -> Iterator[Path]:
             yield Path(name)
         except (OSError, InputError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                is_full = str(error.filename or "").startswith(name)
+                is_full = str(error.filename or name).startswith(name)
             else:
                 is_full = shutil.disk_usage(name).free < _FULL_BYTES
             if not is_full:
@@ -114,9 +115,9 @@ def temporary_folder() -> Iterator[Path]:
             ) from error
 
 
-def _add_folder(error: BaseException | None, folder: Path) -> None:
+def _add_folder(error: OSError, folder: Path) -> None:
     """Add the folder to an error of the operating system that names no file."""
-    if isinstance(error, OSError) and error.filename is None:
+    if error.errno is not None and error.filename is None:
         error.filename = str(folder)
 
 
@@ -129,44 +130,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-class AtomicFiles:
-    """Write several files of one folder atomically: all are renamed at the end, or all removed."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._open: dict[str, BinaryIO] = {}
-
-    def file(self, name: str) -> BinaryIO:
-        """The file that gets the name `name`, open for writing; opened on the first call."""
-        if name not in self._open:
-            self._open[name] = self._temporary(name).open("w+b")
-        return self._open[name]
-
-    def paths(self) -> tuple[Path, ...]:
-        """The final paths, in order of creation."""
-        return tuple(self._folder / name for name in self._open)
-
-    def _temporary(self, name: str) -> Path:
-        return self._folder / f".{name}.{os.getpid()}.part"
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        _add_folder(error, self._folder)
-        try:
-            for file in self._open.values():
-                file.close()  # may fail on a full disk
-            if kind is None:
-                for name in self._open:
-                    self._temporary(name).replace(self._folder / name)
-        finally:
-            for name in self._open:
-                self._temporary(name).unlink(missing_ok=True)

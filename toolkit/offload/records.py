@@ -142,9 +142,9 @@ def read_version(kind: type[T], value: object, version: int, *, name: str, remed
 
     Args:
         kind: the dataclass.
-        value: what was saved.
+        value: the saved object.
         version: the format number that is read.
-        name: what it is, for messages: `profile`.
+        name: its name in messages: `profile`.
         remedy: how to make a new one, for messages.
 
     Raises:
@@ -164,7 +164,7 @@ def read_object(path: Path, kind: str, verb: str) -> dict[str, Any]:
 
     Args:
         path: the file.
-        kind: what the file should be, for error messages: `profile`.
+        kind: the expected kind of file, for error messages: `profile`.
         verb: the command that writes it: `offload profile -o`.
 
     Raises:

@@ -5,13 +5,16 @@ Internally every quantity is a float or int in the base unit, with the unit in i
 """
 
 import re
+from collections.abc import Mapping
 
 from offload.errors import InputError
 
-_RATE = {"bit/s": 1.0, "bps": 1.0, "b/s": 8.0}
-_PREFIX = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
-_DURATION = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0}
-_NUMBER = r"\s*(\d+(?:\.\d*)?|\.\d+)\s*"
+_PREFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "m": 1e6, "M": 1e6, "g": 1e9, "G": 1e9}
+_BIT_RATES = {"bit/s": 1.0, "bps": 1.0, "Bit/s": 1.0, "BPS": 1.0, "B/s": 8.0}
+_RATES = {p + unit: n * scale for p, n in _PREFIXES.items() for unit, scale in _BIT_RATES.items()}
+_DURATIONS = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "min": 60.0}
+_BYTES = {f"{prefix}B": scale for prefix, scale in _PREFIXES.items()}
+_ENERGIES = {"mJ": 1e-3, "J": 1.0}
 
 
 def parse_rate_bps(text: str) -> float:
@@ -20,10 +23,7 @@ def parse_rate_bps(text: str) -> float:
     Raises:
         InputError: not a positive number with a unit of rate.
     """
-    match = re.fullmatch(_NUMBER + r"([kKmMgG]?)(bit/s|bps|B/s|Bit/s|BPS)\s*", text)
-    if not match or float(match[1]) <= 0:
-        raise InputError(f"rate {text!r} is not understood: write it like '20 Mbit/s'")
-    return float(match[1]) * _PREFIX[match[2].lower()] * _RATE[match[3].lower()]
+    return _parse("rate", text, _RATES, "20 Mbit/s", positive=True)
 
 
 def parse_duration_s(text: str) -> float:
@@ -32,10 +32,7 @@ def parse_duration_s(text: str) -> float:
     Raises:
         InputError: not a number with a unit of time.
     """
-    match = re.fullmatch(_NUMBER + r"(s|ms|us|µs|min)\s*", text)
-    if not match:
-        raise InputError(f"duration {text!r} is not understood: write it like '10 ms'")
-    return float(match[1]) * _DURATION[match[2]]
+    return _parse("duration", text, _DURATIONS, "10 ms")
 
 
 def parse_bytes(text: str) -> float:
@@ -44,10 +41,7 @@ def parse_bytes(text: str) -> float:
     Raises:
         InputError: not a number with a unit of size.
     """
-    match = re.fullmatch(_NUMBER + r"([kKmMgG]?)B\s*", text)
-    if not match:
-        raise InputError(f"size {text!r} is not understood: write it like '64 MB'")
-    return float(match[1]) * _PREFIX[match[2].lower()]
+    return _parse("size", text, _BYTES, "64 MB")
 
 
 def parse_energy_j(text: str) -> float:
@@ -56,10 +50,16 @@ def parse_energy_j(text: str) -> float:
     Raises:
         InputError: not a number with a unit of energy.
     """
-    match = re.fullmatch(_NUMBER + r"(mJ|J)\s*", text)
-    if not match:
-        raise InputError(f"energy {text!r} is not understood: write it like '250 mJ'")
-    return float(match[1]) * (1e-3 if match[2] == "mJ" else 1.0)
+    return _parse("energy", text, _ENERGIES, "250 mJ")
+
+
+def _parse(
+    quantity: str, text: str, units: Mapping[str, float], example: str, positive: bool = False
+) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([a-zA-Zµ/]+)\s*", text)
+    if not match or match[2] not in units or (positive and float(match[1]) <= 0):
+        raise InputError(f"{quantity} {text!r} is not understood: write it like {example!r}")
+    return float(match[1]) * units[match[2]]
 
 
 def format_s(seconds: float) -> str:

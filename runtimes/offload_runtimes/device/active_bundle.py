@@ -274,7 +274,7 @@ class ActiveBundle:
 
 def _signature(bundle: Bundle) -> tuple[tuple[ModelValue, ...], ...]:
     """The inputs and outputs that a caller of `run` relies on."""
-    return bundle.inputs, bundle.outputs, tuple(default.value for default in bundle.defaults)
+    return bundle.inputs, bundle.outputs, bundle.defaults
 
 
 def _mark(path: Path) -> object:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from offload.bundle.bundle import ModelValue
+from offload.bundle.bundle import DTYPES, ModelValue
 from offload.errors import DeadlineError, InputError
 from offload.units import format_s
 
@@ -25,7 +25,7 @@ from offload_runtimes.engine.options import (
     session_options,
 )
 from offload_runtimes.engine.timer import ALARM
-from offload_runtimes.engine.values import DTYPES, Array
+from offload_runtimes.engine.values import Array
 
 # Where ORT looks for the external data of a model that is given as bytes.
 _EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -149,7 +149,7 @@ class Engine:
             return results
         # Here all inputs must be OrtValues, and all outputs are.
         for name in feeds:
-            if known[name].type not in values.DTYPES:
+            if known[name].type not in DTYPES:
                 raise self._beside_carried(known[name])
         for output in self.outputs:
             if output.name in names and not output.type.startswith("tensor("):

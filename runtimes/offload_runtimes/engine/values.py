@@ -12,31 +12,20 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
-from offload.bundle.bundle import ModelValue
+from offload.bundle.bundle import DTYPES, ModelValue
 from offload.errors import InputError
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
-_PLAIN = {
-    "float": "float32",
-    "double": "float64",
-    "float16": "float16",
-    "bool": "bool",
-    **{f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)},
-}
-# Carried as another dtype: the carrier and ONNX's number of the type (TensorProto.DataType).
+# Types that are carried as another dtype, with ONNX's numbers of them (TensorProto.DataType).
 _CARRIED = {
-    "bfloat16": ("uint16", 16),
-    "float8e4m3fn": ("uint8", 17),
-    "float8e4m3fnuz": ("uint8", 18),
-    "float8e5m2": ("uint8", 19),
-    "float8e5m2fnuz": ("uint8", 20),
-    "uint4": ("uint8", 21),
-    "int4": ("int8", 22),
-}
-DTYPES: Mapping[str, np.dtype[Any]] = {
-    f"tensor({name})": np.dtype(dtype)
-    for name, dtype in {**_PLAIN, **{n: c for n, (c, _) in _CARRIED.items()}}.items()
+    "bfloat16": 16,
+    "float8e4m3fn": 17,
+    "float8e4m3fnuz": 18,
+    "float8e5m2": 19,
+    "float8e5m2fnuz": 20,
+    "uint4": 21,
+    "int4": 22,
 }
 TEXT = "tensor(string)"
 UNKNOWN = "unknown"  # the type of an output that the model does not declare
@@ -177,7 +166,7 @@ def _carrier(array: Array, name: str) -> Array | None:
     """An array of ml_dtypes, or its bytes as `np.load` returns them, as its carrier."""
     if name not in _CARRIED or array.dtype.kind != "V" or array.dtype.names is not None:
         return None
-    dtype = np.dtype(_CARRIED[name][0])
+    dtype = DTYPES[f"tensor({name})"]
     own = array.dtype.name
     if array.dtype.itemsize != dtype.itemsize:
         return None
@@ -253,7 +242,7 @@ def to_ort(array: Array, ort_type: str) -> ort.OrtValue:
         packed: Array = padded[0::2] | (padded[1::2] << 4)
     else:
         packed = array
-    value = ort.OrtValue.ortvalue_from_shape_and_type(list(array.shape), _CARRIED[name][1])
+    value = ort.OrtValue.ortvalue_from_shape_and_type(list(array.shape), _CARRIED[name])
     ctypes.memmove(value.data_ptr(), packed.ctypes.data, packed.nbytes)
     return value
 
@@ -264,7 +253,7 @@ def from_ort(value: ort.OrtValue) -> Array:
     if name not in _CARRIED:
         array: Array = value.numpy()
         return array
-    shape, dtype = tuple(value.shape()), np.dtype(_CARRIED[name][0])
+    shape, dtype = tuple(value.shape()), DTYPES[f"tensor({name})"]
     count = int(np.prod(shape))
     is_four_bit = name.endswith("int4")
     size_bytes = (count + 1) // 2 if is_four_bit else count * dtype.itemsize

@@ -14,10 +14,10 @@ from types import MappingProxyType
 from typing import Any
 
 from offload.bundle.bundle import Bundle
-from offload.bundle.compare import Tolerances, gap
+from offload.bundle.compare import Tolerances, difference
 from offload.bundle.engine_input import whole_input
 from offload.bundle.model_inputs import inputs_of
-from offload.bundle.sample_inputs import GivenInputs, sample
+from offload.bundle.sample_inputs import SampleOptions, sample
 from offload.errors import BundleError, InputError
 from offload.files import write_text
 from offload.graph.load import Model
@@ -110,14 +110,14 @@ def prove(
     engine = opener(EngineOptions(optimize=False))
     whole_model = engine(whole_input(model), False)
     feeds, inputs = None, inputs_of(model)
-    for sizes in (GivenInputs(), GivenInputs(shapes=shapes)):
+    for sizes in (SampleOptions(), SampleOptions(shapes=shapes)):
         with contextlib.suppress(InputError):
             feeds = sample(inputs, whole_model, sizes, 1)[0]
             break
     if feeds is None:
         return ()
     plain, again = whole_model(feeds), whole_model(feeds)
-    if any(gap(plain[name], again[name]) for name in plain):
+    if any(difference(plain[name], again[name]) for name in plain):
         return ()  # its outputs are random: nothing can be repeated
     del whole_model  # one copy of the weights at a time
     optimized = engine(whole_input(model), True)(feeds)
@@ -130,7 +130,9 @@ def prove(
         fast = outputs_of(run_segments(plan, feeds, EngineOptions()))
         exact_gap = max(exact_gap, _compare(model, plan, plain, outputs, None))
         optimized_gap = max(optimized_gap, _compare(model, plan, optimized, fast, plain))
-        inner_gap = max(inner_gap, *(gap(want, fast[name]) for name, want in outputs.items()), 0.0)
+        inner_gap = max(
+            inner_gap, *(difference(want, fast[name]) for name, want in outputs.items()), 0.0
+        )
         proofs += segments
     numeric = of_numbers(each_once(proofs))
     if not numeric:
@@ -227,8 +229,8 @@ def _compare(
         if value.name not in outputs:
             continue  # an input passed through: the caller has it already
         want, dtype = whole[value.name], value.type[len("tensor(") : -1]
-        own = 0.0 if plain is None else gap(plain[value.name], want, dtype)
-        apart = gap(want, outputs[value.name], dtype)
+        own = 0.0 if plain is None else difference(plain[value.name], want, dtype)
+        apart = difference(want, outputs[value.name], dtype)
         if is_encoded:  # the user allows an error, measured on other inputs
             apart = min(apart, 1.0)
         elif apart > tolerances.limit(dtype, plain is not None, own):

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from offload.bundle.bundle import Bundle
 from offload.bundle.compare import difference
-from offload.bundle.sample_inputs import GivenInputs, ModelInputs, sample
+from offload.bundle.sample_inputs import ModelInputs, SampleOptions, sample
 from offload.errors import BundleError, InputError
 from offload.files import write_bytes
 from offload.planning.plan import Side
@@ -131,7 +131,7 @@ def make_proof(bundle: Bundle) -> Proof:
             proofs.extend(run_segments(bundle.only(number), feeds, EngineOptions()))
 
     advice = "split the model again with sizes for its inputs, --shape NAME=SIZES"
-    sample(ModelInputs(bundle.inputs), run, GivenInputs(seed=_SEED), 1, advice)
+    sample(ModelInputs(bundle.inputs), run, SampleOptions(seed=_SEED), 1, advice)
     numeric = of_numbers(each_once(proofs))
     if not numeric:
         raise InputError(

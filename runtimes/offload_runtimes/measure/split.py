@@ -6,8 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from offload.bundle.bundle import Bundle
+from offload.bundle.model_inputs import signature
 from offload.bundle.sample_inputs import open_sizes_sentence
-from offload.bundle.write import check_types, signature, write_plans
+from offload.bundle.write import write_bundle
 from offload.costs.encoding_table import EncodingTable
 from offload.costs.encodings import EncodingPolicy
 from offload.costs.link import Link
@@ -241,7 +242,7 @@ def write_split(
 ) -> Bundle:
     """Plan from prepared inputs and write the bundle; as `split`."""
     request, model, graph = prepared.request, prepared.model, prepared.graph
-    check_types(value for values in signature(model, graph) for value in values)
+    signature(model, graph)  # raises an error for types that a session does not support
     cut = cut_at_names(model, graph, request.cut) if request.cut else None
     if cut is not None and not cut.device:
         raise InputError(
@@ -280,9 +281,9 @@ def write_split(
     if was_run or model.path.stat().st_size + model.outside_bytes <= _PROVED_BYTES:
         progress(f"writing {target}")
         proof = partial(prove, model, shapes=request.shapes or {})
-        return write_plans(model, graph, plans, target, types, proof)
+        return write_bundle(model, graph, plans, target, types, proof)
     progress(f"writing {target} without a proof, which would have to run the whole model")
-    return write_plans(model, graph, plans, target, types)
+    return write_bundle(model, graph, plans, target, types)
 
 
 def encoding_selector(

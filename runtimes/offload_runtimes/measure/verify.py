@@ -4,10 +4,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from offload.bundle.engine_input import EngineInput, part_input, whole_input
+from offload.bundle.engine_input import EngineInput, whole_input, with_inner_outputs
 from offload.bundle.model_inputs import inputs_of
-from offload.bundle.sample_inputs import Feeds, GivenInputs, sample
-from offload.bundle.subgraph import part_of
+from offload.bundle.sample_inputs import Feeds, SampleOptions, sample
 from offload.bundle.verify import Check, Opener, Runner, distinct_cuts
 from offload.files import temporary_folder
 from offload.graph.load import Model
@@ -49,9 +48,8 @@ def missing_types(model: Model, graph: Graph) -> dict[str, Tensor]:
     unknown = [name for name in unknown if types.can_cross(name)]
     if not unknown:
         return {}
-    whole = part_of(graph, range(len(graph.layers)), unknown)
     with temporary_folder() as folder:
-        values = tensor_types(part_input(model, whole, folder / "whole.onnx"))
+        values = tensor_types(with_inner_outputs(model, unknown, folder / "whole.onnx"))
     tensors = {}
     for name in unknown:
         kind, shape = values[name].type, values[name].shape
@@ -64,7 +62,7 @@ def missing_types(model: Model, graph: Graph) -> dict[str, Tensor]:
 def check_of(
     model: Model,
     options: EngineOptions,
-    inputs: GivenInputs | None = None,
+    inputs: SampleOptions | None = None,
     machine: Machine = THIS_MACHINE,
 ) -> Check:
     """The check of a model's cuts: its layers, its types, and inputs that it accepts.
@@ -76,7 +74,7 @@ def check_of(
     graph = read_graph(model)
     whole = engine(whole_input(model), False) if model.path else None
     accepts: Runner = whole or (lambda _: {})
-    samples = sample(inputs_of(model), accepts, inputs or GivenInputs(), _SETS_OF_INPUTS)
+    samples = sample(inputs_of(model), accepts, inputs or SampleOptions(), _SETS_OF_INPUTS)
     return Check(model, graph, engine, samples, missing_types(model, graph))
 
 

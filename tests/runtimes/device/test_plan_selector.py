@@ -149,7 +149,7 @@ def test_no_changes_on_a_steady_link(bundle: Bundle, seed: int, rate_bps: float)
     before = world.changes
     world.run(30)
     assert world.changes == before
-    assert world.selector.plan == bundle.ranged.at(rate_bps)
+    assert world.selector.plan == bundle.plan_set.at(rate_bps)
 
 
 @pytest.mark.parametrize("seed", range(3))

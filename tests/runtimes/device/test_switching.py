@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from offload.bundle.bundle import Bundle
-from offload.bundle.write import write_plans
+from offload.bundle.write import write_bundle
 from offload.costs.link import Link
 from offload.errors import InputError
 from offload.graph.load import load_model
@@ -62,7 +62,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     found = ranged_over(graph, 0.02 if request.param == "local" else 0.2)
     plans = [plan for plan in found.plans if plan.scheme in (request.param, "cloud")]
     ranges = (BandwidthRange(0.0, 5e5, HERE), BandwidthRange(5e5, math.inf, FAR))
-    return write_plans(model, graph, PlanSet(tuple(plans), ranges), folder / "b")
+    return write_bundle(model, graph, PlanSet(tuple(plans), ranges), folder / "b")
 
 
 @pytest.fixture(scope="module")

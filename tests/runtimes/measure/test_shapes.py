@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from offload.bundle.model_inputs import inputs_of
-from offload.bundle.sample_inputs import GivenInputs, sample
+from offload.bundle.sample_inputs import SampleOptions, sample
 from offload.graph.infer import infer_types
 from offload.graph.load import Model, load_model
 from offload_runtimes.engine import EngineOptions, load
@@ -21,7 +21,7 @@ EXPORTED = sorted((Path(__file__).parents[2] / "frameworks" / "exported").rglob(
 def compare(model: Model, path: Path, arrays: Arrays | None = None) -> set[str]:
     """Check that inferred sizes are right where known; gives the fixed ones that are not known."""
     engine = load(path, EngineOptions(optimize=False))
-    caller = GivenInputs(arrays or {})
+    caller = SampleOptions(arrays or {})
     feeds = sample(inputs_of(model), lambda feeds: engine.run(None, feeds), caller, 1)[0]
     given = {name: np.shape(feeds[name]) for name in model.values.inputs}
     types = infer_types(model.proto, model.values, model.weights, given)

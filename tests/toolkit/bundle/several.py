@@ -1,4 +1,4 @@
-"""A bundle of several plans, as a sweep of links makes it: local, split, all on the server."""
+"""A bundle with three plans from a sweep of links: local, split, all on the server."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 from offload.bundle.bundle import Bundle
-from offload.bundle.write import write_plans
+from offload.bundle.write import write_bundle
 from offload.costs.link import Link
 from offload.costs.profile import LayerCost, Profile
 from offload.graph.load import Model, load_model
@@ -25,7 +25,7 @@ LINKS = parse_links("0.01..1000 Mbit/s", Link(1e6, 1e6, 0.001, 0.001), 13)
 
 
 def funnel(path: Path, rows: int | str = 4) -> Path:
-    """x -> t0 ... -> y, of which t0 is narrow: products and their tanh by turns."""
+    """A chain of products, each followed by a tanh: x -> t0 -> ... -> y; t0 is the smallest."""
     random = np.random.default_rng(5)
     count = len(WIDTHS) - 1
     nodes, names = [], ["x", *(f"t{i}" for i in range(count - 1)), "y"]
@@ -49,7 +49,7 @@ def funnel(path: Path, rows: int | str = 4) -> Path:
 
 
 def ranged_over(graph: Graph, device_s: float = 20e-3, server_s: float = 1e-3) -> PlanSet:
-    """The plans of a sweep, every layer taking as long as the others."""
+    """The plans of a sweep if all layers take the same time."""
 
     def profile(seconds: float) -> Profile:
         costs = tuple(LayerCost(layer.name, seconds, seconds, seconds) for layer in graph.layers)
@@ -62,8 +62,8 @@ def ranged_over(graph: Graph, device_s: float = 20e-3, server_s: float = 1e-3) -
 
 
 def swept(folder: Path, prove: Prove = lambda *_: (), device_s: float = 20e-3) -> Bundle:
-    """The funnel's bundle, in a folder that the model is in too; `prove` may add a proof."""
+    """The bundle of `funnel`, written next to its model; `prove` may add a proof."""
     model = load_model(funnel(folder / "net.onnx"))
     graph = read_graph(model)
-    ranged = ranged_over(graph, device_s)
-    return write_plans(model, graph, ranged, folder / "b", {}, partial(prove, model))
+    plan_set = ranged_over(graph, device_s)
+    return write_bundle(model, graph, plan_set, folder / "b", {}, partial(prove, model))

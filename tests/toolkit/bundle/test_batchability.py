@@ -1,4 +1,4 @@
-"""Rows that are said to stay apart give the same together as alone; edge cases are recognised."""
+"""Rows that may run together give the same results as alone; nodes that mix rows are detected."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from offload.bundle.batchability import why_alone
-from offload.bundle.compare import gap
+from offload.bundle.compare import difference
 from offload.bundle.subgraph import Part
 from offload.errors import InputError
 from offload.graph.load import load_model
@@ -65,7 +65,7 @@ def node(op: str, reads: str, makes: str, **attributes: Any) -> NodeProto:
 
 
 def model(nodes: Sequence[NodeProto], *outputs: str, opset: int = 17) -> ModelProto:
-    """The nodes on those of the inputs and weights that they read."""
+    """A model of these nodes, with the inputs and weights that they read."""
     read = {name for one in nodes for name in one.input}
     graph = helper.make_graph(
         nodes,
@@ -74,12 +74,12 @@ def model(nodes: Sequence[NodeProto], *outputs: str, opset: int = 17) -> ModelPr
         [helper.make_value_info(name, onnx.TypeProto()) for name in outputs],
         [numpy_helper.from_array(a, n) for n, a in WEIGHTS.items() if n in read],
     )
-    made = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", opset)])
-    known = onnx.shape_inference.infer_shapes(made).graph
+    proto = helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", opset)])
+    known = onnx.shape_inference.infer_shapes(proto).graph
     types = {value.name: value.type.tensor_type.elem_type for value in known.output}
-    for value in made.graph.output:
+    for value in proto.graph.output:
         value.type.tensor_type.elem_type = types[value.name] or TensorProto.FLOAT
-    return made
+    return proto
 
 
 def verdict(proto: ModelProto) -> str:
@@ -90,10 +90,9 @@ def verdict(proto: ModelProto) -> str:
 
 
 def mixing(proto: ModelProto, seed: int, counts: Sequence[int] = (1, 2, 1)) -> float:
-    """How far rows together are from groups of so many rows alone.
+    """Largest difference between one run of all rows and a run for each group of `counts` rows.
 
-    InputError when the model cannot even take these groups alone; infinite when it cannot take
-    them together.
+    Infinite if the model refuses all rows together; InputError if it refuses a group.
     """
     engine, rng = load(proto.SerializeToString()), np.random.default_rng(seed)
     groups = [
@@ -110,10 +109,10 @@ def mixing(proto: ModelProto, seed: int, counts: Sequence[int] = (1, 2, 1)) -> f
     except InputError:
         return np.inf
     shapes = [{array.shape[1:] for array in arrays} for arrays in zip(*alone, strict=True)]
-    if any(len(found) > 1 for found in shapes) or any(a.ndim == 0 for one in alone for a in one):
+    if any(len(sizes) > 1 for sizes in shapes) or any(a.ndim == 0 for one in alone for a in one):
         return np.inf
-    wanted = [np.concatenate(arrays) for arrays in zip(*alone, strict=True)]
-    return max(gap(want, got) for want, got in zip(wanted, together, strict=True))
+    separate = [np.concatenate(arrays) for arrays in zip(*alone, strict=True)]
+    return max(difference(want, got) for want, got in zip(separate, together, strict=True))
 
 
 APART: Mapping[str, list[NodeProto]] = {
@@ -239,8 +238,8 @@ def test_rows_stay_apart(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", list(MIXED))
-def test_traps_are_seen(name: str) -> None:
-    """Each of them really does answer otherwise when rows run together."""
+def test_mixing_rows_is_detected(name: str) -> None:
+    """Each of these models gives other results when rows run together."""
     proto = model(MIXED[name], "y", opset=11 if name.endswith("old") else 17)
     assert verdict(proto)
     assert mixing(proto, 1) > TOLERANCE
@@ -264,11 +263,11 @@ NARROW: Mapping[str, list[NodeProto]] = {
 
 
 @pytest.mark.parametrize("name", list(NARROW))
-def test_what_is_not_certain_is_refused(name: str) -> None:
+def test_uncertain_nodes_are_refused(name: str) -> None:
     assert verdict(model(NARROW[name], "y"))
 
 
-def test_it_says_what_is_wrong() -> None:
+def test_the_reason_is_named() -> None:
     assert verdict(model(MIXED["CumSum axis 0"], "y")) == "CumSum 'CumSum-y' may mix rows"
     fixed = model(APART["Gemm"], "y")
     fixed.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
@@ -281,7 +280,7 @@ def test_it_says_what_is_wrong() -> None:
     assert "too old" in verdict(model(APART["Softmax"], "y", opset=6))
 
 
-def test_a_default_is_no_constant() -> None:
+def test_a_default_is_not_a_constant() -> None:
     """A caller may override it, so its numbers prove nothing."""
     proto = model(APART["Reshape 0 -1"], "y")
     assert not verdict(proto)
@@ -336,7 +335,7 @@ def attributes(op: str, draw: st.DrawFn) -> dict[str, object]:
 
 @st.composite
 def chains(draw: st.DrawFn) -> ModelProto:
-    """A few random nodes on top of each other, those that ONNX itself refuses left out."""
+    """A chain of random nodes, without those that ONNX refuses."""
     values, nodes = [draw(st.sampled_from([*INPUTS]))], list[NodeProto]()
     if draw(st.booleans()):
         values.append(draw(st.sampled_from([*INPUTS])))
@@ -345,8 +344,8 @@ def chains(draw: st.DrawFn) -> ModelProto:
         reads = [draw(st.sampled_from(values))]
         for place in range(1, count):
             stored = WHOLE if op in SECOND_WHOLE or place > 2 else NUMERIC
-            made = draw(st.integers(0, 3)) == 0
-            reads.append(draw(st.sampled_from(values if made else stored)))
+            is_computed = draw(st.integers(0, 3)) == 0
+            reads.append(draw(st.sampled_from(values if is_computed else stored)))
         makes = f"v{number}" + {"Split": f" o{number}", "TopK": f" o{number}"}.get(op, "")
         makes += f" s{number} z{number}" if op == "DynamicQuantizeLinear" else ""
         one = node(op, " ".join(reads), makes, **attributes(op, draw))
@@ -363,7 +362,7 @@ def chains(draw: st.DrawFn) -> ModelProto:
 
 @settings(max_examples=400, deadline=None)
 @given(chains(), st.integers(0, 1000))
-def test_what_is_said_to_stay_apart_does(proto: ModelProto, seed: int) -> None:
+def test_rows_that_may_run_together_give_equal_results(proto: ModelProto, seed: int) -> None:
     if verdict(proto):
         return
     try:

@@ -1,4 +1,4 @@
-"""The nodes that encode and decode do what the registry says, on every operator set."""
+"""Nodes that encode and decode compute what the registry declares, on every operator set."""
 
 from typing import Any
 
@@ -33,34 +33,34 @@ def send_of(encoding: Encoding, array: Array) -> Send | None:
 
 @settings(max_examples=40, deadline=None)
 @given(array=VALUES, encoding=st.sampled_from(LOSSY), opset=st.sampled_from([9, 11, 13, 17, 21]))
-def test_the_engine_does_what_the_effect_is_measured_with(
+def test_the_engine_computes_the_same_as_numpy(
     array: Array, encoding: Encoding, opset: int
 ) -> None:
     send = send_of(encoding, array)
     if send is None:
         return
     engine = load(identity_model(send, array.shape, opset).SerializeToString())
-    (found,) = engine.run(["decoded"], {"t": array})
+    (result,) = engine.run(["decoded"], {"t": array})
     expected = LossyCrossing(encoding, send.affine).passed(array)
     if encoding.form.quantises:
         assert send.affine is not None
         # Engines may divide or multiply by the inverse: a tie may fall to the next step.
-        assert np.all(np.abs(found - expected) <= max(send.affine.scales) * 1.001)
+        assert np.all(np.abs(result - expected) <= max(send.affine.scales) * 1.001)
     else:
-        assert np.array_equal(found, expected)
+        assert np.array_equal(result, expected)
 
 
 @pytest.mark.parametrize("encoding", LOSSY, ids=str)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_nan_and_infinity_show(encoding: Encoding, value: float) -> None:
+def test_nan_and_infinity_are_detected(encoding: Encoding, value: float) -> None:
     array = np.ones((1, 2, 3, 3), np.float32)
     send = send_of(encoding, array)
     assert send is not None
     engine = load(identity_model(send, array.shape).SerializeToString())
     array[0, 1, 2, 0] = value
     if send.guard is None:  # float16 has both
-        (found,) = engine.run(["decoded"], {"t": array})
-        assert np.array_equal(found, array, equal_nan=True)
+        (result,) = engine.run(["decoded"], {"t": array})
+        assert np.array_equal(result, array, equal_nan=True)
     else:
         (total,) = engine.run([send.guard], {"t": array})
         assert not np.isfinite(total)
@@ -74,19 +74,19 @@ def relu() -> onnx.ModelProto:
 
 
 @pytest.mark.parametrize("encoding", LOSSY, ids=str)
-def test_undressed_is_as_before(encoding: Encoding) -> None:
+def test_expose_undoes_insert(encoding: Encoding) -> None:
     array = np.arange(-3, 3, dtype=np.float32).reshape(1, 2, 1, 3)
     send = send_of(encoding, array)
     assert send is not None
     proto = relu()
     BoundaryOps((send,), (), frozenset()).insert(proto, proto.graph)
-    dressed = load(proto.SerializeToString())
+    encoded = load(proto.SerializeToString())
     crossing = {send.wire, send.guard} - {None}
-    assert {value.name for value in dressed.outputs} == crossing
+    assert {value.name for value in encoded.outputs} == crossing
     expose(proto, (send,))
     bare = load(proto.SerializeToString())
-    (found,) = bare.run(["t"], {"x": array})
-    assert np.array_equal(found, np.maximum(array, 0))
+    (result,) = bare.run(["t"], {"x": array})
+    assert np.array_equal(result, np.maximum(array, 0))
 
 
 def test_a_name_that_is_taken_is_refused() -> None:

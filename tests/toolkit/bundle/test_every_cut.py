@@ -25,16 +25,16 @@ MOST_CUTS = 40
 
 
 def cuts(graph: Graph) -> list[frozenset[int]]:
-    """All down-closed sets of a small graph; all that one layer asks for, else."""
+    """All down-closed sets of a small graph; of a large one, prefixes and ancestors of layers."""
     count = len(graph.layers)
-    found = {frozenset(range(size)) for size in range(count + 1)}
-    found |= {graph.ancestors([layer]) for layer in range(count)}
+    cuts = {frozenset(range(size)) for size in range(count + 1)}
+    cuts |= {graph.ancestors([layer]) for layer in range(count)}
     for size in range(2, count):
         for chosen in itertools.combinations(range(count), size):
-            if len(found) >= MOST_CUTS:
-                return sorted(found, key=sorted)
-            found.add(graph.ancestors(chosen))
-    return sorted(found, key=sorted)
+            if len(cuts) >= MOST_CUTS:
+                return sorted(cuts, key=sorted)
+            cuts.add(graph.ancestors(chosen))
+    return sorted(cuts, key=sorted)
 
 
 def run(path: Path, known: Arrays) -> dict[str, Any]:
@@ -46,18 +46,18 @@ def run(path: Path, known: Arrays) -> dict[str, Any]:
 
 
 def types(model: Model, graph: Graph, folder: Path) -> dict[str, Tensor]:
-    """What the engine knows about tensors that shape inference can't follow."""
+    """Types, from the engine, of tensors that shape inference can't follow."""
     unknown = [name for name, tensor in graph.tensors.items() if tensor.dtype is None]
     if not unknown:
         return {}
     whole = part_of(graph, range(len(graph.layers)), unknown)
     write_parts(model, {"whole-0.onnx": whole}, folder)
-    found = tensor_types(folder / "whole-0.onnx")
-    return {name: Tensor(name, found[name].type[7:-1], None, None) for name in unknown}
+    types = tensor_types(folder / "whole-0.onnx")
+    return {name: Tensor(name, types[name].type[7:-1], None, None) for name in unknown}
 
 
 def check_format(proto: onnx.ModelProto) -> None:
-    """The checker wants a rank for all that enters and leaves; some ranks nobody knows."""
+    """Check the model, unless a rank is unknown: the checker requires all ranks."""
     values = (*proto.graph.input, *proto.graph.output)
     if all(value.type.tensor_type.HasField("shape") for value in values):
         onnx.checker.check_model(proto)
@@ -71,10 +71,10 @@ def check_cut(
     for name, part in parts.items():
         check_format(onnx.load(folder / name))
         if part.outputs:
-            made = run(folder / name, values)
-            assert made.keys() == set(part.outputs)
-            values.update(made)
-            yield from made.items()
+            outputs = run(folder / name, values)
+            assert outputs.keys() == set(part.outputs)
+            values.update(outputs)
+            yield from outputs.items()
 
 
 @pytest.mark.parametrize("case", EDGE_CASES, ids=lambda case: case.name)
@@ -87,8 +87,8 @@ def test_every_cut_is_right(case: EdgeCase, tmp_path: Path) -> None:
     known = types(model, graph, tmp_path)
     for device in cuts(graph):
         parts = parts_of_cut(graph, device)
-        made = dict(check_cut(model, case, parts, known, tmp_path))
-        assert_right(case, made, expected, sorted(device))
+        outputs = dict(check_cut(model, case, parts, known, tmp_path))
+        assert_right(case, outputs, expected, sorted(device))
 
 
 @pytest.mark.parametrize("case", EDGE_CASES, ids=lambda case: case.name)
@@ -101,14 +101,14 @@ def test_cutting_at_tensors_straight_from_the_file_is_right(case: EdgeCase, tmp_
     known = types(model, graph, tmp_path)
     for device in cuts(graph):
         tensors = part_of(graph, device).outputs
-        made = dict(check_cut(model, case, parts_at(model, tensors), known, tmp_path))
-        assert_right(case, made, expected, tensors)
+        outputs = dict(check_cut(model, case, parts_at(model, tensors), known, tmp_path))
+        assert_right(case, outputs, expected, tensors)
 
 
-def assert_right(case: EdgeCase, made: Arrays, expected: Arrays, place: object) -> None:
+def assert_right(case: EdgeCase, outputs: Arrays, expected: Arrays, place: object) -> None:
     for name, want in expected.items():
-        assert made[name].dtype == want.dtype
+        assert outputs[name].dtype == want.dtype
         if case.exact:
-            assert np.array_equal(made[name], want), (place, name)
+            assert np.array_equal(outputs[name], want), (place, name)
         else:
-            assert np.allclose(made[name], want, rtol=2e-3), (place, name)
+            assert np.allclose(outputs[name], want, rtol=2e-3), (place, name)

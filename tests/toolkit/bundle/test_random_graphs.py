@@ -1,4 +1,4 @@
-"""Random graphs with bodies that capture at random: a random cut gives what the whole gives."""
+"""Random graphs with bodies that capture values: a random cut computes what the model computes."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,16 +20,16 @@ VALUE = helper.make_tensor_value_info
 
 
 def body(name: str, depth: int, draw: st.DrawFn, around: list[str]) -> onnx.GraphProto:
-    """A branch that reads values around it, through a nested If when depth allows."""
-    made = f"{name}_out"
+    """A branch that captures values, also through a nested If if `depth` allows."""
+    output = f"{name}_out"
     rows = [value for value in around if value not in WEIGHTS]
     picks = [draw(st.sampled_from(rows)), draw(st.sampled_from(around))]
     if depth and draw(st.booleans()):
         inner = branch(f"{name}_{depth}", depth - 1, draw, around, f"{name}_inner")
-        nodes = [inner, helper.make_node("Add", [f"{name}_inner", picks[0]], [made])]
+        nodes = [inner, helper.make_node("Add", [f"{name}_inner", picks[0]], [output])]
     else:
-        nodes = [helper.make_node(draw(st.sampled_from(["Add", "Sub", "Mul"])), picks, [made])]
-    return helper.make_graph(nodes, name, [], [VALUE(made, TensorProto.FLOAT, ["N", 4])])
+        nodes = [helper.make_node(draw(st.sampled_from(["Add", "Sub", "Mul"])), picks, [output])]
+    return helper.make_graph(nodes, name, [], [VALUE(output, TensorProto.FLOAT, ["N", 4])])
 
 
 def branch(name: str, depth: int, draw: st.DrawFn, around: list[str], out: str) -> NodeProto:
@@ -43,21 +43,21 @@ def branch(name: str, depth: int, draw: st.DrawFn, around: list[str], out: str) 
 
 
 def step(index: int, draw: st.DrawFn, values: list[str]) -> tuple[NodeProto, list[str]]:
-    """One more node and what it makes."""
+    """A random node and the values it adds."""
     kind = draw(st.sampled_from(["unary", "binary", "several", "if", "weight", "constant"]))
-    made, weights = f"v{index}", st.sampled_from([*WEIGHTS])
+    output, weights = f"v{index}", st.sampled_from([*WEIGHTS])
     first, second = draw(st.sampled_from(values)), draw(st.sampled_from(values))
     if kind == "if":
-        return branch(f"b{index}", 2, draw, [*values, *WEIGHTS], made), [made]
+        return branch(f"b{index}", 2, draw, [*values, *WEIGHTS], output), [output]
     if kind == "several":
-        return helper.make_node("TopK", [first, "four"], [made, f"{made}_i"]), [made]
+        return helper.make_node("TopK", [first, "four"], [output, f"{output}_i"]), [output]
     if kind == "constant":
-        return helper.make_node("Tanh", [draw(weights)], [made]), []
+        return helper.make_node("Tanh", [draw(weights)], [output]), []
     if kind == "unary":
-        return helper.make_node(draw(st.sampled_from(["Tanh", "Neg"])), [first], [made]), [made]
+        return helper.make_node(draw(st.sampled_from(["Tanh", "Neg"])), [first], [output]), [output]
     operand = second if kind == "binary" else draw(weights)
     op = draw(st.sampled_from(["Add", "Sub", "Max"]))
-    return helper.make_node(op, [first, operand], [made]), [made]
+    return helper.make_node(op, [first, operand], [output]), [output]
 
 
 @st.composite
@@ -68,9 +68,9 @@ def models(draw: st.DrawFn) -> ModelProto:
         helper.make_node("Less", ["sum", "zero"], ["condition"]),
     ]
     for index in range(draw(st.integers(1, 9))):
-        node, made = step(index, draw, values)
+        node, produced = step(index, draw, values)
         nodes.append(node)
-        values.extend(made)
+        values.extend(produced)
     outputs = draw(st.lists(st.sampled_from(values[2:] or ["x"]), min_size=1, unique=True))
     stored = [onnx.numpy_helper.from_array(array, name) for name, array in WEIGHTS.items()]
     stored.append(onnx.numpy_helper.from_array(np.array([4], np.int64), "four"))
@@ -98,6 +98,6 @@ def test_a_random_cut_is_right(proto: ModelProto, seed: int) -> None:
         graph = read_graph(model)
         chosen = rng.integers(0, 2, len(graph.layers)).nonzero()[0].tolist()
         parts = parts_of_cut(graph, graph.ancestors(chosen))
-        made = dict(check_cut(model, EdgeCase("random", proto, feeds), parts, {}, Path(folder)))
+        outputs = dict(check_cut(model, EdgeCase("random", proto, feeds), parts, {}, Path(folder)))
     for name, want in expected.items():
-        assert np.array_equal(made[name], want), name
+        assert np.array_equal(outputs[name], want), name

@@ -4,8 +4,8 @@ from offload.bundle.bundle import ModelValue
 from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import (
     Feeds,
-    GivenInputs,
     ModelInputs,
+    SampleOptions,
     ValueRange,
     bound,
     draw,
@@ -27,34 +27,34 @@ def accept(_: Feeds) -> None:
 
 
 def test_indices_stay_within_their_table() -> None:
-    found = sample(inputs_of(load_model(text(TABLE))), accept, GivenInputs(), 3)
-    assert [feeds["ids"].shape for feeds in found] == [(2, 64), (3, 64), (1, 64)]
-    assert all(set(feeds["ids"].ravel()) == {0, 1, 2} for feeds in found)
+    samples = sample(inputs_of(load_model(text(TABLE))), accept, SampleOptions(), 3)
+    assert [feeds["ids"].shape for feeds in samples] == [(2, 64), (3, 64), (1, 64)]
+    assert all(set(feeds["ids"].ravel()) == {0, 1, 2} for feeds in samples)
 
 
-def test_sizes_are_tried_until_the_model_takes_them() -> None:
+def test_sizes_are_tried_until_the_model_accepts_them() -> None:
     def picky(feeds: Feeds) -> None:
         if feeds["ids"].shape[1] % 5:
             raise InputError("not a multiple of five")
 
-    found = sample(inputs_of(load_model(text(TABLE))), picky, GivenInputs(), 1)
-    assert found[0]["ids"].shape == (2, 320)
+    samples = sample(inputs_of(load_model(text(TABLE))), picky, SampleOptions(), 1)
+    assert samples[0]["ids"].shape == (2, 320)
 
 
-def test_what_the_caller_gives_is_used() -> None:
+def test_options_of_the_caller_are_used() -> None:
     inputs = inputs_of(load_model(text(TABLE)))
-    given = GivenInputs(ranges={"ids": ValueRange(1, 1)}, shapes={"ids": (1, 4)})
-    found = sample(inputs, accept, given, 2)
-    assert [feeds["ids"].tolist() for feeds in found] == [[[1, 1, 1, 1]]]
+    options = SampleOptions(ranges={"ids": ValueRange(1, 1)}, shapes={"ids": (1, 4)})
+    samples = sample(inputs, accept, options, 2)
+    assert [feeds["ids"].tolist() for feeds in samples] == [[[1, 1, 1, 1]]]
     ids = np.zeros((1, 1), np.int64)
-    assert sample(inputs, accept, GivenInputs(arrays={"ids": ids}), 2)[0]["ids"] is ids
+    assert sample(inputs, accept, SampleOptions(arrays={"ids": ids}), 2)[0]["ids"] is ids
 
 
 def test_equal_names_of_sizes_get_equal_sizes() -> None:
     model = load_model(
         text("g (float[A,B] x, float[B,C] z) => (float[A,C] y) { y = MatMul (x, z) }")
     )
-    feeds = sample(inputs_of(model), accept, GivenInputs(), 1)[0]
+    feeds = sample(inputs_of(model), accept, SampleOptions(), 1)[0]
     assert feeds["x"].shape[1] == feeds["z"].shape[0]
 
 
@@ -62,7 +62,7 @@ def test_every_kind_of_number() -> None:
     kinds = ("float16", "double", "bool", "uint8", "int32", "bfloat16")
     inputs = ", ".join(f"{kind}[200] {kind}_x" for kind in kinds)
     model = load_model(text(f"g ({inputs}, float x) => (float y) {{ y = Relu(x) }}"))
-    feeds = sample(inputs_of(model), accept, GivenInputs(), 1)[0]
+    feeds = sample(inputs_of(model), accept, SampleOptions(), 1)[0]
     assert {name: str(array.dtype) for name, array in feeds.items()} == {
         "float16_x": "float16",
         "double_x": "float64",
@@ -82,13 +82,13 @@ def test_refusals_are_one_sentence() -> None:
 
     model = load_model(text(TABLE))
     with pytest.raises(InputError, match=r"no random input fits the model \(no\)"):
-        sample(inputs_of(model), refuse, GivenInputs(), 1)
+        sample(inputs_of(model), refuse, SampleOptions(), 1)
     with pytest.raises(InputError, match="has no input 'z'; it has: ids"):
-        sample(inputs_of(model), accept, GivenInputs(shapes={"z": (1,)}), 1)
+        sample(inputs_of(model), accept, SampleOptions(shapes={"z": (1,)}), 1)
     graph = "g (seq(float[2]) s) => (int64 y) { y = SequenceLength(s) }"
     sequence = load_model(text(graph))
     with pytest.raises(InputError, match=r"'s' is seq\(tensor\(float\)\), which can't be drawn"):
-        sample(inputs_of(sequence), accept, GivenInputs(), 1)
+        sample(inputs_of(sequence), accept, SampleOptions(), 1)
 
 
 def test_scalars_stay_arrays() -> None:

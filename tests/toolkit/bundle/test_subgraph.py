@@ -15,14 +15,14 @@ BY_NAME = {case.name: case.model for case in EDGE_CASES}
 def cut(proto: ModelProto, first: int, last: int) -> ModelProto:
     """The part of layers first to last (exclusive)."""
     model = load_model(proto)
-    return extract_part(model, part_of(read_graph(model), range(first, last)))
+    return extract_part(model, part_of(read_graph(model), range(first, last))).whole()
 
 
 def stored(part: ModelProto) -> set[str]:
     return {tensor.name for tensor in part.graph.initializer}
 
 
-def test_what_the_source_says_of_itself_is_kept() -> None:
+def test_metadata_of_the_source_is_kept() -> None:
     source = BY_NAME["metadata"]
     for part in (cut(source, 0, 1), cut(source, 1, 3)):
         assert part.metadata_props == source.metadata_props
@@ -44,7 +44,7 @@ def test_weights_are_pruned_to_what_a_part_uses() -> None:
     assert stored(cut(source, 2, 3)) == {"w"}
 
 
-def test_constant_nodes_come_along_and_never_cross() -> None:
+def test_constant_nodes_are_copied_and_never_cross() -> None:
     source = BY_NAME["chains of constant nodes first"]
     tail = cut(source, 2, 4)
     assert [value.name for value in tail.graph.input] == ["b"]
@@ -66,7 +66,7 @@ def test_dynamic_dimensions_stay_dynamic() -> None:
     assert not any(size.HasField("dim_value") for size in (sizes[0], sizes[2], sizes[3]))
 
 
-def test_old_initializers_are_no_inputs_and_the_file_is_valid() -> None:
+def test_initializers_of_old_files_do_not_become_inputs() -> None:
     source = BY_NAME["initializers_listed_as_inputs"]
     part = cut(source, 0, 3)
     assert [value.name for value in part.graph.input] == ["x"]
@@ -79,14 +79,14 @@ def test_defaults_stay_open() -> None:
     assert stored(part) == {"w"}
 
 
-def test_wrong_declared_shapes_are_not_believed() -> None:
+def test_wrong_declared_shapes_are_ignored() -> None:
     tail = cut(BY_NAME["wrong_declared_shapes"], 2, 4)
     sizes = tail.graph.input[0].type.tensor_type.shape.dim
     assert sizes[0].dim_param == "N"
 
 
 @pytest.mark.parametrize("name", ["sequences inside", "text inside", "optionals inside"])
-def test_what_cannot_cross_is_named(name: str) -> None:
+def test_a_value_that_cannot_cross_is_named(name: str) -> None:
     model = load_model(BY_NAME[name])
     crossing = next(n for node in model.proto.graph.node for n in node.output if n in "sto")
     producer = model.values.producer[crossing]
@@ -94,16 +94,16 @@ def test_what_cannot_cross_is_named(name: str) -> None:
         extract_part(model, Part((producer,), ("a",), (crossing,)))
 
 
-def test_unknown_types_are_asked_for() -> None:
+def test_an_unknown_type_must_be_given() -> None:
     model = load_model(BY_NAME["operators of another vendor"])
     part = part_of(read_graph(model), [2])
     with pytest.raises(InputError, match="type of tensor 'f' is not known"):
         extract_part(model, part)
-    given = extract_part(model, part, {"f": Tensor("f", "float", (None, 4), None)})
-    assert given.graph.input[0].type.tensor_type.shape.dim[1].dim_value == 4
+    extracted = extract_part(model, part, {"f": Tensor("f", "float", (None, 4), None)})
+    assert extracted.graph.input[0].type.tensor_type.shape.dim[1].dim_value == 4
 
 
-def test_the_whole_as_one_part_is_the_source() -> None:
+def test_a_part_of_all_layers_is_the_source() -> None:
     source = BY_NAME["if captures activations, weights and constants"]
     whole = cut(source, 0, len(read_graph(load_model(source)).layers))
     assert whole.graph.node == source.graph.node

@@ -80,7 +80,7 @@ def test_streamed_file_is_what_one_message_would_be(tmp_path: Path) -> None:
     model = load_model(two_layers())
     part = part_of(read_graph(model), range(2))
     write_part(model, part, tmp_path / "part.onnx")
-    assert onnx.load(tmp_path / "part.onnx") == extract_part(model, part)
+    assert onnx.load(tmp_path / "part.onnx") == extract_part(model, part).whole()
 
 
 @pytest.mark.parametrize("how", ["one file", "a file each"])
@@ -114,17 +114,6 @@ def test_a_part_too_large_for_one_message(tmp_path: Path, monkeypatch: pytest.Mo
     assert all(path.stat().st_size < 2000 for path in out.glob("*.onnx"))
 
 
-def test_nothing_is_left_behind_on_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    model = load_model(two_layers())
-    monkeypatch.setattr(weights, "_write_message", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_part(model, part_of(read_graph(model), [0]), tmp_path / "part.onnx")
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_part_that_lacks_a_value() -> None:
     model = load_model(two_layers())
     part = part_of(read_graph(model), [1])
@@ -134,8 +123,8 @@ def test_a_part_that_lacks_a_value() -> None:
 
 def test_folders_of_another_file_system(tmp_path: Path) -> None:
     """Copies inside the kernel fail between some file systems; bytes then go through memory."""
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as there:
-        source = Path(there) / "m.onnx"
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        source = Path(folder) / "m.onnx"
         onnx.save(two_layers(), source, save_as_external_data=True, size_threshold=0)
         split_and_compare(source, tmp_path)
 

@@ -1,4 +1,4 @@
-"""Tensors and kernels of an optimised graph, told by the names that onnxruntime gives."""
+"""Match tensors and kernels of an optimised graph with the source by their names."""
 
 from collections.abc import Iterable
 
@@ -16,12 +16,12 @@ def kernel(number: int, inputs: str, outputs: str) -> Kernel:
     return Kernel(f"kernel-{number}", tuple(inputs.split()), tuple(outputs.split()))
 
 
-def shares(read: Model, kernels: tuple[Kernel, ...], kept: Iterable[str] = ()) -> list[list[float]]:
-    """For each kernel, what each layer has of its time."""
-    graph = read_graph(read, SHAPES, surviving_tensors(read, kernels) | frozenset(kept))
-    found = kernel_layers(read, graph, kernels)
+def shares(read: Model, kernels: tuple[Kernel, ...], cuts: Iterable[str] = ()) -> list[list[float]]:
+    """For each kernel, the share of its time that each layer gets."""
+    graph = read_graph(read, SHAPES, surviving_tensors(read, kernels) | frozenset(cuts))
+    by_kernel = kernel_layers(read, graph, kernels)
     count = len(graph.layers)
-    return [[found[each.name].get(layer, 0.0) for layer in range(count)] for each in kernels]
+    return [[by_kernel[each.name].get(layer, 0.0) for layer in range(count)] for each in kernels]
 
 
 def test_names_of_widened_tensors_are_those_of_the_source() -> None:
@@ -30,8 +30,8 @@ def test_names_of_widened_tensors_are_those_of_the_source() -> None:
         kernel(1, "InsertedPrecisionFreeCast_x w", "InsertedPrecisionFreeCast_c"),
         kernel(2, "InsertedPrecisionFreeCast_c", "InsertedPrecisionFreeCast_r_token_7"),
     )
-    found = surviving_tensors(load_model(CONV), kernels)
-    assert found == {"x", "c", "r"}
+    tensors = surviving_tensors(load_model(CONV), kernels)
+    assert tensors == {"x", "c", "r"}
 
 
 def test_a_source_may_use_the_engines_names() -> None:
@@ -39,8 +39,8 @@ def test_a_source_may_use_the_engines_names() -> None:
     proto = model([node("Relu", "x", "InsertedPrecisionFreeCast_x"), node("Exp", "x", "y")])
     proto.graph.node[1].input[0] = "InsertedPrecisionFreeCast_x"
     kernels = (kernel(0, "x", "InsertedPrecisionFreeCast_x"),)
-    found = surviving_tensors(load_model(proto), kernels)
-    assert found == {"InsertedPrecisionFreeCast_x"}
+    tensors = surviving_tensors(load_model(proto), kernels)
+    assert tensors == {"InsertedPrecisionFreeCast_x"}
 
 
 def test_casts_count_for_the_layer_at_their_end() -> None:
@@ -54,10 +54,10 @@ def test_casts_count_for_the_layer_at_their_end() -> None:
     assert shares(read, kernels) == [[1, 0], [1, 0], [0, 1], [0, 1]]
 
 
-def test_a_broken_kernels_time_is_shared_by_work() -> None:
-    """Conv and Relu are one kernel: cut between them, each has its part of the time."""
+def test_the_time_of_a_cut_kernel_is_divided_by_work() -> None:
+    """Conv and Relu are one kernel: after a cut between them, each has a share of its time."""
     kernels = (kernel(0, "x w b", "r"), kernel(1, "r", "p"), kernel(2, "p", "f"))
-    first = shares(load_model(CONV), kernels, kept=["c"])[0]
+    first = shares(load_model(CONV), kernels, cuts=["c"])[0]
     conv, relu = 2 * 4 * 8 * 8 * 3 * 9, 4 * 8 * 8
     assert first[:2] == pytest.approx([conv / (conv + relu), relu / (conv + relu)])
     assert first[2:] == [0, 0, 0]
@@ -75,7 +75,7 @@ def test_several_outputs_of_one_kernel_share_its_time() -> None:
     assert shares(read, kernels) == [[0.5, 0.5, 0], [0, 0, 1]]
 
 
-def test_what_several_kernels_compute_anew_has_a_share_of_each() -> None:
+def test_a_node_computed_by_several_kernels_has_a_share_of_each() -> None:
     read = load_model(
         model(
             [node("Relu", "x", "a"), node("Exp", "a", "y"), node("Tanh", "a", "z")],

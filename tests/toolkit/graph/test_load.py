@@ -85,7 +85,7 @@ def test_external_data_outside_the_directory(external: Path, location: str) -> N
         load_model(external)
 
 
-def test_files_that_are_no_model(tmp_path: Path) -> None:
+def test_files_that_are_not_models(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         load_model(tmp_path / "none.onnx")
     with pytest.raises(InputError, match="is not a file"):
@@ -105,9 +105,7 @@ def test_files_that_are_no_model(tmp_path: Path) -> None:
         (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "is an HTML page"),
     ],
 )
-def test_what_downloads_leave_in_place_of_a_model(
-    tmp_path: Path, content: bytes, advice: str
-) -> None:
+def test_failed_downloads_are_recognised(tmp_path: Path, content: bytes, advice: str) -> None:
     path = tmp_path / "net.onnx"
     path.write_bytes(content)
     with pytest.raises(InputError, match=advice):

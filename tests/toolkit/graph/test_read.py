@@ -83,7 +83,7 @@ def test_shapes_that_do_not_fit(shapes: dict[str, tuple[int, ...]], message: str
         read_graph(load_model(CONV), shapes)
 
 
-def test_constant_and_dead_nodes_are_no_layers() -> None:
+def test_constant_and_dead_nodes_are_not_layers() -> None:
     proto = model(
         [
             node("Constant", "", "shape", value=onnx.numpy_helper.from_array(np.array([1, 3]))),
@@ -102,7 +102,7 @@ def test_constant_and_dead_nodes_are_no_layers() -> None:
 
 
 def test_random_nodes_are_layers() -> None:
-    """Run on both sides they would give two different answers."""
+    """If both sides ran them, they would compute different numbers."""
     proto = model([node("RandomNormal", "", "noise", shape=[3]), node("Add", "x noise", "y")], [3])
     graph = read_graph(load_model(proto))
     assert names(graph) == ["RandomNormal", "Add"]
@@ -125,7 +125,7 @@ def test_fused_nodes_share_a_layer() -> None:
 
 
 def test_fusing_never_makes_a_cycle() -> None:
-    """a feeds b and c, b feeds c; one of a's values vanishes into c, the other is kept."""
+    """a feeds b and c, b feeds c; one of a's values is fused into c, the other is kept."""
     proto = model(
         [
             node("Relu", "x", "a"),
@@ -156,7 +156,7 @@ def test_a_lost_tensor_that_two_layers_read_ends_a_layer() -> None:
 
 
 def test_a_tensor_to_cut_at_breaks_a_fused_layer() -> None:
-    """Of several lost outputs one is to be cut at: their maker ends a layer."""
+    """A node ends a layer if one of its fused outputs is a requested cut."""
     proto = model(
         [
             node("DynamicQuantizeLinear", "x", "q s z"),
@@ -175,7 +175,7 @@ def test_a_tensor_to_cut_at_breaks_a_fused_layer() -> None:
     assert broken.layers[0].outputs == ("q", "s", "z")
 
 
-def test_shape_arithmetic_is_not_glued_to_what_it_feeds() -> None:
+def test_shape_arithmetic_does_not_join_its_consumer() -> None:
     proto = model(
         [
             node("Shape", "x", "s"),
@@ -228,13 +228,13 @@ def dags(draw: st.DrawFn) -> tuple[dict[int, list[int]], list[tuple[int, int]]]:
 
 
 def reachable(edges: dict[int, list[int]], start: int) -> set[int]:
-    found, pending = set(), [start]
+    reached, pending = set(), [start]
     while pending:
         for after in edges[pending.pop()]:
-            if after not in found:
-                found.add(after)
+            if after not in reached:
+                reached.add(after)
                 pending.append(after)
-    return found
+    return reached
 
 
 @given(dags())
@@ -257,7 +257,7 @@ def test_grouping_is_an_acyclic_partition_that_joins_no_more_than_it_must(
 
 
 @given(dags(), st.sets(st.integers(0, 7)))
-def test_cones_have_one_way_out_and_close_no_cycle(
+def test_cones_have_one_exit_and_close_no_cycle(
     case: tuple[dict[int, list[int]], list[tuple[int, int]]], absorbed: set[int]
 ) -> None:
     edges, joined = case

@@ -7,6 +7,7 @@ from enum import Enum
 from functools import cached_property
 from typing import Any, TypeAlias
 
+import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from offload.bundle.subgraph import Part
@@ -16,7 +17,6 @@ from offload.graph.onnx_types import as_tensor
 from offload.graph.value_index import (
     FunctionKey,
     attribute_value,
-    deterministic_functions,
     function_key,
     is_deterministic,
 )
@@ -60,6 +60,7 @@ def why_alone(model: Model, part: Part) -> str:
     if reason := _why_inputs_have_no_rows(model, part):
         return reason
     facts.dims.update(dict.fromkeys(part.inputs, ROWS))
+    facts.dims[""] = SAME  # an input that is left out
     members = set(part.nodes)
     nodes = list(model.proto.graph.node)
     for index in model.values.order:
@@ -99,7 +100,7 @@ def _output_dim(node: "NodeView", consumes: tuple[str, ...]) -> Dependence | Non
     facts, op = node.facts, node.node.op_type
     dims = [facts.dim(name) for name in consumes]
     if all(dim is SAME for dim in dims):
-        return SAME if is_deterministic(node.node, facts.deterministic) else None
+        return SAME if is_deterministic(node.node, facts.model.values.deterministic) else None
     if node.node.domain not in ("", "ai.onnx") or function_key(node.node) in facts.functions:
         return None
     if op == "Shape" or (op in _SIZE_RULES and any(isinstance(dim, tuple) for dim in dims)):
@@ -110,7 +111,7 @@ def _output_dim(node: "NodeView", consumes: tuple[str, ...]) -> Dependence | Non
 
 @dataclass(frozen=True)
 class BatchFacts:
-    """What is known of a model's values.
+    """Facts about a model's values for the rules below.
 
     Attributes:
         model: the model.
@@ -134,13 +135,14 @@ class BatchFacts:
 
     def numbers(self, name: str) -> tuple[float, ...] | None:
         """The numbers of a small constant, flat; None when they are not known for certain."""
-        tensor = self._stored.get(name)
-        if tensor is None or not self.model.values.is_constant(name):
+        stored = self._stored.get(name)
+        if isinstance(stored, TensorProto):
+            stored = None if is_external(stored) else numpy_helper.to_array(stored)
+        array = np.asarray(stored)
+        is_text = array.dtype.kind in "OSU"  # or nothing
+        if is_text or array.size > _MOST_NUMBERS or not self.model.values.is_constant(name):
             return None
-        if is_external(tensor) or tensor.data_type == TensorProto.STRING:
-            return None
-        array = numpy_helper.to_array(tensor).ravel()
-        return tuple(array.tolist()) if array.size <= _MOST_NUMBERS else None
+        return tuple(array.ravel().tolist())
 
     @cached_property
     def opset(self) -> int:
@@ -154,43 +156,19 @@ class BatchFacts:
         return frozenset(map(function_key, self.model.proto.functions))
 
     @cached_property
-    def deterministic(self) -> frozenset[FunctionKey]:
-        """Keys of the functions that return the same outputs for the same inputs."""
-        return deterministic_functions(self.model.proto)
-
-    @cached_property
-    def _stored(self) -> Mapping[str, TensorProto]:
-        """Initializers and the outputs of Constant nodes."""
+    def _stored(self) -> Mapping[str, object]:
+        """Stored tensors, and the values of Constant nodes."""
         graph = self.model.types.outline.graph
-        stored = {tensor.name: tensor for tensor in graph.initializer}
+        stored: dict[str, object] = {tensor.name: tensor for tensor in graph.initializer}
         for node in graph.node:
             if node.op_type == "Constant" and node.domain in ("", "ai.onnx") and node.attribute:
-                attribute = node.attribute[0]
-                if attribute.name == "value":
-                    stored[node.output[0]] = attribute.t
-                elif attribute.name in _CONSTANT_TYPES:
-                    numbers = helper.get_attribute_value(attribute)
-                    is_list = attribute.name.endswith("s")
-                    stored[node.output[0]] = helper.make_tensor(
-                        "",
-                        _CONSTANT_TYPES[attribute.name],
-                        [len(numbers)] if is_list else [],
-                        numbers if is_list else [numbers],
-                    )
+                stored[node.output[0]] = helper.get_attribute_value(node.attribute[0])
         return stored
-
-
-_CONSTANT_TYPES = {
-    "value_int": TensorProto.INT64,
-    "value_ints": TensorProto.INT64,
-    "value_float": TensorProto.FLOAT,
-    "value_floats": TensorProto.FLOAT,
-}
 
 
 @dataclass(frozen=True)
 class NodeView:
-    """A node with what is known of its inputs; `place` is the position of an input."""
+    """A node and the facts about its inputs; `place` is the position of an input."""
 
     node: NodeProto
     facts: BatchFacts
@@ -201,13 +179,11 @@ class NodeView:
 
     def dim(self, place: int) -> Dependence | None:
         """How an input depends on the rows; an input that is left out is the same for all."""
-        name = self.name(place)
-        return self.facts.dim(name) if name else SAME
+        return self.facts.dim(self.name(place))
 
     def shape(self, place: int) -> tuple[int | None, ...] | None:
         """Sizes of an input."""
-        name = self.name(place)
-        return self.facts.shape(name) if name else None
+        return self.facts.shape(self.name(place))
 
     def rank(self, place: int) -> int | None:
         """Number of axes of an input."""
@@ -216,8 +192,7 @@ class NodeView:
 
     def numbers(self, place: int) -> tuple[float, ...] | None:
         """An input's numbers where they are constant, few and known."""
-        name = self.name(place)
-        return self.facts.numbers(name) if name else None
+        return self.facts.numbers(self.name(place))
 
     def attribute(self, name: str, default: Any = None) -> Any:
         """An attribute's value; bytes are decoded."""
@@ -454,7 +429,7 @@ def _all_have_rows(node: NodeView) -> bool:
 
 
 def _starts_with_one(numbers: tuple[float, ...] | None) -> bool:
-    return bool(numbers) and numbers is not None and numbers[0] == 1
+    return numbers is not None and numbers[:1] == (1,)
 
 
 _ROW_RULES: Mapping[str, RowRule] = {
@@ -465,15 +440,19 @@ _ROW_RULES: Mapping[str, RowRule] = {
     **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantize),
     **dict.fromkeys(("Resize", "Upsample"), _resize),
     **dict.fromkeys(("Concat", "GatherElements"), _all_have_rows),
-    "ArgMax": lambda node: node.works_along_inner_axis(0),
-    "ArgMin": lambda node: node.works_along_inner_axis(0),
+    **dict.fromkeys(("ArgMax", "ArgMin", "Split"), lambda node: node.works_along_inner_axis(0)),
+    **dict.fromkeys(("LpNormalization", "TopK"), lambda node: node.works_along_inner_axis(-1)),
+    **dict.fromkeys(
+        ("Hardmax", "LogSoftmax", "Softmax"),
+        lambda node: node.works_along_inner_axis(-1 if node.facts.opset >= 13 else 1),
+    ),
+    **dict.fromkeys(("Cast", "Identity"), lambda node: node.dim(0) is ROWS),
     "BatchNormalization": lambda node: (
         node.only_first_has_rows()
         and (node.rank(0) or 0) >= 2
         and not node.attribute("training_mode", 0)
         and len(node.node.output) == 1
     ),
-    "Cast": lambda node: node.dim(0) is ROWS,
     "ConstantOfShape": lambda node: _starts_with_rows(node.dim(0)),
     "CumSum": lambda node: (
         node.only_first_has_rows() and node.are_inner(node.numbers(1), node.rank(0))
@@ -486,20 +465,13 @@ _ROW_RULES: Mapping[str, RowRule] = {
     ),
     "Gather": _gather,
     "Gemm": _gemm,
-    "Hardmax": lambda node: node.works_along_inner_axis(-1 if node.facts.opset >= 13 else 1),
-    "Identity": lambda node: node.dim(0) is ROWS,
-    "LogSoftmax": lambda node: node.works_along_inner_axis(-1 if node.facts.opset >= 13 else 1),
-    "LpNormalization": lambda node: node.works_along_inner_axis(-1),
     "MatMul": _matmul,
     "OneHot": _one_hot,
     "Pad": _pad,
     "Reshape": _reshape,
     "Slice": lambda node: node.only_first_has_rows() and _inner_axes(node, 3),
-    "Softmax": lambda node: node.works_along_inner_axis(-1 if node.facts.opset >= 13 else 1),
-    "Split": lambda node: node.works_along_inner_axis(0),
     "Squeeze": lambda node: _inner_axes(node, 1),
     "Tile": lambda node: node.only_first_has_rows() and _starts_with_one(node.numbers(1)),
-    "TopK": lambda node: node.works_along_inner_axis(-1),
     "Transpose": lambda node: (
         node.dim(0) is ROWS
         and (node.attribute("perm")[0] == 0 if node.attribute("perm") else node.rank(0) == 1)
@@ -558,12 +530,9 @@ def _slice_sizes(node: NodeView) -> Dependence | None:
 
 
 _SIZE_RULES: Mapping[str, Callable[[NodeView], Dependence | None]] = {
-    "Cast": lambda node: node.dim(0),
+    **dict.fromkeys(("Cast", "Identity", "Squeeze", "Unsqueeze"), lambda node: node.dim(0)),
     "Concat": _concat_sizes,
     "Gather": _gather_sizes,
-    "Identity": lambda node: node.dim(0),
     "Shape": _shape,
     "Slice": _slice_sizes,
-    "Squeeze": lambda node: node.dim(0),
-    "Unsqueeze": lambda node: node.dim(0),
 }

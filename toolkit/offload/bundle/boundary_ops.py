@@ -1,6 +1,6 @@
 """Casts and quantization at the boundary of a part: nodes that encode and decode tensors."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,17 +77,14 @@ def identity_model(send: Send, shape: Sequence[int], opset: int = _CHANNELS_SINC
 
     The encoded tensor (and the finite check) are outputs too.
     """
-    name = send.tensor
+    tensor = helper.make_tensor_value_info(send.tensor, TensorProto.FLOAT, shape)
     proto = helper.make_model(
-        helper.make_graph([], "passage", [], []),
+        helper.make_graph([], "identity", [tensor], [tensor]),
         opset_imports=[helper.make_opsetid("", opset)],
         ir_version=8,
     )
-    given = helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
-    proto.graph.input.append(given)
-    proto.graph.output.append(given)
-    _encode(proto, proto.graph, send, False)
-    proto.graph.node.extend(_decoding(proto, proto.graph, send, "decoded"))
+    _encode(proto, proto.graph, send, is_output=False)
+    proto.graph.node.append(_decoder(proto, proto.graph, send, "decoded"))
     proto.graph.output.append(helper.make_tensor_value_info("decoded", TensorProto.FLOAT, shape))
     return proto
 
@@ -111,17 +108,28 @@ def expose(proto: ModelProto, sends: Iterable[Send]) -> None:
 
 
 def _prefix(send: Send) -> str:
+    """The start of the names of the nodes and stored tensors that encode or decode a tensor."""
     return f"{_PREFIX}{send.wire}/"
 
 
+def _is_half(send: Send) -> bool:
+    return encoding(send.encoding).form is TensorFormat.HALF
+
+
 def _encode(head: ModelProto, graph: GraphProto, send: Send, is_output: bool) -> None:
+    """Encode an output of the graph; `is_output`: the tensor itself stays an output too."""
     value = next(v for v in graph.output if v.name == send.tensor)
     _check_free(graph, send)
-    graph.node.extend(_encoding(head, graph, send))
-    kind = TensorProto.FLOAT16 if _form(send) is TensorFormat.HALF else TensorProto.UINT8
-    graph.output.append(_retyped(send.wire, value, kind))
-    if send.guard is not None:
-        graph.output.append(helper.make_tensor_value_info(send.guard, TensorProto.FLOAT, []))
+    graph.output.append(_encoded(value, send))
+    if _is_half(send):
+        name = f"{_prefix(send)}cast"
+        cast = helper.make_node("Cast", [send.tensor], [send.wire], name, to=TensorProto.FLOAT16)
+        graph.node.append(cast)
+    else:
+        graph.node.append(_linear(head, graph, "QuantizeLinear", send, send.tensor, send.wire))
+        name, guard = f"{_prefix(send)}sum", send.guard or ""
+        graph.node.append(helper.make_node("ReduceSum", [send.tensor], [guard], name, keepdims=0))
+        graph.output.append(helper.make_tensor_value_info(guard, TensorProto.FLOAT, []))
     if not is_output:
         graph.output.remove(value)
         if value.name not in {v.name for v in graph.input}:
@@ -129,56 +137,40 @@ def _encode(head: ModelProto, graph: GraphProto, send: Send, is_output: bool) ->
 
 
 def _decode(head: ModelProto, graph: GraphProto, send: Send) -> None:
+    """Take an input of the graph encoded, and decode it first."""
     _check_free(graph, send)
-    value = next(v for v in graph.input if v.name == send.tensor)
-    kind = TensorProto.FLOAT16 if _form(send) is TensorFormat.HALF else TensorProto.UINT8
-    values = [_retyped(send.wire, v, kind) if v.name == send.tensor else v for v in graph.input]
-    graph.value_info.append(value)
-    del graph.input[:]
-    graph.input.extend(values)
-    first = list(_decoding(head, graph, send, send.tensor))
-    nodes = [*first, *graph.node]
-    del graph.node[:]
+    inputs = [_encoded(v, send) if v.name == send.tensor else v for v in graph.input]
+    graph.value_info.append(next(v for v in graph.input if v.name == send.tensor))
+    nodes = [_decoder(head, graph, send, send.tensor), *graph.node]
+    del graph.input[:], graph.node[:]
+    graph.input.extend(inputs)
     graph.node.extend(nodes)
 
 
-def _encoding(head: ModelProto, graph: GraphProto, send: Send) -> Iterator[NodeProto]:
-    prefix = _prefix(send)
-    if _form(send) is TensorFormat.HALF:
-        cast = helper.make_node("Cast", [send.tensor], [send.wire], to=TensorProto.FLOAT16)
-        cast.name = f"{prefix}cast"
-        yield cast
-        return
-    node = _linear(head, graph, "QuantizeLinear", send, send.tensor, send.wire, "encode")
-    total = helper.make_node("ReduceSum", [send.tensor], [send.guard or ""], keepdims=0)
-    total.name = f"{prefix}sum"
-    yield from (node, total)
-
-
-def _decoding(head: ModelProto, graph: GraphProto, send: Send, output: str) -> Iterator[NodeProto]:
-    if _form(send) is TensorFormat.HALF:
-        cast = helper.make_node("Cast", [send.wire], [output], to=TensorProto.FLOAT)
-        cast.name = f"{_prefix(send)}cast-back"
-        yield cast
-        return
-    yield _linear(head, graph, "DequantizeLinear", send, send.wire, output, "decode")
+def _decoder(head: ModelProto, graph: GraphProto, send: Send, output: str) -> NodeProto:
+    """The node that decodes a tensor."""
+    if _is_half(send):
+        name = f"{_prefix(send)}cast-back"
+        return helper.make_node("Cast", [send.wire], [output], name, to=TensorProto.FLOAT)
+    return _linear(head, graph, "DequantizeLinear", send, send.wire, output)
 
 
 def _linear(
-    head: ModelProto, graph: GraphProto, op: str, send: Send, source: str, target: str, part: str
+    head: ModelProto, graph: GraphProto, op: str, send: Send, source: str, target: str
 ) -> NodeProto:
+    """A node QuantizeLinear or DequantizeLinear; stores its scales and zero points."""
     affine = send.affine
     if affine is None:
         raise InputError(f"tensor {send.tensor!r} is to be quantised, but the plan has no scale")
-    names = [f"{_prefix(send)}{part}/{what}" for what in ("scale", "zero")]
-    per_channel = len(affine.scales) > 1
-    shape = (len(affine.scales),) if per_channel else ()
+    name = f"{_prefix(send)}{op}"
+    is_per_channel = len(affine.scales) > 1
+    shape = (len(affine.scales),) if is_per_channel else ()
     scales = np.array(affine.scales, np.float32).reshape(shape)
     zeros = np.array(affine.zeros, np.uint8).reshape(shape)
-    graph.initializer.append(numpy_helper.from_array(scales, names[0]))
-    graph.initializer.append(numpy_helper.from_array(zeros, names[1]))
-    node = helper.make_node(op, [source, *names], [target], f"{_prefix(send)}{part}")
-    if per_channel:
+    graph.initializer.append(numpy_helper.from_array(scales, f"{name}/scale"))
+    graph.initializer.append(numpy_helper.from_array(zeros, f"{name}/zero"))
+    node = helper.make_node(op, [source, f"{name}/scale", f"{name}/zero"], [target], name)
+    if is_per_channel:
         node.attribute.append(helper.make_attribute("axis", CHANNEL_AXIS))
     opsets = [e.version for e in head.opset_import if e.domain in ("", "ai.onnx")]
     if max(opsets, default=1) < _CHANNELS_SINCE:
@@ -188,8 +180,9 @@ def _linear(
     return node
 
 
-def _form(send: Send) -> TensorFormat:
-    return encoding(send.encoding).form
+def _encoded(value: ValueInfoProto, send: Send) -> ValueInfoProto:
+    """The description of a tensor, encoded."""
+    return _retyped(send.wire, value, TensorProto.FLOAT16 if _is_half(send) else TensorProto.UINT8)
 
 
 def _check_free(graph: GraphProto, send: Send) -> None:

@@ -4,32 +4,46 @@ A bundle is a flat directory:
 
     manifest.json        format, source model, signature, SHA-256 of every file
     plan.json            the plan
-    plan-1.json ...      further plans, for other bandwidths
+    plan-1.json ...      further plans, for other bandwidths; most bundles have one plan
     device-0.onnx ...    the device's segments, in schedule order
     server-0.onnx ...    the server's segments
     *.weights            weights too large for one protobuf message, or shared by several parts
 
-Most bundles have one plan, in format 1. With several plans, the manifest (format 2) also lists
-them and the range of bandwidth of each. The digest of a bundle is the SHA-256 of the manifest's
-content, stored in the manifest. It is the same on both sides, although each side may have only its
-own files.
+The manifest lists the plans and the range of bandwidth of each. The digest of a bundle is the
+SHA-256 of the manifest's content, stored in the manifest. It is the same on both sides, although
+each side may have only its own files.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from offload.errors import BundleError, InputError
 from offload.planning.plan import Plan, Segment, Side
-from offload.planning.plan_set import EVERYWHERE, BandwidthRange, PlanSet, covers_all
+from offload.planning.plan_set import BandwidthRange, PlanSet, covers_all
 from offload.records import from_json
 
-BUNDLE_FORMAT = 1
-PLANS_FORMAT = 2
+# The numpy dtype of each tensor type of onnxruntime. Types that numpy lacks are carried as another
+# dtype: bfloat16 and float8 as their bits, int4 and uint4 as one number in each element.
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    f"tensor({name})": np.dtype(dtype)
+    for name, dtype in {
+        "bool": "bool", "float16": "float16", "float": "float32", "double": "float64",
+        "int8": "int8", "int16": "int16", "int32": "int32", "int64": "int64", "uint8": "uint8",
+        "uint16": "uint16", "uint32": "uint32", "uint64": "uint64", "bfloat16": "uint16",
+        "float8e4m3fn": "uint8", "float8e4m3fnuz": "uint8", "float8e5m2": "uint8",
+        "float8e5m2fnuz": "uint8", "int4": "int8", "uint4": "uint8",
+    }.items()
+}  # fmt: skip
+
+BUNDLE_FORMAT = 3
 MANIFEST = "manifest.json"
 PLAN = "plan.json"
 _LONGEST_NAME_BYTES = 255  # limit of the usual file systems
@@ -53,26 +67,25 @@ class ModelValue:
 
 
 @dataclass(frozen=True, slots=True)
-class InputDefault:
-    """An optional input of the model: it has a default.
+class BundleFile:
+    """One file of a bundle.
 
     Attributes:
-        value: name, type and shape.
-        parts: the parts of the bundle that use it.
+        name: its name in the bundle's folder.
+        sha256: SHA-256 hex digest of its content.
+        size_bytes: its size.
+        sides: the sides that need it.
+        defaults: in a part's file, names of the model's optional inputs that the part uses.
+        why_alone: in a file of a server's part, why the part can't run rows of several sessions in
+            one batch; empty: it can.
     """
-
-    value: ModelValue
-    parts: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class BundleFile:
-    """One file of a bundle: its name, digest and size, and the sides that need it."""
 
     name: str
     sha256: str
     size_bytes: int
     sides: tuple[Side, ...]
+    defaults: tuple[str, ...] = ()
+    why_alone: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,33 +95,30 @@ class Bundle:
     Attributes:
         path: its directory, with symbolic links like `current` resolved when it was opened.
         digest: SHA-256 hex digest of its manifest's content, which identifies it on the server.
-        ranged: its plans, and the range of bandwidth of each.
-        inputs: the required inputs, in the model's order.
-        outputs: the outputs, in the model's order.
+        plan_set: its plans, and the range of bandwidth of each.
+        inputs: the model's required inputs, in its order.
+        outputs: the model's outputs, in its order.
+        defaults: the model's optional inputs: they have a default.
         files: all of its files except for the manifest.
-        batch: for each of the server's parts why it can't run rows of several sessions in one
-            batch; empty: it can. Missing in bundles of older versions.
-        defaults: the optional inputs. Missing in bundles of older versions.
     """
 
     path: Path
     digest: str
-    ranged: PlanSet
+    plan_set: PlanSet
     inputs: tuple[ModelValue, ...]
     outputs: tuple[ModelValue, ...]
+    defaults: tuple[ModelValue, ...]
     files: tuple[BundleFile, ...]
-    batch: Mapping[str, str] = field(default_factory=dict)
-    defaults: tuple[InputDefault, ...] = ()
 
     @property
     def plan(self) -> Plan:
         """The plan of the bundle; of several, the one for the slowest links."""
-        return self.ranged.plans[0]
+        return self.plan_set.plans[0]
 
     @property
     def plans(self) -> tuple[Plan, ...]:
         """All its plans."""
-        return self.ranged.plans
+        return self.plan_set.plans
 
     @property
     def needs_server(self) -> bool:
@@ -124,7 +134,7 @@ class Bundle:
         if not 0 <= number < len(self.plans):
             last = len(self.plans) - 1
             raise InputError(f"{self.path.name} has no plan {number}: its plans are 0 to {last}")
-        return replace(self, ranged=PlanSet((self.plans[number],)))
+        return replace(self, plan_set=PlanSet((self.plans[number],)))
 
     def parts(self, *sides: Side) -> tuple[Segment, ...]:
         """The segments of all plans, common ones once; of some sides or, by default, of both."""
@@ -133,11 +143,16 @@ class Bundle:
 
     def why_alone(self, part: str) -> str:
         """Why a server's part can't run rows of several sessions in one batch; empty: it can."""
-        return self.batch.get(part, "the bundle is of an older version: make it again")
+        return self._part_files[part].why_alone
 
     def defaults_of(self, part: str) -> tuple[str, ...]:
         """Names of the inputs with a default that a part uses."""
-        return tuple(default.value.name for default in self.defaults if part in default.parts)
+        return self._part_files[part].defaults
+
+    @cached_property
+    def _part_files(self) -> Mapping[str, BundleFile]:
+        """The files of the parts, by part."""
+        return {Path(file.name).stem: file for file in self.files if file.name.endswith(".onnx")}
 
     def segment_path(self, part: str) -> Path:
         """Path of the ONNX file of a part."""
@@ -169,17 +184,20 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
     try:
         manifest = json.loads(content)
         digest = manifest.pop("digest")
-        if manifest["format"] not in (BUNDLE_FORMAT, PLANS_FORMAT):
+        if manifest["format"] != BUNDLE_FORMAT:
             raise BundleError(
                 f"bundle {folder} has format {manifest['format']}, this version reads"
-                f" {BUNDLE_FORMAT} and {PLANS_FORMAT}: make it again with `offload split`"
+                f" {BUNDLE_FORMAT}: make it again with `offload split`"
             )
         files = tuple(_file(name, entry) for name, entry in manifest["files"].items())
-        inputs = tuple(from_json(ModelValue, value) for value in manifest["inputs"])
-        outputs = tuple(from_json(ModelValue, value) for value in manifest["outputs"])
-        batch = {str(part): str(why) for part, why in manifest.get("batch", {}).items()}
-        defaults = tuple(from_json(InputDefault, value) for value in manifest.get("defaults", []))
-        names, ranges = _plans(manifest)
+        inputs, outputs, defaults = (
+            tuple(from_json(ModelValue, value) for value in manifest[key])
+            for key in ("inputs", "outputs", "defaults")
+        )
+        names = tuple(map(str, manifest["plans"]))
+        ranges = tuple(map(BandwidthRange.from_json, manifest["ranges"]))
+        if not set(names) <= manifest["files"].keys() or not covers_all(ranges, len(names)):
+            raise ValueError("plans and ranges do not fit together")
     except _DAMAGE as error:
         raise BundleError(f"{folder / MANIFEST} is damaged: make the bundle again") from error
     if digest != manifest_digest(manifest):
@@ -197,13 +215,8 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
         raise BundleError(
             f"bundle {folder} lacks the part {missing.part[:80]!r} of its plan: make it again"
         )
-    ranged = PlanSet(tuple(plans), ranges)
-    return Bundle(folder, digest, ranged, inputs, outputs, files, batch, defaults)
-
-
-def plan_names(count: int) -> list[str]:
-    """File names of `count` plans."""
-    return [PLAN, *(f"plan-{number}.json" for number in range(1, count))]
+    plan_set = PlanSet(tuple(plans), ranges)
+    return Bundle(folder, digest, plan_set, inputs, outputs, defaults, files)
 
 
 def manifest_digest(content: Mapping[str, Any]) -> str:
@@ -230,19 +243,7 @@ def _without_links(folder: Path) -> Path:
 def _file(name: str, entry: Mapping[str, Any]) -> BundleFile:
     if name != Path(name).name or name in ("", ".", "..") or not name.isprintable():
         raise BundleError(f"bundle lists a file outside its folder ({name!r}): do not use it")
-    sides = tuple(Side(side) for side in entry["sides"])
-    return BundleFile(name, str(entry["sha256"]), int(entry["size_bytes"]), sides)
-
-
-def _plans(manifest: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[BandwidthRange, ...]]:
-    """The files of the plans and their ranges; ValueError where they do not match."""
-    if manifest["format"] == BUNDLE_FORMAT:
-        return (PLAN,), EVERYWHERE
-    names = tuple(map(str, manifest["plans"]))
-    ranges = tuple(map(BandwidthRange.from_json, manifest["ranges"]))
-    if not set(names) <= manifest["files"].keys() or not covers_all(ranges, len(names)):
-        raise ValueError("plans and ranges do not fit together")
-    return names, ranges
+    return from_json(BundleFile, {**entry, "name": name})
 
 
 def _verify(folder: Path, file: BundleFile, required: set[Side], plans: tuple[str, ...]) -> None:

@@ -1,6 +1,6 @@
 """Compare tensors: their largest relative difference, and the tolerance for it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,22 +12,44 @@ if TYPE_CHECKING:  # a device that repeats a proof has no onnx
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def difference(want: Array, got: Array) -> float:
+def difference(expected: Any, actual: Any, dtype: str | None = None) -> float:
     """Largest difference, relative to the largest expected value; 0 for equal numbers.
 
-    Infinite when shapes, dtypes or the positions of NaN and infinity differ.
+    Infinite when shapes, dtypes or the positions of NaN and infinity differ, and for different
+    text. Sequences and maps are compared item by item.
+
+    Args:
+        expected: the expected value.
+        actual: the value to check.
+        dtype: ONNX element type; needed for `bfloat16`, which is stored as its bits.
     """
-    if want.shape != got.shape or want.dtype != got.dtype:
+    if isinstance(expected, Mapping):
+        if not isinstance(actual, Mapping) or expected.keys() != actual.keys():
+            return np.inf
+        keys = list(expected)
+        expected, actual = [expected[key] for key in keys], [actual[key] for key in keys]
+    if isinstance(expected, list | tuple):
+        if not isinstance(actual, list | tuple) or len(expected) != len(actual):
+            return np.inf
+        return max(map(difference, expected, actual), default=0.0)
+    first, second = np.asarray(expected), np.asarray(actual)
+    if first.dtype != second.dtype or first.shape != second.shape:
         return np.inf
-    if np.array_equal(want, got, equal_nan=want.dtype.kind in "fc"):
+    if np.array_equal(first, second, equal_nan=first.dtype.kind in "fc"):
         return 0.0
-    wide = np.complex128 if want.dtype.kind == "c" else np.float64
-    one, two = want.astype(wide), got.astype(wide)
-    finite = np.isfinite(one) & np.isfinite(two)
-    if not np.array_equal(one[~finite], two[~finite], equal_nan=True):
+    if first.dtype.kind not in "biufc":
         return np.inf
-    apart = float(np.abs(one[finite] - two[finite]).max(initial=0.0))
-    scale = float(np.abs(one[finite]).max(initial=0.0))
+    if dtype == "bfloat16" and first.dtype == np.uint16:
+        first, second = (
+            (bits.astype(np.uint32) << 16).view(np.float32) for bits in (first, second)
+        )
+    wide = np.complex128 if first.dtype.kind == "c" else np.float64
+    first, second = first.astype(wide), second.astype(wide)
+    finite = np.isfinite(first) & np.isfinite(second)
+    if not np.array_equal(first[~finite], second[~finite], equal_nan=True):
+        return np.inf
+    apart = float(np.abs(first[finite] - second[finite]).max(initial=0.0))
+    scale = float(np.abs(first[finite]).max(initial=0.0))
     return apart / scale if scale else (np.inf if apart else 0.0)
 
 
@@ -73,12 +95,12 @@ class Tolerances:
         return cls(any(word in op for op in ops for word in _QUANTISING), half)
 
     def limit(self, dtype: str | None, optimized: bool, own: float = 0.0) -> float:
-        """Largest allowed `gap` of a tensor; 0 requires equal bits.
+        """Largest allowed `difference` of a tensor; 0 requires equal bits.
 
         Args:
             dtype: ONNX element type.
             optimized: whether the engine's optimisations are on.
-            own: the gap that they cause in the uncut model on the same inputs; a model that
+            own: the difference that they cause in the uncut model on the same inputs; a model that
                 magnifies rounding gets a multiple of it.
         """
         base = _LIMITS.get(dtype or "")
@@ -90,38 +112,3 @@ class Tolerances:
             allowed.extend((base, min(_OWN_TIMES * own, _OWN_LIMIT)))
             allowed.extend([_QUANTISED_LIMIT] if self.quantised else [])
         return max(allowed, default=0.0)
-
-
-def gap(want: Any, got: Any, dtype: str | None = None) -> float:
-    """Largest difference relative to the largest expected value; 0 for equal bits.
-
-    Infinite when dtypes, shapes, or the positions of NaN and infinity differ, and for different
-    text. Sequences and maps are compared item by item.
-
-    Args:
-        want: the expected value.
-        got: the value to check.
-        dtype: ONNX element type; needed for `bfloat16`, which is stored as its bits.
-    """
-    if isinstance(want, Mapping):
-        same = isinstance(got, Mapping) and want.keys() == got.keys()
-        return _worst((want[key], got[key]) for key in want) if same else np.inf
-    if isinstance(want, list | tuple):
-        same = isinstance(got, list | tuple) and len(want) == len(got)
-        return _worst(zip(want, got, strict=True)) if same else np.inf
-    one, two = np.asarray(want), np.asarray(got)
-    if one.dtype != two.dtype or one.shape != two.shape:
-        return np.inf
-    if one.dtype.kind not in "biufc":
-        return 0.0 if np.array_equal(one, two) else np.inf
-    return difference(_widened(one, dtype), _widened(two, dtype))
-
-
-def _worst(pairs: Iterable[tuple[Any, Any]]) -> float:
-    return max((gap(want, got) for want, got in pairs), default=0.0)
-
-
-def _widened(array: Array, dtype: str | None) -> Array:
-    if dtype == "bfloat16" and array.dtype == np.uint16:
-        return (array.astype(np.uint32) << 16).view(np.float32)
-    return array

@@ -10,9 +10,8 @@ from onnx import GraphProto, ModelProto, OperatorSetIdProto, TensorProto, helper
 
 from offload.bundle.boundary_ops import boundary_ops, expose
 from offload.bundle.bundle import Bundle
-from offload.bundle.subgraph import Part, excerpt_part
+from offload.bundle.subgraph import Finish, Part, extract_part
 from offload.bundle.weights import write_part
-from offload.files import write_bytes
 from offload.graph.load import Model, load_model
 from offload.graph.model import Tensor
 from offload.graph.onnx_file import extent, external_tensors, point_to
@@ -37,7 +36,11 @@ def whole_input(model: Model) -> EngineInput:
 
 
 def part_input(
-    model: Model, part: Part, path: Path, types: Mapping[str, Tensor] = _NO_TYPES
+    model: Model,
+    part: Part,
+    path: Path,
+    types: Mapping[str, Tensor] = _NO_TYPES,
+    finish: Finish | None = None,
 ) -> EngineInput:
     """A part: its bytes if the model's weights are external, else a file with copied weights.
 
@@ -46,15 +49,16 @@ def part_input(
         part: the part to extract.
         path: the file to write if one is needed; its folder must exist.
         types: as for `extract_part`.
+        finish: changes the part.
 
     Raises:
         InputError: as `extract_part`.
         OSError: the file cannot be written.
     """
-    if model.weights.extents:
-        return _rooted(model, excerpt_part(model, part, types).whole())
-    write_part(model, part, path, types)
-    return path
+    if not model.weights.extents:
+        write_part(model, part, path, types, finish)
+        return path
+    return _rooted(model, extract_part(model, part, types, finish).whole())
 
 
 def _rooted(model: Model, proto: ModelProto) -> bytes:
@@ -84,6 +88,27 @@ def with_weights_at(source: bytes, place: Callable[[Path], Path]) -> bytes:
     return proto.SerializeToString()
 
 
+def with_inner_outputs(
+    model: Model,
+    names: Sequence[str],
+    path: Path,
+    types: Mapping[str, Tensor] = _NO_TYPES,
+    finish: Finish | None = None,
+) -> EngineInput:
+    """The whole model with inner tensors as its outputs.
+
+    Args:
+        model: the source.
+        names: tensors that nodes of its main graph compute.
+        path: the file to write if one is needed; its folder must exist.
+        types: as for `extract_part`.
+        finish: changes the model.
+    """
+    values = model.values
+    nodes = tuple(sorted(set(values.order) - values.constant))
+    return part_input(model, Part(nodes, tuple(values.inputs), tuple(names)), path, types, finish)
+
+
 _OPSET = 13  # for a model that imports no version of ONNX's own operators
 
 
@@ -102,30 +127,21 @@ def with_shapes(
     Returns:
         The model to load, and the name of the output with the shape of each tensor.
     """
-    values = model.values
-    nodes = tuple(index for index in values.order if index not in values.constant)
-    part = Part(tuple(sorted(nodes)), tuple(values.inputs), tuple(names))
-    source = part_input(model, part, path)
-    if isinstance(source, bytes):
-        proto = onnx.ModelProto.FromString(source)
-    else:
-        proto = onnx.load(source, load_external_data=False)
-    taken = {name for node in proto.graph.node for name in (*node.input, *node.output)}
+    taken = {*model.values.inputs, *model.values.producer, *model.values.initializers}
     shapes = {}
     for number, name in enumerate(names):
-        output = f"shape_{number}"
-        while output in taken:
-            output += "_"
-        proto.graph.node.append(helper.make_node("Shape", [name], [output], output))
-        proto.graph.output.append(helper.make_tensor_value_info(output, TensorProto.INT64, None))
-        shapes[name] = output
-    if not any(each.domain in ("", "ai.onnx") for each in proto.opset_import):
-        proto.opset_import.append(OperatorSetIdProto(domain="", version=_OPSET))
-    data = proto.SerializeToString()
-    if isinstance(source, bytes):
-        return data, shapes
-    write_bytes(source, data)
-    return source, shapes
+        shapes[name] = f"shape_{number}"
+        while shapes[name] in taken:
+            shapes[name] += "_"
+
+    def add_shapes(head: ModelProto, graph: GraphProto) -> None:
+        for name, output in shapes.items():
+            graph.node.append(helper.make_node("Shape", [name], [output], output))
+            graph.output.append(helper.make_tensor_value_info(output, TensorProto.INT64, None))
+        if not any(each.domain in ("", "ai.onnx") for each in head.opset_import):
+            head.opset_import.append(OperatorSetIdProto(domain="", version=_OPSET))
+
+    return with_inner_outputs(model, names, path, finish=add_shapes), shapes
 
 
 def bare_segments(plan: Plan) -> tuple[Segment, ...]:

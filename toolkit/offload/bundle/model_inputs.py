@@ -1,17 +1,18 @@
-"""Read a model's inputs from it, with hints about their values."""
+"""Inputs and outputs of a model as onnxruntime lists them, and hints about the inputs' values."""
 
 import math
 from collections.abc import Iterable
 
 import numpy as np
-from onnx import ModelProto, TensorProto
+from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from offload.bundle.bundle import Bundle
+from offload.bundle.bundle import Bundle, ModelValue
 from offload.bundle.sample_inputs import ModelInputs, ValueRange, bound
-from offload.bundle.write import value_of
+from offload.errors import InputError
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph
 from offload.graph.onnx_file import is_external
+from offload.graph.onnx_types import declared_shape, type_name
 from offload.graph.value_index import attribute_value, nested_nodes
 
 # Operators that return the numbers of their input, and those that pick rows of a table by them.
@@ -20,6 +21,34 @@ _PASSING = frozenset(
 )
 _PICKING = frozenset(("Gather", "GatherElements"))
 _MOST_WORDS = 10_000
+
+
+def value_of(info: ValueInfoProto) -> ModelValue:
+    """A graph input or output as onnxruntime lists it, dynamic dimensions still dynamic."""
+    return ModelValue(info.name, type_name(info.type), declared_shape(info.type))
+
+
+def signature(model: Model, graph: Graph) -> tuple[tuple[ModelValue, ...], tuple[ModelValue, ...]]:
+    """Inputs and outputs as onnxruntime lists them, dynamic dimensions still dynamic.
+
+    Raises:
+        InputError: one has a type that a session does not support: an optional, or a sequence of
+            sequences.
+    """
+    inputs = tuple(value_of(model.values.inputs[name]) for name in graph.inputs)
+    outputs = []
+    for value in model.proto.graph.output:
+        inferred = model.types.inferred(value.name)
+        if not value.type.WhichOneof("value") and inferred is not None:
+            value = ValueInfoProto(name=value.name, type=inferred)  # declared without a type
+        outputs.append(value_of(value))
+    for described in (*inputs, *outputs):
+        if "optional(" in described.type or "seq(seq(" in described.type:
+            raise InputError(
+                f"{described.name!r} is of type {described.type}, which a session does not support:"
+                " make it a tensor or a sequence of tensors in the model, or leave it out"
+            )
+    return inputs, tuple(outputs)
 
 
 def inputs_of(model: Model, graph: Graph | None = None) -> ModelInputs:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from offload.bundle.bundle import ModelValue
+from offload.bundle.bundle import DTYPES, ModelValue
 from offload.errors import InputError, OffloadError
 from offload.graph.dimensions import Dim, Symbols
 
@@ -23,23 +23,7 @@ _SIZES = (64, 96, 32, 48, 128, 224, 320, 512, 256, 16, 24, 8, 5, 4, 3, 2, 1)
 _BATCHES = (2, 3, 1)
 # Sizes in the example of an error message: for the sides of a picture, and for other dimensions.
 _PICTURE_SIZE, _OTHER_SIZE = 640, 64
-# Element types with another name in numpy, and those that numpy lacks: the runtime carries their
-# bits in another type.
-_NUMPY = {
-    "float": "float32",
-    "double": "float64",
-    "string": "object",
-    "bfloat16": "uint16",
-    "float8e4m3fn": "uint8",
-    "float8e4m3fnuz": "uint8",
-    "float8e5m2": "uint8",
-    "float8e5m2fnuz": "uint8",
-    "int4": "int8",
-    "uint4": "uint8",
-}
 _PICTURE_TYPES = ("tensor(float)", "tensor(float16)", "tensor(uint8)")
-_FLOATS = frozenset(("float", "double", "float16"))
-_INTEGERS = frozenset(f"{sign}int{bits}" for sign in ("", "u") for bits in (4, 8, 16, 32, 64))
 # Bits of a float8 up to this are finite numbers of at most 1 in every float8 type.
 _FLOAT8_BITS = 0x38
 
@@ -76,8 +60,8 @@ class ModelInputs:
 
 
 @dataclass(frozen=True)
-class GivenInputs:
-    """What the caller specifies about sample inputs.
+class SampleOptions:
+    """Values, bounds and sizes that sample inputs must have.
 
     Attributes:
         arrays: values of inputs.
@@ -195,7 +179,7 @@ def draw(inputs: ModelInputs, seed: int = 0) -> dict[str, Array]:
 def sample(
     inputs: ModelInputs,
     accepts: Callable[[Feeds], Any],
-    given: GivenInputs,
+    options: SampleOptions,
     count: int,
     advice: str = "give one with --input",
 ) -> list[Feeds]:
@@ -204,36 +188,36 @@ def sample(
     Args:
         inputs: the inputs of the model.
         accepts: runs the model; raises an OffloadError where it can't.
-        given: values, bounds and sizes specified by the caller.
+        options: values, bounds and sizes specified by the caller.
         count: at least 1; a model of fixed sizes gets one set.
         advice: what to do where the model accepts no inputs, as the end of a sentence.
 
     Raises:
-        InputError: an input has a type without random values, `given` has an unknown input, or
+        InputError: an input has a type without random values, `options` have an unknown input, or
             the model accepted none of the sizes tried.
     """
     known = [*(value.name for value in inputs.values), *inputs.defaults]
-    for name in (*given.arrays, *given.ranges, *given.shapes):
+    for name in (*options.arrays, *options.ranges, *options.shapes):
         if name not in known:
             raise InputError(f"the model has no input {name!r}; it has: {', '.join(known)}")
-    ranges = {**inputs.ranges, **given.ranges}
-    arrays = {name: array for name, array in given.arrays.items() if name not in inputs.defaults}
+    ranges = {**inputs.ranges, **options.ranges}
+    arrays = {name: array for name, array in options.arrays.items() if name not in inputs.defaults}
     random = replace(inputs, values=tuple(v for v in inputs.values if v.name not in arrays))
     samples: list[Feeds] = []
     seen: set[tuple[tuple[int, ...], ...]] = set()
     first_error: OffloadError | None = None
-    for shapes in _guesses(inputs, given):
+    for shapes in _guesses(inputs, options):
         key = tuple(shapes[value.name] for value in inputs.values)
         if key in seen:
             continue
         seen.add(key)
-        feeds = _random_inputs(random, shapes, ranges, given.seed) | arrays
+        feeds = _random_inputs(random, shapes, ranges, options.seed) | arrays
         try:
             accepts(feeds)
         except OffloadError as error:
             first_error = first_error or error
             continue
-        samples.append({**feeds, **given.arrays})
+        samples.append({**feeds, **options.arrays})
         if len(samples) == count:
             break
     if not samples:
@@ -241,7 +225,7 @@ def sample(
     return samples
 
 
-def _guesses(inputs: ModelInputs, given: GivenInputs) -> Iterator[Shapes]:
+def _guesses(inputs: ModelInputs, options: SampleOptions) -> Iterator[Shapes]:
     """Consistent guesses at the shapes of all inputs.
 
     Dimensions of equal names get equal sizes, and expressions of them are evaluated. Where no
@@ -249,8 +233,8 @@ def _guesses(inputs: ModelInputs, given: GivenInputs) -> Iterator[Shapes]:
     the number of new tokens.
     """
     named = {value.name for value in inputs.values}
-    shapes = {name: sizes for name, sizes in given.shapes.items() if name in named}
-    shapes |= {name: array.shape for name, array in given.arrays.items() if name in named}
+    shapes = {name: sizes for name, sizes in options.shapes.items() if name in named}
+    shapes |= {name: array.shape for name, array in options.arrays.items() if name in named}
     values = [replace(v, shape=shapes.get(v.name, v.shape)) for v in inputs.values]
     symbols = Symbols.of(value.shape or () for value in inputs.values)
     symbols.bind_all(
@@ -301,23 +285,15 @@ def _size(dim: Dim, symbols: Symbols, guess: int) -> int:
     return guess if known is None else known
 
 
-def numpy_type(kind: str) -> np.dtype[Any] | None:
-    """The numpy type for the elements of `tensor(...)`, or for their bits; None where none is."""
-    name = kind.removeprefix("tensor(").removesuffix(")")
-    if not kind.startswith("tensor(") or not (
-        name in _NUMPY or name in _FLOATS or name in _INTEGERS or name == "bool"
-    ):
-        return None
-    return np.dtype(_NUMPY.get(name, name))
-
-
 def _random_inputs(
     inputs: ModelInputs, shapes: Shapes, ranges: Mapping[str, ValueRange], seed: int
 ) -> dict[str, Array]:
     rng = np.random.default_rng(seed)
     feeds = {}
     for value in inputs.values:
-        dtype, shape = numpy_type(value.type), shapes[value.name]
+        dtype, shape = DTYPES.get(value.type), shapes[value.name]
+        if value.type == "tensor(string)":
+            dtype = np.dtype(object)
         if dtype is None:
             raise InputError(
                 f"input {value.name!r} is {value.type}, which can't be drawn at random or read from"
@@ -341,7 +317,7 @@ def _random_row(
         return rng.integers(0, 2, count)
     if kind.startswith("float8"):
         return rng.integers(0, _FLOAT8_BITS + 1, count)
-    if kind in _FLOATS or kind == "bfloat16":
+    if kind in ("float", "double", "float16", "bfloat16"):
         floats = (
             rng.uniform(bounds.low, bounds.high, count) if bounds else rng.standard_normal(count)
         )

@@ -1,6 +1,6 @@
 """Cut a part out of a model: a set of nodes with the values that enter and leave it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
@@ -8,7 +8,6 @@ from onnx import GraphProto, ModelProto, TensorProto, ValueInfoProto
 from offload.errors import InputError
 from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor, boundary
-from offload.graph.onnx_file import is_external, is_outside
 from offload.graph.onnx_types import tensor_type
 from offload.graph.value_index import function_key, functions_used
 
@@ -83,14 +82,23 @@ class Excerpt:
         return proto
 
 
-def extract_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYPES) -> ModelProto:
-    """A part as a model of its own; linear in its size.
+# Changes a part in place: its head (all but the graph) and its graph.
+Finish = Callable[[ModelProto, GraphProto], None]
+
+
+def extract_part(
+    model: Model,
+    part: Part,
+    types: Mapping[str, Tensor] = _NO_TYPES,
+    finish: Finish | None = None,
+) -> Excerpt:
+    """Extract a part as a model of its own; linear in its size without weights.
 
     Nodes keep the source's order, sorted first if the file isn't. Constant nodes, weights and
     functions are included as far as they are used. Format version, operator sets and metadata are
     the source's, but a format version before 4 becomes 4: from 4 on, initializers need not be
-    listed as inputs, and readers take listed ones for overridable. Weights that are external in the
-    source stay in the source's files. Inputs that have a default in the source stay inputs with a
+    listed as inputs, and readers take listed ones for overridable. External weights stay in the
+    source's files. Inputs that have a default in the source stay inputs with a
     default. Dynamic dimensions stay dynamic.
 
     Args:
@@ -98,20 +106,12 @@ def extract_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYP
         part: the part to extract.
         types: types of values that shape inference can't follow (operators of other vendors);
             sizes that may vary must be None.
+        finish: changes the part, without its weights.
 
     Raises:
         InputError: the part needs a value that is not among its inputs, or a value between parts
             is of unknown type or not a tensor of numbers (text, sequence, map, optional).
     """
-    proto = excerpt_part(model, part, types).whole()
-    for tensor in proto.graph.initializer:
-        if is_external(tensor) and not is_outside(tensor):
-            tensor.CopyFrom(model.weights.loaded(tensor))
-    return proto
-
-
-def excerpt_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYPES) -> Excerpt:
-    """The content of a part as `extract_part` returns it, before its weights are copied."""
     nodes, stored, open_defaults = _closure(model, part)
     source, values = model.proto, model.values
     head = ModelProto(
@@ -150,6 +150,8 @@ def excerpt_part(model: Model, part: Part, types: Mapping[str, Tensor] = _NO_TYP
     head.functions.extend(f for f in source.functions if function_key(f) in used)
     graph.sparse_initializer.extend(values.sparse[n] for n in stored if n in values.sparse)
     dense = (values.initializers[name] for name in stored if name in values.initializers)
+    if finish:
+        finish(head, graph)
     return Excerpt(head, graph, tuple(dense))
 
 

@@ -9,15 +9,16 @@ shared file, and on one machine nothing is stored twice.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
-from onnx import GraphProto, ModelProto, TensorProto, numpy_helper
+from onnx import TensorProto, numpy_helper
 
-from offload.bundle.subgraph import Excerpt, Part, excerpt_part
-from offload.files import AtomicFiles
+from offload.bundle.subgraph import Excerpt, Finish, Part, extract_part
 from offload.graph.load import Model
 from offload.graph.model import Tensor
 from offload.graph.onnx_file import (
@@ -47,24 +48,28 @@ _PAGE_BYTES = 4096
 _CHUNK_BYTES = 1 << 20
 _LENGTH_BYTES = 5  # a length below 2**35, written in this many bytes whatever its value
 _NO_TYPES: Mapping[str, Tensor] = {}
-# Changes a part in place before it is written: its head (all but the graph) and its graph.
-Finish = Callable[[ModelProto, GraphProto], None]
 
 
 def write_part(
-    model: Model, part: Part, path: Path, types: Mapping[str, Tensor] = _NO_TYPES
+    model: Model,
+    part: Part,
+    path: Path,
+    types: Mapping[str, Tensor] = _NO_TYPES,
+    finish: Finish | None = None,
 ) -> tuple[Path, ...]:
     """Extract one part to a file; its weight file, where it needs one, is `STEM.weights`.
+
+    The other arguments are as for `write_parts`.
 
     Returns:
         The files written: the part, and its weight file if there is one.
 
     Raises:
         InputError: as `extract_part`.
-        OSError: the folder can't be written; nothing is left behind.
+        OSError: the folder can't be written.
     """
-    excerpts = {path.name: excerpt_part(model, part, types)}
-    return _write(model, excerpts, {path.name: path.stem}, path.parent)
+    excerpt = extract_part(model, part, types, finish)
+    return _write(model, {path.name: excerpt}, {path.name: path.stem}, path.parent)
 
 
 def write_parts(
@@ -72,17 +77,17 @@ def write_parts(
     parts: Mapping[str, Part],
     folder: Path,
     types: Mapping[str, Tensor] = _NO_TYPES,
-    finish: Callable[[str], Finish] = lambda _: lambda _, __: None,
+    finish: Mapping[str, Finish] = MappingProxyType({}),
     once: bool = False,
 ) -> tuple[Path, ...]:
-    """Extract parts to files of a folder, atomically.
+    """Extract parts to files of a folder.
 
     Args:
         model: the source.
         parts: by file name, `SIDE-NUMBER.onnx`; parts of one side share a weight file.
         folder: the folder to write to; it must exist.
         types: as for `extract_part`.
-        finish: for a file name, a function that changes the part before it is written.
+        finish: by file name, functions that change a part before it is written.
         once: store weights of several parts once, in weight files.
 
     Returns:
@@ -90,13 +95,13 @@ def write_parts(
 
     Raises:
         InputError: as `extract_part`.
-        OSError: the folder can't be written; nothing is left behind.
+        OSError: the folder can't be written.
 
     Complexity: time linear in the bytes of the parts; memory of the largest tensor.
     """
-    excerpts = {name: excerpt_part(model, part, types) for name, part in parts.items()}
-    for name, excerpt in excerpts.items():
-        finish(name)(excerpt.head, excerpt.graph)
+    excerpts = {
+        name: extract_part(model, part, types, finish.get(name)) for name, part in parts.items()
+    }
     sides = {name: Path(name).stem.partition("-")[0] for name in parts}
     return _write(model, excerpts, sides, folder, once)
 
@@ -112,27 +117,30 @@ def _write(
     # A model without weight files that is small itself has no part that needs one.
     file = model.path if model.path is not None and model.path.is_file() else None
     is_small = file is not None and file.stat().st_size <= INLINE_LIMIT_BYTES
-    if is_small and not model.has_outside and not once:
-        with AtomicFiles(folder) as files:
-            for name, excerpt in excerpts.items():
-                _write_message(model, files.file(name), excerpt, excerpt.initializers)
-        return files.paths()
-    users = _users_of_weight_files(model, excerpts, once)
+    users: Mapping[_Key, set[str]] = {}
+    if once or model.has_outside or not is_small:
+        users = _users_of_weight_files(model, excerpts, once)
     homes = {}
     for key, names in users.items():
         owners = {sides[name] for name in names}
         homes[key] = f"{'shared' if len(owners) > 1 else next(iter(owners))}.weights"
-    with AtomicFiles(folder) as files:
+    paths = tuple(folder / name for name in excerpts)
+    with ExitStack() as stack:
+        files = {
+            home: stack.enter_context((folder / home).open("w+b"))
+            for home in sorted(set(homes.values()))
+        }
         store = _WeightStore(files, model.weights.paths, homes)
-        for name, excerpt in excerpts.items():
+        for path, (name, excerpt) in zip(paths, excerpts.items(), strict=True):
             for tensor in _external_in_nodes(model, excerpt):
                 point_to(tensor, store.place(tensor))
             stored = (
                 store.external_entry(tensor) if name in users.get(_key(tensor), ()) else tensor
                 for tensor in excerpt.initializers
             )
-            _write_message(model, files.file(name), excerpt, stored)
-    return files.paths()
+            with path.open("w+b") as part_file:
+                _write_message(model, part_file, excerpt, stored)
+    return (*paths, *(folder / home for home in files))
 
 
 # Identifies a weight: its extent in the source's files, or the name of an inline one.
@@ -181,13 +189,13 @@ class _WeightStore:
     """Weight files that are being written.
 
     Attributes:
-        files: the open files.
+        files: the weight files by name, open for writing.
         sources: the real file of each location of the model's external data.
         homes: the weight file of each tensor that is stored in one.
         placed: the location of the tensors that are already written.
     """
 
-    files: AtomicFiles
+    files: Mapping[str, BinaryIO]
     sources: Mapping[str, Path]
     homes: Mapping[_Key, str]
     placed: dict[_Key, Extent] = field(default_factory=dict)
@@ -196,7 +204,7 @@ class _WeightStore:
         """Write a tensor's bytes unless they are already written; returns their location."""
         key = _key(tensor)
         if key not in self.placed:
-            file = self.files.file(self.homes[key])
+            file = self.files[self.homes[key]]
             end = file.seek(0, os.SEEK_END)
             start = -(-end // _PAGE_BYTES) * _PAGE_BYTES
             file.truncate(start)
@@ -224,11 +232,11 @@ class _WeightStore:
         return entry
 
 
-def _copy(source: Path, what: Extent, target: BinaryIO) -> None:
+def _copy(source: Path, section: Extent, target: BinaryIO) -> None:
     """Append a part of a file to another, inside the kernel where possible."""
     target.flush()
     with source.open("rb") as file:
-        start, remaining_bytes = what.offset_bytes, what.length_bytes
+        start, remaining_bytes = section.offset_bytes, section.length_bytes
         while remaining_bytes:
             try:
                 done = os.copy_file_range(file.fileno(), target.fileno(), remaining_bytes, start)

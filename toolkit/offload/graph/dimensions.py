@@ -2,6 +2,7 @@
 
 import ast
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -132,7 +133,7 @@ class Symbols:
         tree = self._expression(dim) if size is None else None
         if size is not None or tree is None:
             return dim if size is None else size
-        return ast.unparse(_Substitution(self.sizes).visit(tree))
+        return re.sub(r"\w+", lambda word: str(self.sizes.get(word[0], word[0])), dim)
 
     def bind(self, dim: str, size: int) -> bool:
         """Set the size of a dimension; False when it contradicts the known sizes.
@@ -201,16 +202,6 @@ class Symbols:
         if value.denominator != 1 or (least is not None and value < least):
             return None
         return int(value)
-
-
-class _Substitution(ast.NodeTransformer):
-    """Replace known names by their sizes."""
-
-    def __init__(self, sizes: Mapping[str, int]) -> None:
-        self._sizes = sizes
-
-    def visit_Name(self, node: ast.Name) -> ast.expr:
-        return ast.Constant(self._sizes[node.id]) if node.id in self._sizes else node
 
 
 def _does_not_fit(name: str, declared: Sequence[Dim] | None, sizes: Sequence[int]) -> InputError:

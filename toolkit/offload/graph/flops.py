@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from onnx import NodeProto
@@ -45,16 +45,6 @@ _ELEMENTWISE = frozenset(
 )
 # Heavy operators of ONNX itself without a rule below.
 _NO_RULE = frozenset(("FlexAttention", "LinearAttention", "SequenceMap"))
-
-
-class Operands(Protocol):
-    """Shapes and small numbers of a node's inputs and outputs, by name."""
-
-    def shape(self, name: str) -> Shape | None:
-        """Sizes of a value; None when one isn't known."""
-
-    def numbers(self, name: str) -> Array | None:
-        """Numbers of a small value; None when they aren't known."""
 
 
 @dataclass(frozen=True)
@@ -169,13 +159,22 @@ def shares_by_work(graph: Graph, parts: Mapping[int, float]) -> dict[int, float]
     return {index: weight / total for index, weight in weights.items()}
 
 
-def node_work(node: NodeProto, operands: Operands) -> Work:
+def node_work(
+    node: NodeProto,
+    shape: Callable[[str], Shape | None],
+    numbers: Callable[[str], Array | None],
+) -> Work:
     """The work of one node without bodies.
 
     Exact for matrix products, convolutions, recurrent layers and attention with known shapes. Other
     operators count one operation for each element of the output or of the first input, whichever
     has more (pooling: for each element of the window). Operators of other vendors without a rule
     are heavy and not counted.
+
+    Args:
+        node: the node.
+        shape: sizes of a value by name; None when one isn't known.
+        numbers: numbers of a small value by name; None when they aren't known.
     """
     name, standard = node.op_type, node.domain in ("", "ai.onnx", "ai.onnx.ml")
     if name in _FREE and (standard or node.domain == _MICROSOFT):
@@ -187,7 +186,7 @@ def node_work(node: NodeProto, operands: Operands) -> Work:
         heavy = light = None
     if name in _NO_RULE or not (heavy or light):
         return Work(uncounted_heavy=Counter((name,)))
-    counted = (heavy or light or _elementwise)(_CountedNode(node, operands))
+    counted = (heavy or light or _elementwise)(_CountedNode(node, shape, numbers))
     if heavy:
         if counted is None:
             return Work(uncounted_heavy=Counter((name,)))
@@ -199,24 +198,25 @@ def node_work(node: NodeProto, operands: Operands) -> Work:
 
 @dataclass(frozen=True, slots=True)
 class _CountedNode:
-    """A node with the shapes of its inputs and outputs by position."""
+    """A node with the shapes and numbers of its inputs and outputs by position."""
 
     node: NodeProto
-    operands: Operands
+    shape: Callable[[str], Shape | None]
+    numbers: Callable[[str], Array | None]
 
     def has(self, place: int) -> bool:
         return place < len(self.node.input) and bool(self.node.input[place])
 
     def input(self, place: int) -> Shape | None:
-        return self.operands.shape(self.node.input[place]) if self.has(place) else None
+        return self.shape(self.node.input[place]) if self.has(place) else None
 
     def value(self, place: int) -> Array | None:
-        return self.operands.numbers(self.node.input[place]) if self.has(place) else None
+        return self.numbers(self.node.input[place]) if self.has(place) else None
 
     def output(self, place: int = 0) -> Shape | None:
         if place >= len(self.node.output) or not self.node.output[place]:
             return None
-        return self.operands.shape(self.node.output[place])
+        return self.shape(self.node.output[place])
 
     def attribute(self, name: str, default: Any = None) -> Any:
         return attribute_value(self.node, name, default)

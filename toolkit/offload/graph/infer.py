@@ -19,7 +19,7 @@ from offload.graph.onnx_types import (
     is_known,
     tensor_type,
 )
-from offload.graph.propagate import KnownValue, Scope, stored_value
+from offload.graph.propagate import KnownValue, Scope
 from offload.graph.value_index import ValueIndex, bodies, function_key
 
 # Shape arithmetic reads stored numbers (the target of a Reshape, the pads of a Pad), all small.
@@ -69,7 +69,7 @@ class Types:
         """The type that follows from the graph's inputs, without generated names of sizes."""
         typed = self._inferred_by_onnx(name)
         if not is_known(typed) and not self.is_open and name in self.values.producer:
-            typed = self._propagated[0].type(name)
+            typed = self._propagated[0].value(name).type
         if typed is None or not _has_element_type(typed):
             return self._stored.get(name)
         if typed.HasField("tensor_type"):
@@ -92,7 +92,7 @@ class Types:
     def is_sized(self, name: str) -> bool:
         """Whether the value's sizes follow from the inputs' sizes, known here or not.
 
-        False where they depend on data, or on what inference can't follow.
+        False where they depend on data, or where inference fails.
         """
         return self._propagated[0].value(name).sized
 
@@ -130,11 +130,10 @@ class Types:
     def _propagated(self) -> tuple[Scope, Mapping[int, Work]]:
         """Every value of the main graph, and the work by node."""
         proto, graph = self.source, self.outline.graph
-        opsets = {each.domain: each.version for each in proto.opset_import}
+        opsets = {entry.domain: entry.version for entry in proto.opset_import}
         scope = Scope.main(proto.functions, opsets, proto.ir_version)
-        for tensor in graph.initializer:
-            scope.values[tensor.name] = stored_value(tensor)
-        for name in self._stored.keys() - scope.values.keys():  # a default, or sparse
+        scope.add_stored(graph)
+        for name in self.values.defaults:
             scope.values[name] = KnownValue(self._stored[name])
         for name in self.values.inputs:
             numbers = self.numbers.get(name)
@@ -184,8 +183,7 @@ def infer_types(
     """Infer the type of every value of the main graph.
 
     Declared types of values between nodes are not used (files are often wrong about them),
-    except for operators that ONNX does not know. Weights are neither copied nor read, but for
-    small ones.
+    except for operators that ONNX does not know. Only small weights are read or copied.
 
     Args:
         proto: the model.

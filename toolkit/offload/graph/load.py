@@ -21,8 +21,6 @@ from offload.graph.onnx_file import (
 )
 from offload.graph.value_index import ValueIndex, index_values
 
-_CHUNK_BYTES = 1 << 20
-
 
 @dataclass(frozen=True, eq=False)
 class Model:
@@ -134,5 +132,4 @@ def _read(path: Path) -> tuple[ModelProto, bool]:
 
 def _add_file(digest: "hashlib._Hash", path: Path) -> None:
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
+        hashlib.file_digest(file, lambda: digest)

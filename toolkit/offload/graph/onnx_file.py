@@ -178,7 +178,7 @@ _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def foreign_content(start: bytes) -> str | None:
-    """What a file contains instead of a model or weights, and what to do; None: nothing known.
+    """Recognise a file that is not a model or weights: its content and the remedy; None otherwise.
 
     Downloads often leave another file under the expected name. The result is the end of a sentence.
 

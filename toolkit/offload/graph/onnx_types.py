@@ -1,4 +1,4 @@
-"""Types of ONNX values: element types, shapes, sizes in bytes, and what several types agree on."""
+"""Types of ONNX values: element types, shapes, sizes in bytes, common types."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -72,13 +72,9 @@ def declared_shape(typed: TypeProto) -> tuple[Dim, ...] | None:
 
 def known_shape(typed: TypeProto | None) -> tuple[int, ...] | None:
     """Sizes of a tensor type; None when it is not a tensor or a size is not known."""
-    if typed is None or not typed.HasField("tensor_type"):
-        return None
-    if not typed.tensor_type.HasField("shape"):
-        return None
-    sizes = [dim.dim_value for dim in typed.tensor_type.shape.dim if dim.HasField("dim_value")]
-    known = len(sizes) == len(typed.tensor_type.shape.dim) and min(sizes, default=0) >= 0
-    return tuple(sizes) if known else None
+    shape = None if typed is None else declared_shape(typed)
+    sizes = tuple(size for size in shape or () if isinstance(size, int))
+    return None if shape is None or len(sizes) < len(shape) else sizes
 
 
 def is_known(typed: TypeProto | None) -> bool:

@@ -151,12 +151,6 @@ class KnownValue:
         return shape is not None and prod(shape) <= _MOST_ELEMENTS
 
 
-def stored_value(tensor: TensorProto) -> KnownValue:
-    """The value of a stored tensor."""
-    typed = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
-    return KnownValue(typed, constant=True, source=tensor)
-
-
 # Numbers
 
 Memo: TypeAlias = dict[int, Array | None]
@@ -209,12 +203,12 @@ def _inputs_to_evaluate(value: KnownValue, memo: Memo | None) -> list[KnownValue
         return None
     if not isinstance(node, NodeProto) or _is_shape_or_size(node):
         return []
-    inputs = [each for each in value.inputs if each is not None]
-    if not all(each.is_small or each.shape is None for each in inputs):
+    inputs = [operand for operand in value.inputs if operand is not None]
+    if not all(operand.is_small or operand.shape is None for operand in inputs):
         return None
-    if any(_is_evaluated(each, memo) and _result(each, memo) is None for each in inputs):
+    if any(_is_evaluated(v, memo) and _result(v, memo) is None for v in inputs):
         return None
-    return [each for each in inputs if not _is_evaluated(each, memo)]
+    return [operand for operand in inputs if not _is_evaluated(operand, memo)]
 
 
 def _evaluate(value: KnownValue, memo: Memo | None) -> Array | None:
@@ -237,9 +231,9 @@ def _evaluate(value: KnownValue, memo: Memo | None) -> Array | None:
     if too_large or (value.shape is None and node.op_type in _GROWING):
         return None
     arrays = {}
-    for name, each in zip(node.input, value.inputs, strict=True):
-        if each is not None:
-            numbers = _result(each, memo)
+    for name, operand in zip(node.input, value.inputs, strict=True):
+        if operand is not None:
+            numbers = _result(operand, memo)
             if numbers is None:
                 return None
             arrays[name] = numbers
@@ -256,13 +250,13 @@ def _run(node: NodeProto, arrays: Mapping[str, Array], opset: int, place: int) -
 
     if node.domain not in _STANDARD or any(True for _ in bodies(node)):
         return None
-    name = node.output[place]
+    output_name = node.output[place]
     graph = GraphProto(node=[node])
-    graph.input.extend(onnx.ValueInfoProto(name=each) for each in arrays)
-    graph.output.append(onnx.ValueInfoProto(name=name))
+    graph.input.extend(onnx.ValueInfoProto(name=name) for name in arrays)
+    graph.output.append(onnx.ValueInfoProto(name=output_name))
     try:
         with np.errstate(all="ignore"):
-            (output,) = ReferenceEvaluator(graph, {"": opset}).run([name], dict(arrays))
+            (output,) = ReferenceEvaluator(graph, {"": opset}).run([output_name], dict(arrays))
     except _EVALUATION_ERRORS:
         return None
     array = np.asarray(output) if isinstance(output, np.ndarray | np.generic) else None
@@ -309,20 +303,22 @@ class Scope:
         by_key = {function_key(function): function for function in functions}
         return cls(ChainMap(), _by_domain(opsets.items()), _ModelScope(by_key, ir_version))
 
-    def shape(self, name: str) -> Shape | None:
-        """Sizes of a tensor; None when one isn't known."""
-        value = self.values.get(name)
-        return None if value is None else value.shape
+    def value(self, name: str) -> KnownValue:
+        """The known facts about a value; none for a value that is not in the scope."""
+        return self.values.get(name) or KnownValue(None, sized=False)
 
     def numbers(self, name: str) -> Array | None:
         """Numbers of a small value; None when they aren't known."""
-        value = self.values.get(name)
-        return None if value is None else numbers_of(value)
+        return numbers_of(self.value(name))
 
-    def type(self, name: str) -> TypeProto | None:
-        """A value's type as far as it is known."""
-        value = self.values.get(name)
-        return None if value is None else value.type
+    def add_stored(self, graph: GraphProto) -> None:
+        """Add the stored tensors of a graph to the scope."""
+        for tensor in graph.initializer:
+            typed = helper.make_tensor_type_proto(tensor.data_type, list(tensor.dims))
+            self.values[tensor.name] = KnownValue(typed, constant=True, source=tensor)
+        for sparse in graph.sparse_initializer:
+            typed = helper.make_tensor_type_proto(sparse.values.data_type, list(sparse.dims))
+            self.values[sparse.values.name] = KnownValue(typed)
 
     def visit(
         self,
@@ -358,7 +354,9 @@ class Scope:
                 self.values[name] = value
         if all(self.value(name).constant for name in node.output if name):
             return Work()  # arithmetic of sizes: nothing to count
-        return node_work(node, self) if work is None else work
+        if work is not None:
+            return work
+        return node_work(node, lambda name: self.value(name).shape, self.numbers)
 
     def _leaf(self, node: NodeProto, types: Sequence[TypeProto | None]) -> list[KnownValue]:
         """The outputs of a node without bodies."""
@@ -393,7 +391,7 @@ class Scope:
         schema = _schema(node.op_type, self.opsets.get(domain, 1), domain)
         if schema is None:
             return {}
-        types = {name: self.type(name) or TypeProto() for name in node.input if name}
+        types = {name: self.value(name).type or TypeProto() for name in node.input if name}
         numbers = {}
         for place in _SHAPE_INPUTS.get(node.op_type, ()):
             name = node.input[place] if place < len(node.input) else ""
@@ -437,8 +435,8 @@ class Scope:
         key, calls = function_key(function), self.shared.calls
         if key in calls or len(calls) >= _MOST_CALLS:  # the function may call itself for ever
             return [], Work(uncounted_heavy=Counter((node.op_type,)))
-        attributes = {each.name: each for each in (*function.attribute_proto, *node.attribute)}
-        opsets = _by_domain((each.domain, each.version) for each in function.opset_import)
+        attributes = {a.name: a for a in (*function.attribute_proto, *node.attribute)}
+        opsets = _by_domain((entry.domain, entry.version) for entry in function.opset_import)
         arguments = (self.values.get(name) for name in node.input)
         values = {n: v for n, v in zip(function.input, arguments, strict=False) if v is not None}
         inner = Scope(ChainMap(values), opsets, self.shared, attributes)
@@ -447,18 +445,10 @@ class Scope:
         calls.pop()
         return [inner.value(name) for name in function.output], work
 
-    def value(self, name: str) -> KnownValue:
-        """The known facts about a value; none for a value that is not in the scope."""
-        return self.values.get(name) or KnownValue(None, sized=False)
-
     def _body(self, body: GraphProto, values: Mapping[str, KnownValue]) -> Visited:
         """Outputs and work of a body, which can use the values of this scope."""
         inner = replace(self, values=self.values.new_child(dict(values)))
-        for tensor in body.initializer:
-            inner.values[tensor.name] = stored_value(tensor)
-        for sparse in body.sparse_initializer:
-            typed = helper.make_tensor_type_proto(sparse.values.data_type, list(sparse.dims))
-            inner.values[sparse.values.name] = KnownValue(typed)
+        inner.add_stored(body)
         work = inner.work_of(body.node)
         return [inner.value(output.name) for output in body.output], work
 

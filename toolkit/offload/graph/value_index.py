@@ -1,10 +1,10 @@
 """Producers and consumers of each value of a graph, names captured by nested graphs included."""
 
-import heapq
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import networkx as nx
 from onnx import (
     AttributeProto,
     FunctionProto,
@@ -121,7 +121,7 @@ def is_random(node: NodeProto) -> bool:
     return any(word in node.op_type for word in _RANDOM)
 
 
-def deterministic_functions(model: ModelProto) -> frozenset[FunctionKey]:
+def _deterministic_functions(model: ModelProto) -> frozenset[FunctionKey]:
     """Keys of the model's functions that return the same outputs for the same inputs."""
     functions = {function_key(function): function for function in model.functions}
     deterministic = set()
@@ -136,8 +136,8 @@ def deterministic_functions(model: ModelProto) -> frozenset[FunctionKey]:
 def is_deterministic(node: NodeProto, functions: frozenset[FunctionKey]) -> bool:
     """Whether the node is certain to return the same outputs for the same inputs.
 
-    False for random operators and for operators of unknown domains. `functions` comes from
-    `deterministic_functions`.
+    False for random operators and for operators of unknown domains. `functions` are the
+    deterministic functions of the model.
     """
     if not may_contain(node) or not node.attribute:
         return _is_known_and_not_random(node) or function_key(node) in functions
@@ -188,6 +188,7 @@ class ValueIndex:
         containers: indexes of the nodes that may have bodies or stored tensors as attributes.
         producer: index of the node that produces a value.
         order: node indexes in a topological order; ascending when the file is sorted.
+        deterministic: model-local functions that return the same outputs for the same inputs.
         constant: nodes that depend on no input and are deterministic.
         inputs: graph inputs that the caller must provide, in file order.
         defaults: graph inputs that have a default, in file order.
@@ -201,6 +202,7 @@ class ValueIndex:
     containers: frozenset[int]
     producer: Mapping[str, int]
     order: tuple[int, ...]
+    deterministic: frozenset[FunctionKey]
     constant: frozenset[int]
     inputs: Mapping[str, ValueInfoProto]
     defaults: Mapping[str, ValueInfoProto]
@@ -260,12 +262,11 @@ def index_values(proto: ModelProto) -> ValueIndex:
     order = _topological_order(consumes, producer)
     overridable = stored if proto.ir_version >= _OVERRIDABLE_SINCE_IR else frozenset()
     defaults = {value.name: value for value in graph.input if value.name in overridable}
-    functions = deterministic_functions(proto)
+    deterministic = _deterministic_functions(proto)
     constant_values, constant = set(stored - defaults.keys()), set()
     for index in order:
-        if constant_values.issuperset(consumes[index]) and is_deterministic(
-            nodes[index], functions
-        ):
+        has_constant_inputs = constant_values.issuperset(consumes[index])
+        if has_constant_inputs and is_deterministic(nodes[index], deterministic):
             constant_values.update(produces[index])
             constant.add(index)
     return ValueIndex(
@@ -274,6 +275,7 @@ def index_values(proto: ModelProto) -> ValueIndex:
         containers=containers,
         producer=producer,
         order=order,
+        deterministic=deterministic,
         constant=frozenset(constant),
         inputs={value.name: value for value in graph.input if value.name not in stored},
         defaults=defaults,
@@ -291,20 +293,15 @@ def _topological_order(
         producer.get(name, -1) < index for index, names in enumerate(consumes) for name in names
     ):
         return tuple(range(len(consumes)))
-    predecessors = [{producer[name] for name in names if name in producer} for names in consumes]
-    successors: list[list[int]] = [[] for _ in consumes]
-    for index, before in enumerate(predecessors):
-        for source in before:
-            successors[source].append(index)
-    waiting = [len(before) for before in predecessors]
-    ready = [index for index, count in enumerate(waiting) if not count]
-    order = []
-    while ready:
-        order.append(heapq.heappop(ready))
-        for index in successors[order[-1]]:
-            waiting[index] -= 1
-            if not waiting[index]:
-                heapq.heappush(ready, index)
-    if len(order) < len(consumes):
-        raise InputError("the graph has a cycle: the model is not valid ONNX")
-    return tuple(order)
+    graph: nx.DiGraph[int] = nx.DiGraph()
+    graph.add_nodes_from(range(len(consumes)))
+    graph.add_edges_from(
+        (producer[name], index)
+        for index, names in enumerate(consumes)
+        for name in names
+        if name in producer
+    )
+    try:
+        return tuple(nx.lexicographical_topological_sort(graph))
+    except nx.NetworkXUnfeasible:
+        raise InputError("the graph has a cycle: the model is not valid ONNX") from None

@@ -1,4 +1,4 @@
-"""A bundle of several plans: everything once, nothing missing, nothing changed unseen."""
+"""Bundles of one and of several plans: shared files once, damaged files refused."""
 
 import itertools
 import json
@@ -11,15 +11,13 @@ import onnxruntime
 import pytest
 from offload.bundle import weights
 from offload.bundle.bundle import (
-    BUNDLE_FORMAT,
     MANIFEST,
-    PLANS_FORMAT,
     Bundle,
     file_digest,
     manifest_digest,
     open_bundle,
 )
-from offload.bundle.write import dedupe, sizes, write_bundle, write_plans
+from offload.bundle.write import dedupe, sizes, write_bundle
 from offload.errors import BundleError, InputError
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
@@ -41,20 +39,21 @@ def run(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    given = {value.name: feeds[value.name] for value in session.get_inputs()}
-    return dict(zip((o.name for o in session.get_outputs()), session.run(None, given), strict=True))
+    inputs = {value.name: feeds[value.name] for value in session.get_inputs()}
+    return dict(
+        zip((o.name for o in session.get_outputs()), session.run(None, inputs), strict=True)
+    )
 
 
-def test_it_holds_the_plans_of_the_sweep(bundle: Bundle) -> None:
+def test_a_bundle_has_the_plans_of_the_sweep(bundle: Bundle) -> None:
     assert [plan.scheme for plan in bundle.plans] == ["local", "neurosurgeon", "cloud"]
-    assert [r.plan for r in bundle.ranged.ranges] == [0, 1, 2]
-    assert json.loads((bundle.path / MANIFEST).read_text())["format"] == PLANS_FORMAT
+    assert [r.plan for r in bundle.plan_set.ranges] == [0, 1, 2]
     assert open_bundle(bundle.path, tuple(Side)) == bundle
     assert bundle.needs_server
     assert not bundle.only(0).needs_server
 
 
-def test_every_plan_gives_what_the_whole_gives(bundle: Bundle) -> None:
+def test_every_plan_computes_the_model(bundle: Bundle) -> None:
     x = np.random.default_rng(2).standard_normal((4, WIDTHS[0]), np.float32)
     want = run(bundle.path.parent / "net.onnx", {"x": x})["y"]
     for plan in bundle.plans:
@@ -68,12 +67,12 @@ def test_weights_are_stored_once(bundle: Bundle) -> None:
     stored = sum(path.stat().st_size for path in bundle.path.glob("*.weights"))
     assert stored <= WEIGHT_BYTES + 4096 * len(WIDTHS)
     assert all(path.stat().st_size < 10_000 for path in bundle.path.glob("*.onnx"))
-    found = sizes(bundle)
-    assert found.together_bytes < 1.2 * WEIGHT_BYTES
-    assert found.separate_bytes > 2.9 * WEIGHT_BYTES
+    together_bytes, separate_bytes = sizes(bundle)
+    assert together_bytes < 1.2 * WEIGHT_BYTES
+    assert separate_bytes > 2.9 * WEIGHT_BYTES
 
 
-def test_parts_in_common_are_one_file(bundle: Bundle) -> None:
+def test_common_parts_are_one_file(bundle: Bundle) -> None:
     ids = [(s.id, s.part) for plan in bundle.plans for s in plan.segments]
     assert ids == [
         ("device-0", "device-0"), ("device-0", "device-1"), ("server-0", "server-0"),
@@ -82,15 +81,15 @@ def test_parts_in_common_are_one_file(bundle: Bundle) -> None:
 
 
 def test_a_plan_twice_is_stored_once(tmp_path: Path) -> None:
-    """Plans that differ in order alone have all parts in common."""
+    """Plans that differ only in the order of their steps share all parts."""
     plan = ranged_over(read_graph(load_model(funnel(tmp_path / "net.onnx")))).plans[1]
     other = replace(plan, steps=plan.steps[::-1])
     ranges = (BandwidthRange(0.0, 1e6, 0), BandwidthRange(1e6, float("inf"), 1))
-    found = dedupe(PlanSet((plan, other), ranges))
-    assert [s.part for s in found.plans[1].segments] == ["device-0", "server-0"]
+    deduped = dedupe(PlanSet((plan, other), ranges))
+    assert [s.part for s in deduped.plans[1].segments] == ["device-0", "server-0"]
 
 
-def test_old_exporters_lists_of_numbers_are_shared_too(tmp_path: Path) -> None:
+def test_weights_stored_as_lists_of_numbers_are_shared_too(tmp_path: Path) -> None:
     path = funnel(tmp_path / "net.onnx")
     proto = onnx.load(path)
     for tensor in proto.graph.initializer:
@@ -101,22 +100,19 @@ def test_old_exporters_lists_of_numbers_are_shared_too(tmp_path: Path) -> None:
     onnx.save(proto, path)
     model = load_model(path)
     graph = read_graph(model)
-    made = write_plans(model, graph, ranged_over(graph), tmp_path / "b")
-    assert sizes(made).together_bytes < 1.2 * WEIGHT_BYTES
-    test_every_plan_gives_what_the_whole_gives(made)
+    written = write_bundle(model, graph, ranged_over(graph), tmp_path / "b")
+    assert sizes(written)[0] < 1.2 * WEIGHT_BYTES
+    test_every_plan_computes_the_model(written)
 
 
-def test_one_plan_is_written_as_ever(tmp_path: Path) -> None:
+def test_one_plan_has_one_file_and_every_bandwidth(tmp_path: Path) -> None:
     model = load_model(funnel(tmp_path / "net.onnx"))
     graph = read_graph(model)
     plan = ranged_over(graph).plans[1]
-    made = write_bundle(model, graph, plan, tmp_path / "b")
-    manifest = json.loads((made.path / MANIFEST).read_text())
-    assert manifest["format"] == BUNDLE_FORMAT
-    assert not {"plans", "ranges"} & manifest.keys()
-    assert set(manifest["files"]) == {"plan.json", "device-0.onnx", "server-0.onnx"}
-    assert made.plans == (plan,)
-    assert made.ranged.at(1.0) == made.ranged.at(1e12) == 0
+    written = write_bundle(model, graph, plan, tmp_path / "b")
+    assert {file.name for file in written.files} == {"plan.json", "device-0.onnx", "server-0.onnx"}
+    assert written.plans == (plan,)
+    assert written.plan_set.at(1.0) == written.plan_set.at(1e12) == 0
 
 
 def test_a_side_needs_its_parts_of_all_plans(bundle: Bundle) -> None:
@@ -146,7 +142,7 @@ def test_an_unknown_plan_is_refused(bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("damage", ["gap", "plan missing", "unknown file", "sealed"])
-def test_damage_is_seen(bundle: Bundle, tmp_path: Path, damage: str) -> None:
+def test_damaged_bundles_are_refused(bundle: Bundle, tmp_path: Path, damage: str) -> None:
     copy = tmp_path / "b"
     copy.mkdir()
     for path in bundle.path.iterdir():
@@ -167,3 +163,40 @@ def test_damage_is_seen(bundle: Bundle, tmp_path: Path, damage: str) -> None:
     (copy / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"make the bundle again|make it again|deploy"):
         open_bundle(copy)
+
+
+def batched(folder: Path, rows: int | str) -> Bundle:
+    model = load_model(funnel(folder / "net.onnx", rows))
+    graph = read_graph(model, {"x": (4, WIDTHS[0])})
+    return write_bundle(model, graph, ranged_over(graph), folder / "b")
+
+
+def test_rows_of_an_open_batch_may_run_together(tmp_path: Path) -> None:
+    bundle = batched(tmp_path, "n")
+    assert bundle.why_alone("server-0") == bundle.why_alone("server-1") == ""
+
+
+def test_rows_of_a_fixed_batch_may_not_run_together(tmp_path: Path) -> None:
+    assert "fixed at 4" in batched(tmp_path, 4).why_alone("server-0")
+
+
+def test_a_damaged_verdict_is_refused(tmp_path: Path) -> None:
+    path = batched(tmp_path, "n").path
+    content = json.loads((path / MANIFEST).read_text())
+    del content["digest"]
+    content["files"]["server-0.onnx"]["why_alone"] = ["mixes rows"]
+    (path / MANIFEST).write_text(json.dumps({"digest": manifest_digest(content), **content}))
+    with pytest.raises(BundleError, match="damaged"):
+        open_bundle(path)
+
+
+def test_a_file_has_the_name_that_was_checked(bundle: Bundle, tmp_path: Path) -> None:
+    content = json.loads((bundle.path / MANIFEST).read_text())
+    del content["digest"]
+    for entry in content["files"].values():
+        entry["name"] = "../outside"
+    manifest = {"digest": manifest_digest(content), **content}
+    (tmp_path / MANIFEST).write_text(json.dumps(manifest))
+    for path in bundle.path.glob("plan*.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    assert open_bundle(tmp_path).files == bundle.files
