@@ -7,12 +7,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from offload.scheduling.cut_point_reduction import ReducedInstance, bits
+from offload.scheduling.exact import subset_order
 from offload.scheduling.search.bounds import ReachableStates, reachability_bound_s
-from offload.scheduling.search.feasibility import decide
 from offload.scheduling.search.minimum_cut import lowest_closed_set, maximum_flow
-from offload.scheduling.search.search import search
+from offload.scheduling.search.search import FeasibilitySearch, search
 from offload.scheduling.search.space import search_space
-from offload.scheduling.subset_dp import subset_order
 
 SECONDS = st.sampled_from([0.0, 0.1, 1.0, 2.0, 3.0, 7.0]) | st.floats(0.0, 10.0)
 
@@ -78,14 +77,15 @@ def test_a_decision_is_never_wrong(
     everything = (1 << len(problem.cuts)) - 1
     _, best_s = subset_order(problem.upload_s, problem.blocks, problem.need)
     limit_s = share * best_s
-    walk = search_space(problem, 0, everything, forward)
-    verdict = decide(walk, limit_s, width, time.monotonic() + 20.0)
+    space = search_space(problem, 0, everything, forward)
+    attempt = FeasibilitySearch(limit_s, width, time.monotonic() + 20.0)
+    taken = attempt.order(space)
     slack = 1e-9 * max(1.0, best_s)
-    if verdict.taken is not None:
-        assert peak_s(problem, walk.in_order(verdict.taken)) <= limit_s + slack
-    elif verdict.complete:
+    if taken is not None:
+        assert peak_s(problem, space.in_order(taken)) <= limit_s + slack
+    elif attempt.complete:
         assert limit_s < best_s + slack
-        assert verdict.next_s <= best_s + slack
+        assert attempt.next_s <= best_s + slack
 
 
 @settings(max_examples=300, deadline=None)
