@@ -13,44 +13,47 @@ from offload.report.svg import COLOURS, NAMES, Axis, document, legend, text, tim
 from offload.units import format_bps, format_s
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """One bar: name and colour of its series, its seconds and the end of its whisker.
+@dataclass(frozen=True)
+class Measurement:
+    """Measured seconds of one series in one group.
 
     Attributes:
+        group: a panel of a bar chart, a block of rows of a box plot.
+        name: of the series, for the legend.
+        colour: of the series.
+        seconds_s: one entry a run.
         mark: text after the value.
     """
 
+    group: str
     name: str
     colour: str
-    seconds_s: float
-    high_s: float
+    seconds_s: Sequence[float]
     mark: str = ""
 
 
-@dataclass(frozen=True)
-class Panel:
-    """Bars that share an axis."""
+def _by_group(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+    groups: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        groups.setdefault(measurement.group, []).append(measurement)
+    return groups
 
-    title: str
-    bars: Sequence[Bar]
 
-
-def bars_svg(title: str, panels: Sequence[Panel], note: str = "") -> str:
-    """Latency bars: a legend, then up to three panels a row; every bar carries its value.
+def bars_svg(title: str, measurements: Sequence[Measurement], note: str = "") -> str:
+    """Latency bars: a legend, then up to three panels a row; every bar carries its median.
 
     Axes begin at 0; whiskers end at the 95th percentile.
     """
     chart_width, panel_height = 980, 240
-    fullest = sorted(panels, key=lambda panel: -len(panel.bars))
-    names = {bar.name: bar.colour for panel in fullest for bar in panel.bars}
-    entries = [(colour, name) for name, colour in names.items()]
-    parts, top = legend(entries, chart_width, 40)
+    panels = _by_group(measurements)
+    fullest = sorted(panels.values(), key=lambda bars: -len(bars))
+    names = {bar.name: bar.colour for bars in fullest for bar in bars}
+    parts, top = legend([(colour, name) for name, colour in names.items()], chart_width, 40)
     columns = max(min(3, len(panels)), 1)
     width = chart_width // columns
-    for number, panel in enumerate(panels):
+    for number, (heading, bars) in enumerate(panels.items()):
         row, column = divmod(number, columns)
-        parts += _bar_panel(panel, column * width, top + row * panel_height, width)
+        parts += _bar_panel(heading, bars, column * width, top + row * panel_height, width)
     bottom = top + -(-len(panels) // columns) * panel_height
     line = "latency of one inference: median, whisker to the 95th percentile; one axis a panel"
     line += f"; {note}" if note else ""
@@ -58,48 +61,43 @@ def bars_svg(title: str, panels: Sequence[Panel], note: str = "") -> str:
     return document(chart_width, bottom + 28, title, parts)
 
 
-def _bar_panel(panel: Panel, left: int, top: int, panel_width: int) -> Iterator[str]:
+def _bar_panel(
+    heading: str, bars: Sequence[Measurement], left: int, top: int, panel_width: int
+) -> Iterator[str]:
     x, width, floor = left + 44, panel_width - 56, top + 224
-    high_s = max((bar.high_s for bar in panel.bars), default=0.0) * 1.12
-    axis = Axis.from_zero(high_s, floor, floor - 180)
+    values = [[float(v) for v in np.quantile(bar.seconds_s, [0.5, 0.95])] for bar in bars]
+    axis = Axis.from_zero(max(high_s for _, high_s in values) * 1.12, floor, floor - 180)
     unit, unit_s = time_unit(axis.high)
-    yield f'<text x="{x}" y="{top + 20}" class="name">{text(panel.title)}</text>'
+    yield f'<text x="{x}" y="{top + 20}" class="name">{text(heading)}</text>'
     yield f'<text x="{x - 6}" y="{top + 36}" class="end small">{unit}</text>'
     for tick in axis.ticks(5):
         y, label = axis.at(tick), f"{tick / unit_s:.6g}"
         yield f'<path d="M{x} {y:.1f}h{width}" class="grid"/>'
         yield f'<text x="{x - 6}" y="{y + 4:.1f}" class="end small">{label}</text>'
-    step = width / max(len(panel.bars), 1)
+    step = width / len(bars)
     bar_width = max(step - 6, 3.0)
-    for number, bar in enumerate(panel.bars):
-        middle, y, whisker = x + (number + 0.5) * step, axis.at(bar.seconds_s), axis.at(bar.high_s)
-        hover = f"{bar.name}: {format_s(bar.seconds_s)}, 95 %: {format_s(bar.high_s)}"
+    for number, (bar, (median_s, high_s)) in enumerate(zip(bars, values, strict=True)):
+        middle, y, whisker = x + (number + 0.5) * step, axis.at(median_s), axis.at(high_s)
+        hover = f"{bar.name}: {format_s(median_s)}, 95 %: {format_s(high_s)}"
         yield (
             f'<rect x="{middle - bar_width / 2:.1f}" y="{y:.1f}" width="{bar_width:.1f}"'
             f' height="{floor - y:.1f}" fill="{bar.colour}"><title>{text(hover)}</title></rect>'
         )
         yield f'<path d="M{middle:.1f} {y:.1f}V{whisker:.1f}m-2 0h4" class="whisker"/>'
-        value = bar.seconds_s / unit_s  # at most three digits, so that labels do not overlap
+        value = median_s / unit_s  # at most three digits, so that labels do not overlap
         digits = ".0f" if value >= 99.5 else ".3g" if value >= 1 else ".2f"
         label = f"{value:{digits}}{text(bar.mark)}"
         yield f'<text x="{middle:.1f}" y="{whisker - 4:.1f}" class="mid tiny">{label}</text>'
     yield f'<path d="M{x} {floor}h{width}" class="axis"/>'
 
 
-@dataclass(frozen=True)
-class Box:
-    """Measured seconds of one series in one group; a single value is drawn as a mark."""
+def boxes_svg(title: str, measurements: Sequence[Measurement]) -> str:
+    """Box plot, one row a box, grouped: quartiles, median, and whiskers to smallest and largest.
 
-    group: str
-    name: str
-    colour: str
-    seconds_s: Sequence[float]
-
-
-def boxes_svg(title: str, boxes: Sequence[Box]) -> str:
-    """Box plot, one row a box, grouped: quartiles, median, and whiskers to smallest and largest."""
+    A single value is drawn as a mark.
+    """
     width, left, right, row_height, margin = 980, 190, 956, 17, 8
-    boxes = [box for box in boxes if box.seconds_s and min(box.seconds_s) > 0]
+    boxes = [box for box in measurements if box.seconds_s and min(box.seconds_s) > 0]
     values = [value for box in boxes for value in box.seconds_s] or [1e-3, 1.0]
     low = math.floor(math.log10(min(values)))
     high = max(math.ceil(math.log10(max(values))), low + 1)
@@ -107,8 +105,7 @@ def boxes_svg(title: str, boxes: Sequence[Box]) -> str:
     names = {box.name: box.colour for box in boxes}
     rows, top = legend([(colour, name) for name, colour in names.items()], width, 40)
     y = top
-    for group in dict.fromkeys(box.group for box in boxes):
-        members = [box for box in boxes if box.group == group]
+    for group, members in _by_group(boxes).items():
         middle = y + margin + len(members) * row_height / 2 + 4
         rows.append(f'<text x="{left - 10}" y="{middle:.0f}" class="end">{text(group)}</text>')
         for number, box in enumerate(members):
@@ -128,7 +125,7 @@ def boxes_svg(title: str, boxes: Sequence[Box]) -> str:
     return document(width, y + 48, title, [*grid, *rows])
 
 
-def _box(box: Box, y: float, row_height: int, axis: Axis) -> Iterator[str]:
+def _box(box: Measurement, y: float, row_height: int, axis: Axis) -> Iterator[str]:
     quantiles = np.quantile(box.seconds_s, [0, 0.25, 0.5, 0.75, 1])
     a, b, c, d, e = (axis.at(float(value)) for value in quantiles)
     middle, height = y + row_height / 2, row_height - 6
