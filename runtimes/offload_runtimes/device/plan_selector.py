@@ -86,8 +86,8 @@ class PlanSelector:
         switched: Callable[[], None],
     ) -> None:
         chosen = bundle.only(only or 0).plan
-        forecasts = [plan.forecast for plan in bundle.plans if plan.forecast is not None]
-        self.may_change = only is None and len(bundle.plans) == len(forecasts) > 1
+        forecasts = [plan.forecast for plan in bundle.plans]
+        self.may_change = only is None and len(bundle.plans) > 1
         largest = max((size or 0 for f in forecasts for size in f.upload_bytes), default=0)
         self._link = chosen.link or _UNKNOWN_LINK
         self.monitor = LinkMonitor(self._link, min(max(largest, 1), _SMALLEST_PROBE_BYTES))

@@ -60,8 +60,7 @@ def test_an_answer_comes_back_encoded_and_its_seconds_count() -> None:
     found = make_plan(asked, "opss")
     assert [send.encoding for send in found.downloads] == ["planes"]
     assert found.latency_s == pytest.approx(1 + 2.0 + 0.1 + 0.1 + 0.2)
-    assert found.forecast is not None
-    assert found.forecast.work.download_s == pytest.approx(0.1)
+    assert found.forecast.download_codec_s == pytest.approx(0.1)
     assert found.forecast.download_bytes == (16,)
     plain = make_plan(
         replace(asked, costs=asked.costs.allowing(lambda e: e is RAW)), "opss", cut_at(GRAPH, {0})
