@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from offload.costs.link import parse_link
 from offload.graph.model import Graph, Layer, Tensor
-from offload.planning.costs import Costs
+from offload.planning.cut_costs import Costs
 from offload.planning.planner import compare, make_plan
 from offload.planning.problem import PlanningProblem
 from offload.planning.scheme import Scheme

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 from offload.graph.model import Graph, Layer, Tensor
-from offload.planning.costs import Costs
+from offload.planning.cut_costs import Costs
 
 
 def graph_of(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from offload.costs.link import Link
 from offload.errors import InputError
 from offload.graph.model import Graph, Tensor
-from offload.planning.costs import Costs
+from offload.planning.cut_costs import Costs
 from offload.planning.plan import Forecast, Plan
 from offload.planning.planner import compare, make_plan, plan_of
 from offload.planning.problem import Constraints, Objective, PlanningProblem

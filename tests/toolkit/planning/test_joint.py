@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from offload.errors import InputError
 from offload.graph.model import Graph
 from offload.planning.closed_sets import articulations, closed_sets, neurosurgeon, set_costs
-from offload.planning.costs import Costs
 from offload.planning.cut import Cut, all_cloud, all_local, cut_at
+from offload.planning.cut_costs import Costs
 from offload.planning.joint import LatencyOf, joint
 from offload.planning.problem import Constraints, Objective, PlanningProblem, Power
 

@@ -3,8 +3,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from offload.graph.model import Graph
-from offload.planning.costs import Costs
 from offload.planning.cut import all_cloud, all_local, cut_at
+from offload.planning.cut_costs import Costs
 from offload.planning.mincut import min_cut
 
 from tests.toolkit.graphs import closed_sets, situations

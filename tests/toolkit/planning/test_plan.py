@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 from offload.errors import InputError
-from offload.planning.costs import Costs
+from offload.planning.cut_costs import Costs
 from offload.planning.plan import Plan
 from offload.planning.planner import make_plan
 from offload.planning.problem import PlanningProblem

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from offload.costs.link import Link
 from offload.errors import InputError
 from offload.graph.model import Graph
-from offload.planning.costs import Costs
+from offload.planning.cut_costs import Costs
 from offload.planning.plan import Plan
 from offload.planning.plan_set import EVERYWHERE, BandwidthRange, PlanSet, covers_all, plans_over
 from offload.planning.planner import make_plan

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from offload.errors import InputError
 from offload.graph.model import Graph
-from offload.planning.costs import Costs
 from offload.planning.cut import Cut, cut_at
-from offload.planning.memory import (
+from offload.planning.cut_costs import (
     CLIENT_BYTES,
     SPARE_BYTES,
     TENSOR_COPIES,
     UPLOAD_COPIES,
     WEIGHT_COPIES,
+    Costs,
     peak_bytes,
     process_bytes,
 )

@@ -1,6 +1,6 @@
 import pytest
 from offload.errors import InputError
-from offload.planning.costs import Costs
+from offload.planning.cut_costs import Costs
 from offload.planning.problem import Constraints, Objective, PlanningProblem, Power
 from offload.units import parse_bytes, parse_energy_j
 

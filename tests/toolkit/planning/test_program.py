@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from offload.graph.model import Graph
-from offload.planning.costs import Costs
 from offload.planning.cut import Cut, all_cloud, all_local, cut_at
+from offload.planning.cut_costs import Costs
 from offload.planning.plan import Action, Plan, Side
 from offload.planning.planner import SIMPLE, compare, decide, error_margin_s, make_plan
 from offload.planning.problem import PlanningProblem

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from offload.costs.link import Link
 from offload.errors import InputError
-from offload.planning.costs import Costs
+from offload.planning.cut_costs import Costs
 from offload.planning.planner import make_plan
 from offload.planning.problem import PlanningProblem
 from offload.planning.sweep import SweepPoint, parse_links, sweep, winning_intervals

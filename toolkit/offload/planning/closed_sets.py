@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from offload.graph.model import Graph
-from offload.planning.costs import Costs
 from offload.planning.cut import Cut, cut_at
+from offload.planning.cut_costs import Costs
 from offload.planning.mincut import layer_download_s
 from offload.planning.problem import PlanningProblem
 

@@ -8,8 +8,8 @@ from functools import cached_property
 from typing import TypeAlias
 
 from offload.graph.model import Graph
-from offload.planning.costs import Costs
 from offload.planning.cut import Cut, cut_at
+from offload.planning.cut_costs import Costs
 
 Arc: TypeAlias = tuple[int, int, int, int]
 """Tail, head, capacity from tail to head, capacity back."""

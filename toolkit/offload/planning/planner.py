@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from offload.costs.encoding_table import CODEC_SLOWDOWN
 from offload.costs.encodings import RAW
 from offload.errors import InputError
 from offload.planning.closed_sets import articulations, neurosurgeon
-from offload.planning.costs import CODEC_SLOWDOWN
 from offload.planning.cut import Cut, all_cloud, all_local, cut_at
+from offload.planning.cut_costs import process_bytes
 from offload.planning.explain import explain, impossible
 from offload.planning.joint import JointCut, joint
-from offload.planning.memory import process_bytes
 from offload.planning.mincut import min_cut
 from offload.planning.plan import Plan, Side
 from offload.planning.problem import Objective, PlanningProblem

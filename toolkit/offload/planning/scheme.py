@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from offload.planning.costs import Costs
 from offload.planning.cut import Cut
-from offload.planning.memory import process_bytes
+from offload.planning.cut_costs import Costs, process_bytes
 from offload.planning.plan import Action, Alternative, Forecast, Side
 from offload.planning.problem import Objective, PlanningProblem
 from offload.planning.program import (

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from offload.costs.encoding_table import EncodedSize, EncodingTable
+from offload.costs.encoding_table import EncodedSize, EncodingTable, transfer_options
 from offload.costs.encodings import ENCODINGS, RAW, ZSTD
 from offload.costs.link import Link
 from offload.costs.profile import Profile
 from offload.graph.model import Graph
-from offload.planning.costs import Costs, transfer_options
 from offload.planning.cut import cut_at
+from offload.planning.cut_costs import Costs
 from offload.planning.joint import joint
 from offload.planning.mincut import min_cut
 from offload.planning.problem import PlanningProblem
