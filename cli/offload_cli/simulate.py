@@ -9,11 +9,11 @@ from typing import Annotated
 
 import typer
 from offload.costs.encodings import EncodingPolicy, parse_allowed
-from offload.costs.link import parse_link
+from offload.costs.link import is_range, parse_link, parse_links
 from offload.errors import InputError
 from offload.files import write_text
 from offload.planning.problem import Constraints
-from offload.planning.sweep import SweepPoint, is_range, parse_links, sweep, winning_intervals
+from offload.planning.sweep import SweepPoint, sweep, winning_intervals
 from offload.report.charts import what_if_html, what_if_svg
 from offload.units import format_bps, format_s
 from offload_runtimes.engine import EngineOptions

@@ -14,13 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from offload.costs.link import parse_link
+from offload.costs.link import parse_link, parse_links
 from offload.graph.model import Graph, Layer, Tensor
 from offload.planning.cut_costs import Costs
 from offload.planning.planner import compare, make_plan
 from offload.planning.problem import PlanningProblem
 from offload.planning.scheme import Scheme
-from offload.planning.sweep import SweepPoint, parse_links, sweep
+from offload.planning.sweep import SweepPoint, sweep
 from offload.units import format_s
 from offload_models.zoo import build, save
 from offload_runtimes.measure.split import PlanningInputs, SplitRequest, prepare

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from offload.bundle.bundle import Bundle
 from offload.costs.link import Link
-from offload.costs.refit import LEAST_SENDS
+from offload.costs.link_fit import LEAST_SENDS
 from offload.errors import OffloadError
 from offload.planning.plan import Plan
 from offload.planning.plan_set import SwitchPolicy, SwitchState, best_of, step

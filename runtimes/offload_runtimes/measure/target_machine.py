@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from offload.bundle.engine_input import EngineInput, with_weights_at
-from offload.costs.link import Sample
+from offload.costs.link_fit import Sample
 from offload.errors import InputError, ServerError
 from offload.records import from_json, to_json
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from offload.costs.link import Link
+from offload.costs.link import Link, parse_links
 from offload.errors import InputError
 from offload.graph.model import Graph
 from offload.planning.cut_costs import Costs
@@ -15,7 +15,6 @@ from offload.planning.plan import Plan
 from offload.planning.plan_set import EVERYWHERE, BandwidthRange, PlanSet, covers_all, plans_over
 from offload.planning.planner import make_plan
 from offload.planning.problem import Constraints, Objective
-from offload.planning.sweep import parse_links
 
 from tests.toolkit.graphs import situations
 from tests.toolkit.planning.test_forecast import DIAMOND, on

@@ -1,12 +1,57 @@
-"""The link after a window of sends: right where it can be, steady where it can't."""
+"""A link fitted to a probe, and to a window of sends: right where it can be, else steady."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from offload.costs.link import Link
-from offload.costs.refit import TimedMessage, refit
+from offload.costs.link_fit import Sample, TimedMessage, fit_line, fit_link, refit
 from offload.errors import InputError
+
+PROBED = [1_000, 10_000, 100_000, 1_000_000]
+
+
+@given(st.floats(0, 0.5), st.floats(1e5, 1e9))
+def test_an_exact_line_is_found(start_s: float, rate_bps: float) -> None:
+    line = fit_line(PROBED, [start_s + size * 8 / rate_bps for size in PROBED])
+    assert line.rate_bps == pytest.approx(rate_bps, rel=1e-3)
+    assert line.start_s == pytest.approx(start_s, rel=1e-3, abs=1e-5)
+    assert line.r2 > 0.999
+
+
+def test_one_stalled_message_does_not_bend_the_line() -> None:
+    sizes = PROBED * 5
+    seconds = [0.01 + size * 8 / 1e6 for size in sizes]
+    seconds[0] = 30.0
+    assert fit_line(sizes, seconds).rate_bps == pytest.approx(1e6)
+
+
+def test_start_is_never_negative() -> None:
+    line = fit_line(PROBED, [max(0.0, size * 8 / 1e6 - 0.01) for size in PROBED])
+    assert line.start_s == 0.0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "seconds", "why"),
+    [
+        ([1, 2], [1.0, 2.0], "at least 3"),
+        (PROBED, [4.0, 3.0, 2.0, 1.0], "not slower"),
+        (PROBED, [1.0, 1.0, 1.0, 1.0], "not slower|unsteady"),
+        (PROBED, [0.1, 9.0, 0.2, 5.0], "unsteady"),
+    ],
+)
+def test_lines_that_fit_badly_are_refused(sizes: list[int], seconds: list[float], why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        fit_line(sizes, seconds)
+
+
+def test_directions_are_fitted_apart() -> None:
+    link = fit_link([Sample(s, 0.01 + s * 8 / 1e6, 0.02 + s * 8 / 4e6) for s in PROBED])
+    assert link.up_bps == pytest.approx(1e6)
+    assert link.down_bps == pytest.approx(4e6)
+    assert link.down_start_s == pytest.approx(0.02)
+    assert link.up_r2 == pytest.approx(1.0)
+
 
 OLD = Link(20e6, 40e6, 0.01, 0.005)
 SIZES = (5_000, 60_000, 250_000, 600_000)
