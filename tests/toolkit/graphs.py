@@ -42,7 +42,7 @@ def graphs(draw: st.DrawFn, max_layers: int = 8) -> Graph:
 
 
 @st.composite
-def situations(draw: st.DrawFn, max_layers: int = 8) -> tuple[Graph, Costs]:
+def graphs_with_costs(draw: st.DrawFn, max_layers: int = 8) -> tuple[Graph, Costs]:
     graph = draw(graphs(max_layers))
     count = len(graph.layers)
     seconds = st.lists(times, min_size=count, max_size=count).map(tuple)

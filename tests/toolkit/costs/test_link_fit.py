@@ -70,31 +70,31 @@ def window(
 @given(st.floats(0.5e6, 200e6), st.floats(0.001, 0.05))
 def test_a_changed_link_is_found_again(rate_bps: float, start_s: float) -> None:
     true = Link(rate_bps, rate_bps, start_s, start_s)
-    found = refit(OLD, window(true), half_life_s=1e6)
+    link = refit(OLD, window(true), half_life_s=1e6)
     for size in (60_000, 250_000, 600_000):
-        assert found.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.1)
-    assert (found.down_bps, found.down_start_s) == (OLD.down_bps, OLD.down_start_s)
+        assert link.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.1)
+    assert (link.down_bps, link.down_start_s) == (OLD.down_bps, OLD.down_start_s)
 
 
 def test_outliers_hardly_bend_it() -> None:
     true = Link(5e6, 5e6, 0.02, 0.02)
     clean = window(true)
     stalled = [TimedMessage(s.size_bytes, s.seconds_s * 8, s.age_s) for s in clean[::6]]
-    found = refit(OLD, [*clean, *stalled], half_life_s=1e6)
-    assert found.upload_s(250_000) == pytest.approx(true.upload_s(250_000), rel=0.1)
+    link = refit(OLD, [*clean, *stalled], half_life_s=1e6)
+    assert link.upload_s(250_000) == pytest.approx(true.upload_s(250_000), rel=0.1)
 
 
 def test_sends_that_seem_to_take_no_time_hardly_bend_it() -> None:
     """A receiver that reads two messages at once sees the second arrive in an instant."""
     true = Link(5e6, 5e6, 0.02, 0.02)
-    found = refit(
+    link = refit(
         OLD,
         [*window(true), TimedMessage(250_000, 1e-5, 0.5), TimedMessage(5_000, 2e-5, 3.0)],
         (),
         1e6,
     )
     for size in (60_000, 250_000, 600_000):
-        assert found.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.1)
+        assert link.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.1)
 
 
 @given(st.floats(0.05, 20), st.integers(1, 5), st.sampled_from(SIZES))
@@ -106,8 +106,8 @@ def test_a_window_follows_a_change_once_most_of_its_weight_is_new(
     sends = [TimedMessage(size, before.upload_s(size), age_s=3.0 + 0.1 * i) for i in range(30)]
     sends += [TimedMessage(size, after.upload_s(size), age_s=0.1 * i) for i in range(30)]
     sends += [TimedMessage(size, 5 * after.upload_s(size), age_s=0.5 * i) for i in range(stalled)]
-    found = refit(OLD, sends, half_life_s=1.0)
-    assert found.upload_s(size) == pytest.approx(after.upload_s(size), rel=0.25)
+    link = refit(OLD, sends, half_life_s=1.0)
+    assert link.upload_s(size) == pytest.approx(after.upload_s(size), rel=0.25)
 
 
 def test_only_differences_of_age_count() -> None:
@@ -119,16 +119,16 @@ def test_only_differences_of_age_count() -> None:
 def test_recent_sends_count_more() -> None:
     slow, fast = Link(2e6, 2e6, 0.01, 0.01), Link(50e6, 50e6, 0.01, 0.01)
     before = [TimedMessage(s.size_bytes, s.seconds_s, s.age_s + 300) for s in window(slow)]
-    found = refit(OLD, [*before, *window(fast)], half_life_s=20)
-    assert found.upload_s(250_000) == pytest.approx(fast.upload_s(250_000), rel=0.15)
+    link = refit(OLD, [*before, *window(fast)], half_life_s=20)
+    assert link.upload_s(250_000) == pytest.approx(fast.upload_s(250_000), rel=0.15)
 
 
 def test_one_size_moves_the_line_to_it_and_keeps_its_shape() -> None:
     true = Link(10e6, 10e6, 0.01, 0.01)
-    found = refit(OLD, window(true, (250_000,)), half_life_s=1e6)
-    assert found.upload_s(250_000) == pytest.approx(true.upload_s(250_000), rel=0.05)
-    assert OLD.upload_s(1_000) * 0.5 < found.upload_s(1_000) < true.upload_s(250_000)
-    assert found.upload_s(1_000_000) > found.upload_s(250_000)
+    link = refit(OLD, window(true, (250_000,)), half_life_s=1e6)
+    assert link.upload_s(250_000) == pytest.approx(true.upload_s(250_000), rel=0.05)
+    assert OLD.upload_s(1_000) * 0.5 < link.upload_s(1_000) < true.upload_s(250_000)
+    assert link.upload_s(1_000_000) > link.upload_s(250_000)
 
 
 @given(st.floats(0.1, 30))
@@ -150,10 +150,10 @@ def test_a_short_window_changes_nothing() -> None:
 def test_down_is_fitted_apart_and_the_overhead_is_kept() -> None:
     old = Link(20e6, 40e6, 0.01, 0.005, overhead=1.05)
     true = Link(8e6, 8e6, 0.01, 0.01, overhead=1.05)
-    found = refit(old, (), window(true), half_life_s=1e6)
-    assert found.overhead == 1.05
-    assert found.download_s(250_000) == pytest.approx(true.upload_s(250_000), rel=0.1)
-    assert found.up_bps == old.up_bps
+    link = refit(old, (), window(true), half_life_s=1e6)
+    assert link.overhead == 1.05
+    assert link.download_s(250_000) == pytest.approx(true.upload_s(250_000), rel=0.1)
+    assert link.up_bps == old.up_bps
 
 
 @pytest.mark.parametrize(
@@ -175,6 +175,6 @@ def test_nonsense_is_refused(sent: TimedMessage) -> None:
 def test_sends_without_any_scatter_are_not_taken_for_outliers() -> None:
     true = Link(100e6, 100e6, 0.001, 0.001)
     sends = [TimedMessage(size, true.upload_s(size)) for size in (20_000, 150_000)] * 12
-    found = refit(Link(5e6, 5e6, 0.001, 0.001), sends)
+    link = refit(Link(5e6, 5e6, 0.001, 0.001), sends)
     for size in (20_000, 60_000, 150_000):
-        assert found.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.01)
+        assert link.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.01)

@@ -15,7 +15,7 @@ from offload.planning.problem import Constraints, Objective, PlanningProblem
 from offload.planning.scheme import SchemeEstimate, estimate_program, forecast_of
 from offload.records import from_json, to_json
 
-from tests.toolkit.graphs import graph_of, situations
+from tests.toolkit.graphs import graph_of, graphs_with_costs
 
 RATES = st.floats(1e5, 1e9)
 DIAMOND = (
@@ -25,7 +25,7 @@ DIAMOND = (
 
 
 def on(graph: Graph, costs: Costs, link: Link, objective: Objective) -> PlanningProblem:
-    """The situation on a link, with tensors of many sizes."""
+    """The planning problem on a link, with tensors of many sizes."""
     sizes = {name: 1000 * 7**index % 900_000 for index, name in enumerate(graph.tensors)}
     tensors = {name: Tensor(name, "float", (1,), sizes[name]) for name in sizes}
     return PlanningProblem(
@@ -44,37 +44,37 @@ def on(graph: Graph, costs: Costs, link: Link, objective: Objective) -> Planning
 
 
 @given(
-    drawn=situations(6),
+    drawn=graphs_with_costs(6),
     rates=st.tuples(RATES, RATES),
     objective=st.sampled_from((Objective.LATENCY, Objective.THROUGHPUT)),
 )
 def test_it_is_what_the_planner_would_predict(
     drawn: tuple[Graph, Costs], rates: tuple[float, float], objective: Objective
 ) -> None:
-    here, there = (
+    planned, moved_to = (
         on(*drawn, Link(rate, 2 * rate, 0.002, 0.001, overhead=1.05), objective) for rate in rates
     )
-    for found in compare(here):
-        forecast = forecast_of(here, found)
-        for situation in (here, there):
-            link = situation.link
+    for estimate in compare(planned):
+        forecast = forecast_of(planned, estimate)
+        for problem in (planned, moved_to):
+            link = problem.link
             assert link
             moved: SchemeEstimate = estimate_program(
-                situation, found.scheme, found.cut, found.program
+                problem, estimate.scheme, estimate.cut, estimate.program
             )
             assert forecast.latency_s(link) == pytest.approx(moved.latency_s)
             assert forecast.period_s(link) == pytest.approx(moved.alternative.period_s)
             assert forecast.value_s(link) == pytest.approx(moved.value)
-            assert forecast.timeline(link) == plan_of(situation, (moved,), moved).timeline
+            assert forecast.timeline(link) == plan_of(problem, (moved,), moved).timeline
 
 
-@given(situations(5), RATES)
+@given(graphs_with_costs(5), RATES)
 def test_a_plan_keeps_it_through_its_file(drawn: tuple[Graph, Costs], rate: float) -> None:
     link = Link(rate, rate)
-    situation = on(*drawn, link, Objective.LATENCY)
-    found = compare(situation)
-    for chosen in found:
-        plan = plan_of(situation, found, chosen)
+    problem = on(*drawn, link, Objective.LATENCY)
+    estimates = compare(problem)
+    for chosen in estimates:
+        plan = plan_of(problem, estimates, chosen)
         assert plan.forecast.latency_s(link) == pytest.approx(plan.latency_s)
         back = Plan.from_json(plan.to_json())
         assert (back.link, back.forecast) == (link, plan.forecast)

@@ -15,7 +15,7 @@ def test_keeping_the_input_pins_its_readers() -> None:
     assert PlanningProblem(GRAPH, COSTS, Constraints(pin_device=2)).pinned == {0, 1}
 
 
-def test_wishes_that_make_no_sense_are_refused() -> None:
+def test_constraints_that_make_no_sense_are_refused() -> None:
     with pytest.raises(InputError, match="5 layers cannot be pinned: the model has 4"):
         PlanningProblem(GRAPH, COSTS, Constraints(pin_device=5))
     with pytest.raises(InputError, match="objective 'speed' is not known: use one of latency"):

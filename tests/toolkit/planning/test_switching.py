@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from offload.errors import InputError
 from offload.planning.plan_set import SwitchPolicy, SwitchState, best_of, step
 
-RULE = SwitchPolicy(margin=0.1, estimates=3, dwell_s=2.0)
+POLICY = SwitchPolicy(margin=0.1, estimates=3, dwell_s=2.0)
 seconds = st.floats(1e-3, 10)
 
 
-def follow(estimates: Sequence[tuple[float, ...]], rule: SwitchPolicy = RULE) -> list[int]:
+def follow(estimates: Sequence[tuple[float, ...]], policy: SwitchPolicy = POLICY) -> list[int]:
     """The plan after each estimate, four a second, from plan 0 on."""
-    standing, seen = SwitchState(0), []
+    state, seen = SwitchState(0), []
     for number, values in enumerate(estimates):
-        standing = step(standing, values, number / 4, rule)
-        seen.append(standing.plan)
+        state = step(state, values, number / 4, policy)
+        seen.append(state.plan)
     return seen
 
 
@@ -57,8 +57,8 @@ def test_one_that_cannot_run_is_never_taken() -> None:
 def test_every_change_was_earned(
     estimates: list[tuple[float, ...]], margin: float, count: int, dwell_s: float
 ) -> None:
-    rule = SwitchPolicy(margin, count, dwell_s)
-    plans = [0, *follow(estimates, rule)]
+    policy = SwitchPolicy(margin, count, dwell_s)
+    plans = [0, *follow(estimates, policy)]
     last = -math.inf
     for number in range(1, len(plans)):
         before, after = plans[number - 1 : number + 1]
@@ -84,6 +84,6 @@ def test_ties_stay() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"margin": -0.1}, {"estimates": 0}, {"dwell_s": -1.0}])
-def test_wrong_rules_are_refused(wrong: dict[str, float]) -> None:
+def test_wrong_policys_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match="margin and times must be"):
         SwitchPolicy(**wrong)  # type: ignore[arg-type]

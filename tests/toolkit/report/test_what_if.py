@@ -39,8 +39,8 @@ def test_the_sentence_of_every_cell_names_the_one_that_won() -> None:
     assert len(CELLS) == 50
     for cell in CELLS:
         link = next(link for link in LINKS if link.up_bps == cell.rate_bps)
-        said = make_plan(problem_at(link, cell.slowdown)).reason
-        assert f"({cell.winner})" in said.partition(" wins at ")[0].partition(" takes ")[0]
+        reason = make_plan(problem_at(link, cell.slowdown)).reason
+        assert f"({cell.winner})" in reason.partition(" wins at ")[0].partition(" takes ")[0]
         simple = [cell.latency_s(scheme) for scheme in ("local", "cloud", "partition")]
         assert cell.chosen.latency_s <= min(s for s in simple if s is not None) * (1 + 1e-9)
 
@@ -56,13 +56,13 @@ def test_every_cell_is_won_by_the_fastest_and_the_simplest_of_those() -> None:
     assert len({cell.winner for cell in CELLS}) > 2
 
 
-def test_reigns_cover_the_range_without_gaps_and_change_plan_at_each_border() -> None:
+def test_intervals_cover_the_range_without_gaps_and_change_plan_at_each_border() -> None:
     slow = [cell for cell in CELLS if cell.slowdown == 3.0]
-    found = winning_intervals(slow)
-    assert [cell for reign in found for cell in reign.cells] == slow
-    assert found[0].from_bps == slow[0].rate_bps
-    assert found[-1].to_bps == slow[-1].rate_bps
-    for before, after in itertools.pairwise(found):
+    intervals = winning_intervals(slow)
+    assert [cell for interval in intervals for cell in interval.cells] == slow
+    assert intervals[0].from_bps == slow[0].rate_bps
+    assert intervals[-1].to_bps == slow[-1].rate_bps
+    for before, after in itertools.pairwise(intervals):
         assert before.to_bps == after.from_bps
 
         def plan(cell: SweepPoint) -> tuple[str, frozenset[str]]:

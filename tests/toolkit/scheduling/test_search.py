@@ -97,13 +97,13 @@ def test_the_minimum_cut_is_the_lowest_closed_set(
     closed = [s for s in range(everything + 1) if is_closed(problem, s)]
     high = data.draw(st.sampled_from(closed))
     low = data.draw(st.sampled_from([s for s in closed if s & ~high == 0]))
-    found = lowest_closed_set(problem.blocks, problem.upload_s, low, high)
-    assert low & ~found == 0
-    assert found & ~high == 0
-    assert is_closed(problem, found)
+    lowest_set = lowest_closed_set(problem.blocks, problem.upload_s, low, high)
+    assert low & ~lowest_set == 0
+    assert lowest_set & ~high == 0
+    assert is_closed(problem, lowest_set)
     between = [s for s in closed if low & ~s == 0 and s & ~high == 0]
     lowest_s = min(height_s(problem, s) for s in between)
-    assert height_s(problem, found) == pytest.approx(lowest_s, abs=1e-9)
+    assert height_s(problem, lowest_set) == pytest.approx(lowest_s, abs=1e-9)
 
 
 @settings(max_examples=300, deadline=None)

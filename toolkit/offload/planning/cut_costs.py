@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from offload.costs.encoding_table import (
     EncodingTable,
@@ -43,8 +44,6 @@ class Costs:
         download_s: seconds to download a graph output, by name, with encoding and decoding.
         size_bytes: bytes of a tensor on the wire, by name, where known.
         unsized: tensors whose size depends on data; no search cuts there.
-        encode_s: seconds of the device to encode a tensor; 0 where absent.
-        decode_s: seconds of the server to decode it; 0 where absent.
         upload_options: the encodings a tensor may be uploaded with; absent: raw only.
         download_options: the encodings a graph output may be downloaded with; absent: raw only.
         device_segment_s: seconds of the device for each segment in addition to its layers,
@@ -59,13 +58,21 @@ class Costs:
     download_s: Mapping[str, float]
     size_bytes: Mapping[str, int]
     unsized: frozenset[str] = frozenset()
-    encode_s: Mapping[str, float] = field(default_factory=dict)
-    decode_s: Mapping[str, float] = field(default_factory=dict)
     upload_options: TransferOptions = field(default_factory=dict)
     download_options: TransferOptions = field(default_factory=dict)
     device_segment_s: float = 0.0
     server_segment_s: float = 0.0
     produced: frozenset[str] = frozenset()
+
+    @cached_property
+    def encode_s(self) -> Mapping[str, float]:
+        """Seconds of the device to encode a tensor; 0 where absent."""
+        return {name: each[0].encode_s for name, each in self.upload_options.items()}
+
+    @cached_property
+    def decode_s(self) -> Mapping[str, float]:
+        """Seconds of the server to decode a tensor; 0 where absent."""
+        return {name: each[0].decode_s for name, each in self.upload_options.items()}
 
     def leave_s(self, tensor: str) -> float:
         """Seconds that sending a tensor costs the device: ending a segment, and encoding."""
@@ -156,8 +163,6 @@ class Costs:
             self,
             upload_s={**self.upload_s, **{name: o.link_s for name, o in first.items()}},
             size_bytes={**self.size_bytes, **{name: o.size_bytes for name, o in first.items()}},
-            encode_s={name: o.encode_s for name, o in first.items()},
-            decode_s={name: o.decode_s for name, o in first.items()},
             upload_options=options,
         )
 
