@@ -8,7 +8,6 @@ from itertools import groupby
 import numpy as np
 
 from offload.planning.sweep import SweepPoint, winning_intervals
-from offload.report.page import Section, page
 from offload.report.svg import COLOURS, NAMES, Axis, document, legend, text, time_unit
 from offload.units import format_bps, format_s
 
@@ -294,8 +293,3 @@ def _winner_strip(cells: Sequence[SweepPoint], x: Axis, top: int, bottom: int) -
             line = f"M{start:.1f} {top}V{bottom + _STRIP - 2}"
             yield f'<path d="{line}" stroke="{stroke}" stroke-dasharray="5 4"/>'
         before = first.winner
-
-
-def what_if_html(svg: str, title: str, rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
-    """A self-contained page: the chart and the table of where each plan wins."""
-    return page(title, "", [Section("", charts=[svg]), Section("", columns=head, rows=rows)])

@@ -8,7 +8,7 @@ from offload.planning.cut_costs import Costs
 from offload.planning.planner import make_plan
 from offload.planning.problem import PlanningProblem
 from offload.planning.sweep import SweepPoint, sweep, winning_intervals
-from offload.report.charts import what_if_html, what_if_svg
+from offload.report.charts import what_if_svg
 from offload.report.svg import COLOURS, NAMES, Axis
 
 from tests.toolkit.graphs import graph_of
@@ -89,12 +89,6 @@ def test_a_scheme_that_cannot_run_leaves_a_gap() -> None:
         if cell.winner != "cloud"
     ]
     assert NAMES["cloud"] not in what_if_svg(pinned, "net")
-
-
-def test_the_page_holds_chart_and_table() -> None:
-    page = what_if_html("<svg/>", "net", [("a", "<b>")], ("x", "y"))
-    assert "<svg/>" in page
-    assert "<td>&lt;b&gt;</td>" in page
 
 
 def test_log_ticks_are_round_and_inside() -> None:
