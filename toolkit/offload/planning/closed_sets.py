@@ -163,7 +163,7 @@ def _sum(table: Flags, seconds: tuple[float, ...]) -> Floats:
 
 
 def articulations(graph: Graph) -> Iterator[int]:
-    """Layers below which only their own outputs are read, in order; O(E) on masks of V bits."""
+    """Layers after which no tensor but their own outputs is read, in order; O(E) on V-bit masks."""
     entry = 0
     for name in graph.inputs:
         for user in graph.consumers.get(name, ()):

@@ -59,7 +59,7 @@ class JointSearch:
         return time.monotonic() > self._until_s
 
     def beats(self, bound: float) -> bool:
-        """Whether a set with that lower bound cannot be better, but for rounding."""
+        """Whether a set with that lower bound cannot be better, apart from rounding."""
         return bool(self.value <= bound * (1 + _ROUNDING))
 
     def price_if_promising(self, device: frozenset[int]) -> None:
@@ -161,13 +161,6 @@ class JointSearch:
         """Layers through which everything passes."""
         return frozenset(articulations(self.problem.graph))
 
-    @cached_property
-    def _server_may_start_first(self) -> bool:
-        """Whether the server could have work that waits for no upload, or for a free one."""
-        problem = self.problem
-        free = min(problem.costs.upload_s.values(), default=0.0) == 0.0
-        return free or any(not layer.inputs for layer in problem.graph.layers)
-
     def _node(
         self, bound: float, device: frozenset[int], server: frozenset[int], number: int = 0
     ) -> _SearchNode:
@@ -192,9 +185,10 @@ class JointSearch:
 
         The set of all layers, which uploads nothing, is priced before the search.
         """
-        graph = self.problem.graph
-        if self._server_may_start_first:
-            return 0.0
+        graph, upload_s = self.problem.graph, self.problem.costs.upload_s
+        free_upload = min(upload_s.values(), default=0.0) == 0.0
+        if free_upload or any(not layer.inputs for layer in graph.layers):
+            return 0.0  # the server may have work that waits for no upload, or for a free one
         first_s = np.inf
         for name, users in graph.consumers.items():
             producer = graph.producer.get(name)
