@@ -67,12 +67,12 @@ class Costs:
     @cached_property
     def encode_s(self) -> Mapping[str, float]:
         """Seconds of the device to encode a tensor; 0 where absent."""
-        return {name: each[0].encode_s for name, each in self.upload_options.items()}
+        return {name: choices[0].encode_s for name, choices in self.upload_options.items()}
 
     @cached_property
     def decode_s(self) -> Mapping[str, float]:
         """Seconds of the server to decode a tensor; 0 where absent."""
-        return {name: each[0].decode_s for name, each in self.upload_options.items()}
+        return {name: choices[0].decode_s for name, choices in self.upload_options.items()}
 
     def leave_s(self, tensor: str) -> float:
         """Seconds that sending a tensor costs the device: ending a segment, and encoding."""
@@ -135,8 +135,8 @@ class Costs:
 
         def allowed(options: TransferOptions) -> TransferOptions:
             return {
-                name: tuple(o for o in each if o.encoding is RAW or is_allowed(o.encoding))
-                for name, each in options.items()
+                name: tuple(o for o in choices if o.encoding is RAW or is_allowed(o.encoding))
+                for name, choices in options.items()
             }
 
         uploads, downloads = allowed(self.upload_options), allowed(self.download_options)
@@ -145,7 +145,7 @@ class Costs:
     def with_downloads(self, options: TransferOptions) -> "Costs":
         """The costs when each graph output is downloaded with the quickest of its options."""
         ranked = _quickest_first(options)
-        quickest_s = {name: each[0].total_s for name, each in ranked.items()}
+        quickest_s = {name: choices[0].total_s for name, choices in ranked.items()}
         return replace(self, download_s={**self.download_s, **quickest_s}, download_options=ranked)
 
     def with_uploads(self, options: TransferOptions) -> "Costs":
@@ -158,7 +158,7 @@ class Costs:
         return self._uploading({**self.upload_options, tensor: (option, *others)})
 
     def _uploading(self, options: TransferOptions) -> "Costs":
-        first = {name: each[0] for name, each in options.items()}
+        first = {name: choices[0] for name, choices in options.items()}
         return replace(
             self,
             upload_s={**self.upload_s, **{name: o.link_s for name, o in first.items()}},
@@ -169,8 +169,8 @@ class Costs:
 
 def _quickest_first(options: TransferOptions) -> TransferOptions:
     return {
-        name: tuple(sorted(each, key=lambda option: option.total_s))
-        for name, each in options.items()
+        name: tuple(sorted(choices, key=lambda option: option.total_s))
+        for name, choices in options.items()
     }
 
 
@@ -211,7 +211,9 @@ def costs_of(
         produced=frozenset(graph.producer),
     )
     measured = table or EncodingTable()
-    lossless = measured.allowing([each for each in ENCODINGS.values() if each.is_lossless])
+    lossless = measured.allowing(
+        [encoding for encoding in ENCODINGS.values() if encoding.is_lossless]
+    )
     varying = {*device.sizes, *server.sizes}
     optional = {name: sizes[name] for name in sizes if table is not None or name in varying}
     uploads = {name: optional[name] for name in movable if name in optional}

@@ -101,7 +101,7 @@ def plans_over(
             raise InputError(f"on a link of {link.describe()}: {error}") from error
     if worth:
         planned = _fewest_programs(planned, worth)
-    groups = [list(group) for _, group in groupby(planned, lambda each: each[1].program)]
+    groups = [list(group) for _, group in groupby(planned, lambda pair: pair[1].program)]
     borders = [0.0, *(_border_bps(a[-1], b[0]) for a, b in pairwise(groups)), math.inf]
     longest: dict[object, list[PlannedLink]] = {}
     for group in groups:
@@ -129,8 +129,8 @@ def _fewest_programs(planned: Sequence[PlannedLink], worth: float) -> list[Plann
     }
     best = [values[plan.program][index] for index, (_, plan) in enumerate(planned)]
     near = {
-        program: {i for i, value in enumerate(each) if value <= best[i] * (1 + worth)}
-        for program, each in values.items()
+        program: {i for i, value in enumerate(row) if value <= best[i] * (1 + worth)}
+        for program, row in values.items()
     }
     chosen: list[tuple[object, ...]] = []
     uncovered = set(range(len(planned)))
