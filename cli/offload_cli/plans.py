@@ -81,7 +81,7 @@ def _bandwidths(interval: BandwidthRange) -> str:
 
 def _predicted(interval: BandwidthRange, plan: Plan) -> Iterator[str]:
     """Latency at both ends of an interval; at an open end, on the link the plan was made for."""
-    if plan.link is None or plan.forecast is None:
+    if plan.link is None:
         yield format_s(plan.latency_s)
         return
     up_bps, ratio = plan.link.up_bps, plan.link.down_bps / plan.link.up_bps

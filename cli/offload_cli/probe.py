@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from offload.costs.link import fit_link
+from offload.costs.link_fit import fit_link
 from offload.errors import InputError
 from offload.files import write_text
 from offload.units import format_bps, format_s

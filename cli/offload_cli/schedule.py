@@ -106,8 +106,8 @@ def _read_instance(source: Path, plan_index: int) -> Instance:
     if not source.is_dir():
         return read_instance(source)
     plan = open_bundle(source).only(plan_index).plan
-    if plan.instance:
-        return Instance.from_json(dict(plan.instance))
+    if plan.instance is not None:
+        return plan.instance
     if plan.alternatives:
         raise InputError(f"{source} has nothing to schedule: its plan stays on one side")
     raise InputError(

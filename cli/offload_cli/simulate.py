@@ -9,12 +9,13 @@ from typing import Annotated
 
 import typer
 from offload.costs.encodings import EncodingPolicy, parse_allowed
-from offload.costs.link import parse_link
+from offload.costs.link import is_range, parse_link, parse_links
 from offload.errors import InputError
 from offload.files import write_text
 from offload.planning.problem import Constraints
-from offload.planning.sweep import SweepPoint, is_range, parse_links, sweep, winning_intervals
-from offload.report.charts import what_if_html, what_if_svg
+from offload.planning.sweep import SweepPoint, sweep, winning_intervals
+from offload.report.charts import what_if_svg
+from offload.report.page import Section, page
 from offload.units import format_bps, format_s
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure.split import SplitRequest, encoding_selector, parse_machine, prepare
@@ -128,7 +129,8 @@ def simulate(
         write_text(svg, chart)
         output.remark(f"wrote {svg}")
     if html:
-        write_text(html, what_if_html(chart, title, rows, HEAD))
+        sections = Section("", charts=[chart]), Section("", columns=HEAD, rows=rows)
+        write_text(html, page(title, "", sections))
         output.remark(f"wrote {html}")
     output.result(
         [{**asdict(cell), "winner": cell.winner} for cell in cells],

@@ -7,12 +7,11 @@ from typing import Annotated
 
 import typer
 from offload.costs.encodings import EncodingPolicy
-from offload.costs.link import parse_link
+from offload.costs.link import is_range, parse_link, parse_links
 from offload.errors import InputError
 from offload.planning.plan import Alternative
 from offload.planning.planner import pareto
 from offload.planning.problem import Constraints, Objective, Power
-from offload.planning.sweep import is_range, parse_links
 from offload.units import format_bytes, format_s, parse_bytes, parse_duration_s, parse_energy_j
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure.split import (

@@ -13,23 +13,20 @@ from types import MappingProxyType
 import onnx
 from offload.errors import InputError
 
-from offload_models.image import Rgb, with_image_input
+from offload_models.image import with_image_input
 from offload_models.text import with_best_path
 
 
 @dataclass(frozen=True, slots=True)
 class PretrainedModel:
-    """A model file of the package and the input that it expects.
+    """A model file of the package and the picture that it expects.
 
     Attributes:
         name: its name in this module.
         file: the file name in the package.
         summary: one line for a table.
-        input_name: the model's input, float32 1 x 3 x height x width.
         height: rows of the picture.
         width: usual columns of the picture; the model accepts others too.
-        mean: of each channel, for pixels from 0 to 1.
-        std: of each channel, for pixels from 0 to 1.
     """
 
     name: str
@@ -37,11 +34,10 @@ class PretrainedModel:
     summary: str
     height: int
     width: int
-    mean: Rgb = (0.5, 0.5, 0.5)
-    std: Rgb = (0.5, 0.5, 0.5)
-    input_name: str = "x"
 
 
+# The input of every model: float32 1 x 3 x height x width, pixels normalised by mean and deviation.
+INPUT, MEAN, STD = "x", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
 MODELS = (
     PretrainedModel("text_recognition", "PP-OCRv6_rec_small.onnx", "reads a line of text", 48, 320),
     PretrainedModel(
@@ -99,7 +95,5 @@ def build(name: str, width: int | None = None, batch: int = 1) -> onnx.ModelProt
     """
     source, spec = onnx.load(find(name)), PRETRAINED[name]
     columns = spec.width if width is None else width
-    model = with_image_input(
-        source, spec.input_name, spec.height, columns, spec.mean, spec.std, batch
-    )
+    model = with_image_input(source, INPUT, spec.height, columns, MEAN, STD, batch)
     return with_best_path(model) if name == "text_recognition" else model

@@ -23,10 +23,9 @@ import numpy as np
 from offload.bundle.bundle import Bundle
 from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import draw
-from offload.costs.link import Link, parse_link
+from offload.costs.link import Link, parse_link, parse_links
 from offload.graph.load import load_model
 from offload.planning.plan import Side
-from offload.planning.sweep import parse_links
 from offload.units import format_bps
 from offload_models.zoo import build, save
 from offload_runtimes.emulation.testbed import Testbed, open_testbed

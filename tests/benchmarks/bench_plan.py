@@ -14,13 +14,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from offload.costs.link import parse_link
+from offload.costs.link import parse_link, parse_links
 from offload.graph.model import Graph, Layer, Tensor
-from offload.planning.costs import Costs
+from offload.planning.cut_costs import Costs
 from offload.planning.planner import compare, make_plan
 from offload.planning.problem import PlanningProblem
 from offload.planning.scheme import Scheme
-from offload.planning.sweep import SweepPoint, parse_links, sweep
+from offload.planning.sweep import SweepPoint, sweep
 from offload.units import format_s
 from offload_models.zoo import build, save
 from offload_runtimes.measure.split import PlanningInputs, SplitRequest, prepare
@@ -47,27 +47,27 @@ def prepared(name: str, folder: Path) -> PlanningInputs:
     return prepare(SplitRequest(path, LINKS[0], device=DEVICE, server=SERVER))
 
 
-def planning_s(found: PlanningInputs) -> list[float]:
+def planning_s(inputs: PlanningInputs) -> list[float]:
     """Seconds to plan for each link, from a freshly loaded graph without caches."""
     seconds = []
     for link, _ in itertools.product(LINKS, range(3)):
-        fresh = replace(found, graph=replace(found.graph))
+        fresh = replace(inputs, graph=replace(inputs.graph))
         start = time.perf_counter()
         make_plan(fresh.problem(link))
         seconds.append(time.perf_counter() - start)
     return seconds
 
 
-def right(cell: SweepPoint, situation: PlanningProblem) -> bool:
+def right(cell: SweepPoint, problem: PlanningProblem) -> bool:
     """Whether the chosen plan is no slower than LO, CO and PO, and the sentence names it."""
     simple = [cell.latency_s(s) for s in ("local", "cloud", "partition")]
-    reason = make_plan(situation).reason
+    reason = make_plan(problem).reason
     named = reason.partition(" wins ")[0].partition(" takes ")[0]
     no_slower = cell.chosen.latency_s <= min(s for s in simple if s is not None) * (1 + 1e-9)
     return no_slower and f"({cell.winner})" in named
 
 
-def random_situation(seed: int, layers: int = 24) -> PlanningProblem:
+def random_problem(seed: int, layers: int = 24) -> PlanningProblem:
     """A random graph of parallel branches, with times for which all resources compete."""
     dice = np.random.default_rng(seed)
     needs: list[list[int]] = [[] for _ in range(layers)]
@@ -78,13 +78,13 @@ def random_situation(seed: int, layers: int = 24) -> PlanningProblem:
     read = {before for row in needs for before in row}
     sinks = [layer for layer in range(layers - 1) if layer not in read]
     needs[-1] = sorted({*needs[-1], *sinks})
-    made = tuple(
+    all_layers = tuple(
         Layer(f"l{i}", "Op", (i,), tuple(f"t{j}" for j in needs[i]) or ("x",), (f"t{i}",))
         for i in range(layers)
     )
     names = ("x", *(f"t{i}" for i in range(layers)))
     tensors = {name: Tensor(name, "float", (1, 8), 32) for name in names}
-    graph = Graph("random", "0" * 64, ("x",), (f"t{layers - 1}",), made, tensors)
+    graph = Graph("random", "0" * 64, ("x",), (f"t{layers - 1}",), all_layers, tensors)
     device_s = dice.lognormal(0, 0.8, layers)
     upload_s = dice.lognormal(dice.uniform(-1, 2), 0.8, layers + 1)
     upload_s[0] *= 4
@@ -103,8 +103,8 @@ def random_situation(seed: int, layers: int = 24) -> PlanningProblem:
 def gains(latencies: Sequence[dict[str, float]]) -> Iterator[str]:
     """Mean and largest gain of each scheme over the better of all local and all remote."""
     for scheme in ("neurosurgeon", "partition", "opss", "joint"):
-        found = [min(row["local"], row["cloud"]) / row[scheme] for row in latencies]
-        yield f"{statistics.mean(found):5.3f}x {max(found):5.2f}x"
+        factors = [min(row["local"], row["cloud"]) / row[scheme] for row in latencies]
+        yield f"{statistics.mean(factors):5.3f}x {max(factors):5.2f}x"
 
 
 def line(name: str, latencies: Sequence[dict[str, float]]) -> None:
@@ -124,20 +124,19 @@ def main() -> int:
     speed = {}
     with tempfile.TemporaryDirectory(prefix="offload-bench-") as folder:
         for name in MODELS:
-            found = prepared(name, Path(folder))
-            speed[name] = planning_s(found)
+            inputs = prepared(name, Path(folder))
+            speed[name] = planning_s(inputs)
             rows = []
             for slowdown, link in itertools.product(SLOWDOWNS, LINKS):
-                (cell,) = sweep(found.problem, [link], [slowdown])
-                wrong += not right(cell, found.problem(link, slowdown))
+                (cell,) = sweep(inputs.problem, [link], [slowdown])
+                wrong += not right(cell, inputs.problem(link, slowdown))
                 rows.append(figures(cell))
             cells += len(rows)
             zoo += rows
             line(name, rows)
     line("all of the zoo", zoo)
     random = [
-        {c.scheme.value: c.latency_s for c in compare(random_situation(seed))}
-        for seed in range(100)
+        {c.scheme.value: c.latency_s for c in compare(random_problem(seed))} for seed in range(100)
     ]
     line("random graphs", random)
     best = sum(row[Scheme.JOINT] <= min(row.values()) * (1 + 1e-9) for row in random)

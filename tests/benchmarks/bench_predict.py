@@ -23,7 +23,8 @@ from pathlib import Path
 import numpy as np
 from offload.bundle.sample_inputs import draw
 from offload.bundle.write import write_bundle
-from offload.costs.link import Link, fit_link, parse_link
+from offload.costs.link import Link, parse_link
+from offload.costs.link_fit import fit_link
 from offload.costs.profile import Profile
 from offload.graph.load import Model, load_model
 from offload.planning.closed_sets import articulations

@@ -35,14 +35,14 @@ def quality(family: str, seeds: Iterable[int]) -> None:
                 gaps[name].append(solve(instance, name).makespan_s / best_s - 1)
             except InputError:
                 continue
-    for name, found in gaps.items():
-        if found:
-            found.sort()
-            exact = sum(gap < 1e-9 for gap in found) / len(found)
-            p95 = found[int(0.95 * (len(found) - 1))]
+    for name, solved in gaps.items():
+        if solved:
+            solved.sort()
+            exact = sum(gap < 1e-9 for gap in solved) / len(solved)
+            p95 = solved[int(0.95 * (len(solved) - 1))]
             print(
-                f"{family:16} {name:11} n {len(found):4}  optimal {exact:6.1%}  "
-                f"mean {statistics.mean(found):6.2%}  p95 {p95:6.2%}  max {found[-1]:6.1%}"
+                f"{family:16} {name:11} n {len(solved):4}  optimal {exact:6.1%}  "
+                f"mean {statistics.mean(solved):6.2%}  p95 {p95:6.2%}  max {solved[-1]:6.1%}"
             )
 
 
@@ -55,9 +55,9 @@ class Run:
     wall_s: float
 
     @classmethod
-    def of(cls, made: Instance, budget_s: float) -> "Run":
+    def of(cls, instance: Instance, budget_s: float) -> "Run":
         """Solve a fresh instance, with nothing cached except by its own checks."""
-        fresh = Instance(made.jobs, made.edges)
+        fresh = Instance(instance.jobs, instance.edges)
         cpu_s, wall_s = time.process_time(), time.perf_counter()
         schedule = solve(fresh, budget_s=budget_s)
         return cls(schedule, time.process_time() - cpu_s, time.perf_counter() - wall_s)
@@ -66,25 +66,27 @@ class Run:
 def sized(family: Family, seed: int, layers: int, cuts: int) -> Instance:
     """An instance of at least N layers, after layers that no cut point needs are removed."""
     drawn = layers
-    while len((made := family(seed, drawn, cuts)).jobs) < layers:
-        drawn = math.ceil(1.01 * drawn * layers / len(made.jobs))
-    return made
+    while len((instance := family(seed, drawn, cuts)).jobs) < layers:
+        drawn = math.ceil(1.01 * drawn * layers / len(instance.jobs))
+    return instance
 
 
 def timed(name: str, instances: Sequence[Instance], budget_s: float) -> list[Run]:
     """Runs over instances, medians and spread printed; quick ones are the best of 5."""
-    found = []
-    for made in instances:
-        tries = [Run.of(made, budget_s) for _ in range(1 if 20 < len(made.cuts) < 1000 else 5)]
-        found.append(min(tries, key=lambda run: run.cpu_s))
-    layers = [len(made.jobs) for made in instances]
-    proved = sum(run.schedule.status == "optimal" for run in found)
+    runs = []
+    for instance in instances:
+        tries = [
+            Run.of(instance, budget_s) for _ in range(1 if 20 < len(instance.cuts) < 1000 else 5)
+        ]
+        runs.append(min(tries, key=lambda run: run.cpu_s))
+    layers = [len(instance.jobs) for instance in instances]
+    proved = sum(run.schedule.status == "optimal" for run in runs)
     print(
         f"{name:13} layers {min(layers):6} to {max(layers):6}  cuts {len(instances[0].cuts):5}  "
-        f"CPU {_spread([run.cpu_s for run in found])}  wall {_spread([r.wall_s for r in found])}  "
-        f"proved {proved}/{len(found)}  worst gap {max(run.schedule.gap for run in found):.3%}"
+        f"CPU {_spread([run.cpu_s for run in runs])}  wall {_spread([r.wall_s for r in runs])}  "
+        f"proved {proved}/{len(runs)}  worst gap {max(run.schedule.gap for run in runs):.3%}"
     )
-    return found
+    return runs
 
 
 def _spread(seconds: Sequence[float]) -> str:
@@ -120,8 +122,8 @@ def sizes() -> Sequence[Goal]:
 
     What is short is measured in CPU seconds; budgets are the solver's, seconds on the clock.
     """
-    solve(dense_layered(0, 100, 12))  # tables of subsets are made once a process
-    found: Mapping[int, list[Run]] = {
+    solve(dense_layered(0, 100, 12))  # tables of subsets are computed once a process
+    runs: Mapping[int, list[Run]] = {
         cuts: [run for layers in (300, 1000, 5000) for run in _dense(layers, cuts)]
         for cuts in (5, 10, 12, 15, 20, 50, 200)
     }
@@ -131,15 +133,15 @@ def sizes() -> Sequence[Goal]:
     trees = timed("out-trees", large, 1.0)
     return (
         *[
-            _median_goal(f"{cuts} cut points, 5000 layers: median", found[cuts][16:], 0.005)
+            _median_goal(f"{cuts} cut points, 5000 layers: median", runs[cuts][16:], 0.005)
             for cuts in (5, 10, 12)
         ],
-        _share_goal("20 cut points: proved optimal", found[20], 1.0),
-        _median_goal("20 cut points: median", found[20], 0.1),
+        _share_goal("20 cut points: proved optimal", runs[20], 1.0),
+        _median_goal("20 cut points: median", runs[20], 0.1),
         _gap_goal("RandWire-like, 200 cut points: worst gap in 90 ms on the clock", wired, 0.001),
         _median_goal("RandWire-like, 200 cut points of 5000 layers: median", wired, 0.1),
-        _share_goal("dense layered, 50 cut points: proved in 1 s on the clock", found[50], 0.8),
-        _gap_goal("dense layered, 200 cut points: worst gap in 1 s on the clock", found[200], 0.01),
+        _share_goal("dense layered, 50 cut points: proved in 1 s on the clock", runs[50], 0.8),
+        _gap_goal("dense layered, 200 cut points: worst gap in 1 s on the clock", runs[200], 0.01),
         _median_goal("out-trees of 100,000 layers: median", trees, 0.2),
     )
 
@@ -149,19 +151,19 @@ def _dense(layers: int, cuts: int) -> list[Run]:
     return timed("dense layered", [sized(dense_layered, s, layers, cuts) for s in seeds], 1.0)
 
 
-def _median_goal(measure: str, found: Sequence[Run], goal_s: float) -> Goal:
-    cpu_s = [run.cpu_s for run in found]
+def _median_goal(measure: str, runs: Sequence[Run], goal_s: float) -> Goal:
+    cpu_s = [run.cpu_s for run in runs]
     met = statistics.median(cpu_s) < goal_s
     return Goal(f"{measure}, CPU", f"< {goal_s * 1e3:g} ms", _spread(cpu_s).strip(), met)
 
 
-def _gap_goal(measure: str, found: Sequence[Run], goal: float) -> Goal:
-    gap = max(run.schedule.gap for run in found)
+def _gap_goal(measure: str, runs: Sequence[Run], goal: float) -> Goal:
+    gap = max(run.schedule.gap for run in runs)
     return Goal(measure, f"<= {goal:.1%}", f"{gap:.3%}", gap <= goal)
 
 
-def _share_goal(measure: str, found: Sequence[Run], goal: float) -> Goal:
-    share = statistics.mean(run.schedule.status == "optimal" for run in found)
+def _share_goal(measure: str, runs: Sequence[Run], goal: float) -> Goal:
+    share = statistics.mean(run.schedule.status == "optimal" for run in runs)
     return Goal(measure, f">= {goal:.0%}", f"{share:.0%}", share >= goal)
 
 

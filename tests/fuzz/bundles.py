@@ -12,10 +12,10 @@ from typing import Any
 
 from offload.bundle.bundle import BUNDLE_FORMAT, MANIFEST, PLAN, manifest_digest, open_bundle
 from offload.errors import OffloadError
-from offload.planning.plan import Action, Plan, Segment, Send, Side, Step
+from offload.planning.plan import Action, Forecast, Plan, Segment, Send, Side, Step
 from offload.planning.plan_set import EVERYWHERE
 from offload.records import to_json
-from offload.scheduling.timeline import Timeline
+from offload.scheduling.instance import Instance, Job
 from offload_runtimes.protocol.tensor_specs import contracts
 
 from tests.fuzz.draw import Draw
@@ -47,8 +47,7 @@ def _plan() -> Plan:
         uploads=(Send("t", 4),),
         downloads=(Send("y", None),),
         steps=steps,
-        timeline=Timeline(()),
-        latency_s=0.0,
+        forecast=Forecast(Instance((Job("nothing", 0.0),)), (None,), ()),
         lower_bound_s=0.0,
         status="optimal",
         solver="hand",

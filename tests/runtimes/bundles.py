@@ -17,10 +17,10 @@ from offload.bundle.bundle import (
     manifest_digest,
     open_bundle,
 )
-from offload.planning.plan import Action, Plan, Segment, Send, Side, Step
+from offload.planning.plan import Action, Forecast, Plan, Segment, Send, Side, Step
 from offload.planning.plan_set import EVERYWHERE, PlanSet
 from offload.records import to_json
-from offload.scheduling.timeline import Timeline
+from offload.scheduling.instance import Instance, Job
 from offload_runtimes.engine import load
 from onnx import helper
 
@@ -28,6 +28,8 @@ from tests.runtimes import models
 
 RNG = np.random.default_rng(7)
 Part = tuple[Segment, onnx.ModelProto]
+
+NO_FORECAST = Forecast(Instance((Job("nothing", 0.0),)), (None,), ())
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,7 @@ def write(
         uploads=tuple(uploads),
         downloads=tuple(Send(name, None) for name in downloads),
         steps=tuple(Step(Action(action), target) for action, target in steps),
-        timeline=Timeline(()),
-        latency_s=0.0,
+        forecast=NO_FORECAST,
         lower_bound_s=0.0,
         status="optimal",
         solver="hand",

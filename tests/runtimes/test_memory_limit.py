@@ -10,7 +10,7 @@ import pytest
 from offload.costs.link import parse_link
 from offload.costs.profile import estimate_profile
 from offload.graph.load import load_model
-from offload.planning.memory import CLIENT_BYTES
+from offload.planning.cut_costs import CLIENT_BYTES
 from offload.planning.problem import Constraints
 from offload_models.zoo import build, save
 from offload_runtimes.measure.machine import THIS_MACHINE

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from hypothesis import strategies as st
 from offload.graph.model import Graph, Layer, Tensor
-from offload.planning.costs import Costs
+from offload.planning.cut_costs import Costs
 
 
 def graph_of(
@@ -42,7 +42,7 @@ def graphs(draw: st.DrawFn, max_layers: int = 8) -> Graph:
 
 
 @st.composite
-def situations(draw: st.DrawFn, max_layers: int = 8) -> tuple[Graph, Costs]:
+def graphs_with_costs(draw: st.DrawFn, max_layers: int = 8) -> tuple[Graph, Costs]:
     graph = draw(graphs(max_layers))
     count = len(graph.layers)
     seconds = st.lists(times, min_size=count, max_size=count).map(tuple)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from offload.files import write_text
 from offload.records import to_json
-from offload.report.charts import Bar, Box, Panel, bars_svg, boxes_svg
+from offload.report.charts import Measurement, bars_svg, boxes_svg
 from offload.report.gantt import gantt_svg
 from offload.report.page import Section, page
 from offload.report.svg import COLOURS, SHORT
@@ -50,20 +50,24 @@ def figures(groups: Sequence[Group], networks: Mapping[str, str]) -> dict[str, s
     whole = [group for group in groups if not group.model.endswith("_inside")]
     charts = {}
     for network, described in networks.items():
-        panels = []
-        for group in whole:
-            if group.network == network:
-                cells = [(key, cell) for key in _SHOWN if (cell := group.cell(key))]
-                bars = [
-                    Bar(SHORT[key], COLOURS[key], c.median_s, c.p95_s, "*" if c.picked else "")
-                    for key, c in cells
-                ]
-                panels.append(Panel(group.model, bars))
-        if panels:
+        bars = [
+            Measurement(
+                group.model,
+                SHORT[key],
+                COLOURS[key],
+                cell.latencies_s,
+                "*" if cell.picked else "",
+            )
+            for group in whole
+            if group.network == network
+            for key in _SHOWN
+            if (cell := group.cell(key))
+        ]
+        if bars:
             figure = _PAPER_FIGURES.get(network)
             like = f", like the paper's {figure}" if figure else ""
             title = f"Latency on {network} ({described}){like}"
-            charts[f"latency-{network}.svg"] = bars_svg(title, panels, "* the planner's pick")
+            charts[f"latency-{network}.svg"] = bars_svg(title, bars, "* the planner's pick")
     charts["overhead.svg"] = overhead_chart(whole)
     return {**charts, **gantts(groups)}
 
@@ -76,9 +80,11 @@ def overhead_chart(groups: Sequence[Group]) -> str:
     for group in (group for group in groups if group.network == network):
         for key, seconds in group.overheads.items():
             name = f"planning, {SHORT[key]}"
-            boxes.append(Box(group.model, name, COLOURS[key], seconds))
+            boxes.append(Measurement(group.model, name, COLOURS[key], seconds))
         fastest = min(group.cells, key=lambda cell: cell.median_s)
-        boxes.append(Box(group.model, "the fastest inference", "#222222", fastest.latencies_s))
+        boxes.append(
+            Measurement(group.model, "the fastest inference", "#222222", fastest.latencies_s)
+        )
     return boxes_svg(f"Planning and inference on {network}, like the paper's Fig. 7(b)", boxes)
 
 

@@ -66,7 +66,7 @@ def reading(text: str) -> Scenario:
         lambda outputs: f"reads {ctc_collapse(outputs['path'], letters)!r}",
         "4g",
         20.0,
-        info.input_name,
+        pretrained.INPUT,
         tuple(
             {"image": render_line(other, info.width, info.height, False, GRAIN, seed)[None]}
             for seed, other in enumerate(CALIBRATION_TEXTS, 1)
@@ -102,7 +102,7 @@ def turning(text: str) -> Scenario:
         upside_down_lines,
         "wifi",
         10.0,
-        info.input_name,
+        pretrained.INPUT,
         tuple({"image": page(other)} for other in CALIBRATION_TEXTS),
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-from offload.costs.link import Sample
+from offload.costs.link_fit import Sample
 from offload.errors import InputError, ServerError
 from offload.files import temporary_folder
 

@@ -22,7 +22,8 @@ import numpy as np
 from offload.bundle.engine_input import whole_input
 from offload.bundle.sample_inputs import draw
 from offload.costs.encodings import EncodingPolicy
-from offload.costs.link import Link, Sample, fit_link
+from offload.costs.link import Link
+from offload.costs.link_fit import Sample, fit_link
 from offload.errors import InputError, OffloadError
 from offload.files import temporary_folder, write_text
 from offload.graph.load import Model, load_model

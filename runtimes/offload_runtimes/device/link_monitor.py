@@ -5,7 +5,7 @@ import time
 from collections import deque
 
 from offload.costs.link import Link
-from offload.costs.refit import LEAST_SENDS, TimedMessage, refit
+from offload.costs.link_fit import LEAST_SENDS, TimedMessage, refit
 from offload.scheduling.timeline import Lane
 
 WINDOW = 24

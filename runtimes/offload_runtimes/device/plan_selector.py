@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from offload.bundle.bundle import Bundle
 from offload.costs.link import Link
-from offload.costs.refit import LEAST_SENDS
+from offload.costs.link_fit import LEAST_SENDS
 from offload.errors import OffloadError
 from offload.planning.plan import Plan
 from offload.planning.plan_set import SwitchPolicy, SwitchState, best_of, step
@@ -78,8 +78,8 @@ class PlanSelector:
         switched: Callable[[], None],
     ) -> None:
         chosen = bundle.only(only or 0).plan
-        forecasts = [plan.forecast for plan in bundle.plans if plan.forecast is not None]
-        self.may_change = only is None and len(bundle.plans) == len(forecasts) > 1
+        forecasts = [plan.forecast for plan in bundle.plans]
+        self.may_change = only is None and len(bundle.plans) > 1
         largest = max((size or 0 for f in forecasts for size in f.upload_bytes), default=0)
         self._link = chosen.link or _UNKNOWN_LINK
         self.monitor = LinkMonitor(self._link, min(max(largest, 1), _SMALLEST_PROBE_BYTES))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Self
 
-from offload.costs.link import MIN_SIZES, Sample
+from offload.costs.link_fit import MIN_SIZES, Sample
 from offload.errors import InputError, OffloadError, ServerError
 from offload.units import format_s
 

@@ -261,7 +261,7 @@ def write_split(
         plan = replace(selector.plan(with_table), device=prepared.device.machine)
         if prepared.open_sizes:
             reason = f"As requested; no times are predicted: {prepared.open_sizes}."
-            return replace(plan, reason=reason, alternatives=(), instance={})
+            return replace(plan, reason=reason, alternatives=(), instance=None)
         return plan
 
     if request.links:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from offload.bundle.bundle import MANIFEST, Bundle
 from offload.bundle.engine_input import EngineInput, with_weights_at
-from offload.costs.link import Sample
+from offload.costs.link_fit import Sample
 from offload.errors import InputError, ServerError
 from offload.planning.plan import Side
 from offload.records import from_json, to_json

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from offload.errors import DeadlineError, OffloadError, ServerError
 from offload.planning.plan import Plan, Segment, Side
-from offload.scheduling.timeline import Lane, Timeline
+from offload.scheduling.timeline import Lane
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.inference_runner import missing_segments
 from offload_runtimes.server import Server
 
 from tests.runtimes import bundles
-from tests.runtimes.bundles import Made
+from tests.runtimes.bundles import NO_FORECAST, Made
 from tests.runtimes.faults import Fault, FaultPlan, FaultyConnector
 from tests.runtimes.memory_transport import MemoryConnector
 from tests.runtimes.waiting import eventually
@@ -175,7 +175,7 @@ def plan(parts: list[tuple[Side, tuple[str, ...], tuple[str, ...]]]) -> Plan:
     segments = tuple(
         Segment(f"s{i}", side, (), (), ins, outs) for i, (side, ins, outs) in enumerate(parts)
     )
-    return Plan("", "", segments, (), (), (), Timeline(()), 0.0, 0.0, "", "")
+    return Plan("", "", segments, (), (), (), NO_FORECAST, 0.0, "", "")
 
 
 @st.composite

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from offload.bundle.bundle import Bundle
 from offload.bundle.write import write_bundle
-from offload.costs.link import Link
+from offload.costs.link import Link, parse_links
 from offload.costs.profile import LayerCost, Profile
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph
@@ -16,7 +16,6 @@ from offload.graph.read import read_graph
 from offload.planning.plan_set import PlanSet, plans_over
 from offload.planning.planner import make_plan
 from offload.planning.problem import PlanningProblem
-from offload.planning.sweep import parse_links
 from onnx import TensorProto, helper, numpy_helper
 
 Prove = Callable[[Model, Bundle], Iterable[str]]

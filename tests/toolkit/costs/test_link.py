@@ -1,10 +1,11 @@
+import itertools
 import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from offload.costs.link import HEADER_OVERHEAD, PRESETS, Link, load_link, parse_link
+from offload.costs.link import HEADER_OVERHEAD, PRESETS, Link, load_link, parse_link, parse_links
 from offload.errors import InputError
 from offload.records import from_json
 
@@ -30,6 +31,20 @@ def test_directions_apart() -> None:
 def test_nonsense_is_refused_in_a_sentence(text: str) -> None:
     with pytest.raises(InputError, match="not understood"):
         parse_link(text)
+
+
+def test_ranges_are_even_by_ratio_and_keep_the_ratio_of_up_and_down() -> None:
+    like = Link(1e6, 2e6, 0.01, 0.01)
+    links = parse_links("1..1000 Mbit/s", like, 25)
+    assert links[0].up_bps == pytest.approx(1e6)
+    assert links[-1].up_bps == pytest.approx(1e9)
+    assert {round(link.down_bps / link.up_bps, 9) for link in links} == {2.0}
+    ratios = [b.up_bps / a.up_bps for a, b in itertools.pairwise(links)]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios))
+    assert parse_links("500 kbit/s..1Mbit/s", like, 2)[0].up_bps == pytest.approx(5e5)
+    for wrong in ("1 Mbit/s", "5..1 Mbit/s", "1..2"):
+        with pytest.raises(InputError):
+            parse_links(wrong, like, 5)
 
 
 @given(st.floats(1e3, 1e10), st.floats(1e3, 1e10), st.floats(0, 1), st.floats(1, 2))

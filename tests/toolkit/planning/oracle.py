@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from offload.graph.model import Graph
 from offload.planning.closed_sets import closed_sets, set_costs
-from offload.planning.costs import Costs
 from offload.planning.cut import Cut, cut_at
+from offload.planning.cut_costs import Costs
 from offload.planning.program import scheduling_problem
 from offload.scheduling.solve import solve
 

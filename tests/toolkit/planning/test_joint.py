@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from offload.errors import InputError
 from offload.graph.model import Graph
 from offload.planning.closed_sets import articulations, closed_sets, neurosurgeon, set_costs
-from offload.planning.costs import Costs
 from offload.planning.cut import Cut, all_cloud, all_local, cut_at
+from offload.planning.cut_costs import Costs
 from offload.planning.joint import LatencyOf, joint
 from offload.planning.problem import Constraints, Objective, PlanningProblem, Power
 
 from tests.toolkit.graphs import closed_sets as all_closed_sets
-from tests.toolkit.graphs import graph_of, situations
+from tests.toolkit.graphs import graph_of, graphs_with_costs
 from tests.toolkit.planning.oracle import assert_set_costs_are_right, solved_s
 
 
@@ -57,7 +57,7 @@ def brute_force_s(graph: Graph, costs: Costs) -> float:
     return min(best_order_s(graph, costs, cut) for cut in cuts)
 
 
-def random_situation(random: np.random.Generator, layers: int) -> tuple[Graph, Costs]:
+def random_graph(random: np.random.Generator, layers: int) -> tuple[Graph, Costs]:
     """Mostly branching DAGs with times that make computing, sending and serving compete."""
     density = random.uniform(0.5, 2.0) / layers
     edges = [
@@ -84,10 +84,10 @@ def test_joint_is_brute_force_on_random_graphs(seed: int) -> None:
     random = np.random.default_rng(seed)
     for _ in range(50):
         layers = int(random.choice((3, 5, 7, 8, 9, 12), p=(0.1, 0.3, 0.3, 0.2, 0.08, 0.02)))
-        graph, costs = random_situation(random, layers)
-        found = joint(PlanningProblem(graph, costs), priced(graph, costs))
-        assert found.status == "optimal"
-        assert found.value == pytest.approx(brute_force_s(graph, costs))
+        graph, costs = random_graph(random, layers)
+        result = joint(PlanningProblem(graph, costs), priced(graph, costs))
+        assert result.status == "optimal"
+        assert result.value == pytest.approx(brute_force_s(graph, costs))
 
 
 def sending(costs: Costs) -> Costs:
@@ -95,10 +95,10 @@ def sending(costs: Costs) -> Costs:
     return replace(costs, upload_s={name: s + 0.5 for name, s in costs.upload_s.items()})
 
 
-@given(situations(6))
+@given(graphs_with_costs(6))
 @settings(max_examples=50, deadline=None)
-def test_branching_agrees_with_listing(situation: tuple[Graph, Costs]) -> None:
-    graph, costs = situation[0], sending(situation[1])
+def test_branching_agrees_with_listing(drawn: tuple[Graph, Costs]) -> None:
+    graph, costs = drawn[0], sending(drawn[1])
 
     listed = joint(PlanningProblem(graph, costs), priced(graph, costs))
     branched = joint(PlanningProblem(graph, costs), priced(graph, costs), 0, budget_s=60)
@@ -108,45 +108,45 @@ def test_branching_agrees_with_listing(situation: tuple[Graph, Costs]) -> None:
 
 
 def test_out_of_time_still_gives_a_cut_and_a_bound() -> None:
-    graph, costs = random_situation(np.random.default_rng(1), 40)
-    found = joint(PlanningProblem(graph, costs), priced(graph, costs), 0, budget_s=0.0)
-    assert found.cut is not None
-    assert found.lower_bound <= found.value
-    assert found.status == ("optimal" if found.lower_bound == found.value else "feasible")
+    graph, costs = random_graph(np.random.default_rng(1), 40)
+    result = joint(PlanningProblem(graph, costs), priced(graph, costs), 0, budget_s=0.0)
+    assert result.cut is not None
+    assert result.lower_bound <= result.value
+    assert result.status == ("optimal" if result.lower_bound == result.value else "feasible")
 
 
-@given(situations())
-def test_listed_sets_are_all_the_closed_ones(situation: tuple[Graph, Costs]) -> None:
-    graph, _ = situation
+@given(graphs_with_costs())
+def test_listed_sets_are_all_the_closed_ones(drawn: tuple[Graph, Costs]) -> None:
+    graph, _ = drawn
     table = closed_sets(graph)
     assert table is not None
     listed = [frozenset(np.flatnonzero(column).tolist()) for column in table.T]
     assert sorted(map(sorted, listed)) == sorted(map(sorted, all_closed_sets(graph)))
     pinned = graph.ancestors((0,))
-    held = closed_sets(graph, pinned)
-    assert held is not None
-    assert held.shape[1] == sum(device >= pinned for device in listed)
+    with_pinned = closed_sets(graph, pinned)
+    assert with_pinned is not None
+    assert with_pinned.shape[1] == sum(device >= pinned for device in listed)
     assert closed_sets(graph, limit=len(listed) - 1) is None
 
 
-@given(situations(7))
-def test_tally_sums_like_costs_and_bounds_from_below(situation: tuple[Graph, Costs]) -> None:
-    graph, costs = situation
+@given(graphs_with_costs(7))
+def test_set_costs_sum_like_costs_and_bounds_from_below(drawn: tuple[Graph, Costs]) -> None:
+    graph, costs = drawn
     assert_set_costs_are_right(graph, costs)
     table = closed_sets(graph)
     assert table is not None
     uploads_s = set_costs(graph, costs, table).stages_s[1]
-    for column, held in enumerate(table.T):
-        cut = cut_at(graph, frozenset(np.flatnonzero(held).tolist()))
+    for column, members in enumerate(table.T):
+        cut = cut_at(graph, frozenset(np.flatnonzero(members).tolist()))
         assert uploads_s[column] == pytest.approx(costs.upload_time_s(cut))
 
 
-@given(situations(5), st.sampled_from([Objective.THROUGHPUT, Objective.ENERGY]))
+@given(graphs_with_costs(5), st.sampled_from([Objective.THROUGHPUT, Objective.ENERGY]))
 @settings(max_examples=40, deadline=None)
 def test_other_objectives_are_brute_force_too(
-    situation: tuple[Graph, Costs], objective: Objective
+    drawn: tuple[Graph, Costs], objective: Objective
 ) -> None:
-    graph, costs = situation[0], sending(situation[1])
+    graph, costs = drawn[0], sending(drawn[1])
     constraints = Constraints(objective, power=Power(1.0, 2.0, 0.5))
     problem = PlanningProblem(graph, costs, constraints)
 
@@ -158,25 +158,25 @@ def test_other_objectives_are_brute_force_too(
 
     best = min(value(cut_at(graph, device)) for device in all_closed_sets(graph))
     for limit in (50_000, 0):
-        found = joint(problem, priced(graph, costs), limit, budget_s=60)
-        assert found.value == pytest.approx(best)
+        result = joint(problem, priced(graph, costs), limit, budget_s=60)
+        assert result.value == pytest.approx(best)
 
 
-@given(situations(6), st.integers(0, 6))
+@given(graphs_with_costs(6), st.integers(0, 6))
 @settings(max_examples=40, deadline=None)
-def test_pinned_layers_stay_and_limits_hold(situation: tuple[Graph, Costs], pin: int) -> None:
-    graph, costs = situation[0], sending(situation[1])
+def test_pinned_layers_stay_and_limits_hold(drawn: tuple[Graph, Costs], pin: int) -> None:
+    graph, costs = drawn[0], sending(drawn[1])
     count = min(pin, len(graph.layers))
     pinned = frozenset(range(count))
     problem = PlanningProblem(graph, costs, Constraints(pin_device=count, deadline_s=30.0))
     for limit in (50_000, 0):
-        found = joint(problem, priced(graph, costs), limit)
-        if found.cut is not None:
-            assert found.cut.device >= pinned
-            assert found.value <= 30.0
+        result = joint(problem, priced(graph, costs), limit)
+        if result.cut is not None:
+            assert result.cut.device >= pinned
+            assert result.value <= 30.0
         else:
-            held = [d for d in all_closed_sets(graph) if d >= pinned]
-            assert all(solved_s(graph, costs, cut_at(graph, d)) > 30.0 for d in held)
+            allowed = [d for d in all_closed_sets(graph) if d >= pinned]
+            assert all(solved_s(graph, costs, cut_at(graph, d)) > 30.0 for d in allowed)
 
 
 def test_energy_without_power_and_limits_of_nothing_are_refused() -> None:
@@ -200,15 +200,15 @@ def test_articulations_are_where_one_layer_is_all_that_is_read() -> None:
     assert list(articulations(reading)) == [3, 4]
 
 
-@given(situations())
+@given(graphs_with_costs())
 def test_neurosurgeon_is_the_best_cut_of_at_most_one_tensor_below_a_gate(
-    situation: tuple[Graph, Costs],
+    drawn: tuple[Graph, Costs],
 ) -> None:
-    graph, costs = situation
+    graph, costs = drawn
     gates = [graph.ancestors((layer,)) for layer in articulations(graph)]
     cuts = [cut_at(graph, gate) for gate in gates]
     cuts = [all_local(graph), all_cloud(graph), *(c for c in cuts if len(c.uploads) <= 1)]
-    found = neurosurgeon(PlanningProblem(graph, costs))
-    assert found is not None
-    best_s = min(sum(costs.stages_s(cut)) for cut in cuts)
-    assert sum(costs.stages_s(found)) == pytest.approx(best_s)
+    cut = neurosurgeon(PlanningProblem(graph, costs))
+    assert cut is not None
+    best_s = min(sum(costs.stages_s(other)) for other in cuts)
+    assert sum(costs.stages_s(cut)) == pytest.approx(best_s)

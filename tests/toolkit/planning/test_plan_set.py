@@ -1,24 +1,34 @@
-"""The plans of a sweep tile it, and each link gets the plan that was made for it."""
+"""The plans of a sweep tile it; a plan is left only when another is surely better."""
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from offload.costs.link import Link
+from offload.costs.link import Link, parse_links
 from offload.errors import InputError
 from offload.graph.model import Graph
-from offload.planning.costs import Costs
+from offload.planning.cut_costs import Costs
 from offload.planning.plan import Plan
-from offload.planning.plan_set import EVERYWHERE, BandwidthRange, PlanSet, covers_all, plans_over
+from offload.planning.plan_set import (
+    EVERYWHERE,
+    BandwidthRange,
+    PlanSet,
+    SwitchPolicy,
+    SwitchState,
+    best_of,
+    covers_all,
+    plans_over,
+    step,
+)
 from offload.planning.planner import make_plan
 from offload.planning.problem import Constraints, Objective
-from offload.planning.sweep import parse_links
 
-from tests.toolkit.graphs import situations
-from tests.toolkit.planning.test_forecast import DIAMOND, on
+from tests.toolkit.graphs import graphs_with_costs
+from tests.toolkit.planning.test_plan import DIAMOND, on
 
 LINKS = parse_links("0.1..1000 Mbit/s", Link(1e6, 2e6, 0.001, 0.001), 9)
 
@@ -32,64 +42,60 @@ def swept(
     return plans, plans_over(lambda link: by_rate[link.up_bps], LINKS)
 
 
-@given(situations(6), st.sampled_from((Objective.LATENCY, Objective.THROUGHPUT)))
+@given(graphs_with_costs(6), st.sampled_from((Objective.LATENCY, Objective.THROUGHPUT)))
 def test_ranges_tile_and_give_every_link_its_winner(
     drawn: tuple[Graph, Costs], objective: Objective
 ) -> None:
-    plans, found = swept(*drawn, objective)
-    assert found.ranges[0].low_bps == 0
-    assert found.ranges[-1].high_bps == math.inf
-    for before, after in itertools.pairwise(found.ranges):
+    plans, plan_set = swept(*drawn, objective)
+    assert plan_set.ranges[0].low_bps == 0
+    assert plan_set.ranges[-1].high_bps == math.inf
+    for before, after in itertools.pairwise(plan_set.ranges):
         assert before.high_bps == after.low_bps
         assert before.plan != after.plan, "neighbours with the same program are one range"
-    programs = [plan.program for plan in found.plans]
+    programs = [plan.program for plan in plan_set.plans]
     assert len(set(programs)) == len(programs), "a program is kept once"
-    assert covers_all(found.ranges, len(found.plans))
+    assert covers_all(plan_set.ranges, len(plan_set.plans))
     for link, plan in zip(LINKS, plans, strict=True):
-        (its,) = [r for r in found.ranges if r.low_bps <= link.up_bps < r.high_bps]
-        assert found.at(link.up_bps) == its.plan
-        assert found.plans[its.plan].program == plan.program
+        (interval,) = [r for r in plan_set.ranges if r.low_bps <= link.up_bps < r.high_bps]
+        assert plan_set.at(link.up_bps) == interval.plan
+        assert plan_set.plans[interval.plan].program == plan.program
 
 
-@given(situations(6), st.floats(0.01, 0.5))
+@given(graphs_with_costs(6), st.floats(0.01, 0.5))
 def test_plans_that_are_not_worth_it_are_left_out(drawn: tuple[Graph, Costs], worth: float) -> None:
     plans, every = swept(*drawn)
     by_rate = {link.up_bps: plan for link, plan in zip(LINKS, plans, strict=True)}
-    found = plans_over(lambda link: by_rate[link.up_bps], LINKS, worth)
-    assert covers_all(found.ranges, len(found.plans))
-    assert len(found.plans) <= len(every.plans)
-    assert {plan.program for plan in found.plans} <= {plan.program for plan in every.plans}
+    plan_set = plans_over(lambda link: by_rate[link.up_bps], LINKS, worth)
+    assert covers_all(plan_set.ranges, len(plan_set.plans))
+    assert len(plan_set.plans) <= len(every.plans)
+    assert {plan.program for plan in plan_set.plans} <= {plan.program for plan in every.plans}
     for link, plan in zip(LINKS, plans, strict=True):
-        its = found.plans[found.at(link.up_bps)]
-        assert its.forecast
-        assert plan.forecast
-        assert its.forecast.value_s(link) <= plan.forecast.value_s(link) * (1 + worth) + 1e-12
+        chosen = plan_set.plans[plan_set.at(link.up_bps)]
+        assert chosen.forecast.value_s(link) <= plan.forecast.value_s(link) * (1 + worth) + 1e-12
     last = plans_over(lambda link: by_rate[link.up_bps], LINKS, 1e9)
     assert len(last.plans) == 1
 
 
-@given(situations(5))
+@given(graphs_with_costs(5))
 def test_at_a_border_both_plans_take_as_long(drawn: tuple[Graph, Costs]) -> None:
     """Where each is better at the link of the sweep on its side of the border, that is."""
-    _, found = swept(*drawn)
-    for before, after in itertools.pairwise(found.ranges):
+    _, plan_set = swept(*drawn)
+    for before, after in itertools.pairwise(plan_set.ranges):
         high = next(link for link in LINKS if link.up_bps >= before.high_bps)
         low = LINKS[LINKS.index(high) - 1]
-        first, second = (found.plans[r.plan].forecast for r in (before, after))
-        assert first
-        assert second
+        first, second = (plan_set.plans[r.plan].forecast for r in (before, after))
         border = replace(low, up_bps=before.high_bps, down_bps=2 * before.high_bps)
         if first.value_s(low) < second.value_s(low) and second.value_s(high) < first.value_s(high):
             assert first.value_s(border) == pytest.approx(second.value_s(border), rel=1e-6)
 
 
 def test_the_diamond_leaves_the_device_step_by_step() -> None:
-    plans, found = swept(*DIAMOND)
+    plans, plan_set = swept(*DIAMOND)
     assert plans[0].is_local
     assert not plans[-1].is_local
-    assert len(found.ranges) > 1
-    assert found.at(1.0) == found.ranges[0].plan
-    assert found.at(1e12) == found.ranges[-1].plan
+    assert len(plan_set.ranges) > 1
+    assert plan_set.at(1.0) == plan_set.ranges[0].plan
+    assert plan_set.at(1e12) == plan_set.ranges[-1].plan
 
 
 def test_limits_that_one_link_breaks_are_refused() -> None:
@@ -121,3 +127,83 @@ def test_gaps_are_seen(ranges: tuple[BandwidthRange, ...]) -> None:
 def test_ranges_keep_open_ends_through_json() -> None:
     for each in (*EVERYWHERE, BandwidthRange(1e6, 2e6, 3)):
         assert BandwidthRange.from_json(each.to_json()) == each
+
+
+POLICY = SwitchPolicy(margin=0.1, estimates=3, dwell_s=2.0)
+seconds = st.floats(1e-3, 10)
+
+
+def follow(estimates: Sequence[tuple[float, ...]], policy: SwitchPolicy = POLICY) -> list[int]:
+    """The plan after each estimate, four a second, from plan 0 on."""
+    state, seen = SwitchState(0), []
+    for number, values in enumerate(estimates):
+        state = step(state, values, number / 4, policy)
+        seen.append(state.plan)
+    return seen
+
+
+def test_it_takes_three_estimates_in_a_row() -> None:
+    assert follow([(2.0, 1.0)] * 4) == [0, 0, 1, 1]
+    assert follow([(2.0, 1.0), (2.0, 1.0), (1.0, 1.0), (2.0, 1.0), (2.0, 1.0)]) == [0] * 5
+
+
+def test_less_than_the_margin_is_not_enough() -> None:
+    assert set(follow([(1.09, 1.0)] * 20)) == {0}
+    assert follow([(1.11, 1.0)] * 3) == [0, 0, 1]
+
+
+def test_which_of_two_better_plans_may_change_meanwhile() -> None:
+    assert follow([(3.0, 1.0, 1.1), (3.0, 1.1, 1.0), (3.0, 1.1, 1.0)]) == [0, 0, 2]
+
+
+def test_a_plan_is_kept_for_a_while() -> None:
+    back_and_forth = [(2.0, 1.0)] * 3 + [(1.0, 2.0)] * 10
+    seen = follow(back_and_forth)
+    assert seen[2] == 1
+    assert seen[2:].index(0) == 8, "two seconds, though three estimates had passed in one"
+
+
+def test_one_that_cannot_run_is_never_taken() -> None:
+    assert set(follow([(2.0, math.inf)] * 9)) == {0}
+    assert follow([(math.inf, 2.0)] * 3) == [0, 0, 1]
+
+
+@given(
+    st.lists(st.tuples(seconds, seconds, seconds), max_size=60),
+    st.floats(0, 1),
+    st.integers(1, 5),
+    st.floats(0, 3),
+)
+def test_every_change_was_earned(
+    estimates: list[tuple[float, ...]], margin: float, count: int, dwell_s: float
+) -> None:
+    policy = SwitchPolicy(margin, count, dwell_s)
+    plans = [0, *follow(estimates, policy)]
+    last = -math.inf
+    for number in range(1, len(plans)):
+        before, after = plans[number - 1 : number + 1]
+        if before != after:
+            now_s = (number - 1) / 4
+            assert now_s - last >= dwell_s
+            last = now_s
+            earned = estimates[max(number - count, 0) : number]
+            assert len(earned) == count
+            assert all(min(values) * (1 + margin) < values[before] for values in earned)
+            assert estimates[number - 1][after] == min(estimates[number - 1])
+
+
+@given(st.floats(0.95, 1.05), st.lists(st.floats(0.96, 1.04), min_size=40, max_size=40))
+def test_noise_around_a_border_changes_nothing(ratio: float, noise: list[float]) -> None:
+    """Two plans that take as long, give or take what estimates are off by."""
+    assert set(follow([(ratio * each, 1.0) for each in noise])) == {0}
+
+
+def test_ties_stay() -> None:
+    assert best_of((1.0, 1.0), 1) == 1
+    assert best_of((1.0, 1.0, 0.5), 1) == 2
+
+
+@pytest.mark.parametrize("wrong", [{"margin": -0.1}, {"estimates": 0}, {"dwell_s": -1.0}])
+def test_wrong_policys_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(InputError, match="margin and times must be"):
+        SwitchPolicy(**wrong)  # type: ignore[arg-type]

@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from offload.errors import InputError
 from offload.graph.model import Graph
-from offload.planning.costs import Costs
 from offload.planning.cut import Cut, cut_at
-from offload.planning.memory import (
+from offload.planning.cut_costs import (
     CLIENT_BYTES,
     SPARE_BYTES,
     TENSOR_COPIES,
     UPLOAD_COPIES,
     WEIGHT_COPIES,
+    Costs,
     peak_bytes,
     process_bytes,
 )
@@ -24,7 +24,7 @@ from offload.planning.problem import Constraints, Objective, PlanningProblem, Po
 from offload.planning.scheme import Scheme, estimate, start_early
 from offload.units import format_bytes
 
-from tests.toolkit.graphs import graph_of, situations
+from tests.toolkit.graphs import graph_of, graphs_with_costs
 
 # Two streams that meet at the end: the server can serve the first while the second is sent.
 STREAMS = graph_of([(0, 1), (2, 3), (1, 4), (3, 4)], 5)
@@ -35,11 +35,11 @@ COSTS = Costs(
     dict.fromkeys(("x", "t0", "t1", "t2", "t3", "t4"), 0.0),
     dict.fromkeys(("x", "t0", "t1", "t2", "t3", "t4"), 32),
 )
-SITUATION = PlanningProblem(STREAMS, COSTS)
+PROBLEM = PlanningProblem(STREAMS, COSTS)
 
 
 def test_the_server_starts_on_the_first_arrival_where_that_pays() -> None:
-    plan = make_plan(SITUATION)
+    plan = make_plan(PROBLEM)
     assert [s.id for s in plan.on(Side.SERVER)] == ["server-0", "server-1"]
     assert plan.latency_s == pytest.approx(1 + 3 + 4 + 4 + 1), "served: t0's half, t2's, the end"
     assert plan.lower_bound_s <= plan.latency_s
@@ -62,11 +62,11 @@ def test_a_cut_of_several_tensors_is_one_segment_when_nothing_overlaps() -> None
         device_segment_s=0.5,
         produced=frozenset(sent_s) - {"x"},
     )
-    situation = PlanningProblem(joined, costs)
-    assert serial_cut(situation).uploads == ("t0", "t1")
-    found = {c.scheme: c for c in compare(situation)}
-    assert found[Scheme.PARTITION].latency_s == pytest.approx(5 + 5 + 0.5 + 2 + 2 + 0.1 + 1)
-    assert found[Scheme.OPSS].latency_s == pytest.approx(5 + 5 + 2 * 0.5 + 2 + 0.1 + 1)
+    problem = PlanningProblem(joined, costs)
+    assert serial_cut(problem).uploads == ("t0", "t1")
+    estimates = {c.scheme: c for c in compare(problem)}
+    assert estimates[Scheme.PARTITION].latency_s == pytest.approx(5 + 5 + 0.5 + 2 + 2 + 0.1 + 1)
+    assert estimates[Scheme.OPSS].latency_s == pytest.approx(5 + 5 + 2 * 0.5 + 2 + 0.1 + 1)
 
 
 def test_one_server_segment_where_starting_early_gains_too_little() -> None:
@@ -74,17 +74,17 @@ def test_one_server_segment_where_starting_early_gains_too_little() -> None:
     assert len(make_plan(PlanningProblem(STREAMS, quick)).on(Side.SERVER)) == 1
 
 
-@given(situations(7))
+@given(graphs_with_costs(7))
 @settings(deadline=None)
 def test_starting_early_never_costs_and_runs_every_layer_once(
-    given_: tuple[Graph, Costs],
+    drawn: tuple[Graph, Costs],
 ) -> None:
-    situation = PlanningProblem(*given_)
-    plain = estimate(situation, Scheme.JOINT, search_cut(situation))
-    early = start_early(situation, plain)
+    problem = PlanningProblem(*drawn)
+    plain = estimate(problem, Scheme.JOINT, search_cut(problem))
+    early = start_early(problem, plain)
     assert early.latency_s <= plain.latency_s + 1e-9
     layers = [layer for segment in early.program.segments for layer in segment.layers]
-    assert sorted(layers) == sorted(layer.name for layer in situation.graph.layers)
+    assert sorted(layers) == sorted(layer.name for layer in problem.graph.layers)
     have = {send.tensor for send in early.program.uploads}
     for segment in early.program.segments:
         if segment.side is Side.SERVER:
@@ -92,10 +92,10 @@ def test_starting_early_never_costs_and_runs_every_layer_once(
             have.update(segment.outputs)
 
 
-def search_cut(situation: PlanningProblem) -> Cut:
-    found = search(situation).cut
-    assert found is not None
-    return found
+def search_cut(problem: PlanningProblem) -> Cut:
+    cut = search(problem).cut
+    assert cut is not None
+    return cut
 
 
 def test_equal_latencies_go_to_the_simpler_scheme() -> None:
@@ -103,13 +103,13 @@ def test_equal_latencies_go_to_the_simpler_scheme() -> None:
     assert make_plan(PlanningProblem(STREAMS, far)).scheme == "local"
 
 
-@given(situations(6), st.sampled_from(list(Objective)))
+@given(graphs_with_costs(6), st.sampled_from(list(Objective)))
 @settings(deadline=None, max_examples=50)
 def test_the_chosen_plan_is_best_in_what_was_asked(
-    given_: tuple[Graph, Costs], objective: Objective
+    drawn: tuple[Graph, Costs], objective: Objective
 ) -> None:
-    situation = PlanningProblem(*given_, Constraints(objective, power=Power(1.0, 2.0, 1.0)))
-    plan = make_plan(situation)
+    problem = PlanningProblem(*drawn, Constraints(objective, power=Power(1.0, 2.0, 1.0)))
+    plan = make_plan(problem)
     key = {"latency": "latency_s", "throughput": "period_s", "energy": "energy_j"}[objective]
     chosen = next(a for a in plan.alternatives if a.scheme == plan.scheme)
     simple = [getattr(a, key) for a in plan.alternatives if a.scheme in SIMPLE]
@@ -119,17 +119,17 @@ def test_the_chosen_plan_is_best_in_what_was_asked(
     assert plan.reason.endswith(".")
 
 
-@given(situations(6), st.integers(500, 3000))
+@given(graphs_with_costs(6), st.integers(500, 3000))
 @settings(deadline=None, max_examples=50)
-def test_a_plan_under_a_memory_limit_keeps_it(given_: tuple[Graph, Costs], room: int) -> None:
+def test_a_plan_under_a_memory_limit_keeps_it(drawn: tuple[Graph, Costs], room: int) -> None:
     limit = SPARE_BYTES + room
-    situation = PlanningProblem(*given_, Constraints(memory_bytes=limit), client_bytes=0)
-    held = [c.alternative for c in compare(situation) if c.value < float("inf")]
-    if not held:
+    problem = PlanningProblem(*drawn, Constraints(memory_bytes=limit), client_bytes=0)
+    able = [c.alternative for c in compare(problem) if c.value < float("inf")]
+    if not able:
         with pytest.raises(InputError, match="no plan keeps the limits memory"):
-            make_plan(situation)
+            make_plan(problem)
         return
-    plan = make_plan(situation)
+    plan = make_plan(problem)
     chosen = next(a for a in plan.alternatives if a.scheme == plan.scheme)
     assert chosen.memory_bytes <= limit
 
@@ -140,23 +140,23 @@ def test_a_memory_limit_that_no_plan_keeps_names_the_least_that_would_do() -> No
     light, *heavy = chain.layers
     layers = (light, *(replace(layer, weight_bytes=10**8) for layer in heavy))
     costs = replace(COSTS, device_s=(1.0,) * 3, server_s=(1.0,) * 3)  # staying is quickest
-    demand = Constraints(pin_device=1, memory_bytes=1)
-    situation = PlanningProblem(replace(chain, layers=layers), costs, demand)
-    least = process_bytes(situation.graph, cut_at(situation.graph, {0}), (0,))
+    constraints = Constraints(pin_device=1, memory_bytes=1)
+    problem = PlanningProblem(replace(chain, layers=layers), costs, constraints)
+    least = process_bytes(problem.graph, cut_at(problem.graph, {0}), (0,))
     with pytest.raises(InputError, match=f"least found: memory {format_bytes(least)}"):
-        make_plan(situation)
+        make_plan(problem)
 
 
 def test_memory_counts_weights_and_the_most_live_tensors() -> None:
     weighty = replace(STREAMS.layers[0], weight_bytes=1000)
     graph = replace(STREAMS, layers=(weighty, *STREAMS.layers[1:]))
-    local = estimate(PlanningProblem(graph, COSTS), Scheme.LOCAL, search_cut(SITUATION))
+    local = estimate(PlanningProblem(graph, COSTS), Scheme.LOCAL, search_cut(PROBLEM))
     order = local.program.device_order(graph)
     # x stays (32); t0 and t2 are to be sent, so both stay.
     assert peak_bytes(graph, local.cut, order) == 32 * 3
-    held = WEIGHT_COPIES * 1000 + TENSOR_COPIES * 96 + UPLOAD_COPIES * 64
-    assert process_bytes(graph, local.cut, order, 7) == 7 + SPARE_BYTES + held
-    assert local.alternative.memory_bytes == CLIENT_BYTES + SPARE_BYTES + held
+    copies = WEIGHT_COPIES * 1000 + TENSOR_COPIES * 96 + UPLOAD_COPIES * 64
+    assert process_bytes(graph, local.cut, order, 7) == 7 + SPARE_BYTES + copies
+    assert local.alternative.memory_bytes == CLIENT_BYTES + SPARE_BYTES + copies
 
 
 def test_pinned_layers_forbid_cloud_and_stay() -> None:
@@ -167,9 +167,9 @@ def test_pinned_layers_forbid_cloud_and_stay() -> None:
 
 
 def test_impossible_limits_are_one_sentence_with_what_is_needed() -> None:
-    demand = Constraints(deadline_s=1.0, memory_bytes=10)
+    constraints = Constraints(deadline_s=1.0, memory_bytes=10)
     with pytest.raises(InputError, match=r"no plan keeps the limits memory 10 B, deadline 1.00 s"):
-        make_plan(PlanningProblem(STREAMS, COSTS, demand))
+        make_plan(PlanningProblem(STREAMS, COSTS, constraints))
     slow = PlanningProblem(STREAMS, COSTS, Constraints(deadline_s=20.0))
     with pytest.raises(
         InputError, match=r"scheme 'local' does not keep the limits deadline 20\.0 s"
@@ -178,16 +178,16 @@ def test_impossible_limits_are_one_sentence_with_what_is_needed() -> None:
 
 
 def test_the_front_trades_latency_for_throughput() -> None:
-    front = pareto(SITUATION)
+    front = pareto(PROBLEM)
     latencies = [c.alternative.latency_s for c in front]
     periods = [c.alternative.period_s for c in front]
     assert latencies == sorted(latencies)
     assert periods == sorted(periods, reverse=True)
-    fastest = make_plan(SITUATION)
+    fastest = make_plan(PROBLEM)
     assert latencies[0] == pytest.approx(fastest.latency_s)
     best = min(c.alternative.period_s for c in compare(as_stream()))
     assert periods[-1] == pytest.approx(best)
 
 
 def as_stream() -> PlanningProblem:
-    return replace(SITUATION, constraints=Constraints(Objective.THROUGHPUT))
+    return replace(PROBLEM, constraints=Constraints(Objective.THROUGHPUT))

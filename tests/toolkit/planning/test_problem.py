@@ -1,6 +1,6 @@
 import pytest
 from offload.errors import InputError
-from offload.planning.costs import Costs
+from offload.planning.cut_costs import Costs
 from offload.planning.problem import Constraints, Objective, PlanningProblem, Power
 from offload.units import parse_bytes, parse_energy_j
 
@@ -15,7 +15,7 @@ def test_keeping_the_input_pins_its_readers() -> None:
     assert PlanningProblem(GRAPH, COSTS, Constraints(pin_device=2)).pinned == {0, 1}
 
 
-def test_wishes_that_make_no_sense_are_refused() -> None:
+def test_constraints_that_make_no_sense_are_refused() -> None:
     with pytest.raises(InputError, match="5 layers cannot be pinned: the model has 4"):
         PlanningProblem(GRAPH, COSTS, Constraints(pin_device=5))
     with pytest.raises(InputError, match="objective 'speed' is not known: use one of latency"):

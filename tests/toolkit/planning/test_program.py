@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from offload.graph.model import Graph
-from offload.planning.costs import Costs
 from offload.planning.cut import Cut, all_cloud, all_local, cut_at
+from offload.planning.cut_costs import Costs
 from offload.planning.plan import Action, Plan, Side
 from offload.planning.planner import SIMPLE, compare, decide, error_margin_s, make_plan
 from offload.planning.problem import PlanningProblem
@@ -14,7 +14,7 @@ from offload.planning.program import Program, pipelined, scheduling_problem, ser
 from offload.planning.scheme import Scheme, estimate_program
 from offload.scheduling.solve import solve
 
-from tests.toolkit.graphs import closed_sets, graph_of, situations
+from tests.toolkit.graphs import closed_sets, graph_of, graphs_with_costs
 
 
 def run(graph: Graph, program: Program) -> set[str]:
@@ -42,17 +42,17 @@ def predicted_s(problem: PlanningProblem, cut: Cut, program: Program) -> float:
 
 @st.composite
 def cuts(draw: st.DrawFn) -> tuple[Graph, Costs, Cut]:
-    graph, costs = draw(situations(7))
+    graph, costs = draw(graphs_with_costs(7))
     return graph, costs, cut_at(graph, draw(st.sampled_from(closed_sets(graph))))
 
 
 @given(cuts())
-def test_programs_deliver_every_output_for_every_cut(given_: tuple[Graph, Costs, Cut]) -> None:
-    graph, costs, cut = given_
-    problem = scheduling_problem(graph, costs, cut)
-    order = solve(problem.instance).order if problem else ()
+def test_programs_deliver_every_output_for_every_cut(drawn: tuple[Graph, Costs, Cut]) -> None:
+    graph, costs, cut = drawn
+    scheduling = scheduling_problem(graph, costs, cut)
+    order = solve(scheduling.instance).order if scheduling else ()
     programs = [serial(graph, costs, cut)]
-    programs += [pipelined(graph, costs, cut, problem, order)] if problem else []
+    programs += [pipelined(graph, costs, cut, scheduling, order)] if scheduling else []
     for program in programs:
         assert run(graph, program) >= set(graph.outputs)
         nodes = [node for segment in program.segments for node in segment.nodes]
@@ -63,43 +63,43 @@ def test_programs_deliver_every_output_for_every_cut(given_: tuple[Graph, Costs,
 
 
 @given(cuts())
-def test_a_segment_ends_at_each_tensor_to_send(given_: tuple[Graph, Costs, Cut]) -> None:
-    graph, costs, cut = given_
-    problem = scheduling_problem(graph, costs, cut)
-    if problem is None:
+def test_a_segment_ends_at_each_tensor_to_send(drawn: tuple[Graph, Costs, Cut]) -> None:
+    graph, costs, cut = drawn
+    scheduling = scheduling_problem(graph, costs, cut)
+    if scheduling is None:
         return
-    program = pipelined(graph, costs, cut, problem, solve(problem.instance).order)
+    program = pipelined(graph, costs, cut, scheduling, solve(scheduling.instance).order)
     for before, after in zip(program.steps, program.steps[1:], strict=False):
         assert not (before.action is Action.RUN and after.action is Action.RUN)
 
 
 @given(cuts())
 def test_prediction_agrees_with_the_scheduler_and_the_serial_sum(
-    given_: tuple[Graph, Costs, Cut],
+    drawn: tuple[Graph, Costs, Cut],
 ) -> None:
-    graph, costs, cut = given_
-    situation = PlanningProblem(graph, costs)
-    problem = scheduling_problem(graph, costs, cut)
-    plain = predicted_s(situation, cut, serial(graph, costs, cut))
+    graph, costs, cut = drawn
+    problem = PlanningProblem(graph, costs)
+    scheduling = scheduling_problem(graph, costs, cut)
+    plain = predicted_s(problem, cut, serial(graph, costs, cut))
     assert plain <= sum(costs.stages_s(cut)) + 1e-9
-    if problem:
-        found = solve(problem.instance)
-        program = pipelined(graph, costs, cut, problem, found.order)
-        assert abs(predicted_s(situation, cut, program) - found.makespan_s) < 1e-9
-        assert found.makespan_s <= plain + 1e-9
+    if scheduling:
+        schedule = solve(scheduling.instance)
+        program = pipelined(graph, costs, cut, scheduling, schedule.order)
+        assert abs(predicted_s(problem, cut, program) - schedule.makespan_s) < 1e-9
+        assert schedule.makespan_s <= plain + 1e-9
 
 
-@given(situations(6))
+@given(graphs_with_costs(6))
 def test_the_chosen_plan_is_slower_than_none_by_more_than_the_doubt(
-    given_: tuple[Graph, Costs],
+    drawn: tuple[Graph, Costs],
 ) -> None:
-    situation = PlanningProblem(*given_)
-    plan, found = make_plan(situation), decide(situation)
-    simple = [c.latency_s for c in found.candidates if c.scheme in SIMPLE]
+    problem = PlanningProblem(*drawn)
+    plan, choice = make_plan(problem), decide(problem)
+    simple = [c.latency_s for c in choice.candidates if c.scheme in SIMPLE]
     assert plan.latency_s <= min(simple) * (1 + 1e-9)
-    for other in found.candidates:
+    for other in choice.candidates:
         gain_s = plan.latency_s - other.latency_s
-        assert gain_s <= error_margin_s(other, found.chosen) + 1e-9
+        assert gain_s <= error_margin_s(other, choice.chosen) + 1e-9
         if gain_s > 1e-6 * plan.latency_s:
             assert "within the prediction error" in plan.reason
     assert plan.lower_bound_s <= plan.latency_s + 1e-9
@@ -107,12 +107,12 @@ def test_the_chosen_plan_is_slower_than_none_by_more_than_the_doubt(
     assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
 
 
-@given(situations(6))
-def test_simple_schemes_are_what_they_say(given_: tuple[Graph, Costs]) -> None:
-    situation = PlanningProblem(*given_)
-    local, cloud, neurosurgeon, partition, opss, joint = compare(situation)
-    assert local.cut == all_local(situation.graph)
-    assert cloud.cut == all_cloud(situation.graph)
+@given(graphs_with_costs(6))
+def test_simple_schemes_are_what_they_say(drawn: tuple[Graph, Costs]) -> None:
+    problem = PlanningProblem(*drawn)
+    local, cloud, neurosurgeon, partition, opss, joint = compare(problem)
+    assert local.cut == all_local(problem.graph)
+    assert cloud.cut == all_cloud(problem.graph)
     assert partition.cut == opss.cut
     assert partition.latency_s <= neurosurgeon.latency_s + 1e-9
     assert opss.latency_s <= partition.latency_s + 1e-9

@@ -1,11 +1,11 @@
-"""Gantt charts show every span where it is, in text and in SVG, whatever the names."""
+"""Gantt charts and Chrome traces of timelines."""
 
 from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from offload.report.gantt import COLOURS, gantt_svg, gantt_text
+from offload.report.gantt import COLOURS, chrome_trace, gantt_svg, gantt_text
 from offload.report.svg import Axis
 from offload.scheduling.timeline import Lane, Span, Timeline
 
@@ -81,3 +81,33 @@ def test_what_changed_stands_in_the_heading() -> None:
     assert lines[0] == "measured: 100 ms; plan 0 -> plan 1"
     assert "device-0" in lines[1]
     assert gantt_svg(shown, "t").count('class="bar"') == 1
+
+
+def test_trace_has_one_event_a_span() -> None:
+    trace = chrome_trace(
+        {
+            "predicted": Timeline.of([Span(Lane.DEVICE, "a", 0.0, 0.5)]),
+            "measured": Timeline.of([Span(Lane.UPLINK, "a", 0.5, 0.75)]),
+        }
+    )
+    spans = [event for event in trace["traceEvents"] if event["ph"] == "X"]
+    assert [(e["pid"], e["tid"], e["cat"], e["ts"], e["dur"]) for e in spans] == [
+        (1, 1, "device", 0.0, 500_000.0),
+        (2, 2, "uplink", 500_000.0, 250_000.0),
+    ]
+
+
+def test_trace_names_its_processes_and_threads() -> None:
+    trace = chrome_trace({"measured": Timeline(())})
+    names = [e["args"]["name"] for e in trace["traceEvents"] if "name" in e["args"]]
+    assert names == ["measured", "device", "uplink", "server", "downlink"]
+
+
+def test_what_changed_is_an_instant() -> None:
+    change = Span(Lane.DEVICE, "plan 0 -> plan 1", 0.0, 0.0)
+    work = Span(Lane.DEVICE, "device-0", 0.0, 0.1)
+    events = chrome_trace({"measured": Timeline.of([change, work])})["traceEvents"]
+    assert [(e["ph"], e["name"]) for e in events if e["ph"] in "iX"] == [
+        ("i", "plan 0 -> plan 1"),
+        ("X", "device-0"),
+    ]

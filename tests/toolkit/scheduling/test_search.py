@@ -7,12 +7,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from offload.scheduling.cut_point_reduction import ReducedInstance, bits
+from offload.scheduling.exact import subset_order
 from offload.scheduling.search.bounds import ReachableStates, reachability_bound_s
-from offload.scheduling.search.feasibility import decide
 from offload.scheduling.search.minimum_cut import lowest_closed_set, maximum_flow
-from offload.scheduling.search.search import search
+from offload.scheduling.search.search import FeasibilitySearch, search
 from offload.scheduling.search.space import search_space
-from offload.scheduling.subset_dp import subset_order
 
 SECONDS = st.sampled_from([0.0, 0.1, 1.0, 2.0, 3.0, 7.0]) | st.floats(0.0, 10.0)
 
@@ -78,14 +77,15 @@ def test_a_decision_is_never_wrong(
     everything = (1 << len(problem.cuts)) - 1
     _, best_s = subset_order(problem.upload_s, problem.blocks, problem.need)
     limit_s = share * best_s
-    walk = search_space(problem, 0, everything, forward)
-    verdict = decide(walk, limit_s, width, time.monotonic() + 20.0)
+    space = search_space(problem, 0, everything, forward)
+    attempt = FeasibilitySearch(limit_s, width, time.monotonic() + 20.0)
+    taken = attempt.order(space)
     slack = 1e-9 * max(1.0, best_s)
-    if verdict.taken is not None:
-        assert peak_s(problem, walk.in_order(verdict.taken)) <= limit_s + slack
-    elif verdict.complete:
+    if taken is not None:
+        assert peak_s(problem, space.in_order(taken)) <= limit_s + slack
+    elif attempt.complete:
         assert limit_s < best_s + slack
-        assert verdict.next_s <= best_s + slack
+        assert attempt.next_s <= best_s + slack
 
 
 @settings(max_examples=300, deadline=None)
@@ -97,13 +97,13 @@ def test_the_minimum_cut_is_the_lowest_closed_set(
     closed = [s for s in range(everything + 1) if is_closed(problem, s)]
     high = data.draw(st.sampled_from(closed))
     low = data.draw(st.sampled_from([s for s in closed if s & ~high == 0]))
-    found = lowest_closed_set(problem.blocks, problem.upload_s, low, high)
-    assert low & ~found == 0
-    assert found & ~high == 0
-    assert is_closed(problem, found)
+    lowest_set = lowest_closed_set(problem.blocks, problem.upload_s, low, high)
+    assert low & ~lowest_set == 0
+    assert lowest_set & ~high == 0
+    assert is_closed(problem, lowest_set)
     between = [s for s in closed if low & ~s == 0 and s & ~high == 0]
     lowest_s = min(height_s(problem, s) for s in between)
-    assert height_s(problem, found) == pytest.approx(lowest_s, abs=1e-9)
+    assert height_s(problem, lowest_set) == pytest.approx(lowest_s, abs=1e-9)
 
 
 @settings(max_examples=300, deadline=None)

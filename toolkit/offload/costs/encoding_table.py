@@ -1,11 +1,12 @@
-"""The encoding table: measured bytes and seconds of every tensor under every encoding."""
+"""The encoding table, and what sending a tensor with each of its encodings costs."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from offload.costs.encodings import Encoding
+from offload.costs.encodings import RAW, Encoding
+from offload.costs.profile import Profile
 from offload.costs.quantization import Affine
 from offload.records import fields_to_json, read_version
 
@@ -13,6 +14,10 @@ from offload.records import fields_to_json, read_version
 TABLE_FORMAT = 2
 # Float16 ends at 65504; inference may see larger values than the calibration.
 HALF_LIMIT = 65504.0 / 8
+# An encoding must save this share of the raw transfer for an input that compresses badly, with
+# encoding and decoding `CODEC_SLOWDOWN` times slower than measured: timings and sizes vary.
+MIN_SAVING = 0.02
+CODEC_SLOWDOWN = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +91,93 @@ class EncodingTable:
         """
         remedy = "measure again with --again"
         return read_version(cls, value, TABLE_FORMAT, name="encoding table", remedy=remedy)
+
+
+@dataclass(frozen=True, slots=True)
+class TransferOption:
+    """The cost of sending one tensor with one encoding.
+
+    Attributes:
+        encoding: how it is encoded.
+        raw_bytes: bytes of the tensor itself.
+        size_bytes: mean bytes on the wire.
+        p95_bytes: 95 of 100 inputs take no more.
+        encode_s: seconds of the sender.
+        link_s: seconds on the link for the mean size.
+        p95_link_s: 95 of 100 inputs take no longer.
+        decode_s: seconds of the receiver.
+        affine: scale and zero point where the encoding needs them.
+    """
+
+    encoding: Encoding
+    raw_bytes: int
+    size_bytes: int
+    p95_bytes: int
+    encode_s: float
+    link_s: float
+    p95_link_s: float
+    decode_s: float
+    affine: Affine | None = None
+
+    @property
+    def total_s(self) -> float:
+        """Seconds when nothing overlaps."""
+        return self.encode_s + self.link_s + self.decode_s
+
+    @property
+    def slow_s(self) -> float:
+        """Seconds for an input that compresses badly, encoded and decoded slowly."""
+        return CODEC_SLOWDOWN * (self.encode_s + self.decode_s) + self.p95_link_s
+
+
+TransferOptions = Mapping[str, tuple[TransferOption, ...]]
+"""By tensor name: the encodings it may be sent with, the chosen one first."""
+
+
+def transfer_options(
+    sizes: Mapping[str, int],
+    table: EncodingTable,
+    sender: Profile,
+    receiver: Profile,
+    link_s: Callable[[float], float],
+) -> dict[str, tuple[TransferOption, ...]]:
+    """By tensor: raw, and each encoding that is faster than raw even when it is slow.
+
+    Args:
+        sizes: bytes of each tensor that may be sent.
+        table: measured sizes of encoded tensors, with seconds of the machine that measured.
+        sender: profile of the machine that encodes.
+        receiver: profile of the machine that decodes. Either may know sizes that depend on data.
+        link_s: seconds on the link for a number of bytes.
+    """
+    encode_factor, decode_factor = _codec_factor(sender, table), _codec_factor(receiver, table)
+    options = {}
+    for name, size_bytes in sizes.items():
+        measured = sender.sizes.get(name) or receiver.sizes.get(name)
+        p95_bytes = size_bytes if measured is None else max(size_bytes, measured.p95_bytes)
+        raw_s = (0.0, link_s(size_bytes), link_s(p95_bytes), 0.0)
+        raw = TransferOption(RAW, size_bytes, size_bytes, p95_bytes, *raw_s)
+        encoded = [
+            TransferOption(
+                entry.encoding,
+                size_bytes,
+                entry.mean_bytes,
+                entry.p95_bytes,
+                entry.encode_s * encode_factor,
+                link_s(entry.mean_bytes),
+                link_s(entry.p95_bytes),
+                entry.decode_s * decode_factor,
+                entry.affine,
+            )
+            for entry in table.of(name)
+        ]
+        limit_s = raw.total_s * (1 - MIN_SAVING)
+        options[name] = (raw, *(option for option in encoded if option.slow_s < limit_s))
+    return options
+
+
+def _codec_factor(profile: Profile, table: EncodingTable) -> float:
+    """How many times slower a machine is than the one that measured the table."""
+    if profile.codec_s and table.codec_s:
+        return profile.codec_s / table.codec_s
+    return profile.whole_s / table.whole_s if table.whole_s else 1.0

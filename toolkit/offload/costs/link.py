@@ -1,11 +1,9 @@
-"""The link model: transfer time g = c + w / b in each direction, and its fit to measurements."""
+"""The link model: transfer time g = c + w / b in each direction."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from offload.errors import InputError
 from offload.records import fields_from_json, fields_to_json, read_object
@@ -134,6 +132,34 @@ def parse_link(text: str) -> Link:
         ) from error
 
 
+def is_range(text: str) -> bool:
+    """Whether a text is a range for `parse_links`, not a file's path with dots."""
+    return ".." in text and not text.endswith(".json")
+
+
+def parse_links(text: str, like: Link, points: int) -> list[Link]:
+    """Links from `1..100Mbit/s`, evenly spaced by ratio; the rest is copied from a given link.
+
+    The download rate keeps its ratio to the upload rate.
+
+    Raises:
+        InputError: not a range of two rates, the smaller first.
+    """
+    first, dots, last = text.partition("..")
+    unit = last.strip().lstrip("0123456789. ")
+    first = first.strip() if first.strip()[-1:].isalpha() else f"{first.strip()} {unit}"
+    if not dots:
+        raise InputError(f"range {text!r} is not understood: write it like '1..100 Mbit/s'")
+    low, high = parse_rate_bps(first), parse_rate_bps(last)
+    if not low < high:
+        raise InputError(f"range {text!r} must go from the slower link to the faster one")
+    down = like.down_bps / like.up_bps
+    rates = [low * (high / low) ** (index / (points - 1)) for index in range(points)]
+    return [
+        replace(like, up_bps=rate, down_bps=rate * down, up_r2=None, down_r2=None) for rate in rates
+    ]
+
+
 def load_link(path: Path) -> Link:
     """Read a link file.
 
@@ -142,81 +168,14 @@ def load_link(path: Path) -> Link:
             is too unsteady to plan with.
     """
     link = Link.from_json(read_object(path, "link file", "offload probe -o"))
-    _check_steady(min((r2 for r2 in (link.up_r2, link.down_r2) if r2 is not None), default=1.0))
+    check_steady(min((r2 for r2 in (link.up_r2, link.down_r2) if r2 is not None), default=1.0))
     return link
 
 
-def _check_steady(r2: float) -> None:
+def check_steady(r2: float) -> None:
+    """Raise an InputError if a line fits its measurements too badly to plan with."""
     if r2 < MIN_R2:
         raise InputError(
             f"link is too unsteady to model (r2 = {r2:.2f}, at least {MIN_R2} is needed):"
             " probe again when it is quieter"
         )
-
-
-MIN_SIZES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One timed message.
-
-    Attributes:
-        size_bytes: its payload.
-        up_s: seconds to reach the server.
-        down_s: seconds for a message of the same size to come back.
-    """
-
-    size_bytes: int
-    up_s: float
-    down_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class LineFit:
-    """A fitted line: start-up seconds, bits per second, coefficient of determination."""
-
-    start_s: float
-    rate_bps: float
-    r2: float
-
-
-def fit_line(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> LineFit:
-    """Fit c + w / b by least squares to the median time of each size, with c >= 0.
-
-    The median makes one stalled message harmless. If the free intercept is negative, the line is
-    refitted through the origin. O(n log n) in the number of samples.
-
-    Raises:
-        InputError: fewer than three sizes, a rate that isn't positive, or r2 below 0.9.
-    """
-    by_size: dict[float, list[float]] = {}
-    for size, second in zip(sizes_bytes, seconds, strict=True):
-        by_size.setdefault(float(size), []).append(second)
-    if len(by_size) < MIN_SIZES:
-        raise InputError(f"link fit needs at least {MIN_SIZES} message sizes, got {len(by_size)}")
-    sizes = np.array(sorted(by_size))
-    medians = np.array([float(np.median(by_size[size])) for size in sizes.tolist()])
-    slope, start_s = (float(value) for value in np.polyfit(sizes, medians, 1))
-    if start_s < 0:
-        slope, start_s = float(sizes @ medians / (sizes @ sizes)), 0.0
-    if slope <= 0:
-        raise InputError("link fit failed: larger messages were not slower; probe again, larger")
-    residual = float(np.sum((medians - start_s - slope * sizes) ** 2))
-    spread = float(np.sum((medians - medians.mean()) ** 2))
-    r2 = 1.0 - residual / spread if spread > 0 else 0.0
-    _check_steady(r2)
-    return LineFit(start_s, 8 / slope, r2)
-
-
-def fit_link(samples: Sequence[Sample]) -> Link:
-    """Fit a link to timed messages, each direction separately.
-
-    Raises:
-        InputError: as `fit_line`.
-    """
-    sizes = [sample.size_bytes for sample in samples]
-    up = fit_line(sizes, [sample.up_s for sample in samples])
-    down = fit_line(sizes, [sample.down_s for sample in samples])
-    rates, starts = (up.rate_bps, down.rate_bps), (up.start_s, down.start_s)
-    return Link(*rates, *starts, up_r2=up.r2, down_r2=down.r2)

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from offload.graph.model import Graph
-from offload.planning.costs import Costs
 from offload.planning.cut import Cut, cut_at
+from offload.planning.cut_costs import Costs
 from offload.planning.mincut import layer_download_s
 from offload.planning.problem import PlanningProblem
 
@@ -163,7 +163,7 @@ def _sum(table: Flags, seconds: tuple[float, ...]) -> Floats:
 
 
 def articulations(graph: Graph) -> Iterator[int]:
-    """Layers below which only their own outputs are read, in order; O(E) on masks of V bits."""
+    """Layers after which no tensor but their own outputs is read, in order; O(E) on V-bit masks."""
     entry = 0
     for name in graph.inputs:
         for user in graph.consumers.get(name, ()):

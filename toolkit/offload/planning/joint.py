@@ -29,8 +29,19 @@ _ROUNDING = 1e-9
 _NEAR, _NEAR_SETS = 1.25, 12
 
 
-class Incumbent:
-    """Prices device sets and remembers the best; passed from one search to the next."""
+@dataclass(frozen=True, order=True)
+class _SearchNode:
+    """All device sets that hold the layers `device` and none of `server`; best bound first."""
+
+    bound: float
+    number: int
+    device: frozenset[int] = field(compare=False)
+    server: frozenset[int] = field(compare=False)
+    minima: tuple[frozenset[int], ...] = field(compare=False, default=())
+
+
+class JointSearch:
+    """A search for the best device set: prices sets and remembers the best of them."""
 
     def __init__(self, problem: PlanningProblem, latency_of: LatencyOf, budget_s: float) -> None:
         self.problem = problem
@@ -48,7 +59,7 @@ class Incumbent:
         return time.monotonic() > self._until_s
 
     def beats(self, bound: float) -> bool:
-        """Whether a set with that lower bound cannot be better, but for rounding."""
+        """Whether a set with that lower bound cannot be better, apart from rounding."""
         return bool(self.value <= bound * (1 + _ROUNDING))
 
     def price_if_promising(self, device: frozenset[int]) -> None:
@@ -99,63 +110,41 @@ class Incumbent:
         self.near = [cut_at(self.problem.graph, _members(table, c)) for c in close[:_NEAR_SETS]]
         return self.value if lowest is None else min(lowest, self.value)
 
+    def branch_and_bound(self) -> float:
+        """Search the closed sets that hold the pinned layers; returns a lower bound on them all.
 
-def _members(table: Flags, column: np.intp) -> frozenset[int]:
-    return frozenset(np.flatnonzero(table[:, column]).tolist())
-
-
-@dataclass(frozen=True, order=True)
-class _SearchNode:
-    """All device sets that hold the layers `device` and none of `server`; best bound first."""
-
-    bound: float
-    number: int
-    device: frozenset[int] = field(compare=False)
-    server: frozenset[int] = field(compare=False)
-    minima: tuple[frozenset[int], ...] = field(compare=False, default=())
-
-
-def branch_and_bound(best: Incumbent) -> float:
-    """Search the closed sets that hold the pinned layers; returns a lower bound on them all.
-
-    A node's bound is the largest of several minimum cuts, one for each weighting of the
-    resources that no plan can beat (`Constraints.relaxations`), each raised by the time before a
-    first upload can start; their device sets are priced, and so are, once at the root, the sets
-    that differ by a layer from the best. Layers through which everything passes are decided
-    first: where one of them stays, all uploads wait for all that it needs. Best bound first,
-    until the bound meets the best or the budget ends.
-    """
-    graph, pinned = best.problem.graph, best.problem.pinned
-    tree = _SearchTree(best)
-    best.price(frozenset(range(len(graph.layers))))
-    heap, count = [tree.node(-np.inf, pinned, frozenset())], 1
-    while best.cut is not None and not best.out_of_time:  # climb to a local optimum
-        before = best.value
-        best.price_by_bounds(tree.neighbours(best.cut.device))
-        if best.value >= before:
-            break
-    while heap and not best.beats(heap[0].bound) and not best.out_of_time:
-        node = heapq.heappop(heap)
-        layer = tree.pivot(node)
-        if layer is None:
-            continue
-        for device, server in (
-            (node.device | graph.ancestors((layer,)), node.server),
-            (node.device, node.server | tree.descendants[layer]),
-        ):
-            heapq.heappush(heap, tree.node(node.bound, device, server, count))
-            count += 1
-    return min(heap[0].bound if heap else best.value, best.value)
-
-
-@dataclass(frozen=True)
-class _SearchTree:
-    best: Incumbent
+        A node's bound is the largest of several minimum cuts, one for each weighting of the
+        resources that no plan can beat (`Constraints.relaxations`), each raised by the time before
+        a first upload can start. Their device sets are priced; at the root, so are the sets that
+        differ from the best by one layer. Layers through which everything passes are decided
+        first: where one of them stays, all uploads wait for all that it needs. Best bound first,
+        until the bound meets the best or the budget ends.
+        """
+        graph, pinned = self.problem.graph, self.problem.pinned
+        self.price(frozenset(range(len(graph.layers))))
+        heap, count = [self._node(-np.inf, pinned, frozenset())], 1
+        while self.cut is not None and not self.out_of_time:  # climb to a local optimum
+            before = self.value
+            self.price_by_bounds(self._neighbours(self.cut.device))
+            if self.value >= before:
+                break
+        while heap and not self.beats(heap[0].bound) and not self.out_of_time:
+            node = heapq.heappop(heap)
+            layer = self._pivot(node)
+            if layer is None:
+                continue
+            for device, server in (
+                (node.device | graph.ancestors((layer,)), node.server),
+                (node.device, node.server | self._descendants[layer]),
+            ):
+                heapq.heappush(heap, self._node(node.bound, device, server, count))
+                count += 1
+        return min(heap[0].bound if heap else self.value, self.value)
 
     @cached_property
-    def descendants(self) -> tuple[frozenset[int], ...]:
+    def _descendants(self) -> tuple[frozenset[int], ...]:
         """By layer: itself and all that need it."""
-        graph = self.best.problem.graph
+        graph = self.problem.graph
         sets: list[frozenset[int]] = [frozenset()] * len(graph.layers)
         for layer in reversed(range(len(sets))):
             users = graph.successors[layer]
@@ -163,80 +152,78 @@ class _SearchTree:
         return tuple(sets)
 
     @cached_property
-    def ready_s(self) -> Sequence[float]:
+    def _ready_s(self) -> Sequence[float]:
         """By layer: device seconds of it and all that it needs."""
-        return ready_s(self.best.problem.graph, self.best.problem.costs)
+        return ready_s(self.problem.graph, self.problem.costs)
 
     @cached_property
-    def gates(self) -> frozenset[int]:
+    def _gates(self) -> frozenset[int]:
         """Layers through which everything passes."""
-        return frozenset(articulations(self.best.problem.graph))
+        return frozenset(articulations(self.problem.graph))
 
-    @cached_property
-    def server_may_start_first(self) -> bool:
-        """Whether the server could have work that waits for no upload, or for a free one."""
-        problem = self.best.problem
-        free = min(problem.costs.upload_s.values(), default=0.0) == 0.0
-        return free or any(not layer.inputs for layer in problem.graph.layers)
-
-    def node(
+    def _node(
         self, bound: float, device: frozenset[int], server: frozenset[int], number: int = 0
     ) -> _SearchNode:
         """Bound a node and price the sets that the bounds came from."""
-        best, minima = self.best, []
-        graph, costs, constraints = best.problem.graph, best.problem.costs, best.problem.constraints
-        lead_s = self.lead_s(device, server)
+        minima = []
+        graph, costs, constraints = self.problem.graph, self.problem.costs, self.problem.constraints
+        lead_s = self._lead_s(device, server)
         device_s = sum(costs.device_s[layer] for layer in device)
         bound = max(bound, float(constraints.value(device_s, device_s, 0.0, 0.0, 0.0)))
         for weights in constraints.relaxations():
             chosen = min_set(graph, costs, device, server, weights)
             minima.append(chosen)
-            best.price_if_promising(chosen)
+            self.price_if_promising(chosen)
             weighted_lead_s = lead_s * constraints.lead_weight(weights)
             bound = max(bound, weights.total_s(graph, costs, chosen) + weighted_lead_s)
-            if best.beats(bound):
+            if self.beats(bound):
                 break
         return _SearchNode(bound, number, device, server, tuple(minima))
 
-    def lead_s(self, device: frozenset[int], server: frozenset[int]) -> float:
+    def _lead_s(self, device: frozenset[int], server: frozenset[int]) -> float:
         """Device seconds before any upload of the node's sets can start.
 
         The set of all layers, which uploads nothing, is priced before the search.
         """
-        graph = self.best.problem.graph
-        if self.server_may_start_first:
-            return 0.0
+        graph, upload_s = self.problem.graph, self.problem.costs.upload_s
+        free_upload = min(upload_s.values(), default=0.0) == 0.0
+        if free_upload or any(not layer.inputs for layer in graph.layers):
+            return 0.0  # the server may have work that waits for no upload, or for a free one
         first_s = np.inf
         for name, users in graph.consumers.items():
             producer = graph.producer.get(name)
             if producer not in server and not device.issuperset(users):
-                first_s = min(first_s, 0.0 if producer is None else self.ready_s[producer])
+                first_s = min(first_s, 0.0 if producer is None else self._ready_s[producer])
         return 0.0 if first_s == np.inf else first_s
 
-    def pivot(self, node: _SearchNode) -> int | None:
+    def _pivot(self, node: _SearchNode) -> int | None:
         """The layer to decide next: an end, a gate, then a layer on which the minima disagree.
 
         Only the compute that some upload waits for is bounded, so the ends come first.
         """
-        successors = self.best.problem.graph.successors
+        successors = self.problem.graph.successors
         ends = frozenset(layer for layer, users in enumerate(successors) if not users)
         every = frozenset(range(len(successors)))
         disputed = frozenset[int]().union(*node.minima) - every.intersection(*node.minima)
         undecided = every - node.device - node.server
-        for choice in (undecided & ends, undecided & self.gates, undecided & disputed, undecided):
+        for choice in (undecided & ends, undecided & self._gates, undecided & disputed, undecided):
             if choice:
                 return sorted(choice)[len(choice) // 2]
         return None
 
-    def neighbours(self, device: frozenset[int]) -> Flags:
+    def _neighbours(self, device: frozenset[int]) -> Flags:
         """One set a layer: without it and all that need it, or with it and all that it needs."""
-        problem, sets = self.best.problem, []
+        problem, sets = self.problem, []
         for layer in range(len(problem.graph.layers)):
             if layer not in device:
                 sets.append(device | problem.graph.ancestors((layer,)))
-            elif not self.descendants[layer] & problem.pinned:
-                sets.append(device - self.descendants[layer])
+            elif not self._descendants[layer] & problem.pinned:
+                sets.append(device - self._descendants[layer])
         return set_table(problem.graph, sets)
+
+
+def _members(table: Flags, column: np.intp) -> frozenset[int]:
+    return frozenset(np.flatnonzero(table[:, column]).tolist())
 
 
 @dataclass(frozen=True)
@@ -274,9 +261,9 @@ def joint(
         limit: the most sets to list.
         budget_s: seconds that the search may take.
     """
-    best = Incumbent(problem, latency_of, budget_s)
+    search = JointSearch(problem, latency_of, budget_s)
     table = closed_sets(problem.graph, problem.pinned, limit)
-    bound = branch_and_bound(best) if table is None else best.price_by_bounds(table)
-    bound = min(bound, best.floor, best.value)
-    status: Literal["optimal", "feasible"] = "optimal" if best.beats(bound) else "feasible"
-    return JointCut(best.cut, best.value, bound, status, tuple(best.near))
+    bound = search.branch_and_bound() if table is None else search.price_by_bounds(table)
+    bound = min(bound, search.floor, search.value)
+    status: Literal["optimal", "feasible"] = "optimal" if search.beats(bound) else "feasible"
+    return JointCut(search.cut, search.value, bound, status, tuple(search.near))

@@ -1,9 +1,9 @@
 """The plan: what each side computes, what is sent when, and the predicted times."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from types import MappingProxyType
+from functools import cached_property
 from typing import Any
 
 from offload.costs.encodings import encoding
@@ -20,10 +20,11 @@ class Forecast:
     """The predicted times of a program as a function of the link.
 
     Attributes:
-        work: the program as the scheduler's jobs, one a step; uploads and downloads take no time
-            in it except for encoding and decoding.
+        work: the program as the scheduler's jobs, one a step, on the link it was planned for.
         upload_bytes: bytes that each job uploads; None for one that sends nothing.
         download_bytes: bytes of each message that is downloaded.
+        download_codec_s: seconds of encoding and decoding the downloads, part of
+            `work.download_s`.
         by_period: whether plans are compared by the seconds between two outputs of a stream,
             not by the latency of one.
     """
@@ -31,15 +32,16 @@ class Forecast:
     work: Instance
     upload_bytes: tuple[int | None, ...]
     download_bytes: tuple[int, ...]
+    download_codec_s: float = 0.0
     by_period: bool = False
 
     def on(self, link: Link) -> Instance:
-        """The scheduler's instance on a link."""
+        """The scheduler's instance on another link."""
         jobs = (
             job if size is None else replace(job, upload_s=link.upload_s(size))
             for job, size in zip(self.work.jobs, self.upload_bytes, strict=True)
         )
-        download_s = self.work.download_s + sum(map(link.download_s, self.download_bytes))
+        download_s = self.download_codec_s + sum(map(link.download_s, self.download_bytes))
         return replace(self.work, jobs=tuple(jobs), download_s=download_s)
 
     def latency_s(self, link: Link) -> float:
@@ -58,14 +60,14 @@ class Forecast:
 
     def timeline(self, link: Link) -> Timeline:
         """The predicted timeline on a link, one span a segment or a tensor."""
-        return readable(simulate(self.on(link), range(len(self.upload_bytes))))
+        return _program_timeline(self.on(link))
 
     def __post_init__(self) -> None:
         if len(self.upload_bytes) != len(self.work.jobs):
             raise InputError("a forecast must have one entry of upload_bytes for each job")
 
 
-def readable(timeline: Timeline) -> Timeline:
+def _program_timeline(work: Instance) -> Timeline:
     """The timeline of a program with its segments' and tensors' names as span names.
 
     The scheduler's jobs have a number before the name, which makes the names unique.
@@ -76,10 +78,11 @@ def readable(timeline: Timeline) -> Timeline:
             return "server-0" if span.name == "rest" else span.name
         return span.name.partition(":")[2] or span.name
 
+    timeline = simulate(work, range(len(work.jobs)))
     return Timeline.of(replace(span, name=name(span)) for span in timeline.spans)
 
 
-PLAN_FORMAT = 2
+PLAN_FORMAT = 3
 
 
 class Side(StrEnum):
@@ -218,18 +221,16 @@ class Plan:
         uploads: sends from device to server, in the order they are enqueued.
         downloads: sends from server to device.
         steps: the device's program.
-        timeline: the predicted timeline.
-        latency_s: predicted seconds from input to output.
+        forecast: its predicted times, on its own link and on others.
         lower_bound_s: no order of the same cut has a smaller predicted latency.
         status: `optimal` when the bound is met, else `feasible`.
         solver: the scheduler that found the order.
-        instance: the scheduling problem that was solved, as `Instance.to_json` writes it.
+        instance: the scheduling problem that was solved; None: there was nothing to order.
         alternatives: everything compared, the chosen one included.
         reason: one sentence: which plan wins and why.
         latency_p95_s: `latency_s` with each tensor's 95th percentile size; None where no size
             varies.
         link: the link it was made for; None where costs were given by hand.
-        forecast: its times on other links; None where they are not predicted.
         device: the machine of the device's profile, as the profile names it; empty: not known.
     """
 
@@ -239,21 +240,26 @@ class Plan:
     uploads: tuple[Send, ...]
     downloads: tuple[Send, ...]
     steps: tuple[Step, ...]
-    timeline: Timeline
-    latency_s: float
+    forecast: Forecast
     lower_bound_s: float
     status: str
     solver: str
-    instance: Mapping[str, Any] = field(default_factory=dict)
+    instance: Instance | None = None
     alternatives: tuple[Alternative, ...] = ()
     reason: str = ""
     latency_p95_s: float | None = None
     link: Link | None = None
-    forecast: Forecast | None = None
     device: str = ""
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "instance", MappingProxyType(dict(self.instance)))
+    @cached_property
+    def latency_s(self) -> float:
+        """Predicted seconds from input to output."""
+        return makespan_s(self.forecast.work, range(len(self.forecast.work.jobs)))
+
+    @cached_property
+    def timeline(self) -> Timeline:
+        """The predicted timeline, one span a segment or a tensor."""
+        return _program_timeline(self.forecast.work)
 
     def on(self, side: Side) -> tuple[Segment, ...]:
         """The segments of one side, in order."""
@@ -283,19 +289,15 @@ class Plan:
         return not self.on(Side.SERVER)
 
     def predicted(self, link: Link | None) -> Timeline | None:
-        """The timeline on a link; None where there is no prediction for it.
-
-        A plan that stays on the device needs no link.
-        """
+        """The timeline on a link; None where the link is not known and the plan uses it."""
         if self.is_local or (link is not None and link == self.link):
             return self.timeline
-        if link is None or self.forecast is None:
-            return None
-        return self.forecast.timeline(link)
+        return None if link is None else self.forecast.timeline(link)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object with a format number; `from_json` reads it."""
-        return {"format": PLAN_FORMAT, **fields_to_json(self)}
+        """A JSON object with a format number and the predicted times; `from_json` reads it."""
+        times = {"latency_s": self.latency_s, "timeline": self.timeline.to_json()}
+        return {"format": PLAN_FORMAT, **fields_to_json(self), **times}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Plan":

@@ -99,9 +99,9 @@ def plans_over(
             planned.append((link, make_plan(link)))
         except InputError as error:
             raise InputError(f"on a link of {link.describe()}: {error}") from error
-    if worth and all(plan.forecast for _, plan in planned):
+    if worth:
         planned = _fewest_programs(planned, worth)
-    groups = [list(group) for _, group in groupby(planned, lambda each: each[1].program)]
+    groups = [list(group) for _, group in groupby(planned, lambda pair: pair[1].program)]
     borders = [0.0, *(_border_bps(a[-1], b[0]) for a, b in pairwise(groups)), math.inf]
     longest: dict[object, list[PlannedLink]] = {}
     for group in groups:
@@ -124,13 +124,13 @@ def _fewest_programs(planned: Sequence[PlannedLink], worth: float) -> list[Plann
     """The links with the fewest programs that are nearly as good everywhere."""
     programs = {plan.program: plan for _, plan in planned}
     values = {
-        program: [plan.forecast.value_s(link) if plan.forecast else math.inf for link, _ in planned]
+        program: [plan.forecast.value_s(link) for link, _ in planned]
         for program, plan in programs.items()
     }
     best = [values[plan.program][index] for index, (_, plan) in enumerate(planned)]
     near = {
-        program: {i for i, value in enumerate(each) if value <= best[i] * (1 + worth)}
-        for program, each in values.items()
+        program: {i for i, value in enumerate(row) if value <= best[i] * (1 + worth)}
+        for program, row in values.items()
     }
     chosen: list[tuple[object, ...]] = []
     uncovered = set(range(len(planned)))
@@ -153,8 +153,6 @@ def _border_bps(slower: PlannedLink, faster: PlannedLink) -> float:
     """
     (low, before), (high, after) = slower, faster
     first, second = low.up_bps, high.up_bps
-    if before.forecast is None or after.forecast is None:
-        return math.sqrt(first * second)
     for _ in range(_BISECTIONS):
         middle = math.sqrt(first * second)
         link = replace(low, up_bps=middle, down_bps=middle * low.down_bps / low.up_bps)

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from offload.costs.encoding_table import CODEC_SLOWDOWN
 from offload.costs.encodings import RAW
 from offload.errors import InputError
 from offload.planning.closed_sets import articulations, neurosurgeon
-from offload.planning.costs import CODEC_SLOWDOWN
 from offload.planning.cut import Cut, all_cloud, all_local, cut_at
+from offload.planning.cut_costs import process_bytes
 from offload.planning.explain import explain, impossible
 from offload.planning.joint import JointCut, joint
-from offload.planning.memory import process_bytes
 from offload.planning.mincut import min_cut
 from offload.planning.plan import Plan, Side
 from offload.planning.problem import Objective, PlanningProblem
@@ -45,7 +45,7 @@ _MAX_PARETO = 20
 _INFINITE = float("inf")
 
 
-def error_margin_s(one: SchemeEstimate, other: SchemeEstimate) -> float:
+def error_margin_s(first: SchemeEstimate, second: SchemeEstimate) -> float:
     """How wrong the predicted difference between two plans' latencies may be.
 
     Errors in what both plans do are the same in both. The seconds in which they differ, on the
@@ -54,17 +54,17 @@ def error_margin_s(one: SchemeEstimate, other: SchemeEstimate) -> float:
     one of them calls the server, it may take `SERVER_CALL_S` more; each segment that one has more
     than the other adds `SEGMENT_ERROR` of its side's seconds.
     """
-    a, b = one.costs, other.costs
-    different = one.cut.device ^ other.cut.device
+    a, b = first.costs, second.costs
+    different = first.cut.device ^ second.cut.device
     layers_s = sum(a.device_s[layer] + a.server_s[layer] for layer in different)
-    up_s = abs(a.upload_time_s(one.cut) - b.upload_time_s(other.cut))
-    down_s = abs(a.download_time_s(one.cut) - b.download_time_s(other.cut))
+    up_s = abs(a.upload_time_s(first.cut) - b.upload_time_s(second.cut))
+    down_s = abs(a.download_time_s(first.cut) - b.download_time_s(second.cut))
     margin_s = PREDICTION_ERROR * (layers_s + up_s + down_s)
-    if bool(one.cut.downloads) != bool(other.cut.downloads):
+    if bool(first.cut.downloads) != bool(second.cut.downloads):
         margin_s += SERVER_CALL_S
     for side in Side:
-        counts = [len(each.program.on(side)) for each in (one, other)]
-        more = one if counts[0] > counts[1] else other
+        counts = [len(candidate.program.on(side)) for candidate in (first, second)]
+        more = first if counts[0] > counts[1] else second
         costs = more.costs
         side_s = (costs.device_time_s if side is Side.DEVICE else costs.server_time_s)(more.cut)
         # The first segment of a side is not an additional one.
@@ -74,19 +74,19 @@ def error_margin_s(one: SchemeEstimate, other: SchemeEstimate) -> float:
             (CODEC_SLOWDOWN - 1) * (option.encode_s + option.decode_s)
             + option.p95_link_s
             - option.link_s
-            for option in each.costs.options_of(each.cut)
+            for option in candidate.costs.options_of(candidate.cut)
         )
-        for each in (one, other)
+        for candidate in (first, second)
     ]
     return margin_s + abs(varying_s[0] - varying_s[1])
 
 
-def exceeds_margin(one: SchemeEstimate, other: SchemeEstimate) -> bool:
-    """Whether a plan's objective is better than another's by more than the error margin."""
+def exceeds_margin(better: SchemeEstimate, other: SchemeEstimate) -> bool:
+    """Whether one plan's objective is better than another's by more than the error margin."""
     if other.value == _INFINITE:
         return True
-    gain = other.value - one.value
-    return gain * other.latency_s > error_margin_s(one, other) * other.value
+    gain = other.value - better.value
+    return gain * other.latency_s > error_margin_s(better, other) * other.value
 
 
 def simplest_within_margin(
@@ -258,9 +258,9 @@ def decide(
         is_free = scheme == "auto" and cut is None
         if is_free and all(c.value == _INFINITE for c in candidates):
             # For the error message: what the nearest cut at a gate would need.
-            gates = (problem.graph.ancestors((a,)) for a in articulations(problem.graph))
-            cuts = [cut_at(problem.graph, gate) for gate in gates if gate >= problem.pinned]
-            candidates += tuple(estimate(problem, Scheme.NEUROSURGEON, each) for each in cuts)
+            devices = (problem.graph.ancestors((a,)) for a in articulations(problem.graph))
+            gates = [cut_at(problem.graph, d) for d in devices if d >= problem.pinned]
+            candidates += tuple(estimate(problem, Scheme.NEUROSURGEON, gate) for gate in gates)
         chosen = choose(problem, candidates, scheme, cut is not None)
         if not is_free:
             return PlanChoice(problem, candidates, chosen, candidates)
@@ -315,15 +315,13 @@ def plan_of(
         uploads=program.uploads,
         downloads=program.downloads,
         steps=program.steps,
-        timeline=chosen.timeline,
-        latency_s=chosen.latency_s,
+        forecast=forecast_of(problem, chosen),
         latency_p95_s=_p95_s(problem, chosen),
         link=problem.link,
-        forecast=forecast_of(problem, chosen),
         lower_bound_s=bound_s,
         status="optimal" if chosen.latency_s <= bound_s * _SAME else "feasible",
         solver=schedule.solver if schedule else "none",
-        instance=chosen.scheduling.instance.to_json() if chosen.scheduling else {},
+        instance=chosen.scheduling.instance if chosen.scheduling else None,
         alternatives=tuple(c.alternative for c in candidates),
         reason=explain(allowed, chosen.scheme.value, objective, refused, doubtful),
     )
@@ -334,10 +332,10 @@ def _p95_s(problem: PlanningProblem, chosen: SchemeEstimate) -> float | None:
     costs = chosen.costs
     if all(option.p95_link_s == option.link_s for option in costs.options_of(chosen.cut)):
         return None
-    upload_s = {name: each[0].p95_link_s for name, each in costs.upload_options.items()}
+    upload_s = {name: options[0].p95_link_s for name, options in costs.upload_options.items()}
     download_s = {
-        name: each[0].total_s + each[0].p95_link_s - each[0].link_s
-        for name, each in costs.download_options.items()
+        name: options[0].total_s + options[0].p95_link_s - options[0].link_s
+        for name, options in costs.download_options.items()
     }
     slow = replace(
         costs,

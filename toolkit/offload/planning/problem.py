@@ -13,8 +13,7 @@ from offload.costs.link import Link
 from offload.costs.profile import Profile
 from offload.errors import InputError
 from offload.graph.model import Graph
-from offload.planning.costs import Costs, costs_of
-from offload.planning.memory import CLIENT_BYTES
+from offload.planning.cut_costs import CLIENT_BYTES, Costs, costs_of
 from offload.planning.mincut import ResourceWeights
 
 Seconds = TypeVar("Seconds", float, npt.NDArray[np.float64])

@@ -3,10 +3,11 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from offload.costs.encoding_table import TransferOption
 from offload.costs.encodings import RAW
 from offload.graph.model import Graph
-from offload.planning.costs import Costs, TransferOption
 from offload.planning.cut import Cut
+from offload.planning.cut_costs import Costs
 from offload.planning.plan import Action, Segment, Send, Side, Step
 from offload.scheduling.instance import Instance, Job, ServerJob
 

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from offload.planning.costs import Costs
 from offload.planning.cut import Cut
-from offload.planning.memory import process_bytes
-from offload.planning.plan import Action, Alternative, Forecast, Side, readable
+from offload.planning.cut_costs import Costs, process_bytes
+from offload.planning.plan import Action, Alternative, Forecast, Side
 from offload.planning.problem import Objective, PlanningProblem
 from offload.planning.program import (
     Program,
@@ -21,7 +20,7 @@ from offload.planning.program import (
 from offload.scheduling.instance import Instance
 from offload.scheduling.schedule import Schedule
 from offload.scheduling.solve import solve
-from offload.scheduling.timeline import Timeline, makespan_s, simulate
+from offload.scheduling.timeline import makespan_s
 
 # Rounds over all tensors in the search for encodings.
 _ROUNDS = 3
@@ -81,11 +80,6 @@ class SchemeEstimate:
     def latency_s(self) -> float:
         """Predicted seconds from input to output."""
         return self.alternative.latency_s
-
-    @property
-    def timeline(self) -> Timeline:
-        """Predicted timeline, one span a segment or a tensor."""
-        return readable(simulate(self.instance, range(len(self.instance.jobs))))
 
     def renamed(self, scheme: Scheme) -> "SchemeEstimate":
         """The estimate under the name of another scheme, which chose the same cut."""
@@ -221,12 +215,11 @@ def start_early(problem: PlanningProblem, plain: SchemeEstimate) -> SchemeEstima
 
 
 def forecast_of(problem: PlanningProblem, chosen: SchemeEstimate) -> Forecast:
-    """The times of an estimate's program on any link; the estimate's own on the problem's link."""
+    """The times of an estimate's program, on the problem's link and on any other."""
     sizes, tensors, program = chosen.costs.size_bytes, problem.graph.tensors, chosen.program
     upload_bytes = [
         sizes.get(step.target, 0) if step.action is Action.SEND else None for step in program.steps
     ]
-    jobs = tuple(replace(job, upload_s=0.0) for job in chosen.instance.jobs)
     options = [chosen.costs.download_option(send.tensor) for send in program.downloads]
     codec_s = sum(option.encode_s + option.decode_s for option in options if option)
     download_bytes = tuple(
@@ -234,8 +227,9 @@ def forecast_of(problem: PlanningProblem, chosen: SchemeEstimate) -> Forecast:
         for option, send in zip(options, program.downloads, strict=True)
     )
     return Forecast(
-        replace(chosen.instance, jobs=jobs, download_s=codec_s),
+        chosen.instance,
         tuple(upload_bytes or [None]),
         download_bytes,
+        codec_s,
         problem.constraints.objective is Objective.THROUGHPUT,
     )

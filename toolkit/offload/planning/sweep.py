@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from offload.costs.link import Link
-from offload.errors import InputError
 from offload.planning.plan import Alternative
 from offload.planning.planner import decide
 from offload.planning.problem import PlanningProblem
-from offload.units import parse_rate_bps
 
 
 @dataclass(frozen=True)
@@ -83,31 +81,3 @@ def winning_intervals(cells: Sequence[SweepPoint]) -> list[WinningInterval]:
             last = math.sqrt(last * groups[index + 1][0].rate_bps)
         intervals.append(WinningInterval(first, last, group))
     return intervals
-
-
-def is_range(text: str) -> bool:
-    """Whether a text is a range for `parse_links`, not a file's path with dots."""
-    return ".." in text and not text.endswith(".json")
-
-
-def parse_links(text: str, like: Link, points: int) -> list[Link]:
-    """Links from `1..100Mbit/s`, evenly spaced by ratio; the rest is copied from a given link.
-
-    The download rate keeps its ratio to the upload rate.
-
-    Raises:
-        InputError: not a range of two rates, the smaller first.
-    """
-    first, dots, last = text.partition("..")
-    unit = last.strip().lstrip("0123456789. ")
-    first = first.strip() if first.strip()[-1:].isalpha() else f"{first.strip()} {unit}"
-    if not dots:
-        raise InputError(f"range {text!r} is not understood: write it like '1..100 Mbit/s'")
-    low, high = parse_rate_bps(first), parse_rate_bps(last)
-    if not low < high:
-        raise InputError(f"range {text!r} must go from the slower link to the faster one")
-    down = like.down_bps / like.up_bps
-    rates = [low * (high / low) ** (index / (points - 1)) for index in range(points)]
-    return [
-        Link(rate, rate * down, like.up_start_s, like.down_start_s, like.overhead) for rate in rates
-    ]

@@ -8,98 +8,91 @@ from itertools import groupby
 import numpy as np
 
 from offload.planning.sweep import SweepPoint, winning_intervals
-from offload.report.page import Section, page
-from offload.report.svg import COLOURS, NAMES, Axis, document, legend, text, time_unit
+from offload.report.svg import COLOURS, NAMES, Axis, document, label, legend, rect, text, time_unit
 from offload.units import format_bps, format_s
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """One bar: name and colour of its series, its seconds and the end of its whisker.
+@dataclass(frozen=True)
+class Measurement:
+    """Measured seconds of one series in one group.
 
     Attributes:
+        group: a panel of a bar chart, a block of rows of a box plot.
+        name: of the series, for the legend.
+        colour: of the series.
+        seconds_s: one entry a run.
         mark: text after the value.
     """
-
-    name: str
-    colour: str
-    seconds_s: float
-    high_s: float
-    mark: str = ""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """Bars that share an axis."""
-
-    title: str
-    bars: Sequence[Bar]
-
-
-def bars_svg(title: str, panels: Sequence[Panel], note: str = "") -> str:
-    """Latency bars: a legend, then up to three panels a row; every bar carries its value.
-
-    Axes begin at 0; whiskers end at the 95th percentile.
-    """
-    chart_width, panel_height = 980, 240
-    fullest = sorted(panels, key=lambda panel: -len(panel.bars))
-    names = {bar.name: bar.colour for panel in fullest for bar in panel.bars}
-    entries = [(colour, name) for name, colour in names.items()]
-    parts, top = legend(entries, chart_width, 40)
-    columns = max(min(3, len(panels)), 1)
-    width = chart_width // columns
-    for number, panel in enumerate(panels):
-        row, column = divmod(number, columns)
-        parts += _bar_panel(panel, column * width, top + row * panel_height, width)
-    bottom = top + -(-len(panels) // columns) * panel_height
-    line = "latency of one inference: median, whisker to the 95th percentile; one axis a panel"
-    line += f"; {note}" if note else ""
-    parts.append(f'<text x="16" y="{bottom + 16}" class="small">{text(line)}</text>')
-    return document(chart_width, bottom + 28, title, parts)
-
-
-def _bar_panel(panel: Panel, left: int, top: int, panel_width: int) -> Iterator[str]:
-    x, width, floor = left + 44, panel_width - 56, top + 224
-    high_s = max((bar.high_s for bar in panel.bars), default=0.0) * 1.12
-    axis = Axis.from_zero(high_s, floor, floor - 180)
-    unit, unit_s = time_unit(axis.high)
-    yield f'<text x="{x}" y="{top + 20}" class="name">{text(panel.title)}</text>'
-    yield f'<text x="{x - 6}" y="{top + 36}" class="end small">{unit}</text>'
-    for tick in axis.ticks(5):
-        y, label = axis.at(tick), f"{tick / unit_s:.6g}"
-        yield f'<path d="M{x} {y:.1f}h{width}" class="grid"/>'
-        yield f'<text x="{x - 6}" y="{y + 4:.1f}" class="end small">{label}</text>'
-    step = width / max(len(panel.bars), 1)
-    bar_width = max(step - 6, 3.0)
-    for number, bar in enumerate(panel.bars):
-        middle, y, whisker = x + (number + 0.5) * step, axis.at(bar.seconds_s), axis.at(bar.high_s)
-        hover = f"{bar.name}: {format_s(bar.seconds_s)}, 95 %: {format_s(bar.high_s)}"
-        yield (
-            f'<rect x="{middle - bar_width / 2:.1f}" y="{y:.1f}" width="{bar_width:.1f}"'
-            f' height="{floor - y:.1f}" fill="{bar.colour}"><title>{text(hover)}</title></rect>'
-        )
-        yield f'<path d="M{middle:.1f} {y:.1f}V{whisker:.1f}m-2 0h4" class="whisker"/>'
-        value = bar.seconds_s / unit_s  # at most three digits, so that labels do not overlap
-        digits = ".0f" if value >= 99.5 else ".3g" if value >= 1 else ".2f"
-        label = f"{value:{digits}}{text(bar.mark)}"
-        yield f'<text x="{middle:.1f}" y="{whisker - 4:.1f}" class="mid tiny">{label}</text>'
-    yield f'<path d="M{x} {floor}h{width}" class="axis"/>'
-
-
-@dataclass(frozen=True)
-class Box:
-    """Measured seconds of one series in one group; a single value is drawn as a mark."""
 
     group: str
     name: str
     colour: str
     seconds_s: Sequence[float]
+    mark: str = ""
 
 
-def boxes_svg(title: str, boxes: Sequence[Box]) -> str:
-    """Box plot, one row a box, grouped: quartiles, median, and whiskers to smallest and largest."""
+def _by_group(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
+    groups: dict[str, list[Measurement]] = {}
+    for measurement in measurements:
+        groups.setdefault(measurement.group, []).append(measurement)
+    return groups
+
+
+def bars_svg(title: str, measurements: Sequence[Measurement], note: str = "") -> str:
+    """Latency bars: a legend, then up to three panels a row; every bar carries its median.
+
+    Axes begin at 0; whiskers end at the 95th percentile.
+    """
+    chart_width, panel_height = 980, 240
+    panels = _by_group(measurements)
+    fullest = sorted(panels.values(), key=lambda bars: -len(bars))
+    names = {bar.name: bar.colour for bars in fullest for bar in bars}
+    parts, top = legend([(colour, name) for name, colour in names.items()], chart_width, 40)
+    columns = max(min(3, len(panels)), 1)
+    width = chart_width // columns
+    for number, (heading, bars) in enumerate(panels.items()):
+        row, column = divmod(number, columns)
+        parts += _bar_panel(heading, bars, column * width, top + row * panel_height, width)
+    bottom = top + -(-len(panels) // columns) * panel_height
+    line = "latency of one inference: median, whisker to the 95th percentile; one axis a panel"
+    line += f"; {note}" if note else ""
+    parts.append(label(16, bottom + 16, line, "small"))
+    return document(chart_width, bottom + 28, title, parts)
+
+
+def _bar_panel(
+    heading: str, bars: Sequence[Measurement], left: int, top: int, panel_width: int
+) -> Iterator[str]:
+    x, width, floor = left + 44, panel_width - 56, top + 224
+    values = [[float(v) for v in np.quantile(bar.seconds_s, [0.5, 0.95])] for bar in bars]
+    axis = Axis.from_zero(max(high_s for _, high_s in values) * 1.12, floor, floor - 180)
+    unit, unit_s = time_unit(axis.high)
+    yield label(x, top + 20, heading, "name")
+    yield label(x - 6, top + 36, unit, "end small")
+    for tick in axis.ticks(5):
+        y = axis.at(tick)
+        yield f'<path d="M{x} {y:.1f}h{width}" class="grid"/>'
+        yield label(x - 6, y + 4, f"{tick / unit_s:.6g}", "end small")
+    step = width / len(bars)
+    bar_width = max(step - 6, 3.0)
+    for number, (bar, (median_s, high_s)) in enumerate(zip(bars, values, strict=True)):
+        middle, y, whisker = x + (number + 0.5) * step, axis.at(median_s), axis.at(high_s)
+        hover = f"{bar.name}: {format_s(median_s)}, 95 %: {format_s(high_s)}"
+        yield rect(middle - bar_width / 2, y, bar_width, floor - y, bar.colour, hover)
+        yield f'<path d="M{middle:.1f} {y:.1f}V{whisker:.1f}m-2 0h4" class="whisker"/>'
+        value = median_s / unit_s  # at most three digits, so that labels do not overlap
+        digits = ".0f" if value >= 99.5 else ".3g" if value >= 1 else ".2f"
+        yield label(middle, whisker - 4, f"{value:{digits}}{bar.mark}", "mid tiny")
+    yield f'<path d="M{x} {floor}h{width}" class="axis"/>'
+
+
+def boxes_svg(title: str, measurements: Sequence[Measurement]) -> str:
+    """Box plot, one row a box, grouped: quartiles, median, and whiskers to smallest and largest.
+
+    A single value is drawn as a mark.
+    """
     width, left, right, row_height, margin = 980, 190, 956, 17, 8
-    boxes = [box for box in boxes if box.seconds_s and min(box.seconds_s) > 0]
+    boxes = [box for box in measurements if box.seconds_s and min(box.seconds_s) > 0]
     values = [value for box in boxes for value in box.seconds_s] or [1e-3, 1.0]
     low = math.floor(math.log10(min(values)))
     high = max(math.ceil(math.log10(max(values))), low + 1)
@@ -107,10 +100,9 @@ def boxes_svg(title: str, boxes: Sequence[Box]) -> str:
     names = {box.name: box.colour for box in boxes}
     rows, top = legend([(colour, name) for name, colour in names.items()], width, 40)
     y = top
-    for group in dict.fromkeys(box.group for box in boxes):
-        members = [box for box in boxes if box.group == group]
+    for group, members in _by_group(boxes).items():
         middle = y + margin + len(members) * row_height / 2 + 4
-        rows.append(f'<text x="{left - 10}" y="{middle:.0f}" class="end">{text(group)}</text>')
+        rows.append(label(left - 10, middle, group, "end"))
         for number, box in enumerate(members):
             rows += _box(box, y + margin + number * row_height, row_height, axis)
         y += 2 * margin + len(members) * row_height
@@ -118,27 +110,24 @@ def boxes_svg(title: str, boxes: Sequence[Box]) -> str:
     for power in range(low, high + 1):
         x = axis.at(10.0**power)
         grid.append(f'<path d="M{x:.1f} {top}V{y}" class="grid"/>')
-        label = format_s(10.0**power).replace(".00", "").replace(".0", "")
-        grid.append(f'<text x="{x:.1f}" y="{y + 18}" class="mid">{label}</text>')
+        seconds = format_s(10.0**power).replace(".00", "").replace(".0", "")
+        grid.append(label(x, y + 18, seconds, "mid"))
     note = (
         "time (logarithmic); box: quartiles or a mark, line: median, whiskers: smallest and largest"
     )
     grid.append(f'<path d="M{left} {y}H{right}" class="axis"/>')
-    grid.append(f'<text x="{(left + right) // 2}" y="{y + 36}" class="mid">{note}</text>')
+    grid.append(label((left + right) // 2, y + 36, note, "mid"))
     return document(width, y + 48, title, [*grid, *rows])
 
 
-def _box(box: Box, y: float, row_height: int, axis: Axis) -> Iterator[str]:
+def _box(box: Measurement, y: float, row_height: int, axis: Axis) -> Iterator[str]:
     quantiles = np.quantile(box.seconds_s, [0, 0.25, 0.5, 0.75, 1])
     a, b, c, d, e = (axis.at(float(value)) for value in quantiles)
     middle, height = y + row_height / 2, row_height - 6
     hover = f"{box.group}, {box.name}: median {format_s(float(quantiles[2]))}"
     width = max(d - b, 8)  # a narrower box would not show its colour
     yield f'<path d="M{a:.1f} {middle:.1f}H{e:.1f}" class="whisker"/>'
-    yield (
-        f'<rect x="{(b + d - width) / 2:.1f}" y="{y + 3:.1f}" width="{width:.1f}"'
-        f' height="{height}" fill="{box.colour}"><title>{text(hover)}</title></rect>'
-    )
+    yield rect((b + d - width) / 2, y + 3, width, height, box.colour, hover)
     yield f'<path d="M{c:.1f} {y + 3:.1f}v{height}" class="whisker"/>'
 
 
@@ -159,15 +148,15 @@ def sizes_svg(
     axis = Axis.from_zero(most, left, left + plot)
     parts, y = [], 44
     for heading, bars in groups.items():
-        parts.append(f'<text x="{left}" y="{y + 18}" class="name">{text(heading)}</text>')
+        parts.append(label(left, y + 18, heading, "name"))
         y += 30
         for name, amount, words in bars:
             x = axis.at(amount)
             colour = dark if marked.get(heading) == name else plain
             parts += [
-                f'<text x="{left - 8}" y="{y + 12}" class="end">{text(name)}</text>',
-                f'<rect x="{left}" y="{y}" width="{x - left:.2f}" height="14" fill="{colour}"/>',
-                f'<text x="{x + 6:.2f}" y="{y + 12}">{text(words)}</text>',
+                label(left - 8, y + 12, name, "end"),
+                rect(left, y, x - left, 14, colour),
+                label(x + 6, y + 12, words),
             ]
             y += 18
     return document(left + plot + 130, y + 16, title, parts)
@@ -198,13 +187,13 @@ def what_if_svg(cells: Sequence[SweepPoint], title: str, under: str = "") -> str
     )
     entries = [(COLOURS[scheme], NAMES[scheme]) for scheme in _schemes(cells)]
     parts, y = legend(entries, _WIDTH, 60)
-    parts.append(f'<text x="16" y="46" class="note">{text(under)}</text>')
-    parts.append(f'<text x="16" y="{y + 10}" class="note">{note}</text>')
+    parts.append(label(16, 46, under, "note"))
+    parts.append(label(16, y + 10, note, "note"))
     y += 14
     for panel in panels:
         if len(panels) > 1:
             heading = f"device slowed down {panel[0].slowdown:g}x"
-            parts.append(f'<text x="{_LEFT}" y="{y + 22}" class="name">{heading}</text>')
+            parts.append(label(_LEFT, y + 22, heading, "name"))
         parts += _what_if_panel(panel, y + 34)
         y += _PANEL
     return document(_WIDTH, y, title, parts)
@@ -224,17 +213,16 @@ def _what_if_panel(cells: Sequence[SweepPoint], top: int) -> Iterator[str]:
     seconds = seconds or [_ZERO_S]
     y = Axis(min(seconds) / 1.15, max(seconds) * 1.15, bottom, top, log=True)
     for value in y.ticks():
-        at, label = y.at(value), f"{value:g} s" if value >= 1 else f"{value * 1e3:g} ms"
+        at, latency = y.at(value), f"{value:g} s" if value >= 1 else f"{value * 1e3:g} ms"
         yield f'<path d="M{_LEFT} {at:.1f}H{_RIGHT}" class="grid"/>'
-        yield f'<text x="{_LEFT - 8}" y="{at + 4:.1f}" class="end">{label}</text>'
+        yield label(_LEFT - 8, at + 4, latency, "end")
     for value in x.ticks():
         at = x.at(value)
         yield f'<path d="M{at:.1f} {top}V{bottom}" class="grid"/>'
-        yield f'<text x="{at:.1f}" y="{foot + 18}" class="mid">{value / 1e6:g}</text>'
+        yield label(at, foot + 18, f"{value / 1e6:g}", "mid")
     centre, middle = (_LEFT + _RIGHT) // 2, bottom - _PLOT // 2
-    yield f'<text x="{centre}" y="{foot + 38}" class="mid">uplink bandwidth (Mbit/s)</text>'
-    turned = f'transform="rotate(-90 18 {middle})"'
-    yield f'<text x="18" y="{middle}" class="mid" {turned}>predicted latency</text>'
+    yield label(centre, foot + 38, "uplink bandwidth (Mbit/s)", "mid")
+    yield label(18, middle, "predicted latency", "mid", turned=True)
     schemes = _schemes(cells)
     for number, scheme in enumerate(schemes):
         yield from _scheme_lines(cells, scheme, schemes[:number], x, y)
@@ -272,7 +260,7 @@ def _scheme_lines(
 
 def _winner_strip(cells: Sequence[SweepPoint], x: Axis, top: int, bottom: int) -> Iterator[str]:
     """The strip with the winning scheme under a panel, and lines where the plan changes."""
-    yield f'<text x="{_LEFT - 8}" y="{bottom + 18}" class="end">wins</text>'
+    yield label(_LEFT - 8, bottom + 18, "wins", "end")
     before = ""
     for interval in winning_intervals(cells):
         alone = len(cells) == 1
@@ -284,21 +272,12 @@ def _winner_strip(cells: Sequence[SweepPoint], x: Axis, top: int, bottom: int) -
             f" {format_s(first.chosen.latency_s)} to {format_s(last.chosen.latency_s)},"
             f" {first.chosen.device_layers} layers on the device"
         )
-        yield (
-            f'<rect x="{start:.1f}" y="{bottom + 4}" width="{end - start:.1f}"'
-            f' height="{_STRIP - 6}" fill="{COLOURS[first.winner]}" stroke="#fff">'
-            f"<title>{text(note)}</title></rect>"
-        )
+        yield rect(start, bottom + 4, end - start, _STRIP - 6, COLOURS[first.winner], note, "bar")
         if end - start > 8 * len(first.winner) + 6:
             middle = (start + end) / 2
-            yield f'<text x="{middle:.1f}" y="{bottom + 18}" class="in">{first.winner}</text>'
+            yield label(middle, bottom + 18, first.winner, "in")
         if before:
             stroke = "#bbb" if before == first.winner else "#333"
             line = f"M{start:.1f} {top}V{bottom + _STRIP - 2}"
             yield f'<path d="{line}" stroke="{stroke}" stroke-dasharray="5 4"/>'
         before = first.winner
-
-
-def what_if_html(svg: str, title: str, rows: Sequence[Sequence[str]], head: Sequence[str]) -> str:
-    """A self-contained page: the chart and the table of where each plan wins."""
-    return page(title, "", [Section("", charts=[svg]), Section("", columns=head, rows=rows)])

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from offload.report.svg import Axis, document, legend, text, time_unit
+from offload.report.svg import Axis, document, label, legend, rect, time_unit
 from offload.scheduling.timeline import Lane, Span, Timeline
 from offload.units import format_s
 
@@ -38,15 +38,15 @@ def gantt_text(timelines: Mapping[str, Timeline], width: int = 80) -> str:
             for number, span in enumerate(_spans(timeline, lane)):
                 start = min(round(axis.at(span.start_s)), cells - 1)
                 stop = max(round(axis.at(span.end_s)), start + 1)
-                label = span.name if len(span.name) <= stop - start - 2 else ""
-                row[start:stop] = label.center(stop - start, _FILLS[number % 2])
+                fitting = span.name if len(span.name) <= stop - start - 2 else ""
+                row[start:stop] = fitting.center(stop - start, _FILLS[number % 2])
             lines.append(f"{lane.value:<{_LABEL}}{''.join(row)}".rstrip())
     unit, unit_s = time_unit(axis.high)
     ticks = ""
     for tick in axis.ticks(max(cells // 12, 1)):
-        start, label = round(axis.at(tick)), f"{tick / unit_s:.6g}"
-        if start >= len(ticks) and start + len(label) < cells - len(unit):
-            ticks = ticks.ljust(start) + label + " "
+        start, value = round(axis.at(tick)), f"{tick / unit_s:.6g}"
+        if start >= len(ticks) and start + len(value) < cells - len(unit):
+            ticks = ticks.ljust(start) + value + " "
     return "\n".join([*lines, f"{'':{_LABEL}}{ticks.rstrip()} {unit}"])
 
 
@@ -77,11 +77,11 @@ def gantt_svg(timelines: Mapping[str, Timeline], title: str) -> str:
     width = _LEFT + _PLOT + _RIGHT
     parts, y = legend([(COLOURS[lane], lane.value) for lane in lanes], width, 38)
     for name, timeline in timelines.items():
-        heading = text(_heading(name, timeline))
-        parts.append(f'<text x="{_LEFT}" y="{y + 20}" class="name">{heading}</text>')
+        heading = _heading(name, timeline)
+        parts.append(label(_LEFT, y + 20, heading, "name"))
         for number, lane in enumerate(lanes):
             top = y + _HEAD + number * _ROW
-            parts.append(f'<text x="{_LEFT - 8}" y="{top + 15}" class="end">{lane.value}</text>')
+            parts.append(label(_LEFT - 8, top + 15, lane.value, "end"))
             for span in _spans(timeline, lane):
                 parts += _svg_bar(span, top, axis)
         y += _HEAD + len(lanes) * _ROW + 10
@@ -90,23 +90,19 @@ def gantt_svg(timelines: Mapping[str, Timeline], title: str) -> str:
     for tick in axis.ticks():
         x_tick = axis.at(tick)
         parts.append(f'<path d="M{x_tick:.2f} {y}v5" class="axis"/>')
-        label = f"{tick / unit_s:.6g}"
-        parts.append(f'<text x="{x_tick:.2f}" y="{y + 18}" class="mid">{label}</text>')
+        parts.append(label(x_tick, y + 18, f"{tick / unit_s:.6g}", "mid"))
     middle = _LEFT + _PLOT // 2
-    parts.append(f'<text x="{middle}" y="{y + 36}" class="mid">time ({unit})</text>')
+    parts.append(label(middle, y + 36, f"time ({unit})", "mid"))
     return document(width, y + 48, title, parts)
 
 
 def _svg_bar(span: Span, y: int, axis: Axis) -> list[str]:
     x, width = axis.at(span.start_s), axis.at(span.end_s) - axis.at(span.start_s)
     hover = f"{span.name}: {format_s(span.start_s)} to {format_s(span.end_s)}"
-    parts = [
-        f'<rect x="{x:.2f}" y="{y}" width="{width:.2f}" height="{_BAR}" class="bar" '
-        f'fill="{COLOURS[span.lane]}"><title>{text(hover)}</title></rect>'
-    ]
+    parts = [rect(x, y, width, _BAR, COLOURS[span.lane], hover, "bar")]
     if len(span.name) * 7 + 4 <= width:
         middle = x + width / 2
-        parts.append(f'<text x="{middle:.2f}" y="{y + 15}" class="in">{text(span.name)}</text>')
+        parts.append(label(middle, y + 15, span.name, "in"))
     return parts
 
 

@@ -23,8 +23,8 @@ def document(width: int, height: int, title: str, parts: Iterable[str]) -> str:
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
             f'width="{width}" height="{height}" role="img" aria-label="{text(title)}">',
             f"<style>{_STYLE}</style>",
-            f'<rect width="{width}" height="{height}" fill="#fff"/>',
-            f'<text x="16" y="26" class="title">{text(title)}</text>',
+            rect(0, 0, width, height, "#fff"),
+            label(16, 26, title, "title"),
             *parts,
             "</svg>\n",
         ]
@@ -38,10 +38,29 @@ def legend(entries: Sequence[tuple[str, str]], width: int, top: int) -> tuple[li
         wide = _ENTRY + _LETTER * len(name) + 14
         if x + wide > width and x > 16:
             x, y = 16.0, y + 18
-        parts.append(f'<rect x="{x:.0f}" y="{y}" width="12" height="12" fill="{colour}"/>')
-        parts.append(f'<text x="{x + 17:.0f}" y="{y + 10}">{text(name)}</text>')
+        parts.append(rect(x, y, 12, 12, colour))
+        parts.append(label(x + 17, y + 10, name))
         x += wide
     return parts, y + 18
+
+
+def label(x: float, y: float, words: str, kind: str = "", turned: bool = False) -> str:
+    """Text at a point; `kind` is a class of the style sheet, `turned` text runs upwards."""
+    attributes = f' class="{kind}"' if kind else ""
+    attributes += f' transform="rotate(-90 {x:.6g} {y:.6g})"' if turned else ""
+    return f'<text x="{x:.6g}" y="{y:.6g}"{attributes}>{text(words)}</text>'
+
+
+def rect(
+    x: float, y: float, width: float, height: float, colour: str, hover: str = "", kind: str = ""
+) -> str:
+    """A filled rectangle; `hover` is shown under the pointer, `kind` as in `label`."""
+    attributes = f' class="{kind}"' if kind else ""
+    title = f"<title>{text(hover)}</title>" if hover else ""
+    return (
+        f'<rect x="{x:.6g}" y="{y:.6g}" width="{width:.6g}" height="{height:.6g}"'
+        f' fill="{colour}"{attributes}>{title}</rect>'
+    )
 
 
 def text(value: str) -> str:

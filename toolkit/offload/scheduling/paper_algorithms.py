@@ -5,7 +5,7 @@ from typing import Any
 
 from offload.errors import InputError
 from offload.scheduling.cut_point_reduction import expand, reduce_to_cut_points
-from offload.scheduling.forest import CompositeJob
+from offload.scheduling.exact import CompositeJob
 from offload.scheduling.instance import Instance
 from offload.scheduling.schedule import SolverResult
 

@@ -1,25 +1,33 @@
 """Solve a scheduling instance: the registry of solvers and the default solver `optimal`."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 
 from offload.errors import InputError
-from offload.scheduling.cut_point_reduction import expand, reduce_to_cut_points
-from offload.scheduling.forest import forest_order, laminar_order
+from offload.scheduling.cut_point_reduction import (
+    ReducedInstance,
+    bits,
+    expand,
+    reduce_to_cut_points,
+)
+from offload.scheduling.exact import (
+    forest_order,
+    laminar_order,
+    series_parallel_order,
+    subset_order,
+)
 from offload.scheduling.instance import Instance
 from offload.scheduling.paper_algorithms import johnson, levels, pathwise, tree_merge
-from offload.scheduling.partial_arrival import refine
 from offload.scheduling.schedule import Schedule, Solver, SolverResult, simple_bound_s
 from offload.scheduling.search.search import search
-from offload.scheduling.series_parallel import series_parallel_order
-from offload.scheduling.subset_dp import subset_order
 from offload.scheduling.timeline import makespan_s
 
 SUBSET_DP_CUTS = 16
+EXHAUSTIVE_CUTS = 6
 _MAX_MASK_BITS = 4_000_000_000
 _ROUNDING = 1e-9
 
@@ -41,7 +49,7 @@ def optimal(instance: Instance, budget_s: float = 1.0) -> SolverResult:
     points. Nested or disjoint blocks form a forest again; up to 16 cut points are solved by
     dynamic programming over sets, O(2^m m); series-parallel blocks with composite jobs; the
     others by a certified search within the budget. With server jobs, the order for two stages is
-    the start of a search of its own (`partial_arrival`).
+    the start of a search of its own (`_refine_for_partial_arrival`).
     """
     deadline_s = time.monotonic() + budget_s
     if not instance.server_jobs:
@@ -49,7 +57,7 @@ def optimal(instance: Instance, budget_s: float = 1.0) -> SolverResult:
     until_last_upload = replace(instance, server_jobs=())
     seed = _solve_two_stages(until_last_upload, deadline_s)
     bound_s = makespan_s(until_last_upload, seed.order) if seed.proved else seed.lower_bound_s
-    return refine(instance, SolverResult(seed.order, bound_s), deadline_s)
+    return _refine_for_partial_arrival(instance, SolverResult(seed.order, bound_s), deadline_s)
 
 
 def _solve_two_stages(instance: Instance, deadline_s: float) -> SolverResult:
@@ -74,6 +82,62 @@ def _solve_two_stages(instance: Instance, deadline_s: float) -> SolverResult:
     cut_order, peak_s = search(reduced, deadline_s)
     bound_s = peak_s + instance.total_upload_s + instance.server_s + instance.download_s
     return SolverResult(expand(instance, reduced, cut_order), bound_s)
+
+
+def _refine_for_partial_arrival(
+    instance: Instance, seed: SolverResult, deadline_s: float
+) -> SolverResult:
+    """The best order found by the deadline for a server that starts on partial arrival.
+
+    With server jobs the last upload alone no longer decides the makespan. The problem is a flow
+    shop with three machines, NP-hard even without precedence. The search starts from the best
+    order for two stages, the seed, and never returns a worse one. For few cut points it tries
+    every order, otherwise it moves one cut point at a time.
+
+    Proved optimal if every order of at most six cut points was tried and the server waits only
+    for uploads. The lower bound is that of the seed, because the result needs every upload.
+    """
+    reduced = reduce_to_cut_points(instance)
+    bit_of = {job: bit for bit, job in enumerate(reduced.cuts)}
+    best = [bit_of[job] for job in seed.order if job in bit_of]
+    best_s = makespan_s(instance, expand(instance, reduced, best))
+    exhaustive = len(best) <= EXHAUSTIVE_CUTS
+    finished = False
+    while not finished and best_s > seed.lower_bound_s and time.monotonic() < deadline_s:
+        finished = True
+        for order in _all_orders(reduced) if exhaustive else _neighbours(reduced, best):
+            seconds = makespan_s(instance, expand(instance, reduced, order))
+            if seconds < best_s:
+                best, best_s, finished = list(order), seconds, exhaustive
+            if time.monotonic() > deadline_s:
+                finished = False
+                break
+    needed = {need for job in instance.server_jobs for need in job.needs}
+    proved = finished and exhaustive and needed <= bit_of.keys()
+    return SolverResult(expand(instance, reduced, best), seed.lower_bound_s, proved)
+
+
+def _all_orders(reduced: ReducedInstance, taken: int = 0) -> Iterator[list[int]]:
+    """Every order of the cut points that respects precedence."""
+    left = ((1 << len(reduced.cuts)) - 1) & ~taken
+    if not left:
+        yield []
+    for bit in bits(left):
+        if not reduced.need[bit] & ~taken:
+            for order in _all_orders(reduced, taken | 1 << bit):
+                yield [bit, *order]
+
+
+def _neighbours(reduced: ReducedInstance, order: Sequence[int]) -> Iterator[list[int]]:
+    """Every order with one cut point moved elsewhere that respects precedence."""
+    for place, bit in enumerate(order):
+        others = [*order[:place], *order[place + 1 :]]
+        for target in range(len(order)):
+            before, after = others[:target], others[target:]
+            if target == place or any(reduced.need[bit] >> other & 1 for other in after):
+                continue
+            if not any(reduced.need[other] >> bit & 1 for other in before):
+                yield [*before, bit, *after]
 
 
 SOLVERS: Mapping[str, Solver] = MappingProxyType(

@@ -31,6 +31,8 @@ def maximum_flow(
     by shortest augmenting paths: O(blocks * (blocks + m)) operations on masks at worst, near
     O(blocks) when few blocks overlap.
 
+    The planner's `FlowNetwork` is for any network; this one is for two layers of bit masks.
+
     The certificate is the seconds of each block that no cut point can take. If some blocks must be
     paid for whatever X is, the smallest F(X) - G(X) rises by at least their seconds in it.
     """

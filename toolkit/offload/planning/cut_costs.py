@@ -1,113 +1,36 @@
-"""Seconds and bytes that layers, tensors and cuts cost: what the search for a cut compares."""
+"""What a cut costs: seconds of each resource, bytes sent, memory of the device's process."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from offload.costs.encoding_table import EncodingTable
+from offload.costs.encoding_table import (
+    EncodingTable,
+    TransferOption,
+    TransferOptions,
+    transfer_options,
+)
 from offload.costs.encodings import ENCODINGS, RAW, Encoding
 from offload.costs.link import Link
 from offload.costs.profile import Profile
-from offload.costs.quantization import Affine
 from offload.graph.model import Graph, Tensor
 from offload.planning.cut import Cut
 
-# An encoding must save this share of the raw transfer for an input that compresses badly, with
-# encoding and decoding `CODEC_SLOWDOWN` times slower than measured: timings and sizes vary.
-MIN_SAVING = 0.02
-CODEC_SLOWDOWN = 2.0
 _WORD_BYTES = 32  # assumed for each text of an input
 _STRUCTURE_BYTES = 4096  # assumed for an input that is a sequence or a map
-
-
-@dataclass(frozen=True, slots=True)
-class TransferOption:
-    """The cost of sending one tensor with one encoding.
-
-    Attributes:
-        encoding: how it is encoded.
-        raw_bytes: bytes of the tensor itself.
-        size_bytes: mean bytes on the wire.
-        p95_bytes: 95 of 100 inputs take no more.
-        encode_s: seconds of the sender.
-        link_s: seconds on the link for the mean size.
-        p95_link_s: 95 of 100 inputs take no longer.
-        decode_s: seconds of the receiver.
-        affine: scale and zero point where the encoding needs them.
-    """
-
-    encoding: Encoding
-    raw_bytes: int
-    size_bytes: int
-    p95_bytes: int
-    encode_s: float
-    link_s: float
-    p95_link_s: float
-    decode_s: float
-    affine: Affine | None = None
-
-    @property
-    def total_s(self) -> float:
-        """Seconds when nothing overlaps."""
-        return self.encode_s + self.link_s + self.decode_s
-
-    @property
-    def slow_s(self) -> float:
-        """Seconds for an input that compresses badly, encoded and decoded slowly."""
-        return CODEC_SLOWDOWN * (self.encode_s + self.decode_s) + self.p95_link_s
-
-
-TransferOptions = Mapping[str, tuple[TransferOption, ...]]
-"""By tensor name: the encodings it may be sent with, the chosen one first."""
-
-
-def transfer_options(
-    sizes: Mapping[str, int],
-    table: EncodingTable,
-    sender: Profile,
-    receiver: Profile,
-    link_s: Callable[[float], float],
-) -> dict[str, tuple[TransferOption, ...]]:
-    """By tensor: raw, and each encoding that is faster than raw even when it is slow.
-
-    Args:
-        sizes: bytes of each tensor that may be sent.
-        table: measured sizes of encoded tensors, with seconds of the machine that measured.
-        sender: profile of the machine that encodes.
-        receiver: profile of the machine that decodes. Either may know sizes that depend on data.
-        link_s: seconds on the link for a number of bytes.
-    """
-    encode_factor, decode_factor = _codec_factor(sender, table), _codec_factor(receiver, table)
-    options = {}
-    for name, size_bytes in sizes.items():
-        measured = sender.sizes.get(name) or receiver.sizes.get(name)
-        p95_bytes = size_bytes if measured is None else max(size_bytes, measured.p95_bytes)
-        raw_s = (0.0, link_s(size_bytes), link_s(p95_bytes), 0.0)
-        raw = TransferOption(RAW, size_bytes, size_bytes, p95_bytes, *raw_s)
-        encoded = [
-            TransferOption(
-                entry.encoding,
-                size_bytes,
-                entry.mean_bytes,
-                entry.p95_bytes,
-                entry.encode_s * encode_factor,
-                link_s(entry.mean_bytes),
-                link_s(entry.p95_bytes),
-                entry.decode_s * decode_factor,
-                entry.affine,
-            )
-            for entry in table.of(name)
-        ]
-        limit_s = raw.total_s * (1 - MIN_SAVING)
-        options[name] = (raw, *(option for option in encoded if option.slow_s < limit_s))
-    return options
-
-
-def _codec_factor(profile: Profile, table: EncodingTable) -> float:
-    """How many times slower a machine is than the one that measured the table."""
-    if profile.codec_s and table.codec_s:
-        return profile.codec_s / table.codec_s
-    return profile.whole_s / table.whole_s if table.whole_s else 1.0
+# A client process before it has loaded a model, where it was not measured: 79 to 96 MB were seen
+# on x86-64.
+CLIENT_BYTES = 100_000_000
+# What the process takes in addition for each byte of a model, measured with onnxruntime 1.2x on
+# 46 cuts of zoo models and rounded up, because the limit must hold. A file of weights is read,
+# unpacked and packed anew for the kernels: 1.2 to 3.2. Tensors live in arenas that grow in leaps:
+# up to 2.9. A tensor that is sent is copied by packing, by the message and by gRPC, on threads
+# whose heaps keep what they had: up to 11.
+WEIGHT_COPIES = 3.3
+TENSOR_COPIES = 3.0
+UPLOAD_COPIES = 12.0
+SPARE_BYTES = 6_000_000  # more segments, other threads
 
 
 @dataclass(frozen=True)
@@ -121,8 +44,6 @@ class Costs:
         download_s: seconds to download a graph output, by name, with encoding and decoding.
         size_bytes: bytes of a tensor on the wire, by name, where known.
         unsized: tensors whose size depends on data; no search cuts there.
-        encode_s: seconds of the device to encode a tensor; 0 where absent.
-        decode_s: seconds of the server to decode it; 0 where absent.
         upload_options: the encodings a tensor may be uploaded with; absent: raw only.
         download_options: the encodings a graph output may be downloaded with; absent: raw only.
         device_segment_s: seconds of the device for each segment in addition to its layers,
@@ -137,13 +58,21 @@ class Costs:
     download_s: Mapping[str, float]
     size_bytes: Mapping[str, int]
     unsized: frozenset[str] = frozenset()
-    encode_s: Mapping[str, float] = field(default_factory=dict)
-    decode_s: Mapping[str, float] = field(default_factory=dict)
     upload_options: TransferOptions = field(default_factory=dict)
     download_options: TransferOptions = field(default_factory=dict)
     device_segment_s: float = 0.0
     server_segment_s: float = 0.0
     produced: frozenset[str] = frozenset()
+
+    @cached_property
+    def encode_s(self) -> Mapping[str, float]:
+        """Seconds of the device to encode a tensor; 0 where absent."""
+        return {name: choices[0].encode_s for name, choices in self.upload_options.items()}
+
+    @cached_property
+    def decode_s(self) -> Mapping[str, float]:
+        """Seconds of the server to decode a tensor; 0 where absent."""
+        return {name: choices[0].decode_s for name, choices in self.upload_options.items()}
 
     def leave_s(self, tensor: str) -> float:
         """Seconds that sending a tensor costs the device: ending a segment, and encoding."""
@@ -206,8 +135,8 @@ class Costs:
 
         def allowed(options: TransferOptions) -> TransferOptions:
             return {
-                name: tuple(o for o in each if o.encoding is RAW or is_allowed(o.encoding))
-                for name, each in options.items()
+                name: tuple(o for o in choices if o.encoding is RAW or is_allowed(o.encoding))
+                for name, choices in options.items()
             }
 
         uploads, downloads = allowed(self.upload_options), allowed(self.download_options)
@@ -216,7 +145,7 @@ class Costs:
     def with_downloads(self, options: TransferOptions) -> "Costs":
         """The costs when each graph output is downloaded with the quickest of its options."""
         ranked = _quickest_first(options)
-        quickest_s = {name: each[0].total_s for name, each in ranked.items()}
+        quickest_s = {name: choices[0].total_s for name, choices in ranked.items()}
         return replace(self, download_s={**self.download_s, **quickest_s}, download_options=ranked)
 
     def with_uploads(self, options: TransferOptions) -> "Costs":
@@ -229,21 +158,19 @@ class Costs:
         return self._uploading({**self.upload_options, tensor: (option, *others)})
 
     def _uploading(self, options: TransferOptions) -> "Costs":
-        first = {name: each[0] for name, each in options.items()}
+        first = {name: choices[0] for name, choices in options.items()}
         return replace(
             self,
             upload_s={**self.upload_s, **{name: o.link_s for name, o in first.items()}},
             size_bytes={**self.size_bytes, **{name: o.size_bytes for name, o in first.items()}},
-            encode_s={name: o.encode_s for name, o in first.items()},
-            decode_s={name: o.decode_s for name, o in first.items()},
             upload_options=options,
         )
 
 
 def _quickest_first(options: TransferOptions) -> TransferOptions:
     return {
-        name: tuple(sorted(each, key=lambda option: option.total_s))
-        for name, each in options.items()
+        name: tuple(sorted(choices, key=lambda option: option.total_s))
+        for name, choices in options.items()
     }
 
 
@@ -284,7 +211,9 @@ def costs_of(
         produced=frozenset(graph.producer),
     )
     measured = table or EncodingTable()
-    lossless = measured.allowing([each for each in ENCODINGS.values() if each.is_lossless])
+    lossless = measured.allowing(
+        [encoding for encoding in ENCODINGS.values() if encoding.is_lossless]
+    )
     varying = {*device.sizes, *server.sizes}
     optional = {name: sizes[name] for name in sizes if table is not None or name in varying}
     uploads = {name: optional[name] for name in movable if name in optional}
@@ -301,3 +230,47 @@ def _assumed_bytes(tensor: Tensor) -> int | None:
     if tensor.dtype != "string" or tensor.shape is None or None in tensor.shape:
         return None
     return _WORD_BYTES * math.prod(size or 0 for size in tensor.shape)
+
+
+def process_bytes(
+    graph: Graph, cut: Cut, order: Sequence[int], client_bytes: int = CLIENT_BYTES
+) -> int:
+    """Memory of the device's process that runs a cut in this order, rounded up.
+
+    Args:
+        graph: the layers.
+        cut: the device's layers and the tensors to send.
+        order: the device's layers, in order.
+        client_bytes: memory of the process before it has loaded a model.
+    """
+    weights = sum(graph.layers[layer].weight_bytes for layer in cut.device)
+    uploads = sum(_tensor_bytes(graph, name) for name in cut.uploads)
+    copied = WEIGHT_COPIES * weights + TENSOR_COPIES * peak_bytes(graph, cut, order)
+    return client_bytes + SPARE_BYTES + round(copied + UPLOAD_COPIES * uploads)
+
+
+def peak_bytes(graph: Graph, cut: Cut, order: Sequence[int]) -> int:
+    """The most bytes of tensors alive at once on the device in this order.
+
+    A tensor lives until its last reader on the device has run; inputs, uploads and graph outputs
+    live to the end, so that the device can finish alone. Tensors of unknown size count 0.
+    O(layers + edges).
+    """
+    lasting = {*cut.uploads, *graph.outputs}
+    readers = {
+        name: sum(user in cut.device for user in users) for name, users in graph.consumers.items()
+    }
+    alive = peak = sum(_tensor_bytes(graph, name) for name in graph.inputs)
+    for index in order:
+        layer = graph.layers[index]
+        alive += sum(_tensor_bytes(graph, name) for name in layer.outputs)
+        peak = max(peak, alive)
+        for name in layer.inputs:
+            readers[name] -= 1
+            if not readers[name] and name not in lasting and name in graph.producer:
+                alive -= _tensor_bytes(graph, name)
+    return peak
+
+
+def _tensor_bytes(graph: Graph, name: str) -> int:
+    return graph.tensors[name].size_bytes or 0

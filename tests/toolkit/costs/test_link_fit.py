@@ -1,12 +1,57 @@
-"""The link after a window of sends: right where it can be, steady where it can't."""
+"""A link fitted to a probe, and to a window of sends: right where it can be, else steady."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from offload.costs.link import Link
-from offload.costs.refit import TimedMessage, refit
+from offload.costs.link_fit import Sample, TimedMessage, fit_line, fit_link, refit
 from offload.errors import InputError
+
+PROBED = [1_000, 10_000, 100_000, 1_000_000]
+
+
+@given(st.floats(0, 0.5), st.floats(1e5, 1e9))
+def test_an_exact_line_is_found(start_s: float, rate_bps: float) -> None:
+    line = fit_line(PROBED, [start_s + size * 8 / rate_bps for size in PROBED])
+    assert line.rate_bps == pytest.approx(rate_bps, rel=1e-3)
+    assert line.start_s == pytest.approx(start_s, rel=1e-3, abs=1e-5)
+    assert line.r2 > 0.999
+
+
+def test_one_stalled_message_does_not_bend_the_line() -> None:
+    sizes = PROBED * 5
+    seconds = [0.01 + size * 8 / 1e6 for size in sizes]
+    seconds[0] = 30.0
+    assert fit_line(sizes, seconds).rate_bps == pytest.approx(1e6)
+
+
+def test_start_is_never_negative() -> None:
+    line = fit_line(PROBED, [max(0.0, size * 8 / 1e6 - 0.01) for size in PROBED])
+    assert line.start_s == 0.0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "seconds", "why"),
+    [
+        ([1, 2], [1.0, 2.0], "at least 3"),
+        (PROBED, [4.0, 3.0, 2.0, 1.0], "not slower"),
+        (PROBED, [1.0, 1.0, 1.0, 1.0], "not slower|unsteady"),
+        (PROBED, [0.1, 9.0, 0.2, 5.0], "unsteady"),
+    ],
+)
+def test_lines_that_fit_badly_are_refused(sizes: list[int], seconds: list[float], why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        fit_line(sizes, seconds)
+
+
+def test_directions_are_fitted_apart() -> None:
+    link = fit_link([Sample(s, 0.01 + s * 8 / 1e6, 0.02 + s * 8 / 4e6) for s in PROBED])
+    assert link.up_bps == pytest.approx(1e6)
+    assert link.down_bps == pytest.approx(4e6)
+    assert link.down_start_s == pytest.approx(0.02)
+    assert link.up_r2 == pytest.approx(1.0)
+
 
 OLD = Link(20e6, 40e6, 0.01, 0.005)
 SIZES = (5_000, 60_000, 250_000, 600_000)
@@ -25,31 +70,31 @@ def window(
 @given(st.floats(0.5e6, 200e6), st.floats(0.001, 0.05))
 def test_a_changed_link_is_found_again(rate_bps: float, start_s: float) -> None:
     true = Link(rate_bps, rate_bps, start_s, start_s)
-    found = refit(OLD, window(true), half_life_s=1e6)
+    link = refit(OLD, window(true), half_life_s=1e6)
     for size in (60_000, 250_000, 600_000):
-        assert found.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.1)
-    assert (found.down_bps, found.down_start_s) == (OLD.down_bps, OLD.down_start_s)
+        assert link.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.1)
+    assert (link.down_bps, link.down_start_s) == (OLD.down_bps, OLD.down_start_s)
 
 
 def test_outliers_hardly_bend_it() -> None:
     true = Link(5e6, 5e6, 0.02, 0.02)
     clean = window(true)
     stalled = [TimedMessage(s.size_bytes, s.seconds_s * 8, s.age_s) for s in clean[::6]]
-    found = refit(OLD, [*clean, *stalled], half_life_s=1e6)
-    assert found.upload_s(250_000) == pytest.approx(true.upload_s(250_000), rel=0.1)
+    link = refit(OLD, [*clean, *stalled], half_life_s=1e6)
+    assert link.upload_s(250_000) == pytest.approx(true.upload_s(250_000), rel=0.1)
 
 
 def test_sends_that_seem_to_take_no_time_hardly_bend_it() -> None:
     """A receiver that reads two messages at once sees the second arrive in an instant."""
     true = Link(5e6, 5e6, 0.02, 0.02)
-    found = refit(
+    link = refit(
         OLD,
         [*window(true), TimedMessage(250_000, 1e-5, 0.5), TimedMessage(5_000, 2e-5, 3.0)],
         (),
         1e6,
     )
     for size in (60_000, 250_000, 600_000):
-        assert found.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.1)
+        assert link.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.1)
 
 
 @given(st.floats(0.05, 20), st.integers(1, 5), st.sampled_from(SIZES))
@@ -61,8 +106,8 @@ def test_a_window_follows_a_change_once_most_of_its_weight_is_new(
     sends = [TimedMessage(size, before.upload_s(size), age_s=3.0 + 0.1 * i) for i in range(30)]
     sends += [TimedMessage(size, after.upload_s(size), age_s=0.1 * i) for i in range(30)]
     sends += [TimedMessage(size, 5 * after.upload_s(size), age_s=0.5 * i) for i in range(stalled)]
-    found = refit(OLD, sends, half_life_s=1.0)
-    assert found.upload_s(size) == pytest.approx(after.upload_s(size), rel=0.25)
+    link = refit(OLD, sends, half_life_s=1.0)
+    assert link.upload_s(size) == pytest.approx(after.upload_s(size), rel=0.25)
 
 
 def test_only_differences_of_age_count() -> None:
@@ -74,16 +119,16 @@ def test_only_differences_of_age_count() -> None:
 def test_recent_sends_count_more() -> None:
     slow, fast = Link(2e6, 2e6, 0.01, 0.01), Link(50e6, 50e6, 0.01, 0.01)
     before = [TimedMessage(s.size_bytes, s.seconds_s, s.age_s + 300) for s in window(slow)]
-    found = refit(OLD, [*before, *window(fast)], half_life_s=20)
-    assert found.upload_s(250_000) == pytest.approx(fast.upload_s(250_000), rel=0.15)
+    link = refit(OLD, [*before, *window(fast)], half_life_s=20)
+    assert link.upload_s(250_000) == pytest.approx(fast.upload_s(250_000), rel=0.15)
 
 
 def test_one_size_moves_the_line_to_it_and_keeps_its_shape() -> None:
     true = Link(10e6, 10e6, 0.01, 0.01)
-    found = refit(OLD, window(true, (250_000,)), half_life_s=1e6)
-    assert found.upload_s(250_000) == pytest.approx(true.upload_s(250_000), rel=0.05)
-    assert OLD.upload_s(1_000) * 0.5 < found.upload_s(1_000) < true.upload_s(250_000)
-    assert found.upload_s(1_000_000) > found.upload_s(250_000)
+    link = refit(OLD, window(true, (250_000,)), half_life_s=1e6)
+    assert link.upload_s(250_000) == pytest.approx(true.upload_s(250_000), rel=0.05)
+    assert OLD.upload_s(1_000) * 0.5 < link.upload_s(1_000) < true.upload_s(250_000)
+    assert link.upload_s(1_000_000) > link.upload_s(250_000)
 
 
 @given(st.floats(0.1, 30))
@@ -105,10 +150,10 @@ def test_a_short_window_changes_nothing() -> None:
 def test_down_is_fitted_apart_and_the_overhead_is_kept() -> None:
     old = Link(20e6, 40e6, 0.01, 0.005, overhead=1.05)
     true = Link(8e6, 8e6, 0.01, 0.01, overhead=1.05)
-    found = refit(old, (), window(true), half_life_s=1e6)
-    assert found.overhead == 1.05
-    assert found.download_s(250_000) == pytest.approx(true.upload_s(250_000), rel=0.1)
-    assert found.up_bps == old.up_bps
+    link = refit(old, (), window(true), half_life_s=1e6)
+    assert link.overhead == 1.05
+    assert link.download_s(250_000) == pytest.approx(true.upload_s(250_000), rel=0.1)
+    assert link.up_bps == old.up_bps
 
 
 @pytest.mark.parametrize(
@@ -130,6 +175,6 @@ def test_nonsense_is_refused(sent: TimedMessage) -> None:
 def test_sends_without_any_scatter_are_not_taken_for_outliers() -> None:
     true = Link(100e6, 100e6, 0.001, 0.001)
     sends = [TimedMessage(size, true.upload_s(size)) for size in (20_000, 150_000)] * 12
-    found = refit(Link(5e6, 5e6, 0.001, 0.001), sends)
+    link = refit(Link(5e6, 5e6, 0.001, 0.001), sends)
     for size in (20_000, 60_000, 150_000):
-        assert found.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.01)
+        assert link.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.01)

@@ -1,7 +1,9 @@
-"""Optimal order of an out-forest, by composite jobs and Johnson's rule."""
+"""Exact algorithms for forests, for series-parallel instances, and for few cut points."""
 
 import sys
-from heapq import heapify, heappop, heappush
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from heapq import heapify, heappop, heappush, merge
 from typing import NamedTuple
 
 import numpy as np
@@ -12,9 +14,11 @@ from offload.scheduling.cut_point_reduction import ReducedInstance, bits
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 Nodes = npt.NDArray[np.intp]
+Masks = npt.NDArray[np.intp]
 
 _MIN_ROUND, _ROUNDS = 100, 200
 _MIN_S = sys.float_info.min
+MAX_SERIES_PARALLEL_BLOCKS = 300
 
 
 class CompositeJob(NamedTuple):
@@ -230,3 +234,156 @@ def laminar_order(reduced: ReducedInstance) -> list[int] | None:
     upload_s = [reduced.upload_s[bit_of[mask]] if mask in bit_of else 0.0 for mask in masks]
     order = forest_order(np.array(parent, dtype=np.intp), compute_s, np.array(upload_s))
     return [bit_of[masks[node]] for node in order.tolist() if masks[node] in bit_of]
+
+
+def series_parallel_order(reduced: ReducedInstance) -> list[int] | None:
+    """Optimal order of the cut points if inclusion of their blocks contains no N, else None.
+
+    Uploads may be anywhere. Monma and Sidney (1979), Sidney (1979): compose sorted lists of
+    composite jobs. Parallel lists are merged by Johnson's rule. Lists in series are concatenated,
+    and jobs at the seam are combined until the list is sorted again.
+
+    A block that contains another precedes it. Splits into components of the comparability graph
+    (parallel) and of its complement (series), O(B^2) mask operations for B blocks at each level;
+    not tried above `MAX_SERIES_PARALLEL_BLOCKS`.
+    """
+    if len(reduced.blocks) > MAX_SERIES_PARALLEL_BLOCKS:
+        return None
+    masks = sorted(reduced.blocks, key=lambda mask: (-mask.bit_count(), mask & -mask, mask))
+    bit_of = {mask: bit for bit, mask in enumerate(reduced.signature)}
+    leaves: list[CompositeJob] = []
+    for node, mask in enumerate(masks):
+        upload_s = reduced.upload_s[bit_of[mask]] if mask in bit_of else 0.0
+        leaves.append(CompositeJob(reduced.blocks[mask], upload_s, (node,)))
+    comparable = [0] * len(masks)  # by block, the blocks that contain it or that it contains
+    for a, outer in enumerate(masks):
+        for b in range(a + 1, len(masks)):
+            if not masks[b] & ~outer:
+                comparable[a] |= 1 << b
+                comparable[b] |= 1 << a
+    composites = _compose((1 << len(masks)) - 1, comparable, leaves)
+    if composites is None:
+        return None
+    order = [masks[node] for composite in composites for node in composite.jobs]
+    return [bit_of[mask] for mask in order if mask in bit_of]
+
+
+def _compose(
+    nodes: int, comparable: Sequence[int], leaves: Sequence[CompositeJob]
+) -> list[CompositeJob] | None:
+    """The sorted composite jobs of a set of nodes, or None if it contains an N."""
+    if nodes & (nodes - 1) == 0:
+        return [leaves[nodes.bit_length() - 1]]
+    parts = _components(nodes, lambda node: comparable[node])
+    in_series = len(parts) == 1
+    if in_series:
+        parts = _components(nodes, lambda node: ~comparable[node])
+        if len(parts) == 1:
+            return None
+    lists: list[list[CompositeJob]] = []
+    for part in parts:
+        composites = _compose(part, comparable, leaves)
+        if composites is None:
+            return None
+        lists.append(composites)
+    if in_series:
+        return _concatenate(lists)
+    return list(merge(*lists, key=lambda composite: composite.key))
+
+
+def _components(nodes: int, neighbours: Callable[[int], int]) -> list[int]:
+    """Connected components as masks, by smallest node; for a series this is the order."""
+    parts = []
+    while nodes:
+        part = pending = nodes & -nodes
+        while pending:
+            reached = 0
+            for node in bits(pending):
+                reached |= neighbours(node)
+            pending = reached & nodes & ~part
+            part |= pending
+        parts.append(part)
+        nodes &= ~part
+    return parts
+
+
+def _concatenate(lists: Sequence[list[CompositeJob]]) -> list[CompositeJob]:
+    """Lists in series as one sorted list: a job that sorts before its predecessor is appended."""
+    joined: list[CompositeJob] = []
+    for composites in lists:
+        later = composites[::-1]
+        while joined and later and joined[-1].key >= later[-1].key:
+            seam = joined.pop().then(later.pop())
+            while (joined and joined[-1].key >= seam.key) or (later and seam.key >= later[-1].key):
+                if joined and joined[-1].key >= seam.key:
+                    seam = joined.pop().then(seam)
+                else:
+                    seam = seam.then(later.pop())
+            joined.append(seam)
+        joined += later[::-1]
+    return joined
+
+
+def subset_order(
+    upload_s: Sequence[float], blocks: Mapping[int, float], need: Sequence[int]
+) -> tuple[list[int], float]:
+    """Optimal order of few cut points, the smallest by bit, and its highest peak in seconds.
+
+    Dynamic programming over closed sets. The makespan is G + max_k (F(x_1..x_k) -
+    G(x_1..x_{k-1})): minimise the highest peak. With Y the set of cut points still to come,
+    R(Y) = min_{j in Y} max(peak of j now, R(Y - j)); O(2^m m) time and 2^m numbers, whatever the
+    size of the graph.
+    """
+    count = len(upload_s)
+    # By the set Y of cut points left: the compute time of all others, F(not Y).
+    within = np.zeros(1 << count)  # seconds of the blocks whose signature is inside Y
+    within[list(blocks)] = list(blocks.values())
+    for bit in range(count):
+        halves = within.reshape(-1, 2, 1 << bit)
+        halves[:, 1] += halves[:, 0]
+    done_compute = within[-1] - within
+    # By the set left: the upload time of all others, G(not Y).
+    left_upload = np.zeros(1)
+    for seconds in upload_s:
+        left_upload = np.concatenate([left_upload, left_upload + seconds])
+    sent = left_upload[-1] - left_upload
+    # By the set left: whether precedence is broken, one that is done needs one that is left.
+    broken = np.zeros(1 << count, dtype=np.bool_)
+    left_sets = np.arange(1 << count, dtype=np.int32)
+    for bit, before in enumerate(need):
+        if before:
+            broken |= ((left_sets >> bit) & 1 == 0) & (left_sets & before != 0)
+
+    peaks = np.full(1 << count, np.inf)
+    peaks[0] = 0.0
+    for masks, without in _subsets_by_size(count):
+        best = np.maximum(done_compute[without] - sent[masks], peaks[without]).min(axis=0)
+        best[broken[masks]] = np.inf
+        peaks[masks] = best
+
+    # Follow the table from all left to none: take the first cut point that keeps the peak.
+    left, order = (1 << count) - 1, []
+    while left:
+        for bit in range(count):
+            after = left & ~(1 << bit)
+            if after != left and max(done_compute[after] - sent[left], peaks[after]) <= peaks[-1]:
+                order.append(bit)
+                left = after
+                break
+    return order, float(peaks[-1])
+
+
+@lru_cache(maxsize=24)
+def _subsets_by_size(count: int) -> tuple[tuple[Masks, Masks], ...]:
+    """For each size k >= 1: the C masks of k bits, and each with one bit less (k x C)."""
+    masks = np.arange(1 << count)
+    sizes = np.zeros(1, dtype=np.int8)
+    for _ in range(count):
+        sizes = np.concatenate([sizes, sizes + 1])
+    subsets = []
+    for size in range(1, count + 1):
+        chosen = masks[sizes == size]
+        has = (chosen[:, None] >> np.arange(count)) & 1 == 1
+        without = chosen[:, None] & ~(1 << np.arange(count))
+        subsets.append((chosen, np.ascontiguousarray(without[has].reshape(-1, size).T)))
+    return tuple(subsets)

@@ -1,4 +1,4 @@
-"""Update a link's bandwidth and start-up time from the messages sent during inference."""
+"""Fit a link to measured messages: once after a probe, again and again during inference."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from offload.costs.link import LineFit, Link
+from offload.costs.link import Link, check_steady
 from offload.errors import InputError
 
+MIN_SIZES = 3
 LEAST_SENDS = 3
 HALF_LIFE_S = 30.0
 _ROUNDS = 20
@@ -18,6 +19,71 @@ _OLD_SIZES = (1e3, 1e5, 1e6)
 _OLD_WEIGHT = 0.03  # of all old points together; one recent message weighs 1
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One timed message.
+
+    Attributes:
+        size_bytes: its payload.
+        up_s: seconds to reach the server.
+        down_s: seconds for a message of the same size to come back.
+    """
+
+    size_bytes: int
+    up_s: float
+    down_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LineFit:
+    """A fitted line: start-up seconds, bits per second, coefficient of determination."""
+
+    start_s: float
+    rate_bps: float
+    r2: float
+
+
+def fit_line(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> LineFit:
+    """Fit c + w / b by least squares to the median time of each size, with c >= 0.
+
+    The median makes one stalled message harmless. If the free intercept is negative, the line is
+    refitted through the origin. O(n log n) in the number of samples.
+
+    Raises:
+        InputError: fewer than three sizes, a rate that isn't positive, or r2 below 0.9.
+    """
+    by_size: dict[float, list[float]] = {}
+    for size, second in zip(sizes_bytes, seconds, strict=True):
+        by_size.setdefault(float(size), []).append(second)
+    if len(by_size) < MIN_SIZES:
+        raise InputError(f"link fit needs at least {MIN_SIZES} message sizes, got {len(by_size)}")
+    sizes = np.array(sorted(by_size))
+    medians = np.array([float(np.median(by_size[size])) for size in sizes.tolist()])
+    slope, start_s = (float(value) for value in np.polyfit(sizes, medians, 1))
+    if start_s < 0:
+        slope, start_s = float(sizes @ medians / (sizes @ sizes)), 0.0
+    if slope <= 0:
+        raise InputError("link fit failed: larger messages were not slower; probe again, larger")
+    residual = float(np.sum((medians - start_s - slope * sizes) ** 2))
+    spread = float(np.sum((medians - medians.mean()) ** 2))
+    r2 = 1.0 - residual / spread if spread > 0 else 0.0
+    check_steady(r2)
+    return LineFit(start_s, 8 / slope, r2)
+
+
+def fit_link(samples: Sequence[Sample]) -> Link:
+    """Fit a link to timed messages, each direction separately.
+
+    Raises:
+        InputError: as `fit_line`.
+    """
+    sizes = [sample.size_bytes for sample in samples]
+    up = fit_line(sizes, [sample.up_s for sample in samples])
+    down = fit_line(sizes, [sample.down_s for sample in samples])
+    rates, starts = (up.rate_bps, down.rate_bps), (up.start_s, down.start_s)
+    return Link(*rates, *starts, up_r2=up.r2, down_r2=down.r2)
 
 
 @dataclass(frozen=True, slots=True)
