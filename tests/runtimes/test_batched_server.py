@@ -23,7 +23,6 @@ from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.protocol import messages as wire
 from offload_runtimes.server import Server
-from offload_runtimes.serving.batching import Batching
 from offload_runtimes.serving.serve_options import ServeOptions
 from offload_runtimes.transport.connection import Connection
 from onnx import NodeProto, TensorProto, helper
@@ -51,7 +50,7 @@ def feeds(seed: int, rows: int = 1, width: int = 64) -> dict[str, np.ndarray]:
 
 @contextmanager
 def batching(made: Made, rows: int = 8, wait_s: float = LONG_S, **more: Any) -> Iterator[Server]:
-    options = ServeOptions(ONE, batching=Batching(rows, wait_s), **more)
+    options = ServeOptions(ONE, batch_rows=rows, batch_wait_s=wait_s, **more)
     with Server([made.bundle], options=options) as server:
         yield server
 
@@ -193,9 +192,7 @@ def test_a_trial_that_fails_is_told_once(made: Made, tmp_path: Path) -> None:
     weights = {"zero": np.array([0], np.int64)}
     mixing = segment(tmp_path / "mixing", centred, weights, TensorProto.FLOAT, 4)
     with pytest.warns(RuntimeWarning, match="server-0 of mixing runs each frame alone") as caught:
-        server = Server(
-            [mixing.bundle, made.bundle], options=ServeOptions(ONE, batching=Batching(4))
-        )
+        server = Server([mixing.bundle, made.bundle], options=ServeOptions(ONE, batch_rows=4))
     assert len(caught) == 1
     assert list(server.alone) == [f"{mixing.bundle.digest[:12]}/server-0"]
     assert (

@@ -11,7 +11,6 @@ from offload.planning.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.server import Server
-from offload_runtimes.serving.batching import Batching
 from offload_runtimes.serving.serve_options import ServeOptions
 from onnx import helper
 
@@ -80,7 +79,7 @@ def test_every_exception_fails_its_frame_and_nothing_else(
     bad, good = doubling(tmp_path / "bad", 2), doubling(tmp_path / "good", 3)
     caplog.set_level(logging.CRITICAL, "offload.server")
     with Server(
-        [bad.bundle, good.bundle], options=ServeOptions(PLAIN, workers=1, batching=Batching(rows))
+        [bad.bundle, good.bundle], options=ServeOptions(PLAIN, workers=1, batch_rows=rows)
     ) as server:
         engine = server._bundles.loaded[bad.bundle.digest].engines["server-0"]
         with (

@@ -106,6 +106,7 @@ class FairWorkers:
                 self._free += 1
 
     def _next(self) -> Job | None:
+        """Wait for a job; None after `stop`. A call of its own, so that no key stays referenced."""
         with self._lock:
             while not (self._queues and self._free) and not self._stopped:
                 self._changed.wait()
@@ -156,8 +157,10 @@ class Dispatcher:
         self._memory = memory
         self._sessions_on = sessions_on
         self._workers = FairWorkers(options.workers)
-        self._queue: BatchQueue[SessionState, SegmentTask] = BatchQueue(options.batching)
-        self._waits_for_rows = options.batching.wait_s > 0
+        self._queue: BatchQueue[SessionState, SegmentTask] = BatchQueue(
+            options.batch_rows, options.batch_wait_s
+        )
+        self._waits_for_rows = options.batch_wait_s > 0
 
     @property
     def waiting(self) -> int:
@@ -233,7 +236,7 @@ class Dispatcher:
                 )
             job = partial(self._supervise, session, job)
             is_short = here and len(tasks) == 1
-            is_short = is_short and task.bundle.run_times.is_short(task.part, task.input_bytes)
+            is_short = is_short and task.bundle.runs_briefly(task.part, task.input_bytes)
             if not (is_short and self._workers.run_here(job)):
                 self._workers.submit(session, job)
 
@@ -300,7 +303,7 @@ class Dispatcher:
             self._fail(task, error)
             return False
         end_s = time.monotonic()
-        task.bundle.run_times.took(task.part, task.input_bytes, end_s - start_s)
+        task.bundle.last_runs[task.part] = task.input_bytes, end_s - start_s
         self._finish(task, arrays, start_s, end_s)
         return True
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
-from offload_runtimes.serving.batching import Batching, BatchQueue
+from offload_runtimes.serving.batching import BatchQueue
 
 ITEMS = st.lists(
     st.tuples(st.sampled_from("abc"), st.sampled_from("KL"), st.integers(1, 3)), max_size=30
@@ -21,7 +21,7 @@ def test_every_item_is_taken_once_in_its_order(
     items: list[tuple[str, str, int]], room: int
 ) -> None:
     """With a turn for each item; a session's items of a kind in their order."""
-    gathered: BatchQueue[str, int] = BatchQueue(Batching(room))
+    gathered: BatchQueue[str, int] = BatchQueue(room)
     for number, (session, kind, rows) in enumerate(items):
         gathered.add(kind, session, number, rows)
     taken: list[int] = []
@@ -40,7 +40,7 @@ def test_every_item_is_taken_once_in_its_order(
 
 @given(st.lists(st.sampled_from("abcdef"), min_size=1, max_size=30), st.integers(2, 8))
 def test_one_of_each_session_before_a_second_of_any(sessions: list[str], room: int) -> None:
-    gathered: BatchQueue[str, str] = BatchQueue(Batching(room))
+    gathered: BatchQueue[str, str] = BatchQueue(room)
     for session in sessions:
         gathered.add("kind", session, session, 1)
     found = Counter(gathered.take("kind", sessions[0], nobody))
@@ -52,7 +52,7 @@ def test_one_of_each_session_before_a_second_of_any(sessions: list[str], room: i
 
 
 def test_those_left_out_come_first_the_next_time() -> None:
-    gathered: BatchQueue[str, str] = BatchQueue(Batching(2))
+    gathered: BatchQueue[str, str] = BatchQueue(2)
     for session in "abcabc":
         gathered.add("kind", session, session, 1)
     assert gathered.take("kind", "a", nobody) == ["a", "b"]
@@ -61,7 +61,7 @@ def test_those_left_out_come_first_the_next_time() -> None:
 
 
 def test_what_is_too_large_waits_for_its_own_turn() -> None:
-    gathered: BatchQueue[str, str] = BatchQueue(Batching(4))
+    gathered: BatchQueue[str, str] = BatchQueue(4)
     for session, rows in (("a", 2), ("b", 3), ("c", 2), ("d", 9)):
         gathered.add("kind", session, session, rows)
     assert gathered.take("kind", "a", nobody) == ["a", "c"]
@@ -71,7 +71,7 @@ def test_what_is_too_large_waits_for_its_own_turn() -> None:
 
 
 def test_a_dropped_session_is_forgotten() -> None:
-    gathered: BatchQueue[str, str] = BatchQueue(Batching(2))
+    gathered: BatchQueue[str, str] = BatchQueue(2)
     for session in "aabb":
         gathered.add("kind", session, session, 1)
     assert gathered.take("kind", "a", nobody) == ["a", "b"]
@@ -93,7 +93,7 @@ def waiting(gathered: BatchQueue[str, str], crowd: str) -> tuple[threading.Threa
 
 
 def test_waiting_ends_with_the_last_open_session() -> None:
-    gathered: BatchQueue[str, str] = BatchQueue(Batching(8, 60))
+    gathered: BatchQueue[str, str] = BatchQueue(8, 60)
     thread, found = waiting(gathered, "abc")
     gathered.add("kind", "b", "b", 1)
     gathered.add("other kind", "c", "c", 1)
@@ -105,7 +105,7 @@ def test_waiting_ends_with_the_last_open_session() -> None:
 
 
 def test_waiting_ends_when_there_is_no_more_room() -> None:
-    gathered: BatchQueue[str, str] = BatchQueue(Batching(2, 60))
+    gathered: BatchQueue[str, str] = BatchQueue(2, 60)
     thread, found = waiting(gathered, "abc")
     gathered.add("kind", "b", "b", 1)
     thread.join(20)
@@ -113,10 +113,10 @@ def test_waiting_ends_when_there_is_no_more_room() -> None:
 
 
 def test_waiting_ends_in_time_and_with_the_server() -> None:
-    thread, found = waiting(BatchQueue(Batching(8, 0.01)), "ab")
+    thread, found = waiting(BatchQueue(8, 0.01), "ab")
     thread.join(20)
     assert found == ["a"]
-    stopped: BatchQueue[str, str] = BatchQueue(Batching(8, 60))
+    stopped: BatchQueue[str, str] = BatchQueue(8, 60)
     thread, found = waiting(stopped, "ab")
     stopped.stop()
     thread.join(20)
@@ -124,6 +124,6 @@ def test_waiting_ends_in_time_and_with_the_server() -> None:
 
 
 def test_nobody_waits_alone() -> None:
-    thread, found = waiting(BatchQueue(Batching(8, 60)), "a")
+    thread, found = waiting(BatchQueue(8, 60), "a")
     thread.join(20)
     assert found == ["a"]
