@@ -21,7 +21,7 @@ from offload_runtimes.engine import Arena, arena_of, short_name
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.server_state import ServerSession
 from offload_runtimes.protocol.tensor_specs import TENSOR_LIMIT_BYTES
-from offload_runtimes.security.server_credentials import ServerCredentials
+from offload_runtimes.security.credentials import ServerCredentials
 from offload_runtimes.serving.bundles import ServedBundles
 from offload_runtimes.serving.dispatch import Dispatcher
 from offload_runtimes.serving.metrics import Observer
