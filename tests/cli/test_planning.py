@@ -11,7 +11,7 @@ from offload.errors import sentence
 from offload_cli.main import app
 from typer.testing import CliRunner, Result
 
-from tests.cli.test_verbs import SHAPE
+from tests.cli.test_processes import SHAPE
 from tests.toolkit.models import two_branches
 
 # What is planned must not depend on how fast this machine is while it tests.

@@ -1,4 +1,4 @@
-"""The commands of a testbed and what counts as left behind, without running anything."""
+"""The commands of a testbed, and which testbeds are leftovers, without running anything."""
 
 import ipaddress
 from pathlib import Path
