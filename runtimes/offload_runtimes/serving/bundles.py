@@ -290,10 +290,7 @@ class ServedBundles:
         self.contracts: dict[str, tuple[Contract, ...]] = {}
         for source in sources(self._given, options.max_releases):
             try:
-                bundle = source.open()
-                if bundle.digest not in self.loaded:
-                    self._add(bundle, self._load(source, bundle, arena))
-                self._serve(bundle.digest, source)
+                self._serve(source, arena)
             except OffloadError as error:
                 if source.is_required:
                     raise
@@ -315,16 +312,10 @@ class ServedBundles:
             complete = True
             for source in sources(self._given, self._options.max_releases):
                 try:
-                    bundle = source.open()
-                    if bundle.digest not in self.loaded:
-                        self._add(bundle, self._load_later(source, bundle))
-                        self._observer.bundle("bundle taken up", bundle.digest[:12])
+                    served.setdefault(self._serve(source, is_running=True), source.name)
                 except OffloadError as error:
                     self._observer.bundle("bundle not taken up", source.path.name, str(error))
                     complete = complete and not source.is_required
-                else:
-                    self._serve(bundle.digest, source)
-                    served.setdefault(bundle.digest, source.name)
             if complete:
                 for digest in [digest for digest in self.contracts if digest not in served]:
                     del self.contracts[digest]
@@ -333,38 +324,39 @@ class ServedBundles:
                 self.names.update(served)
                 self._drop_unused()
 
-    def _load(
-        self, source: BundleSource, bundle: Bundle, arena: Arena | None = None
-    ) -> LoadedBundle:
-        others = list(self.loaded.values())
-        if not source.is_required:
-            check_memory(bundle, others)
-        return load_bundle(bundle, self._options, arena, self._limit_bytes, others)
+    def _serve(
+        self, source: BundleSource, arena: Arena | None = None, *, is_running: bool = False
+    ) -> str:
+        """Load a bundle unless it is loaded, and accept new sessions for it; returns its digest.
 
-    def _load_later(self, source: BundleSource, bundle: Bundle) -> LoadedBundle:
-        """Load a bundle while the server runs; InputError if that takes a restart."""
-        if self._options.max_memory_bytes is not None:
-            raise InputError(
-                f"release {bundle.digest[:12]} cannot be loaded while --max-memory holds: restart"
-                " the server"
-            )
-        loaded = self._load(source, bundle)
-        if upload_limit_bytes(loaded.contracts) > self.max_message_bytes:
-            raise InputError(
-                f"release {bundle.digest[:12]} takes longer messages than those before: restart"
-                " the server"
-            )
-        return loaded
-
-    def _add(self, bundle: Bundle, loaded: LoadedBundle) -> None:
-        self.loaded[bundle.digest] = loaded
-        for part in loaded.engines if self._options.batch_rows > 1 else ():
-            self._observer.batching(bundle.digest, part, loaded.alone.get(part, ""))
-
-    def _serve(self, digest: str, source: BundleSource) -> None:
-        """Accept new sessions for a loaded bundle."""
+        Raises:
+            OffloadError: it cannot be loaded, or only after a restart of the running server.
+        """
+        bundle = source.open()
+        digest = bundle.digest
+        if digest not in self.loaded:
+            if is_running and self._options.max_memory_bytes is not None:
+                raise InputError(
+                    f"release {digest[:12]} cannot be loaded while --max-memory holds: restart the"
+                    " server"
+                )
+            others = list(self.loaded.values())
+            if not source.is_required:
+                check_memory(bundle, others)
+            loaded = load_bundle(bundle, self._options, arena, self._limit_bytes, others)
+            if is_running and upload_limit_bytes(loaded.contracts) > self.max_message_bytes:
+                raise InputError(
+                    f"release {digest[:12]} takes longer messages than those before: restart the"
+                    " server"
+                )
+            self.loaded[digest] = loaded
+            for part in loaded.engines if self._options.batch_rows > 1 else ():
+                self._observer.batching(digest, part, loaded.alone.get(part, ""))
+            if is_running:
+                self._observer.bundle("bundle taken up", digest[:12])
         self.names[digest] = source.name
         self.contracts[digest] = self.loaded[digest].contracts
+        return digest
 
     def _drop_unused(self) -> None:
         """Unload bundles that take no new sessions and have no open ones."""

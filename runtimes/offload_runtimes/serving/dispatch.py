@@ -226,18 +226,17 @@ class Dispatcher:
     def start(self, session: SessionState, tasks: list[SegmentTask], *, here: bool = False) -> None:
         """Queue segments for the workers; `here`, a short one may run on the caller's thread."""
         for task in tasks:
+            run_here = here and len(tasks) == 1
             key = task.batch_key()
-            job: Job = partial(self._run, task)
-            if key is not None:
+            if key is None:
+                run: Job = partial(self._run, task)
+            else:
                 self._queue.add(key, session, task, task.rows)
-                job, here = (
-                    partial(self._run_batch, key, session),
-                    here and not self._waits_for_rows,
-                )
-            job = partial(self._supervise, session, job)
-            is_short = here and len(tasks) == 1
-            is_short = is_short and task.bundle.runs_briefly(task.part, task.input_bytes)
-            if not (is_short and self._workers.run_here(job)):
+                run = partial(self._run_batch, key, session)
+                run_here = run_here and not self._waits_for_rows
+            job = partial(self._supervise, session, run)
+            run_here = run_here and task.bundle.runs_briefly(task.part, task.input_bytes)
+            if not (run_here and self._workers.run_here(job)):
                 self._workers.submit(session, job)
 
     def _supervise(self, session: SessionState, job: Job) -> None:
