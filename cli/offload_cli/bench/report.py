@@ -101,10 +101,9 @@ def gantts(groups: Sequence[Group]) -> dict[str, str]:
 
 def caption(name: str) -> str:
     """The heading of a chart, by its file name."""
-    kind, _, rest = name.removesuffix(".svg").partition("-")
-    return {"latency": f"Latency on {rest}", "overhead": "Planning time"}.get(
-        kind, f"The {rest} cell"
-    )
+    kind, _, subject = name.removesuffix(".svg").partition("-")
+    headings = {"latency": f"Latency on {subject}", "overhead": "Planning time"}
+    return headings.get(kind, f"The {subject} cell")
 
 
 def write_report(

@@ -128,7 +128,7 @@ def _do(job: Job) -> None:
 
 
 class Dispatcher:
-    """Run segments of all sessions on shared workers, and send what follows from the results.
+    """Run the segments of all sessions on shared workers, and send the results.
 
     An error of a segment fails its frame only; any other error ends its session only. No exception
     reaches a worker.
