@@ -98,7 +98,7 @@ def test_a_server_that_dies_in_the_middle_ends_in_a_sentence(made: Made, tmp_pat
     rig = HostPair(slow=lambda _: host.kill(children))
 
     class Watched:
-        """Runs the server as it is, and remembers nothing but how to find it."""
+        """Runs the server unchanged and writes its process number to a file."""
 
         def command(self, argv: object) -> tuple[str, ...]:
             assert isinstance(argv, tuple)
@@ -146,7 +146,7 @@ def test_scratch_of_a_killed_process_is_removed(
 def test_a_host_reached_by_ssh_runs_the_same(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`ssh` and `scp` are stood in for by scripts that stay on this machine."""
+    """Scripts that stay on this machine replace `ssh` and `scp`."""
     tools, home = tmp_path / "bin", tmp_path / "home"
     tools.mkdir()
     home.mkdir()

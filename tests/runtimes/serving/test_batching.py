@@ -1,4 +1,4 @@
-"""Joining and splitting rows, the trial before it, batches, and run times."""
+"""Joining and splitting rows, the trial before batching, batches, and run times."""
 
 from typing import Any, cast
 
@@ -47,7 +47,7 @@ def test_only_inputs_of_equal_rows_have_rows() -> None:
     assert shapes_of({"b": one, "a": two}) == (("a", (2,)), ("b", (2,)))
 
 
-def test_impossible_wishes_are_refused() -> None:
+def test_wrong_options_are_refused() -> None:
     for rows, wait_s in ((0, 0.0), (2, -1.0), (2, float("inf")), (2, float("nan"))):
         with pytest.raises(InputError):
             ServeOptions(batch_rows=rows, batch_wait_s=wait_s)
@@ -84,7 +84,7 @@ def test_the_trial_finds_what_mixes_rows() -> None:
 
 
 class Recorded:
-    """Stands for a run: notes whether it was stopped, gives back what it is given."""
+    """A call that returns its inputs and records whether it was stopped."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -111,7 +111,7 @@ def run_of(rows: int) -> RunSegment:
     return RunSegment(1, SEGMENT, {"x": np.full((rows, 1), rows)})
 
 
-def test_a_run_for_several_ends_early_only_when_nobody_wants_it() -> None:
+def test_a_batch_stops_early_only_when_all_its_tasks_are_stopped() -> None:
     (first, second, third), call = tasks_of(1, 2, 3)
     second.stop()
     batch = Batch(call, [first, second, third])

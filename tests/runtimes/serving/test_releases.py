@@ -1,4 +1,4 @@
-"""Which releases a server serves, what it shares among them, and what it leaves out."""
+"""Which releases a server serves and leaves out, and which engines they share."""
 
 import json
 import warnings
