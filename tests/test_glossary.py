@@ -42,7 +42,7 @@ CLASSES = {
     "Remote": "ServerConnection",
     "Served": "SessionState",
     "Hosted": "LoadedBundle",
-    "Lately": "RunTimes",
+    "Lately": "LoadedBundle",
     "Gathered": "BatchQueue",
     "Port": "TensorSpec",
     "Layout": "TensorHeader",

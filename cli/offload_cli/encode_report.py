@@ -57,8 +57,9 @@ def encode_report(
     """
     output = Output(form)
     opened = open_bundle(bundle, tuple(Side))
-    sending = [number for number, each in enumerate(opened.plans) if each.uploads]
-    opened = opened.only((sending or [0])[0] if plan is None else plan)
+    if plan is None:
+        plan = next((index for index, each in enumerate(opened.plans) if each.uploads), 0)
+    opened = opened.only(plan)
     if not opened.plan.uploads:
         raise InputError(f"{opened.path} sends nothing up: there is nothing to encode")
     inputs = bundle_inputs(opened).bound(parse_shapes(shape))

@@ -10,7 +10,6 @@ from offload_runtimes.daemon import serve_until_asked
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.server import Server
-from offload_runtimes.serving.batching import Batching
 from offload_runtimes.serving.metrics import log_to_stderr
 from offload_runtimes.serving.serve_options import ServeOptions
 
@@ -134,7 +133,8 @@ def serve(
             max_run_s=max_run,
             max_memory_bytes=int(parse_bytes(max_memory)) if max_memory else None,
             max_releases=releases,
-            batching=Batching(batch, batch_wait),
+            batch_rows=batch,
+            batch_wait_s=batch_wait,
             metrics=metrics or None,
             security=ServerSecurity(
                 cert,

@@ -175,7 +175,7 @@ def lossless_policy(encoding: str, calibration: Path | None) -> EncodingPolicy:
         InputError: an unknown encoding, or a lossy one.
     """
     allowed = parse_allowed(encoding)
-    if not all(each.is_lossless for each in allowed):
+    if not all(option.is_lossless for option in allowed):
         raise InputError(
             f"--encoding {encoding} loses precision, which only `split` can judge: simulate with"
             " `lossless` or `raw`"

@@ -38,8 +38,8 @@ def up(
     output = Output(form)
     parsed = parse_link(link)
     _remove_remains(output)
-    names = testbed.up(testbed.named(name), parsed)
-    output.result(_json(names), f"{_sentence(names)}, {parsed.describe()}")
+    bed = testbed.up(testbed.named(name), parsed)
+    output.result(_json(bed), f"{_sentence(bed)}, {parsed.describe()}")
 
 
 @app.command()
@@ -62,14 +62,14 @@ def status(form: FormatOption = Format.TEXT) -> None:
             "able": obstacle is None,
             "obstacle": obstacle,
             "cpu_quotas": quotas.version if quotas else None,
-            "testbeds": [_json(names) for names in testbeds],
+            "testbeds": [_json(bed) for bed in testbeds],
         },
         obstacle or "this machine can have testbeds",
     )
     means = f"control groups version {quotas.version}" if quotas else "none: slow down by pacing"
     output.text(f"CPU quotas: {means}")
-    for names in testbeds:
-        output.text(_sentence(names))
+    for bed in testbeds:
+        output.text(_sentence(bed))
 
 
 @app.command(context_settings={"ignore_unknown_options": True})
@@ -105,14 +105,14 @@ def _remove_remains(output: Output) -> None:
         output.remark(f"removed the remains of testbed {removed.name}")
 
 
-def _json(names: testbed.Testbed) -> dict[str, object]:
+def _json(bed: testbed.Testbed) -> dict[str, object]:
     return {
-        "name": names.name,
-        "namespaces": {side.value: names.namespace(side) for side in Side},
-        "addresses": {side.value: names.address(side) for side in Side},
+        "name": bed.name,
+        "namespaces": {side.value: bed.namespace(side) for side in Side},
+        "addresses": {side.value: bed.address(side) for side in Side},
     }
 
 
-def _sentence(names: testbed.Testbed) -> str:
-    device, server = (names.address(side) for side in Side)
-    return f"{names.name}: device {device}, server {server}"
+def _sentence(bed: testbed.Testbed) -> str:
+    device, server = (bed.address(side) for side in Side)
+    return f"{bed.name}: device {device}, server {server}"

@@ -176,7 +176,6 @@ def _serve(options: argparse.Namespace) -> None:
     from offload_runtimes.engine import EngineOptions
     from offload_runtimes.security.credentials import ServerSecurity
     from offload_runtimes.server import Server
-    from offload_runtimes.serving.batching import Batching
     from offload_runtimes.serving.metrics import log_to_stderr
     from offload_runtimes.serving.serve_options import ServeOptions
 
@@ -194,7 +193,8 @@ def _serve(options: argparse.Namespace) -> None:
         max_sessions=options.max_sessions,
         max_memory_bytes=int(parse_bytes(options.max_memory)) if options.max_memory else None,
         max_releases=options.releases,
-        batching=Batching(options.batch, options.batch_wait),
+        batch_rows=options.batch,
+        batch_wait_s=options.batch_wait,
         metrics=options.metrics,
         security=security,
     )

@@ -14,7 +14,6 @@ from wsgiref.simple_server import WSGIServer
 from offload.bundle.bundle import Bundle
 from offload.errors import InputError, OffloadError, ServerError
 from offload.units import format_bytes
-from prometheus_client import start_http_server
 
 from offload_runtimes.address import parse_address
 from offload_runtimes.closing import close_at_exit
@@ -23,7 +22,7 @@ from offload_runtimes.installation import versions
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.server_state import ServerSession
 from offload_runtimes.protocol.tensor_specs import TENSOR_LIMIT_BYTES
-from offload_runtimes.security.server_credentials import ServerCredentials
+from offload_runtimes.security.credentials import ServerCredentials
 from offload_runtimes.serving.bundles import ServedBundles
 from offload_runtimes.serving.dispatch import Dispatcher
 from offload_runtimes.serving.metrics import Observer
@@ -102,7 +101,7 @@ class Server:
 
     def _add_gauges(self, max_memory_bytes: int | None) -> None:
         """Export what the server and its parts know, and the versions, to Prometheus."""
-        add = self._observer.gauges.add
+        add = self._observer.add_gauge
         add("offload_sessions", "Sessions open now.", lambda: len(self._sessions))
         add(
             "offload_queue_length",
@@ -129,7 +128,7 @@ class Server:
             self._credentials.expiries_s,
             label="file",
         )
-        self._observer.describe(versions(), self.providers)
+        self._observer.export_versions(versions(), self.providers)
 
     @property
     def address(self) -> str:
@@ -208,7 +207,7 @@ class Server:
         try:
             self._dispatcher.open()
             if self._metrics:
-                self._start_metrics()
+                self._metrics_server = self._observer.serve_http(self._metrics)
             self._serving = True
             self._host.set_serving(True)
             self._host.start()
@@ -217,18 +216,6 @@ class Server:
             self.stop()
             raise
         return self
-
-    def _start_metrics(self) -> None:
-        assert self._metrics is not None
-        registry = self._observer.registry
-        try:
-            server, _ = start_http_server(self._metrics.port, self._metrics.host, registry)
-        except OSError as error:
-            raise InputError(
-                f"cannot export metrics on {self._metrics} ({error.strerror}): choose another"
-                " address"
-            ) from error
-        self._metrics_server = server
 
     def drain(self, timeout_s: float = 30.0) -> bool:
         """Refuse new work and wait for the frames in flight; True if all were answered."""

@@ -10,12 +10,11 @@ _CODE = """
 import os, sys
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.server import Server
-from offload_runtimes.serving.batching import Batching
 from offload_runtimes.serving.serve_options import ServeOptions
 from offload_runtimes.daemon import serve_until_asked
 providers = tuple(os.environ.get("BENCH_PROVIDERS", "").split())
 options = ServeOptions(EngineOptions(providers, threads=1), workers=int(sys.argv[3]),
-                       batching=Batching(int(sys.argv[4])))
+                       batch_rows=int(sys.argv[4]))
 server = Server([sys.argv[1]], sys.argv[2], options)
 serve_until_asked(server, lambda address: print(address, flush=True))
 """

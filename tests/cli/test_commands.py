@@ -1,4 +1,4 @@
-"""Commands are imported when they are used; help and suggestions know all of them."""
+"""Commands are imported when used; help and suggestions list all of them."""
 
 import subprocess
 import sys

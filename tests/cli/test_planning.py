@@ -1,4 +1,4 @@
-"""What planning verbs say to good wishes and to bad ones, as a user reads it."""
+"""Planning commands: results of valid options, one sentence for invalid ones."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from offload.errors import sentence
 from offload_cli.main import app
 from typer.testing import CliRunner, Result
 
-from tests.cli.test_verbs import SHAPE
+from tests.cli.test_processes import SHAPE
 from tests.toolkit.models import two_branches
 
 # What is planned must not depend on how fast this machine is while it tests.
@@ -89,7 +89,7 @@ def planned(home: Path, *arguments: str) -> dict[str, Any]:
         (("--link", "version.link.json"), "link file is of another version: probe the link again"),
     ],
 )
-def test_a_wish_that_cannot_be_met_is_one_sentence(
+def test_a_limit_that_cannot_be_kept_is_one_sentence(
     home: Path, arguments: tuple[str, ...], said: str
 ) -> None:
     given = (str(home / text) if text.endswith(".json") else text for text in arguments)

@@ -1,4 +1,4 @@
-"""A bundle for a range of links, from `split` to `run`: every verb knows its plans."""
+"""A bundle of several plans for a range of links, in every command from `split` to `run`."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`offload schedule` from the outside: its contract in json, its charts, its refusals."""
+"""`offload schedule`: its JSON, its charts, its errors."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Bundles whose manifest or plan was changed, with digests made right again to get behind them."""
+"""Bundles with a changed manifest or plan, whose digests are recomputed to reach more code."""
 
 import copy
 import hashlib
@@ -77,7 +77,7 @@ BUNDLES = (_texts(),)
 
 @cache
 def _scratch() -> "tempfile.TemporaryDirectory[str]":
-    """One place for all of a process's inputs, which goes with it."""
+    """A folder for all inputs of this process, removed when it ends."""
     return tempfile.TemporaryDirectory(prefix="offload-fuzz-")
 
 
@@ -86,7 +86,7 @@ def _folder() -> Path:
 
 
 def _changed(text: bytes, draw: Draw) -> Any:
-    """A JSON value in which some places hold what nobody expects there."""
+    """The JSON value of a text with unexpected values in some places."""
     value = json.loads(text)
     for _ in range(1 + draw.byte() % 3):
         value = _replaced(value, draw)
@@ -94,7 +94,7 @@ def _changed(text: bytes, draw: Draw) -> Any:
 
 
 def _replaced(value: Any, draw: Draw) -> Any:
-    """The same with one place changed, found by going down where the bytes say."""
+    """The value with one place changed; the bytes choose the way to it."""
     if not isinstance(value, dict | list) or not value or draw.byte() < 40:
         return copy.deepcopy(draw.one_of(_NASTY))
     key = draw.one_of(list(value) if isinstance(value, dict) else range(len(value)))
@@ -105,7 +105,7 @@ def _replaced(value: Any, draw: Draw) -> Any:
 
 
 def _value(data: bytes, text: bytes) -> Any:
-    """JSON that came as it is, or a right one changed; None where it is no JSON at all."""
+    """The JSON in the data, or a valid one changed by it; None if the data is not JSON."""
     if data[:1] != b"{":
         return _changed(text, Draw(data))
     try:
@@ -115,7 +115,7 @@ def _value(data: bytes, text: bytes) -> Any:
 
 
 def read_manifest(data: bytes) -> None:
-    """The reader of manifests, with a plan that is right."""
+    """Read a changed manifest with a valid plan."""
     manifest = _value(data, BUNDLES[0].manifest)
     if isinstance(manifest, dict):
         if isinstance(manifest.get("files"), dict):
@@ -129,14 +129,14 @@ def read_manifest(data: bytes) -> None:
 
 
 def read_plan(data: bytes) -> None:
-    """The reader of plans, with a manifest that is right."""
+    """Read a changed plan with a valid manifest."""
     plan = _value(data, BUNDLES[0].plan)
     seal(_folder(), data if plan is None else json.dumps(plan).encode())
     _open()
 
 
 def seal(folder: Path, plan: bytes) -> None:
-    """Write a bundle with that plan, its digests right."""
+    """Write a bundle with this plan and the right digests."""
     manifest = json.loads(BUNDLES[0].manifest)
     manifest["files"][PLAN] = _entry(plan)
     _write(folder, json.dumps({**manifest, "digest": manifest_digest(manifest)}).encode(), plan)
@@ -153,7 +153,7 @@ def _entry(text: bytes) -> dict[str, Any]:
 
 
 def _open() -> None:
-    """Open it, and ask what a server asks next; only the four errors may come."""
+    """Open the bundle and use it as a server does; only the four errors may be raised."""
     folder = _folder()
     with suppress(OffloadError):
         bundle = open_bundle(folder)

@@ -1,4 +1,4 @@
-"""What a fuzzer's bytes decide: each choice takes some of them, and none is left undecided."""
+"""Turn a fuzzer's bytes into choices."""
 
 import struct
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Draw:
-    """Choices from bytes; where they have run out, the first one."""
+    """Choices from bytes; each takes some of them. Without bytes, the first choice is taken."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -19,7 +19,7 @@ class Draw:
         return self._at >= len(self._data)
 
     def take(self, count: int) -> bytes:
-        """Up to so many bytes."""
+        """Take up to `count` bytes."""
         taken = self._data[self._at : self._at + count]
         self._at += count
         return taken
@@ -31,14 +31,14 @@ class Draw:
         return (self.take(1) or b"\0")[0]
 
     def number(self) -> int:
-        """A small one mostly, or one that is near a limit of 64 bits."""
+        """A number: mostly small, sometimes any of 64 bits."""
         first = self.byte()
         if first < 240:
             return first % 16
         return int(struct.unpack("<Q", self.take(8).ljust(8, b"\0"))[0])
 
     def blob(self) -> bytes:
-        """Bytes with their own length before them."""
+        """Bytes, preceded by their length."""
         return self.take(self.byte())
 
     def one_of(self, values: Sequence[T]) -> T:

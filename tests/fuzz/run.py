@@ -1,4 +1,4 @@
-"""Fuzz every target for a while: coverage-guided, with what was found named at the end.
+"""Fuzz every target for some time, guided by coverage, and list the findings.
 
 Run as `make fuzz` (`SECONDS=600` for longer, `TARGETS="serve plan"` for some).
 """
@@ -22,12 +22,12 @@ _FOUND = re.compile(r"Test unit written to (\S+)")
 
 @dataclass(frozen=True, slots=True)
 class Fuzzed:
-    """What came of one target.
+    """The result of fuzzing one target.
 
     Attributes:
         name: the target.
         code: the process's exit code.
-        text: what it said.
+        text: its stderr.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Fuzzed:
 
 
 def fuzz(name: str, seconds: int, folder: Path) -> Fuzzed:
-    """Fuzz one target in a process of its own; what it found is shown at once."""
-    command = [sys.executable, "-m", "tests.fuzz.drive", name, str(seconds), str(folder)]
+    """Fuzz one target in a process of its own; print its output at once if it fails."""
+    command = [sys.executable, "-m", "tests.fuzz.fuzz_target", name, str(seconds), str(folder)]
     with tempfile.TemporaryDirectory() as scratch:  # the fuzzer ends a process without its farewell
         done = subprocess.run(
             command,

@@ -1,7 +1,7 @@
-"""What is fuzzed: each target takes bytes and fails only where the product is wrong.
+"""Fuzz targets: each takes bytes and fails only where the product is wrong.
 
-A target lets the four errors pass and nothing else: whatever else escapes is a finding, as is a
-broken invariant, a hang, or more memory than the process may have.
+A target suppresses the four errors. Any other exception is a finding, as is a broken invariant, a
+hang, or more memory than the process may have.
 """
 
 import random
@@ -18,16 +18,24 @@ from offload_runtimes.protocol.client_state import DeviceSession, DownloadReceiv
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.server_state import Close, Event, Reply, RunSegment, ServerSession
 
-from tests.fuzz.agreed import DIGEST, LIMIT_BYTES, ROOM, agreed, damaged, message, outputs
 from tests.fuzz.bundles import BUNDLES, read_manifest, read_plan
 from tests.fuzz.draw import Draw
+from tests.fuzz.messages import (
+    DIGEST,
+    LIMIT_BYTES,
+    ROOM,
+    damaged,
+    message,
+    outputs,
+    two_contracts,
+)
 
 _SEEDS = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One thing to fuzz.
+    """A function to fuzz.
 
     Attributes:
         run: takes a fuzzer's bytes.
@@ -39,7 +47,7 @@ class Target:
 
 
 def parse(data: bytes) -> None:
-    """The frame parser: bytes as they are, or a message that is right or nearly."""
+    """The frame parser, on bytes as they are or on a valid or nearly valid message."""
     draw = Draw(data)
     kind = draw.byte() % 3
     raw = draw.rest() if kind == 0 else message(draw)
@@ -47,7 +55,7 @@ def parse(data: bytes) -> None:
     with suppress(wire.ProtocolError):
         head, payload = wire.parse(raw)
         if head.WhichOneof("body") == "tensor":
-            for contract in agreed():
+            for contract in two_contracts():
                 header, value = wire.decode_tensor(head.tensor, payload, contract.uploads)
                 assert header.size_bytes <= LIMIT_BYTES
                 assert size_bytes(value) <= header.memory_bytes + 256
@@ -58,7 +66,7 @@ def parse(data: bytes) -> None:
 
 
 def decode(data: bytes) -> None:
-    """The codecs: as many bytes as expected or ValueError, and what they encode comes back."""
+    """The codecs: decoding gives the expected bytes or ValueError, and undoes encoding."""
     draw = Draw(data)
     codec = codecs.codec(draw.one_of(codecs.NAMES))
     shape = tuple(draw.byte() % 9 for _ in range(draw.byte() % 4))
@@ -76,17 +84,17 @@ def decode(data: bytes) -> None:
 
 
 class _Server:
-    """A server's session, what runs for it, and another one that holds memory, too."""
+    """A server's session, its running segments, and another session that holds memory."""
 
     def __init__(self) -> None:
         self.memory = MemoryBudget(4 * LIMIT_BYTES)
         self.others = self.memory.reserve(lambda: None)
         reservation = self.memory.reserve(lambda: None)
-        self.session = ServerSession({DIGEST: agreed()}, ROOM, reservation)
+        self.session = ServerSession({DIGEST: two_contracts()}, ROOM, reservation)
         self.running: list[RunSegment] = []
 
     def step(self, draw: Draw) -> list[Event]:
-        """Whatever may happen to a session."""
+        """One event that may happen to a session."""
         choice = draw.byte() % 16
         if choice == 0:
             return self.session.receive(damaged(self._message(draw), draw), 0.0)
@@ -113,18 +121,19 @@ class _Server:
                 wire.parse(event.data)
 
     def check(self) -> None:
-        held = sum(frame.uploaded_bytes for frame in self.session._all_frames())
-        assert 0 <= held <= ROOM.max_bytes
-        assert self.memory.held_bytes == held + self.others.held_bytes <= self.memory.limit_bytes
+        uploaded_bytes = sum(frame.uploaded_bytes for frame in self.session._all_frames())
+        assert 0 <= uploaded_bytes <= ROOM.max_bytes
+        all_bytes = uploaded_bytes + self.others.held_bytes
+        assert self.memory.held_bytes == all_bytes <= self.memory.limit_bytes
         assert self.session.frames_in_flight <= ROOM.max_frames
-        assert not self.session.closed or held == self.session.frames_in_flight == 0
+        assert not self.session.closed or uploaded_bytes == self.session.frames_in_flight == 0
 
 
 def serve(data: bytes) -> None:
-    """The server's session under messages and results in any order; it never raises."""
+    """The server's session with messages and results in any order; it never raises."""
     draw, server = Draw(data), _Server()
     if draw.byte() < 250:
-        server.take(server.session.receive(DeviceSession(agreed(), "here").hello(), 0.0))
+        server.take(server.session.receive(DeviceSession(two_contracts(), "here").hello(), 0.0))
     while not draw.is_empty:
         server.take(server.step(draw))
         server.check()
@@ -136,7 +145,7 @@ def serve(data: bytes) -> None:
 
 def drive(data: bytes) -> None:
     """The device's session under whatever a server may answer: an OffloadError or an event."""
-    draw, session = Draw(data), DeviceSession(agreed(), "here")
+    draw, session = Draw(data), DeviceSession(two_contracts(), "here")
     while not draw.is_empty:
         choice = draw.byte() % 8
         if choice == 0:
@@ -152,7 +161,7 @@ def drive(data: bytes) -> None:
 
 
 def scattered() -> list[bytes]:
-    """Bytes without a pattern, short and long, the same ones every time."""
+    """Random bytes, short and long, the same every time."""
     chance = random.Random(0)
     return [chance.randbytes(3 * length) for length in range(1, _SEEDS)]
 

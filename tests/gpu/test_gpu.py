@@ -148,7 +148,7 @@ def test_a_split_inference_uses_the_gpu(models: dict[str, Path], tmp_path: Path)
 
 
 def test_the_rows_of_the_benchmark_that_a_server_decides() -> None:
-    """Shown, not judged: the goals were set for two CPU cores."""
+    """Print the rows without judging them: the goals are for two CPU cores."""
     command = [sys.executable, "-m", "tests.benchmarks.bench_runtime", "--seconds", "2"]
     done = subprocess.run(
         [*command, "--only", "tails", "--only", "batches"],

@@ -1,4 +1,4 @@
-"""The server: hostile sessions end alone, it can be watched, it stops without losing work."""
+"""The server: limits of a session, metrics, logs, health, draining, and freed memory."""
 
 import gc
 import json
@@ -123,7 +123,7 @@ def test_a_vanished_device_leaves_nothing(server: Server, made: Made) -> None:
 
 
 def test_frames_too_large_for_the_bundle_are_refused(server: Server) -> None:
-    """gRPC itself refuses them before they are in memory."""
+    """gRPC refuses them before they are in memory."""
     channel = grpc.insecure_channel(server.address)
     method: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(SESSION)
     call = method(iter([bytes(2**25)]))
@@ -134,7 +134,7 @@ def test_frames_too_large_for_the_bundle_are_refused(server: Server) -> None:
 
 
 def growing(folder: Path, count: int) -> Made:
-    """A bundle whose server part answers one number with so many."""
+    """A bundle whose server part answers one number with many."""
     x, y = models.floats("x", 1), models.floats("y", count)
     shape = {"shape": np.array([count], np.int64)}
     whole = models.model([helper.make_node("Expand", ["x", "shape"], ["y"])], [x], [y], shape)
@@ -165,7 +165,7 @@ def test_a_device_that_reads_nothing_ends_alone(made: Made, tmp_path: Path) -> N
 
 
 def endless(folder: Path, size: int | str) -> Made:
-    """A bundle whose server part never ends; a dynamic size keeps it from being warmed."""
+    """A bundle whose server part never ends; its dynamic size prevents a warm-up run."""
     whole = models.endless_loop(size)
     part = bundles.segment("server-0", Side.SERVER, ["x"], ["y"])
     return bundles.write(folder, whole, [(part, whole)], [("send", "x")], [Send("x", 4)], ["y"])
@@ -187,7 +187,7 @@ def test_a_model_that_never_ends_is_stopped(made: Made, tmp_path: Path) -> None:
 
 
 def test_a_cancelled_frame_is_stopped(tmp_path: Path) -> None:
-    """The device gave up: the server's only worker is free again at once."""
+    """When the device cancels a frame, the server's only worker is free at once."""
     loop = endless(tmp_path / "loop", "n")
     with (
         Server([loop.bundle]) as server,
@@ -200,7 +200,7 @@ def test_a_cancelled_frame_is_stopped(tmp_path: Path) -> None:
 
 
 def test_what_runs_for_a_vanished_device_is_stopped(made: Made, tmp_path: Path) -> None:
-    """Long before `max_run_s` the only worker is free for others, and nothing is held."""
+    """The only worker is free long before `max_run_s`, and no memory is in use."""
     loop = endless(tmp_path / "loop", "n")
     with Server(
         [loop.bundle, made.bundle], options=ServeOptions(EngineOptions(threads=1))
@@ -288,7 +288,7 @@ def test_logs_are_json_lines(server: Server, made: Made, caplog: pytest.LogCaptu
     assert refused["session"] > 0
 
 
-def test_a_device_of_another_version_is_told_of(
+def test_a_device_of_another_version_is_logged(
     server: Server, made: Made, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = wire.message(hello=pb.Hello(protocol=9, bundle=made.bundle.digest))
@@ -307,7 +307,7 @@ def test_a_device_of_another_version_is_told_of(
 
 
 def test_drain_moves_devices_away(server: Server, made: Made) -> None:
-    """A draining server answers what it has; the device goes on alone, then elsewhere."""
+    """A draining server answers its frames; the device continues alone, then on another server."""
     with OffloadSession(made.bundle, server.address, heartbeat_s=0.05) as session:
         session.run(None, made.feeds())
         running = session.begin(None, made.feeds(1))
@@ -330,15 +330,15 @@ def test_a_new_device_session_needs_no_state(made: Made, server: Server) -> None
 
 @pytest.fixture
 def no_collector() -> Iterator[None]:
-    """What is still there without the garbage collector is held by somebody."""
+    """Turn the garbage collector off, so that only references keep objects alive."""
     gc.disable()
     yield
     gc.enable()
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_a_session_that_is_over_is_gone_at_once(server: Server, made: Made) -> None:
-    """With all its tensors, not when the garbage collector comes by."""
+def test_a_closed_session_is_freed_at_once(server: Server, made: Made) -> None:
+    """Its tensors are freed too, without the garbage collector."""
     connection = serve(server)
     connection.send(hello(made))
     assert connection.receive() is not None
@@ -350,8 +350,8 @@ def test_a_session_that_is_over_is_gone_at_once(server: Server, made: Made) -> N
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_a_session_that_a_device_broke_off_is_gone_at_once(server: Server, made: Made) -> None:
-    """gRPC raises an error then, and keeps it."""
+def test_a_broken_session_is_freed_at_once(server: Server, made: Made) -> None:
+    """gRPC raises an error and keeps a reference to it."""
     with OffloadSession(made.bundle, server.address) as session:
         session.run(None, made.feeds())
         (served,) = server._sessions
@@ -361,8 +361,8 @@ def test_a_session_that_a_device_broke_off_is_gone_at_once(server: Server, made:
 
 
 @pytest.mark.usefixtures("no_collector")
-def test_a_device_session_is_gone_with_its_last_user(server: Server, made: Made) -> None:
-    """With its models: the collector does not know how large they are."""
+def test_a_device_session_is_freed_with_its_last_user(server: Server, made: Made) -> None:
+    """Its models are freed too: the collector does not know how large they are."""
     session = OffloadSession(made.bundle, server.address)
     session.run(None, made.feeds())
     session.close()

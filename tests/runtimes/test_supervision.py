@@ -1,4 +1,4 @@
-"""Whatever a segment raises fails its frame alone; the server goes on serving everybody."""
+"""An error of a segment fails its frame only; the server continues to serve all sessions."""
 
 import logging
 from pathlib import Path
@@ -11,7 +11,6 @@ from offload.planning.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.server import Server
-from offload_runtimes.serving.batching import Batching
 from offload_runtimes.serving.serve_options import ServeOptions
 from onnx import helper
 
@@ -23,7 +22,7 @@ PLAIN = EngineOptions(threads=1)
 
 
 class OutOfTheTree(BaseException):
-    """Not even an Exception."""
+    """A BaseException that is not an Exception."""
 
 
 RAISED = [
@@ -53,16 +52,16 @@ def doubling(folder: Path, factor: float) -> Made:
 
 
 class Failing:
-    """A run that raises, or gives what cannot be sent."""
+    """A run that raises, or returns a value that cannot be sent."""
 
     def __init__(self, answer: object) -> None:
         self.answer = answer
 
     def stop(self) -> None:
-        """There is nothing to stop."""
+        """Do nothing."""
 
     def run(self, *_: object) -> list[Any]:
-        """Do what it is made for."""
+        """Raise or return, as the test demands."""
         if isinstance(self.answer, BaseException):
             raise self.answer
         return [self.answer]
@@ -80,7 +79,7 @@ def test_every_exception_fails_its_frame_and_nothing_else(
     bad, good = doubling(tmp_path / "bad", 2), doubling(tmp_path / "good", 3)
     caplog.set_level(logging.CRITICAL, "offload.server")
     with Server(
-        [bad.bundle, good.bundle], options=ServeOptions(PLAIN, workers=1, batching=Batching(rows))
+        [bad.bundle, good.bundle], options=ServeOptions(PLAIN, workers=1, batch_rows=rows)
     ) as server:
         engine = server._bundles.loaded[bad.bundle.digest].engines["server-0"]
         with (
@@ -125,7 +124,7 @@ def test_an_answer_that_cannot_be_sent_fails_its_frame(
 def test_what_breaks_a_session_ends_it_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An error outside of a segment's run: the session is over, its device learns why."""
+    """An error outside of a segment's run ends the session; its device gets the reason."""
     made = doubling(tmp_path / "b", 2)
     caplog.set_level(logging.CRITICAL, "offload.server")
     said = r"the session failed on the server \(KeyError"

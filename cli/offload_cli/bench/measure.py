@@ -1,10 +1,10 @@
 """Measure all schemes of each model on each network; results are saved as they are finished."""
 
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -105,15 +105,10 @@ def measure_all(
         OffloadError: a side died; finished results are saved.
     """
     (options.folder / "cells").mkdir(parents=True, exist_ok=True)
-    waiting: dict[str, list[str]] = defaultdict(list)
-    for study, network in missing(options, environment.kind):
-        waiting[study.name].append(network)
-    for study in options.studies:
-        if study.name not in waiting:
-            continue
+    for study, pairs in groupby(missing(options, environment.kind), lambda pair: pair[0]):
         with scratch() as folder:
             ready = prepare(study, folder / "model", options.slowdown, options.profiles, progress)
-            for network in waiting[study.name]:
+            for _, network in pairs:
                 group = measure_group(options, ready, network, environment, folder, progress)
                 group.save(options.path(study, network))
                 done(study, network)

@@ -23,7 +23,6 @@ from offload_cli.bench.results import (
     goals,
     picks,
     planning,
-    predicted_gain,
 )
 
 _PAPER_FIGURES = {"3g": "Fig. 6(a)", "4g": "Fig. 6(b)", "wifi": "Fig. 7(a)"}
@@ -32,11 +31,11 @@ _OVERHEADS_ON = "wifi"
 
 TITLE = "onnx-offload: the experiments"
 GOALS = ("measure", "goal", "measured", "met")
-GAINS = ("model", "network", "best of LO, CO, PO", "any order / PO", "paper's order / PO")
-GAINS_OURS = ("OPSS / PO", "predicted", "joint / best of LO, CO, PO", "predicted")
+GAINS = (
+    "model", "network", "best of LO, CO, PO", "any order / PO", "paper's order / PO", "OPSS / PO",
+    "predicted", "joint / best of LO, CO, PO", "predicted",
+)  # fmt: skip
 CELLS = ("model", "network", "scheme", "median", "95 %", "predicted", "off by", "sent", "energy")
-FACTS = ("measure", "measured")
-PLANNED = ("model", *(SHORT[key] for key in PLANNING))
 MISSED = ("model", "network", "input", "picked", "took", "best", "took", "ratio", "why")
 
 
@@ -108,10 +107,9 @@ def gantts(groups: Sequence[Group]) -> dict[str, str]:
 
 def caption(name: str) -> str:
     """The heading of a chart, by its file name."""
-    kind, _, rest = name.removesuffix(".svg").partition("-")
-    return {"latency": f"Latency on {rest}", "overhead": "Planning time"}.get(
-        kind, f"The {rest} cell"
-    )
+    kind, _, subject = name.removesuffix(".svg").partition("-")
+    headings = {"latency": f"Latency on {subject}", "overhead": "Planning time"}
+    return headings.get(kind, f"The {subject} cell")
 
 
 def write_report(
@@ -197,11 +195,16 @@ def _sections(groups: Sequence[Group], charts: Mapping[str, str]) -> list[Sectio
             "Gains of overlap, order and cut",
             "Measured factors; above 1 is faster. All but joint use PO's cut. Predicted: the"
             " predicted factor for the column to its left.",
-            GAINS + GAINS_OURS,
+            GAINS,
             _gains(groups),
         ),
-        Section("Summary of all cells", "", FACTS, facts(groups)),
-        Section("Planning time", "Least to most over all networks.", PLANNED, planning(groups)),
+        Section("Summary of all cells", "", ("measure", "measured"), facts(groups)),
+        Section(
+            "Planning time",
+            "Least to most over all networks.",
+            ("model", *(SHORT[key] for key in PLANNING)),
+            planning(groups),
+        ),
         Section(
             "All cells",
             "Schemes that come to the same program run once and share its figures.",
@@ -243,8 +246,8 @@ def _gains(groups: Sequence[Group]) -> list[tuple[str, ...]]:
         rivals = [cell for key in ("local", "cloud", "partition") if (cell := group.cell(key))]
         best = min(rivals, key=lambda cell: cell.median_s)
         factors = [gain(group, key) for key in ("fifo", "paper", "opss")]
-        factors += [predicted_gain(group, "opss"), gain(group, "joint", best.scheme)]
-        factors.append(predicted_gain(group, "joint", best.scheme))
+        factors += [gain(group, "opss", predicted=True), gain(group, "joint", best.scheme)]
+        factors.append(gain(group, "joint", best.scheme, predicted=True))
         shown = [f"{value:.2f}" if value else "" for value in factors]
         rows.append((group.model, group.network, SHORT[best.scheme], *shown))
     return rows

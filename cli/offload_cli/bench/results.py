@@ -197,16 +197,14 @@ def picks(groups: Sequence[Group]) -> list[Pick]:
     return choices
 
 
-def gain(group: Group, scheme: str, over: str = "partition") -> float | None:
-    """Measured latency of another scheme over this one's; None without both."""
+def gain(
+    group: Group, scheme: str, over: str = "partition", *, predicted: bool = False
+) -> float | None:
+    """Measured or predicted latency of another scheme over this one's; None without both."""
     slow, fast = group.cell(over), group.cell(scheme)
-    return slow.median_s / fast.median_s if slow and fast else None
-
-
-def predicted_gain(group: Group, scheme: str, over: str = "partition") -> float | None:
-    """Predicted latency of another scheme over this one's; None without both."""
-    slow, fast = group.cell(over), group.cell(scheme)
-    return slow.predicted_s / fast.predicted_s if slow and fast else None
+    if not slow or not fast:
+        return None
+    return slow.predicted_s / fast.predicted_s if predicted else slow.median_s / fast.median_s
 
 
 def goals(groups: Sequence[Group]) -> list[Goal]:
@@ -238,7 +236,7 @@ def _overlap_goals(groups: Sequence[Group], model: str) -> list[Goal]:
 
     def most(kind: str) -> tuple[float, str]:
         gains = [
-            (measured, group.network, predicted_gain(group, "opss") or 0.0)
+            (measured, group.network, gain(group, "opss", predicted=True) or 0.0)
             for group in groups
             if group.model == model + kind and (measured := gain(group, "opss"))
         ]

@@ -61,11 +61,6 @@ class Study:
     inside: bool = False
     keep_input: bool = False
 
-    @property
-    def takes_camera(self) -> bool:
-        """Whether a variant with a camera's bytes as input is measured too."""
-        return not (self.inside or self.keep_input)
-
 
 _OWN_STUDIES = (
     Study("multi_stream", partial(multi_stream.build, hidden=_LIGHT_HEADS)),
@@ -144,18 +139,19 @@ def prepare(
     folder.mkdir(parents=True, exist_ok=True)
     progress(f"{study.name}: building")
     proto = study.build()
-    single = list(image.input_shapes(proto)) == ["image"] and study.takes_camera
-    if single:
+    takes_image = list(image.input_shapes(proto)) == ["image"]
+    has_camera = takes_image and not study.inside and not study.keep_input
+    if has_camera:
         proto = image.rename_input(proto, "image", _FLOATS)
-    picture, feeds = _seeded_inputs(image.input_shapes(proto), single)
+    picture, feeds = _seeded_inputs(image.input_shapes(proto), has_camera)
 
-    def given_profile(side: str) -> Profile | None:
+    def saved_profile(side: str) -> Profile | None:
         path = profiles / f"{study.name}.{side}.json" if profiles else None
         return load_profile(path) if path and path.is_file() else None
 
     def variant(kind: str, feeds: Mapping[str, Array]) -> Variant:
         """Load and profile `KIND.onnx`, and save its inputs as `KIND.npz`."""
-        device, server = given_profile("device"), given_profile("server")
+        device, server = saved_profile("device"), saved_profile("server")
         progress(f"{study.name}: measuring its layers ({kind})")
         scratch, arrays = folder / kind, folder / f"{kind}.npz"
         scratch.mkdir(exist_ok=True)
@@ -187,11 +183,11 @@ def prepare(
 
 
 def _seeded_inputs(
-    shapes: Mapping[str, tuple[int, ...]], single: bool
+    shapes: Mapping[str, tuple[int, ...]], has_camera: bool
 ) -> tuple[Array | None, dict[str, Array]]:
-    """A seeded image and its normalised floats; without a single image, floats for every input."""
+    """A seeded image and its normalised floats; without a camera, floats for every input."""
     random = np.random.default_rng(0)
-    if not single:
+    if not has_camera:
         return None, {n: random.random(shape, dtype=np.float32) for n, shape in shapes.items()}
     _, _, height, width = shapes[_FLOATS]
     picture = random.integers(0, 256, (1, height, width, 3), dtype=np.uint8)
@@ -232,41 +228,37 @@ class PlannedScheme:
 
 def plans_of(prepared: PreparedStudy, link: Link) -> dict[str, PlannedScheme]:
     """A plan for every scheme, by the scheme's key."""
-    floats, problem = prepared.floats, planning_problem(prepared, link)
+    problem = planning_problem(prepared, link)
+    best = None
     if prepared.study.inside:
         cut = inner_cut(problem)
         estimates = {
             "local": estimate(problem, Scheme.LOCAL, all_local(problem.graph)),
             "partition": estimate(problem, Scheme.PARTITION, cut),
-            "fifo": estimate(problem, Scheme.OPSS, cut, "fifo"),
-            "paper": _paper_estimate(problem, cut),
             "opss": estimate(problem, Scheme.OPSS, cut),
         }
-        compared = tuple(estimates[key] for key in ("local", "partition", "opss"))
-        return {
-            key: PlannedScheme(floats, plan_of(problem, compared, scheme))
-            for key, scheme in estimates.items()
-        }
-    compared = compare(problem)
-    best = simplest_within_margin(compared, choose(problem, compared))
+        compared = tuple(estimates.values())
+    else:
+        compared = compare(problem)
+        best = simplest_within_margin(compared, choose(problem, compared))
+        estimates = {candidate.scheme.value: candidate for candidate in compared}
+        cut = estimates[Scheme.PARTITION].cut
+    estimates["fifo"] = estimate(problem, Scheme.OPSS, cut, "fifo")
+    estimates["paper"] = _paper_estimate(problem, cut)
     plans = {
-        plan.scheme.value: PlannedScheme(floats, plan_of(problem, compared, plan), plan is best)
-        for plan in compared
+        key: PlannedScheme(
+            prepared.floats, plan_of(problem, compared, candidate), candidate is best
+        )
+        for key, candidate in estimates.items()
     }
-    cut = next(plan.cut for plan in compared if plan.scheme is Scheme.PARTITION)
-    for key, plan in (
-        ("fifo", estimate(problem, Scheme.OPSS, cut, "fifo")),
-        ("paper", _paper_estimate(problem, cut)),
-    ):
-        plans[key] = PlannedScheme(floats, plan_of(problem, compared, plan))
     if camera := prepared.camera:
         problem = PlanningProblem.of(camera.graph, camera.device, camera.server, link)
         compared = compare(problem)
-        cloud = next(plan for plan in compared if plan.scheme is Scheme.CLOUD)
+        cloud = next(candidate for candidate in compared if candidate.scheme is Scheme.CLOUD)
         best = simplest_within_margin(compared, choose(problem, compared))
         cloud_plan = plan_of(problem, compared, cloud)
-        plans["cloud-raw"] = PlannedScheme(camera, cloud_plan, cloud is best)
-        plans["auto-raw"] = PlannedScheme(camera, plan_of(problem, compared, best), True)
+        plans["cloud-raw"] = PlannedScheme(camera, cloud_plan, picked=cloud is best)
+        plans["auto-raw"] = PlannedScheme(camera, plan_of(problem, compared, best), picked=True)
     return plans
 
 

@@ -9,13 +9,12 @@ from pathlib import Path
 
 from offload.bundle.bundle import Bundle, open_bundle
 from offload.bundle.model_inputs import inputs_of
-from offload.bundle.write import write_plans
+from offload.bundle.write import write_bundle
 from offload.costs.encodings import EncodingPolicy, parse_allowed
 from offload.costs.link import Link
 from offload.errors import InputError
 from offload.files import write_text
 from offload.planning.plan import Plan
-from offload.planning.plan_set import PlanSet
 from offload.planning.planner import make_plan
 from offload.planning.problem import PlanningProblem
 
@@ -94,7 +93,7 @@ def write_rivals(
             remarks.append(f"{label} is left out: {error}.")
             return
         name = "".join(c if c.isalnum() else "-" for c in label.lower())
-        add(label, write_plans(model, graph, PlanSet((plan,)), folder / name, types))
+        add(label, write_bundle(model, graph, plan, folder / name, types))
 
     folder.mkdir(exist_ok=True)
     problem = prepared.problem(link)
@@ -114,7 +113,7 @@ def write_rivals(
         write(label, lambda label=label: make_plan(problem, SCHEMES[label]))  # type: ignore[misc]
     progress("planning the best split")
     best = write_split(prepared, folder / "best", progress)
-    add(SPLIT, best, best.ranged.at(link.up_bps))
+    add(SPLIT, best, best.plan_set.at(link.up_bps))
     return rivals, remarks
 
 

@@ -44,11 +44,14 @@ class Testbed:
         """The testbed of one process, known by its number and its start time."""
         return cls(f"run-{pid}-{host.started_of(pid) or 0}")
 
-    @property
-    def owner(self) -> tuple[int, int] | None:
-        """Number and start time of the process that it belongs to; None: it stays."""
+    def is_leftover(self, started_of: Callable[[int], int | None] = host.started_of) -> bool:
+        """Whether its process has ended, even if another process has its number now.
+
+        Args:
+            started_of: the start time of a process; None when there is no such process.
+        """
         match = _PROCESS_NAME.fullmatch(self.name)
-        return (int(match["pid"]), int(match["started"])) if match else None
+        return match is not None and started_of(int(match["pid"])) != int(match["started"])
 
     def namespace(self, side: Side) -> str:
         """The network namespace of a side."""
@@ -141,20 +144,6 @@ def testbeds_of(names: Iterable[str]) -> tuple[Testbed, ...]:
     return tuple(map(Testbed, sorted({match["name"] for match in matches if match})))
 
 
-def leftovers(names: Iterable[str], started_of: Callable[[int], int | None]) -> tuple[Testbed, ...]:
-    """Testbeds whose process has ended, even if another process has its number now.
-
-    Args:
-        names: of the namespaces that are present.
-        started_of: the start time of a process; None when there is no such process.
-    """
-    return tuple(
-        testbed
-        for testbed in testbeds_of(names)
-        if testbed.owner and started_of(testbed.owner[0]) != testbed.owner[1]
-    )
-
-
 def up(testbed: Testbed, link: Link) -> Testbed:
     """Make a testbed that stays until it is taken down.
 
@@ -197,7 +186,7 @@ def open_testbed(link: Link) -> Iterator[Testbed]:
 def sweep() -> tuple[Testbed, ...]:
     """Remove the testbeds of processes that have ended; returns them."""
     names = (*host.namespaces(), *(f"{group}-device" for group in host.groups()))
-    removed = leftovers(names, host.started_of)
+    removed = tuple(testbed for testbed in testbeds_of(names) if testbed.is_leftover())
     for testbed in removed:
         testbed.down()
     return removed
@@ -244,8 +233,7 @@ def scratch() -> Iterator[Path]:
     """A folder of this process, removed at the end; those of killed processes are removed first."""
     root = Path(tempfile.gettempdir())
     for folder in root.glob(f"{_SCRATCH_PREFIX}*"):
-        owner = Testbed(folder.name.removeprefix(_SCRATCH_PREFIX)).owner
-        if owner and host.started_of(owner[0]) != owner[1]:
+        if Testbed(folder.name.removeprefix(_SCRATCH_PREFIX)).is_leftover():
             shutil.rmtree(folder, ignore_errors=True)
     folder = root / f"{_SCRATCH_PREFIX}{Testbed.of_process(os.getpid()).name}"
     folder.mkdir(mode=0o700, exist_ok=True)

@@ -20,7 +20,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from offload.bundle.compare import gap
+from offload.bundle.compare import difference
 from offload.errors import ServerError, sentence
 from offload.files import temporary_folder
 from offload.records import from_json, to_json
@@ -323,7 +323,8 @@ class Worker:
         latency_s = time.monotonic() - start_s
         by_name = dict(zip((v.name for v in opened.get_outputs()), outputs, strict=True))
         worst = max(
-            (gap(self._values[key], by_name[name]) for name, key in expected.items()), default=0.0
+            (difference(self._values[key], by_name[name]) for name, key in expected.items()),
+            default=0.0,
         )
         run = {
             "latency_s": latency_s,

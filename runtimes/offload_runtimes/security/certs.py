@@ -3,8 +3,8 @@
 import datetime as dt
 import ipaddress
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -19,14 +19,7 @@ _AUTHORITY = ("ca.pem", "ca.key")
 _KEY_MODE = 0o600
 _BACKDATED = dt.timedelta(hours=1)  # clocks of devices are often a little behind
 _ALLOWED_NAME = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.:")
-
-
-@dataclass(frozen=True, slots=True)
-class Authority:
-    """A private certificate authority: its certificate and key."""
-
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
+KeyPair: TypeAlias = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
 
 
 def make_certificates(
@@ -119,26 +112,24 @@ def renew_certificates(
     return tuple(written)
 
 
-def _renew_authority(folder: Path, lifetime: dt.timedelta) -> tuple[Authority, list[Path]]:
+def _renew_authority(folder: Path, lifetime: dt.timedelta) -> tuple[KeyPair, list[Path]]:
     """Read the authority, signed again if it would end before `lifetime`; the files written."""
-    authority = _read_authority(folder)
-    if authority.certificate.not_valid_after_utc >= dt.datetime.now(dt.UTC) + lifetime:
-        return authority, []
+    certificate, key = _read_authority(folder)
+    if certificate.not_valid_after_utc >= dt.datetime.now(dt.UTC) + lifetime:
+        return (certificate, key), []
     longer = max(lifetime, dt.timedelta(days=AUTHORITY_DAYS))
-    path = _sign_authority(folder, authority.key, longer)
+    path = _sign_authority(folder, key, longer)
     return _read_authority(folder), [path]
 
 
-def _read_authority(folder: Path) -> Authority:
+def _read_authority(folder: Path) -> KeyPair:
     certificate, key = (folder / name for name in _AUTHORITY)
     if not certificate.exists() or not key.exists():
         raise InputError(f"{folder} holds no authority: make one with `offload certs init`")
-    return Authority(*_read_pair(certificate, key))
+    return _read_pair(certificate, key)
 
 
-def _read_pair(
-    certificate_path: Path, key_path: Path
-) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def _read_pair(certificate_path: Path, key_path: Path) -> KeyPair:
     try:
         certificate = x509.load_pem_x509_certificate(certificate_path.read_bytes())
         key = serialization.load_pem_private_key(key_path.read_bytes(), None)
@@ -159,8 +150,7 @@ def _sign_authority(folder: Path, key: ec.EllipticCurvePrivateKey, lifetime: dt.
         (x509.BasicConstraints(ca=True, path_length=0), True),
         (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
     ]
-    certificate = _signed(name, name, key.public_key(), key, lifetime, extensions)
-    return _write_certificate(folder / _AUTHORITY[0], certificate)
+    return _sign(folder / _AUTHORITY[0], name, key.public_key(), name, key, lifetime, extensions)
 
 
 def _issue(
@@ -168,29 +158,34 @@ def _issue(
     name: str,
     usage: x509.ObjectIdentifier,
     key: ec.EllipticCurvePrivateKey,
-    authority: Authority,
+    authority: KeyPair,
     lifetime: dt.timedelta,
 ) -> Path:
-    issuer = authority.key.public_key()
+    try:
+        alternative: x509.GeneralName = x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        alternative = x509.DNSName(name)
+    certificate, signing_key = authority
     extensions: list[tuple[x509.ExtensionType, bool]] = [
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (x509.ExtendedKeyUsage([usage]), False),
-        (x509.SubjectAlternativeName([_alternative(name)]), False),
-        (x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer), False),
+        (x509.SubjectAlternativeName([alternative]), False),
+        (x509.AuthorityKeyIdentifier.from_issuer_public_key(signing_key.public_key()), False),
     ]
-    subject, public = authority.certificate.subject, key.public_key()
-    certificate = _signed(_name(name), subject, public, authority.key, lifetime, extensions)
-    return _write_certificate(folder / f"{name}.pem", certificate)
+    path, issuer = folder / f"{name}.pem", certificate.subject
+    return _sign(path, _name(name), key.public_key(), issuer, signing_key, lifetime, extensions)
 
 
-def _signed(
+def _sign(
+    path: Path,
     subject: x509.Name,
-    issuer: x509.Name,
     public_key: ec.EllipticCurvePublicKey,
+    issuer: x509.Name,
     signing_key: ec.EllipticCurvePrivateKey,
     lifetime: dt.timedelta,
     extensions: Sequence[tuple[x509.ExtensionType, bool]],
-) -> x509.Certificate:
+) -> Path:
+    """Sign a certificate and write it; returns its path. Extensions: whether each is critical."""
     now = dt.datetime.now(dt.UTC)
     builder = (
         x509.CertificateBuilder()
@@ -203,23 +198,13 @@ def _signed(
     )
     for extension, critical in extensions:
         builder = builder.add_extension(extension, critical)
-    return builder.sign(signing_key, hashes.SHA256())
+    certificate = builder.sign(signing_key, hashes.SHA256())
+    write_bytes(path, certificate.public_bytes(serialization.Encoding.PEM))
+    return path
 
 
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text[:64])])
-
-
-def _alternative(name: str) -> x509.GeneralName:
-    try:
-        return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)
-
-
-def _write_certificate(path: Path, certificate: x509.Certificate) -> Path:
-    write_bytes(path, certificate.public_bytes(serialization.Encoding.PEM))
-    return path
 
 
 def _private(key: ec.EllipticCurvePrivateKey) -> bytes:

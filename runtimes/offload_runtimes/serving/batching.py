@@ -4,7 +4,6 @@ import threading
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -22,25 +21,6 @@ HALF_TOLERANCE = 2e-2
 _TRIAL_ROWS = (1, 2, 1)
 _OPEN_SIZES = (16, 64, 224, 8, 3, 1)
 _SEED = 5
-
-
-@dataclass(frozen=True, slots=True)
-class Batching:
-    """How many rows run at once.
-
-    Attributes:
-        rows: the most rows of one call; 1: every frame runs alone.
-        wait_s: how long a worker waits for rows of other sessions; 0: it takes those that wait.
-    """
-
-    rows: int = 1
-    wait_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.rows < 1:
-            raise InputError(f"a batch needs room for at least 1 row, not {self.rows}")
-        if not 0 <= self.wait_s <= 60:
-            raise InputError(f"a worker may wait 0 to 60 s for a batch, not {self.wait_s:g}")
 
 
 def rows_of(feeds: Feeds) -> int | None:
@@ -140,8 +120,15 @@ class BatchQueue(Generic[S, T]):
     taken this way is spent without work, so that batching gives no session more turns.
     """
 
-    def __init__(self, batching: Batching) -> None:
-        self._batching = batching
+    def __init__(self, max_rows: int, wait_s: float = 0.0) -> None:
+        """Make an empty queue.
+
+        Args:
+            max_rows: the most rows of a batch.
+            wait_s: how long `take` waits for items of other sessions.
+        """
+        self._max_rows = max_rows
+        self._wait_s = wait_s
         self._waiting: dict[Hashable, OrderedDict[S, deque[tuple[T, int]]]] = {}
         self._spent: Counter[tuple[Hashable, S]] = Counter()
         self._changed = threading.Condition()
@@ -163,10 +150,10 @@ class BatchQueue(Generic[S, T]):
     def take(self, key: Hashable, session: S, sessions: Callable[[], Iterable[S]]) -> list[T]:
         """Take a session's oldest item of a key, and items of other sessions that fit.
 
-        Waits up to `Batching.wait_s` until each of `sessions()` has an item in the batch. Returns
+        Waits up to `wait_s` until each of `sessions()` has an item in the batch. Returns
         nothing when another session took the item before, or the session was dropped.
         """
-        give_up_s = time.monotonic() + self._batching.wait_s
+        give_up_s = time.monotonic() + self._wait_s
         with self._changed:
             spent = self._spent.pop((key, session), 0)
             if spent > 1:
@@ -174,7 +161,7 @@ class BatchQueue(Generic[S, T]):
             if spent or session not in self._waiting.get(key, ()):
                 return []
             item, rows = self._pop(key, session)
-            taken, room = [(session, item)], self._batching.rows - rows
+            taken, room = [(session, item)], self._max_rows - rows
             while True:
                 room = self._fill(key, taken, room)
                 left_s = give_up_s - time.monotonic()

@@ -15,39 +15,22 @@ from offload.planning.plan import Segment, Side
 from offload.units import format_bytes
 
 from offload_runtimes.agent.store import Journal, RefusalError
-from offload_runtimes.engine import Arena, Engine, EngineOptions, load
+from offload_runtimes.engine import Arena, Engine, load
 from offload_runtimes.protocol.tensor_specs import (
     TENSOR_LIMIT_BYTES,
     Contract,
     contracts,
     upload_limit_bytes,
 )
-from offload_runtimes.serving.batching import Batching, disagreement
+from offload_runtimes.serving.batching import disagreement
 from offload_runtimes.serving.metrics import Observer
 from offload_runtimes.serving.serve_options import ServeOptions
 
 _SHORT_S = 0.0005  # shorter runs take less time than waking a worker
 _WARM_LIMIT_S = 5.0
 _BYTES_LOADED = 2  # in memory, for each byte of a part's files
-NO_BATCHING = Batching()
 Content: TypeAlias = tuple[tuple[str, str], ...]
 BundleOrPath: TypeAlias = str | Path | Bundle
-
-
-class RunTimes:
-    """Duration and input bytes of the last run of each part of a bundle."""
-
-    def __init__(self) -> None:
-        self._runs: dict[str, tuple[int, float]] = {}
-
-    def took(self, part: str, size_bytes: int, seconds: float) -> None:
-        """Record a run."""
-        self._runs[part] = size_bytes, seconds
-
-    def is_short(self, part: str, size_bytes: int) -> bool:
-        """Whether the last run was short, on at least as many bytes; more may take any time."""
-        last_bytes, seconds = self._runs.get(part, (0, _SHORT_S))
-        return seconds < _SHORT_S and size_bytes <= last_bytes
 
 
 @dataclass(frozen=True)
@@ -58,66 +41,60 @@ class LoadedBundle:
         bundle: the bundle.
         contracts: the tensors that may be sent and received, for each plan.
         engines: an engine for each of the server's parts; bundles share those of equal parts.
-        contents: the files of each part, by their digests.
         alone: why parts run each frame alone; parts that run batches are missing.
-        run_times: of its parts.
+        last_runs: input bytes and seconds of the last run of each part.
     """
 
     bundle: Bundle
     contracts: tuple[Contract, ...]
     engines: Mapping[str, Engine]
-    contents: Mapping[str, Content]
     alone: dict[str, str] = field(default_factory=dict)
-    run_times: RunTimes = field(default_factory=RunTimes)
+    last_runs: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def runs_briefly(self, part: str, size_bytes: int) -> bool:
+        """Whether a part's last run was short, on at least as many bytes; more may take long."""
+        last_bytes, seconds = self.last_runs.get(part, (0, _SHORT_S))
+        return seconds < _SHORT_S and size_bytes <= last_bytes
 
 
 def load_bundle(
-    bundle: BundleOrPath,
-    options: EngineOptions,
-    max_run_s: float,
+    bundle: Bundle,
+    options: ServeOptions,
     arena: Arena | None = None,
-    batching: Batching = NO_BATCHING,
     limit_bytes: int = TENSOR_LIMIT_BYTES,
     others: Iterable[LoadedBundle] = (),
 ) -> LoadedBundle:
-    """Open a bundle's server part, load its engines and run each once to warm up.
+    """Load the engines of a bundle's server part and run each once to warm up.
 
     Whether rows of several sessions can run together is tried for each part; a RuntimeWarning
     names the parts that should and cannot.
 
     Args:
-        bundle: the bundle or its directory.
-        options: how onnxruntime runs the segments.
-        max_run_s: time limit of a run.
+        bundle: the bundle.
+        options: of the server.
         arena: the engines' memory; None: onnxruntime's own.
-        batching: whether parts are tried for batches.
         limit_bytes: the most that a tensor without a fixed shape may take.
         others: loaded bundles; a part with the same files shares their engine and its weights.
 
     Raises:
-        BundleError: the bundle is missing or damaged, or its server files are missing.
         InputError: onnxruntime refuses a segment, or the arena is too small for the weights.
     """
-    if not isinstance(bundle, Bundle):
-        bundle = open_bundle(bundle, (Side.SERVER,))
-    segments = bundle.parts(Side.SERVER)
-    known = {h.contents[part]: engine for h in others for part, engine in h.engines.items()}
-    contents = {segment.part: content_of(bundle, segment) for segment in segments}
-    if arena is not None and not known.keys() >= set(contents.values()):
+    loaded = engines_by_content(others)
+    contents = {s.part: content_of(bundle, s) for s in bundle.parts(Side.SERVER)}
+    if arena is not None and not loaded.keys() >= set(contents.values()):
         _check_weights(bundle, arena)
-    shared = {part: known[content] for part, content in contents.items() if content in known}
+    limit_s = min(options.max_run_s, _WARM_LIMIT_S)
     engines = {
-        s.part: shared.get(s.part) or load(bundle.segment_path(s.part), options, arena)
-        for s in segments
+        part: loaded.get(content) or load(bundle.segment_path(part), options.engine, arena)
+        for part, content in contents.items()
     }
-    values = {v.name: v for e in engines.values() for v in (*e.outputs, *e.inputs, *e.defaults)}
-    limit_s = min(max_run_s, _WARM_LIMIT_S)
     for part, engine in engines.items():
-        if part not in shared:
+        if contents[part] not in loaded:
             engine.warm(limit_s)
+    values = {v.name: v for e in engines.values() for v in (*e.outputs, *e.inputs, *e.defaults)}
     alone = {}
     for part, engine in engines.items():
-        reason = "batching is off" if batching.rows == 1 else bundle.why_alone(part)
+        reason = "batching is off" if options.batch_rows == 1 else bundle.why_alone(part)
         if not reason:
             reason = disagreement(engine, limit_s)
             if reason:
@@ -128,7 +105,7 @@ def load_bundle(
                 )
         if reason:
             alone[part] = reason
-    return LoadedBundle(bundle, contracts(bundle, values, limit_bytes), engines, contents, alone)
+    return LoadedBundle(bundle, contracts(bundle, values, limit_bytes), engines, alone)
 
 
 def content_of(bundle: Bundle, segment: Segment) -> Content:
@@ -151,6 +128,15 @@ def _check_weights(bundle: Bundle, arena: Arena) -> None:
             f"{bundle.path.name} cannot be served: its weights take {format_bytes(weights_bytes)},"
             f" {arena.rule} leaves {format_bytes(arena.limit_bytes)} for models, allow more"
         )
+
+
+def engines_by_content(bundles: Iterable[LoadedBundle]) -> dict[Content, Engine]:
+    """The engines of loaded bundles, by the files of their parts."""
+    return {
+        content_of(loaded.bundle, segment): loaded.engines[segment.part]
+        for loaded in bundles
+        for segment in loaded.bundle.parts(Side.SERVER)
+    }
 
 
 @dataclass(frozen=True)
@@ -186,29 +172,24 @@ def sources(bundles: Iterable[BundleOrPath], max_releases: int | None = None) ->
         bundles: bundles or their directories.
         max_releases: releases of one root, including the current one; None: all that it keeps.
     """
-    required, kept = [], []
+    required, earlier = [], []
     for bundle in bundles:
         if isinstance(bundle, Bundle):
             required.append(BundleSource(bundle, bundle.path.name))
             continue
         required.append(BundleSource(Path(bundle), Path(bundle).name))
-        root = _root(bundle)
-        paths = _kept_releases(root) if root else []
-        if max_releases is not None:
-            paths = paths[: max_releases - 1]
-        kept += [BundleSource(path, "kept release", is_required=False) for path in paths]
-    return required + kept
-
-
-def _kept_releases(root: Path) -> list[Path]:
-    """The releases of a root that passed, newest first, without the current one."""
-    try:
-        journal = Journal(root).read()
-        names = [Path(str(entry["id"])).name for entry in journal["releases"]]
-    except (RefusalError, OSError, LookupError, TypeError):
-        return []  # `offload deploy` reports a damaged journal
-    folders = [root / "releases" / name for name in names if name != journal["current"]]
-    return [folder for folder in folders if (folder / MANIFEST).is_file()]
+        if root := _root(bundle):
+            try:
+                journal = Journal(root).read()
+                names = [Path(str(entry["id"])).name for entry in journal["releases"]]
+            except (RefusalError, OSError, LookupError, TypeError):
+                continue  # `offload deploy` reports a damaged journal
+            folders = [root / "releases" / name for name in names if name != journal["current"]]
+            releases = [folder for folder in folders if (folder / MANIFEST).is_file()]
+            if max_releases is not None:
+                releases = releases[: max_releases - 1]
+            earlier += [BundleSource(path, "kept release", is_required=False) for path in releases]
+    return required + earlier
 
 
 def _root(bundle: BundleOrPath) -> Path | None:
@@ -225,9 +206,9 @@ def check_memory(bundle: Bundle, others: Sequence[LoadedBundle]) -> None:
     A loaded part takes the bytes of its files, and the same again where kernels repack weights.
     Parts that `others` have loaded are shared.
     """
-    loaded = {content for h in others for content in h.contents.values()}
-    contents = {content_of(bundle, segment) for segment in bundle.parts(Side.SERVER)} - loaded
-    digests = {digest for content in contents for _, digest in content}
+    contents = {content_of(bundle, segment) for segment in bundle.parts(Side.SERVER)}
+    missing = contents - engines_by_content(others).keys()
+    digests = {digest for content in missing for _, digest in content}
     size_bytes = sum(file.size_bytes for file in bundle.files if file.sha256 in digests)
     needed_bytes, free_bytes = _BYTES_LOADED * size_bytes, free_memory_bytes()
     if needed_bytes > free_bytes:
@@ -309,10 +290,7 @@ class ServedBundles:
         self.contracts: dict[str, tuple[Contract, ...]] = {}
         for source in sources(self._given, options.max_releases):
             try:
-                bundle = source.open()
-                if bundle.digest not in self.loaded:
-                    self._add(bundle, self._load(source, bundle, arena))
-                self._serve(bundle.digest, source)
+                self._serve(source, arena)
             except OffloadError as error:
                 if source.is_required:
                     raise
@@ -334,16 +312,10 @@ class ServedBundles:
             complete = True
             for source in sources(self._given, self._options.max_releases):
                 try:
-                    bundle = source.open()
-                    if bundle.digest not in self.loaded:
-                        self._add(bundle, self._load_later(source, bundle))
-                        self._observer.bundle("bundle taken up", bundle.digest[:12])
+                    served.setdefault(self._serve(source, is_running=True), source.name)
                 except OffloadError as error:
                     self._observer.bundle("bundle not taken up", source.path.name, str(error))
                     complete = complete and not source.is_required
-                else:
-                    self._serve(bundle.digest, source)
-                    served.setdefault(bundle.digest, source.name)
             if complete:
                 for digest in [digest for digest in self.contracts if digest not in served]:
                     del self.contracts[digest]
@@ -352,47 +324,39 @@ class ServedBundles:
                 self.names.update(served)
                 self._drop_unused()
 
-    def _load(
-        self, source: BundleSource, bundle: Bundle, arena: Arena | None = None
-    ) -> LoadedBundle:
-        others = list(self.loaded.values())
-        if not source.is_required:
-            check_memory(bundle, others)
-        options = self._options
-        return load_bundle(
-            bundle,
-            options.engine,
-            options.max_run_s,
-            arena,
-            options.batching,
-            self._limit_bytes,
-            others,
-        )
+    def _serve(
+        self, source: BundleSource, arena: Arena | None = None, *, is_running: bool = False
+    ) -> str:
+        """Load a bundle unless it is loaded, and accept new sessions for it; returns its digest.
 
-    def _load_later(self, source: BundleSource, bundle: Bundle) -> LoadedBundle:
-        """Load a bundle while the server runs; InputError if that takes a restart."""
-        if self._options.max_memory_bytes is not None:
-            raise InputError(
-                f"release {bundle.digest[:12]} cannot be loaded while --max-memory holds: restart"
-                " the server"
-            )
-        loaded = self._load(source, bundle)
-        if upload_limit_bytes(loaded.contracts) > self.max_message_bytes:
-            raise InputError(
-                f"release {bundle.digest[:12]} takes longer messages than those before: restart"
-                " the server"
-            )
-        return loaded
-
-    def _add(self, bundle: Bundle, loaded: LoadedBundle) -> None:
-        self.loaded[bundle.digest] = loaded
-        for part in loaded.engines if self._options.batching.rows > 1 else ():
-            self._observer.batching(bundle.digest, part, loaded.alone.get(part, ""))
-
-    def _serve(self, digest: str, source: BundleSource) -> None:
-        """Accept new sessions for a loaded bundle."""
+        Raises:
+            OffloadError: it cannot be loaded, or only after a restart of the running server.
+        """
+        bundle = source.open()
+        digest = bundle.digest
+        if digest not in self.loaded:
+            if is_running and self._options.max_memory_bytes is not None:
+                raise InputError(
+                    f"release {digest[:12]} cannot be loaded while --max-memory holds: restart the"
+                    " server"
+                )
+            others = list(self.loaded.values())
+            if not source.is_required:
+                check_memory(bundle, others)
+            loaded = load_bundle(bundle, self._options, arena, self._limit_bytes, others)
+            if is_running and upload_limit_bytes(loaded.contracts) > self.max_message_bytes:
+                raise InputError(
+                    f"release {digest[:12]} takes longer messages than those before: restart the"
+                    " server"
+                )
+            self.loaded[digest] = loaded
+            for part in loaded.engines if self._options.batch_rows > 1 else ():
+                self._observer.batching(digest, part, loaded.alone.get(part, ""))
+            if is_running:
+                self._observer.bundle("bundle taken up", digest[:12])
         self.names[digest] = source.name
         self.contracts[digest] = self.loaded[digest].contracts
+        return digest
 
     def _drop_unused(self) -> None:
         """Unload bundles that take no new sessions and have no open ones."""

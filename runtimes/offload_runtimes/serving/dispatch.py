@@ -106,6 +106,7 @@ class FairWorkers:
                 self._free += 1
 
     def _next(self) -> Job | None:
+        """Wait for a job; None after `stop`. A call of its own, so that no key stays referenced."""
         with self._lock:
             while not (self._queues and self._free) and not self._stopped:
                 self._changed.wait()
@@ -127,7 +128,7 @@ def _do(job: Job) -> None:
 
 
 class Dispatcher:
-    """Run segments of all sessions on shared workers, and send what follows from the results.
+    """Run the segments of all sessions on shared workers, and send the results.
 
     An error of a segment fails its frame only; any other error ends its session only. No exception
     reaches a worker.
@@ -156,8 +157,10 @@ class Dispatcher:
         self._memory = memory
         self._sessions_on = sessions_on
         self._workers = FairWorkers(options.workers)
-        self._queue: BatchQueue[SessionState, SegmentTask] = BatchQueue(options.batching)
-        self._waits_for_rows = options.batching.wait_s > 0
+        self._queue: BatchQueue[SessionState, SegmentTask] = BatchQueue(
+            options.batch_rows, options.batch_wait_s
+        )
+        self._waits_for_rows = options.batch_wait_s > 0
 
     @property
     def waiting(self) -> int:
@@ -223,18 +226,17 @@ class Dispatcher:
     def start(self, session: SessionState, tasks: list[SegmentTask], *, here: bool = False) -> None:
         """Queue segments for the workers; `here`, a short one may run on the caller's thread."""
         for task in tasks:
+            run_here = here and len(tasks) == 1
             key = task.batch_key()
-            job: Job = partial(self._run, task)
-            if key is not None:
+            if key is None:
+                run: Job = partial(self._run, task)
+            else:
                 self._queue.add(key, session, task, task.rows)
-                job, here = (
-                    partial(self._run_batch, key, session),
-                    here and not self._waits_for_rows,
-                )
-            job = partial(self._supervise, session, job)
-            is_short = here and len(tasks) == 1
-            is_short = is_short and task.bundle.run_times.is_short(task.part, task.input_bytes)
-            if not (is_short and self._workers.run_here(job)):
+                run = partial(self._run_batch, key, session)
+                run_here = run_here and not self._waits_for_rows
+            job = partial(self._supervise, session, run)
+            run_here = run_here and task.bundle.runs_briefly(task.part, task.input_bytes)
+            if not (run_here and self._workers.run_here(job)):
                 self._workers.submit(session, job)
 
     def _supervise(self, session: SessionState, job: Job) -> None:
@@ -300,7 +302,7 @@ class Dispatcher:
             self._fail(task, error)
             return False
         end_s = time.monotonic()
-        task.bundle.run_times.took(task.part, task.input_bytes, end_s - start_s)
+        task.bundle.last_runs[task.part] = task.input_bytes, end_s - start_s
         self._finish(task, arrays, start_s, end_s)
         return True
 

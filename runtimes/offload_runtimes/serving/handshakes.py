@@ -39,7 +39,22 @@ def failed_handshakes(failed: Callable[[str], None]) -> Iterator[None]:
     source, sink = os.pipe()
     os.dup2(sink, 2)
     os.close(sink)
-    reader = threading.Thread(target=_pass_on, args=(source, real, failed), daemon=True)
+
+    def pass_on() -> None:
+        incomplete = b""
+        while data := os.read(source, 1 << 16):
+            *lines, incomplete = (incomplete + data).split(b"\n")
+            for line in lines:
+                match = _FAILED.search(line)
+                if match is None:
+                    os.write(real, line + b"\n")
+                else:
+                    text = match[1].decode(errors="replace")
+                    reason = _REASON.search(text)
+                    failed(reason[1].lower() if reason else text)
+        os.write(real, incomplete)
+
+    reader = threading.Thread(target=pass_on, daemon=True)
     reader.start()
     try:
         yield
@@ -50,19 +65,3 @@ def failed_handshakes(failed: Callable[[str], None]) -> Iterator[None]:
         if not reader.is_alive():
             os.close(source)
             os.close(real)
-
-
-def _pass_on(source: int, real: int, failed: Callable[[str], None]) -> None:
-    rest = b""
-    while data := os.read(source, 1 << 16):
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            found = _FAILED.search(line)
-            if found is None:
-                os.write(real, line + b"\n")
-            else:
-                text = found[1].decode(errors="replace")
-                reason = _REASON.search(text)
-                failed(reason[1].lower() if reason else text)
-    if rest:
-        os.write(real, rest)

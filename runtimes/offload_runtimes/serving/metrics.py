@@ -3,9 +3,10 @@
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from wsgiref.simple_server import WSGIServer
 
 import offload
-from offload.errors import BundleError, OffloadError
+from offload.errors import BundleError, InputError, OffloadError
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -14,9 +15,11 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
+    start_http_server,
 )
 from prometheus_client.core import GaugeMetricFamily
 
+from offload_runtimes.address import Address
 from offload_runtimes.installation import Versions
 
 _LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -28,43 +31,19 @@ LOG.addHandler(logging.NullHandler())
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class Gauges:
-    """Gauges that are read when Prometheus collects them."""
-
-    def __init__(self) -> None:
-        self._gauges: list[tuple[str, str, Reader, str]] = []
-
-    def add(self, name: str, text: str, read: Reader, *, label: str = "") -> None:
-        """Add a gauge; with a label, `read` returns a number for each of the label's values."""
-        self._gauges.append((name, text, read, label))
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Read all gauges; called by the registry."""
-        for name, text, read, label in self._gauges:
-            value = read()
-            if isinstance(value, Mapping):
-                family = GaugeMetricFamily(name, text, labels=[label])
-                for label_value, number in value.items():
-                    family.add_metric([label_value], number)
-            else:
-                family = GaugeMetricFamily(name, text, value)
-            yield family
-
-
 class Observer:
     """Counts and logs what happens on one server.
 
     Attributes:
         registry: the server's metrics.
-        gauges: numbers that other objects provide.
     """
 
     def __init__(self) -> None:
         # One registry for each server, as a process may run several. Names are not checked for
         # clashes: the gauge `offload_sessions` and the counter `offload_sessions_total` would.
         self.registry = CollectorRegistry(auto_describe=False)
-        self.gauges = Gauges()
-        self.registry.register(self.gauges)
+        self._gauges: list[tuple[str, str, Reader, str]] = []
+        self.registry.register(self)
         ProcessCollector(registry=self.registry)
         self._sessions = self._counter("offload_sessions_total", "Sessions opened.")
         self._refused = self._counter(
@@ -113,7 +92,23 @@ class Observer:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(name, text, labels, registry=self.registry)
 
-    def describe(self, versions: Versions, providers: Sequence[str]) -> None:
+    def add_gauge(self, name: str, text: str, read: Reader, *, label: str = "") -> None:
+        """Export a number; with a label, `read` returns one for each of the label's values."""
+        self._gauges.append((name, text, read, label))
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        """Read all gauges; called by the registry."""
+        for name, text, read, label in self._gauges:
+            value = read()
+            if isinstance(value, Mapping):
+                family = GaugeMetricFamily(name, text, labels=[label])
+                for label_value, number in value.items():
+                    family.add_metric([label_value], number)
+            else:
+                family = GaugeMetricFamily(name, text, value)
+            yield family
+
+    def export_versions(self, versions: Versions, providers: Sequence[str]) -> None:
         """Export the versions of the product and onnxruntime, and the providers in use."""
         Info("offload_build", "What runs here.", registry=self.registry).info(
             {
@@ -123,6 +118,16 @@ class Observer:
                 "provider": ",".join(providers) or "none",
             }
         )
+
+    def serve_http(self, address: Address) -> WSGIServer:
+        """Serve the metrics at an address; InputError if it is in use."""
+        try:
+            server, _ = start_http_server(address.port, address.host, self.registry)
+        except OSError as error:
+            raise InputError(
+                f"cannot export metrics on {address} ({error.strerror}): choose another address"
+            ) from error
+        return server
 
     def text(self) -> str:
         """All metrics in Prometheus's text format."""

@@ -7,7 +7,6 @@ from offload.errors import InputError
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.protocol.server_state import SessionLimits
 from offload_runtimes.security.credentials import ServerSecurity
-from offload_runtimes.serving.batching import Batching
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,9 @@ class ServeOptions:
             all sessions; None: no limit.
         max_releases: releases of one deployment to serve, including the current one; None: all
             that it keeps.
-        batching: rows of several sessions that may run in one call; by default each frame alone.
+        batch_rows: the most rows of several sessions that run in one call; 1: each frame alone.
+        batch_wait_s: how long a worker waits for rows of other sessions; 0: it takes those that
+            wait already.
         metrics: `HOST:PORT` where Prometheus reads `/metrics`; None: nowhere.
         security: certificates and token; by default plaintext, for this machine only.
     """
@@ -38,7 +39,8 @@ class ServeOptions:
     max_run_s: float = 60.0
     max_memory_bytes: int | None = None
     max_releases: int | None = None
-    batching: Batching = field(default_factory=Batching)
+    batch_rows: int = 1
+    batch_wait_s: float = 0.0
     metrics: str | None = None
     security: ServerSecurity = field(default_factory=ServerSecurity)
 
@@ -47,3 +49,7 @@ class ServeOptions:
             raise InputError("workers and max_sessions must be at least 1")
         if self.max_releases is not None and self.max_releases < 1:
             raise InputError("max_releases must be at least 1: the current release is served")
+        if self.batch_rows < 1:
+            raise InputError(f"a batch needs room for at least 1 row, not {self.batch_rows}")
+        if not 0 <= self.batch_wait_s <= 60:
+            raise InputError(f"a worker may wait 0 to 60 s for a batch, not {self.batch_wait_s:g}")

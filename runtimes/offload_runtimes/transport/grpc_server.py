@@ -19,7 +19,7 @@ import offload_runtimes.protocol.offload_pb2 as pb
 from offload_runtimes.address import Address
 from offload_runtimes.protocol.memory_budget import MemoryBudget, Reservation
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES
-from offload_runtimes.security.server_credentials import Certificates, ServerCredentials
+from offload_runtimes.security.credentials import Certificates, ServerCredentials
 from offload_runtimes.transport import FRAME_BYTES, PROBE_LIMIT_BYTES, SERVICE, VERSION_KEY
 from offload_runtimes.transport.connection import Connection
 

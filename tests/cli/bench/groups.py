@@ -1,4 +1,4 @@
-"""Made-up results, for tests of what is made of them."""
+"""Made-up results for the tests of goals and reports."""
 
 from offload.scheduling.timeline import Lane, Span, Timeline
 from offload_cli.bench.results import Cell, Group

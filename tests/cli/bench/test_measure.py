@@ -6,11 +6,10 @@ import onnx
 import pytest
 from offload.costs.link import Link
 from offload.errors import InputError, ServerError
-from offload_cli.bench.command import bench
 from offload_cli.bench.environment import Emulated, Environment, Shaped, shaped
 from offload_cli.bench.measure import BenchOptions, measure_all, missing
 from offload_cli.bench.results import Group
-from offload_cli.bench.subjects import Study, find_study, plans_of, prepare
+from offload_cli.bench.subjects import Study, plans_of, prepare
 from offload_cli.main import app
 from offload_models.builder import Network
 from offload_runtimes.emulation import host
@@ -39,7 +38,7 @@ def options_of(folder: Path, *networks: str) -> BenchOptions:
 
 
 def silent(*_: object) -> None:
-    """Say nothing."""
+    """Print nothing."""
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +86,7 @@ def test_finished_cells_stay_when_the_server_dies_in_the_middle(tmp_path: Path) 
     options = options_of(tmp_path, "first", "second")
 
     class Dying(Emulated):
-        """Good for one network."""
+        """Fails after one network."""
 
         def rig(self, link: Link, slowdown: float) -> tuple[HostPair, Link | None]:
             if options.path(TINY, "first").exists():
@@ -134,11 +133,6 @@ def test_bad_input_is_a_sentence(arguments: list[str], sentence: str, tmp_path: 
     assert sentence in str(shown.exception)
 
 
-def test_the_light_model_is_a_study_and_bench_a_verb() -> None:
-    assert find_study("multi_stream").name == "multi_stream"
-    assert bench.__doc__
-
-
 @pytest.mark.netns
 @pytest.mark.parametrize("by_quota", [False, True])
 def test_it_runs_between_namespaces(by_quota: bool, tmp_path: Path) -> None:
@@ -158,7 +152,7 @@ def test_it_runs_between_namespaces(by_quota: bool, tmp_path: Path) -> None:
     assert environment.testbed not in bed.testbeds()
 
 
-def test_an_interrupt_is_said_and_what_is_finished_stays(
+def test_an_interrupt_is_reported_and_keeps_finished_cells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Group
 ) -> None:
     def interrupted(options: BenchOptions, *_: object) -> None:
@@ -176,7 +170,7 @@ def test_an_interrupt_is_said_and_what_is_finished_stays(
     assert Group.load(tmp_path / "cells" / "tiny-first.json") == measured
 
 
-def test_a_server_that_dies_is_said_and_what_is_finished_stays(
+def test_a_server_that_dies_is_reported_and_finished_cells_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def died(*_: object) -> None:
@@ -188,7 +182,7 @@ def test_a_server_that_dies_is_said_and_what_is_finished_stays(
     assert "keeps what is finished" in shown.stderr
 
 
-def test_without_root_the_link_is_emulated_and_it_is_said(
+def test_without_root_the_link_is_emulated_with_a_remark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, measured: Group
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 1000)

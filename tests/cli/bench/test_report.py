@@ -1,4 +1,4 @@
-"""The report: every file is there, says the same, and opens in a browser."""
+"""The report: its files agree, and its page opens in a browser."""
 
 import csv
 import json

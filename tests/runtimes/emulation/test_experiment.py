@@ -1,4 +1,4 @@
-"""A device process and a server process run bundles in turn and report each run."""
+"""A device process and a server process run bundles in turn, on this machine or over SSH."""
 
 import json
 import os
@@ -95,7 +95,7 @@ def test_a_server_that_dies_in_the_middle_ends_in_a_sentence(made: Made, tmp_pat
     rig = HostPair(slow=lambda _: host.kill(children))
 
     class Watched(LocalHost):
-        """Runs the server as it is, and remembers nothing but how to find it."""
+        """Runs the server unchanged and writes its process number to a file."""
 
         def command(self, argv: Sequence[str]) -> tuple[str, ...]:
             assert isinstance(argv, tuple)

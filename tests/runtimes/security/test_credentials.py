@@ -1,4 +1,4 @@
-"""TLS, mutual TLS and tokens: the right pair works, every other is refused."""
+"""TLS, mutual TLS and tokens: the right credentials work, all others are refused."""
 
 import datetime as dt
 import stat
@@ -107,7 +107,7 @@ def test_an_expired_server_is_refused(pems: Path, made: Made) -> None:
 
 
 def test_certificates_are_read_for_each_connection(pems: Path, made: Made, tmp_path: Path) -> None:
-    """Half a file ends no session: the next connection reads it again."""
+    """A half-written file ends no session: the next connection reads it again."""
     own = ServerSecurity(pems / f"{HOST}.pem", pems / f"{HOST}.key")
     ca = tmp_path / "ca.pem"
     ca.write_bytes((pems / "ca.pem").read_bytes())

@@ -1,4 +1,4 @@
-"""Joining and splitting rows, the trial before it, batches, and run times."""
+"""Joining and splitting rows, the trial before batching, batches, and run times."""
 
 from typing import Any, cast
 
@@ -10,7 +10,6 @@ from offload.planning.plan import Segment, Side
 from offload_runtimes.engine import Array, load
 from offload_runtimes.protocol.server_state import RunSegment
 from offload_runtimes.serving.batching import (
-    Batching,
     Feeds,
     disagreement,
     join_rows,
@@ -18,7 +17,8 @@ from offload_runtimes.serving.batching import (
     shapes_of,
     split_rows,
 )
-from offload_runtimes.serving.bundles import RunTimes
+from offload_runtimes.serving.bundles import LoadedBundle
+from offload_runtimes.serving.serve_options import ServeOptions
 from offload_runtimes.serving.sessions import Batch, SegmentTask
 from onnx import TensorProto, helper
 
@@ -47,10 +47,10 @@ def test_only_inputs_of_equal_rows_have_rows() -> None:
     assert shapes_of({"b": one, "a": two}) == (("a", (2,)), ("b", (2,)))
 
 
-def test_impossible_wishes_are_refused() -> None:
+def test_wrong_options_are_refused() -> None:
     for rows, wait_s in ((0, 0.0), (2, -1.0), (2, float("inf")), (2, float("nan"))):
         with pytest.raises(InputError):
-            Batching(rows, wait_s)
+            ServeOptions(batch_rows=rows, batch_wait_s=wait_s)
 
 
 def tried(nodes: list[onnx.NodeProto], *shape: int | str, kind: int = TensorProto.FLOAT) -> str:
@@ -84,7 +84,7 @@ def test_the_trial_finds_what_mixes_rows() -> None:
 
 
 class Recorded:
-    """Stands for a run: notes whether it was stopped, gives back what it is given."""
+    """A call that returns its inputs and records whether it was stopped."""
 
     def __init__(self) -> None:
         self.stopped = False
@@ -111,7 +111,7 @@ def run_of(rows: int) -> RunSegment:
     return RunSegment(1, SEGMENT, {"x": np.full((rows, 1), rows)})
 
 
-def test_a_run_for_several_ends_early_only_when_nobody_wants_it() -> None:
+def test_a_batch_stops_early_only_when_all_its_tasks_are_stopped() -> None:
     (first, second, third), call = tasks_of(1, 2, 3)
     second.stop()
     batch = Batch(call, [first, second, third])
@@ -135,11 +135,12 @@ def test_a_run_for_several_ends_early_only_when_nobody_wants_it() -> None:
 
 def test_a_run_is_short_if_the_last_one_on_as_many_bytes_was() -> None:
     """Then it may run on the thread that reads the session's messages."""
-    run_times = RunTimes()
-    assert not run_times.is_short("a", 0), "not measured yet"
-    run_times.took("a", 1000, 0.0001)
-    assert run_times.is_short("a", 1000)
-    assert not run_times.is_short("a", 1001), "it may take any time"
-    assert not run_times.is_short("b", 10)
-    run_times.took("a", 10, 0.1)
-    assert not run_times.is_short("a", 10)
+    nothing: Any = None
+    bundle = LoadedBundle(nothing, (), {})
+    assert not bundle.runs_briefly("a", 0), "not measured yet"
+    bundle.last_runs["a"] = 1000, 0.0001
+    assert bundle.runs_briefly("a", 1000)
+    assert not bundle.runs_briefly("a", 1001), "it may take any time"
+    assert not bundle.runs_briefly("b", 10)
+    bundle.last_runs["a"] = 10, 0.1
+    assert not bundle.runs_briefly("a", 10)

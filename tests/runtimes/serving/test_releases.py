@@ -1,4 +1,4 @@
-"""Which releases a server serves, what it shares among them, and what it leaves out."""
+"""Which releases a server serves and leaves out, and which engines they share."""
 
 import json
 import warnings
@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from offload.bundle.bundle import Bundle, open_bundle
 from offload.errors import InputError
-from offload_runtimes.engine import EngineOptions
 from offload_runtimes.server import Server
 from offload_runtimes.serving import bundles as served_bundles
 from offload_runtimes.serving.bundles import check_memory, free_memory_bytes, load_bundle, sources
@@ -64,12 +63,12 @@ def test_a_kept_release_that_cannot_be_served_is_left_out(tmp_path: Path) -> Non
 
 
 def test_equal_parts_of_two_bundles_share_an_engine(tmp_path: Path) -> None:
-    options = EngineOptions()
+    options = ServeOptions()
     made = bundles.branches(tmp_path / "b").bundle
-    first = load_bundle(made, options, 1.0)
+    first = load_bundle(made, options)
     other = replace(made, digest="another plan of the same parts")
-    assert load_bundle(other, options, 1.0, others=[first]).engines == first.engines
-    unlike = load_bundle(bundles.branches(tmp_path / "c").bundle, options, 1.0, others=[first])
+    assert load_bundle(other, options, others=[first]).engines == first.engines
+    unlike = load_bundle(bundles.branches(tmp_path / "c").bundle, options, others=[first])
     assert unlike.engines != first.engines
 
 
@@ -80,7 +79,7 @@ def test_a_kept_release_must_fit_into_memory(
     monkeypatch.setattr(served_bundles, "free_memory_bytes", lambda: 1000.0)
     with pytest.raises(InputError, match=r"and 1.00 kB are free: allow more memory"):
         check_memory(made, [])
-    check_memory(made, [load_bundle(made, EngineOptions(), 1.0)])
+    check_memory(made, [load_bundle(made, ServeOptions())])
     link = deployed(tmp_path / "root", current=bundles.branches(tmp_path / "c").bundle, kept=[made])
     with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")

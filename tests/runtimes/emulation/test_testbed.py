@@ -1,4 +1,4 @@
-"""A testbed made for real: needs root and network namespaces."""
+"""Testbeds in the kernel: needs root and network namespaces."""
 
 import os
 import signal

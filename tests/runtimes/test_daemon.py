@@ -1,4 +1,4 @@
-"""A server's main thread hears of signals that other threads were given."""
+"""Signals reach a server's main thread, whichever thread the kernel gives them to."""
 
 import signal
 import subprocess
@@ -12,7 +12,7 @@ from offload_runtimes.daemon import Request, StopSignal
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_another_thread_is_heard(number: signal.Signals) -> None:
-    """Where the kernel is free to choose it takes the main thread mostly: so it is told which."""
+    """The kernel mostly chooses the main thread, so the test names another one."""
     waiting = threading.Event()
 
     def ring() -> None:

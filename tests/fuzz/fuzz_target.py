@@ -1,6 +1,6 @@
-"""One target under atheris, in a process of its own with bounded memory.
+"""Fuzz one target with atheris, in a process of its own with limited memory.
 
-Run as `python -m tests.fuzz.drive NAME SECONDS FOLDER`; atheris is no dependency of the project,
+Run as `python -m tests.fuzz.fuzz_target NAME SECONDS FOLDER`; atheris is not a dependency,
 `make fuzz` installs it beside. Findings are written to FOLDER as files.
 """
 
@@ -14,7 +14,7 @@ _LONGEST_BYTES = 4096
 
 
 def main(name: str, seconds: int, folder: Path) -> None:
-    """Fuzz for so long; libFuzzer ends the process, with code 0 when nothing was found."""
+    """Fuzz for some seconds; libFuzzer ends the process, with code 0 if nothing was found."""
     import atheris
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))

@@ -13,7 +13,7 @@ def _wait(event: threading.Event) -> None:
 
 @given(keys=st.lists(st.sampled_from("abc"), max_size=30))
 def test_sessions_take_turns(keys: list[str]) -> None:
-    """With one worker held up, what waits is served round by round, in order within a key."""
+    """Jobs that wait run round by round, in order within a key."""
     workers, hold, began = FairWorkers(1), threading.Event(), threading.Event()
     workers.open()
     done: list[tuple[str, int]] = []
@@ -59,7 +59,7 @@ def test_dropped_jobs_never_run() -> None:
 
 
 def test_the_callers_thread_is_one_of_the_workers() -> None:
-    """It may run a job only while a worker is free and nothing waits, and counts as one then."""
+    """It runs a job only while a worker is free and nothing waits, and counts as a worker."""
     workers, hold, began, ran = FairWorkers(1), threading.Event(), threading.Event(), []
     workers.open()
     here = threading.current_thread()

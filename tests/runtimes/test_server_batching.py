@@ -23,7 +23,6 @@ from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.protocol import messages as wire
 from offload_runtimes.server import Server
-from offload_runtimes.serving.batching import Batching
 from offload_runtimes.serving.serve_options import ServeOptions
 from offload_runtimes.transport.connection import Connection
 from onnx import NodeProto, TensorProto, helper
@@ -51,7 +50,7 @@ def feeds(seed: int, rows: int = 1, width: int = 64) -> dict[str, np.ndarray]:
 
 @contextmanager
 def batching(made: Made, rows: int = 8, wait_s: float = LONG_S, **more: Any) -> Iterator[Server]:
-    options = ServeOptions(ONE, batching=Batching(rows, wait_s), **more)
+    options = ServeOptions(ONE, batch_rows=rows, batch_wait_s=wait_s, **more)
     with Server([made.bundle], options=options) as server:
         yield server
 
@@ -68,7 +67,7 @@ def sessions(made: Made, server: Server, count: int) -> Iterator[list[OffloadSes
 
 
 def at_once(calls: Sequence[Callable[[], object]]) -> list[object]:
-    """What calls on threads of their own return, or the error that they raise."""
+    """Results of calls on threads of their own, or the errors that they raise."""
     found: list[object] = [None] * len(calls)
 
     def call(place: int) -> None:
@@ -95,7 +94,7 @@ def right(made: Made, given: Feeds, answer: object) -> None:
 
 
 def histogram(server: Server) -> tuple[int, int]:
-    """How many runs there were, and how many rows went through them."""
+    """The number of runs and of rows."""
     found = dict(line.rsplit(" ", 1) for line in server.metrics_text().splitlines())
     names = ("offload_batch_rows_count", "offload_batch_rows_sum")
     return tuple(int(float(found.get(name, 0))) for name in names)  # type: ignore[return-value]
@@ -114,7 +113,7 @@ def test_rows_of_all_sessions_run_as_one(made: Made) -> None:
 
 
 def test_what_does_not_fit_runs_next(made: Made) -> None:
-    """Who runs with whom is up to the load here, but never more than there is room for."""
+    """The load decides which rows run together, but never more than fit."""
     given = [feeds(seed, 3) for seed in range(3)]
     with batching(made, rows=6, wait_s=0.05) as server, sessions(made, server, 3) as open_:
         answers = at_once([asked(*pair_) for pair_ in zip(open_, given, strict=True)])
@@ -134,7 +133,7 @@ def test_a_session_alone_waits_for_nobody(made: Made) -> None:
 
 
 def test_streams_run_together_and_stay_in_order(made: Made) -> None:
-    """What waits already is taken along; how much that is, only the load decides."""
+    """Rows that wait already join the batch; the load decides how many."""
     frames = [[feeds(100 * number + seed) for seed in range(40)] for number in range(4)]
     with batching(made, wait_s=0.0) as server, sessions(made, server, 4) as open_:
         each = zip(open_, frames, strict=True)
@@ -177,7 +176,7 @@ def test_a_bundle_that_does_not_allow_it_is_served_as_ever(
 def segment(
     folder: Path, nodes: list[NodeProto], weights: dict[str, np.ndarray], kind: int, width: int
 ) -> Made:
-    """All on the server, said to keep rows apart: `x` of one type in, floats out."""
+    """A bundle that runs on the server, marked as batchable: input `x`, float outputs."""
     x = helper.make_tensor_value_info("x", kind, ["n", width])
     y = models.floats("y", "n", *([width] if kind == TensorProto.FLOAT else [width, 4]))
     whole = models.model(nodes, [x], [y], weights)
@@ -194,9 +193,7 @@ def test_a_trial_that_fails_is_told_once(made: Made, tmp_path: Path) -> None:
     weights = {"zero": np.array([0], np.int64)}
     mixing = segment(tmp_path / "mixing", centred, weights, TensorProto.FLOAT, 4)
     with pytest.warns(RuntimeWarning, match="server-0 of mixing runs each frame alone") as caught:
-        server = Server(
-            [mixing.bundle, made.bundle], options=ServeOptions(ONE, batching=Batching(4))
-        )
+        server = Server([mixing.bundle, made.bundle], options=ServeOptions(ONE, batch_rows=4))
     assert len(caught) == 1
     assert list(server.alone) == [f"{mixing.bundle.digest[:12]}/server-0"]
     assert (
@@ -205,7 +202,7 @@ def test_a_trial_that_fails_is_told_once(made: Made, tmp_path: Path) -> None:
 
 
 def table(folder: Path) -> Made:
-    """Picks rows of a table; an index beyond it spoils the run."""
+    """A bundle that picks rows of a table; an index beyond it fails the run."""
     weights = {"w": bundles.RNG.standard_normal((5, 4)).astype(np.float32)}
     nodes = [helper.make_node("Gather", ["w", "x"], ["y"])]
     return segment(folder, nodes, weights, TensorProto.INT64, 2)
@@ -237,7 +234,7 @@ def serve(server: Server) -> Connection:
 
 
 def sent(made: Made, server: Server) -> Connection:
-    """A device whose only frame has all arrived: the server said so after it."""
+    """A device whose only frame has arrived: the server has answered a later ping."""
     connection = serve(server)
     connection.send(hello(made))
     for name in ("t0", "t1"):
@@ -267,7 +264,7 @@ def test_who_vanishes_takes_only_its_own_rows_along(made: Made) -> None:
 
 
 def patient(folder: Path) -> Made:
-    """Gives back what it is given, after as many steps as the largest number says."""
+    """A bundle that returns its input, after as many steps as its largest number."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go_in"], ["go_out"]),
@@ -294,7 +291,7 @@ SHORT = {"x": np.ones((1, 2), np.float32)}
 
 
 def test_time_is_limited_for_each(tmp_path: Path) -> None:
-    """One that takes too long does not take others' answers with it."""
+    """A frame that takes too long does not fail the others of its batch."""
     made = patient(tmp_path / "patient")
     with batching(made, max_run_s=2.0) as server, sessions(made, server, 3) as open_:
         answers = at_once(
@@ -306,7 +303,7 @@ def test_time_is_limited_for_each(tmp_path: Path) -> None:
 
 
 def test_a_run_that_nobody_waits_for_is_stopped(tmp_path: Path) -> None:
-    """All devices gave up: the only worker is free again, long before its time is over."""
+    """When all devices cancel, the only worker is free long before the time limit."""
     made = patient(tmp_path / "patient")
     with batching(made) as server, sessions(made, server, 2) as open_:
         answers = at_once([asked(session, ENDLESS, deadline_s=0.2) for session in open_])
@@ -317,7 +314,7 @@ def test_a_run_that_nobody_waits_for_is_stopped(tmp_path: Path) -> None:
 
 
 def test_a_part_that_cannot_take_many_rows_is_left_alone(tmp_path: Path) -> None:
-    """What only fails together: a Reshape to four rows at most."""
+    """A Reshape to four rows at most fails only in a batch."""
     nodes = [
         helper.make_node("Shape", ["x"], ["shape"]),
         helper.make_node("Gather", ["shape", "zero"], ["rows"]),

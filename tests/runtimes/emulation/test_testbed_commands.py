@@ -1,4 +1,4 @@
-"""The commands of a testbed and what counts as left behind, without running anything."""
+"""The commands of a testbed, and which testbeds are leftovers, without running anything."""
 
 import ipaddress
 from pathlib import Path
@@ -14,7 +14,6 @@ from offload_runtimes.emulation import testbed as bed
 from offload_runtimes.emulation.host import find_cpu_controller
 from offload_runtimes.emulation.testbed import (
     down_commands,
-    leftovers,
     shape_commands,
     testbeds_of,
     up_commands,
@@ -64,9 +63,9 @@ def test_everything_made_is_removed_and_nothing_else() -> None:
 
 def test_only_testbeds_of_processes_that_are_gone_are_left_over() -> None:
     running, restarted, gone = (bed.Testbed(f"run-{pid}-7") for pid in (1, 2, 3))
-    names = [x.namespace(Side.DEVICE) for x in (running, restarted, gone, bed.Testbed("lab"))]
     started = {1: 7, 2: 8}
-    assert leftovers(names, started.get) == (restarted, gone)
+    testbeds = (running, restarted, gone, bed.Testbed("lab"))
+    assert [t for t in testbeds if t.is_leftover(started.get)] == [restarted, gone]
 
 
 def test_quotas_are_found_in_version_1_and_2() -> None:

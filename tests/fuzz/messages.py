@@ -1,4 +1,4 @@
-"""The contracts that fuzzed messages are held against: every codec, fixed and free shapes."""
+"""Random protocol messages, and contracts to check them: every codec, fixed and free shapes."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ _CODECS = {"a": "planes", "c": "png", "d": "zstd", "f": "jpeg", "m": "zstd"}
 _SHAPES: dict[str, tuple[int | str, ...]] = {"b": (2, 3), "c": ("h", "w", 3), "f": ("h", 4, 3)}
 
 
-def _port(name: str) -> TensorSpec:
+def _spec(name: str) -> TensorSpec:
     shape = _SHAPES.get(name, ("n",)) if name in "abcdefg" else None
     return TensorSpec(ModelValue(name, _TYPES[name], shape), _CODECS.get(name, "raw"), LIMIT_BYTES)
 
@@ -43,43 +43,43 @@ def _segment(name: str, inputs: str, outputs: str) -> Segment:
     return Segment(name, Side.SERVER, (), (), tuple(inputs), tuple(outputs))
 
 
-def _ports(names: str) -> TensorSpecs:
-    return TensorSpecs({name: _port(name) for name in names})
+def _specs(names: str) -> TensorSpecs:
+    return TensorSpecs({name: _spec(name) for name in names})
 
 
-def agreed() -> tuple[Contract, Contract]:
+def two_contracts() -> tuple[Contract, Contract]:
     """Two plans of one bundle: a chain that forks and joins, and a short one."""
     long = (_segment("1", "a", "x"), _segment("2", "bc", "yd"), _segment("3", "xy", "aeu"))
     short = (_segment("4", "abcgm", "a"), _segment("5", "", "g"))
     return (
-        Contract(DIGEST, long, _ports("abcdefqu"), _ports("deu"), {"2": ("f", "q")}),
-        Contract(DIGEST, short, _ports("abcgm"), _ports("ag")),
+        Contract(DIGEST, long, _specs("abcdefqu"), _specs("deu"), {"2": ("f", "q")}),
+        Contract(DIGEST, short, _specs("abcgm"), _specs("ag")),
     )
 
 
 def outputs(segment: Segment, draw: Draw) -> dict[str, Any]:
-    """What a segment might have made."""
-    made: dict[str, Any] = {}
+    """Outputs that a segment may have computed."""
+    values: dict[str, Any] = {}
     for name in segment.outputs:
         if name in "gu":
-            made[name] = _structure(draw) if draw.byte() < 240 else None
+            values[name] = _structure(draw) if draw.byte() < 240 else None
             continue
         dtype = {"d": np.uint16, "e": np.int8}.get(name, np.float32)
-        made[name] = np.zeros(draw.number() % (2 * LIMIT_BYTES), dtype)
-    return made
+        values[name] = np.zeros(draw.number() % (2 * LIMIT_BYTES), dtype)
+    return values
 
 
 def tensor(draw: Draw) -> bytes:
-    """A tensor message, right or nearly, with the right checksum: what is behind it is met."""
+    """A valid or nearly valid tensor message; a right checksum lets it reach more code."""
     name = draw.one_of("abcdefgmqux") if draw.byte() < 250 else draw.blob().decode("latin-1")
-    known = _port(name) if name in _TYPES else None
+    known = _spec(name) if name in _TYPES else None
     dtype = draw.one_of(("<f4", "<i8", "|u1", "<u2", "|i1", "|b1", ">f4", "O", "", "value"))
     shape = tuple(draw.number() for _ in range(draw.byte() % 4))
     codec = draw.one_of(NAMES) if draw.byte() < 250 else draw.blob().decode("latin-1")
     if known is not None and draw.byte() < 200:
         dtype, codec = _DTYPES.get(name, "value"), known.codec
     if draw.byte() < 128 and codec in NAMES and 0 < np.prod(shape, dtype=object) < LIMIT_BYTES:
-        return _right(name, dtype, shape, codec, draw)
+        return _valid(name, dtype, shape, codec, draw)
     packed = wire.PackedTensor(dtype, shape, codec, memoryview(draw.blob()))
     return wire.tensor_message(draw.number(), name, packed, plan=draw.number() % 2**32)
 
@@ -87,8 +87,8 @@ def tensor(draw: Draw) -> bytes:
 _DTYPES = {"a": "<f4", "b": "<i8", "c": "|u1", "d": "<u2", "e": "|i1", "f": "|u1"}
 
 
-def _right(name: str, dtype: str, shape: tuple[int, ...], codec: str, draw: Draw) -> bytes:
-    """A tensor as a right device encodes it, if it can be encoded so."""
+def _valid(name: str, dtype: str, shape: tuple[int, ...], codec: str, draw: Draw) -> bytes:
+    """A tensor as a correct device encodes it, with another codec where it does not suit."""
     if dtype == "value" and codec not in ("png", "jpeg"):
         value = _structure(draw)
         return encode_tensor(draw.number(), name, value, codec, plan=draw.byte() % 3)
@@ -100,7 +100,7 @@ def _right(name: str, dtype: str, shape: tuple[int, ...], codec: str, draw: Draw
 
 
 def _structure(draw: Draw, depth: int = 0) -> Any:
-    """Text, a map, an array of numbers or a sequence of such."""
+    """Text, a map, an array of numbers, or a sequence of these."""
     match draw.byte() % (4 if depth < 2 else 3):
         case 0:
             return np.array([draw.blob().decode("latin-1")] * (draw.byte() % 4), object)
@@ -113,7 +113,7 @@ def _structure(draw: Draw, depth: int = 0) -> Any:
 
 
 def message(draw: Draw, count: int = 0) -> bytes:
-    """Any message of the protocol, right or nearly; it is the receiver's `count`-th."""
+    """Any message of the protocol, valid or nearly; the `count`-th that the receiver gets."""
     match draw.byte() % 11:
         case 0:
             protocol = wire.PROTOCOL if draw.byte() < 240 else draw.number() % 2**32
@@ -146,12 +146,12 @@ def message(draw: Draw, count: int = 0) -> bytes:
 
 
 def _sent(draw: Draw, count: int) -> int:
-    """Mostly right, or the session would often be over at once."""
+    """A count of messages, mostly the right one: a wrong one ends the session."""
     return count if draw.byte() < 240 else draw.number()
 
 
 def damaged(data: bytes, draw: Draw) -> bytes:
-    """The same with one place cut, doubled or overwritten."""
+    """The message with one place cut off, doubled or overwritten."""
     at = draw.number() % (len(data) + 1)
     match draw.byte() % 3:
         case 0:

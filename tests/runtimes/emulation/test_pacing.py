@@ -1,4 +1,4 @@
-"""Emulated links and slow devices, on a clock that stands still unless slept on."""
+"""Emulated links and slow devices, on a clock that moves only while code sleeps."""
 
 import pytest
 from hypothesis import given
@@ -36,7 +36,7 @@ def test_messages_pass_one_after_another(messages: list[tuple[float, int]], star
 
 
 def test_a_late_start_does_not_delay_what_follows() -> None:
-    """The link was free all the while the sender slept too long."""
+    """The link is free while the sender sleeps for too long."""
     clock = Clock()
     pipe = Pipe(lambda size_bytes: size_bytes / 1e3, clock, lambda s: clock.sleep(s + 0.5))
     pipe.transit(1000)

@@ -1,4 +1,4 @@
-"""The command as a user runs it: good input gives an answer, bad input one sentence."""
+"""Commands in processes of their own: valid input gives a result, invalid input a sentence."""
 
 import json
 import socket
