@@ -1,10 +1,17 @@
 """Run bundles: the session on the device, the server, and the protocol between them.
 
 An application imports everything it needs from here; each name is loaded when it is first used.
+
+onnxruntime's own wheels send usage data to Microsoft, on Linux too (seen in 1.32,
+microsoft/onnxruntime#27379), and keep a device number in the user's cache. That is turned off here,
+before onnxruntime is imported, unless ORT_DISABLE_TELEMETRY is set.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from offload.costs.link import parse_link

@@ -1,13 +1,4 @@
-"""The only package that imports onnxruntime: load a model, run it, profile it.
-
-onnxruntime's own wheels send usage data to Microsoft, on Linux too (seen in 1.32,
-microsoft/onnxruntime#27379), and keep a device number in the user's cache. That is turned off here
-before it is imported, unless ORT_DISABLE_TELEMETRY is set.
-"""
-
-import os
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+"""The only package that imports onnxruntime: load a model, run it, profile it."""
 
 from offload.bundle.bundle import DTYPES
 from onnxruntime import __version__ as ORT_VERSION  # noqa: N812  (a constant of the library)
