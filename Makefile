@@ -87,6 +87,19 @@ test-deploy: install
 	$(BIN)/pytest -q -s -m slow tests/runtimes/deploy --ignore=tests/runtimes/deploy/test_arm64.py
 	$(BIN)/pytest -q tests/front_door/test_ssh_files.py
 
+# `offload up` over real SSH: bare accounts, wrong machines, interruptions at every step, a shaped
+# link (as root), an emulated 64-bit Raspberry Pi (7 min).
+.PHONY: test-up
+test-up: install
+	-$(APT) openssh-server openssh-client mmdebstrap qemu-user-static
+	$(BIN)/pytest -q -s -m slow tests/up
+
+# As root: three models on two shaped links, a device 10 times slower, through `offload up`.
+.PHONY: bench-up
+bench-up: install
+	-$(APT) openssh-server openssh-client
+	$(BIN)/python -m tests.benchmarks.bench_up
+
 # The report of the experiments in a headless browser.
 .PHONY: test-report
 test-report: install

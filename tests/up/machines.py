@@ -94,9 +94,9 @@ class Machines:
         code = "from offload_cli.main import main; main()"
         return [sys.executable, "-c", code, *map(str, words)]
 
-    def ok(self, *words: str | Path) -> str:
+    def ok(self, *words: str | Path, timeout_s: float = 280) -> str:
         """Run the command, check that it succeeds, and return what it wrote to stdout."""
-        done = self.offload(*words)
+        done = self.offload(*words, timeout_s=timeout_s)
         assert done.returncode == 0, f"offload {' '.join(map(str, words))}: {done.stderr[-2000:]}"
         return done.stdout
 

@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Thread
@@ -20,6 +20,7 @@ from offload_runtimes.deploy.targets import TargetConfig
 from offload_runtimes.measure.target_machine import TargetMachine
 
 _REACH_S = 5.0
+_CANCEL_S = 5.0
 _ALL_INTERFACES = ("0.0.0.0", "::")
 
 
@@ -76,9 +77,20 @@ def target_machine(target: TargetConfig) -> Iterator[TargetMachine]:
         finally:
             wait(opened.__aexit__(None, None, None))
     finally:
+        # An interrupt may have come while the connection was being made.
+        with suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(_cancel_others(), loop).result(_CANCEL_S)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
+
+
+async def _cancel_others() -> None:
+    """Cancel all other tasks of the loop, and wait until they have ended."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @dataclass(frozen=True)
