@@ -89,11 +89,11 @@ _DTYPES = {"a": "<f4", "b": "<i8", "c": "|u1", "d": "<u2", "e": "|i1", "f": "|u1
 
 def _valid(name: str, dtype: str, shape: tuple[int, ...], codec: str, draw: Draw) -> bytes:
     """A tensor as a correct device encodes it, with another codec where it does not suit."""
-    if dtype == "value" and codec not in ("png", "jpeg"):
+    if dtype == "value" and codec not in ("png", "jpeg", "jpeg95"):
         value = _structure(draw)
         return encode_tensor(draw.number(), name, value, codec, plan=draw.byte() % 3)
     array: Array = np.zeros(shape, _DTYPES.get(name, "<f4"))
-    if codec in ("png", "jpeg") and (dtype != "|u1" or len(shape) < 3 or shape[-1] != 3):
+    if codec in ("png", "jpeg", "jpeg95") and (dtype != "|u1" or len(shape) < 3 or shape[-1] != 3):
         codec = "raw"
     array.reshape(-1)[:1] = draw.byte() % 2
     return encode_tensor(draw.number(), name, array, codec, plan=draw.byte() % 3)
