@@ -10,7 +10,7 @@ from offload.report.gantt import gantt_svg
 from offload.report.page import Section, page
 from offload.scheduling.timeline import Lane
 from offload.units import format_bps, format_bytes, format_s
-from offload_runtimes.deploy.rivals import SPLIT
+from offload_runtimes.deploy.scheme_bundles import SPLIT
 from offload_runtimes.deploy.targets import TargetConfig
 from offload_runtimes.deploy.trial import SchemeResult
 from offload_runtimes.deploy.up import UpResult

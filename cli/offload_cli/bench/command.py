@@ -20,7 +20,7 @@ from offload_cli.bench.results import Group, goals
 from offload_cli.bench.subjects import PAPERS, Study, find_study
 from offload_cli.options import DEFAULT_DEVICES, EXPERT, MACHINES, DevicesOption, FormatOption
 from offload_cli.output import Format, Output
-from offload_cli.planning_options import CalibrationOption
+from offload_cli.planning_options import CalibrationOption, ImageOption
 
 MODELS = (*PAPERS, "randwire_private", "randwire_inside", "squeezenet", "mobilenet_v2")
 
@@ -95,6 +95,7 @@ def bench(
         ),
     ] = "",
     calibration: CalibrationOption = None,
+    image: ImageOption = "",
     devices: DevicesOption = DEFAULT_DEVICES,
     profiles: Annotated[
         Path | None,
@@ -119,7 +120,7 @@ def bench(
     if on:
         named = () if files else tuple(name.strip() for name in models.split(","))
         is_good = bench_machines(
-            output, files or (), named, on, devices, folder, calibration, repeats, budget
+            output, files or (), named, image, on, devices, folder, calibration, repeats, budget
         )
         if check and not is_good:
             raise typer.Exit(1)

@@ -8,6 +8,7 @@ from pathlib import Path
 from offload.costs.encodings import EncodingPolicy
 from offload.errors import InputError
 from offload.files import temporary_folder
+from offload_models.image import picture_input_name
 from offload_models.zoo import save
 from offload_runtimes.deploy.up import UpRequest, UpResult
 from offload_runtimes.deploy.up import up as measure
@@ -17,6 +18,7 @@ from offload_cli.bench.results import MARGIN, Goal
 from offload_cli.bench.subjects import find_study
 from offload_cli.options import find_targets
 from offload_cli.output import Output
+from offload_cli.planning_options import image_input
 from offload_cli.up_page import COLUMNS, rows, verdict, write_page
 
 PREDICTION = 0.10
@@ -27,6 +29,7 @@ def bench_machines(
     output: Output,
     files: Sequence[Path],
     names: Sequence[str],
+    image: str,
     on: str,
     devices: Path,
     folder: Path,
@@ -40,6 +43,7 @@ def bench_machines(
         output: gets tables and progress.
         files: models.
         names: models of the zoo.
+        image: preprocessing to put into the models, as `offload split --image`; empty: none.
         on: device and server, separated by a comma.
         devices: `devices.toml`.
         folder: gets a folder of results and a page for each model.
@@ -57,10 +61,13 @@ def bench_machines(
     results: list[UpResult] = []
     pages: list[str] = []
     for path, name in _models(files, names):
-        with output.steps() as progress:
+        tensor = (picture_input_name(path, {}) or "") if image else ""
+        with image_input(path, image, {}) as (source, shapes), output.steps() as progress:
             result = measure(
                 UpRequest(
-                    path,
+                    source,
+                    shapes=shapes,
+                    float_input=tensor,
                     device=targets[0],
                     server=targets[1],
                     folder=folder / name,

@@ -36,6 +36,7 @@ from offload_cli.output import Format, Output
 OPTIONS = EngineOptions(threads=1)
 TOLERANCE = 1e-4
 LOSSY_TOLERANCE = 0.02
+JPEG = {"CO jpeg 90": "jpeg", "CO jpeg 95": "jpeg95"}
 COLUMNS = ("scheme", ">predicted", ">measured", ">spread", ">sent", "answer")
 
 
@@ -66,8 +67,9 @@ def demo(
 
     LO runs all layers on the device, CO all on the server. Neurosurgeon cuts at one tensor, PO
     anywhere without overlap, OPSS overlaps uploads with computation, joint chooses cut and order
-    together; all send raw tensors. Lossless may compress them; lossy may also send float16 or
-    uint8, within a tolerance on the outputs. Schemes with the same program share a row.
+    together; all send raw tensors. CO jpeg sends the picture as jpeg of quality 90 or 95, as
+    applications do. Lossless may compress tensors; lossy may also send float16 or uint8, within
+    a tolerance on the outputs. Schemes with the same program share a row.
 
     The device is this machine made slower, the link is emulated, the server is real gRPC on
     loopback. No root is needed.
@@ -193,14 +195,20 @@ def run_scenario(
         plans = scheme_plans(scenario, problem)
 
         # The best plans with fewer bytes: without loss, and with loss within the tolerance.
-        def plan_with(encodings: EncodingTable | None) -> Plan:
+        def plan_with(encodings: EncodingTable | None, scheme: str = "auto") -> Plan:
             return make_plan(
-                PlanningProblem.of(graph, device, profile, link, problem.constraints, encodings)
+                PlanningProblem.of(graph, device, profile, link, problem.constraints, encodings),
+                scheme,
             )
 
         calibration = Calibration(scenario.calibration or (scenario.feeds,))
         allowed = parse_allowed("any")
-        encodings = cached_encodings(model, graph, calibration, allowed, OPTIONS, None, progress)
+        measured = (*allowed, *parse_allowed("jpeg,jpeg95")[1:]) if scenario.float_input else allowed
+        encodings = cached_encodings(model, graph, calibration, measured, OPTIONS, None, progress)
+        for label, quality in JPEG.items() if scenario.float_input else ():
+            only = encodings.allowing(parse_allowed(quality)[1:])
+            plans[label] = plan_with(only, "cloud")
+        encodings = encodings.allowing(allowed)
         policy = EncodingPolicy(allowed, LOSSY_TOLERANCE)
         selector = EncodingSelector(model, graph, policy, OPTIONS)
         plans["lossless"] = plan_with(encodings.allowing(LOSSLESS))

@@ -15,7 +15,7 @@ from offload.scheduling.timeline import Timeline
 
 from offload_runtimes.address import parse_address
 from offload_runtimes.deploy.measuring import MeetingPoint
-from offload_runtimes.deploy.rivals import Rival
+from offload_runtimes.deploy.scheme_bundles import SchemeBundle
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure import Progress
 from offload_runtimes.measure.target_machine import MeasuredInference, TargetMachine
@@ -113,7 +113,7 @@ class Pair:
 
 def run_in_turns(
     pair: Pair,
-    rivals: Sequence[Rival],
+    schemes: Sequence[SchemeBundle],
     link: Link,
     inputs: TrialInputs,
     *,
@@ -122,15 +122,15 @@ def run_in_turns(
     streams: bool = False,
     progress: Progress = lambda _: None,
 ) -> tuple[SchemeResult, ...]:
-    """Measure rivals on the real machines, in turns, so that a noisy moment affects all of them.
+    """Measure schemes on the real machines, in turns, so that a noisy moment affects all of them.
 
     Args:
         pair: the machines.
-        rivals: what to run; those that differ in their programs.
+        schemes: what to run; those that differ in their programs.
         link: the link between them, for the predictions.
         inputs: what to run them on.
-        repeats: runs of each rival after one to warm up.
-        budget_s: seconds for each rival, after which no round is begun; at least five are.
+        repeats: runs of each scheme after one to warm up.
+        budget_s: seconds for each scheme, after which no round is begun; at least five are.
         streams: also measure the seconds per frame of a stream.
         progress: called with a phrase before each step.
 
@@ -139,43 +139,43 @@ def run_in_turns(
         ServerError: the device does not reach the server, or a machine is lost.
     """
     try:
-        sessions = _open(pair, rivals, progress)
+        sessions = _open(pair, schemes, progress)
         stored = [pair.device.store(sample) for sample in inputs.feeds]
         wanted = [pair.device.store(outputs) for outputs in inputs.expected]
-        runs: dict[str, list[MeasuredInference]] = {rival.label: [] for rival in rivals}
+        runs: dict[str, list[MeasuredInference]] = {scheme.label: [] for scheme in schemes}
         began_s = time.monotonic()
         for number in range(repeats + 1):
-            progress(f"running {len(rivals)} schemes in turns, run {number} of {repeats}")
+            progress(f"running {len(schemes)} schemes in turns, run {number} of {repeats}")
             which = max(number - 1, 0) % len(stored)
             for label, session in sessions.items():
                 run = session.time(stored[which], wanted[which])
                 if number:
                     runs[label].append(run)
-            is_over = time.monotonic() - began_s > budget_s * len(rivals)
+            is_over = time.monotonic() - began_s > budget_s * len(schemes)
             if number >= min(LEAST_RUNS, repeats) and is_over:
                 break
         own = max(
-            (run.difference for r in rivals if r.is_local for run in runs[r.label]),
+            (run.difference for r in schemes if r.is_local for run in runs[r.label]),
             default=0.0,
         )
         results = []
-        for rival in rivals:
+        for scheme in schemes:
             period_s = None
             if streams:
-                progress(f"streaming frames, {rival.label}")
+                progress(f"streaming frames, {scheme.label}")
                 frames = max(LEAST_RUNS, min(repeats, 50))
-                period_s = sessions[rival.label].period_s(stored[0], frames)
-            result = _result(rival, link, runs[rival.label], period_s, len(stored))
+                period_s = sessions[scheme.label].period_s(stored[0], frames)
+            result = _result(scheme, link, runs[scheme.label], period_s, len(stored))
             if result.is_lossless:
                 limit = max(ALLOWED_DIFFERENCE, _OWN_TIMES * own)
                 if result.difference > limit:
                     raise InputError(
-                        f"{rival.label} gives other answers: an output is off by"
+                        f"{scheme.label} gives other answers: an output is off by"
                         f" {result.difference:.2g} of its largest value, {limit:.2g} is allowed"
                     )
             else:
-                progress(f"comparing answers, {rival.label}")
-                answers = [sessions[rival.label].run(feeds)[0] for feeds in stored]
+                progress(f"comparing answers, {scheme.label}")
+                answers = [sessions[scheme.label].run(feeds)[0] for feeds in stored]
                 same = _same_answers(answers, [tuple(e.values()) for e in inputs.expected])
                 result = replace(result, same_answers=same)
             results.append(result)
@@ -185,16 +185,16 @@ def run_in_turns(
             machine.close()
 
 
-def _open(pair: Pair, rivals: Sequence[Rival], progress: Progress) -> "dict[str, Any]":
+def _open(pair: Pair, schemes: Sequence[SchemeBundle], progress: Progress) -> "dict[str, Any]":
     """Send the bundles, serve them, and open a session of each on the device."""
     on_device, on_server = {}, {}
-    for rival in rivals:
-        progress(f"sending {rival.label}")
-        if rival.is_local:
-            on_device[rival.label] = pair.device.send_bundle(rival.bundle, *Side)
+    for scheme in schemes:
+        progress(f"sending {scheme.label}")
+        if scheme.is_local:
+            on_device[scheme.label] = pair.device.send_bundle(scheme.bundle, *Side)
             continue
-        on_device[rival.label] = pair.device.send_bundle(rival.bundle, Side.DEVICE)
-        on_server[rival.label] = pair.server.send_bundle(rival.bundle, Side.SERVER)
+        on_device[scheme.label] = pair.device.send_bundle(scheme.bundle, Side.DEVICE)
+        on_server[scheme.label] = pair.server.send_bundle(scheme.bundle, Side.SERVER)
     address = None
     if on_server:
         progress("starting the server")
@@ -206,20 +206,20 @@ def _open(pair: Pair, rivals: Sequence[Rival], progress: Progress) -> "dict[str,
         )
         address = pair.meeting.reached_at(parse_address(listening).port)
     sessions = {}
-    for rival in rivals:
-        progress(f"opening a session, {rival.label}")
-        sessions[rival.label] = pair.device.open_session(
-            on_device[rival.label],
-            address if rival.label in on_server else None,
-            pair.device_files if rival.label in on_server else (),
+    for scheme in schemes:
+        progress(f"opening a session, {scheme.label}")
+        sessions[scheme.label] = pair.device.open_session(
+            on_device[scheme.label],
+            address if scheme.label in on_server else None,
+            pair.device_files if scheme.label in on_server else (),
             pair.device_options,
-            rival.plan,
+            scheme.plan,
         )
     return sessions
 
 
 def _result(
-    rival: Rival,
+    scheme: SchemeBundle,
     link: Link,
     runs: Sequence[MeasuredInference],
     period_s: float | None,
@@ -228,11 +228,11 @@ def _result(
     latencies_s = tuple(run.latency_s for run in runs)
     middle_s = statistics.median(latencies_s)
     typical = min(runs, key=lambda run: abs(run.latency_s - middle_s))
-    plan = rival.followed
+    plan = scheme.followed
     predicted = plan.predicted(link) if plan.alternatives else None
     chosen = next((a for a in plan.alternatives if a.scheme == plan.scheme), None)
     return SchemeResult(
-        label=rival.label,
+        label=scheme.label,
         scheme=plan.scheme,
         predicted_s=predicted.makespan_s if predicted else None,
         latencies_s=latencies_s,

@@ -43,13 +43,13 @@ from offload_runtimes.deploy.measuring import (
     target_machine,
 )
 from offload_runtimes.deploy.provision import Installed, init_devices, objections
-from offload_runtimes.deploy.rivals import (
+from offload_runtimes.deploy.scheme_bundles import (
     SCHEMES,
     SPLIT,
-    Rival,
-    load_rivals,
-    save_rivals,
-    write_rivals,
+    SchemeBundle,
+    load_schemes,
+    save_schemes,
+    write_schemes,
 )
 from offload_runtimes.deploy.service import (
     SERVER_LOG,
@@ -478,7 +478,7 @@ class _Up:
         self.record.done("link", key)
         return seen
 
-    def plan(self, profiles: Sequence[Path], seen: LinkSeen) -> list[Rival]:
+    def plan(self, profiles: Sequence[Path], seen: LinkSeen) -> list[SchemeBundle]:
         """Plan for links around the seen one, and write a bundle for every way to run the model."""
         request = self.request
         folder = request.folder / "bundles"
@@ -493,10 +493,10 @@ class _Up:
             request.every_scheme,
             source_digest(),
         )
-        path = request.folder / "rivals.json"
+        path = request.folder / "schemes.json"
         if path.exists() and self.record.knows("plan", key):
             with contextlib.suppress(OffloadError, OSError):
-                return load_rivals(path, folder)
+                return load_schemes(path, folder)
         self.record.forget("plan")
         with self.step("planning") as progress:
             split = SplitRequest(
@@ -513,7 +513,7 @@ class _Up:
             prepared = prepare(split, progress)
             if prepared.open_sizes:
                 raise InputError(prepared.open_sizes)
-            rivals, remarks = write_rivals(
+            schemes, remarks = write_schemes(
                 prepared,
                 seen.link,
                 folder,
@@ -522,9 +522,9 @@ class _Up:
                 progress,
             )
         self.remarks += remarks
-        save_rivals(path, rivals)
+        save_schemes(path, schemes)
         self.record.done("plan", key)
-        return rivals
+        return schemes
 
     def inputs(self) -> TrialInputs:
         """Inputs of the trial, and the whole model's outputs on them, computed here."""
@@ -541,12 +541,12 @@ class _Up:
         expected = [dict(zip(names, engine.run(None, each), strict=True)) for each in feeds]
         return TrialInputs(feeds, expected, calibration.is_random)
 
-    def measure(self, rivals: Sequence[Rival], seen: LinkSeen) -> tuple[SchemeResult, ...]:
-        """Run all rivals on the real machines."""
+    def measure(self, schemes: Sequence[SchemeBundle], seen: LinkSeen) -> tuple[SchemeResult, ...]:
+        """Run all schemes on the real machines."""
         request = self.request
         path = request.folder / "measured.json"
         key = _digest(
-            [rival.bundle.digest for rival in rivals],
+            [scheme.bundle.digest for scheme in schemes],
             [self._engine_of(index) for index in range(2)],
             *(request.repeats, request.budget_s, *request.targets, request.insecure),
         )
@@ -573,7 +573,7 @@ class _Up:
             )
             results = run_in_turns(
                 pair,
-                rivals,
+                schemes,
                 seen.link,
                 inputs,
                 repeats=request.repeats,
@@ -585,29 +585,31 @@ class _Up:
         self.record.done("measure", key)
         return results
 
-    def choose(self, rivals: Sequence[Rival], results: Sequence[SchemeResult]) -> Rival:
-        """The fastest of the rivals that keep the limits; the simplest of nearly equal ones."""
+    def choose(
+        self, schemes: Sequence[SchemeBundle], results: Sequence[SchemeResult]
+    ) -> SchemeBundle:
+        """The fastest of the schemes that keep the limits; the simplest of nearly equal ones."""
         request = self.request
         allowed = {each.name for each in request.policy.encodings}
         tolerance = request.policy.tolerance
 
-        def may_run(rival: Rival, result: SchemeResult) -> bool:
+        def may_run(scheme: SchemeBundle, result: SchemeResult) -> bool:
             # The planner has checked the loss of the split on the calibration inputs.
-            if rival.followed.is_lossless or SPLIT in rival.label:
+            if scheme.followed.is_lossless or SPLIT in scheme.label:
                 return True
-            used = {send.encoding for send in rival.followed.uploads}
+            used = {send.encoding for send in scheme.followed.uploads}
             return used <= allowed and tolerance is not None and result.difference <= tolerance
 
         by_stream = request.constraints.objective is Objective.THROUGHPUT
         seconds = {
             result.label: (result.period_s if by_stream and result.period_s else result.median_s)
-            for rival, result in zip(rivals, results, strict=True)
-            if may_run(rival, result)
+            for scheme, result in zip(schemes, results, strict=True)
+            if may_run(scheme, result)
         }
         limit_s = min(seconds.values()) * (1 + _TIE)
-        return next(rival for rival in rivals if seconds.get(rival.label, limit_s * 2) <= limit_s)
+        return next(s for s in schemes if seconds.get(s.label, limit_s * 2) <= limit_s)
 
-    def deploy(self, chosen: Rival) -> None:
+    def deploy(self, chosen: SchemeBundle) -> None:
         """Deploy the chosen bundle, start or stop the server, and run once from the device."""
         request, bundle = self.request, chosen.bundle
         needs_server = not chosen.is_local
@@ -712,9 +714,9 @@ def up(request: UpRequest, progress: Progress = lambda _: None) -> UpResult:
         this.runtimes()
         profiles = [this.profile(side) for side in Side]
         seen = this.link()
-        rivals = this.plan(profiles, seen)
-        results = this.measure(rivals, seen)
-        chosen = this.choose(rivals, results)
+        schemes = this.plan(profiles, seen)
+        results = this.measure(schemes, seen)
+        chosen = this.choose(schemes, results)
         machines = [json.loads(path.read_text()) for path in profiles]
         if not request.only_try:
             this.deploy(chosen)

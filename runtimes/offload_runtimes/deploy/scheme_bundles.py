@@ -30,8 +30,8 @@ _JPEG = {"CO jpeg 90": "jpeg", "CO jpeg 95": "jpeg95"}
 
 
 @dataclass(frozen=True)
-class Rival:
-    """A way to run the model.
+class SchemeBundle:
+    """A way to run the model, written as a bundle.
 
     Attributes:
         label: its name for people; several where they come to the same program: `CO = split`.
@@ -54,14 +54,14 @@ class Rival:
         return self.followed.is_local
 
 
-def write_rivals(
+def write_schemes(
     prepared: PlanningInputs,
     link: Link,
     folder: Path,
     float_input: str = "",
-    schemes: Sequence[str] = (),
+    more: Sequence[str] = (),
     progress: Progress = lambda _: None,
-) -> tuple[list[Rival], list[str]]:
+) -> tuple[list[SchemeBundle], list[str]]:
     """Plan every way to run a model and write its bundle: all that differ in what they run.
 
     `LO`, all on the device. `CO`, all on the server; if the input is a picture in bytes, with its
@@ -73,17 +73,17 @@ def write_rivals(
         link: the link to compare them on.
         folder: gets a bundle for each.
         float_input: the float tensor that is computed from the picture; empty: it is not one.
-        schemes: more of the planner's schemes, by their labels in `SCHEMES`, all tensors raw.
+        more: labels of more schemes, those of `SCHEMES`, all tensors raw.
         progress: called with a phrase before each step.
 
     Returns:
-        The rivals, the simplest first, and a sentence for each that is left out.
+        The schemes, the simplest first, and a sentence for each that is left out.
     """
     model, graph = prepared.model, prepared.graph
     types = missing_types(model, graph)
     remarks: list[str] = []
-    rivals: list[Rival] = []
-    add = partial(_add, rivals)
+    schemes: list[SchemeBundle] = []
+    add = partial(_add, schemes)
 
     def write(label: str, make: Callable[[], Plan]) -> None:
         progress(f"planning {label}")
@@ -109,24 +109,24 @@ def write_rivals(
             remarks.append("CO with jpeg was not tried: give photos with --calibration.")
         for label, only in with_jpeg.items():
             write(label, lambda only=only: make_plan(only, "cloud"))  # type: ignore[misc]
-    for label in schemes:
+    for label in more:
         write(label, lambda label=label: make_plan(problem, SCHEMES[label]))  # type: ignore[misc]
     progress("planning the best split")
     best = write_split(prepared, folder / "best", progress)
     add(SPLIT, best, best.plan_set.at(link.up_bps))
-    return rivals, remarks
+    return schemes, remarks
 
 
-def _add(rivals: list[Rival], label: str, bundle: Bundle, plan: int = 0) -> None:
-    """Add a rival; one that comes to the same program as another only adds its label."""
-    new = Rival(label, bundle, plan)
-    for index, known in enumerate(rivals):
+def _add(schemes: list[SchemeBundle], label: str, bundle: Bundle, plan: int = 0) -> None:
+    """Add a scheme; one that comes to the same program as another only adds its label."""
+    new = SchemeBundle(label, bundle, plan)
+    for index, known in enumerate(schemes):
         if known.followed.program == new.followed.program:
             # The last bundle has plans for other links, too; a local one needs no server.
             kept = known if known.is_local else new
-            rivals[index] = replace(kept, label=f"{known.label} = {label}")
+            schemes[index] = replace(kept, label=f"{known.label} = {label}")
             return
-    rivals.append(new)
+    schemes.append(new)
 
 
 def _with_floats(prepared: PlanningInputs, link: Link, path: Path, float_input: str) -> Bundle:
@@ -155,17 +155,17 @@ def _with_jpeg(
     }
 
 
-def save_rivals(path: Path, rivals: list[Rival]) -> None:
-    """Note which bundles beside the file are which rivals; `load_rivals` reads it."""
-    rows = [(rival.label, rival.bundle.path.name, rival.plan) for rival in rivals]
+def save_schemes(path: Path, schemes: list[SchemeBundle]) -> None:
+    """Note which bundles beside the file are which schemes; `load_schemes` reads it."""
+    rows = [(scheme.label, scheme.bundle.path.name, scheme.plan) for scheme in schemes]
     write_text(path, json.dumps(rows, indent=1))
 
 
-def load_rivals(path: Path, folder: Path) -> list[Rival]:
-    """Read what `save_rivals` wrote.
+def load_schemes(path: Path, folder: Path) -> list[SchemeBundle]:
+    """Read what `save_schemes` wrote.
 
     Raises:
         BundleError, OSError: a bundle is missing or damaged.
     """
     rows = json.loads(path.read_text(encoding="utf-8"))
-    return [Rival(label, open_bundle(folder / name), plan) for label, name, plan in rows]
+    return [SchemeBundle(label, open_bundle(folder / name), plan) for label, name, plan in rows]
