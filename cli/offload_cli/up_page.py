@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from offload.files import write_text
+from offload.planning.problem import PI_4B, Constraints
 from offload.report.charts import sizes_svg
 from offload.report.gantt import gantt_svg
 from offload.report.page import Section, page
@@ -174,9 +175,12 @@ def write_page(folder: Path, model: str, targets: Sequence[TargetConfig], result
             f" {', '.join(chosen.cut) or 'nothing'}.",
         ),
         Section(
-            "Where time and memory go",
+            "Where time, memory and energy go",
             "",
-            ("scheme", "device computes", "uplink", "server computes", "memory on the device"),
+            (
+                *("scheme", "device computes", "uplink", "server computes"),
+                *("memory on the device", "energy, if it were a Pi 4B"),
+            ),
             [
                 (
                     s.label,
@@ -185,6 +189,7 @@ def write_page(folder: Path, model: str, targets: Sequence[TargetConfig], result
                         for lane in (Lane.DEVICE, Lane.UPLINK, Lane.SERVER)
                     ),
                     format_bytes(s.memory_bytes) if s.memory_bytes else "",
+                    f"{_energy_j(s):.2f} J",
                 )
                 for s in result.schemes
             ],
@@ -197,6 +202,12 @@ def write_page(folder: Path, model: str, targets: Sequence[TargetConfig], result
     path = folder / "index.html"
     write_text(path, page(f"{model}: {device.name} and {server.name}", introduction, sections))
     return path
+
+
+def _energy_j(scheme: SchemeResult) -> float:
+    """The device's joules per inference by the power model of a Raspberry Pi 4B."""
+    compute_s, upload_s = (scheme.measured.busy_s(lane) for lane in (Lane.DEVICE, Lane.UPLINK))
+    return float(Constraints(power=PI_4B).energy(scheme.median_s, compute_s, upload_s))
 
 
 def _certainty(result: UpResult) -> str:

@@ -9,6 +9,7 @@ import pytest
 from offload_runtimes.agent.machine import servers
 
 from tests.front_door.door import Door, two_layers
+from tests.runtimes.deploy.sshd import free_port
 
 UP = ("up", "net.onnx", "./pi", "./hub", "--runs", "2")
 
@@ -20,7 +21,7 @@ def prepared(door: Door) -> Door:
     rows = np.random.default_rng(0).standard_normal((3, 1, 64)).astype(np.float32)
     np.savez(door.folder / "in.npz", x=rows)
     (door.folder / "devices.toml").write_text(
-        '[pi]\nroot = "pi"\n[hub]\nroot = "hub"\nlisten = "127.0.0.1:0"\n'
+        f'[pi]\nroot = "pi"\n[hub]\nroot = "hub"\nlisten = "127.0.0.1:{free_port()}"\n'
     )
     return door
 
@@ -94,7 +95,7 @@ def test_a_failed_step_is_named_and_the_next_call_goes_on_from_there(prepared: D
     assert "profile device" in state["steps"]
     assert "link" not in state["steps"]
     (door.folder / "devices.toml").write_text(
-        '[pi]\nroot = "pi"\n[hub]\nroot = "hub"\nlisten = "127.0.0.1:0"\n'
+        f'[pi]\nroot = "pi"\n[hub]\nroot = "hub"\nlisten = "127.0.0.1:{free_port()}"\n'
     )
     result = door.json("up", "net.onnx", "pi", "hub", "--runs", "2", "--try")
     assert not {"profile device", "profile server"} & set(result["repeated"])

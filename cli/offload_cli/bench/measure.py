@@ -12,7 +12,7 @@ import numpy as np
 from offload.bundle.write import write_bundle
 from offload.costs.link import Link
 from offload.errors import InputError
-from offload.planning.problem import Constraints, Power
+from offload.planning.problem import PI_4B, Constraints
 from offload.planning.scheme import Scheme
 from offload.scheduling.timeline import Lane
 from offload_runtimes.emulation.experiment import BundleEntry, ExperimentJob, MeasuredRun, run_job
@@ -30,10 +30,6 @@ from offload_cli.bench.subjects import (
     plans_of,
     prepare,
 )
-
-# Raspberry Pi 4B: idle 2.7 W, all cores busy 6.4 W; its radio adds about 0.7 W while sending.
-POWER = Power(2.7, 3.7, 0.7)
-
 
 @dataclass(frozen=True)
 class BenchOptions:
@@ -191,7 +187,7 @@ def _cell(
         latencies_s=tuple(run.latency_s for run in warm),
         upload_bytes=sum(send.size_bytes or 0 for send in uploads),
         cut=tuple(send.tensor for send in uploads),
-        energy_j=float(Constraints(power=POWER).energy(median_s, compute_s, upload_s)),
+        energy_j=float(Constraints(power=PI_4B).energy(median_s, compute_s, upload_s)),
         difference=max(run.difference for run in runs),
         predicted=scheme.plan.timeline,
         measured=typical,

@@ -43,6 +43,7 @@ from offload_runtimes.deploy.measuring import (
     target_machine,
 )
 from offload_runtimes.deploy.provision import Installed, init_devices, objections
+from offload_runtimes.deploy.releases import rollback
 from offload_runtimes.deploy.scheme_bundles import (
     SCHEMES,
     SPLIT,
@@ -299,7 +300,6 @@ class _Up:
         self.remarks: list[str] = []
         self._progress = progress
         self._stack = stack
-        self._step = ""
         self.meeting: MeetingPoint = meeting_point(request.device, request.server)
         self.targets: list[_TargetState] = []
         model = load_model(request.model)
@@ -614,7 +614,7 @@ class _Up:
         request, bundle = self.request, chosen.bundle
         needs_server = not chosen.is_local
         release = release_id(bundle.digest)
-        key = _digest(release, needs_server, self.meeting, request.insecure, *request.targets)
+        key = _digest(release, needs_server, self._serving_key())
         sides = [(request.device, tuple(Side))]
         if needs_server:
             sides.append((request.server, (Side.SERVER,)))
@@ -637,19 +637,45 @@ class _Up:
                 (outcome,) = deploy_to(bundle, [target], report)
                 if outcome.why is not None:
                     raise outcome.why
-        if needs_server:
+        try:
+            self._start(needs_server)
+        except OffloadError:
+            self._put_back(release)
+            raise
+        self.record.done("deploy", key)
+
+    def _serving_key(self) -> str:
+        """Digest of all that the server's process depends on, other than its release."""
+        files = [_content(path) for path in (*self.server_files, *self.device_files)]
+        return _digest(self.meeting, files, self.request.insecure, *self.request.targets) + str(
+            [self._engine_of(index) for index in range(2)]
+        )
+
+    def _start(self, needs_server: bool) -> None:
+        """Start or stop the server, and run the release once from the device."""
+        request = self.request
+        if not needs_server:
+            asyncio.run(_stop(request.server))
+        # A server that runs already follows the new release by itself, without an outage.
+        elif not (self.targets[1].servers and self.record.knows("serve", self._serving_key())):
             with self.step(f"starting the server on {request.server.name}"):
+                self.record.forget("serve")
                 why = asyncio.run(self._serve())
                 if why:
                     self.remarks.append(
                         f"{request.server.name} {why}. The server runs as a process that does not"
                         " start again with the machine: then run the same command again."
                     )
-        else:
-            asyncio.run(_stop(request.server))
+                self.record.done("serve", self._serving_key())
         with self.step(f"running the release from {request.device.name}"):
             asyncio.run(self._check(needs_server))
-        self.record.done("deploy", key)
+
+    def _put_back(self, release: str) -> None:
+        """Make the former release current again on the machines that had one."""
+        for target, state in zip(self.request.targets, self.targets, strict=True):
+            if state.release not in (None, release):
+                outcome = rollback(target, state.release)
+                self._progress(f"{target.name}: {state.release} is current again: {outcome.ok}")
 
     async def _serve(self) -> str:
         target = self.request.server
@@ -801,6 +827,8 @@ def _check_request(request: UpRequest) -> None:
             f"{device.name} and {server.name} are the same folder of the same account: give two"
             " targets, or another `root` to one of them"
         )
+    if parse_address(server.listen).port == 0 and not request.only_try:
+        raise InputError(f"{server.name} has no fixed port for the server: set `listen` to one")
     own = {"--cert", "--key", "--client-ca", "--token-file"} & set(server.serving)
     if own:
         raise InputError(
