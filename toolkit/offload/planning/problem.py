@@ -63,13 +63,13 @@ class Power:
             ) from error
         return cls(idle_w, compute_w, send_w)
 
-
-PI_4B = Power(2.7, 3.7, 0.7)
-"""Raspberry Pi 4B: idle 2.7 W, all cores busy 6.4 W; its radio adds about 0.7 W while sending."""
-
     def __post_init__(self) -> None:
         if min(self.idle_w, self.compute_w, self.send_w) < 0:
             raise InputError("power must not be negative: give watts for idle, compute and send")
+
+
+PI_4B = Power(2.7, 3.7, 0.7)
+"""Raspberry Pi 4B: idle 2.7 W, all cores busy 6.4 W; its radio adds about 0.7 W while sending."""
 
 
 @dataclass(frozen=True)
