@@ -210,7 +210,7 @@ class OffloadSession:
         input_feed: Mapping[str, Array],
         deadline_s: float | None = None,
     ) -> list[Array]:
-        """As `run`, for `await`: a thread of its own computes and waits.
+        """The same as `run` for asyncio: another thread computes and waits.
 
         If its task is cancelled, the work is stopped, here and on the server, before
         CancelledError is raised.

@@ -93,7 +93,7 @@ _LEAST_DISK_BYTES = 50_000_000  # where the runtime is there already
 
 @dataclass(frozen=True)
 class UpRequest:
-    """What to bring up, where and how.
+    """A model, two machines, and how to measure them and set them up.
 
     Attributes:
         model: the .onnx file.

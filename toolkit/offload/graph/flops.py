@@ -113,7 +113,7 @@ class Work:
         """Operations assumed for the nodes that were not counted.
 
         Each counts as the average node of its class, heavy or light, in `total`, the work of the
-        whole model; where none of the class was counted, as the average of all that were.
+        whole model; if no node of its class was counted, as the average of all counted nodes.
         """
         nodes = total.heavy_nodes + total.light_nodes
         mean = total.flops / nodes if nodes else 0.0
