@@ -1,4 +1,4 @@
-"""`offload up --try` with an emulated 64-bit Raspberry Pi as the device: equal answers, no timing."""
+"""`offload up --try` with an emulated 64-bit Pi as the device: equal answers, no timing."""
 
 import json
 import time

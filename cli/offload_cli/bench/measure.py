@@ -31,6 +31,7 @@ from offload_cli.bench.subjects import (
     prepare,
 )
 
+
 @dataclass(frozen=True)
 class BenchOptions:
     """What to measure and how.

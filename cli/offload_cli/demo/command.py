@@ -203,7 +203,9 @@ def run_scenario(
 
         calibration = Calibration(scenario.calibration or (scenario.feeds,))
         allowed = parse_allowed("any")
-        measured = (*allowed, *parse_allowed("jpeg,jpeg95")[1:]) if scenario.float_input else allowed
+        measured = (
+            (*allowed, *parse_allowed("jpeg,jpeg95")[1:]) if scenario.float_input else allowed
+        )
         encodings = cached_encodings(model, graph, calibration, measured, OPTIONS, None, progress)
         for label, quality in JPEG.items() if scenario.float_input else ():
             only = encodings.allowing(parse_allowed(quality)[1:])
