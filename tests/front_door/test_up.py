@@ -2,10 +2,13 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from offload_runtimes import ClientSecurity
 from offload_runtimes.agent.machine import servers
 
 from tests.front_door.door import Door, two_layers
@@ -57,6 +60,37 @@ def test_from_a_model_to_a_release_and_only_what_changed_again(prepared: Door) -
     assert "is removed" in text
     assert not (door.folder / "pi").exists()
     assert not (door.folder / "hub").exists()
+
+
+def test_the_printed_program_runs(prepared: Door) -> None:
+    """The three lines that `up` prints, with the sample input in place of the user's."""
+    door = prepared
+    words = (
+        "up",
+        "net.onnx",
+        "pi",
+        "hub",
+        "--runs",
+        "2",
+        "--keep-input",
+        "--calibration",
+        "in.npz",
+    )
+    text = door.ok(*words)
+    lines = text[text.index("from offload_runtimes") :].split("\n\n")[0]
+    program = lines.replace("{NAME: ARRAY}", "dict(np.load('pi/sample.npz'))")
+    code = f"import numpy as np\n{program}\nprint(outputs[0].shape)\nsession.close()"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=door.folder, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(1, 64)"
+    door.ok("down", "pi", "hub")
+
+
+def test_certificates_may_be_given_as_strings() -> None:
+    security = ClientSecurity("ca.pem", "own.pem", "own.key")  # type: ignore[arg-type]
+    assert security.ca == Path("ca.pem")
 
 
 def test_a_try_leaves_nothing_running_and_nothing_deployed(prepared: Door) -> None:

@@ -31,6 +31,8 @@ _PROBE_S = 0.02  # time of a probe: long enough to measure a rate, too short to 
 _PROBE_SHARE = 0.1  # of the link's time, at most, in the long run
 _SMALLEST_PROBE_BYTES = 4096
 _FIRST_PROBES_S = 1.0
+_FIRST_PROBES = 8  # at most
+_GROWS = 1.25  # probe again while the probe for the estimated rate would be larger by this factor
 _SWITCHES = 100  # that are remembered
 
 
@@ -143,6 +145,10 @@ class PlanSelector:
     def settle(self, probe: Probe | None) -> None:
         """Choose and load the first plan: probe the link, else take the plan for slow links.
 
+        The probes grow with the estimated rate, up to a second in all: short messages pass faster
+        than the link's rate, and a wrong first plan is kept while the best gains less than the
+        policy's margin.
+
         Args:
             probe: probes the link; None: there is no connection.
 
@@ -151,11 +157,15 @@ class PlanSelector:
         """
         if probe is not None and self.may_change:
             until_s = time.monotonic() + _FIRST_PROBES_S
-            for count in range(1, LEAST_SENDS + 1):
-                probe(self.monitor.large_bytes)
+            for count in range(1, _FIRST_PROBES + 1):
+                size_bytes = max(self.monitor.large_bytes, self._probe_bytes())
+                probe(size_bytes)
                 if not self.monitor.wait(count, until_s - time.monotonic()):
                     break
-            if self._update_link(time.monotonic()):
+                self._update_link(time.monotonic())
+                if count >= LEAST_SENDS and self._probe_bytes() <= _GROWS * size_bytes:
+                    break
+            if self._is_measured:
                 self._state = SwitchState(best_of(self._values(self._link)))
         self._load(self._plans[self.plan])
 

@@ -35,6 +35,7 @@ class ClientSecurity:
     token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
+        _as_paths(self, "ca", "certificate", "key")
         if (self.certificate is None) != (self.key is None):
             raise InputError("a device's certificate and its key must be given together")
         if self.certificate and not self.ca:
@@ -74,6 +75,7 @@ class ServerSecurity:
     token_file: Path | None = None
 
     def __post_init__(self) -> None:
+        _as_paths(self, "certificate", "key", "client_ca", "token_file")
         if (self.certificate is None) != (self.key is None):
             raise InputError("the server's certificate and its key must be given together")
         if self.client_ca and not self.certificate:
@@ -88,6 +90,14 @@ class ServerSecurity:
             f"{listen} is reachable from other machines and the connection is not encrypted: listen"
             " on 127.0.0.1, give a certificate (`offload certs init`), or allow plaintext",
         )
+
+
+def _as_paths(options: object, *names: str) -> None:
+    """Let applications give paths as strings, too."""
+    for name in names:
+        value = getattr(options, name)
+        if isinstance(value, str):
+            object.__setattr__(options, name, Path(value))
 
 
 def _option_error(option: str, sentence: str) -> InputError:

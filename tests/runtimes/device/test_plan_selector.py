@@ -94,6 +94,24 @@ def test_settles_on_the_best_plan_of_the_measured_link(bundle: Bundle) -> None:
         assert world.selector.link.up_bps == pytest.approx(rate_bps, rel=0.1)
 
 
+def test_short_messages_that_pass_at_once_do_not_choose_the_first_plan(bundle: Bundle) -> None:
+    """As through a token bucket, which lets 3 kB pass at once: a rate from 4 kB is 4 times off."""
+    world = World(bundle, 2e7)
+
+    def probe(size_bytes: int) -> None:
+        world.probed.append(size_bytes)
+        for lane, seconds_of in (
+            (Lane.UPLINK, world.link.upload_s),
+            (Lane.DOWNLINK, world.link.download_s),
+        ):
+            world.passes(lane, size_bytes, seconds_of(max(size_bytes - 3072, 0)))
+
+    world.selector.settle(probe)
+    assert world.probed[-1] > world.probed[0]
+    assert world.selector.link
+    assert world.selector.link.up_bps == pytest.approx(2e7, rel=0.25)
+
+
 def test_settles_on_the_slow_link_plan_without_a_server(bundle: Bundle) -> None:
     world = World(bundle, 1e7)
     world.selector.settle(None)
