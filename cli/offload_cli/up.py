@@ -66,7 +66,7 @@ def up(
         bool, typer.Option("--try", help="Measure only: set nothing up, leave nothing running.")
     ] = False,
     runs: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Run each scheme N times, at most 20 s.")
+        int, typer.Option(min=1, metavar="N", help="Run each scheme N times, but at most a minute.")
     ] = 20,
     again: Annotated[
         bool, typer.Option("--again", help="Measure again what is known from an earlier call.")

@@ -21,6 +21,7 @@ from offload_runtimes.measure import Progress
 from offload_runtimes.measure.target_machine import MeasuredInference, TargetMachine
 
 LEAST_RUNS = 5
+_MOST_S = 60.0  # for all schemes
 ALLOWED_DIFFERENCE = 1e-3
 """Largest difference between a lossless scheme and the whole model, as for a release's proof."""
 # The device's own kernels may differ from this machine's by more than that.
@@ -130,7 +131,8 @@ def run_in_turns(
         link: the link between them, for the predictions.
         inputs: what to run them on.
         repeats: runs of each scheme after one to warm up.
-        budget_s: seconds for each scheme, after which no round is begun; at least five are.
+        budget_s: seconds for each scheme, and at most a minute for all, after which no round is
+            begun; at least five are.
         streams: also measure the seconds per frame of a stream.
         progress: called with a phrase before each step.
 
@@ -151,7 +153,7 @@ def run_in_turns(
                 run = session.time(stored[which], wanted[which])
                 if number:
                     runs[label].append(run)
-            is_over = time.monotonic() - began_s > budget_s * len(schemes)
+            is_over = time.monotonic() - began_s > min(budget_s * len(schemes), _MOST_S)
             if number >= min(LEAST_RUNS, repeats) and is_over:
                 break
         own = max(

@@ -106,7 +106,8 @@ class UpRequest:
         constraints: the objective and the limits.
         policy: the encodings and the calibration inputs.
         repeats: runs of each scheme.
-        budget_s: seconds for each scheme, after which no round is begun.
+        budget_s: seconds for each scheme, and at most a minute for all, after which no round is
+            begun; at least five are.
         insecure: plaintext instead of mutual TLS.
         only_try: measure, and leave nothing running.
         again: measure again what is known.
