@@ -5,7 +5,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -201,4 +200,3 @@ def test_versions_that_differ_are_replaced(tmp_path: Path) -> None:
         machines.configure(hub=f'python = "{wrapper}"')
         done = machines.offload("up", "net.onnx", "pi", "hub", "--try", "--runs", "2")
         assert re.search(r"preparing the runtimes: hub: .*virtual environment", done.stderr)
-        assert sys.executable  # pi has this one, which is the same code
