@@ -114,6 +114,10 @@ class EncodingSurvey:
     @classmethod
     def of(cls, encodings: Sequence[Encoding]) -> "EncodingSurvey":
         """An empty survey; times the nodes of each format."""
+        for encoding in encodings:
+            if encoding.is_picture:  # the first use imports Pillow: not the encoding's time
+                tool, pixels, shape = codec(encoding.codec), bytes(8 * 8 * 3), (8, 8, 3)
+                tool.decode(tool.encode(pixels, shape), len(pixels), shape)
         formats = dict.fromkeys(encoding.form for encoding in encodings)
         return cls(encodings, {form: form_seconds(form) for form in formats})
 
