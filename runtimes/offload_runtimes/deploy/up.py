@@ -675,8 +675,12 @@ class _Up:
         """Make the former release current again on the machines that had one."""
         for target, state in zip(self.request.targets, self.targets, strict=True):
             if state.release not in (None, release):
-                outcome = rollback(target, state.release)
-                self._progress(f"{target.name}: {state.release} is current again: {outcome.ok}")
+                try:
+                    why = rollback(target, state.release).why
+                except OffloadError as error:
+                    why = error  # the first error is the one to report
+                ended = f"is not put back: {why}" if why else "is current again"
+                self._progress(f"{target.name}: {state.release} {ended}")
 
     async def _serve(self) -> str:
         target = self.request.server
