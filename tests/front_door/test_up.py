@@ -14,7 +14,7 @@ from offload_runtimes.agent.machine import servers
 from tests.front_door.door import Door, two_layers
 from tests.runtimes.deploy.sshd import free_port
 
-UP = ("up", "net.onnx", "./pi", "./hub", "--runs", "2")
+UP = ("up", "net.onnx", "pi", "hub", "--runs", "2")
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_what_up_refuses(prepared: Door) -> None:
     assert "same folder of the same account" in door.refused("up", "net.onnx", "./pi", "./pi")
     np.savez(door.folder / "wrong.npz", y=np.ones(3, np.float32))
     said = door.refused(*UP, "--calibration", "wrong.npz")
-    assert said.startswith("profiling on ./pi: ")
+    assert said.startswith("profiling on pi: ")
     assert "'y', which is not an input" in said
     (door.folder / "devices.toml").write_text(
         '[pi]\nroot = "pi"\n[hub]\nroot = "hub"\ncert = "own.pem"\ncert_key = "own.key"\n'
