@@ -25,10 +25,7 @@ from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.session_options import OnServerLoss
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.local import open_session
-from offload_runtimes.measure.target_machine import (
-    TargetMachine,
-    TargetSession,
-)
+from offload_runtimes.measure.target_machine import TargetMachine, TargetSession
 from offload_runtimes.measure.timing import machine_name
 from offload_runtimes.value_files import Frame, read_frames, typed, write_values
 
@@ -162,10 +159,11 @@ def run(
     frames = chain((first,), frames)
     emulated = parse_link(link) if link else None
     if on:
-        if emulated or slowdown != 1 or deadline or token_file or not optimize:
+        follows_loss = on_server_loss is not OnServerLoss.RESUME
+        if emulated or slowdown != 1 or deadline or token_file or not optimize or follows_loss:
             raise InputError(
-                "--on runs on a real device: leave out --link, --slowdown, --deadline,"
-                " --token-file and --no-optimize"
+                "--on measures a real device with its server: leave out --link, --slowdown,"
+                " --deadline, --on-server-loss, --token-file and --no-optimize"
             )
         files = tuple(path for path in (ca, cert, key) if path is not None)
         if files and len(files) < 3:
@@ -177,7 +175,8 @@ def run(
                 values, measured = remote.run(feeds)
                 return values, measured.timeline
 
-            runs = _run_all(infer, remote.outputs, opened.inputs, frames, repeat, inputs, outputs)
+            declared = (*opened.inputs, *opened.defaults)
+            runs = _run_all(infer, remote.outputs, declared, frames, repeat, inputs, outputs)
         _report(output, runs, None, {}, bundle.name, svg, trace)
         output.text(gantt_text({"measured": runs.timelines[-1]}, 100))
         return

@@ -146,11 +146,11 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
 
 
 def test_a_read_only_root(machines: Machines, tmp_path: Path) -> None:
-    with mounted(tmp_path / "root", "ro,size=500m"):
-        machines.configure(pi=f'root = "{tmp_path}/root/offload"')
+    with mounted(tmp_path / "disk", "ro,size=500m"):
+        machines.configure(pi=f'root = "{tmp_path}/disk/offload"')
         said = machines.refused("up", "net.onnx", "pi", "hub", "--runs", "2")
     assert said == (
-        f"preparing the runtimes: pi: {tmp_path}/root/offload is not writable: choose another"
+        f"preparing the runtimes: pi: {tmp_path}/disk/offload is not writable: choose another"
         " folder or user"
     )
 

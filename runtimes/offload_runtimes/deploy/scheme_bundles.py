@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -100,8 +99,10 @@ def write_schemes(
     write(LOCAL, lambda: make_plan(problem, "local"))
     if float_input:
         progress("planning CO float")
-        with suppress(InputError):  # --keep-input forbids it, or the engine fuses that tensor away
+        try:
             add("CO float", _with_floats(prepared, link, folder / "co-float", float_input))
+        except InputError as error:  # like --keep-input
+            remarks.append(f"CO float is left out: {error}.")
     write("CO bytes" if float_input else CLOUD, lambda: make_plan(problem, "cloud"))
     if float_input:
         with_jpeg = _with_jpeg(prepared, link, progress)

@@ -648,9 +648,8 @@ class _Up:
     def _serving_key(self) -> str:
         """Digest of all that the server's process depends on, other than its release."""
         files = [_content(path) for path in (*self.server_files, *self.device_files)]
-        return _digest(self.meeting, files, self.request.insecure, *self.request.targets) + str(
-            [self._engine_of(index) for index in range(2)]
-        )
+        engines = [self._engine_of(index) for index in range(2)]
+        return _digest(self.meeting, files, engines, self.request.insecure, *self.request.targets)
 
     def _start(self, needs_server: bool) -> None:
         """Start or stop the server, and run the release once from the device."""
