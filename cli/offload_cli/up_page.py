@@ -50,14 +50,14 @@ def verdict(result: UpResult) -> str:
         if s.label.startswith(("LO", "CO"))
     ]
     took = format_s(chosen.median_s)
-    labels = set(chosen.label.split(" = "))
-    is_split = SPLIT in labels and not any(label.startswith(("LO", "CO")) for label in labels)
+    is_split = SPLIT in chosen.labels and not chosen.label.startswith(("LO", "CO"))
     if is_split:
         least = min((s.median_s for s in others), default=chosen.median_s) / chosen.median_s
         worth = "it is worth it" if least >= _WORTH else "it is hardly worth it"
         return f"Split, the model answers in {took}: {', '.join(gains)}; {worth}."
-    text = f"Fastest is {name_of(chosen.label)}: {took}"
-    best = [s for s in others if SPLIT in s.label.split(" = ")]
+    is_fastest = chosen.median_s == min(s.median_s for s in result.schemes)
+    text = f"{'Fastest' if is_fastest else 'Best'} is {name_of(chosen.label)}: {took}"
+    best = [s for s in others if SPLIT in s.labels]
     text += f"; {', '.join(gains)}" if gains else ""
     if best:
         return f"{text}. The best split takes {format_s(best[0].median_s)}: not worth it here."
@@ -171,8 +171,7 @@ def write_page(folder: Path, model: str, targets: Sequence[TargetConfig], result
         Section("Timelines", charts=[gantt_svg(timelines, "What each resource does, on one axis")]),
         Section(
             "The cut",
-            f"{chosen.device_layers} layers run on {device.name}; it sends"
-            f" {', '.join(chosen.cut) or 'nothing'}.",
+            f"{chosen.device_layers} layers run on {device.name}; it sends {_sent(chosen)}.",
         ),
         Section(
             "Where time, memory and energy go",
@@ -202,6 +201,12 @@ def write_page(folder: Path, model: str, targets: Sequence[TargetConfig], result
     path = folder / "index.html"
     write_text(path, page(f"{model}: {device.name} and {server.name}", introduction, sections))
     return path
+
+
+def _sent(scheme: SchemeResult) -> str:
+    """The uploaded tensors with their encodings."""
+    pairs = zip(scheme.cut, scheme.encodings, strict=True)
+    return ", ".join(f"{tensor} ({encoding})" for tensor, encoding in pairs) or "nothing"
 
 
 def _energy_j(scheme: SchemeResult) -> float:

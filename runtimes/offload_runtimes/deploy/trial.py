@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from offload.costs.encodings import EncodingPolicy
 from offload.costs.link import Link
 from offload.errors import InputError
 from offload.planning.plan import Side
-from offload.scheduling.timeline import Timeline
+from offload.planning.problem import Constraints, Objective
+from offload.scheduling.timeline import Lane, Timeline
+from offload.units import format_s
 
 from offload_runtimes.address import parse_address
 from offload_runtimes.deploy.measuring import MeetingPoint
-from offload_runtimes.deploy.scheme_bundles import SchemeBundle
+from offload_runtimes.deploy.scheme_bundles import SPLIT, SchemeBundle
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure import Progress
 from offload_runtimes.measure.target_machine import MeasuredInference, TargetMachine
 
 LEAST_RUNS = 5
+_TIE = 0.03  # of the measured cost, within which the simpler scheme is chosen
 _MOST_S = 60.0  # for all schemes
 ALLOWED_DIFFERENCE = 1e-3
 """Largest difference between a lossless scheme and the whole model, as for a release's proof."""
@@ -60,7 +64,8 @@ class SchemeResult:
         inputs: number of inputs.
         is_lossless: whether all encodings are.
         upload_bytes: planned, per inference.
-        cut: names of the tensors that are uploaded, with their encoding.
+        cut: names of the tensors that are uploaded.
+        encodings: of these tensors, in the same order.
         device_layers: number of layers on the device.
         memory_bytes: predicted memory of the device's process.
         predicted: timeline; None: not predicted.
@@ -78,10 +83,16 @@ class SchemeResult:
     is_lossless: bool
     upload_bytes: int
     cut: tuple[str, ...]
+    encodings: tuple[str, ...]
     device_layers: int
     memory_bytes: int | None
     predicted: Timeline | None
     measured: Timeline
+
+    @property
+    def labels(self) -> list[str]:
+        """The label of each scheme that comes to this program."""
+        return self.label.split(" = ")
 
     @property
     def median_s(self) -> float:
@@ -187,6 +198,54 @@ def run_in_turns(
             machine.close()
 
 
+def choose(
+    results: Sequence[SchemeResult], constraints: Constraints, policy: EncodingPolicy
+) -> tuple[int, str]:
+    """Choose the scheme to set up, by what was measured: the simplest of the nearly best.
+
+    Schemes with lossy encodings count only if the policy allows them. Those that exceed the
+    deadline count only if all do.
+
+    Args:
+        results: the simplest scheme first.
+        constraints: the objective, and the deadline.
+        policy: the encodings that are allowed, and the error.
+
+    Returns:
+        Its index, and a sentence if the user would not expect the choice; else empty.
+    """
+    allowed = {each.name for each in policy.encodings}
+
+    def is_allowed(result: SchemeResult) -> bool:
+        # The planner has checked the loss of its own plans on the calibration inputs.
+        if result.is_lossless or SPLIT in result.labels:
+            return True
+        is_close = policy.tolerance is not None and result.difference <= policy.tolerance
+        return is_close and set(result.encodings) <= allowed
+
+    def cost(result: SchemeResult) -> float:
+        match constraints.objective:
+            case Objective.THROUGHPUT if result.period_s is not None:
+                return result.period_s
+            case Objective.ENERGY:
+                busy_s = (result.measured.busy_s(lane) for lane in (Lane.DEVICE, Lane.UPLINK))
+                return float(constraints.energy(result.median_s, *busy_s))
+        return result.median_s
+
+    candidates = [index for index, result in enumerate(results) if is_allowed(result)]
+    deadline_s, remark = constraints.deadline_s, ""
+    if deadline_s is not None:
+        in_time = [index for index in candidates if results[index].median_s <= deadline_s]
+        if not in_time:
+            remark = f"No scheme keeps the deadline of {format_s(deadline_s)} on these machines."
+        candidates = in_time or candidates
+    limit = min(cost(results[index]) for index in candidates) * (1 + _TIE)
+    chosen = next(index for index in candidates if cost(results[index]) <= limit)
+    if constraints.objective is not Objective.LATENCY:
+        remark += f" {results[chosen].label} is best for {constraints.objective.value}."
+    return chosen, remark.strip()
+
+
 def _open(pair: Pair, schemes: Sequence[SchemeBundle], progress: Progress) -> "dict[str, Any]":
     """Send the bundles, serve them, and open a session of each on the device."""
     on_device, on_server = {}, {}
@@ -244,7 +303,8 @@ def _result(
         inputs=inputs,
         is_lossless=plan.is_lossless,
         upload_bytes=sum(send.size_bytes or 0 for send in plan.uploads),
-        cut=tuple(f"{send.tensor} ({send.encoding})" for send in plan.uploads),
+        cut=tuple(send.tensor for send in plan.uploads),
+        encodings=tuple(send.encoding for send in plan.uploads),
         device_layers=sum(len(s.layers) for s in plan.segments if s.side is Side.DEVICE),
         memory_bytes=chosen.memory_bytes if chosen else None,
         predicted=predicted,

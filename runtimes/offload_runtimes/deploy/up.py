@@ -46,7 +46,6 @@ from offload_runtimes.deploy.provision import Installed, init_devices, objection
 from offload_runtimes.deploy.releases import rollback
 from offload_runtimes.deploy.scheme_bundles import (
     SCHEMES,
-    SPLIT,
     SchemeBundle,
     load_schemes,
     save_schemes,
@@ -68,7 +67,7 @@ from offload_runtimes.deploy.stages import (
     runtime_versions,
 )
 from offload_runtimes.deploy.targets import TargetConfig
-from offload_runtimes.deploy.trial import Pair, SchemeResult, TrialInputs, run_in_turns
+from offload_runtimes.deploy.trial import Pair, SchemeResult, TrialInputs, choose, run_in_turns
 from offload_runtimes.engine import EngineOptions, load_once
 from offload_runtimes.installation import source_digest
 from offload_runtimes.measure import Progress
@@ -83,7 +82,6 @@ _LINKS = 9  # of the range that plans are made for
 _MARGIN = 2.0  # the range goes from half of the slow rate to twice the fast rate
 _SAMPLES = 4  # inputs of the trial
 _PROBE_REPEATS = 5
-_TIE = 0.03  # of measured seconds, within which the simpler scheme is set up
 _RENEW_S = 300 * 86400.0  # age of certificates that last 365 days
 _CERTS = "certs"  # in a target's root
 _SAMPLE = "sample.npz"  # in a target's root
@@ -586,30 +584,6 @@ class _Up:
         self.record.done("measure", key)
         return results
 
-    def choose(
-        self, schemes: Sequence[SchemeBundle], results: Sequence[SchemeResult]
-    ) -> SchemeBundle:
-        """The fastest of the schemes that keep the limits; the simplest of nearly equal ones."""
-        request = self.request
-        allowed = {each.name for each in request.policy.encodings}
-        tolerance = request.policy.tolerance
-
-        def may_run(scheme: SchemeBundle, result: SchemeResult) -> bool:
-            # The planner has checked the loss of the split on the calibration inputs.
-            if scheme.followed.is_lossless or SPLIT in scheme.label:
-                return True
-            used = {send.encoding for send in scheme.followed.uploads}
-            return used <= allowed and tolerance is not None and result.difference <= tolerance
-
-        by_stream = request.constraints.objective is Objective.THROUGHPUT
-        seconds = {
-            result.label: (result.period_s if by_stream and result.period_s else result.median_s)
-            for scheme, result in zip(schemes, results, strict=True)
-            if may_run(scheme, result)
-        }
-        limit_s = min(seconds.values()) * (1 + _TIE)
-        return next(s for s in schemes if seconds.get(s.label, limit_s * 2) <= limit_s)
-
     def deploy(self, chosen: SchemeBundle) -> None:
         """Deploy the chosen bundle, start or stop the server, and run once from the device."""
         request, bundle = self.request, chosen.bundle
@@ -746,7 +720,9 @@ def up(request: UpRequest, progress: Progress = lambda _: None) -> UpResult:
         seen = this.link()
         schemes = this.plan(profiles, seen)
         results = this.measure(schemes, seen)
-        chosen = this.choose(schemes, results)
+        number, remark = choose(results, request.constraints, request.policy)
+        chosen = schemes[number]
+        this.remarks += filter(None, (remark,))
         machines = [json.loads(path.read_text()) for path in profiles]
         if not request.only_try:
             this.deploy(chosen)
