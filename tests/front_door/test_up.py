@@ -4,12 +4,17 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from offload.errors import InputError
 from offload_runtimes import ClientSecurity
 from offload_runtimes.agent.machine import servers
+from offload_runtimes.deploy import up as up_module
+from offload_runtimes.deploy.targets import find_target
+from offload_runtimes.deploy.up import UpRequest, up
 
 from tests.front_door.door import Door, two_layers
 from tests.runtimes.deploy.sshd import free_port
@@ -146,3 +151,37 @@ def test_every_scheme_is_measured_on_two_targets(prepared: Door) -> None:
     assert labels == {"LO", "CO", "NS", "PO", "OPSS", "joint", "split"}
     assert not (door.folder / "pi/current").exists()
     assert "must name a device and a server" in door.refused("bench", "net.onnx", "--on", "pi")
+
+
+def test_the_former_release_is_put_back_when_the_device_fails_with_the_new_one(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = {name: find_target(str(door.folder / name), {}) for name in ("pi", "hub")}
+    request = UpRequest(
+        door.folder / "net.onnx",
+        device=devices["pi"],
+        server=replace(devices["hub"], listen=f"127.0.0.1:{free_port()}"),
+        folder=door.folder / "up",
+        repeats=2,
+    )
+    two_layers(request.model, 64)
+    up(request)
+    former = (door.folder / "pi/current").readlink()
+    two_layers(request.model, 32)
+
+    async def fail(*_: object) -> None:
+        raise InputError("the release does not run")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(up_module._Up, "_check", fail)
+        with pytest.raises(InputError, match=r"running the release from .*does not run"):
+            up(request)
+    assert (door.folder / "pi/current").readlink() == former
+    up(request)
+    assert (door.folder / "pi/current").readlink() != former
+
+
+def test_the_device_s_energy_can_be_the_objective(prepared: Door) -> None:
+    words = ("--objective", "energy", "--power", "2.7,3.7,0.7", "--try")
+    result = prepared.json(*UP, *words)
+    assert any("is best for energy" in remark for remark in result["remarks"])
