@@ -1,4 +1,4 @@
-"""What `offload up` found, as a sentence, as rows of a table and as an HTML page."""
+"""The result of `offload up` as a sentence, a table and an HTML page."""
 
 import shlex
 from collections.abc import Sequence
@@ -30,17 +30,17 @@ _NAMES = {
     "joint": "cut and order chosen together",
     SPLIT: "split",
 }
-# Gains below this are within what two measurements of the same differ by.
+# Smaller gains are within the noise of two measurements.
 _WORTH = 1.1
 
 
 def name_of(label: str) -> str:
-    """A scheme's label in words; of several that come to the same, the first."""
+    """The name of a scheme; for a label of several schemes, the name of the first."""
     return _NAMES[label.split(" = ")[0]]
 
 
 def verdict(result: UpResult) -> str:
-    """What was gained over the device alone and the server alone, and whether it is worth it."""
+    """The gain over the device alone and the server alone, and whether it is worth it."""
     chosen = result.scheme(result.chosen)
     others = [s for s in result.schemes if s is not chosen and s.is_lossless]
     gains = [
@@ -135,7 +135,7 @@ def program(result: UpResult) -> str:
 
 
 def write_page(folder: Path, model: str, targets: Sequence[TargetConfig], result: UpResult) -> Path:
-    """Write `index.html` with all that was found, and return its path."""
+    """Write `index.html` with all results, and return its path."""
     device, server = targets
     chosen = result.scheme(result.chosen)
     groups = {}

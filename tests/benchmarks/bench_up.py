@@ -1,4 +1,4 @@
-"""`offload up` between two namespaces joined by a shaped link: its pick, predictions and time.
+"""`offload up` between two namespaces joined by a shaped link: choice, predictions, time.
 
 Run as root as `make bench-up`. Real SSH reaches both; the device's onnxruntime is 10 times
 slower. After each `up`, the command that it prints runs on the device, 20 times.

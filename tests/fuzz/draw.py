@@ -8,7 +8,7 @@ T = TypeVar("T")
 
 
 class Draw:
-    """Choices from bytes; each takes some of them. Without bytes, the first choice is taken."""
+    """Makes choices from bytes; each choice uses some. Without bytes, it is the first option."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

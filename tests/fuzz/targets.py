@@ -144,7 +144,7 @@ def serve(data: bytes) -> None:
 
 
 def drive(data: bytes) -> None:
-    """The device's session under whatever a server may answer: an OffloadError or an event."""
+    """The device's session with any answers of a server: an OffloadError or an event."""
     draw, session = Draw(data), DeviceSession(two_contracts(), "here")
     while not draw.is_empty:
         choice = draw.byte() % 8

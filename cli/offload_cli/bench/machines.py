@@ -37,7 +37,7 @@ def bench_machines(
     repeats: int,
     budget_s: float,
 ) -> bool:
-    """Measure models on the targets that `on` names; whether all goals are met.
+    """Measure models on two targets; returns whether all goals are met.
 
     Args:
         output: gets tables and progress.
@@ -92,7 +92,7 @@ def bench_machines(
 
 
 def _models(files: Sequence[Path], names: Sequence[str]) -> Iterator[tuple[Path, str]]:
-    """Each model's file and name; those of the zoo are built for the length of a turn."""
+    """Yield each model's file and name; a model of the zoo is removed after its turn."""
     for path in files:
         if not path.exists():
             raise InputError(f"{path} does not exist: check the path")
@@ -111,7 +111,7 @@ def _built(name: str) -> Iterator[Path]:
 
 
 def _goals(results: Sequence[UpResult]) -> list[Goal]:
-    """The planner's pick against the best, predictions, answers."""
+    """Goals for the planner's choice, the predictions and the answers."""
     ratios, errors = [], []
     for result in results:
         exact = [s for s in result.schemes if s.is_lossless]

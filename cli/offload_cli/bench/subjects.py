@@ -185,7 +185,7 @@ def prepare(
 def _seeded_inputs(
     shapes: Mapping[str, tuple[int, ...]], has_camera: bool
 ) -> tuple[Array | None, dict[str, Array]]:
-    """A seeded image and its normalised floats; without a camera, floats for every input."""
+    """A seeded image and its normalised floats; random floats if the input is no picture."""
     random = np.random.default_rng(0)
     if not has_camera:
         return None, {n: random.random(shape, dtype=np.float32) for n, shape in shapes.items()}

@@ -75,7 +75,7 @@ def spawn(root: Path, command: list[str], log: str) -> dict[str, Any]:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process runs, other than as a zombie."""
+    """Whether a process is running; a zombie is not."""
     with contextlib.suppress(OSError):
         os.waitpid(pid, os.WNOHANG)  # a child of this agent
     try:

@@ -95,7 +95,7 @@ async def _cancel_others() -> None:
 
 @dataclass(frozen=True)
 class MeetingPoint:
-    """Where a server listens and where a device reaches it.
+    """The address that a server binds, and the host under which a device reaches it.
 
     Attributes:
         listen: the address that the server binds.
@@ -173,7 +173,7 @@ def certificate_files(folder: Path, name: str) -> tuple[Path, Path, Path]:
 
 @contextmanager
 def explained(device: TargetConfig, server: TargetConfig, host: str, port: int) -> Iterator[None]:
-    """Say, when a device does not reach a server, whether this machine does.
+    """Add to a device's connection error whether this machine reaches the server.
 
     Raises:
         ServerError: in place of the one of the block.

@@ -1,4 +1,4 @@
-"""The ways to run a model on a device and a server, each planned and written as a bundle."""
+"""The schemes of a model on a device and a server, each planned and written as a bundle."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -30,7 +30,7 @@ _JPEG = {"CO jpeg 90": "jpeg", "CO jpeg 95": "jpeg95"}
 
 @dataclass(frozen=True)
 class SchemeBundle:
-    """A way to run the model, written as a bundle.
+    """A scheme, written as a bundle.
 
     Attributes:
         label: its name for people; several where they come to the same program: `CO = split`.
@@ -61,7 +61,7 @@ def write_schemes(
     more: Sequence[str] = (),
     progress: Progress = lambda _: None,
 ) -> tuple[list[SchemeBundle], list[str]]:
-    """Plan every way to run a model and write its bundle: all that differ in what they run.
+    """Plan each scheme and write its bundle; schemes with the same program share one.
 
     `LO`, all on the device. `CO`, all on the server; if the input is a picture in bytes, with its
     floats (`CO float`), its bytes (`CO bytes`), and as jpeg of quality 90 and 95, which need
@@ -119,7 +119,7 @@ def write_schemes(
 
 
 def _add(schemes: list[SchemeBundle], label: str, bundle: Bundle, plan: int = 0) -> None:
-    """Add a scheme; one that comes to the same program as another only adds its label."""
+    """Add a scheme, or only its label if another scheme has the same program."""
     new = SchemeBundle(label, bundle, plan)
     for index, known in enumerate(schemes):
         if known.followed.program == new.followed.program:

@@ -155,7 +155,7 @@ async def install(agent: AgentClient, unit: Unit) -> None:
 
 
 async def _missing_manager(agent: AgentClient) -> str:
-    """Why the account has no systemd that runs units, empty if it has.
+    """The reason why the account cannot run systemd units; empty if it can.
 
     Enabling lingering starts the manager of an account without a login.
     """
@@ -180,13 +180,13 @@ async def _missing_manager(agent: AgentClient) -> str:
 
 
 async def start_server(agent: AgentClient, unit: Unit) -> str:
-    """Serve the current release, instead of whatever served this root before.
+    """Start a server of the current release, in place of the former server of this root.
 
     A systemd unit is installed where the account has a systemd manager; otherwise a process is
     started that outlives the connection, but not a restart of the machine.
 
     Returns:
-        Why it is a plain process; empty for a unit.
+        The reason for a plain process; empty if a unit was installed.
 
     Raises:
         InputError: the server does not start; the text has the last line of its log.
@@ -216,7 +216,7 @@ async def start_server(agent: AgentClient, unit: Unit) -> str:
 
 
 async def stop_processes(agent: AgentClient) -> int:
-    """Stop the servers of a target's root that no unit runs; how many there were.
+    """Stop the server processes of a root that systemd does not run; returns their number.
 
     Raises:
         InputError: one does not end.

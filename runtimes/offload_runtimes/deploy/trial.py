@@ -49,7 +49,7 @@ class TrialInputs:
 
 @dataclass(frozen=True)
 class SchemeResult:
-    """One way to run the model, predicted and measured.
+    """One scheme, predicted and measured.
 
     Attributes:
         label: its name for people.
@@ -201,7 +201,7 @@ def run_in_turns(
 def choose(
     results: Sequence[SchemeResult], constraints: Constraints, policy: EncodingPolicy
 ) -> tuple[int, str]:
-    """Choose the scheme to set up, by what was measured: the simplest of the nearly best.
+    """Choose the scheme to set up from the measurements: the simplest within 3 % of the best.
 
     Schemes with lossy encodings count only if the policy allows them. Those that exceed the
     deadline count only if all do.
@@ -315,7 +315,7 @@ def _result(
 def _same_answers(
     answers: Sequence[Sequence[Any]], expected: Sequence[Sequence[Any]]
 ) -> int | None:
-    """On how many inputs every output with class scores has the same largest class."""
+    """Number of inputs for which all outputs of class scores have the same largest class."""
 
     def classes(outputs: Sequence[Any]) -> list[Any]:
         return [

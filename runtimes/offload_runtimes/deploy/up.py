@@ -176,7 +176,7 @@ class LinkSeen:
         return cls(link, min(slow, link.up_bps), max(fast, link.up_bps), statistics.median(small))
 
     def range(self) -> tuple[Link, ...]:
-        """Links around what was seen, ascending, the seen one among them."""
+        """Links around the probed one, ascending; it is one of them."""
         low, high = self.slow_bps / _MARGIN, self.fast_bps * _MARGIN
         rates = {*np.geomspace(low, high, _LINKS).tolist(), self.link.up_bps}
         down = self.link.down_bps / self.link.up_bps
@@ -190,7 +190,7 @@ class LinkSeen:
 
 @dataclass(frozen=True)
 class UpResult:
-    """What was measured and set up.
+    """The result of `up`: the measurements, the choice, and how to run it.
 
     Attributes:
         schemes: all that were measured, the simplest first.
@@ -228,7 +228,7 @@ class UpResult:
 
 
 class _Record:
-    """Which steps are done, with the digest of what each depends on: `state.json`."""
+    """The steps that are done, each with a digest of its inputs: `state.json`."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "state.json"
@@ -240,17 +240,17 @@ class _Record:
                 self._keys = state["steps"]
 
     def knows(self, step: str, key: str) -> bool:
-        """Whether the step's result is the one for this key."""
+        """Whether the step is done for this key."""
         return self._keys.get(step) == key
 
     def forget(self, step: str) -> None:
-        """Do the step again next time, whatever happens now."""
+        """Mark a step as not done, before it runs."""
         if self._keys.pop(step, None) is not None:
             self._save()
         self.repeated.append(step)
 
     def done(self, step: str, key: str) -> None:
-        """Note that the step's result is the one for this key."""
+        """Mark a step as done for this key."""
         self._keys[step] = key
         self._save()
 
@@ -265,7 +265,7 @@ def _digest(*parts: Any) -> str:
 
 
 def _content(path: Path) -> Any:
-    """What a file or folder of inputs holds: digests of files, sizes and times of many."""
+    """The digest of a file, or the names, sizes and times of a folder's files."""
     if path.is_dir():
         files = sorted(each for each in path.rglob("*") if each.is_file())
         return [(str(f.relative_to(path)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
@@ -275,7 +275,7 @@ def _content(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class _TargetState:
-    """What a target has: its root, a Python with the runtime, its versions, release, servers."""
+    """A target's root, Python with the runtime, versions, current release and servers."""
 
     root: str
     python: str
@@ -356,7 +356,7 @@ class _Up:
                 self.record.repeated.append("runtimes")
 
     async def _look(self, target: TargetConfig) -> _TargetState:
-        """What a target has.
+        """Read the state of a target.
 
         Raises:
             InputError: it cannot run models, cannot be written to, or another deployment changes
@@ -414,7 +414,7 @@ class _Up:
 
     @property
     def listen(self) -> MeetingPoint:
-        """Where to serve for a measurement: another port while the former release is served."""
+        """The meeting point for measurements: on a free port if a release is being served."""
         ports = {parse_address(status["listening"]).port for status in self.targets[1].servers}
         if self.meeting.listen.port in ports:
             return replace(self.meeting, listen=replace(self.meeting.listen, port=0))
@@ -478,7 +478,7 @@ class _Up:
         return seen
 
     def plan(self, profiles: Sequence[Path], seen: LinkSeen) -> list[SchemeBundle]:
-        """Plan for links around the seen one, and write a bundle for every way to run the model."""
+        """Plan for links around the probed one, and write a bundle for each scheme."""
         request = self.request
         folder = request.folder / "bundles"
         key = _digest(

@@ -1,4 +1,4 @@
-"""What `offload up` sets up, given what it measured."""
+"""The choice of the scheme to set up, for given measurements."""
 
 import pytest
 from offload.costs.encodings import EncodingPolicy, parse_allowed

@@ -194,7 +194,7 @@ def test_every_change_was_earned(
 
 @given(st.floats(0.95, 1.05), st.lists(st.floats(0.96, 1.04), min_size=40, max_size=40))
 def test_noise_around_a_border_changes_nothing(ratio: float, noise: list[float]) -> None:
-    """Two plans that take as long, give or take what estimates are off by."""
+    """Two plans whose times differ by less than the error of the estimates."""
     assert set(follow([(ratio * each, 1.0) for each in noise])) == {0}
 
 

@@ -23,7 +23,7 @@ def _slowed(run: Callable[..., Any], name: str) -> Callable[..., Any]:
         result = run(session, *arguments, **options)
         took_s = time.perf_counter() - start_s
         fastest: dict[str, float] = session.__dict__.setdefault("_fastest_s", {})
-        # The first run allocates; the others of the same kind take about as long as each other.
+        # The first run also allocates memory; later runs take equally long.
         fastest[name] = min(fastest.get(name, took_s), took_s)
         time.sleep(max(0.0, fastest[name] * _SLOWDOWN - took_s))
         return result

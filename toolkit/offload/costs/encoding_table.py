@@ -1,4 +1,4 @@
-"""The encoding table, and what sending a tensor with each of its encodings costs."""
+"""The encoding table, and the cost of sending a tensor with each of its encodings."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -141,7 +141,7 @@ def transfer_options(
     receiver: Profile,
     link_s: Callable[[float], float],
 ) -> dict[str, tuple[TransferOption, ...]]:
-    """By tensor: raw, and each encoding that is faster than raw even when it is slow.
+    """By tensor: raw, and each encoding that is faster than raw even if it runs slowly.
 
     Args:
         sizes: bytes of each tensor that may be sent.

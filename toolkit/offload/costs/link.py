@@ -173,7 +173,7 @@ def load_link(path: Path) -> Link:
 
 
 def check_steady(r2: float) -> None:
-    """Raise an InputError if a line fits its measurements too badly to plan with."""
+    """Raise an InputError if a fitted line is too far from its measurements to plan with."""
     if r2 < MIN_R2:
         raise InputError(
             f"link is too unsteady to model (r2 = {r2:.2f}, at least {MIN_R2} is needed):"

@@ -41,7 +41,7 @@ class _SearchNode:
 
 
 class JointSearch:
-    """A search for the best device set: prices sets and remembers the best of them."""
+    """A search for the best device set: computes the cost of sets and keeps the best."""
 
     def __init__(self, problem: PlanningProblem, latency_of: LatencyOf, budget_s: float) -> None:
         self.problem = problem

@@ -335,19 +335,19 @@ def subset_order(
     size of the graph.
     """
     count = len(upload_s)
-    # By the set Y of cut points left: the compute time of all others, F(not Y).
+    # F(not Y), by the set Y of remaining cut points: the compute time of the other cut points.
     within = np.zeros(1 << count)  # seconds of the blocks whose signature is inside Y
     within[list(blocks)] = list(blocks.values())
     for bit in range(count):
         halves = within.reshape(-1, 2, 1 << bit)
         halves[:, 1] += halves[:, 0]
     done_compute = within[-1] - within
-    # By the set left: the upload time of all others, G(not Y).
+    # G(not Y), by the set Y of remaining cut points: the upload time of the other cut points.
     left_upload = np.zeros(1)
     for seconds in upload_s:
         left_upload = np.concatenate([left_upload, left_upload + seconds])
     sent = left_upload[-1] - left_upload
-    # By the set left: whether precedence is broken, one that is done needs one that is left.
+    # By the set of remaining cut points: whether one that is done needs one of them.
     broken = np.zeros(1 << count, dtype=np.bool_)
     left_sets = np.arange(1 << count, dtype=np.int32)
     for bit, before in enumerate(need):

@@ -119,7 +119,7 @@ class FeasibilitySearch:
     def _take_free_steps(
         self, space: SearchSpace, places: Places, view: StateView
     ) -> tuple[Places, StateView]:
-        """Take every step that ends no higher than it starts, until none is left; in place."""
+        """Take steps that do not raise the height, in place, until there are none."""
         while True:
             free = view.open & (view.end <= view.height[:, None]) & (view.peak <= self.limit_s)
             rows = np.nonzero(free.any(axis=1))[0]
