@@ -19,6 +19,7 @@ from offload_cli.options import (
     FormatOption,
     ProviderOption,
     TargetsArgument,
+    WheelhouseOption,
     find_targets,
     on_each,
     report_each,
@@ -47,13 +48,7 @@ SystemCudaOption = Annotated[
 @app.command()
 def init(
     targets: TargetsArgument,
-    wheelhouse: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Install from this folder of `offload wheelhouse`, without internet.",
-        ),
-    ] = None,
+    wheelhouse: WheelhouseOption = None,
     ort: OrtOption = "",
     system_cuda: SystemCudaOption = False,
     devices: DevicesOption = DEFAULT_DEVICES,

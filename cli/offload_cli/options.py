@@ -150,6 +150,13 @@ def read_token(path: Path | None) -> str | None:
     return read_tokens(path)[0] if path else os.environ.get(TOKEN_VARIABLE) or None
 
 
+WheelhouseOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Install from this folder of `offload wheelhouse`, without internet.",
+    ),
+]
 DevicesOption = Annotated[
     Path, typer.Option("--devices", help="Read names of devices and servers from this file.")
 ]

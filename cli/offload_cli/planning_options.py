@@ -48,6 +48,59 @@ KeepInputOption = Annotated[
     ),
 ]
 
+ObjectiveOption = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=LIMITS,
+        metavar="NAME",
+        help="Minimise `latency`, the seconds per frame of a stream (`throughput`), or the"
+        " device's `energy` (needs --power).",
+    ),
+]
+MemoryOption = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=LIMITS,
+        metavar="SIZE",
+        help="Limit the memory of the device's process, like `'256 MB'`.",
+    ),
+]
+DeadlineOption = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=LIMITS,
+        metavar="TIME",
+        help="Limit the predicted latency, like `'100 ms'`.",
+    ),
+]
+PowerOption = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=LIMITS,
+        metavar="WATTS",
+        help="Give the device's idle power and what computing and sending add, like `2.0,3.5,0.8`.",
+    ),
+]
+EncodingOption = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=ENCODINGS,
+        metavar="NAMES",
+        help="Allow encodings: `raw`, `lossless` (default: raw, zstd, planes), `fp16`, `uint8`,"
+        " `uint8-channel`, `uint6`, `uint4`, `any`, or `png`, `jpeg`, `jpeg95` for pictures"
+        " (need Pillow); separate by commas. Lossy ones need --tolerance or --accuracy-floor.",
+    ),
+]
+ToleranceOption = Annotated[
+    float | None,
+    typer.Option(
+        rich_help_panel=ENCODINGS,
+        metavar="SHARE",
+        help="Allow lossy encodings that change each output by at most SHARE of its range"
+        " (integers: SHARE of the values).",
+    ),
+]
+
 CalibrationOption = Annotated[
     Path | None,
     typer.Option(

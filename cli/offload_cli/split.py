@@ -41,11 +41,17 @@ from offload_cli.options import (
 from offload_cli.output import Format, Output
 from offload_cli.planning_options import (
     CalibrationOption,
+    DeadlineOption,
     DeviceOption,
+    EncodingOption,
     ImageOption,
     KeepInputOption,
+    MemoryOption,
+    ObjectiveOption,
     PinOption,
+    PowerOption,
     ServerOption,
+    ToleranceOption,
     image_input,
 )
 from offload_cli.plans import bundle_json, plans_sentence, show_plan, show_plans
@@ -115,33 +121,11 @@ def split(
             " keeps all.",
         ),
     ] = 0.05,
-    objective: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=LIMITS,
-            metavar="NAME",
-            help="Minimise `latency`, the seconds per frame of a stream (`throughput`), or the"
-            " device's `energy` (needs --power).",
-        ),
-    ] = "latency",
+    objective: ObjectiveOption = "latency",
     pin_device: PinOption = 0,
     keep_input: KeepInputOption = False,
-    memory: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=LIMITS,
-            metavar="SIZE",
-            help="Limit the memory of the device's process, like `'256 MB'`.",
-        ),
-    ] = "",
-    deadline: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=LIMITS,
-            metavar="TIME",
-            help="Limit the predicted latency, like `'100 ms'`.",
-        ),
-    ] = "",
+    memory: MemoryOption = "",
+    deadline: DeadlineOption = "",
     energy: Annotated[
         str,
         typer.Option(
@@ -150,34 +134,9 @@ def split(
             help="Limit the device's energy per inference, like `'250 mJ'` (needs --power).",
         ),
     ] = "",
-    power: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=LIMITS,
-            metavar="WATTS",
-            help="Give the device's idle power and what computing and sending add, like"
-            " `2.0,3.5,0.8`.",
-        ),
-    ] = "",
-    encoding: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=ENCODINGS,
-            metavar="NAMES",
-            help="Allow encodings: `raw`, `lossless` (default: raw, zstd, planes), `fp16`, `uint8`,"
-            " `uint8-channel`, `uint6`, `uint4`, `any`, or `png`, `jpeg`, `jpeg95` for pictures"
-            " (need Pillow); separate by commas. Lossy ones need --tolerance or --accuracy-floor.",
-        ),
-    ] = "",
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            rich_help_panel=ENCODINGS,
-            metavar="SHARE",
-            help="Allow lossy encodings that change each output by at most SHARE of its range"
-            " (integers: SHARE of the values).",
-        ),
-    ] = None,
+    power: PowerOption = "",
+    encoding: EncodingOption = "",
+    tolerance: ToleranceOption = None,
     accuracy_floor: Annotated[
         float | None,
         typer.Option(

@@ -16,19 +16,25 @@ from offload_runtimes.deploy.up import up as bring_up
 
 from offload_cli.options import (
     DEFAULT_DEVICES,
-    LIMITS,
     DevicesOption,
     FormatOption,
     ModelArgument,
     ShapeOption,
+    WheelhouseOption,
     find_targets,
     parse_shapes,
 )
 from offload_cli.output import Format, Output
 from offload_cli.planning_options import (
     CalibrationOption,
+    DeadlineOption,
+    EncodingOption,
     ImageOption,
     KeepInputOption,
+    MemoryOption,
+    ObjectiveOption,
+    PowerOption,
+    ToleranceOption,
     image_input,
 )
 from offload_cli.up_page import COLUMNS, command, lossy_note, program, rows, verdict, write_page
@@ -75,65 +81,14 @@ def up(
         bool,
         typer.Option("--insecure", help="Use plaintext between the two, not mutual TLS."),
     ] = False,
-    objective: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=LIMITS,
-            metavar="NAME",
-            help="Minimise `latency`, the seconds per frame of a stream (`throughput`), or the"
-            " device's `energy` (needs --power).",
-        ),
-    ] = "latency",
-    deadline: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=LIMITS,
-            metavar="TIME",
-            help="Limit the predicted latency, like `'100 ms'`.",
-        ),
-    ] = "",
-    tolerance: Annotated[
-        float | None,
-        typer.Option(
-            rich_help_panel=LIMITS,
-            metavar="SHARE",
-            help="Allow lossy encodings that change each output by at most SHARE of its range.",
-        ),
-    ] = None,
-    encoding: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=LIMITS,
-            metavar="NAMES",
-            help="Allow these encodings, as `offload split --encoding`; default: lossless, or any"
-            " with --tolerance.",
-        ),
-    ] = "",
+    objective: ObjectiveOption = "latency",
+    deadline: DeadlineOption = "",
+    tolerance: ToleranceOption = None,
+    encoding: EncodingOption = "",
     keep_input: KeepInputOption = False,
-    memory: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=LIMITS,
-            metavar="SIZE",
-            help="Limit the memory of the device's process, like `'256 MB'`.",
-        ),
-    ] = "",
-    power: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=LIMITS,
-            metavar="WATTS",
-            help="Give the device's idle power and what computing and sending add, like"
-            " `2.0,3.5,0.8`.",
-        ),
-    ] = "",
-    wheelhouse: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Install from this folder of `offload wheelhouse`, without internet.",
-        ),
-    ] = None,
+    memory: MemoryOption = "",
+    power: PowerOption = "",
+    wheelhouse: WheelhouseOption = None,
     devices: DevicesOption = DEFAULT_DEVICES,
     form: FormatOption = Format.TEXT,
 ) -> None:
