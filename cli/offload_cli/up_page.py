@@ -146,12 +146,12 @@ def write_page(folder: Path, model: str, targets: Sequence[TargetConfig], result
         words = name_of(s.label)
         groups[s.label if s.label == words else f"{s.label}: {words}"] = bars
     marked = dict.fromkeys(groups, "measured")
-    seen = result.link
+    probed = result.link
     introduction = (
         f"{model} on {device.name} ({result.device[0]}, {format_s(result.device[1])} alone) and"
         f" {server.name} ({result.server[0]}, {format_s(result.server[1])} alone). Link:"
-        f" {seen.link.describe()}, 10 % of messages slower than {format_bps(seen.slow_bps)},"
-        f" round trip {format_s(seen.round_trip_s)}."
+        f" {probed.link.describe()}, 10 % of messages slower than {format_bps(probed.slow_bps)},"
+        f" round trip {format_s(probed.round_trip_s)}."
     )
     heads = tuple(column.lstrip(">") for column in COLUMNS)
     timelines = {}

@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,12 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from offload.bundle.engine_input import whole_input
 from offload.bundle.sample_inputs import draw
 from offload.costs.encodings import EncodingPolicy
-from offload.costs.link import Link
-from offload.costs.link_fit import Sample, fit_link
+from offload.costs.link_fit import ProbedLink
 from offload.errors import InputError, OffloadError
 from offload.files import temporary_folder, write_text
 from offload.graph.load import Model, load_model
@@ -78,8 +75,6 @@ from offload_runtimes.measure.target_machine import TargetMachine
 from offload_runtimes.value_files import write_values
 
 _STATE_FORMAT = 1
-_LINKS = 9  # of the range that plans are made for
-_MARGIN = 2.0  # the range goes from half of the slow rate to twice the fast rate
 _SAMPLES = 4  # inputs of the trial
 _PROBE_REPEATS = 5
 _RENEW_S = 300 * 86400.0  # age of certificates that last 365 days
@@ -141,54 +136,6 @@ class UpRequest:
 
 
 @dataclass(frozen=True)
-class LinkSeen:
-    """The link between device and server, as probed.
-
-    Attributes:
-        link: fitted to the median of the timed messages.
-        slow_bps: 10th percentile of the upload rate of large messages.
-        fast_bps: 90th percentile.
-        round_trip_s: of a small message.
-    """
-
-    link: Link
-    slow_bps: float
-    fast_bps: float
-    round_trip_s: float
-
-    @classmethod
-    def of(cls, samples: Sequence[Sample]) -> "LinkSeen":
-        """Summarise a probe.
-
-        Raises:
-            InputError: the link is too unsteady to be modelled.
-        """
-        link = fit_link(samples)
-        largest = max(sample.size_bytes for sample in samples)
-        rates = [
-            8 * sample.size_bytes / max(sample.up_s - link.up_start_s, 1e-9)
-            for sample in samples
-            if sample.size_bytes >= largest / 8
-        ]
-        smallest = min(sample.size_bytes for sample in samples)
-        small = [s.up_s + s.down_s for s in samples if s.size_bytes == smallest]
-        slow, fast = (float(np.quantile(rates, share)) for share in (0.1, 0.9))
-        return cls(link, min(slow, link.up_bps), max(fast, link.up_bps), statistics.median(small))
-
-    def range(self) -> tuple[Link, ...]:
-        """Links around the probed one, ascending; it is one of them."""
-        low, high = self.slow_bps / _MARGIN, self.fast_bps * _MARGIN
-        rates = {*np.geomspace(low, high, _LINKS).tolist(), self.link.up_bps}
-        down = self.link.down_bps / self.link.up_bps
-        return tuple(
-            replace(self.link, up_bps=rate, down_bps=rate * down, up_r2=None, down_r2=None)
-            if rate != self.link.up_bps
-            else self.link
-            for rate in sorted(rates)
-        )
-
-
-@dataclass(frozen=True)
 class UpResult:
     """The result of `up`: the measurements, the choice, and how to run it.
 
@@ -210,7 +157,7 @@ class UpResult:
 
     schemes: tuple[SchemeResult, ...]
     chosen: str
-    link: LinkSeen
+    link: ProbedLink
     device: tuple[str, float]
     server: tuple[str, float]
     bundle: Path
@@ -452,13 +399,13 @@ class _Up:
         versions = self.targets[index].versions
         return [versions.get(name) for name in ("onnxruntime", "platform", "source")]
 
-    def link(self) -> LinkSeen:
+    def link(self) -> ProbedLink:
         """Probe the link from the device to the server."""
         request, meeting = self.request, self.listen
-        path = request.folder / "link-seen.json"
+        path = request.folder / "probe.json"
         key = _digest(*request.targets, self.meeting, request.insecure)
         if path.exists() and self.record.knows("link", key) and not request.again:
-            return from_json(LinkSeen, json.loads(path.read_text()))
+            return from_json(ProbedLink, json.loads(path.read_text()))
         self.record.forget("link")
         names = f"from {request.device.name} to {request.server.name}"
         with self.step(f"probing the link {names}"):
@@ -471,19 +418,19 @@ class _Up:
                     )
             finally:
                 self.server.close()
-            seen = LinkSeen.of(samples)
-        write_text(path, json.dumps(to_json(seen), indent=1))
-        write_text(request.folder / "link.json", json.dumps(seen.link.to_json(), indent=1))
+            probed = ProbedLink.of(samples)
+        write_text(path, json.dumps(to_json(probed), indent=1))
+        write_text(request.folder / "link.json", json.dumps(probed.link.to_json(), indent=1))
         self.record.done("link", key)
-        return seen
+        return probed
 
-    def plan(self, profiles: Sequence[Path], seen: LinkSeen) -> list[SchemeBundle]:
+    def plan(self, profiles: Sequence[Path], probed: ProbedLink) -> list[SchemeBundle]:
         """Plan for links around the probed one, and write a bundle for each scheme."""
         request = self.request
         folder = request.folder / "bundles"
         key = _digest(
             [path.read_text() for path in profiles],
-            seen,
+            probed,
             request.constraints,
             request.policy,
             self.model_key,
@@ -500,7 +447,7 @@ class _Up:
         with self.step("planning") as progress:
             split = SplitRequest(
                 request.model,
-                seen.link,
+                probed.link,
                 device=profiles[0],
                 server=profiles[1],
                 shapes=request.shapes,
@@ -508,13 +455,13 @@ class _Up:
                 allowance=request.policy,
             )
             if request.constraints.objective is not Objective.ENERGY:
-                split = replace(split, links=seen.range())
+                split = replace(split, links=probed.range())
             prepared = prepare(split, progress)
             if prepared.open_sizes:
                 raise InputError(prepared.open_sizes)
             schemes, remarks = write_schemes(
                 prepared,
-                seen.link,
+                probed.link,
                 folder,
                 request.float_input,
                 tuple(SCHEMES) if request.every_scheme else (),
@@ -540,7 +487,9 @@ class _Up:
         expected = [dict(zip(names, engine.run(None, each), strict=True)) for each in feeds]
         return TrialInputs(feeds, expected, calibration.is_random)
 
-    def measure(self, schemes: Sequence[SchemeBundle], seen: LinkSeen) -> tuple[SchemeResult, ...]:
+    def measure(
+        self, schemes: Sequence[SchemeBundle], probed: ProbedLink
+    ) -> tuple[SchemeResult, ...]:
         """Run all schemes on the real machines."""
         request = self.request
         path = request.folder / "measured.json"
@@ -573,7 +522,7 @@ class _Up:
             results = run_in_turns(
                 pair,
                 schemes,
-                seen.link,
+                probed.link,
                 inputs,
                 repeats=request.repeats,
                 budget_s=request.budget_s,
@@ -703,7 +652,7 @@ def up(request: UpRequest, progress: Progress = lambda _: None) -> UpResult:
     """Measure every way to run a model on two machines, and set up the best.
 
     Installs the runtime where it is missing, profiles both sides, probes the link, plans for a
-    range of links around the seen one, measures every scheme on the real machines, and deploys
+    range of links around the probed one, measures every scheme on the real machines, and deploys
     the best, with mutual TLS. The release in use is not touched before that.
 
     Raises:
@@ -717,9 +666,9 @@ def up(request: UpRequest, progress: Progress = lambda _: None) -> UpResult:
         this.certificates()
         this.runtimes()
         profiles = [this.profile(side) for side in Side]
-        seen = this.link()
-        schemes = this.plan(profiles, seen)
-        results = this.measure(schemes, seen)
+        probed = this.link()
+        schemes = this.plan(profiles, probed)
+        results = this.measure(schemes, probed)
         number, remark = choose(results, request.constraints, request.policy)
         chosen = schemes[number]
         this.remarks += filter(None, (remark,))
@@ -730,7 +679,7 @@ def up(request: UpRequest, progress: Progress = lambda _: None) -> UpResult:
         return UpResult(
             results,
             chosen.label,
-            seen,
+            probed,
             device,
             server,
             chosen.bundle.path,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from offload.costs.link import Link
-from offload.costs.link_fit import Sample, TimedMessage, fit_line, fit_link, refit
+from offload.costs.link_fit import ProbedLink, Sample, TimedMessage, fit_line, fit_link, refit
 from offload.errors import InputError
 
 PROBED = [1_000, 10_000, 100_000, 1_000_000]
@@ -178,3 +178,26 @@ def test_sends_without_any_scatter_are_not_taken_for_outliers() -> None:
     link = refit(Link(5e6, 5e6, 0.001, 0.001), sends)
     for size in (20_000, 60_000, 150_000):
         assert link.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.01)
+
+
+def test_plans_are_made_around_the_probed_link() -> None:
+    """Two of ten large messages take twice as long: a slow rate of half, and links below it."""
+    link = Link(2e7, 4e7, 0.001, 0.001)
+    samples = [
+        Sample(
+            size, link.upload_s(size) * (2 if size > 1e6 and n < 2 else 1), link.download_s(size)
+        )
+        for size in (1_000, 100_000, 2_000_000)
+        for n in range(10)
+    ]
+    probed = ProbedLink.of(samples)
+    assert probed.link.up_bps == pytest.approx(2e7, rel=0.01)
+    assert probed.slow_bps == pytest.approx(1e7, rel=0.05)
+    assert probed.fast_bps == pytest.approx(2e7, rel=0.05)
+    assert probed.round_trip_s == pytest.approx(0.002, rel=0.5)
+    rates = [each.up_bps for each in probed.range()]
+    assert rates == sorted(rates)
+    assert probed.link in probed.range()
+    assert rates[0] == pytest.approx(probed.slow_bps / 2)
+    assert rates[-1] == pytest.approx(probed.fast_bps * 2)
+    assert all(each.down_bps == pytest.approx(2 * each.up_bps, rel=0.01) for each in probed.range())

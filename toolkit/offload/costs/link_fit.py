@@ -1,5 +1,6 @@
 """Fit a link to measured messages: once after a probe, again and again during inference."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -208,3 +209,55 @@ def _fit_weighted(sizes: Floats, seconds: Floats, weights: Floats) -> tuple[floa
     if slope <= 0:
         return float(second), 1e-12
     return start_s, slope
+
+
+_RANGE_LINKS = 9  # of the range that plans are made for
+_RANGE_MARGIN = 2.0  # the range goes from half of the slow rate to twice the fast rate
+
+
+@dataclass(frozen=True)
+class ProbedLink:
+    """The link between device and server, as probed.
+
+    Attributes:
+        link: fitted to the median of the timed messages.
+        slow_bps: 10th percentile of the upload rate of large messages.
+        fast_bps: 90th percentile.
+        round_trip_s: of a small message.
+    """
+
+    link: Link
+    slow_bps: float
+    fast_bps: float
+    round_trip_s: float
+
+    @classmethod
+    def of(cls, samples: Sequence[Sample]) -> "ProbedLink":
+        """Summarise a probe.
+
+        Raises:
+            InputError: the link is too unsteady to be modelled.
+        """
+        link = fit_link(samples)
+        largest = max(sample.size_bytes for sample in samples)
+        rates = [
+            8 * sample.size_bytes / max(sample.up_s - link.up_start_s, 1e-9)
+            for sample in samples
+            if sample.size_bytes >= largest / 8
+        ]
+        smallest = min(sample.size_bytes for sample in samples)
+        small = [s.up_s + s.down_s for s in samples if s.size_bytes == smallest]
+        slow, fast = (float(np.quantile(rates, share)) for share in (0.1, 0.9))
+        return cls(link, min(slow, link.up_bps), max(fast, link.up_bps), statistics.median(small))
+
+    def range(self) -> tuple[Link, ...]:
+        """Links around the probed one, ascending; it is one of them."""
+        low, high = self.slow_bps / _RANGE_MARGIN, self.fast_bps * _RANGE_MARGIN
+        rates = {*np.geomspace(low, high, _RANGE_LINKS).tolist(), self.link.up_bps}
+        down = self.link.down_bps / self.link.up_bps
+        return tuple(
+            replace(self.link, up_bps=rate, down_bps=rate * down, up_r2=None, down_r2=None)
+            if rate != self.link.up_bps
+            else self.link
+            for rate in sorted(rates)
+        )
