@@ -232,7 +232,7 @@ def test_an_idle_session_that_holds_memory_is_evicted(server: Server, made: Made
 
 def test_unread_answers_count(server: Server, made: Made) -> None:
     """gRPC buffers some; the server holds the others until other sessions need the memory."""
-    server._memory._patience_s = 0.0
+    server._memory._patience_s = 1.0  # longer than the reader leaves an answer unread
     deaf, other = Raw(server, made), Raw(server, made)
     for frame in range(1, 200):
         deaf.send(frame, "a")
