@@ -15,6 +15,21 @@ from offload.scheduling.instance import Instance
 from offload.scheduling.timeline import Lane, Span, Timeline, makespan_s, simulate
 
 
+@dataclass(frozen=True, slots=True)
+class ResourceUse:
+    """The seconds that one inference keeps each resource busy."""
+
+    device_s: float
+    uplink_s: float
+    server_s: float
+    downlink_s: float
+
+    @property
+    def period_s(self) -> float:
+        """Seconds between two outputs of a stream: those of the busiest resource."""
+        return max(self.device_s, self.uplink_s, self.server_s, self.downlink_s)
+
+
 @dataclass(frozen=True)
 class Forecast:
     """The predicted times of a program as a function of the link.
@@ -48,11 +63,15 @@ class Forecast:
         """Predicted seconds from input to output on a link."""
         return makespan_s(self.on(link), range(len(self.upload_bytes)))
 
-    def period_s(self, link: Link) -> float:
-        """Predicted seconds between two outputs of a stream: those of the busiest resource."""
+    def use(self, link: Link) -> ResourceUse:
+        """The seconds that one inference keeps each resource busy on a link."""
         work = self.on(link)
         server_s = work.server_s + sum(job.compute_s for job in work.server_jobs)
-        return max(work.total_compute_s, work.total_upload_s, server_s, work.download_s)
+        return ResourceUse(work.total_compute_s, work.total_upload_s, server_s, work.download_s)
+
+    def period_s(self, link: Link) -> float:
+        """Predicted seconds between two outputs of a stream: those of the busiest resource."""
+        return self.use(link).period_s
 
     def value_s(self, link: Link) -> float:
         """The figure by which plans are compared on a link: the smaller the better."""
