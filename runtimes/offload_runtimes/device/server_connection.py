@@ -46,6 +46,7 @@ class ServerConnection:
         self._monitor = monitor
         self._patience_s = patience_s
         self._lock = threading.Lock()
+        self._begun: set[FrameTensors] = set()  # of which nothing was sent yet
         self._frames: dict[int, FrameTensors] = {}
         self._free_s = {Lane.UPLINK: 0.0, Lane.DOWNLINK: 0.0}
         self._pings: dict[int, tuple[float, int]] = {}  # when sent, bytes of a probe
@@ -109,7 +110,10 @@ class ServerConnection:
             del make, data  # free two copies of a tensor: the next message may come much later
 
     def begin(self, frame: FrameTensors, until_s: float | None = None) -> None:
-        """Give a frame its number; waits while the server takes no more frames at once.
+        """Begin a frame; waits while the server takes no more frames at once.
+
+        The frame gets its number with its first message: the server refuses a frame that is
+        numbered lower than one before it, and several threads may begin frames.
 
         Raises:
             DeadlineError: the time is over.
@@ -124,15 +128,25 @@ class ServerConnection:
             if self.error is not None:
                 raise self.error
             self._free_frames -= 1
-            frame.number = number = self._session.open_frame(frame.plan)
-            self._frames[number] = frame
+            self._begun.add(frame)
+
+    def _number(self, frame: FrameTensors) -> int:
+        """The frame's number, a new one for its first message; 0 if the frame has ended."""
+        with self._lock:
+            if frame in self._begun:
+                self._begun.remove(frame)
+                frame.number = self._session.open_frame(frame.plan)
+                self._frames[frame.number] = frame
+            return frame.number if frame.number in self._frames else 0
 
     def announce(self, frame: FrameTensors, defaults: Sequence[str]) -> None:
         """Queue the message that begins a frame before its tensors; see `DeviceSession.begin`."""
-        number, plan = frame.number, frame.plan
-        self._outbox.put(
-            lambda: self._session.begin(number, plan, defaults) if number in self._frames else None
-        )
+
+        def message() -> bytes | None:
+            number = self._number(frame)
+            return self._session.begin(number, frame.plan, defaults) if number else None
+
+        self._outbox.put(message)
 
     def send(self, frame: FrameTensors, name: str, packed: PackedTensor) -> None:
         """Queue a tensor for sending and return at once.
@@ -151,8 +165,8 @@ class ServerConnection:
             raise error
 
         def message() -> bytes | None:
-            number = frame.number
-            if number not in self._frames:
+            number = self._number(frame)
+            if not number:
                 return None
             data = tensor_message(number, name, packed, time.monotonic(), plan=frame.plan)
             with self._lock:
@@ -169,8 +183,9 @@ class ServerConnection:
         """
         with self._lock:
             number, frame.number = frame.number, 0
-            if not number:
+            if not number and frame not in self._begun:
                 return
+            self._begun.discard(frame)
             self._frames.pop(number, None)
             self._free_frames += 1
             self._freed.notify()
@@ -212,7 +227,7 @@ class ServerConnection:
         with self._lock:
             contracts = self._session.contracts
             expected_bytes = sum(contracts[i.plan].answer_bytes for i in self._frames.values())
-            is_idle = not self._frames
+            is_idle = not self._frames and not self._begun
         if self._monitor.is_lost(time.monotonic(), expected_bytes, self._patience_s):
             self._lose(ServerError(f"server {self._session.server} gives no sign of life"))
         elif self.leaving and is_idle:
@@ -315,8 +330,9 @@ class ServerConnection:
         """End the session; everyone who waits gets the error."""
         with self._lock:
             self.error = self.error or error.with_traceback(None)
-            waiting = list(self._frames.values())
+            waiting = [*self._frames.values(), *self._begun]
             self._frames.clear()
+            self._begun.clear()
             self._freed.notify_all()
             stream = self._stream
         self._opened.set()

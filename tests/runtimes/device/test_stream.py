@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +175,18 @@ def test_async_stream_can_be_left(session: OffloadSession, made: Made) -> None:
 
     assert asyncio.run(some()) == 3
     assert len(session.run(None, made.feeds())) == 2
+
+
+def test_threads_may_begin_frames_at_once(server: Server, made: Made) -> None:
+    """The server takes frames in the order of their numbers, whichever thread is first."""
+    with OffloadSession(made.bundle, server.address, on_server_loss="raise") as session:
+
+        def run(seed: int) -> None:
+            for _ in range(100):
+                outputs = session.run(None, made.feeds(seed))
+                np.testing.assert_allclose(outputs[0], made.expected(made.feeds(seed))[0], 1e-4)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(run, range(8)))
+        assert session.counts.split == 800
+        assert session.counts.losses == 0
