@@ -183,15 +183,20 @@ class ServerConnection:
         """
         with self._lock:
             number, frame.number = frame.number, 0
-            if not number and frame not in self._begun:
-                return
-            self._begun.discard(frame)
-            self._frames.pop(number, None)
-            self._free_frames += 1
-            self._freed.notify()
+            if frame in self._begun:
+                self._begun.remove(frame)
+                self._free_frames += 1
+                self._freed.notify()
+            self._free(number)
             cancel = self._session.cancel(number)
         if cancel is not None:
             self._outbox.put(lambda: cancel)
+
+    def _free(self, number: int) -> None:
+        """Let another frame begin in place of this one, if it is still under way."""
+        if self._frames.pop(number, None) is not None:
+            self._free_frames += 1
+            self._freed.notify()
 
     def ping(self, data: bytes = b"") -> None:
         """Ask the server to answer at once, with the same data."""
@@ -259,6 +264,7 @@ class ServerConnection:
                 case FrameFailed():
                     with self._lock:
                         frame = self._frames.get(event.frame)
+                        self._free(event.frame)
                     if frame:
                         frame.fail(event.error)
                 case pb.Pong():
@@ -316,6 +322,10 @@ class ServerConnection:
         self._monitor.tensor_passed(Lane.DOWNLINK, event.size_bytes, now_s - start_s)
         self._monitor.passed(Lane.DOWNLINK, size_bytes, now_s - start_s)
         frame.put({event.name: event.value})
+        if event.is_last:
+            # The server is done with it; the caller may take the answer much later.
+            with self._lock:
+                self._free(event.frame)
 
     def _start_s(self, lane: Lane, ready_s: float, end_s: float) -> float:
         """When a message began to pass: a link carries one message at a time, so once it was free.

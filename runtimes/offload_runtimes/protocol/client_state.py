@@ -23,6 +23,7 @@ class DownloadReceived:
         size_bytes: its size when decoded.
         sent_s: when the server queued it.
         spans: what the server did for the frame since the last tensor.
+        is_last: whether the frame is complete.
     """
 
     frame: int
@@ -31,6 +32,7 @@ class DownloadReceived:
     size_bytes: int
     sent_s: float
     spans: Sequence[pb.Span]
+    is_last: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,5 +153,11 @@ class DeviceSession:
         if not frame.missing:
             del self._frames[tensor.frame]
         return DownloadReceived(
-            tensor.frame, header.name, value, header.size_bytes, tensor.sent_s, tensor.spans
+            tensor.frame,
+            header.name,
+            value,
+            header.size_bytes,
+            tensor.sent_s,
+            tensor.spans,
+            is_last=not frame.missing,
         )
