@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from offload.costs.encodings import ENCODINGS, EncodingPolicy
 from offload.errors import InputError
 from offload.planning.plan import Plan
+from offload.planning.plan_set import PlanSet
 from offload_cli.main import app
 from offload_runtimes.engine import load
 from offload_runtimes.measure.accuracy import accuracy, change, ranks
@@ -114,7 +115,7 @@ def test_a_floor_without_labels_is_refused(convnet: Net) -> None:
 
 def test_without_calibration_nothing_is_lost(convnet: Net) -> None:
     chooser = EncodingSelector(convnet.model, convnet.graph, EncodingPolicy(), PLAIN)
-    plan = chooser.plan(convnet.plan)
+    plan = chooser.plan_set(lambda table: PlanSet((convnet.plan(table),))).plans[0]
     assert all(ENCODINGS[send.encoding].is_lossless for send in plan.uploads)
     assert plan.uploads[0].encoding != "raw"
 

@@ -1,0 +1,499 @@
+"""Share the frames of a stream among several plans, so that all resources work at the same time."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import TypeAlias
+
+import numpy as np
+
+from offload.costs.link import Link
+from offload.planning.closed_sets import articulations
+from offload.planning.cut import Cut, all_cloud, all_local, cut_at
+from offload.planning.cut_costs import SPARE_BYTES, WEIGHT_COPIES
+from offload.planning.mincut import ResourceWeights, min_set
+from offload.planning.plan import Plan, ResourceUse, Segment, Side
+from offload.planning.plan_set import PlanSet
+from offload.planning.planner import (
+    SIMPLER_ENCODINGS,
+    chosen_plan,
+    decide,
+    error_margin_s,
+    plan_of,
+)
+from offload.planning.problem import PlanningProblem
+from offload.planning.program import with_encodings
+from offload.planning.scheme import Scheme, SchemeEstimate, estimate, start_early
+from offload.units import format_bytes, format_s
+
+# Share of the rate that counts as nothing; minimum cuts are rounded to picoseconds.
+_ROUNDING = 1e-6
+_LEAST_PIVOT = 1e-9
+# Under a memory limit, pairs of this many plans are tried beside the best single plan.
+_MOST_PAIRED = 30
+
+
+@dataclass(frozen=True, slots=True)
+class SharedRate:
+    """The largest rate of a stream whose frames several plans share.
+
+    Attributes:
+        rate_hz: frames per second; infinite if a plan uses no time of any resource.
+        shares: the share of frames of each plan.
+        prices: by device, uplink, server and downlink, the frames per second that the stream would
+            gain with one more of them. At these prices no plan uses less than 1, and the prices
+            add up to the rate: this proves that no other shares give more.
+    """
+
+    rate_hz: float
+    shares: tuple[float, ...]
+    prices: tuple[float, float, float, float]
+
+
+def share_frames(uses: Sequence[ResourceUse]) -> SharedRate:
+    """The best shares of given plans: maximise the frames per second, no resource above 100 %.
+
+    A linear program, maximise sum x_p subject to sum_p x_p use_{p,r} <= 1 for the four resources
+    r, by the primal simplex method (Dantzig 1951) with the smallest-index rule against cycles
+    (Bland 1977). At most four plans have a share. O(plans) a pivot; a few pivots in practice.
+    """
+    shortest_s = min(use.period_s for use in uses)
+    if shortest_s == 0.0:
+        number = min(range(len(uses)), key=lambda index: uses[index].period_s)
+        return SharedRate(float("inf"), _only(number, len(uses)), (0.0,) * 4)
+    scaled = np.array([use.seconds for use in uses]).T / shortest_s
+    resources, plans = scaled.shape
+    tableau = np.zeros((resources + 1, plans + resources + 1))
+    tableau[:-1] = np.hstack([scaled, np.eye(resources), np.ones((resources, 1))])
+    tableau[-1, :plans] = -1.0
+    basis = list(range(plans, plans + resources))
+    while (improving := np.flatnonzero(tableau[-1, :-1] < -_LEAST_PIVOT)).size:
+        entering = int(improving[0])
+        rows = np.flatnonzero(tableau[:-1, entering] > _LEAST_PIVOT)
+        ratios = tableau[rows, -1] / tableau[rows, entering]
+        ties = rows[ratios <= ratios.min() + _LEAST_PIVOT]
+        leaving = min(ties, key=lambda row: basis[row])
+        tableau[leaving] /= tableau[leaving, entering]
+        others = np.arange(resources + 1) != leaving
+        tableau[others] -= np.outer(tableau[others, entering], tableau[leaving])
+        basis[leaving] = entering
+    rates = np.zeros(plans + resources)
+    rates[basis] = np.maximum(tableau[:-1, -1], 0.0)
+    total = float(rates[:plans].sum())
+    device, uplink, server, downlink = (
+        float(price) / shortest_s for price in np.maximum(tableau[-1, plans:-1], 0.0)
+    )
+    shares = tuple((rates[:plans] / total).tolist())
+    return SharedRate(total / shortest_s, shares, (device, uplink, server, downlink))
+
+
+def _only(number: int, count: int) -> tuple[float, ...]:
+    return tuple(float(index == number) for index in range(count))
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Plans that share the frames of a stream, the best single plan first.
+
+    Attributes:
+        members: the plans. The first one may have no share: it then only serves single inferences.
+        shares: the share of frames of each.
+        rate_hz: frames per second of the stream.
+        bound_hz: no mix of any plans gives more frames per second.
+        refused_bytes: memory that the plans of a faster mix would need together, where that is
+            more than the limit.
+    """
+
+    members: tuple[SchemeEstimate, ...]
+    shares: tuple[float, ...]
+    rate_hz: float
+    bound_hz: float
+    refused_bytes: int | None = None
+
+    @classmethod
+    def of(cls, members: Sequence[SchemeEstimate], bound_hz: float = float("inf")) -> "Mix":
+        """The mix of some plans with their best shares."""
+        shared = share_frames(_uses(members))
+        return cls(tuple(members), shared.shares, shared.rate_hz, bound_hz)
+
+    @property
+    def is_optimal(self) -> bool:
+        """Whether it is proved that no mix gives more frames per second."""
+        return self.rate_hz >= self.bound_hz * (1 - _ROUNDING)
+
+
+def _uses(members: Iterable[SchemeEstimate]) -> list[ResourceUse]:
+    return [ResourceUse.of(member.instance) for member in members]
+
+
+def _priced(prices: Sequence[float], member: SchemeEstimate) -> float:
+    return float(np.dot(prices, ResourceUse.of(member.instance).seconds))
+
+
+def best_mix(problem: PlanningProblem, single: SchemeEstimate, worth: float = 0.0) -> Mix:
+    """The mix of plans with the most frames per second, within the limits.
+
+    Column generation (Gilmore & Gomory 1961; Dantzig & Wolfe 1960): the best shares of the plans
+    known so far give each resource a price; the plan that uses least at these prices is a minimum
+    cut (`least_use`), and it joins if it uses less than 1. If no plan does, no mix is better. At
+    any prices, their sum divided by the least use is a bound on the rate (Farley 1990).
+
+    A deadline, a limit on memory or on energy restricts which plans may take part, which a minimum
+    cut cannot express: the known plans then begin with the cuts at single layers, and the search
+    ends when a minimum cut breaks a limit. The bound also holds then, but may not be reached.
+    Under a memory limit, which holds for all plans together, the best one or two further plans
+    that fit are taken of those found.
+
+    Args:
+        problem: the graph, its costs, all encodings allowed, and the constraints.
+        single: the best single plan, which always is a member.
+        worth: leave out a plan if the others give all but this share of the frames per second.
+
+    One minimum cut and one small linear program for each plan found: 2 to 20 in practice.
+    """
+    found = [single]
+    if _is_limited(problem):
+        cuts = (cut_at(problem.graph, problem.graph.ancestors((a,))) for a in _gates(problem))
+        usable = (cut for cut in cuts if not problem.costs.unsized.intersection(cut.uploads))
+        tried = (_within_limits(problem, _serial(problem, cut)) for cut in usable)
+        found += [member for member in tried if member is not None]
+    bound_hz = float("inf")
+    while (shared := share_frames(_uses(found))).rate_hz < float("inf"):
+        cheapest = least_use(problem, shared.prices)
+        least = _priced(shared.prices, cheapest)
+        bound_hz = min(bound_hz, shared.rate_hz / min(least, 1.0) if least else float("inf"))
+        able = _within_limits(problem, cheapest)
+        if able is None or _priced(shared.prices, able) >= 1 - _ROUNDING:
+            break
+        found.append(able)
+    members = [
+        member
+        for number, (member, share) in enumerate(zip(found, shared.shares, strict=True))
+        if number == 0 or share > _ROUNDING
+    ]
+    refused_bytes = None
+    if not _fits(problem, members):
+        refused_bytes = together_bytes(problem, _memory(problem, members))
+        members = _best_that_fit(problem, found)
+    uses = _uses(members)
+    kept = fewest_members([uses], [share_frames(uses).rate_hz], 1, worth)
+    mix = Mix.of([members[number] for number in kept], bound_hz)
+    return replace(mix, refused_bytes=refused_bytes)
+
+
+def _is_limited(problem: PlanningProblem) -> bool:
+    """Whether a limit restricts which plans may take part, apart from pinned layers."""
+    c = problem.constraints
+    limits = (c.memory_bytes, c.deadline_s, c.period_s, c.energy_j)
+    return any(limit is not None for limit in limits)
+
+
+def least_use(problem: PlanningProblem, prices: Sequence[float]) -> SchemeEstimate:
+    """The plan that uses least at given prices of device, uplink, server and downlink.
+
+    Each tensor is sent with the encoding that is cheapest at these prices. The plan with one
+    segment on each side uses least of all that have the same cut; a minimum cut finds it among all
+    cuts that split the model, where the two segments cost the same, and it is compared with
+    computing all on one side. Of the limits only the pinned layers are kept.
+    """
+    graph, (device, uplink, server, downlink) = problem.graph, prices
+    costs = problem.costs.with_cheapest_uploads(
+        lambda o: device * o.encode_s + uplink * o.link_s + server * o.decode_s
+    )
+    priced = replace(problem, costs=costs)
+    weights = ResourceWeights(device, uplink, server, downlink)
+    in_one_segment = replace(costs, device_segment_s=0.0)
+    cuts = [
+        cut_at(graph, min_set(graph, in_one_segment, problem.pinned, weights=weights)),
+        all_local(graph),
+    ]
+    if not (problem.pinned or costs.unsized.intersection(graph.inputs)):
+        cuts.append(all_cloud(graph))
+    estimates = [_serial(priced, cut) for cut in dict.fromkeys(cuts)]
+    return min(estimates, key=lambda member: _priced(prices, member))
+
+
+def _gates(problem: PlanningProblem) -> Iterable[int]:
+    """The layers that everything passes, behind which the pinned layers allow a cut."""
+    graph = problem.graph
+    return (a for a in articulations(graph) if graph.ancestors((a,)) >= problem.pinned)
+
+
+def _serial(problem: PlanningProblem, cut: Cut) -> SchemeEstimate:
+    """A cut with one segment on each side, named by its simplest scheme."""
+    serial = estimate(problem, Scheme.PARTITION, cut)
+    if len(cut.device) == len(problem.graph.layers):
+        return serial.renamed(Scheme.LOCAL)
+    if not cut.device:
+        return serial.renamed(Scheme.CLOUD)
+    return serial.renamed(Scheme.NEUROSURGEON) if len(cut.uploads) == 1 else serial
+
+
+def _within_limits(problem: PlanningProblem, member: SchemeEstimate) -> SchemeEstimate | None:
+    """A plan that keeps the limits: it, or the same cut with uploads overlapped; None: neither."""
+    if member.value < float("inf"):
+        return member
+    same_encodings = replace(problem, costs=member.costs)
+    overlapped = start_early(same_encodings, estimate(same_encodings, Scheme.OPSS, member.cut))
+    return overlapped if overlapped.value < float("inf") else None
+
+
+def fewest_members(
+    uses: Sequence[Sequence[ResourceUse]],
+    best_hz: Sequence[float],
+    fixed: int,
+    worth: float,
+    fits: Callable[[Sequence[int]], bool] = lambda _: True,
+) -> list[int]:
+    """Leave out plans one by one while the others are nearly as fast on every link.
+
+    Greedy: each time the plan whose loss is smallest. O(n^2) linear programs for n plans on each
+    link.
+
+    Args:
+        uses: by link, the use of each plan.
+        best_hz: by link, the frames per second to compare with.
+        fixed: the first plans, which stay.
+        worth: the share of `best_hz` that may be lost on each link.
+        fits: whether plans may be loaded together; while they may not, plans are left out
+            whatever that loses.
+
+    Returns:
+        The numbers of the plans that stay.
+    """
+
+    def smallest_part(numbers: Sequence[int]) -> float:
+        """The part of `best_hz` that these plans reach, on the link where it is smallest."""
+        parts = (
+            share_frames([row[number] for number in numbers]).rate_hz / rate_hz
+            for row, rate_hz in zip(uses, best_hz, strict=True)
+            if rate_hz < float("inf")
+        )
+        return min(parts, default=1.0)
+
+    kept = list(range(len(uses[0]))) if uses else list(range(fixed))
+    while len(kept) > fixed:
+        fewer = max(
+            ([n for n in kept if n != left_out] for left_out in kept[fixed:]), key=smallest_part
+        )
+        if smallest_part(fewer) < (1 - worth) * (1 - _ROUNDING) and fits(kept):
+            break
+        kept = fewer
+    return kept
+
+
+PlanMemory: TypeAlias = tuple[int, Sequence[Segment]]
+"""The memory of the device's process with one plan, and the plan's segments on the device."""
+
+
+def together_bytes(problem: PlanningProblem, plans: Iterable[PlanMemory]) -> int:
+    """Memory of a device's process that has all plans loaded, rounded up.
+
+    As `process_bytes` for each plan; the process itself and the weights of segments that several
+    plans share count once.
+    """
+    shared_bytes = problem.client_bytes + SPARE_BYTES
+    weights = {layer.name: layer.weight_bytes for layer in problem.graph.layers}
+    total_bytes = float(shared_bytes)
+    loaded: set[Segment] = set()
+    for memory_bytes, segments in plans:
+        total_bytes += memory_bytes - shared_bytes
+        for segment in segments:
+            content = replace(segment, id="")
+            if content in loaded:
+                total_bytes -= WEIGHT_COPIES * sum(weights[name] for name in segment.layers)
+            loaded.add(content)
+    return round(total_bytes)
+
+
+def _memory(problem: PlanningProblem, members: Iterable[SchemeEstimate]) -> Iterator[PlanMemory]:
+    for member in members:
+        program = with_encodings(member.program, member.costs, problem.graph.outputs)
+        yield member.alternative.memory_bytes, program.on(Side.DEVICE)
+
+
+def _fits(problem: PlanningProblem, members: Sequence[SchemeEstimate]) -> bool:
+    """Whether plans may be loaded together; a single plan keeps the limit already."""
+    limit_bytes = problem.constraints.memory_bytes
+    if limit_bytes is None or len(members) == 1:
+        return True
+    return together_bytes(problem, _memory(problem, members)) <= limit_bytes
+
+
+def _best_that_fit(
+    problem: PlanningProblem, found: Sequence[SchemeEstimate]
+) -> list[SchemeEstimate]:
+    """The first plan with the one or two others that fit the memory with it and gain most."""
+    first = found[0]
+
+    def rate_hz(members: Sequence[SchemeEstimate]) -> float:
+        return share_frames(_uses(members)).rate_hz
+
+    pairs = [[first, other] for other in found[1:] if _fits(problem, [first, other])]
+    pairs = sorted(pairs, key=rate_hz, reverse=True)[:_MOST_PAIRED]
+    triples = (
+        [first, a[1], b[1]]
+        for a, b in combinations(pairs, 2)
+        if _fits(problem, [first, a[1], b[1]])
+    )
+    return max(([first], *pairs, *triples), key=rate_hz)
+
+
+def gain_is_certain(better: Mix, other: Mix) -> bool:
+    """Whether a mix gains more frames per second than its prediction may be wrong.
+
+    The rule by which plans are compared (`exceeds_margin`), on the mean of the frames: each frame
+    is compared with the most similar plan of the other mix.
+    """
+    if other.rate_hz == float("inf"):
+        return False
+    gain = 1 - other.rate_hz / better.rate_hz
+    margin_s = sum(
+        share * min(error_margin_s(member, similar) for similar in other.members)
+        for member, share in zip(better.members, better.shares, strict=True)
+        if share
+    )
+    latency_s = sum(
+        share * member.latency_s for member, share in zip(other.members, other.shares, strict=True)
+    )
+    return gain * latency_s > margin_s
+
+
+def certain_mix(
+    problem: PlanningProblem, single: SchemeEstimate, worth: float = 0.0
+) -> tuple[Mix, str]:
+    """The best mix whose gain is certain, else the single plan, and one sentence about it.
+
+    A mix with lossy encodings must gain more than the prediction error against one with lossless
+    encodings, that against one without, and each against the single plan (`gain_is_certain`).
+    Arguments as for `best_mix`.
+    """
+    alone = Mix.of([single])
+    mix = best_mix(problem, single, worth)
+    for is_allowed in SIMPLER_ENCODINGS.values():
+        options = (o for member in mix.members for o in member.costs.options_of(member.cut))
+        if not all(is_allowed(option.encoding) for option in options):
+            simpler = replace(problem, costs=problem.costs.allowing(is_allowed))
+            less = replace(best_mix(simpler, single, worth), bound_hz=mix.bound_hz)
+            if not gain_is_certain(mix, less):
+                mix = less
+    active = sum(share > _ROUNDING for share in mix.shares)
+    if active > 1 and gain_is_certain(mix, alone):
+        return mix, _accepted(problem, mix, alone.rate_hz)
+    return alone, _refused(problem, mix, alone.rate_hz, active)
+
+
+def _accepted(problem: PlanningProblem, mix: Mix, single_hz: float) -> str:
+    parts = ", ".join(
+        f"{share:.0%} {member.scheme}"
+        for member, share in zip(mix.members, mix.shares, strict=True)
+        if share
+    )
+    proof = "no mix of plans gives more"
+    if not mix.is_optimal:
+        proof += f" than {mix.bound_hz:.3g}"
+        if mix.refused_bytes is not None:
+            proof = f"a faster mix would need {format_bytes(mix.refused_bytes)} of memory; {proof}"
+        elif _is_limited(problem):
+            proof = f"this is the best mix found within the limits; {proof}"
+    return (
+        f"In a stream, plans share the frames ({parts}): {mix.rate_hz:.3g} frames/s,"
+        f" {mix.rate_hz / single_hz:.2f}x this plan alone ({single_hz:.3g}); {proof}."
+    )
+
+
+def _refused(problem: PlanningProblem, mix: Mix, single_hz: float, active: int) -> str:
+    """Why this plan takes all frames; empty where no mix is better."""
+    if active > 1:
+        return (
+            f"A mix of plans would give {mix.rate_hz:.3g} frames/s,"
+            f" {mix.rate_hz / single_hz:.2f}x this plan alone, which is within the prediction"
+            " error: this plan takes all frames."
+        )
+    limit_bytes = problem.constraints.memory_bytes
+    if mix.refused_bytes is not None and limit_bytes is not None:
+        return (
+            f"The plans of a faster mix need {format_bytes(mix.refused_bytes)} of memory together,"
+            f" more than the limit {format_bytes(limit_bytes)}: this plan takes all frames."
+        )
+    if _is_limited(problem) and not mix.is_optimal:
+        return "No mix of plans was found that keeps the limits and gives more frames/s."
+    return ""
+
+
+def make_mix(problem: PlanningProblem, solver: str = "optimal", worth: float = 0.0) -> PlanSet:
+    """The best single plan, and the plans that share a stream's frames with it where that pays.
+
+    Args:
+        problem: the graph, its costs and the constraints.
+        solver: the scheduler of the single plan.
+        worth: leave out a plan if the others give all but this share of the frames per second.
+
+    Raises:
+        InputError: no plan keeps the limits.
+    """
+    choice = decide(problem, solver=solver)
+    mix, why = certain_mix(problem, choice.chosen, worth)
+    plan = chosen_plan(choice)
+    plan = replace(plan, reason=f"{plan.reason} {why}".rstrip())
+    if len(mix.members) == 1:
+        return PlanSet((plan,))
+    others = (
+        replace(plan_of(problem, (member,), member), reason=_reason(member, share))
+        for member, share in zip(mix.members[1:], mix.shares[1:], strict=True)
+    )
+    return PlanSet((plan, *others), shares=mix.shares)
+
+
+def _reason(member: SchemeEstimate, share: float) -> str:
+    names = ("device", "uplink", "server", "downlink")
+    use = zip(names, ResourceUse.of(member.instance).seconds, strict=True)
+    busy = ", ".join(f"{name} {format_s(seconds)}" for name, seconds in use if seconds)
+    return f"Takes {share:.0%} of a stream's frames; one frame uses {busy}."
+
+
+def mix_over(
+    problem: PlanningProblem,
+    plan_set: PlanSet,
+    mixes: Sequence[tuple[Link, PlanSet]],
+    worth: float,
+) -> PlanSet:
+    """The plans for a range of links, and the few more that share a stream's frames with them.
+
+    A plan is left out if the others give all but `worth` of the frames per second of each link's
+    mix. The shares are the means over the links on which sharing pays.
+
+    Args:
+        problem: with the memory limit.
+        plan_set: the best single plans, which stay.
+        mixes: by link, the result of `make_mix`.
+        worth: as a share of the frames per second.
+    """
+    shared = [(link, mix) for link, mix in mixes if mix.shares]
+    by_program = {plan.program: plan for plan in plan_set.plans}
+    for _, mix in shared:
+        for plan in mix.plans:
+            by_program.setdefault(plan.program, plan)
+    pool = tuple(by_program.values())
+    limit_bytes = problem.constraints.memory_bytes
+
+    def fits(numbers: Sequence[int]) -> bool:
+        memory = (_plan_memory(pool[number]) for number in numbers)
+        return limit_bytes is None or together_bytes(problem, memory) <= limit_bytes
+
+    uses = [[plan.forecast.use(link) for plan in pool] for link, _ in shared]
+    best_hz = [
+        share_frames([plan.forecast.use(link) for plan in mix.plans]).rate_hz
+        for link, mix in shared
+    ]
+    kept = fewest_members(uses, best_hz, len(plan_set.plans), worth, fits)
+    if not shared or len(kept) == 1 or not fits(kept):
+        return plan_set
+    shares = [share_frames([row[number] for number in kept]).shares for row in uses]
+    means = tuple(np.mean(shares, axis=0).tolist())
+    return replace(plan_set, plans=tuple(pool[number] for number in kept), shares=means)
+
+
+def _plan_memory(plan: Plan) -> PlanMemory:
+    figures = next(figures for figures in plan.alternatives if figures.scheme == plan.scheme)
+    return figures.memory_bytes, plan.on(Side.DEVICE)
