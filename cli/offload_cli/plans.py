@@ -136,7 +136,7 @@ def _show_mix(output: Output, bundle: Bundle) -> None:
             figures = (f"{hz:.3g}" for hz in (single_hz, shared.rate_hz))
             gain = f"{shared.rate_hz / single_hz:.2f}x"
             rows.append((link.describe(), *figures, gain, ", ".join(shares)))
-        output.table(("link", ">best plan", ">shared", ">gain", "frames"), rows, title="frames/s")
+        output.table(("link", ">one plan", ">shared", ">gain", "frames"), rows, title="frames/s")
 
 
 def first_few(names: list[str] | tuple[str, ...]) -> str:

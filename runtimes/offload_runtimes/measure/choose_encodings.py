@@ -1,7 +1,7 @@
 """Choose encodings that keep the output error within the policy, measured on calibration inputs."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 
@@ -111,12 +111,12 @@ class EncodingSelector:
             if self.calibration is not None:
                 raise
             note = f"All tensors are sent raw, because no sizes could be measured: {error}."
-            return _with_note(make_plans(None), note)
+            return make_plans(None).with_note(note)
         plan_set = self._accepted(make_plans, calibration, table)
         if not calibration.is_random:
             return plan_set
         note = "Compressed sizes were measured on random inputs: give real ones with --calibration."
-        return _with_note(plan_set, note)
+        return plan_set.with_note(note)
 
     def lossless(self) -> EncodingTable | None:
         """Sizes under the allowed lossless encodings; None: raw only, or nothing was measured.
@@ -160,7 +160,7 @@ class EncodingSelector:
                         " what a lossy encoding changes; give inputs on which the model finds"
                         " something, and different things."
                     )
-                    return _with_note(make_plans(table.allowing(lossless)), note)
+                    return make_plans(table.allowing(lossless)).with_note(note)
                 if result.rejected is not None:
                     rejected.append(result)
                     break
@@ -168,7 +168,7 @@ class EncodingSelector:
             else:
                 if rejected and not accepted:
                     accepted.append(self._rejection_note(rejected[-1]))
-                return _with_note(plan_set, " ".join(dict.fromkeys(accepted)))
+                return plan_set.with_note(" ".join(dict.fromkeys(accepted)))
             banned = _banned(remaining, [each.rejected for each in rejected if each.rejected])
             remaining = remaining.without(banned)
 
@@ -341,11 +341,3 @@ def _lossy(plan: Plan) -> dict[str, LossyCrossing]:
     """The tensors of a plan that are uploaded with a lossy encoding."""
     sends = {s.tensor: LossyCrossing(encoding(s.encoding), s.affine) for s in plan.uploads}
     return {name: send for name, send in sends.items() if not send.encoding.is_lossless}
-
-
-def _with_note(plan_set: PlanSet, note: str) -> PlanSet:
-    """The plans with a note behind the first one's reason."""
-    if not note:
-        return plan_set
-    first, *others = plan_set.plans
-    return replace(plan_set, plans=(replace(first, reason=f"{first.reason} {note}"), *others))

@@ -1,6 +1,6 @@
 """From a model file to a bundle: read, profile, plan, write."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -279,7 +279,10 @@ def write_split(
             progress(f"planning for {link.describe()}")
             problem = prepared.problem(link, table=table)
             if request.shares_frames:
-                return make_mix(problem, request.solver, 0.0 if request.links else request.worth)
+                if request.links:
+                    return make_mix(problem, request.solver)[0]
+                plans, why = make_mix(problem, request.solver, request.worth)
+                return plans.with_note(why)
             return PlanSet((make_plan(problem, request.scheme, cut, request.solver),))
 
         plan_set = selector.plan_set(with_table)
@@ -289,24 +292,7 @@ def write_split(
             plans = (replace(plans[0], reason=reason, alternatives=(), instance=None),)
         return replace(plan_set, plans=plans)
 
-    if request.links:
-        constraints = request.constraints
-        if constraints.objective is Objective.ENERGY:
-            raise InputError(
-                "plans for a range of links are compared by latency or throughput while they run:"
-                " give one link with the objective energy"
-            )
-        is_limited = constraints.deadline_s is not None or constraints.energy_j is not None
-        mixes: dict[Link, PlanSet] = {}
-
-        def single(link: Link) -> Plan:
-            mixes[link] = planned(link)
-            return mixes[link].plans[0]
-
-        plans = plans_over(single, request.links, 0.0 if is_limited else request.worth)
-        plans = mix_over(prepared.problem(), plans, tuple(mixes.items()), request.worth)
-    else:
-        plans = planned(request.link)
+    plans = _plans_over_links(prepared, planned) if request.links else planned(request.link)
     assert model.path is not None
     is_raw = [each.name for each in request.allowance.encodings] == ["raw"]
     was_run = not is_raw or request.device is None or request.server is None
@@ -316,6 +302,26 @@ def write_split(
         return write_bundle(model, graph, plans, target, types, proof)
     progress(f"writing {target} without a proof, which would have to run the whole model")
     return write_bundle(model, graph, plans, target, types)
+
+
+def _plans_over_links(prepared: PlanningInputs, planned: Callable[[Link], PlanSet]) -> PlanSet:
+    """The plans for the request's links, from those for each of them."""
+    request = prepared.request
+    constraints = request.constraints
+    if constraints.objective is Objective.ENERGY:
+        raise InputError(
+            "plans for a range of links are compared by latency or throughput while they run:"
+            " give one link with the objective energy"
+        )
+    by_link: dict[Link, PlanSet] = {}
+
+    def single(link: Link) -> Plan:
+        by_link[link] = planned(link)
+        return by_link[link].plans[0]
+
+    is_limited = constraints.deadline_s is not None or constraints.energy_j is not None
+    singles = plans_over(single, request.links, 0.0 if is_limited else request.worth)
+    return mix_over(prepared.problem(), singles, tuple(by_link.items()), request.worth)
 
 
 def encoding_selector(

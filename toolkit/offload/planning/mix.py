@@ -13,7 +13,7 @@ from offload.planning.cut import Cut, all_cloud, all_local, cut_at
 from offload.planning.cut_costs import SPARE_BYTES, WEIGHT_COPIES
 from offload.planning.mincut import ResourceWeights, min_set
 from offload.planning.plan import Plan, ResourceUse, Segment, Side
-from offload.planning.plan_set import PlanSet
+from offload.planning.plan_set import PlanSet, plans_over
 from offload.planning.planner import (
     SIMPLER_ENCODINGS,
     chosen_plan,
@@ -29,6 +29,8 @@ from offload.units import format_bytes, format_s
 # Share of the rate that counts as nothing; minimum cuts are rounded to picoseconds.
 _ROUNDING = 1e-6
 _LEAST_PIVOT = 1e-9
+# A gain of this share is mentioned where it is refused.
+_MENTIONED = 0.005
 # Under a memory limit, pairs of this many plans are tried beside the best single plan.
 _MOST_PAIRED = 30
 
@@ -100,6 +102,7 @@ class Mix:
         shares: the share of frames of each.
         rate_hz: frames per second of the stream.
         bound_hz: no mix of any plans gives more frames per second.
+        found_hz: frames per second before plans were left out that gain little; 0: none were.
         refused_bytes: memory that the plans of a faster mix would need together, where that is
             more than the limit.
     """
@@ -108,6 +111,7 @@ class Mix:
     shares: tuple[float, ...]
     rate_hz: float
     bound_hz: float
+    found_hz: float = 0.0
     refused_bytes: int | None = None
 
     @classmethod
@@ -176,9 +180,10 @@ def best_mix(problem: PlanningProblem, single: SchemeEstimate, worth: float = 0.
         refused_bytes = together_bytes(problem, _memory(problem, members))
         members = _best_that_fit(problem, found)
     uses = _uses(members)
-    kept = fewest_members([uses], [share_frames(uses).rate_hz], 1, worth)
+    found_hz = share_frames(uses).rate_hz
+    kept = fewest_members([uses], [found_hz], 1, worth)
     mix = Mix.of([members[number] for number in kept], bound_hz)
-    return replace(mix, refused_bytes=refused_bytes)
+    return replace(mix, found_hz=found_hz, refused_bytes=refused_bytes)
 
 
 def _is_limited(problem: PlanningProblem) -> bool:
@@ -253,7 +258,7 @@ def fewest_members(
     Args:
         uses: by link, the use of each plan.
         best_hz: by link, the frames per second to compare with.
-        fixed: the first plans, which stay.
+        fixed: this many of the first plans stay.
         worth: the share of `best_hz` that may be lost on each link.
         fits: whether plans may be loaded together; while they may not, plans are left out
             whatever that loses.
@@ -271,8 +276,8 @@ def fewest_members(
         )
         return min(parts, default=1.0)
 
-    kept = list(range(len(uses[0]))) if uses else list(range(fixed))
-    while len(kept) > fixed:
+    kept = list(range(len(uses[0])))
+    while len(kept) > max(fixed, 1):
         fewer = max(
             ([n for n in kept if n != left_out] for left_out in kept[fixed:]), key=smallest_part
         )
@@ -404,11 +409,12 @@ def _accepted(problem: PlanningProblem, mix: Mix, single_hz: float) -> str:
 
 def _refused(problem: PlanningProblem, mix: Mix, single_hz: float, active: int) -> str:
     """Why this plan takes all frames; empty where no mix is better."""
-    if active > 1:
+    gain = mix.found_hz / single_hz if single_hz < float("inf") else 1.0
+    if gain > 1 + _MENTIONED:
+        why = "within the prediction error" if active > 1 else "too little for another plan"
         return (
-            f"A mix of plans would give {mix.rate_hz:.3g} frames/s,"
-            f" {mix.rate_hz / single_hz:.2f}x this plan alone, which is within the prediction"
-            " error: this plan takes all frames."
+            f"A mix of plans would give {mix.found_hz:.3g} frames/s, {gain:.2f}x this plan alone,"
+            f" which is {why}: this plan takes all frames."
         )
     limit_bytes = problem.constraints.memory_bytes
     if mix.refused_bytes is not None and limit_bytes is not None:
@@ -421,7 +427,9 @@ def _refused(problem: PlanningProblem, mix: Mix, single_hz: float, active: int) 
     return ""
 
 
-def make_mix(problem: PlanningProblem, solver: str = "optimal", worth: float = 0.0) -> PlanSet:
+def make_mix(
+    problem: PlanningProblem, solver: str = "optimal", worth: float = 0.0
+) -> tuple[PlanSet, str]:
     """The best single plan, and the plans that share a stream's frames with it where that pays.
 
     Args:
@@ -429,20 +437,23 @@ def make_mix(problem: PlanningProblem, solver: str = "optimal", worth: float = 0
         solver: the scheduler of the single plan.
         worth: leave out a plan if the others give all but this share of the frames per second.
 
+    Returns:
+        The plans, the best single one first, and a sentence: what sharing gains, or why it is
+        left out; empty where no mix is faster.
+
     Raises:
         InputError: no plan keeps the limits.
     """
     choice = decide(problem, solver=solver)
     mix, why = certain_mix(problem, choice.chosen, worth)
     plan = chosen_plan(choice)
-    plan = replace(plan, reason=f"{plan.reason} {why}".rstrip())
     if len(mix.members) == 1:
-        return PlanSet((plan,))
+        return PlanSet((plan,)), why
     others = (
         replace(plan_of(problem, (member,), member), reason=_reason(member, share))
         for member, share in zip(mix.members[1:], mix.shares[1:], strict=True)
     )
-    return PlanSet((plan, *others), shares=mix.shares)
+    return PlanSet((plan, *others), shares=mix.shares), why
 
 
 def _reason(member: SchemeEstimate, share: float) -> str:
@@ -454,24 +465,27 @@ def _reason(member: SchemeEstimate, share: float) -> str:
 
 def mix_over(
     problem: PlanningProblem,
-    plan_set: PlanSet,
+    singles: PlanSet,
     mixes: Sequence[tuple[Link, PlanSet]],
     worth: float,
 ) -> PlanSet:
-    """The plans for a range of links, and the few more that share a stream's frames with them.
+    """The few plans that share a stream's frames over a range of links nearly as well as any.
 
-    A plan is left out if the others give all but `worth` of the frames per second of each link's
-    mix. The shares are the means over the links on which sharing pays.
+    Of all plans of the links' mixes, one is left out if the others give all but `worth` of the
+    frames per second on every link. Each plan gets the range of links on which it is the best of
+    those that stay, where there is one. The shares are means over the links.
 
     Args:
         problem: with the memory limit.
-        plan_set: the best single plans, which stay.
+        singles: the best single plans for the links; the result where no mix pays, or where no
+            plans fit the memory together that are as fast.
         mixes: by link, the result of `make_mix`.
         worth: as a share of the frames per second.
     """
-    shared = [(link, mix) for link, mix in mixes if mix.shares]
-    by_program = {plan.program: plan for plan in plan_set.plans}
-    for _, mix in shared:
+    if not any(mix.shares for _, mix in mixes):
+        return singles
+    by_program = {plan.program: plan for plan in singles.plans}
+    for _, mix in mixes:
         for plan in mix.plans:
             by_program.setdefault(plan.program, plan)
     pool = tuple(by_program.values())
@@ -481,17 +495,32 @@ def mix_over(
         memory = (_plan_memory(pool[number]) for number in numbers)
         return limit_bytes is None or together_bytes(problem, memory) <= limit_bytes
 
-    uses = [[plan.forecast.use(link) for plan in pool] for link, _ in shared]
+    uses = [[plan.forecast.use(link) for plan in pool] for link, _ in mixes]
     best_hz = [
-        share_frames([plan.forecast.use(link) for plan in mix.plans]).rate_hz
-        for link, mix in shared
+        share_frames([plan.forecast.use(link) for plan in mix.plans]).rate_hz for link, mix in mixes
     ]
-    kept = fewest_members(uses, best_hz, len(plan_set.plans), worth, fits)
-    if not shared or len(kept) == 1 or not fits(kept):
-        return plan_set
-    shares = [share_frames([row[number] for number in kept]).shares for row in uses]
-    means = tuple(np.mean(shares, axis=0).tolist())
-    return replace(plan_set, plans=tuple(pool[number] for number in kept), shares=means)
+    kept = fewest_members(uses, best_hz, 0, worth, fits)
+    shared = [share_frames([row[number] for number in kept]) for row in uses]
+    for rates, (link, mix) in zip(shared, mixes, strict=True):
+        single_hz = share_frames([mix.plans[0].forecast.use(link)]).rate_hz
+        if rates.rate_hz < single_hz * (1 - worth) * (1 - _ROUNDING):
+            return singles.with_note(
+                "One plan takes all frames of a stream: plans that share them do not fit the"
+                " memory limit together."
+            )
+    plans = [pool[number] for number in kept]
+    ranged = plans_over(
+        lambda link: min(plans, key=lambda plan: plan.forecast.value_s(link)),
+        [link for link, _ in mixes],
+    )
+    if len(plans) == 1:
+        return ranged
+    means = np.mean([rates.shares for rates in shared], axis=0).tolist()
+    share_of = {plan.program: share for plan, share in zip(plans, means, strict=True)}
+    with_range = {plan.program for plan in ranged.plans}
+    members = (*ranged.plans, *(plan for plan in plans if plan.program not in with_range))
+    shares = tuple(share_of[plan.program] for plan in members)
+    return replace(ranged, plans=members, shares=shares)
 
 
 def _plan_memory(plan: Plan) -> PlanMemory:

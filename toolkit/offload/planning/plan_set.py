@@ -63,6 +63,13 @@ class PlanSet:
         """The index of the plan for a bandwidth."""
         return next(r.plan for r in reversed(self.ranges) if r.low_bps <= rate_bps)
 
+    def with_note(self, note: str) -> "PlanSet":
+        """The same plans, with a sentence behind the reason of the first one."""
+        if not note:
+            return self
+        first, *others = self.plans
+        return replace(self, plans=(replace(first, reason=f"{first.reason} {note}"), *others))
+
 
 def covers_all(ranges: Sequence[BandwidthRange], plans: int, shares: Sequence[float] = ()) -> bool:
     """Whether ranges leave no gap from 0 to infinity, and each plan has one or shares frames."""
