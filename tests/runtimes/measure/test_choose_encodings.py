@@ -120,6 +120,21 @@ def test_without_calibration_nothing_is_lost(convnet: Net) -> None:
     assert plan.uploads[0].encoding != "raw"
 
 
+def test_each_of_several_plans_is_within_the_tolerance(convnet: Net) -> None:
+    """The first plan sends raw tensors, the second one the smallest that are accepted."""
+    allowance = EncodingPolicy(tuple(ENCODINGS.values()), 3e-4, None, Path("given"))
+    selector = EncodingSelector(
+        convnet.model, convnet.graph, allowance, PLAIN, calibration=convnet.calibration
+    )
+    plans = selector.plan_set(
+        lambda table: PlanSet((convnet.plan(None), convnet.plan(table)), shares=(0.5, 0.5))
+    )
+    assert plans.shares == (0.5, 0.5)
+    assert plans.plans[0].uploads[0].encoding == "raw"
+    assert plans.plans[1].uploads[0].encoding.startswith("fp16")
+    assert "Lossy: 't' as fp16" in plans.plans[0].reason
+
+
 @given(st.floats(0, 1), st.integers(1, 9))
 def test_change_is_relative_to_the_range(part: float, size: int) -> None:
     want = np.linspace(0, 10, size + 1)
