@@ -7,9 +7,9 @@ from dataclasses import replace
 from offload.bundle.bundle import Bundle
 from offload.bundle.write import sizes
 from offload.costs.link import Link
-from offload.planning.mix import SharedRate, share_frames
 from offload.planning.plan import Plan, Side
 from offload.planning.plan_set import BandwidthRange
+from offload.planning.shares import SharedRate, share_frames
 from offload.units import format_bps, format_bytes, format_s
 
 from offload_cli.output import Output

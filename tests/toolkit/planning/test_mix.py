@@ -17,20 +17,20 @@ from offload.planning.mix import (
     Mix,
     best_mix,
     certain_mix,
-    fewest_members,
     gain_is_certain,
     make_mix,
     mix_over,
-    share_frames,
     together_bytes,
 )
-from offload.planning.plan import Plan, ResourceUse, Side
+from offload.planning.plan import Plan, Side
 from offload.planning.plan_set import covers_all, plans_over
 from offload.planning.planner import decide
 from offload.planning.problem import Constraints, Objective, PlanningProblem
 from offload.planning.scheme import SchemeEstimate
+from offload.planning.shares import share_frames
 
 from tests.toolkit.graphs import closed_sets, graph_of, graphs_with_costs
+from tests.toolkit.planning.oracle import best_rate_hz
 
 STREAM = Constraints(Objective.THROUGHPUT)
 ZSTD = ENCODINGS["zstd"]
@@ -44,24 +44,6 @@ COSTS = Costs(
     dict.fromkeys(NAMES, 0.1),
     dict.fromkeys(NAMES, 32),
 )
-
-
-def best_rate_hz(uses: Iterable[Sequence[float]]) -> float:
-    """The optimum of the linear program by listing its vertices.
-
-    Each is the solution with four of the plans and slacks; the largest rate of those that use no
-    resource for more than a second a second.
-    """
-    columns = np.unique(np.array(list(uses), dtype=float), axis=0)
-    if not columns.max(axis=1).min():
-        return float("inf")
-    table = np.vstack([columns, np.eye(4)])
-    choices = np.array(list(itertools.combinations(range(len(table)), 4)))
-    bases = table[choices].transpose(0, 2, 1)
-    bases, choices = (part[np.abs(np.linalg.det(bases)) > 1e-9] for part in (bases, choices))
-    solutions = np.linalg.solve(bases, np.ones((len(bases), 4, 1)))[:, :, 0]
-    rates = np.where(choices < len(columns), solutions, 0.0).sum(axis=1)
-    return float(rates[(solutions >= -1e-9).all(axis=1)].max())
 
 
 def uses_of(problem: PlanningProblem) -> Iterable[tuple[float, float, float, float]]:
@@ -98,23 +80,6 @@ def uses_of(problem: PlanningProblem) -> Iterable[tuple[float, float, float, flo
 
 def single_of(problem: PlanningProblem) -> SchemeEstimate:
     return decide(problem).chosen
-
-
-@given(st.lists(st.tuples(*(st.integers(0, 9),) * 4), min_size=1, max_size=9))
-def test_shares_of_given_plans_are_the_best_vertex_and_prices_prove_it(
-    rows: list[tuple[int, int, int, int]],
-) -> None:
-    uses = [ResourceUse(*row) for row in rows]
-    shared = share_frames(uses)
-    assert shared.rate_hz == pytest.approx(best_rate_hz(rows))
-    assert sum(shared.shares) == pytest.approx(1)
-    assert min(shared.shares) >= 0
-    if shared.rate_hz < float("inf"):
-        busy = shared.rate_hz * (np.array(shared.shares) @ np.array(rows))
-        assert busy.max() <= 1 + 1e-9
-        assert (np.array(rows) @ shared.prices).min() >= 1 - 1e-9, "no plan pays"
-        assert sum(shared.prices) == pytest.approx(shared.rate_hz)
-        assert sum(share > 0 for share in shared.shares) <= 4
 
 
 @given(graphs_with_costs(5), st.floats(0, 2), st.floats(0, 2), st.integers(0, 2))
@@ -229,6 +194,13 @@ def test_one_plan_takes_all_frames_where_no_mix_is_faster() -> None:
     assert why == ""
 
 
+def test_a_link_that_is_far_too_slow_ends_the_search() -> None:
+    hopeless = replace(COSTS, upload_s=dict.fromkeys(NAMES, 1e13))
+    problem = PlanningProblem(CHAIN, hopeless, STREAM)
+    assert best_mix(problem, single_of(problem)).rate_hz == pytest.approx(1 / 9)
+    assert make_mix(problem)[0].shares == ()
+
+
 def test_a_gain_within_the_prediction_error_is_refused() -> None:
     slow_link = replace(COSTS, upload_s=dict.fromkeys(NAMES, 1000.0))
     problem = PlanningProblem(CHAIN, slow_link, STREAM)
@@ -284,33 +256,6 @@ def test_a_certain_mix_gains_and_a_plan_does_not_gain_on_itself(drawn: tuple[Gra
     if len(mix.members) > 1:
         assert mix.rate_hz > alone.rate_hz
         assert gain_is_certain(mix, alone)
-
-
-uses = st.tuples(*(st.integers(0, 9),) * 3, st.integers(1, 9)).map(lambda row: ResourceUse(*row))
-
-
-@given(
-    st.integers(1, 5).flatmap(
-        lambda plans: st.lists(st.lists(uses, min_size=plans, max_size=plans), max_size=3)
-    ),
-    st.sampled_from((0.0, 0.05, 0.3)),
-)
-def test_members_are_left_out_only_if_the_others_are_nearly_as_fast(
-    rows: list[list[ResourceUse]], worth: float
-) -> None:
-    assume(rows)
-    best_hz = [share_frames(row).rate_hz for row in rows]
-    kept = fewest_members(rows, best_hz, 1, worth)
-    assert kept[0] == 0
-
-    def lost(numbers: Sequence[int]) -> float:
-        rates = [share_frames([row[number] for number in numbers]).rate_hz for row in rows]
-        return max(1 - rate / best for rate, best in zip(rates, best_hz, strict=True))
-
-    assert lost(kept) <= worth + 1e-5
-    for number in kept[1:]:
-        assert lost([n for n in kept if n != number]) > worth
-    assert fewest_members(rows, best_hz, 1, worth, lambda numbers: len(numbers) < 2) == [0]
 
 
 LINKS = [Link(rate, rate, 0.5, 0.5) for rate in np.geomspace(8, 800, 7)]

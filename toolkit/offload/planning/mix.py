@@ -1,6 +1,6 @@
-"""Share the frames of a stream among several plans, so that all resources work at the same time."""
+"""Find the plans that share the frames of a stream best, so that all resources are busy at once."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TypeAlias
@@ -24,73 +24,13 @@ from offload.planning.planner import (
 from offload.planning.problem import PlanningProblem
 from offload.planning.program import with_encodings
 from offload.planning.scheme import Scheme, SchemeEstimate, estimate, start_early
+from offload.planning.shares import ROUNDING, fewest_members, share_frames
 from offload.units import format_bytes, format_s
 
-# Share of the rate that counts as nothing; minimum cuts are rounded to picoseconds.
-_ROUNDING = 1e-6
-_LEAST_PIVOT = 1e-9
 # A gain of this share is mentioned where it is refused.
 _MENTIONED = 0.005
 # Under a memory limit, pairs of this many plans are tried beside the best single plan.
 _MOST_PAIRED = 30
-
-
-@dataclass(frozen=True, slots=True)
-class SharedRate:
-    """The largest rate of a stream whose frames several plans share.
-
-    Attributes:
-        rate_hz: frames per second; infinite if a plan uses no time of any resource.
-        shares: the share of frames of each plan.
-        prices: by device, uplink, server and downlink, the frames per second that the stream would
-            gain with one more of them. At these prices no plan uses less than 1, and the prices
-            add up to the rate: this proves that no other shares give more.
-    """
-
-    rate_hz: float
-    shares: tuple[float, ...]
-    prices: tuple[float, float, float, float]
-
-
-def share_frames(uses: Sequence[ResourceUse]) -> SharedRate:
-    """The best shares of given plans: maximise the frames per second, no resource above 100 %.
-
-    A linear program, maximise sum x_p subject to sum_p x_p use_{p,r} <= 1 for the four resources
-    r, by the primal simplex method (Dantzig 1951) with the smallest-index rule against cycles
-    (Bland 1977). At most four plans have a share. O(plans) a pivot; a few pivots in practice.
-    """
-    shortest_s = min(use.period_s for use in uses)
-    if shortest_s == 0.0:
-        number = min(range(len(uses)), key=lambda index: uses[index].period_s)
-        return SharedRate(float("inf"), _only(number, len(uses)), (0.0,) * 4)
-    scaled = np.array([use.seconds for use in uses]).T / shortest_s
-    resources, plans = scaled.shape
-    tableau = np.zeros((resources + 1, plans + resources + 1))
-    tableau[:-1] = np.hstack([scaled, np.eye(resources), np.ones((resources, 1))])
-    tableau[-1, :plans] = -1.0
-    basis = list(range(plans, plans + resources))
-    while (improving := np.flatnonzero(tableau[-1, :-1] < -_LEAST_PIVOT)).size:
-        entering = int(improving[0])
-        rows = np.flatnonzero(tableau[:-1, entering] > _LEAST_PIVOT)
-        ratios = tableau[rows, -1] / tableau[rows, entering]
-        ties = rows[ratios <= ratios.min() + _LEAST_PIVOT]
-        leaving = min(ties, key=lambda row: basis[row])
-        tableau[leaving] /= tableau[leaving, entering]
-        others = np.arange(resources + 1) != leaving
-        tableau[others] -= np.outer(tableau[others, entering], tableau[leaving])
-        basis[leaving] = entering
-    rates = np.zeros(plans + resources)
-    rates[basis] = np.maximum(tableau[:-1, -1], 0.0)
-    total = float(rates[:plans].sum())
-    device, uplink, server, downlink = (
-        float(price) / shortest_s for price in np.maximum(tableau[-1, plans:-1], 0.0)
-    )
-    shares = tuple((rates[:plans] / total).tolist())
-    return SharedRate(total / shortest_s, shares, (device, uplink, server, downlink))
-
-
-def _only(number: int, count: int) -> tuple[float, ...]:
-    return tuple(float(index == number) for index in range(count))
 
 
 @dataclass(frozen=True)
@@ -123,7 +63,7 @@ class Mix:
     @property
     def is_optimal(self) -> bool:
         """Whether it is proved that no mix gives more frames per second."""
-        return self.rate_hz >= self.bound_hz * (1 - _ROUNDING)
+        return self.rate_hz >= self.bound_hz * (1 - ROUNDING)
 
 
 def _uses(members: Iterable[SchemeEstimate]) -> list[ResourceUse]:
@@ -167,13 +107,15 @@ def best_mix(problem: PlanningProblem, single: SchemeEstimate, worth: float = 0.
         least = _priced(shared.prices, cheapest)
         bound_hz = min(bound_hz, shared.rate_hz / min(least, 1.0) if least else float("inf"))
         able = _within_limits(problem, cheapest)
-        if able is None or _priced(shared.prices, able) >= 1 - _ROUNDING:
+        if able is None or _priced(shared.prices, able) >= 1 - ROUNDING:
             break
+        if _uses([able])[0] in _uses(found):
+            break  # known, and so much slower than the others that rounding hides its gain
         found.append(able)
     members = [
         member
         for number, (member, share) in enumerate(zip(found, shared.shares, strict=True))
-        if number == 0 or share > _ROUNDING
+        if number == 0 or share > ROUNDING
     ]
     refused_bytes = None
     if not _fits(problem, members):
@@ -241,50 +183,6 @@ def _within_limits(problem: PlanningProblem, member: SchemeEstimate) -> SchemeEs
     same_encodings = replace(problem, costs=member.costs)
     overlapped = start_early(same_encodings, estimate(same_encodings, Scheme.OPSS, member.cut))
     return overlapped if overlapped.value < float("inf") else None
-
-
-def fewest_members(
-    uses: Sequence[Sequence[ResourceUse]],
-    best_hz: Sequence[float],
-    fixed: int,
-    worth: float,
-    fits: Callable[[Sequence[int]], bool] = lambda _: True,
-) -> list[int]:
-    """Leave out plans one by one while the others are nearly as fast on every link.
-
-    Greedy: each time the plan whose loss is smallest. O(n^2) linear programs for n plans on each
-    link.
-
-    Args:
-        uses: by link, the use of each plan.
-        best_hz: by link, the frames per second to compare with.
-        fixed: this many of the first plans stay.
-        worth: the share of `best_hz` that may be lost on each link.
-        fits: whether plans may be loaded together; while they may not, plans are left out
-            whatever that loses.
-
-    Returns:
-        The numbers of the plans that stay.
-    """
-
-    def smallest_part(numbers: Sequence[int]) -> float:
-        """The part of `best_hz` that these plans reach, on the link where it is smallest."""
-        parts = (
-            share_frames([row[number] for number in numbers]).rate_hz / rate_hz
-            for row, rate_hz in zip(uses, best_hz, strict=True)
-            if rate_hz < float("inf")
-        )
-        return min(parts, default=1.0)
-
-    kept = list(range(len(uses[0])))
-    while len(kept) > max(fixed, 1):
-        fewer = max(
-            ([n for n in kept if n != left_out] for left_out in kept[fixed:]), key=smallest_part
-        )
-        if smallest_part(fewer) < (1 - worth) * (1 - _ROUNDING) and fits(kept):
-            break
-        kept = fewer
-    return kept
 
 
 PlanMemory: TypeAlias = tuple[int, Sequence[Segment]]
@@ -382,7 +280,7 @@ def certain_mix(
             less = replace(best_mix(simpler, single, worth), bound_hz=mix.bound_hz)
             if not gain_is_certain(mix, less):
                 mix = less
-    active = sum(share > _ROUNDING for share in mix.shares)
+    active = sum(share > ROUNDING for share in mix.shares)
     if active > 1 and gain_is_certain(mix, alone):
         return mix, _accepted(problem, mix, alone.rate_hz)
     return alone, _refused(problem, mix, alone.rate_hz, active)
@@ -503,7 +401,7 @@ def mix_over(
     shared = [share_frames([row[number] for number in kept]) for row in uses]
     for rates, (link, mix) in zip(shared, mixes, strict=True):
         single_hz = share_frames([mix.plans[0].forecast.use(link)]).rate_hz
-        if rates.rate_hz < single_hz * (1 - worth) * (1 - _ROUNDING):
+        if rates.rate_hz < single_hz * (1 - worth) * (1 - ROUNDING):
             return singles.with_note(
                 "One plan takes all frames of a stream: plans that share them do not fit the"
                 " memory limit together."
