@@ -6,15 +6,20 @@ from dataclasses import replace
 
 from offload.bundle.bundle import Bundle
 from offload.bundle.write import sizes
+from offload.costs.link import Link
 from offload.planning.plan import Plan, Side
 from offload.planning.plan_set import BandwidthRange
+from offload.planning.shares import SharedRate, share_frames
 from offload.units import format_bps, format_bytes, format_s
 
 from offload_cli.output import Output
 
 
 def bundle_json(bundle: Bundle) -> dict[str, object]:
-    """A bundle as JSON: path, digest and plan; all plans and their ranges if there are several."""
+    """A bundle as JSON: path, digest and plan; all plans and their ranges if there are several.
+
+    With plans that share a stream's frames, also their shares and the frames per second.
+    """
     value: dict[str, object] = {
         "path": str(bundle.path),
         "digest": bundle.digest,
@@ -23,23 +28,65 @@ def bundle_json(bundle: Bundle) -> dict[str, object]:
     if len(bundle.plans) > 1:
         value["plans"] = [plan.to_json() for plan in bundle.plans]
         value["ranges"] = [interval.to_json() for interval in bundle.plan_set.ranges]
+        if bundle.shares:
+            value["mix"] = {
+                "shares": list(bundle.shares),
+                "links": [_mix_json(bundle, link) for link in planned_links(bundle)],
+            }
         if all(map(bundle.holds, Side)):
             value["together_bytes"], value["separate_bytes"] = sizes(bundle)
     return value
 
 
+def planned_links(bundle: Bundle) -> list[Link]:
+    """The links for which the bundle's plans were made, slowest first."""
+    links = {plan.link: plan.link for plan in bundle.plans if plan.link}
+    return sorted(links, key=lambda link: link.up_bps)
+
+
+def mix_on(bundle: Bundle, link: Link) -> tuple[SharedRate, float]:
+    """The best shares of a bundle's plans on a link, and frames per second of its best plan."""
+    uses = [plan.forecast.use(link) for plan in bundle.plans]
+    return share_frames(uses), 1 / min(use.period_s for use in uses)
+
+
+def _mix_json(bundle: Bundle, link: Link) -> dict[str, object]:
+    shared, single_hz = mix_on(bundle, link)
+    return {
+        "link": link.to_json(),
+        "shares": list(shared.shares),
+        "frames_per_s": shared.rate_hz,
+        "single_frames_per_s": single_hz,
+        "ratio": shared.rate_hz / single_hz,
+    }
+
+
 def plans_sentence(bundle: Bundle) -> str:
     """One line: the plan's reason, or the number of plans and the bandwidths between them."""
-    if len(bundle.plans) == 1:
-        return bundle.plan.reason
     borders = [format_bps(interval.high_bps) for interval in bundle.plan_set.ranges[:-1]]
-    return f"{len(bundle.plans)} plans, changing at {', '.join(borders)} up"
+    if not borders:
+        return bundle.plan.reason
+    sharing = " that share a stream's frames" if bundle.shares else ""
+    return f"{len(bundle.plans)} plans{sharing}, changing at {', '.join(borders)} up"
 
 
 def show_plans(output: Output, bundle: Bundle) -> None:
-    """Print a table of the plans and the bytes that sharing saves; nothing for one plan."""
+    """Print tables of the plans and the bytes that common parts save; nothing for one plan."""
     if len(bundle.plans) == 1:
         return
+    if len(bundle.plan_set.ranges) > 1:
+        _show_ranges(output, bundle)
+    if bundle.shares:
+        _show_mix(output, bundle)
+    if all(map(bundle.holds, Side)):
+        together_bytes, separate_bytes = sizes(bundle)
+        output.text(
+            f"  parts and weights: {format_bytes(together_bytes)} together,"
+            f" {format_bytes(separate_bytes)} as one bundle per plan"
+        )
+
+
+def _show_ranges(output: Output, bundle: Bundle) -> None:
     rows = []
     for interval in bundle.plan_set.ranges:
         plan = bundle.plans[interval.plan]
@@ -58,12 +105,38 @@ def show_plans(output: Output, bundle: Bundle) -> None:
     output.table(
         ("up", "plan", "scheme", ">predicted there", ">layers on device", ">sent", "sends"), rows
     )
-    if all(map(bundle.holds, Side)):
-        together_bytes, separate_bytes = sizes(bundle)
-        output.text(
-            f"  parts and weights: {format_bytes(together_bytes)} together,"
-            f" {format_bytes(separate_bytes)} as one bundle per plan"
-        )
+
+
+def _show_mix(output: Output, bundle: Bundle) -> None:
+    """Print the share of each plan, what a frame uses, and the frames per second on each link."""
+    links = planned_links(bundle)
+    middle = links[len(links) // 2]
+    uses = [plan.forecast.use(middle) for plan in bundle.plans]
+    output.table(
+        ("plan", "scheme", ">share", ">device", ">uplink", ">server", ">downlink", ">frames/s"),
+        (
+            (
+                number,
+                plan.scheme,
+                f"{share:.0%}",
+                *(format_s(seconds) if seconds else "" for seconds in use.seconds),
+                f"{1 / use.period_s:.3g}",
+            )
+            for number, (plan, share, use) in enumerate(
+                zip(bundle.plans, bundle.shares, uses, strict=True)
+            )
+        ),
+        title=f"shares of a stream's frames, and seconds of a frame on {middle.describe()}",
+    )
+    if len(links) > 1:
+        rows = []
+        for link in links:
+            shared, single_hz = mix_on(bundle, link)
+            shares = (f"{share:.0%} plan {n}" for n, share in enumerate(shared.shares) if share)
+            figures = (f"{hz:.3g}" for hz in (single_hz, shared.rate_hz))
+            gain = f"{shared.rate_hz / single_hz:.2f}x"
+            rows.append((link.describe(), *figures, gain, ", ".join(shares)))
+        output.table(("link", ">one plan", ">shared", ">gain", "frames"), rows, title="frames/s")
 
 
 def first_few(names: list[str] | tuple[str, ...]) -> str:

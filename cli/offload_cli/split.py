@@ -117,11 +117,22 @@ def split(
             rich_help_panel=LINK,
             min=0.0,
             metavar="SHARE",
-            help="For a range: drop a plan if another is within SHARE of it at every bandwidth; 0"
+            help="For a range: drop a plan if another is within SHARE of it at every bandwidth. For"
+            " plans that share frames: drop one if the others give all but SHARE of the frames/s. 0"
             " keeps all.",
         ),
     ] = 0.05,
     objective: ObjectiveOption = "latency",
+    share: Annotated[
+        bool,
+        typer.Option(
+            "--share/--no-share",
+            rich_help_panel=LIMITS,
+            help="With `--objective throughput`: let several plans share a stream's frames, so that"
+            " device, link and server work at the same time, where that gains more than the"
+            " prediction error. `--no-share` keeps the best single plan.",
+        ),
+    ] = True,
     pin_device: PinOption = 0,
     keep_input: KeepInputOption = False,
     memory: MemoryOption = "",
@@ -172,6 +183,9 @@ def split(
     best cut without overlap, that cut with uploads overlapped, and cut and order chosen together.
     The best one is written, also if it runs all layers on the device.
 
+    With `--objective throughput`, the bundle holds several plans where they share the frames of a
+    stream better than one plan alone.
+
     Example: `offload split net.onnx --device pi.json --link wifi -o net.bundle`
     """
     output = Output(form)
@@ -183,6 +197,7 @@ def split(
         link=links[0] if links else parse_link(link),
         links=tuple(links),
         worth=worth,
+        share=share,
         scheme=scheme,
         cut=tuple(cut),
         device=parse_machine(device),

@@ -453,6 +453,7 @@ class _Up:
                 shapes=request.shapes,
                 constraints=request.constraints,
                 allowance=request.policy,
+                share=False,  # the trial compares single plans
             )
             if request.constraints.objective is not Objective.ENERGY:
                 split = replace(split, links=probed.range())

@@ -1,7 +1,7 @@
 """Choose encodings that keep the output error within the policy, measured on calibration inputs."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 
@@ -22,6 +22,7 @@ from offload.graph.load import Model
 from offload.graph.model import Graph, Tensor
 from offload.graph.value_index import nested_nodes
 from offload.planning.plan import Plan, Side
+from offload.planning.plan_set import PlanSet
 
 from offload_runtimes.engine import EngineOptions
 from offload_runtimes.measure import Progress
@@ -30,6 +31,7 @@ from offload_runtimes.measure.calibration import Calibration, random_calibration
 from offload_runtimes.measure.encoding_sizes import cached_encodings
 
 MakePlan = Callable[[EncodingTable | None], Plan]
+MakePlans = Callable[[EncodingTable | None], PlanSet]
 # Operators whose output is as long as the number of things they find.
 _FINDING = frozenset(("NonMaxSuppression", "NonZero", "Unique", "Compress"))
 # A format that is rejected at this many tensors is given up for all, so that a split ends soon.
@@ -87,34 +89,34 @@ class EncodingSelector:
     calibration: Calibration | None = None
     _results: dict[object, TrialResult] = field(default_factory=dict, init=False)
 
-    def plan(self, make_plan: MakePlan) -> Plan:
-        """The best plan that the policy accepts; its reason says which encodings were given up.
+    def plan_set(self, make_plans: MakePlans) -> PlanSet:
+        """The best plans that the policy accepts; reasons say which encodings were given up.
 
-        Each round plans with the encodings left, runs the plan on the calibration inputs
-        and, if the outputs change too much, rejects the encoding that changes them most at that
-        tensor; a format rejected at three tensors is rejected everywhere. So at most 15 plans are
-        tried before only lossless encodings are left.
+        Each round plans with the encodings left, runs the plans on the calibration inputs
+        and, if the outputs of one change too much, rejects the encoding that changes them most at
+        that tensor; a format rejected at three tensors is rejected everywhere. So at most 15
+        rounds are tried before only lossless encodings are left.
 
         Args:
-            make_plan: plans with the encodings of a table (None: raw only).
+            make_plans: plans with the encodings of a table (None: raw only).
 
         Raises:
             InputError: the calibration doesn't fit the model, or no plan keeps the limits.
         """
         if [e.name for e in self.allowance.encodings] == ["raw"]:
-            return make_plan(None)
+            return make_plans(None)
         try:
             calibration, table = self._measured
         except InputError as error:
             if self.calibration is not None:
                 raise
             note = f"All tensors are sent raw, because no sizes could be measured: {error}."
-            return _with_note(make_plan(None), note)
-        plan = self.within(make_plan, calibration, table)
+            return make_plans(None).with_note(note)
+        plan_set = self._accepted(make_plans, calibration, table)
         if not calibration.is_random:
-            return plan
+            return plan_set
         note = "Compressed sizes were measured on random inputs: give real ones with --calibration."
-        return _with_note(plan, note)
+        return plan_set.with_note(note)
 
     def lossless(self) -> EncodingTable | None:
         """Sizes under the allowed lossless encodings; None: raw only, or nothing was measured.
@@ -133,27 +135,40 @@ class EncodingSelector:
             return None
 
     def within(self, make_plan: MakePlan, calibration: Calibration, table: EncodingTable) -> Plan:
-        """As `plan`, with a given calibration and table."""
+        """As `plan_set` for a single plan, with a given calibration and table."""
+        return self._accepted(
+            lambda remaining: PlanSet((make_plan(remaining),)), calibration, table
+        ).plans[0]
+
+    def _accepted(
+        self, make_plans: MakePlans, calibration: Calibration, table: EncodingTable
+    ) -> PlanSet:
         rejected: list[TrialResult] = []
         remaining = table
         while True:
-            plan = make_plan(remaining)
-            sends = {s.tensor: LossyCrossing(encoding(s.encoding), s.affine) for s in plan.uploads}
-            lossy = {name: send for name, send in sends.items() if not send.encoding.is_lossless}
-            if not lossy:
-                return _with_note(plan, self._rejection_note(rejected[-1])) if rejected else plan
-            result = self._tried(plan, lossy, calibration)
-            if result.unproven is not None:
-                lossless = [e for e in self.allowance.encodings if e.is_lossless]
-                note = (
-                    f"All is lossless: {result.unproven}, so the calibration does not show what a"
-                    " lossy encoding changes; give inputs on which the model finds something, and"
-                    " different things."
-                )
-                return _with_note(make_plan(table.allowing(lossless)), note)
-            if result.rejected is None:
-                return _with_note(plan, _accepted_note(lossy, result.effect))
-            rejected.append(result)
+            plan_set = make_plans(remaining)
+            accepted: list[str] = []
+            for plan in plan_set.plans:
+                lossy = _lossy(plan)
+                result = self._tried(plan, lossy, calibration) if lossy else None
+                if result is None:
+                    continue
+                if result.unproven is not None:
+                    lossless = [e for e in self.allowance.encodings if e.is_lossless]
+                    note = (
+                        f"All is lossless: {result.unproven}, so the calibration does not show"
+                        " what a lossy encoding changes; give inputs on which the model finds"
+                        " something, and different things."
+                    )
+                    return make_plans(table.allowing(lossless)).with_note(note)
+                if result.rejected is not None:
+                    rejected.append(result)
+                    break
+                accepted.append(_accepted_note(lossy, result.effect))
+            else:
+                if rejected and not accepted:
+                    accepted.append(self._rejection_note(rejected[-1]))
+                return plan_set.with_note(" ".join(dict.fromkeys(accepted)))
             banned = _banned(remaining, [each.rejected for each in rejected if each.rejected])
             remaining = remaining.without(banned)
 
@@ -322,5 +337,7 @@ def _accepted_note(lossy: Mapping[str, LossyCrossing], effect: Effect) -> str:
     )
 
 
-def _with_note(plan: Plan, note: str) -> Plan:
-    return replace(plan, reason=f"{plan.reason} {note}")
+def _lossy(plan: Plan) -> dict[str, LossyCrossing]:
+    """The tensors of a plan that are uploaded with a lossy encoding."""
+    sends = {s.tensor: LossyCrossing(encoding(s.encoding), s.affine) for s in plan.uploads}
+    return {name: send for name, send in sends.items() if not send.encoding.is_lossless}

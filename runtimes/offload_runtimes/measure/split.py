@@ -1,6 +1,6 @@
 """From a model file to a bundle: read, profile, plan, write."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from offload.graph.cut_names import cut_names
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph, Tensor
 from offload.planning.cut import cut_at_names
+from offload.planning.mix import make_mix, mix_over
 from offload.planning.plan import Plan
 from offload.planning.plan_set import PlanSet, plans_over
 from offload.planning.planner import make_plan
@@ -46,7 +47,10 @@ class SplitRequest:
         model: the .onnx file.
         link: the link between device and server.
         links: a range of links, ascending, for a bundle of several plans; empty: only `link`.
-        worth: drop a plan of the range if another is within this share of it at every link.
+        worth: drop a plan of the range if another is within this share of it at every link, and a
+            plan that shares frames if the others give all but this share of the frames per second.
+        share: with the objective throughput, let several plans share the frames of a stream where
+            that gains more than the prediction error.
         scheme: `auto` or a scheme's name.
         cut: tensors to cut at, each text a name or several separated by commas; empty: the
             planner chooses.
@@ -75,12 +79,30 @@ class SplitRequest:
     allowance: EncodingPolicy = field(default_factory=EncodingPolicy)
     links: tuple[Link, ...] = ()
     worth: float = 0.05
+    share: bool = True
     again: bool = False
 
     @property
     def fixes_cut(self) -> bool:
         """Whether the request itself fixes what runs where: no plans need to be compared."""
         return bool(self.cut) or self.scheme == Scheme.LOCAL
+
+    @property
+    def shares_frames(self) -> bool:
+        """Whether several plans may share the frames of a stream.
+
+        Not over a range of links with a deadline or a limit on energy: a plan that keeps it on one
+        link may break it on another.
+        """
+        constraints = self.constraints
+        is_limited = constraints.deadline_s is not None or constraints.energy_j is not None
+        return (
+            self.share
+            and constraints.objective is Objective.THROUGHPUT
+            and self.scheme == "auto"
+            and not self.cut
+            and not (self.links and is_limited)
+        )
 
 
 @dataclass(frozen=True)
@@ -252,29 +274,25 @@ def write_split(
     types = missing_types(model, graph)
     selector = encoding_selector(prepared, progress, types)
 
-    def planned(link: Link) -> Plan:
-        def with_table(table: EncodingTable | None) -> Plan:
+    def planned(link: Link) -> PlanSet:
+        def with_table(table: EncodingTable | None) -> PlanSet:
             progress(f"planning for {link.describe()}")
             problem = prepared.problem(link, table=table)
-            return make_plan(problem, request.scheme, cut, request.solver)
+            if request.shares_frames:
+                if request.links:
+                    return make_mix(problem, request.solver)[0]
+                plans, why = make_mix(problem, request.solver, request.worth)
+                return plans.with_note(why)
+            return PlanSet((make_plan(problem, request.scheme, cut, request.solver),))
 
-        plan = replace(selector.plan(with_table), device=prepared.device.machine)
+        plan_set = selector.plan_set(with_table)
+        plans = tuple(replace(plan, device=prepared.device.machine) for plan in plan_set.plans)
         if prepared.open_sizes:
             reason = f"As requested; no times are predicted: {prepared.open_sizes}."
-            return replace(plan, reason=reason, alternatives=(), instance=None)
-        return plan
+            plans = (replace(plans[0], reason=reason, alternatives=(), instance=None),)
+        return replace(plan_set, plans=plans)
 
-    if request.links:
-        constraints = request.constraints
-        if constraints.objective is Objective.ENERGY:
-            raise InputError(
-                "plans for a range of links are compared by latency or throughput while they run:"
-                " give one link with the objective energy"
-            )
-        is_limited = constraints.deadline_s is not None or constraints.energy_j is not None
-        plans = plans_over(planned, request.links, 0.0 if is_limited else request.worth)
-    else:
-        plans = PlanSet((planned(request.link),))
+    plans = _plans_over_links(prepared, planned) if request.links else planned(request.link)
     assert model.path is not None
     is_raw = [each.name for each in request.allowance.encodings] == ["raw"]
     was_run = not is_raw or request.device is None or request.server is None
@@ -284,6 +302,26 @@ def write_split(
         return write_bundle(model, graph, plans, target, types, proof)
     progress(f"writing {target} without a proof, which would have to run the whole model")
     return write_bundle(model, graph, plans, target, types)
+
+
+def _plans_over_links(prepared: PlanningInputs, planned: Callable[[Link], PlanSet]) -> PlanSet:
+    """The plans for the request's links, from those for each of them."""
+    request = prepared.request
+    constraints = request.constraints
+    if constraints.objective is Objective.ENERGY:
+        raise InputError(
+            "plans for a range of links are compared by latency or throughput while they run:"
+            " give one link with the objective energy"
+        )
+    by_link: dict[Link, PlanSet] = {}
+
+    def single(link: Link) -> Plan:
+        by_link[link] = planned(link)
+        return by_link[link].plans[0]
+
+    is_limited = constraints.deadline_s is not None or constraints.energy_j is not None
+    singles = plans_over(single, request.links, 0.0 if is_limited else request.worth)
+    return mix_over(prepared.problem(), singles, tuple(by_link.items()), request.worth)
 
 
 def encoding_selector(

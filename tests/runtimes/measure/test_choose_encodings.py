@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from offload.costs.encodings import ENCODINGS, EncodingPolicy
 from offload.errors import InputError
 from offload.planning.plan import Plan
+from offload.planning.plan_set import PlanSet
 from offload_cli.main import app
 from offload_runtimes.engine import load
 from offload_runtimes.measure.accuracy import accuracy, change, ranks
@@ -114,9 +115,24 @@ def test_a_floor_without_labels_is_refused(convnet: Net) -> None:
 
 def test_without_calibration_nothing_is_lost(convnet: Net) -> None:
     chooser = EncodingSelector(convnet.model, convnet.graph, EncodingPolicy(), PLAIN)
-    plan = chooser.plan(convnet.plan)
+    plan = chooser.plan_set(lambda table: PlanSet((convnet.plan(table),))).plans[0]
     assert all(ENCODINGS[send.encoding].is_lossless for send in plan.uploads)
     assert plan.uploads[0].encoding != "raw"
+
+
+def test_each_of_several_plans_is_within_the_tolerance(convnet: Net) -> None:
+    """The first plan sends raw tensors, the second one the smallest that are accepted."""
+    allowance = EncodingPolicy(tuple(ENCODINGS.values()), 3e-4, None, Path("given"))
+    selector = EncodingSelector(
+        convnet.model, convnet.graph, allowance, PLAIN, calibration=convnet.calibration
+    )
+    plans = selector.plan_set(
+        lambda table: PlanSet((convnet.plan(None), convnet.plan(table)), shares=(0.5, 0.5))
+    )
+    assert plans.shares == (0.5, 0.5)
+    assert plans.plans[0].uploads[0].encoding == "raw"
+    assert plans.plans[1].uploads[0].encoding.startswith("fp16")
+    assert "Lossy: 't' as fp16" in plans.plans[0].reason
 
 
 @given(st.floats(0, 1), st.integers(1, 9))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,9 +145,7 @@ def test_an_unknown_plan_is_refused(bundle: Bundle) -> None:
 @pytest.mark.parametrize("damage", ["gap", "plan missing", "unknown file", "sealed"])
 def test_damaged_bundles_are_refused(bundle: Bundle, tmp_path: Path, damage: str) -> None:
     copy = tmp_path / "b"
-    copy.mkdir()
-    for path in bundle.path.iterdir():
-        (copy / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(bundle.path, copy)
     content = json.loads((copy / MANIFEST).read_text())
     del content["digest"]
     match damage:
@@ -163,6 +162,38 @@ def test_damaged_bundles_are_refused(bundle: Bundle, tmp_path: Path, damage: str
     (copy / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"make the bundle again|make it again|deploy"):
         open_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("shares", "first"),
+    [([0.5, 0.5], 0), ([0.5, 0.4, 0.0], 0), ([0.5, 0.7, -0.2], 0), ("all", 0), ([0.5, 0.5, 0], 3)],
+)
+def test_damaged_shares_are_refused(
+    bundle: Bundle, tmp_path: Path, shares: object, first: int
+) -> None:
+    """Too few shares, a sum below 1, a negative share, text; a range of an unknown plan."""
+    copy = tmp_path / "b"
+    shutil.copytree(bundle.path, copy)
+    content = json.loads((copy / MANIFEST).read_text())
+    del content["digest"]
+    content["shares"] = shares
+    content["ranges"][0]["plan"] = first
+    (copy / MANIFEST).write_text(json.dumps({"digest": manifest_digest(content), **content}))
+    with pytest.raises(BundleError, match="damaged: make the bundle again"):
+        open_bundle(copy)
+
+
+def test_shares_of_frames_are_kept_and_a_plan_may_have_no_range(tmp_path: Path) -> None:
+    model = load_model(funnel(tmp_path / "net.onnx"))
+    graph = read_graph(model)
+    plans = ranged_over(graph).plans
+    written = write_bundle(model, graph, PlanSet(plans, shares=(0.5, 0.3, 0.2)), tmp_path / "b")
+    assert written.shares == open_bundle(tmp_path / "b").shares == (0.5, 0.3, 0.2)
+    assert len(written.plans) == 3
+    assert written.plan_set.at(1.0) == 0
+    assert written.only(1).shares == ()
+    assert write_bundle(model, graph, PlanSet(plans[:1]), tmp_path / "one").shares == ()
+    assert "shares" not in json.loads((tmp_path / "one" / MANIFEST).read_text())
 
 
 def batched(folder: Path, rows: int | str) -> Bundle:

@@ -1,4 +1,7 @@
-"""What cuts cost, one at a time and by the definition."""
+"""What cuts cost, one at a time and by the definition; what rate a mix of plans may have."""
+
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -28,3 +31,21 @@ def assert_set_costs_are_right(graph: Graph, costs: Costs) -> None:
         assert [s[column] for s in sums.stages_s] == pytest.approx(costs.stages_s(cut))
         assert sums.uploads[column] == len(cut.uploads)
         assert sums.latency_s[column] <= solved_s(graph, costs, cut) + 1e-9
+
+
+def best_rate_hz(uses: Iterable[Sequence[float]]) -> float:
+    """The optimum of the linear program by listing its vertices.
+
+    Each is the solution with four of the plans and slacks; the largest rate of those that use no
+    resource for more than a second a second.
+    """
+    columns = np.unique(np.array(list(uses), dtype=float), axis=0)
+    if not columns.max(axis=1).min():
+        return float("inf")
+    table = np.vstack([columns, np.eye(4)])
+    choices = np.array(list(itertools.combinations(range(len(table)), 4)))
+    bases = table[choices].transpose(0, 2, 1)
+    bases, choices = (part[np.abs(np.linalg.det(bases)) > 1e-9] for part in (bases, choices))
+    solutions = np.linalg.solve(bases, np.ones((len(bases), 4, 1)))[:, :, 0]
+    rates = np.where(choices < len(columns), solutions, 0.0).sum(axis=1)
+    return float(rates[(solutions >= -1e-9).all(axis=1)].max())

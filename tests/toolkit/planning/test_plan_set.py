@@ -122,6 +122,8 @@ def test_limits_that_one_link_breaks_are_refused() -> None:
 def test_gaps_are_seen(ranges: tuple[BandwidthRange, ...]) -> None:
     assert covers_all(EVERYWHERE, 1)
     assert not covers_all(ranges, 2 if ranges else 0)
+    assert covers_all(EVERYWHERE, 2, (0.5, 0.5))
+    assert not covers_all(EVERYWHERE, 2)
 
 
 def test_ranges_keep_open_ends_through_json() -> None:

@@ -4,12 +4,14 @@ A bundle is a flat directory:
 
     manifest.json        format, source model, signature, SHA-256 of every file
     plan.json            the plan
-    plan-1.json ...      further plans, for other bandwidths; most bundles have one plan
+    plan-1.json ...      further plans, for other bandwidths or to share the frames of a stream;
+                         most bundles have one plan
     device-0.onnx ...    the device's segments, in schedule order
     server-0.onnx ...    the server's segments
     *.weights            weights too large for one protobuf message, or shared by several parts
 
-The manifest lists the plans and the range of bandwidth of each. The digest of a bundle is the
+The manifest lists the plans, the range of bandwidth of each, and the planned share of a stream's
+frames of each where plans share them. The digest of a bundle is the
 SHA-256 of the manifest's content, stored in the manifest. It is the same on both sides, although
 each side may have only its own files.
 """
@@ -121,6 +123,11 @@ class Bundle:
         return self.plan_set.plans
 
     @property
+    def shares(self) -> tuple[float, ...]:
+        """The planned share of a stream's frames of each plan; empty: the plans share none."""
+        return self.plan_set.shares
+
+    @property
     def needs_server(self) -> bool:
         """Whether at least one plan uses the server."""
         return not all(plan.is_local for plan in self.plans)
@@ -196,7 +203,9 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
         )
         names = tuple(map(str, manifest["plans"]))
         ranges = tuple(map(BandwidthRange.from_json, manifest["ranges"]))
-        if not set(names) <= manifest["files"].keys() or not covers_all(ranges, len(names)):
+        shares = tuple(map(float, manifest.get("shares", ())))
+        is_complete = covers_all(ranges, len(names), shares)
+        if not (is_complete and set(names) <= manifest["files"].keys()):
             raise ValueError("plans and ranges do not fit together")
     except _DAMAGE as error:
         raise BundleError(f"{folder / MANIFEST} is damaged: make the bundle again") from error
@@ -215,7 +224,7 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
         raise BundleError(
             f"bundle {folder} lacks the part {missing.part[:80]!r} of its plan: make it again"
         )
-    plan_set = PlanSet(tuple(plans), ranges)
+    plan_set = PlanSet(tuple(plans), ranges, shares)
     return Bundle(folder, digest, plan_set, inputs, outputs, defaults, files)
 
 

@@ -152,6 +152,11 @@ class Costs:
         """The costs when each tensor is uploaded with the quickest of its options."""
         return self._uploading(_quickest_first(options))
 
+    def with_cheapest_uploads(self, price: Callable[[TransferOption], float]) -> "Costs":
+        """The costs when each tensor is uploaded with the option of the lowest price."""
+        ranked = {name: tuple(sorted(o, key=price)) for name, o in self.upload_options.items()}
+        return self._uploading(ranked)
+
     def with_upload(self, tensor: str, option: TransferOption) -> "Costs":
         """The costs when one tensor is uploaded with another of its options."""
         others = (other for other in self.upload_options[tensor] if other != option)

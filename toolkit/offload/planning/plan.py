@@ -24,10 +24,21 @@ class ResourceUse:
     server_s: float
     downlink_s: float
 
+    @classmethod
+    def of(cls, work: Instance) -> "ResourceUse":
+        """The seconds of a program, given as the scheduler's jobs."""
+        server_s = work.server_s + sum(job.compute_s for job in work.server_jobs)
+        return cls(work.total_compute_s, work.total_upload_s, server_s, work.download_s)
+
+    @property
+    def seconds(self) -> tuple[float, float, float, float]:
+        """Of device, uplink, server and downlink."""
+        return self.device_s, self.uplink_s, self.server_s, self.downlink_s
+
     @property
     def period_s(self) -> float:
         """Seconds between two outputs of a stream: those of the busiest resource."""
-        return max(self.device_s, self.uplink_s, self.server_s, self.downlink_s)
+        return max(self.seconds)
 
 
 @dataclass(frozen=True)
@@ -65,9 +76,7 @@ class Forecast:
 
     def use(self, link: Link) -> ResourceUse:
         """The seconds that one inference keeps each resource busy on a link."""
-        work = self.on(link)
-        server_s = work.server_s + sum(job.compute_s for job in work.server_jobs)
-        return ResourceUse(work.total_compute_s, work.total_upload_s, server_s, work.download_s)
+        return ResourceUse.of(self.on(link))
 
     def period_s(self, link: Link) -> float:
         """Predicted seconds between two outputs of a stream: those of the busiest resource."""

@@ -48,27 +48,43 @@ class PlanSet:
     """Several plans of one model, and the range of bandwidth in which each is best.
 
     Attributes:
-        plans: different programs, in order of the first range of each.
+        plans: different programs, in order of the first range of each; then those without a range,
+            which only take frames of a stream.
         ranges: they cover 0 to infinity without gaps, ascending; neighbours have different plans.
+        shares: the planned share of a stream's frames of each plan, on the planned link (for a
+            range, the mean over its links); empty: one plan takes all frames.
     """
 
     plans: tuple[Plan, ...]
     ranges: tuple[BandwidthRange, ...] = EVERYWHERE
+    shares: tuple[float, ...] = ()
 
     def at(self, rate_bps: float) -> int:
         """The index of the plan for a bandwidth."""
         return next(r.plan for r in reversed(self.ranges) if r.low_bps <= rate_bps)
 
+    def with_note(self, note: str) -> "PlanSet":
+        """The same plans, with a sentence behind the reason of the first one."""
+        if not note:
+            return self
+        first, *others = self.plans
+        return replace(self, plans=(replace(first, reason=f"{first.reason} {note}"), *others))
 
-def covers_all(ranges: Sequence[BandwidthRange], plans: int) -> bool:
-    """Whether ranges leave no gap from 0 to infinity, and each plan has one."""
+
+def covers_all(ranges: Sequence[BandwidthRange], plans: int, shares: Sequence[float] = ()) -> bool:
+    """Whether ranges leave no gap from 0 to infinity, and each plan has one or shares frames."""
+    with_range = {r.plan for r in ranges}
+    if shares:
+        if not (len(shares) == plans and min(shares) >= 0 and math.isclose(sum(shares), 1)):
+            return False
+        with_range.update(range(plans))
     return (
         bool(ranges)
         and ranges[0].low_bps == 0
         and ranges[-1].high_bps == math.inf
         and all(r.low_bps < r.high_bps for r in ranges)
         and all(a.high_bps == b.low_bps for a, b in pairwise(ranges))
-        and {r.plan for r in ranges} == set(range(plans))
+        and with_range == set(range(plans))
     )
 
 

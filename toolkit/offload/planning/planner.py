@@ -1,11 +1,11 @@
 """Compare the schemes for a model and choose the best within the limits."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from offload.costs.encoding_table import CODEC_SLOWDOWN
-from offload.costs.encodings import RAW
+from offload.costs.encodings import RAW, Encoding
 from offload.errors import InputError
 from offload.planning.closed_sets import articulations, neurosurgeon
 from offload.planning.cut import Cut, all_cloud, all_local, cut_at
@@ -38,6 +38,11 @@ SEGMENT_ERROR = 0.01
 # Schemes that are chosen unless another gains more than the prediction error: everything on one
 # side, and a split with nothing overlapped.
 SIMPLE = (Scheme.LOCAL, Scheme.CLOUD, Scheme.NEUROSURGEON, Scheme.PARTITION)
+# Encodings that are used unless others gain more than the prediction error, simplest last.
+SIMPLER_ENCODINGS: Mapping[str, Callable[[Encoding], bool]] = {
+    "lossless": lambda encoding: encoding.is_lossless,
+    "raw": lambda encoding: encoding is RAW,
+}
 # Seconds to order one cut while many are compared; the chosen cut gets the full time.
 _ORDER_BUDGET_S = 0.02
 _SAME = 1 + 1e-9
@@ -204,9 +209,7 @@ def make_plan(
     Raises:
         InputError: no such scheme or solver, or no plan keeps the limits.
     """
-    choice = decide(problem, scheme, cut, solver)
-    plan = plan_of(choice.problem, choice.candidates, choice.chosen, choice.doubtful)
-    return replace(plan, reason=f"{plan.reason} {choice.note}") if choice.note else plan
+    return chosen_plan(decide(problem, scheme, cut, solver))
 
 
 @dataclass(frozen=True)
@@ -272,10 +275,7 @@ def decide(
     choice = choice_for(problem)
     if not (problem.costs.upload_options or problem.costs.download_options):
         return choice
-    for is_allowed, word in (
-        (lambda encoding: encoding.is_lossless, "lossless"),
-        (lambda encoding: encoding is RAW, "raw"),
-    ):
+    for word, is_allowed in SIMPLER_ENCODINGS.items():
         options = choice.chosen.costs.options_of(choice.chosen.cut)
         if all(is_allowed(option.encoding) for option in options) and not choice.doubtful:
             continue  # a doubtful plan may be certain without encodings
@@ -290,6 +290,12 @@ def decide(
                 less = replace(less, note=note if gain > 0 else "")
                 choice = replace(less, compared=choice.compared)
     return choice
+
+
+def chosen_plan(choice: PlanChoice) -> Plan:
+    """The chosen scheme as a plan, whose reason explains the choice."""
+    plan = plan_of(choice.problem, choice.candidates, choice.chosen, choice.doubtful)
+    return replace(plan, reason=f"{plan.reason} {choice.note}") if choice.note else plan
 
 
 def plan_of(
