@@ -19,6 +19,7 @@ from offload.bundle.bundle import Bundle, ModelValue, open_bundle
 from offload.costs.link import Link
 from offload.errors import InputError
 from offload.planning.plan import Plan, Side
+from offload.planning.shares import DEFAULT_WINDOW
 from offload.scheduling.timeline import Timeline
 
 from offload_runtimes.address import parse_address
@@ -248,7 +249,7 @@ class OffloadSession:
         frames: Iterable[Mapping[str, Array]],
         output_names: Sequence[str] | None = None,
         *,
-        window: int = 4,
+        window: int | None = None,
         latest: bool = False,
         copy: bool = True,
     ) -> Iterator[list[Array]]: ...
@@ -259,7 +260,7 @@ class OffloadSession:
         frames: Iterable[tuple[Tag, Mapping[str, Array]]],
         output_names: Sequence[str] | None = None,
         *,
-        window: int = 4,
+        window: int | None = None,
         latest: bool = False,
         copy: bool = True,
     ) -> Iterator[tuple[Tag, list[Array]]]: ...
@@ -269,7 +270,7 @@ class OffloadSession:
         frames: Iterable[Frame],
         output_names: Sequence[str] | None = None,
         *,
-        window: int = 4,
+        window: int | None = None,
         latest: bool = False,
         copy: bool = True,
     ) -> Iterator[Any]:
@@ -280,7 +281,8 @@ class OffloadSession:
                 also be `(tag, arrays)`: its answer is then `(tag, outputs)`.
             output_names: outputs to compute; None: all.
             window: largest number of frames that are computed or wait to be taken; a slow caller
-                holds up the source.
+                holds up the source. None: 4, or, if several plans share the frames, as many as
+                keep device, link and server busy (4 with `latest`).
             latest: for live cameras: read the source at its own speed and drop frames that are
                 outdated when the device becomes free (counted in `counts.dropped`).
             copy: copy arrays that wait in a queue, so that the source may reuse them for the next
@@ -289,6 +291,7 @@ class OffloadSession:
         Raises:
             OffloadError: as `run`, when the answer of the failed frame is due.
         """
+        window = self._window(window, latest)
         prepare = self._frame_preparer(output_names, window, copy and not latest)
         return stream_answers(prepare, self._newest(frames, latest, copy), window)
 
@@ -298,7 +301,7 @@ class OffloadSession:
         frames: Iterable[Mapping[str, Array]] | AsyncIterable[Mapping[str, Array]],
         output_names: Sequence[str] | None = None,
         *,
-        window: int = 4,
+        window: int | None = None,
         latest: bool = False,
         copy: bool = True,
     ) -> AsyncIterator[list[Array]]: ...
@@ -312,7 +315,7 @@ class OffloadSession:
         ),
         output_names: Sequence[str] | None = None,
         *,
-        window: int = 4,
+        window: int | None = None,
         latest: bool = False,
         copy: bool = True,
     ) -> AsyncIterator[tuple[Tag, list[Array]]]: ...
@@ -322,7 +325,7 @@ class OffloadSession:
         frames: Iterable[Frame] | AsyncIterable[Frame],
         output_names: Sequence[str] | None = None,
         *,
-        window: int = 4,
+        window: int | None = None,
         latest: bool = False,
         copy: bool = True,
     ) -> AsyncIterator[Any]:
@@ -331,8 +334,8 @@ class OffloadSession:
         If the task is cancelled, the frames under way are stopped and a generator of frames is
         closed before CancelledError is raised.
         """
+        window = self._window(window, latest)
         prepare = self._frame_preparer(output_names, window, copy and not latest)
-
         wrap = partial(self._newest, latest=latest, copy=copy)
         return stream_answers_async(prepare, frames, window, wrap)
 
@@ -358,14 +361,19 @@ class OffloadSession:
             return frames
         return Latest(frames, lambda: self._counters.add("dropped"), copy=copy)
 
+    def _window(self, window: int | None, latest: bool) -> int:
+        if window is None:
+            return DEFAULT_WINDOW if latest else self._active.opened.window
+        if not isinstance(window, int) or window < 1:
+            raise InputError(f"window must be at least 1 frame, not {window!r}")
+        return window
+
     def _frame_preparer(
         self, output_names: Sequence[str] | None, window: int, copy: bool
     ) -> Callable[[Mapping[str, Any]], PendingInference]:
-        if not isinstance(window, int) or window < 1:
-            raise InputError(f"window must be at least 1 frame, not {window!r}")
         self._check_usable()
         self._checked_names(output_names)
-        return lambda feeds: self._prepare(output_names, feeds, None, copy=copy)
+        return lambda feeds: self._prepare(output_names, feeds, None, copy=copy, window=window)
 
     def _prepare(
         self,
@@ -374,13 +382,19 @@ class OffloadSession:
         deadline_s: float | None,
         *,
         copy: bool,
+        window: int | None = None,
     ) -> PendingInference:
-        """Check the arguments and make an inference that has not begun yet."""
+        """Check the arguments and make an inference that has not begun yet.
+
+        `window`: the frames under way at once in its stream; None: it is a single inference.
+        """
         self._check_usable()
         names = self._checked_names(output_names)
         checked = as_feeds(self._name, self._inputs, self._defaults, feeds)
         allowed_s = self._deadline_s if deadline_s is None else checked_s("deadline_s", deadline_s)
-        inference = self._active.opened.runner.prepare(checked, names, allowed_s, copy=copy)
+        opened = self._active.opened
+        choice = opened.choose(window)
+        inference = opened.runner.prepare(checked, names, allowed_s, choice, copy=copy)
         inference.session = self  # it must not be closed while an inference is under way
         return inference
 

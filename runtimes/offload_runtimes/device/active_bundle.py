@@ -15,9 +15,10 @@ from pathlib import Path
 from offload.bundle.bundle import MANIFEST, Bundle, ModelValue, open_bundle
 from offload.errors import BundleError, OffloadError, ServerError
 from offload.planning.plan import Plan, Side
+from offload.planning.shares import DEFAULT_WINDOW
 
 from offload_runtimes.device.counters import LOG, Counters
-from offload_runtimes.device.inference_runner import InferenceRunner
+from offload_runtimes.device.inference_runner import FramePlan, InferenceRunner
 from offload_runtimes.device.plan_selector import PlanSelector, Probe
 from offload_runtimes.device.reconnect import ReconnectLoop, Successor
 from offload_runtimes.device.segment_executor import SegmentExecutor
@@ -78,6 +79,7 @@ class OpenedBundle:
         def load(plan: Plan) -> None:
             executor.load(plan.segments if eager and can_finish_here else plan.on(Side.DEVICE))
 
+        self._load = load
         switched = partial(counters.add, "switches")
         selector = PlanSelector(bundle, load, options.plan, options.switching, switched)
         self.selector = selector
@@ -99,6 +101,25 @@ class OpenedBundle:
     def connection(self) -> ServerConnection | None:
         """The session with the server while it is alive."""
         return self._reconnect.connection if self._reconnect else None
+
+    @property
+    def window(self) -> int:
+        """The frames that a stream should have under way at once."""
+        sharing = self.selector.sharing
+        return sharing.window if sharing else DEFAULT_WINDOW
+
+    def choose(self, window: int | None) -> FramePlan:
+        """The plan of the next inference.
+
+        Args:
+            window: the frames under way at once in its stream; None: it is a single inference.
+        """
+        sharing = self.selector.sharing
+        if sharing and window is not None:
+            plan = sharing.take(window, has_server=self.connection is not None)
+            if plan is not None:
+                return FramePlan(plan, f"plan {plan}", is_shared=True)
+        return FramePlan(*self.selector.take())
 
     def new_connection(self) -> ServerConnection | None:
         """A connection that is not open yet; None if no plan needs a server."""
@@ -129,9 +150,10 @@ class OpenedBundle:
             self.executor,
             self._reconnect,
             self._counters,
-            self.selector.take,
             can_finish_here=self._can_finish_here,
         )
+        for plan in self.bundle.plans if self.selector.sharing else ():
+            self._load(plan)
         self.selector.settle(_probe_of(self._reconnect))
         self.selector.watch(partial(_probe_of, self._reconnect), self._options.heartbeat_s)
 

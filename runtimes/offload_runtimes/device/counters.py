@@ -34,6 +34,8 @@ class Counts:
         dropped: frames dropped by a stream with `latest=True`.
         losses: times that the server was lost.
         switches: changes of plan.
+        by_plan: inferences answered by each plan, by its index; shorter if the last plans answered
+            none.
     """
 
     split: int = 0
@@ -43,6 +45,7 @@ class Counts:
     dropped: int = 0
     losses: int = 0
     switches: int = 0
+    by_plan: tuple[int, ...] = ()
 
     @property
     def runs(self) -> int:
@@ -60,6 +63,15 @@ class Counters:
     def __init__(self) -> None:
         self.counts = Counts()
         self._lock = threading.Lock()
+
+    def answered(self, outcome: Outcome, plan: int) -> None:
+        """Count an inference that was answered by a plan."""
+        with self._lock:
+            counts = self.counts
+            by_plan = [*counts.by_plan, *[0] * (plan + 1 - len(counts.by_plan))]
+            by_plan[plan] += 1
+            changed = {outcome.value: getattr(counts, outcome) + 1}
+            self.counts = replace(counts, by_plan=tuple(by_plan), **changed)
 
     def add(self, name: str) -> None:
         """Increase a count, named as a field of Counts."""

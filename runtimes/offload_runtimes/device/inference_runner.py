@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy as shallow_copy
 from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from offload.scheduling.timeline import Lane, Timeline
 from offload.units import format_s
 
 from offload_runtimes.device.counters import Counters, Outcome
+from offload_runtimes.device.frame_sharing import ComputeOrder
 from offload_runtimes.device.reconnect import ReconnectLoop
 from offload_runtimes.device.segment_executor import FrameTensors, SegmentExecutor
 from offload_runtimes.device.server_connection import ServerConnection
@@ -60,6 +63,22 @@ def missing_segments(
     return tuple(order.values())
 
 
+@dataclass(frozen=True, slots=True)
+class FramePlan:
+    """The plan that one inference follows.
+
+    Attributes:
+        plan: its index.
+        mark: a text for the timeline; empty: none.
+        is_shared: whether several plans share the frames of the stream: the device computes one
+            of them at a time.
+    """
+
+    plan: int
+    mark: str = ""
+    is_shared: bool = False
+
+
 class InferenceRunner:
     """Runs inferences of one bundle on one device, with a server if there is one."""
 
@@ -69,7 +88,6 @@ class InferenceRunner:
         executor: SegmentExecutor,
         reconnect: ReconnectLoop | None,
         counters: Counters,
-        choose_plan: Callable[[], tuple[int, str]],
         *,
         can_finish_here: bool,
     ) -> None:
@@ -80,10 +98,8 @@ class InferenceRunner:
             executor: runs its segments.
             reconnect: has the connection to the server; None if no plan needs a server.
             counters: where inferences are counted.
-            choose_plan: returns the plan of the next inference, and what changed, if anything.
             can_finish_here: whether the device may and can compute the server's segments.
         """
-        self._choose_plan = choose_plan
         self._plans = bundle.plans
         self._steps: list[list[Segment | Send]] = []
         self._defaults: list[tuple[str, ...]] = []  # those that the server's segments use
@@ -101,6 +117,7 @@ class InferenceRunner:
         self._reconnect = reconnect
         self._counters = counters
         self._can_finish_here = can_finish_here
+        self._order = ComputeOrder()
         self._under_way: weakref.WeakSet[PendingInference] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._closed = ""
@@ -110,6 +127,7 @@ class InferenceRunner:
         feeds: Mapping[str, Array],
         names: Sequence[str],
         allowed_s: float | None,
+        choice: FramePlan,
         *,
         copy: bool,
     ) -> "PendingInference":
@@ -119,20 +137,22 @@ class InferenceRunner:
             feeds: an array for every input.
             names: the outputs to compute.
             allowed_s: seconds for the answer; None: any time.
-            copy: copy the inputs if some are sent after `PendingInference.start` has returned, so
-                that the caller may write to them then.
+            choice: the plan to follow.
+            copy: copy the inputs if some are needed after `PendingInference.start` has returned,
+                or if it is called on another thread, so that the caller may write to them.
 
         Raises:
             InputError: the session was closed.
         """
-        number, change = self._choose_plan()
-        plan = self._plans[number]
-        if copy and not plan.is_local:
+        plan = self._plans[choice.plan]
+        if copy and (choice.is_shared or not plan.is_local):
             feeds = {name: deepcopy(array) for name, array in feeds.items()}
-        frame = FrameTensors(feeds, number)
-        if change:
-            frame.record(Lane.DEVICE, change, frame.started_s, frame.started_s)
+        frame = FrameTensors(feeds, choice.plan)
+        if choice.mark:
+            frame.record(Lane.DEVICE, choice.mark, frame.started_s, frame.started_s)
         inference = PendingInference(self, plan, frame, tuple(names), allowed_s)
+        if choice.is_shared:
+            inference.place = self._order.new_place(uses_link=not plan.is_local)
         with self._lock:
             if self._closed:
                 raise InputError(self._closed)
@@ -173,6 +193,7 @@ class InferenceRunner:
         self, inference: "PendingInference", connection: ServerConnection | None
     ) -> None:
         frame, number = inference.frame, inference.frame.plan
+        computing = partial(self._order.computing, inference.place)
         if connection:
             connection.begin(frame, self._server_until_s(inference))
             inference.connection = connection
@@ -185,9 +206,12 @@ class InferenceRunner:
             if isinstance(step, Segment):
                 if not frame.has(step.inputs):
                     frame.take(step.inputs, self._server_until_s(inference))
-                self._executor.run(step, frame, inference.until_s)
+                with computing():
+                    self._executor.run(step, frame, inference.until_s)
             elif connection:
-                connection.send(frame, step.wire, self._executor.pack(step, frame))
+                with computing():
+                    packed = self._executor.pack(step, frame)
+                connection.send(frame, step.wire, packed)
 
     def finish(self, inference: "PendingInference") -> dict[str, Array]:
         """Wait for the outputs; compute them here if they will not come, or not in time.
@@ -223,7 +247,7 @@ class InferenceRunner:
                     " more time"
                 ) from error
             raise
-        self._counters.add(inference.outcome)
+        self._counters.answered(inference.outcome, frame.plan)
         return outputs
 
     def close(self, why: str, timeout_s: float) -> None:
@@ -250,7 +274,8 @@ class InferenceRunner:
             if frame.has(names):
                 return
             try:
-                self._executor.run(segment, frame, until_s, unless=names)
+                with self._order.computing(inference.place):
+                    self._executor.run(segment, frame, until_s, unless=names)
             except DeadlineError:
                 if not frame.has(names):
                     raise
@@ -281,6 +306,7 @@ class PendingInference:
         connection: the session that computes the server's part.
         error: why the server's part will not come, or not in time.
         outcome: how it was computed, as far as is known.
+        place: its place in the order of the frames that share the device; None: it does not wait.
         session: kept alive until the inference is over.
     """
 
@@ -301,6 +327,7 @@ class PendingInference:
         self.connection: ServerConnection | None = None
         self.error: OffloadError | None = None
         self.outcome = Outcome.SPLIT
+        self.place: tuple[bool, int] | None = None
         self.session: object = None
 
     def start(self) -> None:

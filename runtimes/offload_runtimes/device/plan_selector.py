@@ -20,6 +20,7 @@ from offload.planning.plan import Plan
 from offload.planning.plan_set import SwitchPolicy, SwitchState, best_of, step
 
 from offload_runtimes.device.counters import LOG
+from offload_runtimes.device.frame_sharing import FrameSharing
 from offload_runtimes.device.link_monitor import LATE_S, SURPRISING, LinkMonitor
 from offload_runtimes.protocol.messages import MAX_PING_BYTES
 
@@ -69,6 +70,7 @@ class PlanSelector:
     Attributes:
         monitor: measures the link.
         may_change: whether there are several plans to choose from.
+        sharing: shares the frames of a stream among the plans; None: a stream follows one plan.
     """
 
     def __init__(
@@ -85,6 +87,8 @@ class PlanSelector:
         largest = max((size or 0 for f in forecasts for size in f.upload_bytes), default=0)
         self._link = chosen.link or _UNKNOWN_LINK
         self.monitor = LinkMonitor(self._link, min(max(largest, 1), _SMALLEST_PROBE_BYTES))
+        is_shared = self.may_change and bool(bundle.shares)
+        self.sharing = FrameSharing(bundle.plans, self._link) if is_shared else None
         self._plans = bundle.plans
         self._outputs = bundle.outputs
         self._forecasts = forecasts
@@ -249,6 +253,8 @@ class PlanSelector:
         link = self.monitor.link(now_s)
         self._link = link or self._link
         self._is_measured = self._is_measured or link is not None
+        if link is not None and self.sharing:
+            self.sharing.update(link)
         return link is not None
 
     def _values(self, link: Link) -> list[float]:

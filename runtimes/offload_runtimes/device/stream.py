@@ -14,6 +14,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
+from concurrent.futures import Future
 from copy import deepcopy
 from typing import Any, TypeAlias, TypeVar
 
@@ -93,21 +94,59 @@ class Latest:
         self.close()
 
 
+class _Starter:
+    """A thread that does the device's part of frames of one plan, one after the other."""
+
+    def __init__(self) -> None:
+        self._frames: queue.SimpleQueue[tuple[PendingInference, Future[None]] | None] = (
+            queue.SimpleQueue()
+        )
+        self._thread = threading.Thread(target=self._run, name="stream plan", daemon=True)
+        self._thread.start()
+
+    def start(self, inference: PendingInference) -> "Future[None]":
+        """Start an inference after those before it; the future raises what `start` raises."""
+        started: Future[None] = Future()
+        self._frames.put((inference, started))
+        return started
+
+    def end(self) -> None:
+        """End the thread after the frames so far."""
+        self._frames.put(None)
+
+    def join(self, timeout_s: float) -> None:
+        """After `end`: wait until the thread has ended."""
+        self._thread.join(timeout_s)
+
+    def _run(self) -> None:
+        while (item := self._frames.get()) is not None:
+            inference, started = item
+            try:
+                inference.start()
+            except BaseException as error:  # noqa: BLE001  raised again by `take`
+                started.set_exception(error)
+            else:
+                started.set_result(None)
+            del item, inference, started  # the next frame may come much later
+
+
 class Pipeline:
-    """Starts frames on a thread of its own; `take` finishes them in order.
+    """Starts frames on threads of its own; `take` finishes them in order.
 
     At most `window` frames are under way or wait to be taken, so a slow caller holds up the
     source. An error of the source or of a frame is raised in that frame's turn and ends the
-    stream.
+    stream. Where several plans share the frames, each has a thread: a frame that the device
+    computes alone does not hold up one that is only uploaded.
     """
 
     def __init__(self, prepare: Prepare, frames: Iterable[Frame], window: int) -> None:
         self._prepare = prepare
         self._frames = frames
         self._room = threading.Semaphore(window)
-        self._started: queue.SimpleQueue[tuple[Any, PendingInference] | BaseException | None] = (
-            queue.SimpleQueue()
-        )  # None: the end
+        self._started: queue.SimpleQueue[
+            tuple[Any, PendingInference, Future[None] | None] | BaseException | None
+        ] = queue.SimpleQueue()  # None: the end
+        self._starters: dict[int, _Starter] = {}  # by plan
         self._under_way: set[PendingInference] = set()
         self._closed = False
         self._lock = threading.Lock()
@@ -121,8 +160,10 @@ class Pipeline:
             return None
         if isinstance(item, BaseException):
             raise item
-        tag, inference = item
+        tag, inference, started = item
         try:
+            if started is not None:
+                started.result()
             outputs = inference.finish()
         except OffloadError:
             if self._closed:
@@ -147,8 +188,10 @@ class Pipeline:
         self._started.put(None)
 
     def join(self) -> None:
-        """After `stop`: wait until its thread has ended, or the source blocks it for 5 s."""
+        """After `stop`: wait until its threads have ended, or the source blocks one for 5 s."""
         self._thread.join(_JOIN_S)
+        for starter in list(self._starters.values()):
+            starter.join(_JOIN_S)
         if isinstance(self._frames, Latest):
             self._frames.join(_JOIN_S)
 
@@ -172,12 +215,20 @@ class Pipeline:
                     if self._closed:
                         return
                     self._under_way.add(inference)
-                inference.start()
-                self._started.put((tag, inference))
+                started = None
+                if inference.place is None:
+                    inference.start()
+                else:
+                    starter = self._starters.get(inference.frame.plan) or _Starter()
+                    self._starters[inference.frame.plan] = starter
+                    started = starter.start(inference)
+                self._started.put((tag, inference, started))
         except BaseException as error:  # noqa: BLE001  raised again by `take`
             self._started.put(error)
         finally:
             _close(source)
+            for starter in self._starters.values():
+                starter.end()
 
 
 def stream_answers(prepare: Prepare, frames: Iterable[Frame], window: int) -> Iterator[Answer]:

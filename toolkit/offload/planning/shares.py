@@ -1,5 +1,6 @@
-"""The best shares of a stream's frames for given plans, and the fewest plans that are enough."""
+"""Shares of a stream's frames for given plans: the best ones, and the plan of the next frame."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,11 @@ from offload.planning.plan import ResourceUse
 # Share of the rate that counts as nothing.
 ROUNDING = 1e-6
 _LEAST_PIVOT = 1e-9
+DEFAULT_WINDOW = 4
+"""Frames under way at once in a stream that follows one plan."""
+_LARGEST_WINDOW = 64
+# A frame is under way for longer than its latency alone: it also waits for resources.
+_WAITING = 1.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +120,65 @@ def fewest_members(
             break
         kept = fewer
     return kept
+
+
+def shares_within(
+    uses: Sequence[ResourceUse], latencies_s: Sequence[float], window: int
+) -> tuple[float, ...]:
+    """The share of the frames of each plan, if at most `window` frames are under way at once.
+
+    Answers come in order, so a frame with a long latency holds up the window: while it is under
+    way, `window` frames can be answered at most. The plans with the longest latencies are left
+    out one after the other, and the set with the most frames per second is taken.
+    O(plans) linear programs.
+
+    Args:
+        uses: the seconds that one frame of each plan keeps each resource busy; at least one plan.
+        latencies_s: the seconds from a frame to its answer, by plan.
+        window: frames under way at once.
+
+    Returns:
+        Shares that add up to 1.
+    """
+    by_latency = sorted(range(len(uses)), key=lambda plan: latencies_s[plan])
+    best, best_hz = (0.0,) * len(uses), 0.0
+    for count in range(len(uses), 0, -1):
+        allowed = by_latency[:count]
+        shared = share_frames([uses[plan] for plan in allowed])
+        share_of = dict(zip(allowed, shared.shares, strict=True))
+        members = [plan for plan, share in share_of.items() if share]
+        longest_s = max(latencies_s[plan] for plan in members)
+        reachable_hz = shared.rate_hz
+        if len(members) > 1:
+            reachable_hz = min(reachable_hz, window / (_WAITING * longest_s))
+        if reachable_hz > best_hz:
+            best_hz = reachable_hz
+            best = tuple(share_of.get(plan, 0.0) for plan in range(len(uses)))
+    return best
+
+
+def window_for(uses: Sequence[ResourceUse], latencies_s: Sequence[float]) -> int:
+    """The frames that must be under way at once to keep the best mix of plans busy.
+
+    Little's law (Little 1961) for the plan with the longest latency, as answers come in order.
+    """
+    shared = share_frames(uses)
+    members = [s for s, share in zip(latencies_s, shared.shares, strict=True) if share]
+    needed = _WAITING * shared.rate_hz * max(members) if len(members) > 1 else 0.0
+    return DEFAULT_WINDOW + math.ceil(min(needed, _LARGEST_WINDOW - DEFAULT_WINDOW))
+
+
+def take_turn(credit: Sequence[float], shares: Sequence[float]) -> tuple[int, tuple[float, ...]]:
+    """The plan of the next frame, and the credits after it.
+
+    Each plan earns its share of every frame and pays for each frame that it gets; the plan with
+    the most credit is next. A greedy rule for the chairman assignment problem (Tijdeman 1980).
+
+    Args:
+        credit: of each plan so far; 0 at the start.
+        shares: of each plan; at least one is positive. They may change from frame to frame.
+    """
+    earned = [earlier + share for earlier, share in zip(credit, shares, strict=True)]
+    plan = max((p for p, share in enumerate(shares) if share > 0), key=earned.__getitem__)
+    earned[plan] -= 1
+    return plan, tuple(earned)

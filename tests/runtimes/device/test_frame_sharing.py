@@ -1,0 +1,192 @@
+"""Frames of a stream shared among plans: each answered once, in order, to the bit."""
+
+import asyncio
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from offload.bundle.bundle import Bundle
+from offload.costs.link import Link
+from offload.errors import InputError
+from offload.planning.plan import ResourceUse
+from offload_runtimes.client import OffloadSession
+from offload_runtimes.device import frame_sharing
+from offload_runtimes.device.frame_sharing import ComputeOrder, FrameSharing
+from offload_runtimes.engine import EngineOptions, load
+from offload_runtimes.server import Server
+from offload_runtimes.serving.serve_options import ServeOptions
+
+from tests.runtimes.faults import Fault, FaultPlan, FaultyConnector
+from tests.runtimes.memory_transport import MemoryConnector
+from tests.runtimes.waiting import eventually
+from tests.toolkit.bundle.several import WIDTHS, swept
+
+EXACT = EngineOptions(optimize=False)
+COUNT = 60
+LOCAL, SPLIT, CLOUD = range(3)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    """Three plans: on the device, split, and on the server; their frames are shared."""
+    made = swept(tmp_path_factory.mktemp("shared"))
+    assert [plan.is_local for plan in made.plans] == [True, False, False]
+    return replace(made, plan_set=replace(made.plan_set, shares=(0.4, 0.2, 0.4)))
+
+
+@pytest.fixture(scope="module")
+def expected(bundle: Bundle) -> list[np.ndarray]:
+    whole = load(bundle.path.parent / "net.onnx", EXACT)
+    return [whole.run(None, frame(seed))[0] for seed in range(COUNT)]
+
+
+@pytest.fixture
+def server(bundle: Bundle) -> Iterator[Server]:
+    with Server([bundle], options=ServeOptions(EXACT)) as running:
+        yield running
+
+
+def fix_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fix the shares: the speed of the machine that runs the test does not decide."""
+
+    def fixed(uses: Sequence[ResourceUse], *_: object) -> tuple[float, ...]:
+        return (0.4, 0.2, 0.4) if len(uses) == 3 else (1.0,)
+
+    monkeypatch.setattr(frame_sharing, "shares_within", fixed)
+
+
+@pytest.fixture
+def session(
+    bundle: Bundle, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[OffloadSession]:
+    fix_shares(monkeypatch)
+    with OffloadSession(bundle, server.address, optimize=False) as opened:
+        yield opened
+
+
+def frame(seed: int) -> dict[str, np.ndarray]:
+    return {"x": np.random.default_rng(seed).standard_normal((4, WIDTHS[0]), np.float32)}
+
+
+def assert_right(answers: list[list[np.ndarray]], expected: list[np.ndarray]) -> None:
+    assert len(answers) == len(expected)
+    for number, ((y,), right) in enumerate(zip(answers, expected, strict=True)):
+        assert np.array_equal(y, right), number
+
+
+@pytest.mark.parametrize("window", [None, 1, 3, 100])
+def test_answers_are_those_of_the_whole_model_in_order(
+    session: OffloadSession, expected: list[np.ndarray], window: int | None
+) -> None:
+    answers = list(session.stream(map(frame, range(COUNT)), window=window))
+    assert_right(answers, expected)
+    assert session.counts.by_plan == (24, 12, 24)
+    assert session.counts.split == COUNT
+
+
+def test_arrays_may_be_reused(session: OffloadSession, expected: list[np.ndarray]) -> None:
+    def source() -> Iterator[dict[str, np.ndarray]]:
+        x = np.empty((4, WIDTHS[0]), np.float32)
+        for seed in range(COUNT):
+            x[:] = frame(seed)["x"]
+            yield {"x": x}
+
+    assert_right(list(session.stream(source())), expected)
+
+
+def test_asyncio(session: OffloadSession, expected: list[np.ndarray]) -> None:
+    async def collect() -> list[list[np.ndarray]]:
+        return [answer async for answer in session.astream(map(frame, range(COUNT)))]
+
+    assert_right(asyncio.run(collect()), expected)
+    assert session.counts.by_plan == (24, 12, 24)
+
+
+def test_single_inferences_follow_one_plan(
+    session: OffloadSession, expected: list[np.ndarray]
+) -> None:
+    for seed in range(5):
+        assert np.array_equal(session.run(None, frame(seed))[0], expected[seed])
+    assert sorted(session.counts.by_plan) in ([5], [0, 5], [0, 0, 5])
+
+
+@pytest.mark.parametrize("at", [12, 25, 40])
+def test_frames_stay_local_while_the_server_is_away(
+    bundle: Bundle,
+    server: Server,
+    expected: list[np.ndarray],
+    at: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fix_shares(monkeypatch)
+    connector = FaultyConnector(MemoryConnector(server.serve), [FaultPlan(Fault.CUT, at)])
+    with OffloadSession(bundle, connector, optimize=False, heartbeat_s=0.02) as session:
+        assert_right(list(session.stream(map(frame, range(COUNT)), window=4)), expected)
+        eventually(lambda: session.counts.losses == 1)
+        eventually(lambda: session._active.opened.connection is not None)
+        before = session.counts.by_plan
+        assert_right(list(session.stream(map(frame, range(COUNT)), window=4)), expected)
+        after = session.counts.by_plan
+        assert [b - a for a, b in zip(before, after, strict=True)] == pytest.approx(
+            [24, 12, 24], abs=1
+        )
+
+
+def test_all_frames_are_local_without_a_server(bundle: Bundle, expected: list[np.ndarray]) -> None:
+    with (
+        OffloadSession(bundle, "127.0.0.1:1", optimize=False, require_server=False) as session,
+    ):
+        assert_right(list(session.stream(map(frame, range(COUNT)))), expected)
+        assert session.counts.by_plan == (COUNT,)
+
+
+def test_an_error_comes_in_the_turn_of_its_frame(
+    session: OffloadSession, expected: list[np.ndarray]
+) -> None:
+    wrong = {"x": np.zeros((4, 1), np.float32)}
+    answers = session.stream([frame(0), frame(1), wrong, frame(3)])
+    assert np.array_equal(next(answers)[0], expected[0])
+    assert np.array_equal(next(answers)[0], expected[1])
+    with pytest.raises(InputError, match="'x'"):
+        next(answers)
+
+
+def test_a_closed_stream_leaves_no_thread(session: OffloadSession) -> None:
+    answers = session.stream(map(frame, range(10_000)))
+    next(answers)
+    answers.close()  # type: ignore[attr-defined]
+    eventually(lambda: not [t for t in threading.enumerate() if t.name.startswith("stream")])
+
+
+def test_the_shares_follow_the_link(bundle: Bundle) -> None:
+    sharing = FrameSharing(bundle.plans, Link(1e12, 1e12))
+    assert {sharing.take(1000, has_server=True) for _ in range(50)} >= {CLOUD}
+    sharing.update(Link(1.0, 1.0))
+    assert {sharing.take(1000, has_server=True) for _ in range(50)} == {LOCAL}
+    assert sharing.take(1000, has_server=False) == LOCAL
+
+
+def test_no_plan_without_a_server(bundle: Bundle) -> None:
+    sharing = FrameSharing(bundle.plans[1:], Link(1e9, 1e9))
+    assert sharing.take(4, has_server=False) is None
+
+
+def test_frames_that_use_the_link_compute_first() -> None:
+    order, done = ComputeOrder(), []
+    first = order.new_place(uses_link=False)
+    places = [order.new_place(uses_link=number % 2 == 1) for number in range(4)]
+
+    def compute(number: int) -> None:
+        with order.computing(places[number]):
+            done.append(number)
+
+    with order.computing(first):
+        threads = [threading.Thread(target=compute, args=(number,)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: len(order._waiting) == 4)
+    for thread in threads:
+        thread.join()
+    assert done == [1, 3, 0, 2]
