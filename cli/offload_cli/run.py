@@ -2,6 +2,7 @@
 
 import json
 import statistics
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,6 +83,23 @@ def run(
     repeat: Annotated[
         int, typer.Option(min=1, metavar="N", help="Run N times; the median is reported.")
     ] = 1,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Run all inputs, --repeat times, as one stream with several frames under way;"
+            " report frames per second.",
+        ),
+    ] = False,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="With --stream: at most N frames under way; default: as many as keep device, link"
+            " and server busy.",
+        ),
+    ] = None,
     svg: Annotated[
         Path | None, typer.Option(help="Write a chart of the last run to this SVG file.")
     ] = None,
@@ -146,7 +164,8 @@ def run(
     open.
 
     A bundle with several plans switches to the best plan for the measured link, also during
-    --repeat; --plan fixes one.
+    --repeat; --plan fixes one. With --stream, plans made by `split --objective throughput` share
+    the frames.
 
     Example: `offload run net.bundle --input in.npz --output out.npz --server 192.0.2.7:50051`
     """
@@ -158,6 +177,10 @@ def run(
     first = next(frames)
     frames = chain((first,), frames)
     emulated = parse_link(link) if link else None
+    if stream and (on or svg or trace):
+        raise InputError("--stream measures frames per second: leave out --on, --svg and --trace")
+    if window and not stream:
+        raise InputError("--window limits the frames of a stream: give --stream, too")
     if on:
         follows_loss = on_server_loss is not OnServerLoss.RESUME
         if emulated or slowdown != 1 or deadline or token_file or not optimize or follows_loss:
@@ -196,6 +219,9 @@ def run(
     ) as session:
         declared = (*session.get_inputs(), *session.get_overridable_initializers())
         names = [value.name for value in session.get_outputs()]
+        if stream:
+            _report_stream(output, session, _stream(session, frames, repeat, window, outputs))
+            return
         run_timed = partial(session.run_timed, None)
         runs = _run_all(run_timed, names, declared, frames, repeat, inputs, outputs)
         followed = session.bundle.plans[session.plan]
@@ -271,6 +297,67 @@ def _run_all(
                 target.parent.mkdir(parents=True, exist_ok=True)
             written = write_values(target, dict(zip(names, values, strict=True)))
     return _Runs(names, timelines, pictures, (outputs,) if outputs and pictures else written)
+
+
+@dataclass(frozen=True)
+class _StreamRun:
+    """A stream that has ended: its frames, the seconds from the first to the last answer."""
+
+    frames: int
+    first_s: float
+    rest_s: float
+    written: Sequence[Path]
+
+    @property
+    def frames_per_s(self) -> float:
+        """After the first answer, so that the time to fill the window does not count."""
+        return (self.frames - 1) / self.rest_s if self.frames > 1 else 1 / self.first_s
+
+
+def _stream(
+    session: OffloadSession,
+    frames: Iterable[Frame],
+    repeat: int,
+    window: int | None,
+    outputs: Path | None,
+) -> _StreamRun:
+    """Run all frames as one stream, and write the outputs of the last repetition."""
+    declared = (*session.get_inputs(), *session.get_overridable_initializers())
+    names = [value.name for value in session.get_outputs()]
+    inputs = [(frame.name, typed(frame.feeds, declared)) for frame in frames]
+    written: dict[Path, None] = {}
+    begun_s = time.monotonic()
+    first_s, count = 0.0, 0
+    for name, values in session.stream(inputs * repeat, window=window):
+        count += 1
+        first_s = first_s or time.monotonic() - begun_s
+        if outputs and count > len(inputs) * (repeat - 1):
+            target = outputs / f"{name}.npz" if name else outputs
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_values(target, dict(zip(names, values, strict=True)))
+            written[outputs] = None
+    rest_s = time.monotonic() - begun_s - first_s
+    return _StreamRun(count, first_s, rest_s, tuple(written))
+
+
+def _report_stream(output: Output, session: OffloadSession, run: _StreamRun) -> None:
+    if run.written:
+        output.remark(f"wrote {' and '.join(map(str, run.written))}")
+    by_plan = list(session.counts.by_plan)
+    used = [(number, count) for number, count in enumerate(by_plan) if count]
+    shared = ", ".join(
+        f"plan {number} ({session.bundle.plans[number].scheme}): {count}" for number, count in used
+    )
+    output.result(
+        {
+            "frames": run.frames,
+            "frames_per_s": run.frames_per_s,
+            "first_answer_s": run.first_s,
+            "by_plan": by_plan,
+            "link": session.link.to_json() if session.link else None,
+        },
+        f"{run.frames_per_s:.3g} frames/s in a stream of {run.frames} frames ({shared})",
+    )
 
 
 def _report(

@@ -136,3 +136,24 @@ def test_the_python_function_shares_as_the_command_does(door: Door, net: str) ->
     )
     bundle = split_model(request, door.folder / "b")
     assert len(bundle.plans) == len(bundle.shares) == 2
+
+
+def test_run_shares_the_frames_of_a_stream(door: Door, net: str) -> None:
+    door.ok("split", net, "-o", "b", "--link", LINK, *STREAM)
+    emulated = ("--link", LINK, "--slowdown", "20")
+    words = ("run", "b", "--input", "in.npz", *emulated)
+    run = door.json(*words, "--stream", "--repeat", "40", "--output", "out.npz")
+    assert run["frames"] == sum(run["by_plan"]) == 40
+    assert run["frames_per_s"] > 0
+    alone = door.json(*words, "--output", "alone.npz")
+    assert len(alone["latencies_s"]) == 1
+    shared, single = np.load(door.folder / "out.npz"), np.load(door.folder / "alone.npz")
+    np.testing.assert_array_equal(shared["y"], single["y"])
+    assert "frames/s in a stream of 3 frames" in door.ok(*words, "--stream", "--repeat", "3")
+
+
+def test_a_stream_has_no_chart(door: Door, net: str) -> None:
+    door.ok("split", net, "-o", "b", "--link", LINK, *STREAM)
+    words = ("run", "b", "--input", "in.npz")
+    assert "leave out --on, --svg" in door.refused(*words, "--stream", "--svg", "x.svg")
+    assert "give --stream, too" in door.refused(*words, "--window", "3")
