@@ -1,0 +1,90 @@
+"""The device of `bench_share`: streams through several bundles in turns.
+
+`python -m tests.benchmarks.sharing` reads a job as one line of JSON and prints a line of JSON for
+each stream: label, round, frames per second, frames by plan, and whether every answer was
+bit-equal to that of one of the plans alone.
+"""
+
+import json
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from offload_runtimes.client import OffloadSession
+from offload_runtimes.emulation.pacing import Pacer
+from offload_runtimes.engine import Array
+from offload_runtimes.value_files import read_arrays
+
+_CONNECT_S = 30.0
+
+
+def main() -> None:
+    job = json.loads(sys.stdin.readline())
+    pacer = Pacer(job["slowdown"])
+    feeds = {label: read_arrays(Path(path)) for label, path in job["feeds"].items()}
+    with ExitStack() as stack:
+
+        def session(label: str, plan: int | None) -> OffloadSession:
+            return stack.enter_context(
+                OffloadSession(
+                    job["bundles"][label],
+                    job["server"],
+                    threads=1,
+                    slowdown=pacer,
+                    plan=plan,
+                    connect_timeout_s=_CONNECT_S,
+                )
+            )
+
+        alone = {
+            label: [session(label, plan) for plan in range(count)]
+            for label, count in job["plans"].items()
+        }
+        for _ in range(Pacer.WINDOW):
+            for label, sessions in alone.items():
+                for each in sessions:
+                    each.rehearse(feeds[label])
+        pacer.settle()
+        answers = {
+            label: [each.run(None, feeds[label]) for each in sessions]
+            for label, sessions in alone.items()
+        }
+        shared = {label: session(label, None) for label, count in job["plans"].items() if count > 1}
+        for number in range(job["rounds"]):
+            for label, (name, plan) in job["streams"].items():
+                used = shared[name] if plan is None and name in shared else alone[name][plan or 0]
+                row = stream(used, feeds[name], answers[name], job["seconds"])
+                print(json.dumps({"label": label, "round": number, **row}), flush=True)
+
+
+def stream(
+    session: OffloadSession,
+    feeds: dict[str, Array],
+    answers: list[list[Array]],
+    seconds: float,
+) -> dict[str, Any]:
+    """Stream the same frame for some seconds; the rate counts from the first fifth of them on."""
+    before = session.counts.by_plan
+    begun_s = time.monotonic()
+
+    def frames() -> Any:
+        while time.monotonic() < begun_s + seconds:
+            yield feeds
+
+    done_s, equal = [], 0
+    for outputs in session.stream(frames(), copy=False):
+        done_s.append(time.monotonic())
+        equal += any(all(map(np.array_equal, outputs, alone)) for alone in answers)
+    # The window fills at the beginning, and empties after the last frame has been given.
+    steady = [at_s for at_s in done_s if begun_s + seconds / 5 <= at_s <= begun_s + seconds]
+    after = session.counts.by_plan
+    counts = [n - (before[i] if i < len(before) else 0) for i, n in enumerate(after)]
+    rate = (len(steady) - 1) / (steady[-1] - steady[0]) if len(steady) > 1 else 0.0
+    return {"frames_per_s": rate, "by_plan": counts, "frames": len(done_s), "equal": equal}
+
+
+if __name__ == "__main__":
+    main()
