@@ -2,7 +2,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: experiments install test test-frameworks lint types pytest demo proto test-deploy bench-schedule bench-plan bench-predict chaos soak bench-runtime bench-overlap clean
+.PHONY: experiments install test test-frameworks lint types pytest demo proto test-deploy # Other people's clients and servers; what they need is installed beside, not among ours.
+.PHONY: test-interop
+test-interop: install
+	-$(APT) nodejs npm
+	-npm install --prefix examples/node --no-audit --no-fund --ignore-scripts --loglevel=error
+	$(BIN)/pytest -q -s tests/interop
+
+bench-schedule bench-plan bench-predict chaos soak bench-runtime bench-overlap clean
 
 install: $(VENV)/.installed
 

@@ -96,6 +96,7 @@ class Server:
             memory=self._memory,
             credentials=self._credentials,
             refused=self._observer.refused,
+            reflection=options.reflection,
         )
         self._add_gauges(options.max_memory_bytes)
 

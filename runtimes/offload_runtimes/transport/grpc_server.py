@@ -4,10 +4,11 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import grpc
@@ -212,8 +213,15 @@ class GrpcHost:
         memory: MemoryBudget,
         credentials: ServerCredentials,
         refused: Callable[[str, str], None],
+        reflection: bool | None = None,
     ) -> None:
-        """`refused` is called with the reason and the peer of each session that does not begin."""
+        """Prepare the services; it listens after `start`.
+
+        `refused` is called with the reason and the peer of each session that does not begin.
+
+        Raises:
+            InputError: `reflection` was requested and grpcio-reflection is not installed.
+        """
         self._listen = listen
         self._security = credentials
         self._credentials = _credentials(credentials)
@@ -248,6 +256,10 @@ class GrpcHost:
         )
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        if reflection is None:
+            reflection = listen.is_this_machine and _can_reflect()
+        if reflection:
+            _reflect(self._server, (SERVICE, health.SERVICE_NAME))
         self.set_serving(False)
         self.address = str(self._listen)
 
@@ -311,6 +323,19 @@ class GrpcHost:
         finally:
             with self._lock:
                 self._sessions -= is_session
+
+
+def _can_reflect() -> bool:
+    return find_spec("grpc_reflection") is not None
+
+
+def _reflect(server: grpc.Server, services: Iterable[str]) -> None:
+    """Add gRPC's reflection service, which describes the services to any client."""
+    if not _can_reflect():
+        raise InputError("reflection needs a package: pip install 'grpcio-reflection>=1.70'")
+    from grpc_reflection.v1alpha import reflection
+
+    reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), server)
 
 
 def _credentials(credentials: ServerCredentials) -> grpc.ServerCredentials | None:

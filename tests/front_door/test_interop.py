@@ -1,0 +1,46 @@
+"""Other people's clients and servers, through the command."""
+
+import grpc
+import pytest
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+from tests.front_door.door import Door
+
+
+def services(address: str) -> set[str]:
+    """What a client such as grpcurl lists."""
+    with grpc.insecure_channel(address) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        names = set(database.get_services())
+        for name in names:
+            assert database.FindFileContainingSymbol(name).service
+        return names
+
+
+def test_a_server_on_loopback_describes_its_services(door: Door) -> None:
+    with door.serving(door.split_two_layers()) as address:
+        assert {"onnx_offload.v1.Runtime", "grpc.health.v1.Health"} <= services(address)
+
+
+@pytest.mark.parametrize(
+    ("listen", "word", "described"),
+    [
+        ("127.0.0.1:0", "--no-reflection", False),
+        ("0.0.0.0:0", "--log", False),
+        ("0.0.0.0:0", "--reflection", True),
+    ],
+)
+def test_beyond_loopback_it_does_so_on_request(
+    door: Door, listen: str, word: str, described: bool
+) -> None:
+    bundle = door.split_two_layers()
+    with door.serving(bundle, "--insecure", word, listen=listen) as address:
+        here = f"127.0.0.1:{address.rsplit(':', 1)[1]}"
+        if described:
+            assert "onnx_offload.v1.Runtime" in services(here)
+            return
+        with pytest.raises(grpc.RpcError) as caught:
+            services(here)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
