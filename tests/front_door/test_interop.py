@@ -1,12 +1,15 @@
 """Other people's clients and servers, through the command."""
 
 import grpc
+import numpy as np
+import onnxruntime as ort
 import pytest
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
 from tests.front_door.door import Door
+from tests.runtimes.kserve_client import KServeClient
 
 
 def services(address: str) -> set[str]:
@@ -21,7 +24,11 @@ def services(address: str) -> set[str]:
 
 def test_a_server_on_loopback_describes_its_services(door: Door) -> None:
     with door.serving(door.split_two_layers()) as address:
-        assert {"onnx_offload.v1.Runtime", "grpc.health.v1.Health"} <= services(address)
+        assert services(address) >= {
+            "onnx_offload.v1.Runtime",
+            "inference.GRPCInferenceService",
+            "grpc.health.v1.Health",
+        }
 
 
 @pytest.mark.parametrize(
@@ -44,3 +51,17 @@ def test_beyond_loopback_it_does_so_on_request(
         with pytest.raises(grpc.RpcError) as caught:
             services(here)
         assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_served_bundle_is_two_models_of_kserve(door: Door) -> None:
+    bundle = door.split_two_layers()
+    x = np.random.default_rng(3).standard_normal((1, 8)).astype(np.float32)
+    session = ort.InferenceSession(door.folder / "net.onnx")
+    (y,) = session.run(None, {"x": x})
+    with door.serving(bundle) as address, KServeClient(address) as client:
+        np.testing.assert_allclose(client.infer("net", {"x": x})["y"], y, rtol=1e-6)
+        (part,) = ort.InferenceSession(door.folder / bundle / "device-0.onnx").run(None, {"x": x})
+        np.testing.assert_allclose(client.infer("net.server", {"h": part})["y"], y, rtol=1e-6)
+        with pytest.raises(grpc.RpcError) as caught:
+            client.infer("net", {"x": x[:, :3]})
+        assert caught.value.details() == "input 'x' must be FP32[1x8], not FP32[1x3]"

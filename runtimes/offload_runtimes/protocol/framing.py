@@ -29,7 +29,7 @@ def join(head: pb.Message, data: Buffer) -> bytes:
     This is the only copy of the tensor's bytes.
     """
     encoded = head.SerializeToString()
-    tag = bytes((_DATA_TAG,)) + _varint(memoryview(data).nbytes)
+    tag = field_head(pb.Message.DATA_FIELD_NUMBER, memoryview(data).nbytes)
     pad = _PADS[-(len(encoded) + len(_PADS[0]) + len(tag)) % _ALIGNMENT]
     return b"".join((encoded, pad, tag, data))
 
@@ -70,12 +70,13 @@ def _length(data: bytes, at: int) -> tuple[int, int]:
     raise DecodeError("a field's length does not end")
 
 
-def _varint(number: int) -> bytes:
-    parts = bytearray()
-    while number >= _CONTINUED:
-        parts.append(number % _CONTINUED | _CONTINUED)
-        number >>= 7
-    parts.append(number)
+def field_head(number: int, size_bytes: int) -> bytes:
+    """What protobuf writes before the bytes of a field with a number up to 15."""
+    parts = bytearray((number << 3 | _WIRE_BYTES,))
+    while size_bytes >= _CONTINUED:
+        parts.append(size_bytes % _CONTINUED | _CONTINUED)
+        size_bytes >>= 7
+    parts.append(size_bytes)
     return bytes(parts)
 
 

@@ -100,6 +100,7 @@ class Bundle:
         outputs: the model's outputs, in its order.
         defaults: the model's optional inputs: they have a default.
         files: all of its files except for the manifest.
+        model: name of the model that was split; empty in a bundle written by hand.
     """
 
     path: Path
@@ -109,6 +110,7 @@ class Bundle:
     outputs: tuple[ModelValue, ...]
     defaults: tuple[ModelValue, ...]
     files: tuple[BundleFile, ...]
+    model: str = ""
 
     @property
     def plan(self) -> Plan:
@@ -195,6 +197,7 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
             for key in ("inputs", "outputs", "defaults")
         )
         names = tuple(map(str, manifest["plans"]))
+        model = str(manifest.get("model", {}).get("name", ""))
         ranges = tuple(map(BandwidthRange.from_json, manifest["ranges"]))
         if not set(names) <= manifest["files"].keys() or not covers_all(ranges, len(names)):
             raise ValueError("plans and ranges do not fit together")
@@ -216,7 +219,7 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
             f"bundle {folder} lacks the part {missing.part[:80]!r} of its plan: make it again"
         )
     plan_set = PlanSet(tuple(plans), ranges)
-    return Bundle(folder, digest, plan_set, inputs, outputs, defaults, files)
+    return Bundle(folder, digest, plan_set, inputs, outputs, defaults, files, model)
 
 
 def manifest_digest(content: Mapping[str, Any]) -> str:
