@@ -52,8 +52,12 @@ demo: install
 	$(BIN)/offload demo
 
 # The wire's messages as Python classes; a test tells when this was forgotten.
+# KServe's messages get a descriptor pool of their own: a program may also use tritonclient, which
+# registers other files with the same names.
+PROTOCOL := runtimes/offload_runtimes/protocol
 proto: install
-	$(BIN)/python -m grpc_tools.protoc -I runtimes/offload_runtimes/protocol --python_out=runtimes/offload_runtimes/protocol --pyi_out=runtimes/offload_runtimes/protocol runtimes/offload_runtimes/protocol/offload.proto
+	$(BIN)/python -m grpc_tools.protoc -I $(PROTOCOL) --python_out=$(PROTOCOL) --pyi_out=$(PROTOCOL) $(PROTOCOL)/offload.proto $(PROTOCOL)/kserve.proto
+	sed -i 's/_descriptor_pool.Default()/_descriptor_pool.DescriptorPool()/' $(PROTOCOL)/kserve_pb2.py
 
 .PHONY: bench-split bench-split-big
 
@@ -116,6 +120,13 @@ test-313:
 test-arm64: install
 	-$(APT) mmdebstrap qemu-user-static openssh-server openssh-client
 	$(BIN)/pytest -q -s tests/runtimes/deploy/test_arm64.py
+
+# Other people's clients and servers; what they need is installed beside, not among ours.
+.PHONY: test-interop
+test-interop: install
+	-$(APT) nodejs npm
+	-npm install --prefix examples/node --no-audit --no-fund --ignore-scripts --loglevel=error
+	$(BIN)/pytest -q -s tests/interop
 
 bench-schedule bench-plan bench-predict: install
 	$(BIN)/python -m tests.benchmarks.$(subst -,_,$@)

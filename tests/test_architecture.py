@@ -38,6 +38,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "onnxruntime": ("offload_runtimes.engine",),
     "grpc": ("offload_runtimes.transport",),
     "grpc_health": ("offload_runtimes.transport",),
+    "grpc_reflection": ("offload_runtimes.transport",),
     "networkx": ("offload.graph", "offload.planning"),
     "typer": ("offload_cli",),
     "zstandard": ("offload_runtimes.protocol.codecs",),

@@ -50,6 +50,13 @@ def serve(
             f" ${TOKEN_VARIABLE}.",
         ),
     ] = None,
+    reflection: Annotated[
+        bool | None,
+        typer.Option(
+            help="Describe the services to clients such as grpcurl. Default: only on loopback.",
+            show_default=False,
+        ),
+    ] = None,
     metrics: Annotated[
         str, typer.Option(help="HOST:PORT where Prometheus reads /metrics; default: nowhere.")
     ] = "",
@@ -135,6 +142,7 @@ def serve(
             max_releases=releases,
             batch_rows=batch,
             batch_wait_s=batch_wait,
+            reflection=reflection,
             metrics=metrics or None,
             security=ServerSecurity(
                 cert,

@@ -1,6 +1,5 @@
 """The server: runs the server's segments of bundles for devices, over gRPC."""
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,9 +24,10 @@ from offload_runtimes.protocol.tensor_specs import TENSOR_LIMIT_BYTES
 from offload_runtimes.security.credentials import ServerCredentials
 from offload_runtimes.serving.bundles import ServedBundles
 from offload_runtimes.serving.dispatch import Dispatcher
+from offload_runtimes.serving.kserve import KServeService
 from offload_runtimes.serving.metrics import Observer
 from offload_runtimes.serving.serve_options import ServeOptions
-from offload_runtimes.serving.sessions import SessionState
+from offload_runtimes.serving.sessions import OpenSessions, SessionState
 from offload_runtimes.transport.connection import Connection
 from offload_runtimes.transport.grpc_server import GrpcHost
 
@@ -65,9 +65,7 @@ class Server:
         bundles = tuple(bundles)
         self.paths = tuple(b.path if isinstance(b, Bundle) else Path(b) for b in bundles)
         self._limits = options.limits
-        self._sessions: set[SessionState] = set()
-        self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
+        self._sessions = OpenSessions()
         self._serving = False
         self._forget: Callable[[], None] = lambda: None
         self._observer = Observer()
@@ -88,6 +86,16 @@ class Server:
         self._dispatcher = Dispatcher(
             self._bundles.loaded, options, self._observer, self._memory, self._batching_sessions
         )
+        kserve = KServeService(
+            self._bundles,
+            self._dispatcher,
+            self._observer,
+            self._memory,
+            self._sessions,
+            limit_bytes=limit_bytes,
+            max_frames=options.limits.max_frames,
+            is_serving=lambda: self._serving,
+        )
         self._host = GrpcHost(
             address,
             self.serve,
@@ -96,7 +104,9 @@ class Server:
             memory=self._memory,
             credentials=self._credentials,
             refused=self._observer.refused,
+            kserve=kserve,
         )
+        self._host.describe(options.reflection)
         self._add_gauges(options.max_memory_bytes)
 
     def _add_gauges(self, max_memory_bytes: int | None) -> None:
@@ -221,7 +231,7 @@ class Server:
         """Refuse new work and wait for the frames in flight; True if all were answered."""
         self._serving = False
         self._host.set_serving(False)
-        for session in self._open_sessions():
+        for session in self._sessions:
             with session.lock:
                 self._dispatcher.apply(session, session.protocol.drain())
         give_up_s = time.monotonic() + timeout_s
@@ -233,7 +243,7 @@ class Server:
         """End all sessions and the threads; may be called twice."""
         self._serving = False
         self._host.set_serving(False)
-        for session in self._open_sessions():
+        for session in self._sessions:
             self._close(session, ServerError("the server is shutting down: try again"))
         self._host.stop(grace_s)
         self._dispatcher.stop()
@@ -255,7 +265,7 @@ class Server:
 
     def serve(self, connection: Connection) -> None:
         """Serve one session on a connection until it ends; one call, one thread."""
-        number = next(self._numbers)
+        number = self._sessions.next_number()
         # Evicted by its number: a reference to the session would keep it and its tensors alive.
         account = self._memory.reserve(partial(self._evict, number))
         protocol = ServerSession(
@@ -266,8 +276,7 @@ class Server:
             self._bundles.names,
         )
         session = SessionState(number, connection, protocol)
-        with self._lock:
-            self._sessions.add(session)
+        self._sessions.add(session)
         peer, version = getattr(connection, "peer", "memory"), getattr(connection, "version", None)
         self._observer.opened(number, peer, version)
         try:
@@ -281,25 +290,20 @@ class Server:
                 self._dispatcher.start(session, tasks, here=True)
         finally:
             self._close(session)
-            with self._lock:
-                self._sessions.discard(session)
+            self._sessions.discard(session)
             self._observer.closed(number, protocol.frames)
 
     def _evict(self, number: int) -> None:
         """End a session on a thread of its own: the caller holds another session's lock."""
         error = ServerError("session evicted: idle while other sessions wait for memory")
-        for session in self._open_sessions():
+        for session in self._sessions:
             if session.number == number:
                 threading.Thread(target=self._close, args=(session, error), daemon=True).start()
-
-    def _open_sessions(self) -> list[SessionState]:
-        with self._lock:
-            return list(self._sessions)
 
     def _bundles_in_use(self) -> set[str | None]:
         """Digests of the bundles of open sessions."""
         digests = set()
-        for session in self._open_sessions():
+        for session in self._sessions:
             with session.lock:  # its hello may be in progress
                 digests.add(session.protocol.bundle)
         return digests
@@ -308,14 +312,14 @@ class Server:
         """The open sessions on a bundle whose frames may run in batches."""
         return [
             session
-            for session in self._open_sessions()
+            for session in self._sessions
             if not session.runs_alone
             and session.protocol.bundle == digest
             and not session.protocol.closed
         ]
 
     def _frames_in_flight(self) -> int:
-        return sum(session.protocol.frames_in_flight for session in self._open_sessions())
+        return sum(session.protocol.frames_in_flight for session in self._sessions)
 
     def _close(self, session: SessionState, error: OffloadError | None = None) -> None:
         with session.lock:

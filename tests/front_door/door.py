@@ -124,7 +124,7 @@ class Door:
         assert process.stdout is not None
         try:
             line = process.stdout.readline()
-            found = re.search(r"(127\.0\.0\.1:\d+|unix:\S+)", line)
+            found = re.search(r"((?:\d+\.){3}\d+:\d+|unix:\S+)", line)
             assert found, f"the server did not start: {line}"
             yield found[1]
         finally:

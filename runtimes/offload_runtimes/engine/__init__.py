@@ -7,6 +7,7 @@ from offload_runtimes.engine.arena import Arena, arena_of, shared_arena
 from offload_runtimes.engine.engine import Call, Engine, load, load_once
 from offload_runtimes.engine.options import EngineOptions, available_providers, short_name
 from offload_runtimes.engine.values import (
+    TEXT,
     UNKNOWN,
     Array,
     as_feed,
@@ -20,6 +21,7 @@ from offload_runtimes.engine.values import (
 __all__ = [
     "DTYPES",
     "ORT_VERSION",
+    "TEXT",
     "UNKNOWN",
     "Arena",
     "Array",

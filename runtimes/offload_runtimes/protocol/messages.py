@@ -7,7 +7,6 @@ unpickled or executed.
 
 import functools
 import math
-import struct
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,14 +19,13 @@ from offload.errors import BundleError, DeadlineError, InputError, OffloadError,
 
 import offload_runtimes.protocol.offload_pb2 as pb
 from offload_runtimes.engine import DTYPES, UNKNOWN, as_feed, shape_fits, show_shape
+from offload_runtimes.protocol import framing
 from offload_runtimes.protocol import structured_values as structured
-from offload_runtimes.protocol.codecs import Buffer, codec
+from offload_runtimes.protocol.codecs import codec
 from offload_runtimes.protocol.tensor_specs import TensorHeader, TensorSpecs
 
-PROTOCOL = 4
+PROTOCOL = 5
 MAX_PING_BYTES = 48 * 1024  # below the message limit of any bundle
-_LENGTH = struct.Struct("<I")
-_ALIGNMENT = 16  # of numpy's own arrays, and of the memory of a bytes object
 _SMALL_BYTES = 16 * 1024
 _HEADERS = 256  # that are remembered; enough for one plan unless shapes are dynamic
 _MAX_RANK = 16
@@ -50,22 +48,34 @@ class ProtocolError(ServerError):
         self.retry = retry
 
 
+class OldPeerError(ProtocolError):
+    """The other end speaks protocol 4 or older, which no later version can read."""
+
+
 def parse(data: bytes) -> tuple[pb.Message, memoryview]:
-    """Parse a message; also returns the tensor's bytes after it, which are not copied.
+    """Parse a message; also returns the tensor's bytes in it, which are not copied.
 
     Raises:
+        OldPeerError: it is a message of protocol 4 or older.
         ProtocolError: it is not a message, or an empty one.
     """
-    message = pb.Message()
     try:
-        (length,) = _LENGTH.unpack_from(data)
-        end = _LENGTH.size + length
-        message.ParseFromString(data[_LENGTH.size : end])
-    except (struct.error, DecodeError) as error:
+        message, tensor = framing.split(data)
+    except DecodeError as error:
+        _refuse_old(data)
         raise ProtocolError("a message cannot be parsed: is the other end onnx-offload?") from error
-    if message.WhichOneof("body") is None or end > len(data):
+    if message.WhichOneof("body") is None:
+        _refuse_old(data)
         raise ProtocolError("an empty message came: is the other end of the same version?")
-    return message, memoryview(data)[end + -end % _ALIGNMENT :]
+    return message, tensor
+
+
+def _refuse_old(data: bytes) -> None:
+    if framing.is_old(data):
+        raise OldPeerError(
+            f"the other end speaks protocol 4 or older, this one speaks {PROTOCOL}: install the"
+            " same version of onnx-offload on both"
+        )
 
 
 def check_none_lost(sent: int, received: int) -> None:
@@ -79,13 +89,7 @@ def check_none_lost(sent: int, received: int) -> None:
 
 def message(**body: Any) -> bytes:
     """Encode a message without a tensor from its one field."""
-    return _framed(pb.Message(**body))
-
-
-def _framed(head: pb.Message, data: Buffer = b"") -> bytes:
-    encoded = head.SerializeToString()
-    padding = bytes(-(_LENGTH.size + len(encoded)) % _ALIGNMENT)
-    return b"".join((_LENGTH.pack(len(encoded)), encoded, padding, data))
+    return pb.Message(**body).SerializeToString()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,7 @@ def tensor_message(
     tensor.layout = _layout(name, packed.dtype, packed.shape, packed.codec)
     tensor.checksum = _checksum(frame, plan, tensor.layout, packed.data)
     tensor.spans.extend(spans)
-    return _framed(head, packed.data)
+    return framing.join(head, packed.data)
 
 
 def decode_tensor(
@@ -175,7 +179,7 @@ def read_header(tensor: pb.Tensor, data: memoryview, specs: TensorSpecs) -> Tens
 
 
 def decode(header: TensorHeader, data: memoryview, specs: TensorSpecs) -> Any:
-    """Decode a tensor; an array of numbers is read-only and not a copy.
+    """Decode a tensor; an array of numbers is read-only, and a view where it is aligned.
 
     Raises:
         ProtocolError: the bytes are not those of such a value.
@@ -187,6 +191,8 @@ def decode(header: TensorHeader, data: memoryview, specs: TensorSpecs) -> Any:
             assert spec.value is not None  # or the header had been refused
             return as_feed("a message", spec.value, structured.decode(decoded))
         array = np.ndarray(header.shape, header.dtype, decoded)
+        if not array.flags.aligned:  # only another serializer than ours leaves it so
+            array = array.copy()
     except (ValueError, OverflowError) as error:  # an InputError is a ValueError, too
         raise ProtocolError(f"tensor {header.name!r} is damaged: {error}") from error
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
@@ -247,7 +253,8 @@ def encode_failure(error: OffloadError, frame: int = 0) -> bytes:
     """Encode an error as a failure message."""
     kind = next((kind for of, kind in _KINDS.items() if isinstance(error, of)), pb.Failure.SERVER)
     failure = pb.Failure(frame=frame, kind=kind, sentence=str(error)[:1000])
-    return message(failure=failure)
+    encoded = message(failure=failure)
+    return framing.as_old(encoded) if isinstance(error, OldPeerError) else encoded
 
 
 def decode_failure(failure: pb.Failure, server: str) -> OffloadError:

@@ -83,10 +83,15 @@ Event: TypeAlias = Reply | RunSegment | FrameOver | Close | PlanSwitched
 
 
 @dataclass
-class _ServerFrame:
+class ServerFrame:
     """One inference in flight: its plan, its tensors so far, segments that have not started.
 
     Attributes:
+        plan: index of the plan.
+        contract: the plan's segments and tensors.
+        waiting: segments that have not started.
+        tensors: what came and was computed so far.
+        spans: what happened since the last answer.
         awaited: inputs with a default that the device announced and that have not come yet.
         running: ids of the segments that run.
         uploaded_bytes: memory of the tensors that came from the device.
@@ -155,8 +160,8 @@ class ServerSession:
         self._limits = limits
         self._reservation = reservation or MemoryBudget().reserve(lambda: None)
         self._agreed: Sequence[Contract] = ()  # of the session's bundle
-        self._frames: dict[int, _ServerFrame] = {}
-        self._ending: dict[int, _ServerFrame] = {}  # over, but segments still run
+        self._frames: dict[int, ServerFrame] = {}
+        self._ending: dict[int, ServerFrame] = {}  # over, but segments still run
         self._last_frame = 0
         self._failed: set[int] = set()
         self._draining = False
@@ -354,7 +359,7 @@ class ServerSession:
         before, self._plan = self._plan, plan
         return [] if before is None else [PlanSwitched(before, plan)]
 
-    def _frame(self, number: int, plan: int) -> _ServerFrame:
+    def _frame(self, number: int, plan: int) -> ServerFrame:
         frame = self._frames.get(number)
         if frame is not None:
             if plan != frame.plan:
@@ -371,22 +376,22 @@ class ServerSession:
             oldest = number - 2 * self._limits.max_frames
             self._failed = {old for old in self._failed if old > oldest}
         contract = self._agreed[plan]
-        self._frames[number] = frame = _ServerFrame(plan, contract, list(contract.segments))
+        self._frames[number] = frame = ServerFrame(plan, contract, list(contract.segments))
         return frame
 
-    def _started(self, number: int, frame: _ServerFrame) -> list[Event]:
+    def _started(self, number: int, frame: ServerFrame) -> list[Event]:
         started = frame.startable()
         if started:
             self._hold()
         return [RunSegment(number, segment, frame.feeds(segment)) for segment in started]
 
-    def _forget_if_done(self, number: int, frame: _ServerFrame) -> list[Event]:
+    def _forget_if_done(self, number: int, frame: ServerFrame) -> list[Event]:
         if not frame.waiting and not frame.running and self._end(number) is not None:
             return [FrameOver(number, "answered")]
         self._hold()
         return []
 
-    def _run_over(self, run: RunSegment) -> _ServerFrame | None:
+    def _run_over(self, run: RunSegment) -> ServerFrame | None:
         """Record that a run is over; its frame, None if the frame is over or this is known."""
         frame = self._frames.get(run.frame)
         if frame is not None:
@@ -408,7 +413,7 @@ class ServerSession:
         self._failed.add(number)  # its other tensors may still be on their way
         return [FrameOver(number, "failed"), self._reply(wire.encode_failure(error, number))]
 
-    def _end(self, number: int) -> _ServerFrame | None:
+    def _end(self, number: int) -> ServerFrame | None:
         """Remove a frame; its tensors stay reserved until the segments that run for it are over."""
         frame = self._frames.pop(number, None)
         if frame is not None and frame.running:
@@ -416,7 +421,7 @@ class ServerSession:
         self._hold()
         return frame
 
-    def _all_frames(self) -> list[_ServerFrame]:
+    def _all_frames(self) -> list[ServerFrame]:
         return [*self._frames.values(), *self._ending.values()]
 
     def _hold(self) -> bool:
@@ -428,7 +433,7 @@ class ServerSession:
 
 
 def _downloads(
-    number: int, frame: _ServerFrame, outputs: Mapping[str, Any], now_s: float
+    number: int, frame: ServerFrame, outputs: Mapping[str, Any], now_s: float
 ) -> list[bytes]:
     """Encode the downloads among a segment's outputs.
 

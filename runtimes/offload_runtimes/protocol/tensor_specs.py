@@ -127,6 +127,12 @@ def contracts(
     return tuple(result)
 
 
+def input_specs(values: Iterable[ModelValue], limit_bytes: int) -> TensorSpecs:
+    """The specs of a model's inputs that are sent raw; `limit_bytes` for those of any shape."""
+    named = {value.name: value for value in values}
+    return _specs((Send(name, None) for name in named), named, limit_bytes)
+
+
 def upload_limit_bytes(contracts: Iterable[Contract]) -> int:
     """Largest message that a device may send under any of some contracts."""
     specs = [spec for contract in contracts for spec in contract.uploads.values()]

@@ -4,7 +4,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -40,14 +40,15 @@ class LoadedBundle:
     Attributes:
         bundle: the bundle.
         contracts: the tensors that may be sent and received, for each plan.
-        engines: an engine for each of the server's parts; bundles share those of equal parts.
+        engines: an engine for each of the server's parts; bundles share those of equal parts. After
+            `load_whole`, also one for each of the device's parts in the first plan.
         alone: why parts run each frame alone; parts that run batches are missing.
         last_runs: input bytes and seconds of the last run of each part.
     """
 
     bundle: Bundle
     contracts: tuple[Contract, ...]
-    engines: Mapping[str, Engine]
+    engines: dict[str, Engine]
     alone: dict[str, str] = field(default_factory=dict)
     last_runs: dict[str, tuple[int, float]] = field(default_factory=dict)
 
@@ -357,6 +358,39 @@ class ServedBundles:
         self.names[digest] = source.name
         self.contracts[digest] = self.loaded[digest].contracts
         return digest
+
+    def can_load_whole(self, digest: str) -> bool:
+        """Whether `load_whole` may load what is missing."""
+        engines, plan = self.loaded[digest].engines, self.loaded[digest].bundle.plan
+        return self._options.max_memory_bytes is None or all(
+            segment.part in engines for segment in plan.segments
+        )
+
+    def load_whole(self, digest: str) -> None:
+        """Load the device's parts of a bundle's first plan, too, to run the whole model here.
+
+        Their frames run alone. Does nothing if they are loaded.
+
+        Raises:
+            InputError: onnxruntime refuses one, or --max-memory holds.
+        """
+        loaded = self.loaded[digest]
+        missing = [s for s in loaded.bundle.plan.on(Side.DEVICE) if s.part not in loaded.engines]
+        if not missing:
+            return
+        if self._options.max_memory_bytes is not None:
+            raise InputError(
+                "the device's parts cannot be loaded while --max-memory holds: send requests to the"
+                " server's part"
+            )
+        with self._reloading:
+            for segment in missing:
+                if segment.part not in loaded.engines:
+                    path = loaded.bundle.segment_path(segment.part)
+                    engine = load(path, self._options.engine)
+                    engine.warm(min(self._options.max_run_s, _WARM_LIMIT_S))
+                    loaded.alone[segment.part] = "it is a part of the device"
+                    loaded.engines[segment.part] = engine
 
     def _drop_unused(self) -> None:
         """Unload bundles that take no new sessions and have no open ones."""

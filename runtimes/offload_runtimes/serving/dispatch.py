@@ -170,7 +170,8 @@ class Dispatcher:
 
     def drop(self, session: SessionState) -> None:
         """Forget the waiting segments of a session."""
-        self._workers.drop(session)
+        if session.turn is session:  # else others' segments wait there, too, and these are stopped
+            self._workers.drop(session)
         self._queue.drop(session)
 
     def open(self) -> None:
@@ -237,7 +238,7 @@ class Dispatcher:
             job = partial(self._supervise, session, run)
             run_here = run_here and task.bundle.runs_briefly(task.part, task.input_bytes)
             if not (run_here and self._workers.run_here(job)):
-                self._workers.submit(session, job)
+                self._workers.submit(session.turn, job)
 
     def _supervise(self, session: SessionState, job: Job) -> None:
         """Do a job; if it raises, end the session, as a message of it may be lost."""

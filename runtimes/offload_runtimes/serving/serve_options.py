@@ -28,6 +28,8 @@ class ServeOptions:
         batch_rows: the most rows of several sessions that run in one call; 1: each frame alone.
         batch_wait_s: how long a worker waits for rows of other sessions; 0: it takes those that
             wait already.
+        reflection: let clients such as grpcurl read the services' descriptions (gRPC reflection);
+            None: if only this machine can reach the server and grpcio-reflection is installed.
         metrics: `HOST:PORT` where Prometheus reads `/metrics`; None: nowhere.
         security: certificates and token; by default plaintext, for this machine only.
     """
@@ -41,6 +43,7 @@ class ServeOptions:
     max_releases: int | None = None
     batch_rows: int = 1
     batch_wait_s: float = 0.0
+    reflection: bool | None = None
     metrics: str | None = None
     security: ServerSecurity = field(default_factory=ServerSecurity)
 

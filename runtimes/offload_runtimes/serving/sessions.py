@@ -1,11 +1,13 @@
 """Sessions of a server, their segments to run, and batches of them."""
 
+import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from offload_runtimes.engine import Array, Call, size_bytes
+from offload_runtimes.protocol.kserve_state import InferenceRequest
 from offload_runtimes.protocol.server_state import RunSegment, ServerSession
 from offload_runtimes.serving.batching import Shapes, join_rows, rows_of, shapes_of, split_rows
 from offload_runtimes.serving.bundles import LoadedBundle
@@ -25,14 +27,27 @@ class SessionState:
         runs_alone: a frame of this session made a batch fail, so its frames run alone from now on.
     """
 
-    def __init__(self, number: int, connection: Connection, protocol: ServerSession) -> None:
+    def __init__(
+        self,
+        number: int,
+        connection: Connection,
+        protocol: ServerSession | InferenceRequest,
+        turn: Hashable = None,
+    ) -> None:
+        """A session; `turn` None: it has its own."""
         self.number = number
+        self._turn = turn
         self.connection = connection
         self.protocol = protocol
         self.lock = threading.RLock()
         self.tasks: dict[int, list[SegmentTask]] = {}
         self.ready_s: dict[int, float] = {}
         self.runs_alone = False
+
+    @property
+    def turn(self) -> Hashable:
+        """What takes turns among the workers: the session, or what it shares one with."""
+        return self if self._turn is None else self._turn
 
     def forget(self, task: "SegmentTask") -> None:
         """Remove a task that has ended."""
@@ -42,6 +57,37 @@ class SessionState:
             tasks.remove(task)
         if not tasks:
             self.tasks.pop(frame, None)
+
+
+class OpenSessions:
+    """The sessions of a server that are open now, and the requests of KServe v2 under way."""
+
+    def __init__(self) -> None:
+        self._sessions: set[SessionState] = set()
+        self._lock = threading.Lock()
+        self._numbers = itertools.count(1)
+
+    def next_number(self) -> int:
+        """The number of the next session."""
+        return next(self._numbers)
+
+    def add(self, session: SessionState) -> None:
+        """A session has begun."""
+        with self._lock:
+            self._sessions.add(session)
+
+    def discard(self, session: SessionState) -> None:
+        """A session is over."""
+        with self._lock:
+            self._sessions.discard(session)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[SessionState]:
+        """The sessions that are open at the call."""
+        with self._lock:
+            return iter(tuple(self._sessions))
 
 
 @dataclass(slots=True, eq=False)

@@ -5,6 +5,7 @@ import os
 SESSION = "/onnx_offload.v1.Runtime/Session"
 PROBE = "/onnx_offload.v1.Runtime/Probe"
 SERVICE = "onnx_offload.v1.Runtime"
+KSERVE = "inference.GRPCInferenceService"
 PROBE_LIMIT_BYTES = 8 * 1024 * 1024
 FRAME_BYTES = 256 * 1024  # of HTTP/2; the default of 16 kB costs 5 % of the time of a 1 MB message
 VERSION_KEY = "onnx-offload-version"  # metadata of a stream: the version of the device

@@ -1,6 +1,6 @@
 """Streams of messages: the interfaces of a transport."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
 from offload.errors import OffloadError
@@ -17,6 +17,38 @@ class Connection(Protocol):
 
     def close(self) -> None:
         """End the stream; a waiting `receive` returns. May be called twice."""
+
+
+class EndingConnection(Connection, Protocol):
+    """A connection that reports its end, whoever ends it."""
+
+    @property
+    def peer(self) -> str:
+        """The other end, for the log."""
+
+    def on_end(self, call: Callable[[], None]) -> bool:
+        """Call a function when the stream is over; False, and no call, if it is over already."""
+
+
+class InferenceService(Protocol):
+    """Calls of another protocol on the server's port: KServe v2.
+
+    All raise OffloadError, which the client gets as gRPC's status.
+    """
+
+    @property
+    def request_limit_bytes(self) -> int:
+        """The longest request that is received."""
+
+    @property
+    def calls(self) -> Mapping[str, Callable[[bytes], bytes]]:
+        """The methods that are no inference, by name: a request's bytes to an answer's."""
+
+    def infer(self, data: bytes, peer: str, on_end: Callable[[Callable[[], None]], bool]) -> bytes:
+        """Answer one request for an inference; `on_end` as `EndingConnection.on_end`."""
+
+    def stream(self, connection: EndingConnection) -> None:
+        """Answer a stream of requests until it ends."""
 
 
 class Receiver(Protocol):

@@ -1,35 +1,52 @@
 """The gRPC server: listen, answer health checks and probes, hand over sessions."""
 
 import math
+import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
-from typing import Any, TypeVar
+from importlib.util import find_spec
+from typing import Any, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from offload.errors import InputError, ServerError
+from offload.errors import BundleError, DeadlineError, InputError, OffloadError, ServerError
 
 import offload_runtimes.protocol.offload_pb2 as pb
 from offload_runtimes.address import Address
+from offload_runtimes.protocol import kserve_pb2
 from offload_runtimes.protocol.memory_budget import MemoryBudget, Reservation
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES
 from offload_runtimes.security.credentials import Certificates, ServerCredentials
-from offload_runtimes.transport import FRAME_BYTES, PROBE_LIMIT_BYTES, SERVICE, VERSION_KEY
-from offload_runtimes.transport.connection import Connection
+from offload_runtimes.transport import (
+    FRAME_BYTES,
+    KSERVE,
+    PROBE_LIMIT_BYTES,
+    SERVICE,
+    VERSION_KEY,
+)
+from offload_runtimes.transport.connection import Connection, InferenceService
 
 T = TypeVar("T")
+Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+_STATUSES = {
+    InputError: grpc.StatusCode.INVALID_ARGUMENT,
+    BundleError: grpc.StatusCode.NOT_FOUND,
+    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
 _SPARE = 32  # streams beyond the sessions: health checks, probes, sessions that are refused
 _SMALL_BYTES = 16 * 1024  # sent at once, unless the device reads nothing at all
 _FREE_BYTES = 4 * _SMALL_BYTES  # of each stream, in addition to the memory budget
 # Unread answers allowed for each stream: 64 MiB, or four of the largest answer so far.
 _UNREAD_BYTES = 1 << 26
 _UNREAD_ANSWERS = 4
+_IDLE_S = 10.0
+_JOIN_POLL_S = 0.005
 _LAST_ANSWERS_S = 5.0  # for a device to read its last answers
 
 
@@ -56,6 +73,7 @@ class ServerStream:
         self.peer = context.peer()
         metadata = dict(context.invocation_metadata())
         self.version = str(metadata.get(VERSION_KEY, "")) or None
+        self.on_end: Callable[[Callable[[], None]], bool] = context.add_callback
         self._requests = requests
         self._transmit = transmit
         self._cancel = context.cancel
@@ -161,38 +179,61 @@ class ServerStream:
 
 
 class DaemonPool(ThreadPoolExecutor):
-    """Runs each call on a daemon thread of its own; gRPC limits their number.
+    """Runs each call at once on a daemon thread, a new one if none is idle; gRPC limits the calls.
 
     The process waits for the threads of a ThreadPoolExecutor when it exits, so a server that was
-    not stopped would keep it from exiting.
+    not stopped would keep it from exiting. An idle thread ends after `_IDLE_S`.
     """
 
     def __init__(self) -> None:
         super().__init__(1)
-        self._started: set[threading.Thread] = set()
+        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._idle = 0  # threads that wait for a call
+        self._counting = threading.Lock()
+        self._busy: set[threading.Thread] = set()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
         """Start a call."""
         future: Future[T] = Future()
 
-        def work() -> None:
+        def call() -> None:
             try:
                 future.set_result(fn(*args, **kwargs))
             except BaseException as error:  # noqa: BLE001  raised by future.result()
                 future.set_exception(error)
-            self._started.discard(threading.current_thread())
 
-        thread = threading.Thread(target=work, name="grpc", daemon=True)
-        self._started.add(thread)
-        thread.start()
+        with self._counting:
+            has_idle = self._idle > 0
+            self._idle -= has_idle
+        if has_idle:
+            self._calls.put(call)
+        else:
+            threading.Thread(target=self._work, args=(call,), name="grpc", daemon=True).start()
         return future
 
     def join(self, timeout_s: float) -> None:
         """Wait for the running calls."""
         until_s = time.monotonic() + timeout_s
-        for thread in tuple(self._started):
-            if thread is not threading.current_thread():
-                thread.join(max(until_s - time.monotonic(), 0.0))
+        while self._busy - {threading.current_thread()} and time.monotonic() < until_s:
+            time.sleep(_JOIN_POLL_S)
+
+    def _work(self, call: Callable[[], None]) -> None:
+        thread = threading.current_thread()
+        while True:
+            self._busy.add(thread)
+            call()
+            self._busy.discard(thread)
+            del call  # it refers to a request
+            with self._counting:
+                self._idle += 1
+            try:
+                call = self._calls.get(timeout=_IDLE_S)
+            except queue.Empty:
+                with self._counting:
+                    if self._idle > 0:
+                        self._idle -= 1
+                        return
+                call = self._calls.get()  # it is on its way
 
 
 class GrpcHost:
@@ -212,8 +253,20 @@ class GrpcHost:
         memory: MemoryBudget,
         credentials: ServerCredentials,
         refused: Callable[[str, str], None],
+        kserve: InferenceService | None = None,
     ) -> None:
-        """`refused` is called with the reason and the peer of each session that does not begin."""
+        """Prepare the services; it listens after `start`.
+
+        Args:
+            listen: the address.
+            serve: serves a session until it ends.
+            receive_limit_bytes: the longest message of a session that is received.
+            max_sessions: sessions, streams and requests of KServe v2 at the same time.
+            memory: limits the unread answers.
+            credentials: certificates and tokens.
+            refused: called with the reason and the peer of each session that does not begin.
+            kserve: answers the calls of KServe v2; None: they are not offered.
+        """
         self._listen = listen
         self._security = credentials
         self._credentials = _credentials(credentials)
@@ -221,21 +274,27 @@ class GrpcHost:
         self._max_sessions = max_sessions
         self._sessions = 0
         self._lock = threading.Lock()
-        self._methods = {"Session": serve, "Probe": echo}
         self._memory = memory
         self._pool = DaemonPool()
-        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {}
-        for name in self._methods:
-            handler = partial(self._stream, name)
-            # gRPC then passes a function that sends, instead of taking an iterator: any thread may
-            # send. It is called experimental, and has been there since gRPC 1.24.
-            handler.experimental_non_blocking = True  # type: ignore[attr-defined]
-            methods[name] = grpc.stream_stream_rpc_method_handler(handler)
+        services = {
+            SERVICE: {
+                "Session": self._stream_handler(serve, counts=True),
+                "Probe": self._stream_handler(echo, counts=False),
+            }
+        }
+        if kserve is not None:
+            receive_limit_bytes = max(receive_limit_bytes, kserve.request_limit_bytes)
+            services[KSERVE] = self._kserve_handlers(kserve)
+        self._services = tuple(services)
+        receive_limit_bytes = min(max(receive_limit_bytes, PROBE_LIMIT_BYTES), MESSAGE_LIMIT_BYTES)
         self._server = grpc.server(
             self._pool,
-            handlers=[grpc.method_handlers_generic_handler(SERVICE, methods)],
+            handlers=[
+                grpc.method_handlers_generic_handler(service, methods)
+                for service, methods in services.items()
+            ],
             options=[
-                ("grpc.max_receive_message_length", max(receive_limit_bytes, PROBE_LIMIT_BYTES)),
+                ("grpc.max_receive_message_length", receive_limit_bytes),
                 ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
                 ("grpc.http2.max_frame_size", FRAME_BYTES),
                 ("grpc.so_reuseport", 0),  # else a second server takes the same port in silence
@@ -250,6 +309,19 @@ class GrpcHost:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self.set_serving(False)
         self.address = str(self._listen)
+
+    def describe(self, wanted: bool | None) -> None:
+        """Let clients read the services' descriptions; called before `start`.
+
+        `wanted` None: if only this machine can reach the server and grpcio-reflection is installed.
+
+        Raises:
+            InputError: it is wanted and grpcio-reflection is not installed.
+        """
+        if wanted is None:
+            wanted = self._listen.is_this_machine and _can_reflect()
+        if wanted:
+            _reflect(self._server, (*self._services, health.SERVICE_NAME))
 
     def start(self) -> None:
         """Bind and serve; InputError if the port is in use."""
@@ -278,23 +350,57 @@ class GrpcHost:
     def set_serving(self, is_serving: bool) -> None:
         """Answer health checks with SERVING or NOT_SERVING from now on."""
         status = health_pb2.HealthCheckResponse
-        for service in ("", SERVICE):
+        for service in ("", *self._services):
             self._health.set(service, status.SERVING if is_serving else status.NOT_SERVING)
 
-    def _stream(
-        self,
-        method: str,
-        requests: Iterator[bytes],
-        context: grpc.ServicerContext,
-        transmit: Callable[[bytes | None], None],
-    ) -> None:
+    def _stream_handler(self, serve: Callable[[ServerStream], None], *, counts: bool) -> Handler:
+        """A handler that gives each stream to `serve`; `counts`: it is one of `max_sessions`."""
+
+        def handle(
+            requests: Iterator[bytes],
+            context: grpc.ServicerContext,
+            transmit: Callable[[bytes | None], None],
+        ) -> None:
+            with self._admitted(context, counts=counts):
+                reservation = self._memory.reserve(context.cancel)
+                stream = ServerStream(requests, transmit, context, reservation)
+                try:
+                    serve(stream)
+                finally:
+                    stream.finish(_LAST_ANSWERS_S)
+
+        # gRPC then passes a function that sends, instead of taking an iterator: any thread may
+        # send. It is called experimental, and has been there since gRPC 1.24.
+        handle.experimental_non_blocking = True  # type: ignore[attr-defined]
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    def _kserve_handlers(self, kserve: InferenceService) -> dict[str, Handler]:
+        def infer(request: bytes, context: grpc.ServicerContext) -> bytes:
+            with self._admitted(context, counts=True):
+                return kserve.infer(request, context.peer(), context.add_callback)
+
+        def handler(call: Callable[[bytes], bytes]) -> Handler:
+            def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+                with self._admitted(context, counts=False):
+                    return call(request)
+
+            return grpc.unary_unary_rpc_method_handler(answer)
+
+        return {
+            **{name: handler(call) for name, call in kserve.calls.items()},
+            "ModelInfer": grpc.unary_unary_rpc_method_handler(infer),
+            "ModelStreamInfer": self._stream_handler(kserve.stream, counts=True),
+        }
+
+    @contextmanager
+    def _admitted(self, context: grpc.ServicerContext, *, counts: bool) -> Iterator[None]:
+        """Refuse a call without a token or beyond `max_sessions`; an OffloadError ends the call."""
         if not self._security.admits(context.invocation_metadata()):
             self._refused("token", context.peer())
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
-        is_session = method == "Session"
         with self._lock:
-            is_full = is_session and self._sessions >= self._max_sessions
-            self._sessions += is_session and not is_full
+            is_full = counts and self._sessions >= self._max_sessions
+            self._sessions += counts and not is_full
         if is_full:
             self._refused("full", context.peer())
             context.abort(
@@ -302,15 +408,36 @@ class GrpcHost:
                 f"all {self._max_sessions} sessions allowed are open",
             )
         try:
-            reservation = self._memory.reserve(context.cancel)
-            stream = ServerStream(requests, transmit, context, reservation)
-            try:
-                self._methods[method](stream)
-            finally:
-                stream.finish(_LAST_ANSWERS_S)
+            yield
+        except OffloadError as error:
+            context.abort(_status(error), str(error))
         finally:
             with self._lock:
-                self._sessions -= is_session
+                self._sessions -= counts
+
+
+def _status(error: OffloadError) -> grpc.StatusCode:
+    return next(
+        (code for kind, code in _STATUSES.items() if isinstance(error, kind)),
+        grpc.StatusCode.UNAVAILABLE,
+    )
+
+
+def _can_reflect() -> bool:
+    return find_spec("grpc_reflection") is not None
+
+
+def _reflect(server: grpc.Server, services: Iterable[str]) -> None:
+    """Add gRPC's reflection service, which describes the services to any client."""
+    if not _can_reflect():
+        raise InputError("reflection needs a package: pip install 'grpcio-reflection>=1.70'")
+    from google.protobuf.descriptor_pool import DescriptorPool
+    from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+    pool = DescriptorPool()  # KServe's messages are not in the default one
+    for file in (pb, kserve_pb2, health_pb2, reflection_pb2):
+        pool.AddSerializedFile(file.DESCRIPTOR.serialized_pb)
+    reflection.enable_server_reflection((*services, reflection.SERVICE_NAME), server, pool=pool)
 
 
 def _credentials(credentials: ServerCredentials) -> grpc.ServerCredentials | None:

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import offload_runtimes.protocol.offload_pb2 as pb
 import pytest
-from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
 from grpc_tools import protoc
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from offload.bundle.bundle import ModelValue
 from offload.errors import BundleError, DeadlineError, InputError, OffloadError, ServerError
+from offload_runtimes.protocol import kserve_pb2
 from offload_runtimes.protocol import messages as wire
 from offload_runtimes.protocol.messages import ProtocolError
 from offload_runtimes.protocol.tensor_specs import TensorSpec, TensorSpecs
@@ -171,14 +173,30 @@ def test_errors_keep_their_kind_and_sentence(kind: type[OffloadError]) -> None:
     assert str(error) == "server here:1: it broke"
 
 
-def test_generated_classes_are_up_to_date(tmp_path: Path) -> None:
+def clear_json_names(message: DescriptorProto) -> None:
+    for field in message.field:
+        field.ClearField("json_name")
+    for nested in message.nested_type:
+        clear_json_names(nested)
+
+
+@pytest.mark.parametrize(
+    ("name", "generated"), [("offload.proto", pb), ("kserve.proto", kserve_pb2)]
+)
+def test_generated_classes_are_up_to_date(tmp_path: Path, name: str, generated: Any) -> None:
     folder = Path(pb.__file__).parent
     target = tmp_path / "set"
-    command = ["protoc", f"-I{folder}", f"--descriptor_set_out={target}", "offload.proto"]
+    command = ["protoc", f"-I{folder}", f"--descriptor_set_out={target}", name]
     assert protoc.main(command) == 0
     (source,) = FileDescriptorSet.FromString(target.read_bytes()).file
-    made = FileDescriptorProto.FromString(pb.DESCRIPTOR.serialized_pb)
+    made = FileDescriptorProto.FromString(generated.DESCRIPTOR.serialized_pb)
     for descriptor in (source, made):
-        for field in (field for message in descriptor.message_type for field in message.field):
-            field.ClearField("json_name")
+        for message in descriptor.message_type:
+            clear_json_names(message)
     assert made == source, "run `make proto`"
+
+
+def test_kserves_messages_leave_the_default_pool_to_other_packages() -> None:
+    """tritonclient registers other files with the same names there."""
+    with pytest.raises(KeyError):
+        descriptor_pool.Default().FindMessageTypeByName("inference.ModelInferRequest")

@@ -359,7 +359,7 @@ def test_a_damaged_plan_number_is_detected() -> None:
     right = encode_tensor(1, "a", np.arange(2), "raw", plan=1)
     message, data = wire.parse(right)
     message.tensor.plan = 0
-    damaged = wire.message(tensor=message.tensor) + bytes(data)
+    damaged = wire.message(tensor=message.tensor, data=bytes(data))
     events = greeted().receive(damaged, 0.0)
     assert "damaged on its way" in refusal(events)
 

@@ -102,6 +102,7 @@ class Bundle:
         outputs: the model's outputs, in its order.
         defaults: the model's optional inputs: they have a default.
         files: all of its files except for the manifest.
+        model: name of the model that was split; empty in a bundle written by hand.
     """
 
     path: Path
@@ -111,6 +112,7 @@ class Bundle:
     outputs: tuple[ModelValue, ...]
     defaults: tuple[ModelValue, ...]
     files: tuple[BundleFile, ...]
+    model: str = ""
 
     @property
     def plan(self) -> Plan:
@@ -202,6 +204,7 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
             for key in ("inputs", "outputs", "defaults")
         )
         names = tuple(map(str, manifest["plans"]))
+        model = str(manifest.get("model", {}).get("name", ""))
         ranges = tuple(map(BandwidthRange.from_json, manifest["ranges"]))
         shares = tuple(map(float, manifest.get("shares", ())))
         is_complete = covers_all(ranges, len(names), shares)
@@ -225,7 +228,7 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
             f"bundle {folder} lacks the part {missing.part[:80]!r} of its plan: make it again"
         )
     plan_set = PlanSet(tuple(plans), ranges, shares)
-    return Bundle(folder, digest, plan_set, inputs, outputs, defaults, files)
+    return Bundle(folder, digest, plan_set, inputs, outputs, defaults, files, model)
 
 
 def manifest_digest(content: Mapping[str, Any]) -> str:

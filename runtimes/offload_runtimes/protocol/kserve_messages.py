@@ -1,0 +1,335 @@
+"""Tensors in the messages of KServe v2: read the inputs of a request, write the answer.
+
+Source: the Open Inference Protocol (KServe v2), `ModelInfer`, with Triton's parameters. Raw
+contents are little-endian in C order; an element of BYTES is its length (4 bytes) and its bytes,
+which are UTF-8 here.
+"""
+
+import math
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from offload.bundle.bundle import ModelValue
+from offload.errors import InputError
+from offload.units import format_bytes
+
+import offload_runtimes.protocol.kserve_pb2 as kserve
+from offload_runtimes.engine import DTYPES, TEXT, Array, shape_fits, show_shape
+from offload_runtimes.protocol.codecs import Buffer
+from offload_runtimes.protocol.framing import field_head
+from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES, TensorSpec
+
+# The protocol's datatype of each tensor type of onnxruntime; it has none for the other types.
+DATATYPES: Mapping[str, str] = {
+    "tensor(bool)": "BOOL",
+    **{
+        f"tensor({sign}int{bits})": f"{sign.upper()}INT{bits}"
+        for sign in ("", "u")
+        for bits in (8, 16, 32, 64)
+    },
+    "tensor(float16)": "FP16",
+    "tensor(bfloat16)": "BF16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    TEXT: "BYTES",
+}
+# The field of InferTensorContents for each datatype; FP16 and BF16 have none.
+_CONTENTS: Mapping[str, str] = {
+    "BOOL": "bool_contents",
+    **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+    "INT64": "int64_contents",
+    **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"  # as Triton calls models of onnxruntime
+_LENGTH = struct.Struct("<I")
+_TEXT_BYTES = 32  # largest size of a Python string for one byte of its element in a request
+_SHOWN = 80  # characters of a name that a client made up
+_RAW_OUTPUT = kserve.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
+_INFER_RESPONSE = kserve.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
+_FINAL = "triton_final_response"
+_WANTS_FINAL = "triton_enable_empty_final_response"
+_UNSUPPORTED = ("shared_memory_region", "classification", "sequence_id")
+
+
+@dataclass(frozen=True)
+class ModelSignature:
+    """What a model takes and gives.
+
+    Attributes:
+        name: what requests call it.
+        version: of the model.
+        inputs: the required inputs.
+        defaults: the optional inputs, which have a default in the model.
+        outputs: the outputs.
+        limits: the largest size of each input.
+    """
+
+    name: str
+    version: str
+    inputs: tuple[ModelValue, ...]
+    defaults: tuple[ModelValue, ...]
+    outputs: tuple[ModelValue, ...]
+    limits: Mapping[str, TensorSpec]
+
+    def why_not(self) -> str:
+        """Why the protocol cannot carry its tensors; empty: it can."""
+        for value in (*self.inputs, *self.defaults, *self.outputs):
+            if value.type not in DATATYPES:
+                return f"{value.name!r} is a {value.type}, which KServe v2 has no datatype for"
+        return ""
+
+
+def sizes(value: ModelValue) -> list[int]:
+    """The shape of a value in the protocol: -1 for any size."""
+    return [size if isinstance(size, int) else -1 for size in value.shape or ()]
+
+
+def model_config(model: ModelSignature) -> kserve.ModelConfig:
+    """A model's configuration in Triton's form; its dims include the batch."""
+    config = kserve.ModelConfig(name=model.name, platform=PLATFORM, backend=BACKEND)
+    for value in (*model.inputs, *model.defaults):
+        is_optional = value not in model.inputs
+        config.input.add(
+            name=value.name, data_type=_config_type(value), dims=sizes(value), optional=is_optional
+        )
+    for value in model.outputs:
+        config.output.add(name=value.name, data_type=_config_type(value), dims=sizes(value))
+    return config
+
+
+def _config_type(value: ModelValue) -> str:
+    return "TYPE_STRING" if value.type == TEXT else f"TYPE_{DATATYPES[value.type]}"
+
+
+def memory_bytes(request: kserve.ModelInferRequest, size_bytes: int) -> int:
+    """Largest size in memory of the inputs of a request that takes `size_bytes` itself."""
+    has_text = any(tensor.datatype == DATATYPES[TEXT] for tensor in request.inputs)
+    return size_bytes * (_TEXT_BYTES if has_text else 1)
+
+
+def read_inputs(request: kserve.ModelInferRequest, model: ModelSignature) -> dict[str, Any]:
+    """The inputs of a request as arrays; numbers in raw contents are not copied.
+
+    Raises:
+        InputError: a name, datatype, shape, size or parameter is wrong, or an input is missing.
+    """
+    raw = request.raw_input_contents
+    if raw and any(tensor.HasField("contents") for tensor in request.inputs):
+        raise InputError("give the inputs in raw_input_contents or in contents, not in both")
+    if raw and len(raw) != len(request.inputs):
+        raise InputError(f"{len(request.inputs)} inputs came with {len(raw)} raw_input_contents")
+    _check_parameters(request)
+    known = {value.name: value for value in (*model.inputs, *model.defaults)}
+    feeds: dict[str, Any] = {}
+    for index, tensor in enumerate(request.inputs):
+        value = known.get(tensor.name)
+        if value is None:
+            raise InputError(
+                f"model {model.name!r} has no input {tensor.name[:_SHOWN]!r}: it takes"
+                f" {list(known)}"
+            )
+        if tensor.name in feeds:
+            raise InputError(f"input {tensor.name!r} came twice")
+        shape = _checked_shape(tensor, value, model.limits[tensor.name].limit_bytes)
+        if raw:
+            feeds[tensor.name] = _from_raw(raw[index], value, shape)
+        else:
+            feeds[tensor.name] = _from_contents(tensor, value, shape)
+    for value in model.inputs:
+        if value.name not in feeds:
+            names = [value.name for value in model.inputs]
+            raise InputError(
+                f"input {value.name!r} of {model.name!r} is missing: give all of {names}"
+            )
+    return feeds
+
+
+def requested_outputs(
+    request: kserve.ModelInferRequest, model: ModelSignature
+) -> tuple[ModelValue, ...]:
+    """The outputs that a request wants, in its order; all if it names none.
+
+    Raises:
+        InputError: the model has no such output, or one is requested twice.
+    """
+    if not request.outputs:
+        return model.outputs
+    known = {value.name: value for value in model.outputs}
+    names = [output.name for output in request.outputs]
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"model {model.name!r} has no output {name[:_SHOWN]!r}: it gives {list(known)}"
+            )
+    if len(set(names)) < len(names):
+        raise InputError(f"an output is requested twice: {names}")
+    return tuple(known[name] for name in names)
+
+
+def response_head(
+    request: kserve.ModelInferRequest, model: ModelSignature
+) -> kserve.ModelInferResponse:
+    """The answer to a request before its outputs are known."""
+    head = kserve.ModelInferResponse(
+        model_name=model.name, model_version=model.version, id=request.id
+    )
+    if _WANTS_FINAL in request.parameters and request.parameters[_WANTS_FINAL].bool_param:
+        head.parameters[_FINAL].bool_param = True
+    return head
+
+
+def write_response(
+    head: kserve.ModelInferResponse,
+    outputs: Sequence[tuple[ModelValue, Any]],
+    *,
+    in_stream: bool,
+) -> bytes:
+    """The bytes of an answer: the only copy of the outputs' bytes.
+
+    Args:
+        head: from `response_head`; the outputs are added to it.
+        outputs: the outputs and their values.
+        in_stream: as ModelStreamInfer sends it, inside a ModelStreamInferResponse.
+
+    Raises:
+        InputError: it is too long for one message.
+    """
+    parts: list[Buffer] = [b""]
+    for value, array in outputs:
+        head.outputs.add(name=value.name, datatype=DATATYPES[value.type], shape=array.shape)
+        data = _to_raw(array)
+        parts += [field_head(_RAW_OUTPUT, data.nbytes), data]
+    parts[0] = head.SerializeToString()
+    size_bytes = sum(memoryview(part).nbytes for part in parts)
+    if size_bytes > MESSAGE_LIMIT_BYTES:
+        raise InputError(
+            f"the answer takes {format_bytes(size_bytes)}, one message carries"
+            f" {format_bytes(MESSAGE_LIMIT_BYTES)}: use smaller inputs"
+        )
+    if in_stream:
+        parts.insert(0, field_head(_INFER_RESPONSE, size_bytes))
+    return b"".join(parts)
+
+
+def write_stream_error(request_id: str, sentence: str) -> bytes:
+    """The message of ModelStreamInfer about a request that failed."""
+    response = kserve.ModelStreamInferResponse(error_message=sentence)
+    response.infer_response.id = request_id
+    return response.SerializeToString()
+
+
+def _check_parameters(request: kserve.ModelInferRequest) -> None:
+    """Refuse parameters that would change the answer; hints such as priorities are ignored."""
+    holders: Iterable[Any] = (request, *request.inputs, *request.outputs)
+    for holder in holders:
+        for name in _UNSUPPORTED:
+            if name in holder.parameters:
+                raise InputError(f"the parameter {name!r} is not supported here: leave it out")
+
+
+def _checked_shape(
+    tensor: kserve.ModelInferRequest.InferInputTensor, value: ModelValue, limit_bytes: int
+) -> tuple[int, ...]:
+    """The shape of an input, checked with its datatype and size against the model."""
+    shape = tuple(tensor.shape)
+    datatype = DATATYPES[value.type]
+    if (
+        tensor.datatype != datatype
+        or not shape_fits(value.shape, shape)
+        or min(shape, default=0) < 0
+    ):
+        raise InputError(
+            f"input {value.name!r} must be {datatype}{show_shape(value.shape)}, not"
+            f" {tensor.datatype[:_SHOWN]}{show_shape(shape[:16])}"
+        )
+    item_bytes = _LENGTH.size if value.type == TEXT else DTYPES[value.type].itemsize
+    size_bytes = math.prod(shape) * item_bytes
+    if size_bytes > limit_bytes:
+        raise InputError(
+            f"input {value.name!r} takes {format_bytes(size_bytes)}, allowed are"
+            f" {format_bytes(limit_bytes)}: use a smaller batch"
+        )
+    return shape
+
+
+def _from_raw(raw: bytes, value: ModelValue, shape: tuple[int, ...]) -> Array:
+    if value.type == TEXT:
+        return _as_text(value, list(_elements(raw, value)), shape)
+    dtype = DTYPES[value.type].newbyteorder("<")
+    if len(raw) != math.prod(shape) * dtype.itemsize:
+        raise InputError(
+            f"input {value.name!r} came with {len(raw)} bytes,"
+            f" {DATATYPES[value.type]}{show_shape(shape)} takes"
+            f" {math.prod(shape) * dtype.itemsize}"
+        )
+    return np.ndarray(shape, dtype, raw)
+
+
+def _elements(raw: bytes, value: ModelValue) -> Iterable[bytes]:
+    """The elements of a BYTES tensor in raw contents."""
+    at = 0
+    while at < len(raw):
+        end = at + _LENGTH.size
+        size = _LENGTH.unpack_from(raw, at)[0] if end <= len(raw) else len(raw)
+        if end + size > len(raw):
+            raise InputError(f"input {value.name!r}: its raw BYTES end within an element")
+        yield raw[end : end + size]
+        at = end + size
+
+
+def _from_contents(
+    tensor: kserve.ModelInferRequest.InferInputTensor, value: ModelValue, shape: tuple[int, ...]
+) -> Array:
+    datatype = DATATYPES[value.type]
+    field = _CONTENTS.get(datatype)
+    if field is None:
+        raise InputError(f"input {value.name!r} is {datatype}, which must be in raw_input_contents")
+    others = [known.name for known, _ in tensor.contents.ListFields() if known.name != field]
+    if others:
+        raise InputError(f"input {value.name!r} is {datatype}: give {field}, not {others[0]}")
+    elements = getattr(tensor.contents, field)
+    if value.type == TEXT:
+        return _as_text(value, list(elements), shape)
+    dtype = DTYPES[value.type]
+    if len(elements) != math.prod(shape):
+        raise _wrong_count(value, len(elements), shape)
+    try:
+        array: Array = np.array(list(elements), dtype)
+    except OverflowError as error:
+        raise InputError(f"input {value.name!r} holds a number that {datatype} cannot") from error
+    return array.reshape(shape)
+
+
+def _as_text(value: ModelValue, elements: Sequence[bytes], shape: tuple[int, ...]) -> Array:
+    if len(elements) != math.prod(shape):
+        raise _wrong_count(value, len(elements), shape)
+    array: Array = np.empty(len(elements), object)
+    try:
+        array[:] = [element.decode() for element in elements]
+    except UnicodeDecodeError as error:
+        raise InputError(f"input {value.name!r} holds bytes that are not UTF-8 text") from error
+    return array.reshape(shape)
+
+
+def _wrong_count(value: ModelValue, count: int, shape: tuple[int, ...]) -> InputError:
+    return InputError(
+        f"input {value.name!r} came with {count} elements, its shape {show_shape(shape)} has"
+        f" {math.prod(shape)}"
+    )
+
+
+def _to_raw(array: Array) -> memoryview:
+    """The raw contents of an output; an array of numbers in C order is not copied."""
+    if array.dtype == object:
+        encoded = [str(element).encode() for element in array.flat]
+        return memoryview(b"".join(_LENGTH.pack(len(each)) + each for each in encoded))
+    if array.dtype.str[0] == ">" or not array.flags.c_contiguous:
+        array = array.astype(array.dtype.newbyteorder("<"), order="C")
+    return array.reshape(-1).view(np.uint8).data

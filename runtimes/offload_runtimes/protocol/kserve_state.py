@@ -1,0 +1,176 @@
+"""State of one request of KServe v2 on the server, without I/O: it runs as a session of one frame.
+
+It gives the dispatcher the same events as a session of our own protocol, so that requests take
+turns, share batches and are limited together with sessions.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from offload.bundle.bundle import ModelValue
+from offload.errors import InputError, OffloadError, ServerError
+from offload.units import format_bytes
+
+import offload_runtimes.protocol.kserve_pb2 as kserve
+from offload_runtimes.protocol import kserve_messages as messages
+from offload_runtimes.protocol.kserve_messages import ModelSignature
+from offload_runtimes.protocol.memory_budget import Reservation
+from offload_runtimes.protocol.server_state import (
+    Event,
+    FrameOver,
+    Reply,
+    RunSegment,
+    ServerFrame,
+)
+from offload_runtimes.protocol.tensor_specs import Contract
+
+_FRAME = 1
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model that requests may run: segments of a bundle.
+
+    Attributes:
+        signature: its name, inputs and outputs.
+        contract: the segments that compute it, and the sizes of its inputs.
+        is_whole: whether the device's parts are among them.
+    """
+
+    signature: ModelSignature
+    contract: Contract
+    is_whole: bool = False
+
+
+class InferenceRequest:
+    """State of one request; its methods return events for the caller to carry out.
+
+    Not thread-safe: the caller holds a lock around each call.
+
+    Attributes:
+        model: what it runs.
+        closed: it was answered, failed, or is not needed any more.
+        error: why it failed.
+        queue_s: seconds in which none of its segments ran.
+        compute_s: seconds that its segments ran.
+    """
+
+    def __init__(
+        self,
+        model: ServedModel,
+        reservation: Reservation,
+        *,
+        in_stream: bool,
+    ) -> None:
+        """A request that begins with `begin`.
+
+        Args:
+            model: what it runs.
+            reservation: holds the bytes of its inputs.
+            in_stream: it came in a stream, where errors are answers, too.
+        """
+        self.model = model
+        self._head = kserve.ModelInferResponse()
+        self._wanted: tuple[ModelValue, ...] = ()
+        self._reservation = reservation
+        self._in_stream = in_stream
+        self._frame = ServerFrame(0, model.contract, list(model.contract.segments))
+        self._began_s = 0.0
+        self.closed = False
+        self.error: OffloadError | None = None
+        self.queue_s = self.compute_s = 0.0
+
+    @property
+    def bundle(self) -> str | None:
+        """Digest of the bundle that it runs."""
+        return self.model.contract.digest
+
+    @property
+    def frames_in_flight(self) -> int:
+        """1 until it is over."""
+        return int(not self.closed)
+
+    def begin(
+        self, request: kserve.ModelInferRequest, size_bytes: int, now_s: float
+    ) -> list[Event]:
+        """Check a request that came as this many bytes, and run the first segments."""
+        self._began_s = now_s
+        signature = self.model.signature
+        self._head = messages.response_head(request, signature)
+        try:
+            self._hold(messages.memory_bytes(request, size_bytes))
+            self._wanted = messages.requested_outputs(request, signature)
+            self._frame.tensors = messages.read_inputs(request, signature)
+        except OffloadError as error:
+            return self._fail(error)
+        return self._started()
+
+    def finished(
+        self, run: RunSegment, outputs: Mapping[str, Any], start_s: float, end_s: float
+    ) -> list[Event]:
+        """A segment has finished: run those that can start now, or answer."""
+        self._frame.running.discard(run.segment.id)
+        if self.closed:
+            return []
+        self.compute_s += end_s - start_s
+        self._frame.tensors.update(outputs)
+        if events := self._started():
+            return events
+        if self._frame.waiting or self._frame.running:
+            return []
+        self.queue_s = max(0.0, end_s - self._began_s - self.compute_s)
+        values = [(value, self._frame.tensors[value.name]) for value in self._wanted]
+        try:
+            answer = messages.write_response(self._head, values, in_stream=self._in_stream)
+        except InputError as error:
+            return self._fail(error)
+        return self._over("answered", answer)
+
+    def failed(self, run: RunSegment, error: OffloadError) -> list[Event]:
+        """A segment could not run."""
+        self._frame.running.discard(run.segment.id)
+        return [] if self.closed else self._fail(error)
+
+    def close(self, error: OffloadError | None = None) -> list[Event]:
+        """The client has gone, or the server ends the request with an error."""
+        if self.closed:
+            return []
+        return self._over("dropped", b"") if error is None else self._fail(error)
+
+    def drain(self) -> list[Event]:
+        """Nothing changes: the request is still answered."""
+        return []
+
+    def _started(self) -> list[Event]:
+        return [
+            RunSegment(_FRAME, segment, self._frame.feeds(segment))
+            for segment in self._frame.startable()
+        ]
+
+    def _hold(self, size_bytes: int) -> None:
+        limit_bytes = self._reservation.limit_bytes
+        if size_bytes > limit_bytes:
+            raise InputError(
+                f"this request takes {format_bytes(size_bytes)}, the server allows"
+                f" {format_bytes(int(limit_bytes))} for the tensors of all clients (--max-memory):"
+                " use a smaller batch, or allow more"
+            )
+        if not self._reservation.hold(size_bytes, idle=False):
+            raise ServerError(
+                "the memory for clients' tensors is in use on the server (--max-memory): try again,"
+                " or allow more"
+            )
+
+    def _fail(self, error: OffloadError) -> list[Event]:
+        self.error = error
+        answer = b""
+        if self._in_stream:
+            answer = messages.write_stream_error(self._head.id, str(error))
+        return self._over("failed", answer)
+
+    def _over(self, outcome: str, answer: bytes) -> list[Event]:
+        self.closed = True
+        self._frame.tensors.clear()
+        self._reservation.hold(0)
+        return [FrameOver(_FRAME, outcome), Reply(answer)]

@@ -1,0 +1,67 @@
+"""Other people's clients and servers, through the command."""
+
+import grpc
+import numpy as np
+import onnxruntime as ort
+import pytest
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+from tests.front_door.door import Door
+from tests.runtimes.kserve_client import KServeClient
+
+
+def services(address: str) -> set[str]:
+    """What a client such as grpcurl lists."""
+    with grpc.insecure_channel(address) as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        names = set(database.get_services())
+        for name in names:
+            assert database.FindFileContainingSymbol(name).service
+        return names
+
+
+def test_a_server_on_loopback_describes_its_services(door: Door) -> None:
+    with door.serving(door.split_two_layers()) as address:
+        assert services(address) >= {
+            "onnx_offload.v1.Runtime",
+            "inference.GRPCInferenceService",
+            "grpc.health.v1.Health",
+        }
+
+
+@pytest.mark.parametrize(
+    ("listen", "word", "described"),
+    [
+        ("127.0.0.1:0", "--no-reflection", False),
+        ("0.0.0.0:0", "--log", False),
+        ("0.0.0.0:0", "--reflection", True),
+    ],
+)
+def test_beyond_loopback_it_does_so_on_request(
+    door: Door, listen: str, word: str, described: bool
+) -> None:
+    bundle = door.split_two_layers()
+    with door.serving(bundle, "--insecure", word, listen=listen) as address:
+        here = f"127.0.0.1:{address.rsplit(':', 1)[1]}"
+        if described:
+            assert "onnx_offload.v1.Runtime" in services(here)
+            return
+        with pytest.raises(grpc.RpcError) as caught:
+            services(here)
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_served_bundle_is_two_models_of_kserve(door: Door) -> None:
+    bundle = door.split_two_layers()
+    x = np.random.default_rng(3).standard_normal((1, 8)).astype(np.float32)
+    session = ort.InferenceSession(door.folder / "net.onnx")
+    (y,) = session.run(None, {"x": x})
+    with door.serving(bundle) as address, KServeClient(address) as client:
+        np.testing.assert_allclose(client.infer("net", {"x": x})["y"], y, rtol=1e-6)
+        (part,) = ort.InferenceSession(door.folder / bundle / "device-0.onnx").run(None, {"x": x})
+        np.testing.assert_allclose(client.infer("net.server", {"h": part})["y"], y, rtol=1e-6)
+        with pytest.raises(grpc.RpcError) as caught:
+            client.infer("net", {"x": x[:, :3]})
+        assert caught.value.details() == "input 'x' must be FP32[1x8], not FP32[1x3]"

@@ -1,0 +1,239 @@
+"""Tensors of KServe v2 cross unchanged, raw or typed; whatever else comes gets one sentence."""
+
+import struct
+from typing import Any
+
+import numpy as np
+import offload_runtimes.protocol.kserve_pb2 as kserve
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from offload.bundle.bundle import ModelValue
+from offload.errors import InputError
+from offload_runtimes.protocol import kserve_messages as messages
+from offload_runtimes.protocol.kserve_messages import ModelSignature
+from offload_runtimes.protocol.tensor_specs import input_specs
+
+from tests.runtimes.kserve_client import arrays, infer_request
+
+TYPES = {
+    "bool": ("tensor(bool)", "BOOL", "bool_contents"),
+    "int8": ("tensor(int8)", "INT8", "int_contents"),
+    "int16": ("tensor(int16)", "INT16", "int_contents"),
+    "int32": ("tensor(int32)", "INT32", "int_contents"),
+    "int64": ("tensor(int64)", "INT64", "int64_contents"),
+    "uint8": ("tensor(uint8)", "UINT8", "uint_contents"),
+    "uint16": ("tensor(uint16)", "UINT16", "uint_contents"),
+    "uint32": ("tensor(uint32)", "UINT32", "uint_contents"),
+    "uint64": ("tensor(uint64)", "UINT64", "uint64_contents"),
+    "float16": ("tensor(float16)", "FP16", ""),
+    "float32": ("tensor(float)", "FP32", "fp32_contents"),
+    "float64": ("tensor(double)", "FP64", "fp64_contents"),
+}
+LIMIT_BYTES = 1 << 16
+
+
+def model(*inputs: ModelValue, defaults: tuple[ModelValue, ...] = ()) -> ModelSignature:
+    outputs = tuple(ModelValue(v.name.upper(), v.type, v.shape) for v in inputs)
+    limits = input_specs((*inputs, *defaults), LIMIT_BYTES)
+    return ModelSignature("m", "1", inputs, defaults, outputs, limits)
+
+
+@given(
+    array=st.sampled_from(list(TYPES)).flatmap(
+        lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, min_side=0, max_side=5))
+    )
+)
+def test_numbers_cross_unchanged(array: np.ndarray) -> None:
+    kind, datatype, field = TYPES[array.dtype.name]
+    of = model(ModelValue("x", kind, None))
+    raw = infer_request("m", {"x": array})
+    assert raw.inputs[0].datatype == datatype
+    requests = [raw]
+    if field:
+        typed = kserve.ModelInferRequest()
+        tensor = typed.inputs.add(name="x", datatype=datatype, shape=array.shape)
+        getattr(tensor.contents, field).extend(array.ravel().tolist())
+        requests.append(typed)
+    for request in requests:
+        back = messages.read_inputs(request, of)["x"]
+        assert (back.dtype, back.shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(back, array)
+        head = messages.response_head(request, of)
+        answer = messages.write_response(head, [(of.outputs[0], back)], in_stream=False)
+        response = kserve.ModelInferResponse.FromString(answer)
+        (given,) = arrays(response).values()
+        np.testing.assert_array_equal(given, array)
+        in_stream = messages.write_response(
+            messages.response_head(request, of), [(of.outputs[0], back)], in_stream=True
+        )
+        assert kserve.ModelStreamInferResponse.FromString(in_stream).infer_response == response
+
+
+@given(words=st.lists(st.text(max_size=8), max_size=6))
+def test_text_crosses_unchanged(words: list[str]) -> None:
+    of = model(ModelValue("x", "tensor(string)", ("n",)))
+    encoded = [word.encode() for word in words]
+    raw = b"".join(struct.pack("<I", len(word)) + word for word in encoded)
+    request = kserve.ModelInferRequest(raw_input_contents=[raw])
+    request.inputs.add(name="x", datatype="BYTES", shape=[len(words)])
+    typed = kserve.ModelInferRequest()
+    tensor = typed.inputs.add(name="x", datatype="BYTES", shape=[len(words)])
+    tensor.contents.bytes_contents.extend(encoded)
+    for each in (request, typed):
+        back = messages.read_inputs(each, of)["x"]
+        assert back.tolist() == words
+    head = messages.response_head(request, of)
+    answer = messages.write_response(head, [(of.outputs[0], back)], in_stream=False)
+    assert kserve.ModelInferResponse.FromString(answer).raw_output_contents == [raw]
+
+
+def test_bfloat16_crosses_as_bits() -> None:
+    of = model(ModelValue("x", "tensor(bfloat16)", (2,)))
+    request = kserve.ModelInferRequest(raw_input_contents=[b"\x80\x3f\x00\xc0"])
+    request.inputs.add(name="x", datatype="BF16", shape=[2])
+    back = messages.read_inputs(request, of)["x"]
+    assert back.dtype == np.uint16
+    head = messages.response_head(request, of)
+    answer = messages.write_response(head, [(of.outputs[0], back)], in_stream=False)
+    response = kserve.ModelInferResponse.FromString(answer)
+    assert response.outputs[0].datatype == "BF16"
+    assert response.raw_output_contents == [b"\x80\x3f\x00\xc0"]
+
+
+def test_the_head_repeats_what_the_client_gave() -> None:
+    of = model(ModelValue("x", "tensor(float)", (1,)))
+    request = infer_request("m", {"x": np.ones(1, np.float32)}, request_id="seven")
+    head = messages.response_head(request, of)
+    assert (head.model_name, head.model_version, head.id) == ("m", "1", "seven")
+    assert not head.parameters
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    request.parameters["priority"].uint64_param = 3
+    messages.read_inputs(request, of)
+    head = messages.response_head(request, of)
+    assert head.parameters["triton_final_response"].bool_param
+
+
+X = ModelValue("x", "tensor(float)", ("n", 2))
+TAKES = model(X, defaults=(ModelValue("d", "tensor(int8)", ("n",)),))
+
+
+def request(raw: bytes | None = bytes(16), **changes: Any) -> kserve.ModelInferRequest:
+    right: dict[str, Any] = {"name": "x", "datatype": "FP32", "shape": (2, 2)}
+    made = kserve.ModelInferRequest(raw_input_contents=[] if raw is None else [raw])
+    made.inputs.add(**{**right, **changes})
+    return made
+
+
+def typed(**contents: list[Any]) -> kserve.ModelInferRequest:
+    return request(None, contents=kserve.InferTensorContents(**contents))
+
+
+def parameter(where: str, name: str) -> kserve.ModelInferRequest:
+    made = request()
+    made.outputs.add(name="X")
+    holder: Any = {"request": made, "input": made.inputs[0], "output": made.outputs[0]}[where]
+    holder.parameters[name].int64_param = 1
+    return made
+
+
+def both() -> kserve.ModelInferRequest:
+    made = request()
+    made.inputs[0].contents.fp32_contents.extend([1.0] * 4)
+    return made
+
+
+def twice() -> kserve.ModelInferRequest:
+    made = request()
+    made.inputs.append(made.inputs[0])
+    made.raw_input_contents.append(bytes(16))
+    return made
+
+
+def default(values: list[int]) -> kserve.ModelInferRequest:
+    made = typed(fp32_contents=[1.0] * 4)
+    tensor = made.inputs.add(name="d", datatype="INT8", shape=[len(values)])
+    tensor.contents.int_contents.extend(values)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (request(name="y"), r"model 'm' has no input 'y': it takes \['x', 'd'\]"),
+        (request(name="y" * 10**6), "has no input"),
+        (request(datatype="FP64"), r"'x' must be FP32\[nx2\], not FP64\[2x2\]"),
+        (request(datatype="float32"), "not float32"),
+        (request(shape=(2, 3)), r"must be FP32\[nx2\], not FP32\[2x3\]"),
+        (request(shape=(4,)), r"not FP32\[4\]"),
+        (request(shape=(-2, 2)), r"not FP32\[-2x2\]"),
+        (request(shape=(2**40, 2)), "takes 8796 GB, allowed are"),
+        (request(shape=(2**62, 2)), "allowed are"),
+        (request(bytes(15)), r"came with 15 bytes, FP32\[2x2\] takes 16"),
+        (request(b""), "came with 0 bytes"),
+        (request(None), "came with 0 elements"),
+        (typed(fp32_contents=[1.0] * 5), "came with 5 elements"),
+        (typed(fp64_contents=[1.0] * 4), "give fp32_contents, not fp64_contents"),
+        (typed(fp32_contents=[1.0] * 4, int_contents=[1]), "not int_contents"),
+        (kserve.ModelInferRequest(), "'x' of 'm' is missing"),
+        (both(), "in raw_input_contents or in contents, not in both"),
+        (twice(), "'x' came twice"),
+        (kserve.ModelInferRequest(raw_input_contents=[b""]), "0 inputs came with 1 raw"),
+        (default([128]), "holds a number that INT8 cannot"),
+        (parameter("input", "shared_memory_region"), "'shared_memory_region' is not supported"),
+        (parameter("output", "classification"), "'classification' is not supported"),
+        (parameter("request", "sequence_id"), "'sequence_id' is not supported"),
+    ],
+)
+def test_a_wrong_request_gets_one_sentence(wrong: kserve.ModelInferRequest, said: str) -> None:
+    messages.read_inputs(request(), TAKES)
+    messages.read_inputs(default([1, 2]), TAKES)
+    with pytest.raises(InputError, match=said) as caught:
+        messages.read_inputs(wrong, TAKES)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    ("raw", "shape", "said"),
+    [
+        (b"\1\0\0\0a\2\0\0", [2], "end within an element"),
+        (b"\x09\0\0\0a", [1], "end within an element"),
+        (b"\1\0\0\0\xff", [1], "not UTF-8"),
+        (b"\1\0\0\0a", [2], "came with 1 elements"),
+        (b"", [2**40], "allowed are"),
+    ],
+)
+def test_wrong_text_gets_one_sentence(raw: bytes, shape: list[int], said: str) -> None:
+    of = model(ModelValue("x", "tensor(string)", ("n",)))
+    with pytest.raises(InputError, match=said):
+        messages.read_inputs(request(raw, datatype="BYTES", shape=shape), of)
+
+
+def test_half_precision_must_be_raw() -> None:
+    of = model(ModelValue("x", "tensor(float16)", (1,)))
+    wrong = request(None, datatype="FP16", shape=[1])
+    wrong.inputs[0].contents.fp32_contents.append(1.0)
+    with pytest.raises(InputError, match="FP16, which must be in raw_input_contents"):
+        messages.read_inputs(wrong, of)
+
+
+def test_outputs_are_given_as_requested() -> None:
+    of = model(X, ModelValue("y", "tensor(float)", (1,)))
+    wants = kserve.ModelInferRequest()
+    assert [v.name for v in messages.requested_outputs(wants, of)] == ["X", "Y"]
+    wants.outputs.add(name="Y")
+    assert [v.name for v in messages.requested_outputs(wants, of)] == ["Y"]
+    wants.outputs.add(name="Y")
+    with pytest.raises(InputError, match="requested twice"):
+        messages.requested_outputs(wants, of)
+    wants.outputs[0].name = "Z"
+    with pytest.raises(InputError, match=r"no output 'Z': it gives \['X', 'Y'\]"):
+        messages.requested_outputs(wants, of)
+
+
+def test_types_without_a_datatype_are_named() -> None:
+    assert not model(X).why_not()
+    assert "'m' is a map" in model(ModelValue("m", "map(int64,tensor(float))", None)).why_not()
+    assert "float8" in model(ModelValue("x", "tensor(float8e5m2)", None)).why_not()
