@@ -178,8 +178,8 @@ def test_two_plans_share_the_frames_and_the_reason_says_so() -> None:
     assert [plan.scheme for plan in plans.plans] == ["local", "cloud"]
     assert plans.shares == pytest.approx((10 / 19, 9 / 19)), "1/9 and 1/10 frames/s"
     assert why == (
-        "In a stream, plans share the frames (53% local, 47% cloud): 0.211 frames/s, 1.90x this"
-        " plan alone (0.111); no mix of plans gives more."
+        "In a stream, 53% of the frames take plan 0 (local), 47% plan 1 (cloud): 0.211 frames/s,"
+        " 1.90x this plan alone (0.111); no mix of plans gives more."
     )
     assert plans.plans[1].reason == (
         "Takes 47% of a stream's frames;"
