@@ -53,7 +53,7 @@ def test_inspect_shows_the_shares(door: Door, net: str) -> None:
     split = door.json("split", net, "-o", "b", "--link", LINK, *STREAM)
     assert door.json("inspect", "b")["mix"] == split["mix"]
     text = door.ok("inspect", "b")
-    assert "In a stream, plans share the frames" in text
+    assert "of the frames take plan 0 (local)" in text
     assert "shares of a stream's frames" in text
 
 

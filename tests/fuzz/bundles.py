@@ -67,6 +67,7 @@ def _texts() -> Texts:
         "defaults": value,
         "plans": [PLAN],
         "ranges": to_json(EVERYWHERE),
+        "shares": [1.0],
         "files": files,
     }
     return Texts(json.dumps(content).encode(), json.dumps(_plan().to_json()).encode())

@@ -287,11 +287,13 @@ def certain_mix(
 
 
 def _accepted(problem: PlanningProblem, mix: Mix, single_hz: float) -> str:
-    parts = ", ".join(
-        f"{share:.0%} {member.scheme}"
-        for member, share in zip(mix.members, mix.shares, strict=True)
-        if share
+    members = zip(mix.members, mix.shares, strict=True)
+    first, *others = (
+        (f"{share:.0%}", f"plan {number} ({member.scheme})")
+        for number, (member, share) in enumerate(members)
+        if share > ROUNDING
     )
+    frames = ", ".join((" of the frames take ".join(first), *map(" ".join, others)))
     proof = "no mix of plans gives more"
     if not mix.is_optimal:
         proof += f" than {mix.bound_hz:.3g}"
@@ -300,7 +302,7 @@ def _accepted(problem: PlanningProblem, mix: Mix, single_hz: float) -> str:
         elif _is_limited(problem):
             proof = f"this is the best mix found within the limits; {proof}"
     return (
-        f"In a stream, plans share the frames ({parts}): {mix.rate_hz:.3g} frames/s,"
+        f"In a stream, {frames}: {mix.rate_hz:.3g} frames/s,"
         f" {mix.rate_hz / single_hz:.2f}x this plan alone ({single_hz:.3g}); {proof}."
     )
 
