@@ -13,6 +13,7 @@ from offload.errors import InputError
 from offload.records import fields_to_json, read_version
 from offload.scheduling.instance import Instance
 from offload.scheduling.timeline import Lane, Span, Timeline, makespan_s, simulate
+from offload.units import format_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,39 @@ class ResourceUse:
         return max(self.seconds)
 
 
+@dataclass(frozen=True, slots=True)
+class Speeds:
+    """How fast both sides are, compared with what was planned.
+
+    Attributes:
+        device: factor on the device's seconds; 2 on a device that is half as fast.
+        server: factor on the server's seconds.
+        server_wait_s: seconds that an inference waits at the server for the work of others.
+    """
+
+    device: float = 1.0
+    server: float = 1.0
+    server_wait_s: float = 0.0
+
+    def describe(self) -> str:
+        """In words, like "device 2.0x slower, server as planned"."""
+
+        def side(name: str, factor: float) -> str:
+            is_planned = 1 / AS_PLANNED < factor < AS_PLANNED
+            return f"{name} as planned" if is_planned else f"{name} takes {factor:.2g}x as long"
+
+        wait = (
+            f", {format_s(self.server_wait_s)} wait" if self.server_wait_s >= LEAST_WAIT_S else ""
+        )
+        return f"{side('device', self.device)}, {side('server', self.server)}{wait}"
+
+
+PLANNED_SPEEDS = Speeds()
+AS_PLANNED = 1.1
+"""A factor below this, or above its inverse, is within the noise of a measurement."""
+LEAST_WAIT_S = 1e-3
+
+
 @dataclass(frozen=True)
 class Forecast:
     """The predicted times of a program as a function of the link.
@@ -61,30 +95,31 @@ class Forecast:
     download_codec_s: float = 0.0
     by_period: bool = False
 
-    def on(self, link: Link) -> Instance:
-        """The scheduler's instance on another link."""
-        jobs = (
+    def on(self, link: Link, speeds: Speeds = PLANNED_SPEEDS) -> Instance:
+        """The scheduler's instance on another link, and at other speeds of both sides."""
+        jobs = [
             job if size is None else replace(job, upload_s=link.upload_s(size))
             for job, size in zip(self.work.jobs, self.upload_bytes, strict=True)
-        )
+        ]
         download_s = self.download_codec_s + sum(map(link.download_s, self.download_bytes))
-        return replace(self.work, jobs=tuple(jobs), download_s=download_s)
+        work = replace(self.work, jobs=tuple(jobs), download_s=download_s)
+        return work if speeds == PLANNED_SPEEDS else _at_speeds(work, speeds)
 
-    def latency_s(self, link: Link) -> float:
-        """Predicted seconds from input to output on a link."""
-        return makespan_s(self.on(link), range(len(self.upload_bytes)))
+    def latency_s(self, link: Link, speeds: Speeds = PLANNED_SPEEDS) -> float:
+        """Predicted seconds from input to output."""
+        return makespan_s(self.on(link, speeds), range(len(self.upload_bytes)))
 
-    def use(self, link: Link) -> ResourceUse:
-        """The seconds that one inference keeps each resource busy on a link."""
-        return ResourceUse.of(self.on(link))
+    def use(self, link: Link, speeds: Speeds = PLANNED_SPEEDS) -> ResourceUse:
+        """The seconds that one inference keeps each resource busy."""
+        return ResourceUse.of(self.on(link, speeds))
 
-    def period_s(self, link: Link) -> float:
+    def period_s(self, link: Link, speeds: Speeds = PLANNED_SPEEDS) -> float:
         """Predicted seconds between two outputs of a stream: those of the busiest resource."""
-        return self.use(link).period_s
+        return self.use(link, speeds).period_s
 
-    def value_s(self, link: Link) -> float:
-        """The figure by which plans are compared on a link: the smaller the better."""
-        return self.period_s(link) if self.by_period else self.latency_s(link)
+    def value_s(self, link: Link, speeds: Speeds = PLANNED_SPEEDS) -> float:
+        """The figure by which plans are compared: the smaller the better."""
+        return self.period_s(link, speeds) if self.by_period else self.latency_s(link, speeds)
 
     def timeline(self, link: Link) -> Timeline:
         """The predicted timeline on a link, one span a segment or a tensor."""
@@ -93,6 +128,20 @@ class Forecast:
     def __post_init__(self) -> None:
         if len(self.upload_bytes) != len(self.work.jobs):
             raise InputError("a forecast must have one entry of upload_bytes for each job")
+
+
+def _at_speeds(work: Instance, speeds: Speeds) -> Instance:
+    """The same work on sides of other speeds; the wait is the server's before its first layer."""
+    jobs = [replace(job, compute_s=speeds.device * job.compute_s) for job in work.jobs]
+    server_jobs = [replace(j, compute_s=speeds.server * j.compute_s) for j in work.server_jobs]
+    server_s = speeds.server * work.server_s
+    if server_jobs:
+        first = work.server_topological[0]
+        waiting = server_jobs[first].compute_s + speeds.server_wait_s
+        server_jobs[first] = replace(server_jobs[first], compute_s=waiting)
+    elif server_s:
+        server_s += speeds.server_wait_s
+    return replace(work, jobs=tuple(jobs), server_s=server_s, server_jobs=tuple(server_jobs))
 
 
 def _program_timeline(work: Instance) -> Timeline:
