@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -276,6 +277,7 @@ class Server:
             self._bundles.names,
         )
         session = SessionState(number, connection, protocol)
+        protocol.wait_s = partial(self._dispatcher.wait_s, weakref.ref(session))
         self._sessions.add(session)
         peer, version = getattr(connection, "peer", "memory"), getattr(connection, "version", None)
         self._observer.opened(number, peer, version)

@@ -182,16 +182,18 @@ class Ping(_message.Message):
     def __init__(self, number: _Optional[int] = ..., data: _Optional[bytes] = ..., sent: _Optional[int] = ...) -> None: ...
 
 class Pong(_message.Message):
-    __slots__ = ("number", "server_s", "data", "sent")
+    __slots__ = ("number", "server_s", "data", "sent", "wait_s")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     SERVER_S_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     SENT_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
     number: int
     server_s: float
     data: bytes
     sent: int
-    def __init__(self, number: _Optional[int] = ..., server_s: _Optional[float] = ..., data: _Optional[bytes] = ..., sent: _Optional[int] = ...) -> None: ...
+    wait_s: float
+    def __init__(self, number: _Optional[int] = ..., server_s: _Optional[float] = ..., data: _Optional[bytes] = ..., sent: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("frame",)

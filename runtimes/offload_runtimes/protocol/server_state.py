@@ -1,6 +1,6 @@
 """Protocol state of a session on the server, without I/O: messages in, events out."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -135,6 +135,10 @@ class ServerSession:
     """State of a session; its methods return events for the caller to carry out.
 
     Not thread-safe: the caller holds a lock around each call.
+
+    Attributes:
+        closed: whether the session is over.
+        wait_s: returns how long a segment would wait now for the work of other sessions.
     """
 
     def __init__(
@@ -169,6 +173,7 @@ class ServerSession:
         self._received = 0
         self._sent = 0
         self.closed = False
+        self.wait_s: Callable[[], float] = lambda: 0.0
 
     @property
     def frames(self) -> int:
@@ -245,7 +250,13 @@ class ServerSession:
                 raise ProtocolError(f"a ping may carry {wire.MAX_PING_BYTES} bytes, no more")
             wire.check_none_lost(message.ping.sent, self._received)
             number, data = message.ping.number, message.ping.data
-            pong = pb.Pong(number=number, server_s=now_s, data=data, sent=self._sent + 1)
+            pong = pb.Pong(
+                number=number,
+                server_s=now_s,
+                data=data,
+                sent=self._sent + 1,
+                wait_s=self.wait_s(),
+            )
             return [self._reply(wire.message(pong=pong))]
         if body == "hello":
             return [self._reply(self._hello(message.hello))]

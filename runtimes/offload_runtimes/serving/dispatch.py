@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
@@ -27,6 +28,7 @@ from offload_runtimes.serving.sessions import Batch, BatchKey, SegmentTask, Sess
 
 Job = Callable[[], object]
 LOG = logging.getLogger("offload.server")
+_NEWEST = 0.2  # the weight of the newest job in the mean
 
 
 class FairWorkers:
@@ -37,7 +39,9 @@ class FairWorkers:
 
     def __init__(self, workers: int) -> None:
         self._queues: OrderedDict[Hashable, deque[Job]] = OrderedDict()
-        self._free = workers
+        self._free = self._count = workers
+        self._running: list[int] = []  # ids of keys: a reference would keep a session alive
+        self._usual_s = 0.0  # of a job, a mean in which recent ones count more
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._stopped = False
@@ -59,7 +63,7 @@ class FairWorkers:
             self._queues.setdefault(key, deque()).append(job)
             self._changed.notify()
 
-    def run_here(self, job: Job) -> bool:
+    def run_here(self, key: Hashable, job: Job) -> bool:
         """Run a job on the caller's thread if a worker is free and nothing waits; False if not.
 
         The caller counts as one of the workers while the job runs.
@@ -68,14 +72,26 @@ class FairWorkers:
             if not self._free or self._queues or self._stopped:
                 return False
             self._free -= 1
+            self._running.append(id(key))
         try:
-            _do(job)
+            self._do(id(key), job)
         finally:
             with self._lock:
-                self._free += 1
                 if self._queues:
                     self._changed.notify()
         return True
+
+    def wait_s(self, key: Hashable) -> float:
+        """Seconds that a job of a key would wait now for jobs of others, estimated.
+
+        A waiting job counts as long as the usual one, a running one half of that.
+        """
+        with self._lock:
+            if self._free:
+                return 0.0
+            running = sum(1 for other in self._running if other != id(key))
+            waiting = len(self._queues) - (key in self._queues)
+            return (running / 2 + waiting) * self._usual_s / self._count
 
     def drop(self, key: Hashable) -> None:
         """Forget the jobs of a key that have not started."""
@@ -99,13 +115,25 @@ class FairWorkers:
                 thread.join()
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
-            _do(job)
-            del job  # it refers to a session and its tensors, and the next job may come late
+        while (item := self._next()) is not None:
+            self._do(*item)
+            del item  # it refers to a session and its tensors, and the next job may come late
+
+    def _do(self, key: int, job: Job) -> None:
+        """Run a job for the key of that id, and free its worker."""
+        begun_s = time.monotonic()
+        try:
+            job()
+        except BaseException:
+            LOG.exception("a job raised an error")
+        finally:
+            took_s = time.monotonic() - begun_s
             with self._lock:
                 self._free += 1
+                self._running.remove(key)
+                self._usual_s += _NEWEST * (took_s - self._usual_s) if self._usual_s else took_s
 
-    def _next(self) -> Job | None:
+    def _next(self) -> tuple[int, Job] | None:
         """Wait for a job; None after `stop`. A call of its own, so that no key stays referenced."""
         with self._lock:
             while not (self._queues and self._free) and not self._stopped:
@@ -117,14 +145,8 @@ class FairWorkers:
             if jobs:
                 self._queues[key] = jobs
             self._free -= 1
-            return job
-
-
-def _do(job: Job) -> None:
-    try:
-        job()
-    except BaseException:
-        LOG.exception("a job raised an error")
+            self._running.append(id(key))
+            return id(key), job
 
 
 class Dispatcher:
@@ -167,6 +189,11 @@ class Dispatcher:
         """Number of segments that could run but wait for a worker."""
         spent = self._queue.spent
         return max(0, self._workers.waiting - spent)
+
+    def wait_s(self, session: "weakref.ref[SessionState]") -> float:
+        """Seconds that a segment of a session would wait now for those of others, estimated."""
+        alive = session()
+        return 0.0 if alive is None else self._workers.wait_s(alive.turn)
 
     def drop(self, session: SessionState) -> None:
         """Forget the waiting segments of a session."""
@@ -237,7 +264,7 @@ class Dispatcher:
                 run_here = run_here and not self._waits_for_rows
             job = partial(self._supervise, session, run)
             run_here = run_here and task.bundle.runs_briefly(task.part, task.input_bytes)
-            if not (run_here and self._workers.run_here(job)):
+            if not (run_here and self._workers.run_here(session.turn, job)):
                 self._workers.submit(session.turn, job)
 
     def _supervise(self, session: SessionState, job: Job) -> None:

@@ -63,17 +63,17 @@ def test_the_callers_thread_is_one_of_the_workers() -> None:
     workers, hold, began, ran = FairWorkers(1), threading.Event(), threading.Event(), []
     workers.open()
     here = threading.current_thread()
-    assert workers.run_here(lambda: ran.append(threading.current_thread()))
+    assert workers.run_here("key", lambda: ran.append(threading.current_thread()))
     assert ran == [here]
 
     def job() -> None:
         began.set()
         _wait(hold)
 
-    thread = threading.Thread(target=lambda: workers.run_here(job))
+    thread = threading.Thread(target=lambda: workers.run_here("key", job))
     thread.start()
     began.wait()
-    assert not workers.run_here(lambda: ran.append(here))
+    assert not workers.run_here("key", lambda: ran.append(here))
     finished = threading.Event()
     workers.submit("key", finished.set)
     assert not finished.wait(0.05)
@@ -83,3 +83,26 @@ def test_the_callers_thread_is_one_of_the_workers() -> None:
     assert finished.wait(10)
     workers.stop()
     assert ran == [here]
+
+
+def test_the_wait_for_the_work_of_others() -> None:
+    """Half of the running job, and one of each other key that waits."""
+    workers, started, go_on = FairWorkers(1), threading.Event(), threading.Event()
+    workers.open()
+
+    def usual() -> None:
+        started.set()
+        go_on.wait(10)
+
+    assert workers.wait_s("other") == 0.0, "a worker is free"
+    workers.submit("one", usual)
+    assert started.wait(10)
+    workers._usual_s = 2.0
+    assert workers.wait_s("other") == 1.0
+    assert workers.wait_s("one") == 0.0, "the running job is its own"
+    for key in ("one", "two", "two", "other"):
+        workers.submit(key, lambda: None)
+    assert workers.wait_s("other") == 1.0 + 2 * 2.0
+    assert workers.wait_s("one") == 2 * 2.0
+    go_on.set()
+    workers.stop()
