@@ -19,6 +19,7 @@ from offload.costs.profile import slowed
 from offload.errors import InputError
 from offload.files import write_text
 from offload.planning.plan import Side
+from offload.records import to_json
 from offload.report.gantt import chrome_trace, gantt_svg, gantt_text
 from offload.scheduling.timeline import Timeline
 from offload.units import format_s
@@ -239,7 +240,8 @@ def run(
         ]
         described = session.link.describe() if session.link else "not measured"
         changed = f"; changed {', '.join(changes)}" if changes else ""
-        output.text(f"plan {session.plan}, link {described}{changed}")
+        speeds = session.speeds.describe()
+        output.text(f"plan {session.plan}, link {described}, {speeds}{changed}")
     output.text(gantt_text({"measured": runs.timelines[-1]}, 100))
 
 
@@ -355,6 +357,7 @@ def _report_stream(output: Output, session: OffloadSession, run: _StreamRun) -> 
             "first_answer_s": run.first_s,
             "by_plan": by_plan,
             "link": session.link.to_json() if session.link else None,
+            "speeds": to_json(session.speeds),
         },
         f"{run.frames_per_s:.3g} frames/s in a stream of {run.frames} frames ({shared})",
     )
@@ -413,6 +416,7 @@ def _switching_json(session: OffloadSession) -> dict[str, object]:
     return {
         "plan": session.plan,
         "link": session.link.to_json() if session.link else None,
+        "speeds": to_json(session.speeds),
         "switches": [
             {
                 "at_s": switch.at_s,

@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar, overload
 from offload.bundle.bundle import Bundle, ModelValue, open_bundle
 from offload.costs.link import Link
 from offload.errors import InputError
-from offload.planning.plan import Plan, Side
+from offload.planning.plan import Plan, Side, Speeds
 from offload.planning.shares import DEFAULT_WINDOW
 from offload.scheduling.timeline import Timeline
 
@@ -129,6 +129,11 @@ class OffloadSession:
     def link(self) -> Link | None:
         """The link as measured to choose among plans; None if it was not measured."""
         return self._active.opened.selector.link
+
+    @property
+    def speeds(self) -> Speeds:
+        """How fast device and server are, compared with the plan; as planned if not measured."""
+        return self._active.opened.selector.speeds
 
     @property
     def switches(self) -> tuple[PlanSwitch, ...]:

@@ -94,6 +94,7 @@ class OpenedBundle:
                 connect(),
                 contracts(bundle, {**ends, **executor.values()}),
                 selector.monitor,
+                selector.speed_monitor,
                 options.patience_s,
             )
 
@@ -150,12 +151,15 @@ class OpenedBundle:
             self.executor,
             self._reconnect,
             self._counters,
+            self.selector.speed_monitor,
             can_finish_here=self._can_finish_here,
         )
         for plan in self.bundle.plans if self.selector.sharing else ():
             self._load(plan)
         self.selector.settle(_probe_of(self._reconnect))
-        self.selector.watch(partial(_probe_of, self._reconnect), self._options.heartbeat_s)
+        self.selector.watch(
+            partial(_probe_of, self._reconnect), self.executor.probe_s, self._options.heartbeat_s
+        )
 
     def close(self) -> None:
         """End its threads and its connection; inferences under way continue without them."""

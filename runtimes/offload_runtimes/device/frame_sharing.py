@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from offload.costs.link import Link
-from offload.planning.plan import Plan
+from offload.planning.plan import PLANNED_SPEEDS, Plan, Speeds
 from offload.planning.shares import shares_within, take_turn, window_for
 
 
@@ -28,11 +28,11 @@ class FrameSharing:
         self._credits: tuple[float, ...] = ()
         self.update(link)
 
-    def update(self, link: Link) -> None:
-        """Compute the shares for another link."""
+    def update(self, link: Link, speeds: Speeds = PLANNED_SPEEDS) -> None:
+        """Compute the shares for another link and other speeds."""
         with self._lock:
-            self._uses = [forecast.use(link) for forecast in self._forecasts]
-            self._latencies_s = [forecast.latency_s(link) for forecast in self._forecasts]
+            self._uses = [forecast.use(link, speeds) for forecast in self._forecasts]
+            self._latencies_s = [f.latency_s(link, speeds) for f in self._forecasts]
             self._setting = None
 
     @property

@@ -24,6 +24,7 @@ from offload_runtimes.device.frame_sharing import ComputeOrder
 from offload_runtimes.device.reconnect import ReconnectLoop
 from offload_runtimes.device.segment_executor import FrameTensors, SegmentExecutor
 from offload_runtimes.device.server_connection import ServerConnection
+from offload_runtimes.device.speed_monitor import SpeedMonitor
 from offload_runtimes.engine import Array
 from offload_runtimes.protocol.messages import pack
 
@@ -88,6 +89,7 @@ class InferenceRunner:
         executor: SegmentExecutor,
         reconnect: ReconnectLoop | None,
         counters: Counters,
+        speeds: SpeedMonitor,
         *,
         can_finish_here: bool,
     ) -> None:
@@ -98,6 +100,7 @@ class InferenceRunner:
             executor: runs its segments.
             reconnect: has the connection to the server; None if no plan needs a server.
             counters: where inferences are counted.
+            speeds: learns how long segments take.
             can_finish_here: whether the device may and can compute the server's segments.
         """
         self._plans = bundle.plans
@@ -116,6 +119,7 @@ class InferenceRunner:
         self._executor = executor
         self._reconnect = reconnect
         self._counters = counters
+        self._speeds = speeds
         self._can_finish_here = can_finish_here
         self._order = ComputeOrder()
         self._under_way: weakref.WeakSet[PendingInference] = weakref.WeakSet()
@@ -207,7 +211,8 @@ class InferenceRunner:
                 if not frame.has(step.inputs):
                     frame.take(step.inputs, self._server_until_s(inference))
                 with computing():
-                    self._executor.run(step, frame, inference.until_s)
+                    took_s = self._executor.run(step, frame, inference.until_s)
+                self._speeds.computed(number, step.id, took_s)
             elif connection:
                 with computing():
                     packed = self._executor.pack(step, frame)

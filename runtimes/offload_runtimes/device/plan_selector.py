@@ -1,8 +1,9 @@
-"""Choose the plan of the next inference, as the link changes.
+"""Choose the plan of the next inference, as the link and the speeds of both sides change.
 
 An inference that has begun ends by its own plan, so a change falls between frames. The link is
 estimated from the session's own messages; if they are too few, the server is asked to send some
-bytes back.
+bytes back. The speeds are those of the session's own segments; while the device has none to run,
+it runs a short one now and then.
 """
 
 import threading
@@ -16,16 +17,19 @@ from offload.bundle.bundle import Bundle
 from offload.costs.link import Link
 from offload.costs.link_fit import LEAST_SENDS
 from offload.errors import OffloadError
-from offload.planning.plan import Plan
+from offload.planning.plan import PLANNED_SPEEDS, Plan, Segment, Speeds
 from offload.planning.plan_set import SwitchPolicy, SwitchState, best_of, step
 
 from offload_runtimes.device.counters import LOG
 from offload_runtimes.device.frame_sharing import FrameSharing
 from offload_runtimes.device.link_monitor import LATE_S, SURPRISING, LinkMonitor
+from offload_runtimes.device.speed_monitor import SpeedMonitor
 from offload_runtimes.protocol.messages import MAX_PING_BYTES
 
 # Sends this many bytes to the server and back; the link monitor records their times.
 Probe: TypeAlias = Callable[[int], None]
+# Runs a segment of the device and returns its seconds; None if it cannot.
+DeviceProbe: TypeAlias = Callable[[Segment], float | None]
 _UNKNOWN_LINK = Link(10e6, 10e6)
 _LOST_PROBE_S = 5.0  # a probe that is not answered by then does not delay the next one
 _PROBE_S = 0.02  # time of a probe: long enough to measure a rate, too short to delay a frame
@@ -35,6 +39,8 @@ _FIRST_PROBES_S = 1.0
 _FIRST_PROBES = 8  # at most
 _GROWS = 1.25  # probe again while the probe for the estimated rate would be larger by this factor
 _SWITCHES = 100  # that are remembered
+_IDLE_DEVICE_S = 1.0  # without a frame that measures the device
+_DEVICE_PROBE_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +52,18 @@ class PlanSwitch:
         before: index of the old plan.
         after: index of the new plan.
         link: estimate of the link at that time.
+        speeds: estimate of the speeds at that time.
     """
 
     at_s: float
     before: int
     after: int
     link: Link
+    speeds: Speeds = PLANNED_SPEEDS
 
     def __str__(self) -> str:
-        return f"plan {self.before} -> plan {self.after} ({self.link.describe()})"
+        why = f"{self.link.describe()}; {self.speeds.describe()}"
+        return f"plan {self.before} -> plan {self.after} ({why})"
 
 
 class PlanSelector:
@@ -69,6 +78,7 @@ class PlanSelector:
 
     Attributes:
         monitor: measures the link.
+        speed_monitor: measures both sides.
         may_change: whether there are several plans to choose from.
         sharing: shares the frames of a stream among the plans; None: a stream follows one plan.
     """
@@ -89,6 +99,8 @@ class PlanSelector:
         self.monitor = LinkMonitor(self._link, min(max(largest, 1), _SMALLEST_PROBE_BYTES))
         is_shared = self.may_change and bool(bundle.shares)
         self.sharing = FrameSharing(bundle.plans, self._link) if is_shared else None
+        self.speed_monitor = SpeedMonitor(bundle.plans)
+        self._speeds = PLANNED_SPEEDS
         self._plans = bundle.plans
         self._outputs = bundle.outputs
         self._forecasts = forecasts
@@ -100,7 +112,8 @@ class PlanSelector:
         self._refused: set[int] = set()
         self._switches: deque[PlanSwitch] = deque(maxlen=_SWITCHES)
         self._change = ""  # for the timeline of the next inference
-        self._reviewed_uploads = 0
+        self._reviewed = (0, 0)  # uploads and measurements of speed
+        self._probe_device_s = float("-inf")  # not before
         self._last_probe = (-1, float("-inf"))  # uploads before it, when
         self._lock = threading.Lock()
         self._began_s = time.monotonic()
@@ -134,6 +147,11 @@ class PlanSelector:
     def link(self) -> Link | None:
         """Last estimate of the link; None if there was none."""
         return self._link if self._is_measured else None
+
+    @property
+    def speeds(self) -> Speeds:
+        """Last estimate of the speeds of device and server."""
+        return self._speeds
 
     @property
     def switches(self) -> tuple[PlanSwitch, ...]:
@@ -173,11 +191,17 @@ class PlanSelector:
                 self._state = SwitchState(best_of(self._values(self._link)))
         self._load(self._plans[self.plan])
 
-    def watch(self, current_probe: Callable[[], Probe | None], every_s: float) -> None:
-        """Call `attend` on a thread of its own until closed."""
+    def watch(
+        self,
+        current_probe: Callable[[], Probe | None],
+        probe_device: DeviceProbe,
+        every_s: float,
+    ) -> None:
+        """Call `attend` and `attend_device` on a thread of its own until closed."""
 
         def attend() -> None:
             while not self._stopped.wait(every_s):
+                self.attend_device(probe_device, time.monotonic())
                 self.attend(current_probe(), time.monotonic(), every_s)
 
         if self.may_change:
@@ -208,12 +232,29 @@ class PlanSelector:
             expected_s = link.upload_s(size_bytes)
             if size_bytes >= monitor.large_bytes and waited_s > expected_s + LATE_S:
                 slower = max(1.0, waited_s / expected_s)
-        if monitor.uploads != self._reviewed_uploads or slower > 1:
-            self._reviewed_uploads = monitor.uploads
+        news = monitor.uploads, self.speed_monitor.samples
+        if news != self._reviewed or slower > 1:
+            self._reviewed = news
             self.review(now_s, slower)
 
+    def attend_device(self, probe: DeviceProbe, now_s: float) -> None:
+        """Measure the device if no frame does: run its shortest segment on zeros.
+
+        At most 10 % of the device's time, and only of segments that are loaded.
+        """
+        idle_s = now_s - self.speed_monitor.device_at_s
+        if idle_s < _IDLE_DEVICE_S or now_s < self._probe_device_s:
+            return
+        for plan, name in self.speed_monitor.device_segments():
+            took_s = probe(self._plans[plan].segment(name))
+            if took_s is not None:
+                self.speed_monitor.computed(plan, name, took_s, now_s + took_s)
+                self._probe_device_s = now_s + took_s / _DEVICE_PROBE_SHARE
+                return
+        self._probe_device_s = now_s + _IDLE_DEVICE_S
+
     def review(self, now_s: float, slower: float = 1.0) -> None:
-        """Estimate the link, and change plans if another one has been better for long enough.
+        """Estimate link and speeds; change plans if another one has been better for long enough.
 
         `slower`: divide the estimated upload rate by this number.
         """
@@ -233,7 +274,7 @@ class PlanSelector:
             self._state = after
             if after.plan == before.plan:
                 return
-            switch = PlanSwitch(now_s - self._began_s, before.plan, after.plan, link)
+            switch = PlanSwitch(now_s - self._began_s, before.plan, after.plan, link, self._speeds)
             self._switches.append(switch)
             self._change = str(switch)
         self._switched()
@@ -253,13 +294,14 @@ class PlanSelector:
         link = self.monitor.link(now_s)
         self._link = link or self._link
         self._is_measured = self._is_measured or link is not None
+        self._speeds = self.speed_monitor.speeds(now_s)
         if link is not None and self.sharing:
-            self.sharing.update(link)
+            self.sharing.update(link, self._speeds)
         return link is not None
 
     def _values(self, link: Link) -> list[float]:
         return [
-            float("inf") if number in self._refused else forecast.value_s(link)
+            float("inf") if number in self._refused else forecast.value_s(link, self._speeds)
             for number, forecast in enumerate(self._forecasts)
         ]
 

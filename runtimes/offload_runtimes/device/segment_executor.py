@@ -280,7 +280,7 @@ class SegmentExecutor:
         frame: FrameTensors,
         until_s: float | None = None,
         unless: Iterable[str] = (),
-    ) -> None:
+    ) -> float:
         """Wait for a segment's inputs, run it and add its outputs to the frame.
 
         Args:
@@ -288,6 +288,9 @@ class SegmentExecutor:
             frame: the frame.
             until_s: stop then, by `time.monotonic`.
             unless: stop when all these tensors are available.
+
+        Returns:
+            The seconds of the run.
 
         Raises:
             DeadlineError: it was stopped.
@@ -302,8 +305,10 @@ class SegmentExecutor:
         start_s = time.monotonic()
         with self._working(), frame.computing(call.stop):
             arrays = self.compute(segment, call, feeds)
-        frame.record(Lane.DEVICE, segment.id, start_s, time.monotonic())
+        end_s = time.monotonic()
+        frame.record(Lane.DEVICE, segment.id, start_s, end_s)
         frame.put(dict(zip(segment.outputs, arrays, strict=True)))
+        return end_s - start_s
 
     def _feeds(
         self, segment: Segment, frame: FrameTensors, until_s: float | None = None
@@ -345,6 +350,23 @@ class SegmentExecutor:
     def encode(self, send: Send, array: Any) -> PackedTensor:
         """Encode a tensor with its codec."""
         return pack(array, encoding(send.encoding).codec)
+
+    def probe_s(self, segment: Segment) -> float | None:
+        """Run a segment on zeros, and return its seconds.
+
+        None: it is not loaded, its inputs have no fixed shapes, or it does not take zeros.
+        """
+        engine = self._engines.get(segment.part)
+        feeds = engine.zeros() if engine else None
+        if engine is None or feeds is None:
+            return None
+        start_s = time.monotonic()
+        try:
+            with self._working():
+                self.compute(segment, engine.prepare(_WARM_UP_RUN_S), feeds)
+        except (InputError, DeadlineError):
+            return None
+        return time.monotonic() - start_s
 
     def estimate_s(self, segments: Iterable[Segment]) -> float | None:
         """Usual time of several segments, one after another; None if one was never run here."""

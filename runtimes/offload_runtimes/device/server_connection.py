@@ -13,6 +13,7 @@ from offload.units import format_bytes, format_s
 import offload_runtimes.protocol.offload_pb2 as pb
 from offload_runtimes.device.link_monitor import LinkMonitor, ServerClock
 from offload_runtimes.device.segment_executor import FrameTensors
+from offload_runtimes.device.speed_monitor import SpeedMonitor
 from offload_runtimes.protocol.client_state import DeviceSession, DownloadReceived, FrameFailed
 from offload_runtimes.protocol.messages import PackedTensor, tensor_message
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES, Contract
@@ -37,6 +38,7 @@ class ServerConnection:
         connector: Connector,
         contracts: tuple[Contract, ...],
         monitor: LinkMonitor,
+        speeds: SpeedMonitor,
         patience_s: float = 1.0,
     ) -> None:
         """Nothing is connected before `open`; `monitor` is reset for this connection."""
@@ -44,6 +46,7 @@ class ServerConnection:
         self._connector = connector
         self._session = DeviceSession(contracts, connector.address)
         self._monitor = monitor
+        self._speeds = speeds
         self._patience_s = patience_s
         self._lock = threading.Lock()
         self._begun: set[FrameTensors] = set()  # of which nothing was sent yet
@@ -268,6 +271,7 @@ class ServerConnection:
                     if frame:
                         frame.fail(event.error)
                 case pb.Pong():
+                    self._speeds.waited(event.wait_s)
                     self._answered(event.number, event.server_s, len(message))
                 case pb.Goodbye():
                     self.leaving = True
@@ -306,6 +310,7 @@ class ServerConnection:
             frame = self._frames.get(event.frame)
         if frame is None:
             return
+        self._speeds.served(frame.plan, event.spans, now_s)
         for span in event.spans:
             end_s = self.clock.here_s(span.end_s)
             if span.kind == pb.Span.ARRIVAL:

@@ -88,11 +88,11 @@ class PacedExecutor(SegmentExecutor):
         frame: FrameTensors,
         until_s: float | None = None,
         unless: Iterable[str] = (),
-    ) -> None:
+    ) -> float:
         """Run a segment; learn its run time first if loading could not (dynamic shapes)."""
         if self._pacer.slowdown > 1 and self._pacer.median_s(self._key(segment)) is None:
             self.warm_up(segment, self._feeds(segment, frame, until_s))
-        super().run(segment, frame, until_s, unless)
+        return super().run(segment, frame, until_s, unless)
 
     def compute(self, segment: Segment, call: Call, feeds: Mapping[str, Array]) -> list[Array]:
         """Run a segment at the slower speed."""

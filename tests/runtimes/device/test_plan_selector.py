@@ -8,12 +8,13 @@ import pytest
 from offload.bundle.bundle import Bundle
 from offload.costs.link import Link
 from offload.errors import InputError
-from offload.planning.plan import Plan
+from offload.planning.plan import Plan, Segment, Side, Speeds
 from offload.planning.plan_set import SwitchPolicy
 from offload.scheduling.timeline import Lane
 from offload_runtimes.device.link_monitor import LATE_S
 from offload_runtimes.device.plan_selector import PlanSelector
 from offload_runtimes.protocol.messages import MAX_PING_BYTES
+from offload_runtimes.protocol.offload_pb2 import Span
 
 from tests.toolkit.bundle.several import swept
 
@@ -37,6 +38,7 @@ class World:
     def __init__(self, bundle: Bundle, rate_bps: float, noise: float = 0.0, seed: int = 0) -> None:
         self.now_s = 1000.0
         self.link = link(rate_bps)
+        self.speeds = Speeds()
         self.noise = noise
         self.probed: list[int] = []
         self.loaded: list[Plan] = []
@@ -66,12 +68,33 @@ class World:
             factor = float(self._random.choice((0.001, 6.0)))
         self.selector.monitor.passed(lane, size_bytes, seconds * factor, self.now_s)
 
+    def computes(self, number: int) -> None:
+        """Record the segments of a frame."""
+        for segment in self.bundle.plans[number].on(Side.DEVICE):
+            seconds = self.runs_s(segment)
+            self.selector.speed_monitor.computed(number, segment.id, seconds, self.now_s)
+        for segment in self.bundle.plans[number].on(Side.SERVER):
+            start_s = self.now_s + self.speeds.server_wait_s
+            seconds = self.speeds.server * self.bundle.plans[number].forecast.work.server_s
+            spans = [
+                Span(kind=Span.ARRIVAL, name="x", end_s=self.now_s),
+                Span(kind=Span.COMPUTE, name=segment.id, start_s=start_s, end_s=start_s + seconds),
+            ]
+            self.selector.speed_monitor.served(number, spans, self.now_s)
+
+    def runs_s(self, segment: Segment) -> float:
+        """Seconds of a device's segment: the only one of its plan."""
+        plan = next(plan for plan in self.bundle.plans if segment in plan.segments)
+        return self.speeds.device * plan.forecast.work.total_compute_s
+
     def run(self, seconds: float) -> list[int]:
         """Send frames as fast as the link allows; the plans after each call of `attend`."""
         seen = []
         for _ in range(round(seconds / BEAT_S)):
             self.now_s += BEAT_S
-            plan = self.bundle.plans[self.selector.plan]
+            number = self.selector.plan
+            plan = self.bundle.plans[number]
+            self.computes(number)
             for send in plan.uploads:
                 size = send.size_bytes or 0
                 for _ in range(max(1, int(BEAT_S / self.link.upload_s(size) / 2))):
@@ -79,6 +102,8 @@ class World:
                 for back in plan.downloads:
                     size = back.size_bytes or 0
                     self.passes(Lane.DOWNLINK, size, self.link.download_s(size))
+            self.selector.speed_monitor.waited(self.speeds.server_wait_s, self.now_s)
+            self.selector.attend_device(self.runs_s, self.now_s)
             self.selector.attend(self.probe, self.now_s, BEAT_S)
             seen.append(self.selector.plan)
         return seen
@@ -220,12 +245,44 @@ def test_the_first_inference_after_a_switch_records_it(bundle: Bundle) -> None:
     assert world.selector.take() == (CLOUD, "")
 
 
+def test_follows_the_device(bundle: Bundle) -> None:
+    """On this link all local is best; on a device that is 3 times slower, a split."""
+    world = World(bundle, 3e4)
+    assert world.run(5)[-1] == LOCAL
+    world.speeds = Speeds(device=3.0)
+    seen = world.run(5)
+    assert seen[-1] != LOCAL
+    assert seen[: round(3 / BEAT_S)][-1] == seen[-1], "within 3 s"
+    assert world.selector.speeds.device == pytest.approx(3.0, rel=0.05)
+    assert "device takes 3x as long" in str(world.selector.switches[-1])
+    world.speeds = Speeds()
+    assert world.run(5)[-1] == LOCAL
+
+
+def test_an_idle_device_is_measured(bundle: Bundle) -> None:
+    """The plan that runs has no segment on the device, which becomes fast again."""
+    world = World(bundle, 1e5)
+    world.speeds = Speeds(device=30.0)
+    assert world.run(10)[-1] == CLOUD
+    world.speeds = Speeds()
+    assert world.run(8)[-1] == SPLIT
+
+
+def test_follows_the_wait_at_the_server(bundle: Bundle) -> None:
+    world = World(bundle, 1e7)
+    assert world.run(5)[-1] == CLOUD
+    world.speeds = Speeds(server_wait_s=10.0)
+    assert world.run(5)[-1] == LOCAL
+    world.speeds = Speeds()
+    assert world.run(8)[-1] == CLOUD, "pongs tell that nothing waits any more"
+
+
 def test_a_fixed_plan_stays(bundle: Bundle) -> None:
     selector = PlanSelector(bundle, lambda _: None, SPLIT, RULE, lambda: None)
     assert not selector.may_change
     assert selector.open_plans == selector.loaded_first == (bundle.plans[SPLIT],)
     selector.settle(None)
-    selector.watch(lambda: None, 0.01)
+    selector.watch(lambda: None, lambda _: None, 0.01)
     assert selector.plan == SPLIT
     selector.close()
 
