@@ -1,7 +1,8 @@
 """The device of `bench_adapt`: one session, frame after frame, a line of JSON for each.
 
-`python -m tests.benchmarks.adapting BUNDLE SERVER SLOWDOWN PLAN SECONDS FEEDS EXPECTED`; a plan
-of -1 lets the session choose.
+`python -m tests.benchmarks.adapting BUNDLE SERVER SLOWDOWN PLAN PHASE_S FACTORS FEEDS EXPECTED`; a
+plan of -1 lets the session choose. FACTORS, separated by commas, further slow down the device in
+each phase.
 """
 
 import json
@@ -17,7 +18,10 @@ from offload_runtimes.emulation.pacing import Pacer
 from offload_runtimes.engine import Array
 
 
-def main(bundle: str, server: str, slowdown: str, plan: str, seconds: str, *files: str) -> None:
+def main(
+    bundle: str, server: str, slowdown: str, plan: str, phase: str, throttling: str, *files: str
+) -> None:
+    phase_s, factors = float(phase), [float(factor) for factor in throttling.split(",")]
     with np.load(files[0]) as feeds, np.load(files[1]) as outputs:
         given, expected = dict(feeds), dict(outputs)
     pacer = settled(bundle, server, float(slowdown), given)
@@ -30,8 +34,10 @@ def main(bundle: str, server: str, slowdown: str, plan: str, seconds: str, *file
     ) as session:
         session.run(None, given)
         print(json.dumps({"began_s": time.monotonic()}), flush=True)
-        until_s = time.monotonic() + float(seconds)
+        began_s = time.monotonic()
+        until_s = began_s + phase_s * len(factors)
         while (start_s := time.monotonic()) < until_s:
+            pacer.slowdown = float(slowdown) * factors[int((start_s - began_s) / phase_s)]
             followed = session.plan
             answers = session.run(list(expected), given)
             pairs = zip(answers, expected.values(), strict=True)

@@ -163,6 +163,9 @@ def measure(
             check=True,
         )
     rows = [json.loads(line) for line in done.stdout.splitlines()]
+    for row in rows:
+        if row["label"] == MIX:
+            print(f"  mix, round {row['round']}: {row['link']}; {row['speeds']}")
     found = {}
     for label, (bundle_label, plan) in streams.items():
         bundle = bundles[bundle_label]

@@ -83,7 +83,14 @@ def stream(
     after = session.counts.by_plan
     counts = [n - (before[i] if i < len(before) else 0) for i, n in enumerate(after)]
     rate = (len(steady) - 1) / (steady[-1] - steady[0]) if len(steady) > 1 else 0.0
-    return {"frames_per_s": rate, "by_plan": counts, "frames": len(done_s), "equal": equal}
+    return {
+        "frames_per_s": rate,
+        "by_plan": counts,
+        "frames": len(done_s),
+        "equal": equal,
+        "link": session.link.describe() if session.link else "",
+        "speeds": session.speeds.describe(),
+    }
 
 
 if __name__ == "__main__":
