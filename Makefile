@@ -156,7 +156,12 @@ bench-own-cut: install
 bench-overlap: install
 	$(BIN)/python -m tests.benchmarks.bench_overlap
 
-# As root: a session that follows a link that changes, against each of its plans alone (6 min).
+# As root: streams whose frames several plans share, against each plan alone (6 min; FULL=1: 25).
+.PHONY: bench-share
+bench-share: install
+	$(BIN)/python -m tests.benchmarks.bench_share $(if $(FULL),--full)
+
+# As root: a session that follows link, device and server, against each of its plans alone (10 min).
 .PHONY: bench-adapt
 bench-adapt: install
 	$(BIN)/python -m tests.benchmarks.bench_adapt
