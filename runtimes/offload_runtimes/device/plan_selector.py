@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from random import random
 from typing import TypeAlias
 
 from offload.bundle.bundle import Bundle
@@ -41,6 +42,9 @@ _GROWS = 1.25  # probe again while the probe for the estimated rate would be lar
 _SWITCHES = 100  # that are remembered
 _IDLE_DEVICE_S = 1.0  # without a frame that measures the device
 _DEVICE_PROBE_SHARE = 0.1
+# After leaving a busy server: not back before, and only by turns for so long.
+_AWAY_S, _CAUTIOUS_S = 10.0, 60.0
+_TURN_SHARE = 0.5  # of the gain: the probability of a change in one review
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ class PlanSelector:
         only: index of the plan to follow on every link; None: the best plan.
         policy: how certain to be before changing plans.
         switched: called after each change.
+        draw: returns a random number from 0 to 1.
 
     Attributes:
         monitor: measures the link.
@@ -90,6 +95,7 @@ class PlanSelector:
         only: int | None,
         policy: SwitchPolicy,
         switched: Callable[[], None],
+        draw: Callable[[], float] = random,
     ) -> None:
         chosen = bundle.only(only or 0).plan
         forecasts = [plan.forecast for plan in bundle.plans]
@@ -107,6 +113,8 @@ class PlanSelector:
         self._load = load
         self._policy = policy
         self._switched = switched
+        self._draw = draw
+        self._left_crowd_s = float("-inf")  # when it last left a plan because of others' work
         self._state = SwitchState(only or 0)
         self._is_measured = False
         self._refused: set[int] = set()
@@ -188,7 +196,7 @@ class PlanSelector:
                 if count >= LEAST_SENDS and self._probe_bytes() <= _GROWS * size_bytes:
                     break
             if self._is_measured:
-                self._state = SwitchState(best_of(self._values(self._link)))
+                self._state = SwitchState(best_of(self._values(self._link, self._speeds)))
         self._load(self._plans[self.plan])
 
     def watch(
@@ -261,8 +269,10 @@ class PlanSelector:
         if not self._update_link(now_s):
             return
         link, before = replace(self._link, up_bps=self._link.up_bps / slower), self._state
-        after = step(before, self._values(link), now_s, self._policy)
+        after = step(before, self._values(link, self._speeds), now_s, self._policy)
         if after.plan != before.plan:
+            if not self._takes_turn(link, before.plan, after.plan, now_s):
+                return
             try:
                 self._load(self._plans[after.plan])  # before any inference follows it
             except OffloadError as error:
@@ -299,9 +309,30 @@ class PlanSelector:
             self.sharing.update(link, self._speeds)
         return link is not None
 
-    def _values(self, link: Link) -> list[float]:
+    def _takes_turn(self, link: Link, before: int, after: int, now_s: float) -> bool:
+        """Whether to change plans now, where others' work at the server is the reason.
+
+        All devices of a busy server see the same wait. If all left it at once, it would be idle,
+        and all would come back. So each changes with a probability that follows from what it
+        gains, until the wait shows what the others did; and it does not come back for some time.
+        """
+        values = self._values(link, self._speeds)
+        alone = self._values(link, replace(self._speeds, server_wait_s=0.0))
+        leaves = alone[before] <= alone[after] * (1 + self._policy.margin)
+        away_s = now_s - self._left_crowd_s
+        use_s = [forecast.use(link).server_s for forecast in self._forecasts]
+        returns = away_s < _CAUTIOUS_S and use_s[after] > use_s[before]
+        if not (leaves or returns):
+            return True
+        gain = 1 - values[after] / values[before]
+        if (returns and away_s < _AWAY_S) or self._draw() >= _TURN_SHARE * gain:
+            return False
+        self._left_crowd_s = now_s if leaves else self._left_crowd_s
+        return True
+
+    def _values(self, link: Link, speeds: Speeds) -> list[float]:
         return [
-            float("inf") if number in self._refused else forecast.value_s(link, self._speeds)
+            float("inf") if number in self._refused else forecast.value_s(link, speeds)
             for number, forecast in enumerate(self._forecasts)
         ]
 

@@ -13,6 +13,7 @@ import offload_runtimes.protocol.offload_pb2 as pb
 
 WINDOW = 48
 HALF_LIFE_S = 1.0
+WAIT_HALF_LIFE_S = 0.5  # devices that share a server soon see what the others do
 SHORTEST_S = 0.5e-3  # shorter segments show the overhead of a call, not the speed of the machine
 # Without measurements for so long, a side is assumed to be as fast as planned again.
 FORGET_DEVICE_S, FORGET_SERVER_S = 30.0, 10.0
@@ -27,9 +28,9 @@ class _Sample:
     weight_s: float
     when_s: float
 
-    def weight(self, now_s: float) -> float:
+    def weight(self, now_s: float, half_life_s: float = HALF_LIFE_S) -> float:
         """The weight now: recent samples count more."""
-        return float(self.weight_s * 0.5 ** (max(now_s - self.when_s, 0.0) / HALF_LIFE_S))
+        return float(self.weight_s * 0.5 ** (max(now_s - self.when_s, 0.0) / half_life_s))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +152,6 @@ def _wait_s(samples: tuple[_Sample, ...], now_s: float) -> float:
     """The weighted mean of the waits; 0 if the newest one is too old."""
     if not samples or now_s - samples[-1].when_s > FORGET_SERVER_S:
         return 0.0
-    weights = [sample.weight(samples[-1].when_s) for sample in samples]
+    weights = [sample.weight(samples[-1].when_s, WAIT_HALF_LIFE_S) for sample in samples]
     total = sum(sample.value * weight for sample, weight in zip(samples, weights, strict=True))
     return total / sum(weights)

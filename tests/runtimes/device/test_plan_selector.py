@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from random import Random
 
 import numpy as np
 import pytest
@@ -45,7 +46,9 @@ class World:
         self.refuses: Callable[[Plan], bool] = lambda _: False
         self.changes = 0
         self._random = np.random.default_rng(seed)
-        self.selector = PlanSelector(bundle, self._load, None, RULE, self._changed)
+        self.selector = PlanSelector(
+            bundle, self._load, None, RULE, self._changed, Random(seed).random
+        )
         self.bundle = bundle
 
     def _changed(self) -> None:
@@ -274,7 +277,42 @@ def test_follows_the_wait_at_the_server(bundle: Bundle) -> None:
     world.speeds = Speeds(server_wait_s=10.0)
     assert world.run(5)[-1] == LOCAL
     world.speeds = Speeds()
-    assert world.run(8)[-1] == CLOUD, "pongs tell that nothing waits any more"
+    seen = world.run(20)
+    assert seen[round(4 / BEAT_S)] == LOCAL, "it does not come back at once"
+    assert seen[-1] == CLOUD, "pongs tell that nothing waits any more"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_devices_of_a_busy_server_settle(bundle: Bundle, seed: int) -> None:
+    """Eight devices, and a server that is best for all of them while few use it.
+
+    They settle where no device gains by a change, and change once in 10 s at most.
+    """
+    worlds = [World(bundle, 2e5, seed=100 * seed + number) for number in range(8)]
+    plans = bundle.plans
+    cloud_s = plans[CLOUD].forecast.value_s(link(1e7))
+    server_s = 0.3 * cloud_s
+
+    for world in worlds:
+        world.link = link(1e7)
+
+    def wait_s(users: int) -> float:
+        """At a server with one worker that is fair, all users wait equally long."""
+        return max(0.0, users * server_s - cloud_s)
+
+    history: list[list[int]] = []
+    for _ in range(round(60 / BEAT_S)):
+        users = sum(world.selector.plan != LOCAL for world in worlds)
+        for world in worlds:
+            is_user = world.selector.plan != LOCAL
+            world.speeds = Speeds(server_wait_s=wait_s(users + (not is_user)))
+        history.append([world.run(BEAT_S)[-1] for world in worlds])
+    for device in zip(*history, strict=True):
+        changes = [at * BEAT_S for at, (a, b) in enumerate(itertools.pairwise(device)) if a != b]
+        settled = [at for at in changes if at > 10]
+        assert all(b - a >= 9 for a, b in itertools.pairwise(settled))
+    last = history[-round(10 / BEAT_S) :]
+    assert len({tuple(row) for row in last}) <= 3, "few changes in the last 10 s"
 
 
 def test_a_fixed_plan_stays(bundle: Bundle) -> None:
