@@ -291,7 +291,7 @@ def test_devices_of_a_busy_server_settle(bundle: Bundle, seed: int) -> None:
     worlds = [World(bundle, 2e5, seed=100 * seed + number) for number in range(8)]
     plans = bundle.plans
     cloud_s = plans[CLOUD].forecast.value_s(link(1e7))
-    server_s = 0.3 * cloud_s
+    server_s = 0.25 * plans[LOCAL].forecast.value_s(link(1e7))  # four devices are enough
 
     for world in worlds:
         world.link = link(1e7)
@@ -313,6 +313,7 @@ def test_devices_of_a_busy_server_settle(bundle: Bundle, seed: int) -> None:
         assert all(b - a >= 9 for a, b in itertools.pairwise(settled))
     last = history[-round(10 / BEAT_S) :]
     assert len({tuple(row) for row in last}) <= 3, "few changes in the last 10 s"
+    assert 3 <= sum(plan != LOCAL for plan in last[-1]) <= 5
 
 
 def test_a_fixed_plan_stays(bundle: Bundle) -> None:
