@@ -26,7 +26,7 @@ from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import draw
 from offload.costs.link import Link, parse_link, parse_links
 from offload.graph.load import load_model
-from offload.planning.plan import Side
+from offload.planning.plan import Side, Speeds
 from offload.units import format_bps
 from offload_models.zoo import build, save
 from offload_runtimes.emulation.testbed import Testbed, open_testbed
@@ -40,6 +40,10 @@ SLOWDOWN = 10.0
 CHOOSING = -1
 WIFI_BPS = 18.88e6
 SETTLED_S = 3.0  # after a change of speed
+OTHERS = 8
+# A device that left a busy server does not come back within 10 s.
+SPEED_PHASES = 2  # times as long as a phase of the link
+LINKS = {"link": "1..100 Mbit/s", "speeds": "0.2..100 Mbit/s"}
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,30 @@ class Phase:
 
 
 LINK_TRACE = tuple(Phase(rate_bps) for rate_bps in (5.85e6, 50e6, WIFI_BPS, 1.1e6, WIFI_BPS))
-SPEED_TRACE = (
-    Phase(WIFI_BPS),
-    Phase(WIFI_BPS, throttling=3.0),
-    Phase(WIFI_BPS, others=8),
-    Phase(WIFI_BPS),
-)
+
+
+def speed_trace(bundle: Bundle) -> tuple[Phase, ...]:
+    """The speeds change on a link on which a device that is 3 times slower needs another plan.
+
+    It is the middle of these links by the plans' forecasts.
+    """
+
+    def best(rate_bps: float, device: float) -> int:
+        values = [
+            plan.forecast.value_s(Link(rate_bps, rate_bps), Speeds(device=device))
+            for plan in bundle.plans
+        ]
+        return values.index(min(values))
+
+    rates = [0.2e6 * 500 ** (step / 100) for step in range(101)]
+    contested = [rate_bps for rate_bps in rates if best(rate_bps, 1.0) != best(rate_bps, 3.0)]
+    rate_bps = contested[len(contested) // 2]
+    return (
+        Phase(rate_bps),
+        Phase(rate_bps, throttling=3.0),
+        Phase(rate_bps, others=OTHERS),
+        Phase(rate_bps),
+    )
 
 
 @dataclass(frozen=True)
@@ -159,12 +181,13 @@ def _passage(rows: list[dict[str, Any]], began_s: float) -> Passage:
     return Passage(frames, last["switches"], last["losses"])
 
 
-def made(folder: Path) -> Bundle:
-    """A bundle for the whole range of links, and the expected outputs."""
+def made(folder: Path, links_text: str) -> Bundle:
+    """A bundle for a range of links, and the expected outputs."""
+    folder.mkdir()
     path = folder / "net.onnx"
     save(build(MODEL), path)
     options = EngineOptions(threads=1)
-    links = parse_links("1..100 Mbit/s", parse_link("wifi"), 25)
+    links = parse_links(links_text, parse_link("wifi"), 25)
     request = SplitRequest(path, links[0], links=tuple(links), slowdown=SLOWDOWN, options=options)
     bundle = split(request, folder / "net.bundle")
     feeds = draw(inputs_of(load_model(path)))
@@ -248,25 +271,26 @@ def main() -> int:
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="offload-adapt-") as work:
         folder = Path(work)
-        bundle = made(folder)
-        for reach in bundle.plan_set.ranges:
-            plan = bundle.plans[reach.plan]
-            print(f"plan {reach.plan}: {plan.scheme}, below {format_bps(reach.high_bps)}")
         goals: list[Goal] = []
-        traces = {"link": (LINK_TRACE, asked.phase / 2), "speeds": (SPEED_TRACE, SETTLED_S)}
-        for name, (trace, after_s) in traces.items():
-            if name not in asked.traces.split(","):
-                continue
+        for name in asked.traces.split(","):
+            bundle = made(folder / name, LINKS[name])
+            for reach in bundle.plan_set.ranges:
+                plan = bundle.plans[reach.plan]
+                print(f"plan {reach.plan}: {plan.scheme}, below {format_bps(reach.high_bps)}")
+            is_link = name == "link"
+            trace = LINK_TRACE if is_link else speed_trace(bundle)
+            phase_s = asked.phase if is_link else SPEED_PHASES * asked.phase
+            after_s = phase_s / 2 if is_link else SETTLED_S
             with open_testbed(Link(WIFI_BPS, WIFI_BPS)) as bed:
-                track = Track(bed, bundle, folder, asked.phase)
+                track = Track(bed, bundle, folder / name, phase_s)
                 with track.served() as address:
                     passages = {}
-                    for plan in (CHOOSING, *range(len(bundle.plans))):
-                        passages[plan] = track.run(address, plan, trace)
-                        title = "choosing" if plan == CHOOSING else f"plan {plan}"
-                        print(f"{title}: {len(passages[plan].frames)} frames", flush=True)
-            show(trace, passages, asked.phase, after_s)
-            goals += goals_of(name, trace, passages, asked.phase, after_s)
+                    for number in (CHOOSING, *range(len(bundle.plans))):
+                        passages[number] = track.run(address, number, trace)
+                        title = "choosing" if number == CHOOSING else f"plan {number}"
+                        print(f"{title}: {len(passages[number].frames)} frames", flush=True)
+            show(trace, passages, phase_s, after_s)
+            goals += goals_of(name, trace, passages, phase_s, after_s)
     return report(goals)
 
 
