@@ -10,12 +10,17 @@ from offload.costs.link import Link
 from offload.planning.plan import PLANNED_SPEEDS, Plan, Speeds
 from offload.planning.shares import shares_within, take_turn, window_for
 
+# Rules for the plans that share frames; among these the shares follow every measurement.
+_MARGIN = 0.1  # of the frames per second that other plans must gain
+_ESTIMATES = 3  # in so many estimates in a row
+_DWELL_S = 10.0  # the least seconds between two changes of the plans
+
 
 class FrameSharing:
     """Chooses the plan of each frame, so that device, link and server are busy at once.
 
-    The shares follow from the plans' use of each resource on the link as it is now. While there
-    is no server, all frames go to plans that need none.
+    The shares follow from the plans' use of each resource on the link and at the speeds as they
+    are now. While there is no server, all frames go to plans that need none.
     """
 
     def __init__(self, plans: Sequence[Plan], link: Link) -> None:
@@ -24,16 +29,20 @@ class FrameSharing:
         self._needs_server = [not plan.is_local for plan in plans]
         self._lock = threading.Lock()
         self._setting: tuple[int, bool] | None = None
+        self._is_new = True  # whether the estimate is newer than the shares
+        self._members: tuple[int, ...] = ()
+        self._losses = 0
+        self._since_s = float("-inf")
         self._shares: tuple[float, ...] = ()
         self._credits: tuple[float, ...] = ()
         self.update(link)
 
     def update(self, link: Link, speeds: Speeds = PLANNED_SPEEDS) -> None:
-        """Compute the shares for another link and other speeds."""
+        """Use another estimate of the link and the speeds."""
         with self._lock:
             self._uses = [forecast.use(link, speeds) for forecast in self._forecasts]
             self._latencies_s = [f.latency_s(link, speeds) for f in self._forecasts]
-            self._setting = None
+            self._is_new = True
 
     @property
     def window(self) -> int:
@@ -41,37 +50,50 @@ class FrameSharing:
         with self._lock:
             return window_for(self._uses, self._latencies_s)
 
-    def take(self, window: int, *, has_server: bool) -> int | None:
+    def take(self, window: int, *, has_server: bool, now_s: float) -> int | None:
         """Index of the plan of the next frame.
 
         Args:
             window: the largest number of frames under way at once.
             has_server: whether there is a server now.
+            now_s: the time, by `time.monotonic`.
 
         Returns:
             None if every plan needs a server and there is none.
         """
         with self._lock:
-            if self._setting != (window, has_server):
-                self._setting = window, has_server
-                self._set_shares(window, has_server)
-            if not any(self._shares):
-                return None
+            if self._is_new or self._setting != (window, has_server):
+                able = [n for n, needs in enumerate(self._needs_server) if has_server or not needs]
+                if not able:
+                    self._setting = None
+                    return None
+                is_same = self._setting == (window, has_server)
+                self._setting, self._is_new = (window, has_server), False
+                self._choose(window, able, now_s, is_same)
             plan, self._credits = take_turn(self._credits, self._shares)
             return plan
 
-    def _set_shares(self, window: int, has_server: bool) -> None:
-        able = [n for n, needs in enumerate(self._needs_server) if has_server or not needs]
-        shares = [0.0] * len(self._uses)
-        if able:
-            uses = [self._uses[number] for number in able]
-            latencies_s = [self._latencies_s[number] for number in able]
-            for number, share in zip(able, shares_within(uses, latencies_s, window), strict=True):
-                shares[number] = share
-        if [share > 0 for share in shares] != [share > 0 for share in self._shares]:
-            # A plan that gets no frames must not earn any for later.
-            self._credits = (0.0,) * len(shares)
-        self._shares = tuple(shares)
+    def _choose(self, window: int, able: Sequence[int], now_s: float, is_same: bool) -> None:
+        """Set the shares; keep the plans that have some while others gain little."""
+        shares, rate_hz = self._shared(able, window)
+        if is_same and self._members:
+            kept, kept_hz = self._shared(self._members, window)
+            self._losses = self._losses + 1 if rate_hz > kept_hz * (1 + _MARGIN) else 0
+            if self._losses < _ESTIMATES or now_s - self._since_s < _DWELL_S:
+                self._shares = kept
+                return
+        self._members = tuple(plan for plan in able if shares[plan] > 0)
+        self._shares, self._since_s, self._losses = shares, now_s, 0
+        # A plan that got no frames must not have earned any.
+        self._credits = (0.0,) * len(shares)
+
+    def _shared(self, plans: Sequence[int], window: int) -> tuple[tuple[float, ...], float]:
+        """The best shares of some plans, by index of all plans, and the frames per second."""
+        uses = [self._uses[plan] for plan in plans]
+        latencies_s = [self._latencies_s[plan] for plan in plans]
+        shares, rate_hz = shares_within(uses, latencies_s, window)
+        by_plan = dict(zip(plans, shares, strict=True))
+        return tuple(by_plan.get(plan, 0.0) for plan in range(len(self._uses))), rate_hz
 
 
 class ComputeOrder:

@@ -10,7 +10,7 @@ import pytest
 from offload.bundle.bundle import Bundle
 from offload.costs.link import Link
 from offload.errors import InputError
-from offload.planning.plan import ResourceUse
+from offload.planning.plan import ResourceUse, Speeds
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device import frame_sharing
 from offload_runtimes.device.frame_sharing import ComputeOrder, FrameSharing
@@ -51,8 +51,8 @@ def server(bundle: Bundle) -> Iterator[Server]:
 def fix_shares(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fix the shares: the speed of the machine that runs the test does not decide."""
 
-    def fixed(uses: Sequence[ResourceUse], *_: object) -> tuple[float, ...]:
-        return (0.4, 0.2, 0.4) if len(uses) == 3 else (1.0,)
+    def fixed(uses: Sequence[ResourceUse], *_: object) -> tuple[tuple[float, ...], float]:
+        return ((0.4, 0.2, 0.4) if len(uses) == 3 else (1.0,)), 1.0
 
     monkeypatch.setattr(frame_sharing, "shares_within", fixed)
 
@@ -160,17 +160,43 @@ def test_a_closed_stream_leaves_no_thread(session: OffloadSession) -> None:
     eventually(lambda: not [t for t in threading.enumerate() if t.name.startswith("stream")])
 
 
+def taken(sharing: FrameSharing, now_s: float, *, has_server: bool = True) -> set[int | None]:
+    """The plans of the next 50 frames."""
+    return {sharing.take(1000, has_server=has_server, now_s=now_s) for _ in range(50)}
+
+
 def test_the_shares_follow_the_link(bundle: Bundle) -> None:
+    """The plans change after three estimates, and back after 10 s."""
+    fast, slow = Link(1e12, 1e12), Link(1.0, 1.0)
+    sharing = FrameSharing(bundle.plans, fast)
+    assert taken(sharing, 0.0) >= {CLOUD}
+    for number in range(3):
+        sharing.update(slow)
+        assert (taken(sharing, 11.0) == {LOCAL}) == (number == 2)
+    for now_s in (12.0, 13.0, 20.9, 21.1):
+        sharing.update(fast)
+        assert (CLOUD in taken(sharing, now_s)) == (now_s > 21)
+
+
+def test_the_speeds_change_the_shares_at_once(bundle: Bundle) -> None:
+    sharing = FrameSharing(bundle.plans, Link(6e4, 6e4))
+    before = [sharing.take(1000, has_server=True, now_s=0.0) for _ in range(100)]
+    assert before.count(LOCAL) > 10
+    sharing.update(Link(6e4, 6e4), Speeds(device=3.0))
+    after = [sharing.take(1000, has_server=True, now_s=1.0) for _ in range(100)]
+    assert 0 < after.count(LOCAL) < before.count(LOCAL) / 2
+
+
+def test_without_a_server_the_plans_change_at_once(bundle: Bundle) -> None:
     sharing = FrameSharing(bundle.plans, Link(1e12, 1e12))
-    assert {sharing.take(1000, has_server=True) for _ in range(50)} >= {CLOUD}
-    sharing.update(Link(1.0, 1.0))
-    assert {sharing.take(1000, has_server=True) for _ in range(50)} == {LOCAL}
-    assert sharing.take(1000, has_server=False) == LOCAL
+    assert CLOUD in taken(sharing, 0.0)
+    assert taken(sharing, 0.1, has_server=False) == {LOCAL}
+    assert CLOUD in taken(sharing, 0.2)
 
 
 def test_no_plan_without_a_server(bundle: Bundle) -> None:
     sharing = FrameSharing(bundle.plans[1:], Link(1e9, 1e9))
-    assert sharing.take(4, has_server=False) is None
+    assert taken(sharing, 0.0, has_server=False) == {None}
 
 
 def test_frames_that_use_the_link_compute_first() -> None:

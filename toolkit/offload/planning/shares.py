@@ -124,7 +124,7 @@ def fewest_members(
 
 def shares_within(
     uses: Sequence[ResourceUse], latencies_s: Sequence[float], window: int
-) -> tuple[float, ...]:
+) -> tuple[tuple[float, ...], float]:
     """The share of the frames of each plan, if at most `window` frames are under way at once.
 
     Answers come in order, so a frame with a long latency holds up the window: while it is under
@@ -138,7 +138,7 @@ def shares_within(
         window: frames under way at once.
 
     Returns:
-        Shares that add up to 1.
+        Shares that add up to 1, and the frames per second.
     """
     by_latency = sorted(range(len(uses)), key=lambda plan: latencies_s[plan])
     best, best_hz = (0.0,) * len(uses), 0.0
@@ -154,7 +154,7 @@ def shares_within(
         if reachable_hz > best_hz:
             best_hz = reachable_hz
             best = tuple(share_of.get(plan, 0.0) for plan in range(len(uses)))
-    return best
+    return best, best_hz
 
 
 def window_for(uses: Sequence[ResourceUse], latencies_s: Sequence[float]) -> int:
