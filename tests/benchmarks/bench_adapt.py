@@ -3,7 +3,7 @@
 Run as root as `make bench-adapt`. A bundle for 1 to 100 Mbit/s is run between two namespaces, once
 with the session choosing its plan, and once with each plan held to. In the first trace the token
 buckets of the link change. In the second the device becomes 3 times slower, then other devices
-load the server, then both are free again.
+load the server, then both are free again. At last eight devices share one server.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ SETTLED_S = 3.0  # after a change of speed
 OTHERS = 8
 # A device that left a busy server does not come back within 10 s.
 SPEED_PHASES = 2  # times as long as a phase of the link
+CROWD, GAP_S, CROWD_PHASES = 0.97, 10.0, 4
 LINKS = {"link": "1..100 Mbit/s", "speeds": "0.2..100 Mbit/s"}
 
 
@@ -264,15 +266,73 @@ def goals_of(
     return goals
 
 
+def crowd(folder: Path, bundle: Bundle, rate_bps: float, seconds: float) -> list[Goal]:
+    """Devices that share a server with one worker, each with a link of its own."""
+    plans = (CHOOSING, *range(len(bundle.plans)))
+    command = (sys.executable, "-m", "offload_runtimes.workers.server_worker", "127.0.0.1:0", "1")
+    with subprocess.Popen(
+        (*command, str(bundle.path)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout
+        job = {
+            "bundle": str(bundle.path),
+            "server": json.loads(server.stdout.readline())["listening"],
+            "slowdown": SLOWDOWN,
+            "devices": OTHERS,
+            "link": Link(rate_bps, rate_bps, 0.001, 0.001).to_json(),
+            "feeds": str(folder / "feeds.npz"),
+            "seconds": seconds,
+            "plans": plans,
+        }
+        done = subprocess.run(
+            (sys.executable, "-m", "tests.benchmarks.crowd"),
+            input=json.dumps(job) + "\n",
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        server.communicate()
+    rows = {row["plan"]: row for row in map(json.loads, done.stdout.splitlines())}
+    totals = {plan: sum(row["frames"]) for plan, row in rows.items()}
+    for plan, total in totals.items():
+        title = "choosing" if plan == CHOOSING else f"all plan {plan}"
+        print(f"{title}: {total / seconds:.1f} frames/s {rows[plan]['frames']}", flush=True)
+    own = rows[CHOOSING]
+    print(f"plans followed: {own['by_plan']}, changes at {own['changes']}")
+    gaps = [b - a for changes in own["changes"] for a, b in pairwise(changes)]
+    best = max(total for plan, total in totals.items() if plan != CHOOSING)
+    ratio, least_s = totals[CHOOSING] / best, min(gaps, default=float("inf"))
+    name = f"{OTHERS} devices, one worker"
+    return [
+        Goal(
+            f"{name}: frames, each choosing / best common plan",
+            f">= {CROWD:g}",
+            f"{ratio:.2f} ({totals[CHOOSING]} / {best})",
+            ratio >= CROWD,
+        ),
+        Goal(
+            f"{name}: shortest time between two changes of a session",
+            f">= {GAP_S:g} s",
+            f"{least_s:.1f} s",
+            least_s >= GAP_S,
+        ),
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--phase", type=float, default=8.0, help="seconds of each phase")
-    parser.add_argument("--traces", default="link,speeds")
+    parser.add_argument("--traces", default="link,speeds,devices")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="offload-adapt-") as work:
         folder = Path(work)
         goals: list[Goal] = []
         for name in asked.traces.split(","):
+            if name == "devices":
+                bundle = made(folder / name, LINKS["speeds"])
+                rate_bps = speed_trace(bundle)[0].rate_bps
+                goals += crowd(folder / name, bundle, rate_bps, CROWD_PHASES * asked.phase)
+                continue
             bundle = made(folder / name, LINKS[name])
             for reach in bundle.plan_set.ranges:
                 plan = bundle.plans[reach.plan]
