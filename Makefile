@@ -131,13 +131,15 @@ test-interop: install
 bench-schedule bench-plan bench-predict: install
 	$(BIN)/python -m tests.benchmarks.$(subst -,_,$@)
 
-# 200 kills, stops, cuts, stalls and corruptions at random instants (5 min).
+# 200 kills, stops, cuts, stalls and corruptions at random instants (5 min); SHARED=1: while a
+# stream runs whose frames several plans share.
 chaos: install
-	$(BIN)/python -m tests.benchmarks.bench_chaos
+	$(BIN)/python -m tests.benchmarks.bench_chaos $(if $(SHARED),--shared)
 
-# 20,000 inferences over 8 sessions with faults: nothing wrong, memory flat (5 min).
+# 20,000 inferences over 8 sessions with faults: nothing wrong, memory flat (5 min); SHARED=1: in
+# streams whose frames several plans share.
 soak: install
-	MALLOC_ARENA_MAX=2 $(BIN)/python -m tests.benchmarks.bench_soak
+	MALLOC_ARENA_MAX=2 $(BIN)/python -m tests.benchmarks.bench_soak $(if $(SHARED),--shared)
 
 # The runtime's own cost, as ratios to bare gRPC and bare onnxruntime (2 min).
 bench-runtime: install

@@ -2,7 +2,8 @@
 
 Run as `make chaos`. One device, one server process, a proxy between them. While inferences run
 one after another, a fault strikes at a random instant and is mended after a random time; then
-the session must use the server again within a second.
+the session must use the server again within a second. With `SHARED=1` the inferences are the
+frames of a stream that three plans share.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from offload_runtimes.client import OffloadSession
 from tests.benchmarks.goals import Goal, report
 from tests.benchmarks.proxy import Proxy, wait_until
 from tests.benchmarks.served import Served
+from tests.benchmarks.shared import Shared, shared_bundle, stream_cases
 from tests.runtimes import bundles
 from tests.runtimes.bundles import Made
 
@@ -78,6 +80,36 @@ class Caller:
             self._found.wrong += not all(np.allclose(a, b, 1e-4, 1e-5) for a, b in pairs)
 
 
+class StreamCaller:
+    """Runs a stream whose frames several plans share; the time of an answer is since the last."""
+
+    def __init__(self, session: OffloadSession, shared: Shared, found: Found) -> None:
+        self._session = session
+        self._shared = shared
+        self._found = found
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            last_s = time.monotonic()
+            try:
+                goes_on = lambda: not self._stopped.is_set()  # noqa: E731
+                for is_right in stream_cases(self._session, self._shared, goes_on):
+                    now_s = time.monotonic()
+                    self._found.latencies_s.append(now_s - last_s)
+                    self._found.late += now_s - last_s > DEADLINE_S
+                    self._found.wrong += not is_right
+                    last_s = now_s
+            except Exception as error:  # noqa: BLE001  any error at all is a finding
+                self._found.errors[type(error).__name__] += 1
+
+
 def faults(
     server: Served, proxy: Proxy
 ) -> dict[str, tuple[Callable[[], None], Callable[[], None]]]:
@@ -95,17 +127,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shared", action="store_true", help="a stream that plans share")
     asked = parser.parse_args()
     chance = random.Random(asked.seed)
     found, struck = Found(), Counter[str]()
     with tempfile.TemporaryDirectory(prefix="offload-chaos-") as folder:
+        shared = shared_bundle(Path(folder), SEEDS) if asked.shared else None
         made = bundles.branches(Path(folder) / "bundle", width=512, count=4)
-        server = Served(made.bundle.path)
+        bundle = shared.bundle if shared else made.bundle
+        server = Served(bundle.path)
         proxy = Proxy(server.address)
         with OffloadSession(
-            made.bundle, proxy.address, threads=1, deadline_s=DEADLINE_S, heartbeat_s=0.1
+            bundle, proxy.address, threads=1, deadline_s=DEADLINE_S, heartbeat_s=0.1
         ) as session:
-            caller = Caller(session, made, found)
+            caller = (
+                StreamCaller(session, shared, found) if shared else Caller(session, made, found)
+            )
             kinds = faults(server, proxy)
             order = [list(kinds)[i % len(kinds)] for i in range(asked.faults)]
             chance.shuffle(order)
@@ -139,16 +176,25 @@ def strike(
     fault()
     time.sleep(chance.expovariate(1 / 0.3))
     mend()
-    waited_s = wait_until(lambda: session.is_split, 20)
+    waited_s = wait_until(lambda: session._active.opened.connection is not None, 20)
     if waited_s is None:
         found.never_back += 1
         return
-    before = session.counts.split
-    more_s = wait_until(lambda: session.counts.split > before, 20)
+    before = answered_by_server(session)
+    more_s = wait_until(lambda: answered_by_server(session) > before, 20)
     if more_s is None:
         found.never_back += 1
     else:
         found.back_s.setdefault(name, []).append(waited_s + more_s)
+
+
+def answered_by_server(session: OffloadSession) -> int:
+    """Inferences that the server took part in; of a stream, those that should have needed it."""
+    if not session.bundle.shares:
+        return session.counts.split
+    plans = session.bundle.plans
+    by_plan = enumerate(session.counts.by_plan)
+    return sum(count for plan, count in by_plan if not plans[plan].is_local)
 
 
 def verdict(found: Found, struck: int) -> int:

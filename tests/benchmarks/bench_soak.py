@@ -2,6 +2,7 @@
 
 Run as `make soak`. The sessions live in this process, the server in its own; a proxy cuts,
 stalls and corrupts. Memory is compared between the first quarter after warming up and the last.
+With `SHARED=1` the sessions run streams whose frames three plans share.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from offload_runtimes.device.counters import Counts
 from tests.benchmarks.goals import Goal, report
 from tests.benchmarks.proxy import Proxy
 from tests.benchmarks.served import Served, rss_bytes
+from tests.benchmarks.shared import Shared, shared_bundle, stream_cases
 from tests.runtimes import bundles
 from tests.runtimes.bundles import Made
 
@@ -63,6 +65,15 @@ def work(session: OffloadSession, made: Made, progress: Progress) -> None:
         progress.note(all(np.allclose(a, b, 1e-4, 1e-5) for a, b in pairs))
 
 
+def work_shared(session: OffloadSession, shared: Shared, progress: Progress) -> None:
+    while progress.done < progress.wanted:
+        try:
+            for is_right in stream_cases(session, shared, lambda: progress.done < progress.wanted):
+                progress.note(is_right)
+        except Exception as error:  # noqa: BLE001  any error at all is a finding
+            progress.note_failure(error)
+
+
 def disturb(proxy: Proxy, stopped: threading.Event, chance: random.Random) -> None:
     """A fault of 0.1 s every two seconds or so."""
     while not stopped.wait(chance.uniform(1, 3)):
@@ -74,20 +85,28 @@ def disturb(proxy: Proxy, stopped: threading.Event, chance: random.Random) -> No
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--inferences", type=int, default=20_000)
+    parser.add_argument("--shared", action="store_true", help="streams that plans share")
     asked = parser.parse_args()
     progress, stopped = Progress(asked.inferences), threading.Event()
     memory: list[tuple[float, int, int]] = []
     with tempfile.TemporaryDirectory(prefix="offload-soak-") as folder:
         made = bundles.branches(Path(folder) / "bundle", width=256, count=3)
-        server = Served(made.bundle.path)
+        shared = shared_bundle(Path(folder), 8) if asked.shared else None
+        bundle = shared.bundle if shared else made.bundle
+        server = Served(bundle.path)
         proxy = Proxy(server.address)
         sessions = [
             OffloadSession(
-                made.bundle, proxy.address, threads=1, eager=True, deadline_s=10, heartbeat_s=0.1
+                bundle, proxy.address, threads=1, eager=True, deadline_s=10, heartbeat_s=0.1
             )
             for _ in range(SESSIONS)
         ]
-        threads = [threading.Thread(target=work, args=(s, made, progress)) for s in sessions]
+        threads = [
+            threading.Thread(target=work_shared, args=(s, shared, progress))
+            if shared
+            else threading.Thread(target=work, args=(s, made, progress))
+            for s in sessions
+        ]
         chance = random.Random(1)
         threads.append(threading.Thread(target=disturb, args=(proxy, stopped, chance)))
         for thread in threads:
