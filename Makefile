@@ -158,6 +158,11 @@ bench-own-cut: install
 bench-overlap: install
 	$(BIN)/python -m tests.benchmarks.bench_overlap
 
+# Which plan the next frame should follow, by simulation (1 min).
+.PHONY: bench-share-rules
+bench-share-rules: install
+	$(BIN)/python -m tests.benchmarks.bench_share_rules
+
 # As root: streams whose frames several plans share, against each plan alone (6 min; FULL=1: 25).
 .PHONY: bench-share
 bench-share: install

@@ -17,7 +17,7 @@ from offload.planning.shares import (
 )
 
 from tests.toolkit.planning.oracle import best_rate_hz
-from tests.toolkit.planning.stream_simulation import frames_per_s
+from tests.toolkit.planning.stream_simulation import by_shares, frames_per_s, latencies_s
 
 
 @given(st.lists(st.tuples(*(st.integers(0, 9),) * 4), min_size=1, max_size=9))
@@ -79,17 +79,13 @@ def random_plans(seed: int) -> list[ResourceUse]:
     return [ResourceUse(sum(layers_s), 0.0, 0.0, 0.0), *cuts]
 
 
-def latencies_s(uses: Sequence[ResourceUse]) -> list[float]:
-    return [sum(use.seconds) for use in uses]
-
-
 @pytest.mark.parametrize("window", [4, 6, 16])
 def test_sharing_is_never_much_slower_than_the_best_single_plan(window: int) -> None:
     for seed in range(60):
         uses = random_plans(seed)
         shares, _ = shares_within(uses, latencies_s(uses), window)
         single_hz = 1 / min(use.period_s for use in uses)
-        assert frames_per_s(uses, shares, window, 150) >= 0.95 * single_hz, seed
+        assert frames_per_s(uses, by_shares(shares), window, 150) >= 0.95 * single_hz, seed
 
 
 def test_the_window_lets_the_mix_reach_its_rate() -> None:
@@ -100,7 +96,7 @@ def test_the_window_lets_the_mix_reach_its_rate() -> None:
         shared = share_frames(uses)
         window = window_for(uses, latencies_s(uses))
         shares, _ = shares_within(uses, latencies_s(uses), window)
-        parts.append(frames_per_s(uses, shares, window, 150) / shared.rate_hz)
+        parts.append(frames_per_s(uses, by_shares(shares), window, 150) / shared.rate_hz)
     assert min(parts) > 0.9
     assert np.median(parts) > 0.97
 
