@@ -292,15 +292,15 @@ def test_over_a_range_the_mix_is_nearly_that_of_each_link(
         sent = replace(costs, upload_s=upload_s, download_s=download_s)
         return PlanningProblem(graph, sent, STREAM, link)
 
-    mixes = {link: make_mix(problem_at(link))[0] for link in LINKS}
-    singles = plans_over(lambda link: mixes[link].plans[0], LINKS, worth)
-    plans = mix_over(problem_at(LINKS[0]), singles, tuple(mixes.items()), worth)
+    mixes = {(link, 1.0): make_mix(problem_at(link))[0] for link in LINKS}
+    singles = plans_over(lambda *point: mixes[point].plans[0], LINKS, worth)
+    plans = mix_over(problem_at(LINKS[0]), singles, mixes, worth)
     assert covers_all(plans.ranges, len(plans.plans), plans.shares)
     if not any(mix.shares for mix in mixes.values()):
         assert plans == singles
         return
     assert bool(plans.shares) == (len(plans.plans) > 1)
-    for link, mix in mixes.items():
+    for (link, _), mix in mixes.items():
         assert rate_on(link, plans.plans) >= rate_on(link, mix.plans) * (1 - worth) * 0.999
         best = min(plans.plans, key=lambda plan: plan.forecast.value_s(link))
         chosen = plans.plans[plans.at(link.up_bps)]

@@ -39,7 +39,7 @@ def swept(
     """The plan of each link, and what is kept of them."""
     plans = [make_plan(on(graph, costs, link, objective)) for link in LINKS]
     by_rate = {link.up_bps: plan for link, plan in zip(LINKS, plans, strict=True)}
-    return plans, plans_over(lambda link: by_rate[link.up_bps], LINKS)
+    return plans, plans_over(lambda link, _: by_rate[link.up_bps], LINKS)
 
 
 @given(graphs_with_costs(6), st.sampled_from((Objective.LATENCY, Objective.THROUGHPUT)))
@@ -65,14 +65,14 @@ def test_ranges_tile_and_give_every_link_its_winner(
 def test_plans_that_are_not_worth_it_are_left_out(drawn: tuple[Graph, Costs], worth: float) -> None:
     plans, every = swept(*drawn)
     by_rate = {link.up_bps: plan for link, plan in zip(LINKS, plans, strict=True)}
-    plan_set = plans_over(lambda link: by_rate[link.up_bps], LINKS, worth)
+    plan_set = plans_over(lambda link, _: by_rate[link.up_bps], LINKS, worth)
     assert covers_all(plan_set.ranges, len(plan_set.plans))
     assert len(plan_set.plans) <= len(every.plans)
     assert {plan.program for plan in plan_set.plans} <= {plan.program for plan in every.plans}
     for link, plan in zip(LINKS, plans, strict=True):
         chosen = plan_set.plans[plan_set.at(link.up_bps)]
         assert chosen.forecast.value_s(link) <= plan.forecast.value_s(link) * (1 + worth) + 1e-12
-    last = plans_over(lambda link: by_rate[link.up_bps], LINKS, 1e9)
+    last = plans_over(lambda link, _: by_rate[link.up_bps], LINKS, 1e9)
     assert len(last.plans) == 1
 
 
@@ -101,7 +101,7 @@ def test_the_diamond_leaves_the_device_step_by_step() -> None:
 def test_limits_that_one_link_breaks_are_refused() -> None:
     constraints = Constraints(deadline_s=0.15)
 
-    def planned(link: Link) -> Plan:
+    def planned(link: Link, _: float) -> Plan:
         return make_plan(replace(on(*DIAMOND, link, Objective.LATENCY), constraints=constraints))
 
     with pytest.raises(InputError, match=r"^on a link of .*: no plan keeps the limits deadline"):
