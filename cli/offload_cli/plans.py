@@ -67,16 +67,17 @@ def _mix_json(bundle: Bundle, link: Link) -> dict[str, object]:
 
 def plans_sentence(bundle: Bundle) -> str:
     """One line: the plan's reason, or the number of plans and the bandwidths between them."""
-    borders = [format_bps(interval.high_bps) for interval in bundle.plan_set.ranges[:-1]]
+    borders = ", ".join(format_bps(each.high_bps) for each in bundle.plan_set.ranges[:-1])
     slower = bundle.plan_set.slower
     if not (borders or slower):
         return bundle.plan.reason
     count = f"{len(bundle.plans)} plan{'s' if len(bundle.plans) > 1 else ''}"
     sharing = " that share a stream's frames" if bundle.shares else ""
-    region = f" for a device up to {slower[-1].slowdown:.3g}x slower than planned" if slower else ""
-    changing = f", changing at {', '.join(borders)} up" if borders else ""
-    as_planned = " with the device as planned" if borders and slower else ""
-    return f"{count}{sharing}{region}{changing}{as_planned}"
+    if not slower:
+        return f"{count}{sharing}, changing at {borders} up"
+    region = f"for a device up to {slower[-1].slowdown:.3g}x slower than planned"
+    changing = f"; with the device as planned, they change at {borders} up" if borders else ""
+    return f"{count}{sharing}, {region}{changing}"
 
 
 def has_table(bundle: Bundle) -> bool:
@@ -155,7 +156,8 @@ def _show_mix(output: Output, bundle: Bundle) -> None:
             figures = (f"{hz:.3g}" for hz in (single_hz, shared.rate_hz))
             gain = f"{shared.rate_hz / single_hz:.2f}x"
             rows.append((link.describe(), *figures, gain, ", ".join(shares)))
-        output.table(("link", ">one plan", ">shared", ">gain", "frames"), rows, title="frames/s")
+        title = "frames/s, device as planned" if bundle.plan_set.slower else "frames/s"
+        output.table(("link", ">one plan", ">shared", ">gain", "frames"), rows, title=title)
 
 
 def first_few(names: list[str] | tuple[str, ...]) -> str:

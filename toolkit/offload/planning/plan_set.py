@@ -142,9 +142,9 @@ def plans_over(
     With several slow-downs of the device, every link is planned with each of them, and each
     slow-down has its ranges.
 
-    Every plan takes memory where it runs. With `worth`, a program is left out where another that
-    is kept takes at most this share longer, on every link and at every slow-down at which it wins:
-    greedy set cover (Chvatal 1979), O(n^2) forecasts of n planned points.
+    Every plan takes memory where it runs. With `worth`, programs are left out: at every point, one
+    that is kept takes at most this share longer than the best of all. Greedy set cover (Chvatal
+    1979), O(n^2) forecasts of n planned points.
 
     Args:
         make_plan: the best plan for a link and a slow-down of the device. Its forecast is for the
@@ -209,7 +209,7 @@ def _fewest_programs(
         program: [plan.forecast.value_s(*point) for point in points]
         for program, plan in programs.items()
     }
-    best = [values[plan.program][index] for index, plan in enumerate(planned)]
+    best = [min(column) for column in zip(*values.values(), strict=True)]
     near = {
         program: {i for i, value in enumerate(row) if value <= best[i] * (1 + worth)}
         for program, row in values.items()

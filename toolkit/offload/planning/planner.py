@@ -302,7 +302,7 @@ def at_planned_speed(plan: Plan, slowdown: float) -> Plan:
     """A plan for a device slowed down by a factor, with its times on the device as profiled.
 
     So the forecasts of plans for several slow-downs refer to the same device. The lower bound is
-    the scheduler's simple one.
+    the scheduler's simple one. Coding of downloads keeps the seconds of the slower device.
     """
     if slowdown == 1:
         return plan
