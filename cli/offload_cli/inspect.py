@@ -77,7 +77,7 @@ def _show_bundle(output: Output, bundle: Bundle) -> None:
     show_plans(output, bundle)
     for number, plan in enumerate(bundle.plans):
         if len(bundle.plans) > 1:
-            made_for = f", made for {plan.link.describe()}" if plan.link else ""
+            made_for = f", made for {plan.made_for}" if plan.made_for else ""
             output.text(f"plan {number}{made_for}: {plan.reason}")
         show_plan(output, plan)
 

@@ -1,4 +1,4 @@
-"""Print the plans of a bundle: the bandwidths each is for, what runs where, what is sent."""
+"""Print the plans of a bundle: bandwidths and slow-downs of each, what runs where, what is sent."""
 
 import math
 from collections.abc import Iterator
@@ -7,9 +7,10 @@ from dataclasses import replace
 from offload.bundle.bundle import Bundle
 from offload.bundle.write import sizes
 from offload.costs.link import Link
-from offload.planning.plan import Plan, Side
+from offload.planning.plan import Plan, Side, Speeds
 from offload.planning.plan_set import BandwidthRange
 from offload.planning.shares import SharedRate, share_frames
+from offload.records import to_json
 from offload.units import format_bps, format_bytes, format_s
 
 from offload_cli.output import Output
@@ -18,16 +19,19 @@ from offload_cli.output import Output
 def bundle_json(bundle: Bundle) -> dict[str, object]:
     """A bundle as JSON: path, digest and plan; all plans and their ranges if there are several.
 
-    With plans that share a stream's frames, also their shares and the frames per second.
+    With plans for slower devices, also the ranges of each slow-down. With plans that share a
+    stream's frames, also their shares and the frames per second.
     """
     value: dict[str, object] = {
         "path": str(bundle.path),
         "digest": bundle.digest,
         "plan": bundle.plan.to_json(),
     }
-    if len(bundle.plans) > 1:
+    if has_table(bundle):
         value["plans"] = [plan.to_json() for plan in bundle.plans]
         value["ranges"] = [interval.to_json() for interval in bundle.plan_set.ranges]
+        if bundle.plan_set.slower:
+            value["slower"] = to_json(bundle.plan_set.slower)
         if bundle.shares:
             value["mix"] = {
                 "shares": list(bundle.shares),
@@ -63,18 +67,29 @@ def _mix_json(bundle: Bundle, link: Link) -> dict[str, object]:
 
 def plans_sentence(bundle: Bundle) -> str:
     """One line: the plan's reason, or the number of plans and the bandwidths between them."""
-    borders = [format_bps(interval.high_bps) for interval in bundle.plan_set.ranges[:-1]]
-    if not borders:
+    borders = ", ".join(format_bps(each.high_bps) for each in bundle.plan_set.ranges[:-1])
+    slower = bundle.plan_set.slower
+    if not (borders or slower):
         return bundle.plan.reason
+    count = f"{len(bundle.plans)} plan{'s' if len(bundle.plans) > 1 else ''}"
     sharing = " that share a stream's frames" if bundle.shares else ""
-    return f"{len(bundle.plans)} plans{sharing}, changing at {', '.join(borders)} up"
+    if not slower:
+        return f"{count}{sharing}, changing at {borders} up"
+    region = f"for a device up to {slower[-1].slowdown:.3g}x slower than planned"
+    changing = f"; with the device as planned, they change at {borders} up" if borders else ""
+    return f"{count}{sharing}, {region}{changing}"
+
+
+def has_table(bundle: Bundle) -> bool:
+    """Whether there is more to show than one plan: several, or one for several slow-downs."""
+    return len(bundle.plans) > 1 or bool(bundle.plan_set.slower)
 
 
 def show_plans(output: Output, bundle: Bundle) -> None:
     """Print tables of the plans and the bytes that common parts save; nothing for one plan."""
-    if len(bundle.plans) == 1:
+    if not has_table(bundle):
         return
-    if len(bundle.plan_set.ranges) > 1:
+    if len(bundle.plan_set.ranges) > 1 or bundle.plan_set.slower:
         _show_ranges(output, bundle)
     if bundle.shares:
         _show_mix(output, bundle)
@@ -87,24 +102,29 @@ def show_plans(output: Output, bundle: Bundle) -> None:
 
 
 def _show_ranges(output: Output, bundle: Bundle) -> None:
+    """Print which plan is best at which bandwidth, and for each slow-down if there are several."""
+    plan_set = bundle.plan_set
+    intervals = [(1.0, interval) for interval in plan_set.ranges]
+    intervals += [(each.slowdown, interval) for each in plan_set.slower for interval in each.ranges]
     rows = []
-    for interval in bundle.plan_set.ranges:
+    shown = 0.0
+    for slowdown, interval in intervals:
         plan = bundle.plans[interval.plan]
         tensors = [send.tensor for send in plan.uploads]
-        rows.append(
-            (
-                _bandwidths(interval),
-                interval.plan,
-                plan.scheme,
-                " to ".join(dict.fromkeys(_predicted(interval, plan))),
-                sum(len(segment.layers) for segment in plan.on(Side.DEVICE)),
-                format_bytes(sum(send.size_bytes or 0 for send in plan.uploads)),
-                first_few(tensors),
-            )
+        row = (
+            _bandwidths(interval),
+            interval.plan,
+            plan.scheme,
+            " to ".join(dict.fromkeys(_predicted(interval, plan, slowdown))),
+            sum(len(segment.layers) for segment in plan.on(Side.DEVICE)),
+            format_bytes(sum(send.size_bytes or 0 for send in plan.uploads)),
+            first_few(tensors),
         )
-    output.table(
-        ("up", "plan", "scheme", ">predicted there", ">layers on device", ">sent", "sends"), rows
-    )
+        device = "as planned" if slowdown == 1 else f"{slowdown:.3g}x slower"
+        rows.append(((device if slowdown != shown else ""), *row) if plan_set.slower else row)
+        shown = slowdown
+    heads = ("up", "plan", "scheme", ">predicted there", ">layers on device", ">sent", "sends")
+    output.table(("device", *heads) if plan_set.slower else heads, rows)
 
 
 def _show_mix(output: Output, bundle: Bundle) -> None:
@@ -136,7 +156,8 @@ def _show_mix(output: Output, bundle: Bundle) -> None:
             figures = (f"{hz:.3g}" for hz in (single_hz, shared.rate_hz))
             gain = f"{shared.rate_hz / single_hz:.2f}x"
             rows.append((link.describe(), *figures, gain, ", ".join(shares)))
-        output.table(("link", ">one plan", ">shared", ">gain", "frames"), rows, title="frames/s")
+        title = "frames/s, device as planned" if bundle.plan_set.slower else "frames/s"
+        output.table(("link", ">one plan", ">shared", ">gain", "frames"), rows, title=title)
 
 
 def first_few(names: list[str] | tuple[str, ...]) -> str:
@@ -146,24 +167,27 @@ def first_few(names: list[str] | tuple[str, ...]) -> str:
 
 def _bandwidths(interval: BandwidthRange) -> str:
     if not interval.low_bps:
+        if math.isinf(interval.high_bps):
+            return "any"
         return f"below {format_bps(interval.high_bps)}"
     if math.isinf(interval.high_bps):
         return f"from {format_bps(interval.low_bps)}"
     return f"{format_bps(interval.low_bps)} to {format_bps(interval.high_bps)}"
 
 
-def _predicted(interval: BandwidthRange, plan: Plan) -> Iterator[str]:
+def _predicted(interval: BandwidthRange, plan: Plan, slowdown: float) -> Iterator[str]:
     """Latency at both ends of an interval; at an open end, on the link the plan was made for."""
     if plan.link is None:
         yield format_s(plan.latency_s)
         return
+    speeds = Speeds(device=slowdown)
     up_bps, ratio = plan.link.up_bps, plan.link.down_bps / plan.link.up_bps
     low_bps = interval.low_bps or min(up_bps, interval.high_bps)
     is_open = math.isinf(interval.high_bps)
     high_bps = max(up_bps, interval.low_bps) if is_open else interval.high_bps
     for rate_bps in (low_bps, high_bps):
         link = replace(plan.link, up_bps=rate_bps, down_bps=rate_bps * ratio)
-        yield format_s(plan.forecast.latency_s(link))
+        yield format_s(plan.forecast.latency_s(link, speeds))
 
 
 def show_plan(output: Output, plan: Plan) -> None:

@@ -18,6 +18,7 @@ from offload_runtimes.measure.split import (
     SplitRequest,
     encoding_selector,
     parse_machine,
+    parse_slowdowns,
     prepare,
     write_split,
 )
@@ -68,8 +69,8 @@ def split(
         typer.Option(
             metavar="LINK",
             help="Plan for a link: `3g`, `4g`, `wifi`, `50mbit`, `100mbit`, `'20 Mbit/s,10 ms'`, a"
-            " file from `offload probe`; or for a range, `'1..100 Mbit/s'`: several plans, between"
-            " which the device switches as it measures the link.",
+            " file from `offload probe`; or for a range, `'1..100 Mbit/s'` or `4g..wifi`: several"
+            " plans, between which the device switches as it measures the link.",
         ),
     ] = "wifi",
     scheme: Annotated[
@@ -95,14 +96,15 @@ def split(
     device: DeviceOption = None,
     server: ServerOption = None,
     slowdown: Annotated[
-        float,
+        str,
         typer.Option(
             rich_help_panel=MACHINES,
-            min=0.001,
             metavar="FACTOR",
-            help="Multiply the device's seconds, to plan for a slower device.",
+            help="Multiply the device's seconds, to plan for a slower device; or plan for a range,"
+            " `1..3`: several plans, for a device that becomes slower while it runs, say when it"
+            " gets hot.",
         ),
-    ] = 1.0,
+    ] = "1",
     again: Annotated[
         bool,
         typer.Option(
@@ -117,9 +119,9 @@ def split(
             rich_help_panel=LINK,
             min=0.0,
             metavar="SHARE",
-            help="For a range: drop a plan if another is within SHARE of it at every bandwidth. For"
-            " plans that share frames: drop one if the others give all but SHARE of the frames/s. 0"
-            " keeps all.",
+            help="For a range: drop a plan if another is within SHARE of it at every bandwidth and"
+            " slow-down. For plans that share frames: drop one if the others give all but SHARE of"
+            " the frames/s. 0 keeps all.",
         ),
     ] = 0.05,
     objective: ObjectiveOption = "latency",
@@ -190,8 +192,12 @@ def split(
     """
     output = Output(form)
     links = parse_links(link, parse_link(like), points) if is_range(link) else []
-    if links and list_front:
-        raise InputError("--pareto is for one link: leave it out, or give one --link")
+    slowdowns = parse_slowdowns(slowdown)
+    if list_front and (links or len(slowdowns) > 1):
+        raise InputError(
+            "--pareto is for one link and one slow-down: leave it out, or give one --link and one"
+            " --slowdown"
+        )
     request = SplitRequest(
         model=model,
         link=links[0] if links else parse_link(link),
@@ -202,7 +208,8 @@ def split(
         cut=tuple(cut),
         device=parse_machine(device),
         server=parse_machine(server),
-        slowdown=slowdown,
+        slowdown=slowdowns[0],
+        slowdowns=slowdowns if len(slowdowns) > 1 else (),
         shapes=parse_shapes(shape),
         solver=solver,
         constraints=Constraints(

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 from offload.bundle.bundle import Bundle
@@ -21,8 +22,8 @@ from offload.graph.model import Graph, Tensor
 from offload.planning.cut import cut_at_names
 from offload.planning.mix import make_mix, mix_over
 from offload.planning.plan import Plan
-from offload.planning.plan_set import PlanSet, plans_over
-from offload.planning.planner import make_plan
+from offload.planning.plan_set import PlanSet, plans_over, slowdowns_between
+from offload.planning.planner import at_planned_speed, make_plan
 from offload.planning.problem import Constraints, Objective, PlanningProblem
 from offload.planning.scheme import Scheme
 
@@ -37,6 +38,7 @@ from offload_runtimes.measure.verify import missing_types
 
 # The largest share of uncounted work that an estimate is made with.
 MOST_UNCOUNTED = 0.05
+_LEAST_SLOWDOWN = 0.001
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,9 @@ class SplitRequest:
         model: the .onnx file.
         link: the link between device and server.
         links: a range of links, ascending, for a bundle of several plans; empty: only `link`.
-        worth: drop a plan of the range if another is within this share of it at every link, and a
-            plan that shares frames if the others give all but this share of the frames per second.
+        worth: drop a plan of the range if another is within this share of it at every link and
+            slow-down, and a plan that shares frames if the others give all but this share of the
+            frames per second.
         share: with the objective throughput, let several plans share the frames of a stream where
             that gains more than the prediction error.
         scheme: `auto` or a scheme's name.
@@ -57,6 +60,8 @@ class SplitRequest:
         device: the device's profile file, or its FLOP/s for an estimate; None: this machine.
         server: the server's profile file, or its FLOP/s for an estimate; None: this machine.
         slowdown: factor on the device's seconds; 1 for a device as profiled.
+        slowdowns: a range of them, ascending, `slowdown` first, for a bundle of several plans;
+            empty: only `slowdown`.
         shapes: sizes of inputs with dynamic dimensions.
         solver: the scheduler that orders the device's layers.
         constraints: the objective and the limits.
@@ -78,9 +83,24 @@ class SplitRequest:
     options: EngineOptions = field(default_factory=EngineOptions)
     allowance: EncodingPolicy = field(default_factory=EncodingPolicy)
     links: tuple[Link, ...] = ()
+    slowdowns: tuple[float, ...] = ()
     worth: float = 0.05
     share: bool = True
     again: bool = False
+
+    def __post_init__(self) -> None:
+        factors = self.slowdowns or (self.slowdown,)
+        ascends = all(a < b for a, b in pairwise((0.0, *factors, float("inf"))))
+        if not (ascends and factors[0] == self.slowdown):
+            raise InputError(
+                f"slow-downs must ascend from the first, {self.slowdown:g}, which must be positive:"
+                f" got {', '.join(f'{factor:g}' for factor in factors)}"
+            )
+
+    @property
+    def is_range(self) -> bool:
+        """Whether to plan for several links or several slow-downs."""
+        return bool(self.links) or len(self.slowdowns) > 1
 
     @property
     def fixes_cut(self) -> bool:
@@ -91,8 +111,8 @@ class SplitRequest:
     def shares_frames(self) -> bool:
         """Whether several plans may share the frames of a stream.
 
-        Not over a range of links with a deadline or a limit on energy: a plan that keeps it on one
-        link may break it on another.
+        Not over a range of links or slow-downs with a deadline or a limit on energy: a plan that
+        keeps it at one point may break it at another.
         """
         constraints = self.constraints
         is_limited = constraints.deadline_s is not None or constraints.energy_j is not None
@@ -101,7 +121,7 @@ class SplitRequest:
             and constraints.objective is Objective.THROUGHPUT
             and self.scheme == "auto"
             and not self.cut
-            and not (self.links and is_limited)
+            and not (self.is_range and is_limited)
         )
 
 
@@ -245,6 +265,26 @@ def parse_machine(text: str | None) -> Path | float | None:
 _PROVED_BYTES = 1 << 26
 
 
+def parse_slowdowns(text: str) -> tuple[float, ...]:
+    """Slow-downs of the device: one factor like `5`, or a few from a range like `1..3`.
+
+    Raises:
+        InputError: not a factor from 0.001 on, or not a range of two, the smaller first.
+    """
+    try:
+        factors = [float(part) for part in text.split("..")]
+    except ValueError:
+        factors = []
+    ascends = all(a < b for a, b in pairwise((0.0, *factors, float("inf"))))
+    if not (1 <= len(factors) <= 2 and ascends and factors[0] >= _LEAST_SLOWDOWN):
+        raise InputError(
+            f"--slowdown {text!r} is not understood: write a factor of at least"
+            f" {_LEAST_SLOWDOWN:g} like 5, or a range from the smaller factor to the larger one"
+            " like 1..3"
+        )
+    return slowdowns_between(*factors) if len(factors) == 2 else (factors[0],)
+
+
 def split(request: SplitRequest, target: Path, progress: Progress = lambda _: None) -> Bundle:
     """Plan a model's split and write the bundle.
 
@@ -274,25 +314,29 @@ def write_split(
     types = missing_types(model, graph)
     selector = encoding_selector(prepared, progress, types)
 
-    def planned(link: Link) -> PlanSet:
+    def planned(link: Link, slowdown: float = 1.0) -> PlanSet:
         def with_table(table: EncodingTable | None) -> PlanSet:
-            progress(f"planning for {link.describe()}")
-            problem = prepared.problem(link, table=table)
+            slower = f", device {slowdown:.3g}x slower" if slowdown != 1 else ""
+            progress(f"planning for {link.describe()}{slower}")
+            problem = prepared.problem(link, slowdown, table)
             if request.shares_frames:
-                if request.links:
+                if request.is_range:
                     return make_mix(problem, request.solver)[0]
                 plans, why = make_mix(problem, request.solver, request.worth)
                 return plans.with_note(why)
             return PlanSet((make_plan(problem, request.scheme, cut, request.solver),))
 
         plan_set = selector.plan_set(with_table)
-        plans = tuple(replace(plan, device=prepared.device.machine) for plan in plan_set.plans)
+        plans = tuple(
+            at_planned_speed(replace(plan, device=prepared.device.machine), slowdown)
+            for plan in plan_set.plans
+        )
         if prepared.open_sizes:
             reason = f"As requested; no times are predicted: {prepared.open_sizes}."
             plans = (replace(plans[0], reason=reason, alternatives=(), instance=None),)
         return replace(plan_set, plans=plans)
 
-    plans = _plans_over_links(prepared, planned) if request.links else planned(request.link)
+    plans = _plans_over(prepared, planned) if request.is_range else planned(request.link)
     assert model.path is not None
     is_raw = [each.name for each in request.allowance.encodings] == ["raw"]
     was_run = not is_raw or request.device is None or request.server is None
@@ -304,24 +348,32 @@ def write_split(
     return write_bundle(model, graph, plans, target, types)
 
 
-def _plans_over_links(prepared: PlanningInputs, planned: Callable[[Link], PlanSet]) -> PlanSet:
-    """The plans for the request's links, from those for each of them."""
+def _plans_over(prepared: PlanningInputs, planned: Callable[[Link, float], PlanSet]) -> PlanSet:
+    """The plans for the request's links and slow-downs, from those for each of them.
+
+    The slow-downs are counted from the first one, that of the profile of `prepared`.
+    """
     request = prepared.request
     constraints = request.constraints
     if constraints.objective is Objective.ENERGY:
         raise InputError(
-            "plans for a range of links are compared by latency or throughput while they run:"
-            " give one link with the objective energy"
+            "plans for a range of links or slow-downs are compared by latency or throughput while"
+            " they run: give one link and one slow-down with the objective energy"
         )
-    by_link: dict[Link, PlanSet] = {}
+    by_point: dict[tuple[Link, float], PlanSet] = {}
 
-    def single(link: Link) -> Plan:
-        by_link[link] = planned(link)
-        return by_link[link].plans[0]
+    def single(link: Link, slowdown: float) -> Plan:
+        by_point[link, slowdown] = planned(link, slowdown)
+        return by_point[link, slowdown].plans[0]
 
     is_limited = constraints.deadline_s is not None or constraints.energy_j is not None
-    singles = plans_over(single, request.links, 0.0 if is_limited else request.worth)
-    return mix_over(prepared.problem(), singles, tuple(by_link.items()), request.worth)
+    singles = plans_over(
+        single,
+        request.links or (request.link,),
+        0.0 if is_limited else request.worth,
+        [factor / request.slowdown for factor in request.slowdowns or (request.slowdown,)],
+    )
+    return mix_over(prepared.problem(), singles, by_point, request.worth)
 
 
 def encoding_selector(

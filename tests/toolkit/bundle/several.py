@@ -56,7 +56,7 @@ def ranged_over(graph: Graph, device_s: float = 20e-3, server_s: float = 1e-3) -
 
     device, server = profile(device_s), profile(server_s)
     return plans_over(
-        lambda link: make_plan(PlanningProblem.of(graph, device, server, link)), LINKS
+        lambda link, _: make_plan(PlanningProblem.of(graph, device, server, link)), LINKS
     )
 
 

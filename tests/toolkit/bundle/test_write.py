@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from offload.errors import BundleError, InputError
 from offload.graph.load import load_model
 from offload.graph.read import read_graph
 from offload.planning.plan import Side
-from offload.planning.plan_set import BandwidthRange, PlanSet
+from offload.planning.plan_set import BandwidthRange, PlanSet, SlowdownRanges
 from onnx import TensorProto
 
 from tests.toolkit.bundle.several import WIDTHS, funnel, ranged_over, swept
@@ -194,6 +195,35 @@ def test_shares_of_frames_are_kept_and_a_plan_may_have_no_range(tmp_path: Path) 
     assert written.only(1).shares == ()
     assert write_bundle(model, graph, PlanSet(plans[:1]), tmp_path / "one").shares == ()
     assert "shares" not in json.loads((tmp_path / "one" / MANIFEST).read_text())
+
+
+def slower_of(path: Path, slower: object) -> Path:
+    """A bundle's folder with other slow-downs in its manifest, whose digest is right."""
+    content = json.loads((path / MANIFEST).read_text())
+    del content["digest"]
+    content["slower"] = slower
+    (path / MANIFEST).write_text(json.dumps({"digest": manifest_digest(content), **content}))
+    return path
+
+
+def test_ranges_for_slower_devices_are_kept(tmp_path: Path) -> None:
+    model = load_model(funnel(tmp_path / "net.onnx"))
+    graph = read_graph(model)
+    plans = ranged_over(graph).plans[:2]
+    slower = (SlowdownRanges(2.5, (BandwidthRange(0.0, math.inf, 1),)),)
+    written = write_bundle(model, graph, PlanSet(plans, slower=slower), tmp_path / "b")
+    assert written.plan_set.slower == open_bundle(tmp_path / "b").plan_set.slower == slower
+    assert written.plan_set.at(1.0) == 0
+    assert written.only(1).plan_set.slower == ()
+    (right,) = json.loads((tmp_path / "b" / MANIFEST).read_text())["slower"]
+    wrongs: list[object] = [
+        [], [{**right, "slowdown": 0.5}], [{**right, "slowdown": "2"}], [right, right], "slow",
+        [{**right, "ranges": []}], [{"slowdown": 2.5}], [7],
+    ]  # fmt: skip
+    for wrong in wrongs:
+        with pytest.raises(BundleError, match="damaged: make the bundle again"):
+            open_bundle(slower_of(tmp_path / "b", wrong))
+    assert open_bundle(slower_of(tmp_path / "b", [right])).plan_set.slower == slower
 
 
 def batched(folder: Path, rows: int | str) -> Bundle:

@@ -42,7 +42,11 @@ def test_ranges_are_even_by_ratio_and_keep_the_ratio_of_up_and_down() -> None:
     ratios = [b.up_bps / a.up_bps for a, b in itertools.pairwise(links)]
     assert ratios == pytest.approx([ratios[0]] * len(ratios))
     assert parse_links("500 kbit/s..1Mbit/s", like, 2)[0].up_bps == pytest.approx(5e5)
-    for wrong in ("1 Mbit/s", "5..1 Mbit/s", "1..2"):
+    slow, fast = parse_links("4G..wifi", like, 2)
+    assert (slow.up_bps, fast.up_bps) == (PRESETS["4g"].up_bps, PRESETS["wifi"].up_bps)
+    assert slow.down_bps == 2 * slow.up_bps
+    assert parse_links("3g .. 2 Mbit/s", like, 2)[0].up_bps == PRESETS["3g"].up_bps
+    for wrong in ("wifi..4g", "1..wifi", "wifi..", "1 Mbit/s", "5..1 Mbit/s", "1..2"):
         with pytest.raises(InputError):
             parse_links(wrong, like, 5)
 

@@ -24,9 +24,9 @@ from offload.planning.mix import (
     mix_over,
     together_bytes,
 )
-from offload.planning.plan import Plan, ResourceUse, Side
-from offload.planning.plan_set import covers_all, plans_over
-from offload.planning.planner import decide
+from offload.planning.plan import Plan, ResourceUse, Side, Speeds
+from offload.planning.plan_set import PlanSet, covers_all, plans_over
+from offload.planning.planner import at_planned_speed, decide
 from offload.planning.problem import Constraints, Objective, PlanningProblem
 from offload.planning.scheme import SchemeEstimate
 from offload.planning.shares import share_frames
@@ -280,35 +280,44 @@ def test_a_certain_mix_gains_and_a_plan_does_not_gain_on_itself(drawn: tuple[Gra
 LINKS = [Link(rate, rate, 0.5, 0.5) for rate in np.geomspace(8, 800, 7)]
 
 
-@given(graphs_with_costs(5), st.sampled_from((0.0, 0.05, 0.3)))
+@given(
+    graphs_with_costs(5), st.sampled_from((0.0, 0.05, 0.3)), st.sampled_from(((1.0,), (1.0, 3.0)))
+)
 @settings(deadline=None, max_examples=60)
 def test_over_a_range_the_mix_is_nearly_that_of_each_link(
-    drawn: tuple[Graph, Costs], worth: float
+    drawn: tuple[Graph, Costs], worth: float, slowdowns: tuple[float, ...]
 ) -> None:
-    def problem_at(link: Link) -> PlanningProblem:
+    def problem_at(link: Link, slowdown: float = 1.0) -> PlanningProblem:
         graph, costs = drawn
+        costs = replace(costs, device_s=tuple(slowdown * s for s in costs.device_s))
         upload_s = {name: link.upload_s(32) for name in costs.upload_s}
         download_s = {name: link.download_s(32) for name in costs.download_s}
         sent = replace(costs, upload_s=upload_s, download_s=download_s)
         return PlanningProblem(graph, sent, STREAM, link)
 
-    mixes = {link: make_mix(problem_at(link))[0] for link in LINKS}
-    singles = plans_over(lambda link: mixes[link].plans[0], LINKS, worth)
-    plans = mix_over(problem_at(LINKS[0]), singles, tuple(mixes.items()), worth)
-    assert covers_all(plans.ranges, len(plans.plans), plans.shares)
+    def mix_at(link: Link, slowdown: float) -> PlanSet:
+        mix = make_mix(problem_at(link, slowdown))[0]
+        return replace(mix, plans=tuple(at_planned_speed(p, slowdown) for p in mix.plans))
+
+    mixes = {(link, factor): mix_at(link, factor) for factor in slowdowns for link in LINKS}
+    singles = plans_over(lambda *point: mixes[point].plans[0], LINKS, worth, slowdowns)
+    plans = mix_over(problem_at(LINKS[0]), singles, mixes, worth)
+    assert covers_all(plans.ranges, len(plans.plans), plans.shares, plans.slower)
     if not any(mix.shares for mix in mixes.values()):
         assert plans == singles
         return
     assert bool(plans.shares) == (len(plans.plans) > 1)
-    for link, mix in mixes.items():
-        assert rate_on(link, plans.plans) >= rate_on(link, mix.plans) * (1 - worth) * 0.999
+    for (link, slowdown), mix in mixes.items():
+        kept_hz, mix_hz = (rate_on(link, each.plans, slowdown) for each in (plans, mix))
+        assert kept_hz >= mix_hz * (1 - worth) * 0.999
+    for link in LINKS:
         best = min(plans.plans, key=lambda plan: plan.forecast.value_s(link))
         chosen = plans.plans[plans.at(link.up_bps)]
         assert chosen.forecast.value_s(link) <= best.forecast.value_s(link) * (1 + 1e-6)
 
 
-def rate_on(link: Link, plans: Sequence[Plan]) -> float:
-    return share_frames([plan.forecast.use(link) for plan in plans]).rate_hz
+def rate_on(link: Link, plans: Sequence[Plan], slowdown: float) -> float:
+    return share_frames([p.forecast.use(link, Speeds(device=slowdown)) for p in plans]).rate_hz
 
 
 def test_plans_of_a_mix_use_what_the_linear_program_counted() -> None:

@@ -12,19 +12,21 @@ from offload.costs.link import Link, parse_links
 from offload.errors import InputError
 from offload.graph.model import Graph
 from offload.planning.cut_costs import Costs
-from offload.planning.plan import Plan
+from offload.planning.plan import Plan, Speeds
 from offload.planning.plan_set import (
     EVERYWHERE,
     BandwidthRange,
     PlanSet,
+    SlowdownRanges,
     SwitchPolicy,
     SwitchState,
     best_of,
     covers_all,
     plans_over,
+    slowdowns_between,
     step,
 )
-from offload.planning.planner import make_plan
+from offload.planning.planner import at_planned_speed, make_plan
 from offload.planning.problem import Constraints, Objective
 
 from tests.toolkit.graphs import graphs_with_costs
@@ -39,7 +41,7 @@ def swept(
     """The plan of each link, and what is kept of them."""
     plans = [make_plan(on(graph, costs, link, objective)) for link in LINKS]
     by_rate = {link.up_bps: plan for link, plan in zip(LINKS, plans, strict=True)}
-    return plans, plans_over(lambda link: by_rate[link.up_bps], LINKS)
+    return plans, plans_over(lambda link, _: by_rate[link.up_bps], LINKS)
 
 
 @given(graphs_with_costs(6), st.sampled_from((Objective.LATENCY, Objective.THROUGHPUT)))
@@ -65,15 +67,92 @@ def test_ranges_tile_and_give_every_link_its_winner(
 def test_plans_that_are_not_worth_it_are_left_out(drawn: tuple[Graph, Costs], worth: float) -> None:
     plans, every = swept(*drawn)
     by_rate = {link.up_bps: plan for link, plan in zip(LINKS, plans, strict=True)}
-    plan_set = plans_over(lambda link: by_rate[link.up_bps], LINKS, worth)
+    plan_set = plans_over(lambda link, _: by_rate[link.up_bps], LINKS, worth)
     assert covers_all(plan_set.ranges, len(plan_set.plans))
     assert len(plan_set.plans) <= len(every.plans)
     assert {plan.program for plan in plan_set.plans} <= {plan.program for plan in every.plans}
     for link, plan in zip(LINKS, plans, strict=True):
         chosen = plan_set.plans[plan_set.at(link.up_bps)]
         assert chosen.forecast.value_s(link) <= plan.forecast.value_s(link) * (1 + worth) + 1e-12
-    last = plans_over(lambda link: by_rate[link.up_bps], LINKS, 1e9)
+    last = plans_over(lambda link, _: by_rate[link.up_bps], LINKS, 1e9)
     assert len(last.plans) == 1
+
+
+SLOWDOWNS = (1.0, 2.0, 4.0)
+
+
+@given(
+    graphs_with_costs(5),
+    st.sampled_from((Objective.LATENCY, Objective.THROUGHPUT)),
+    st.sampled_from((0.0, 0.05, 0.3)),
+)
+def test_in_a_region_no_plan_is_better_by_more_than_worth(
+    drawn: tuple[Graph, Costs], objective: Objective, worth: float
+) -> None:
+    graph, costs = drawn
+    planned: dict[tuple[Link, float], Plan] = {}
+    best_s: dict[tuple[Link, float], float] = {}
+
+    def plan_at(link: Link, slowdown: float) -> Plan:
+        slower = replace(costs, device_s=tuple(slowdown * s for s in costs.device_s))
+        plan = make_plan(on(graph, slower, link, objective))
+        best_s[link, slowdown] = plan.forecast.value_s(link)
+        planned[link, slowdown] = at_planned_speed(plan, slowdown)
+        return planned[link, slowdown]
+
+    plan_set = plans_over(plan_at, LINKS, worth, SLOWDOWNS)
+    assert covers_all(plan_set.ranges, len(plan_set.plans), (), plan_set.slower)
+    assert [each.slowdown for each in plan_set.slower] == [2.0, 4.0]
+    by_slowdown = {1.0: plan_set.ranges, **{e.slowdown: e.ranges for e in plan_set.slower}}
+    for (link, slowdown), planned_s in best_s.items():
+        speeds = Speeds(device=slowdown)
+        values = [plan.forecast.value_s(link, speeds) for plan in planned.values()]
+        assert planned[link, slowdown].forecast.value_s(link, speeds) == pytest.approx(planned_s)
+        kept = [plan.forecast.value_s(link, speeds) for plan in plan_set.plans]
+        (here,) = (r.plan for r in by_slowdown[slowdown] if r.low_bps <= link.up_bps < r.high_bps)
+        assert kept[here] <= planned_s * (1 + worth) * (1 + 1e-9) + 1e-12
+        assert min(kept) <= min(values) * (1 + worth) * (1 + 1e-9) + 1e-12
+    first = [
+        min((i for i, r in enumerate(plan_set.ranges) if r.plan == n), default=math.inf)
+        for n in range(len(plan_set.plans))
+    ]
+    assert first == sorted(first), "plans without a range as planned come last"
+
+
+def test_a_plan_for_a_slow_device_is_kept_behind_those_as_planned() -> None:
+    link = Link(20e6, 20e6)
+
+    def plan_at(_: Link, slowdown: float) -> Plan:
+        graph, costs = DIAMOND
+        slower = replace(costs, device_s=tuple(slowdown * s for s in costs.device_s))
+        return at_planned_speed(make_plan(on(graph, slower, link, Objective.LATENCY)), slowdown)
+
+    plan_set = plans_over(plan_at, [link], 0.05, (1.0, 100.0))
+    local, cloud = plan_set.plans
+    assert (local.scheme, cloud.scheme) == ("local", "cloud")
+    assert plan_set.ranges == EVERYWHERE
+    assert plan_set.slower == (SlowdownRanges(100.0, (BandwidthRange(0.0, math.inf, 1),)),)
+    assert (local.slowdown, cloud.slowdown) == (1.0, 100.0)
+    assert local.made_for == "20 Mbit/s"
+    assert cloud.made_for == "20 Mbit/s, device 100x slower"
+
+
+@given(graphs_with_costs(5), st.floats(1, 50))
+def test_a_plan_at_planned_speed_is_valid(drawn: tuple[Graph, Costs], slowdown: float) -> None:
+    plan = at_planned_speed(make_plan(on(*drawn, LINKS[4], Objective.LATENCY)), slowdown)
+    assert plan.lower_bound_s <= plan.latency_s
+    assert (plan.status == "optimal") == (plan.latency_s <= plan.lower_bound_s * (1 + 1e-9))
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@pytest.mark.parametrize(
+    ("least", "most", "count"), [(1, 3, 3), (1, 2, 2), (2, 2.1, 2), (0.5, 4, 4), (1, 1e9, 7)]
+)
+def test_few_slowdowns_are_planned(least: float, most: float, count: int) -> None:
+    factors = slowdowns_between(least, most)
+    assert (factors[0], factors[-1], len(factors)) == (least, most, count)
+    ratios = [b / a for a, b in itertools.pairwise(factors)]
+    assert ratios == pytest.approx([ratios[0]] * len(ratios))
 
 
 @given(graphs_with_costs(5))
@@ -101,11 +180,19 @@ def test_the_diamond_leaves_the_device_step_by_step() -> None:
 def test_limits_that_one_link_breaks_are_refused() -> None:
     constraints = Constraints(deadline_s=0.15)
 
-    def planned(link: Link) -> Plan:
+    def planned(link: Link, _: float) -> Plan:
         return make_plan(replace(on(*DIAMOND, link, Objective.LATENCY), constraints=constraints))
 
     with pytest.raises(InputError, match=r"^on a link of .*: no plan keeps the limits deadline"):
         plans_over(planned, LINKS)
+
+    def slow(link: Link, slowdown: float) -> Plan:
+        if slowdown == 1:
+            return make_plan(on(*DIAMOND, link, Objective.LATENCY))
+        return planned(link, slowdown)
+
+    with pytest.raises(InputError, match=r"^on a link of .* with the device 1.5x slower: no plan"):
+        plans_over(slow, LINKS, slowdowns=(1.0, 1.5))
 
 
 @pytest.mark.parametrize(
@@ -124,6 +211,19 @@ def test_gaps_are_seen(ranges: tuple[BandwidthRange, ...]) -> None:
     assert not covers_all(ranges, 2 if ranges else 0)
     assert covers_all(EVERYWHERE, 2, (0.5, 0.5))
     assert not covers_all(EVERYWHERE, 2)
+
+
+ONE = (BandwidthRange(0.0, math.inf, 1),)
+
+
+def test_ranges_of_slow_downs_must_be_complete() -> None:
+    assert covers_all(EVERYWHERE, 2, (), (SlowdownRanges(2.0, ONE),))
+    assert covers_all(EVERYWHERE, 2, (0.5, 0.5), (SlowdownRanges(2.0, EVERYWHERE),))
+    assert not covers_all(EVERYWHERE, 3, (), (SlowdownRanges(2.0, ONE),)), "a plan without a range"
+    assert not covers_all(EVERYWHERE, 1, (), (SlowdownRanges(2.0, ONE),)), "a range without a plan"
+    assert not covers_all(EVERYWHERE, 2, (), (SlowdownRanges(2.0, ()), SlowdownRanges(3.0, ONE)))
+    for wrong in ((1.0,), (0.5,), (3.0, 2.0), (2.0, 2.0), (math.inf,), (math.nan,)):
+        assert not covers_all(EVERYWHERE, 2, (), [SlowdownRanges(each, ONE) for each in wrong])
 
 
 def test_ranges_keep_open_ends_through_json() -> None:

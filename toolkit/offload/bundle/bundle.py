@@ -4,16 +4,16 @@ A bundle is a flat directory:
 
     manifest.json        format, source model, signature, SHA-256 of every file
     plan.json            the plan
-    plan-1.json ...      further plans, for other bandwidths or to share the frames of a stream;
-                         most bundles have one plan
+    plan-1.json ...      further plans, for other bandwidths or device speeds, or to share the
+                         frames of a stream; most bundles have one plan
     device-0.onnx ...    the device's segments, in schedule order
     server-0.onnx ...    the server's segments
     *.weights            weights too large for one protobuf message, or shared by several parts
 
-The manifest lists the plans, the range of bandwidth of each, and the planned share of a stream's
-frames of each where plans share them. The digest of a bundle is the
-SHA-256 of the manifest's content, stored in the manifest. It is the same on both sides, although
-each side may have only its own files.
+The manifest lists the plans, the range of bandwidth of each, the ranges for slower devices where
+plans were made for them, and the planned share of a stream's frames of each where plans share them.
+The digest of a bundle is the SHA-256 of the manifest's content, stored in the manifest. It is the
+same on both sides, although each side may have only its own files.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ import numpy as np
 
 from offload.errors import BundleError, InputError
 from offload.planning.plan import Plan, Segment, Side
-from offload.planning.plan_set import BandwidthRange, PlanSet, covers_all
+from offload.planning.plan_set import BandwidthRange, PlanSet, SlowdownRanges, covers_all
 from offload.records import from_json
 
 # The numpy dtype of each tensor type of onnxruntime. Types that numpy lacks are carried as another
@@ -207,7 +207,8 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
         model = str(manifest.get("model", {}).get("name", ""))
         ranges = tuple(map(BandwidthRange.from_json, manifest["ranges"]))
         shares = tuple(map(float, manifest.get("shares", ())))
-        is_complete = covers_all(ranges, len(names), shares)
+        slower = tuple(from_json(SlowdownRanges, each) for each in manifest.get("slower", ()))
+        is_complete = covers_all(ranges, len(names), shares, slower)
         if not (is_complete and set(names) <= manifest["files"].keys()):
             raise ValueError("plans and ranges do not fit together")
     except _DAMAGE as error:
@@ -227,7 +228,7 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
         raise BundleError(
             f"bundle {folder} lacks the part {missing.part[:80]!r} of its plan: make it again"
         )
-    plan_set = PlanSet(tuple(plans), ranges, shares)
+    plan_set = PlanSet(tuple(plans), ranges, shares, slower)
     return Bundle(folder, digest, plan_set, inputs, outputs, defaults, files, model)
 
 

@@ -96,7 +96,7 @@ def write_bundle(
     Args:
         model: the source.
         graph: its layers.
-        plans: one plan, or several with the range of bandwidth or the share of frames of each.
+        plans: one plan, or several with the ranges of bandwidth or the share of frames of each.
         path: the bundle's folder.
         types: types of tensors that shape inference can't follow, from the engine.
         prove: may run the segments, raise an error, and add files; returns the files' names.
@@ -144,6 +144,7 @@ def write_bundle(
             },
             "plans": plan_files,
             "ranges": to_json(plan_set.ranges),
+            **({"slower": to_json(plan_set.slower)} if plan_set.slower else {}),
             **({"shares": to_json(plan_set.shares)} if plan_set.shares else {}),
             "inputs": to_json(inputs),
             "outputs": to_json(outputs),

@@ -140,7 +140,8 @@ def is_range(text: str) -> bool:
 def parse_links(text: str, like: Link, points: int) -> list[Link]:
     """Links from `1..100Mbit/s`, evenly spaced by ratio; the rest is copied from a given link.
 
-    The download rate keeps its ratio to the upload rate.
+    Either end may be the name of a preset, like `4g..wifi`: its upload rate is taken. The download
+    rate keeps its ratio to the upload rate.
 
     Raises:
         InputError: not a range of two rates, the smaller first.
@@ -150,7 +151,10 @@ def parse_links(text: str, like: Link, points: int) -> list[Link]:
     first = first.strip() if first.strip()[-1:].isalpha() else f"{first.strip()} {unit}"
     if not dots:
         raise InputError(f"range {text!r} is not understood: write it like '1..100 Mbit/s'")
-    low, high = parse_rate_bps(first), parse_rate_bps(last)
+    low, high = (
+        PRESETS[name].up_bps if (name := end.strip().lower()) in PRESETS else parse_rate_bps(end)
+        for end in (first, last)
+    )
     if not low < high:
         raise InputError(f"range {text!r} must go from the slower link to the faster one")
     down = like.down_bps / like.up_bps

@@ -1,6 +1,6 @@
 """Find the plans that share the frames of a stream best, so that all resources are busy at once."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TypeAlias
@@ -12,7 +12,7 @@ from offload.planning.closed_sets import articulations
 from offload.planning.cut import Cut, all_cloud, all_local, cut_at
 from offload.planning.cut_costs import SPARE_BYTES, WEIGHT_COPIES
 from offload.planning.mincut import ResourceWeights, min_set
-from offload.planning.plan import Plan, ResourceUse, Segment, Side
+from offload.planning.plan import Plan, ResourceUse, Segment, Side, Speeds
 from offload.planning.plan_set import PlanSet, plans_over
 from offload.planning.planner import (
     SIMPLER_ENCODINGS,
@@ -366,26 +366,28 @@ def _reason(member: SchemeEstimate, share: float) -> str:
 def mix_over(
     problem: PlanningProblem,
     singles: PlanSet,
-    mixes: Sequence[tuple[Link, PlanSet]],
+    mixes: Mapping[tuple[Link, float], PlanSet],
     worth: float,
 ) -> PlanSet:
     """The few plans that share a stream's frames over a range of links nearly as well as any.
 
     Of all plans of the links' mixes, one is left out if the others give all but `worth` of the
-    frames per second on every link. Each plan gets the range of links on which it is the best of
-    those that stay, where there is one. The shares are means over the links.
+    frames per second on every link, at every slow-down of the device. Each plan gets the range of
+    links on which it is the best of those that stay, where there is one. The shares are means over
+    the links, with the device as planned.
 
     Args:
         problem: with the memory limit.
         singles: the best single plans for the links; the result where no mix pays, or where no
             plans fit the memory together that are as fast.
-        mixes: by link, the result of `make_mix`.
+        mixes: by link and slow-down, as `plans_over` takes them, the result of `make_mix`, with
+            forecasts for the device as planned.
         worth: as a share of the frames per second.
     """
-    if not any(mix.shares for _, mix in mixes):
+    if not any(mix.shares for mix in mixes.values()):
         return singles
     by_program = {plan.program: plan for plan in singles.plans}
-    for _, mix in mixes:
+    for mix in mixes.values():
         for plan in mix.plans:
             by_program.setdefault(plan.program, plan)
     pool = tuple(by_program.values())
@@ -395,27 +397,37 @@ def mix_over(
         memory = (_plan_memory(pool[number]) for number in numbers)
         return limit_bytes is None or together_bytes(problem, memory) <= limit_bytes
 
-    uses = [[plan.forecast.use(link) for plan in pool] for link, _ in mixes]
+    points = [(link, Speeds(device=slowdown)) for link, slowdown in mixes]
+
+    def uses_of(plans: Iterable[Plan], point: tuple[Link, Speeds]) -> list[ResourceUse]:
+        return [plan.forecast.use(*point) for plan in plans]
+
+    uses = [uses_of(pool, point) for point in points]
     best_hz = [
-        share_frames([plan.forecast.use(link) for plan in mix.plans]).rate_hz for link, mix in mixes
+        share_frames(uses_of(mix.plans, point)).rate_hz
+        for point, mix in zip(points, mixes.values(), strict=True)
     ]
     kept = fewest_members(uses, best_hz, 0, worth, fits)
     shared = [share_frames([row[number] for number in kept]) for row in uses]
-    for rates, (link, mix) in zip(shared, mixes, strict=True):
-        single_hz = share_frames([mix.plans[0].forecast.use(link)]).rate_hz
+    for rates, point, mix in zip(shared, points, mixes.values(), strict=True):
+        single_hz = share_frames(uses_of(mix.plans[:1], point)).rate_hz
         if rates.rate_hz < single_hz * (1 - worth) * (1 - ROUNDING):
             return singles.with_note(
                 "One plan takes all frames of a stream: plans that share them do not fit the"
                 " memory limit together."
             )
     plans = [pool[number] for number in kept]
-    ranged = plans_over(
-        lambda link: min(plans, key=lambda plan: plan.forecast.value_s(link)),
-        [link for link, _ in mixes],
-    )
+
+    def best_plan(link: Link, slowdown: float) -> Plan:
+        speeds = Speeds(device=slowdown)
+        return min(plans, key=lambda plan: plan.forecast.value_s(link, speeds))
+
+    links = list(dict.fromkeys(link for link, _ in mixes))
+    slowdowns = list(dict.fromkeys(slowdown for _, slowdown in mixes))
+    ranged = plans_over(best_plan, links, slowdowns=slowdowns)
     if len(plans) == 1:
         return ranged
-    means = np.mean([rates.shares for rates in shared], axis=0).tolist()
+    means = np.mean([rates.shares for rates in shared[: len(links)]], axis=0).tolist()
     share_of = {plan.program: share for plan, share in zip(plans, means, strict=True)}
     with_range = {plan.program for plan in ranged.plans}
     members = (*ranged.plans, *(plan for plan in plans if plan.program not in with_range))

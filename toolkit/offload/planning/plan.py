@@ -95,6 +95,10 @@ class Forecast:
     download_codec_s: float = 0.0
     by_period: bool = False
 
+    def at(self, speeds: Speeds) -> "Forecast":
+        """The forecast with other speeds of both sides as those that were planned."""
+        return replace(self, work=at_speeds(self.work, speeds))
+
     def on(self, link: Link, speeds: Speeds = PLANNED_SPEEDS) -> Instance:
         """The scheduler's instance on another link, and at other speeds of both sides."""
         jobs = [
@@ -103,7 +107,7 @@ class Forecast:
         ]
         download_s = self.download_codec_s + sum(map(link.download_s, self.download_bytes))
         work = replace(self.work, jobs=tuple(jobs), download_s=download_s)
-        return work if speeds == PLANNED_SPEEDS else _at_speeds(work, speeds)
+        return work if speeds == PLANNED_SPEEDS else at_speeds(work, speeds)
 
     def latency_s(self, link: Link, speeds: Speeds = PLANNED_SPEEDS) -> float:
         """Predicted seconds from input to output."""
@@ -130,7 +134,7 @@ class Forecast:
             raise InputError("a forecast must have one entry of upload_bytes for each job")
 
 
-def _at_speeds(work: Instance, speeds: Speeds) -> Instance:
+def at_speeds(work: Instance, speeds: Speeds) -> Instance:
     """The same work on sides of other speeds; the wait is the server's before its first layer."""
     jobs = [replace(job, compute_s=speeds.device * job.compute_s) for job in work.jobs]
     server_jobs = [replace(j, compute_s=speeds.server * j.compute_s) for j in work.server_jobs]
@@ -309,6 +313,9 @@ class Plan:
             varies.
         link: the link it was made for; None where costs were given by hand.
         device: the machine of the device's profile, as the profile names it; empty: not known.
+        slowdown: factor on that device's seconds for which the plan was chosen. Reason,
+            alternatives and `latency_p95_s` are for the device slowed down by it; all other times
+            are for the device as profiled.
     """
 
     model: str
@@ -327,6 +334,7 @@ class Plan:
     latency_p95_s: float | None = None
     link: Link | None = None
     device: str = ""
+    slowdown: float = 1.0
 
     @cached_property
     def latency_s(self) -> float:
@@ -364,6 +372,14 @@ class Plan:
     def is_local(self) -> bool:
         """Whether the device computes everything: no server is needed."""
         return not self.on(Side.SERVER)
+
+    @property
+    def made_for(self) -> str:
+        """Link and slow-down for which it was chosen, in words; empty: costs given by hand."""
+        if self.link is None:
+            return ""
+        slower = f", device {self.slowdown:.3g}x slower" if self.slowdown != 1 else ""
+        return self.link.describe() + slower
 
     def predicted(self, link: Link | None) -> Timeline | None:
         """The timeline on a link; None where the link is not known and the plan uses it."""

@@ -1,4 +1,4 @@
-"""Several plans for one model, each for the bandwidths at which it wins, and when to switch."""
+"""Several plans for one model, each for links and device speeds at which it wins; switching."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,9 +8,10 @@ from typing import Any, TypeAlias
 
 from offload.costs.link import Link
 from offload.errors import InputError
-from offload.planning.plan import Plan
+from offload.planning.plan import Plan, Speeds
 
 _BISECTIONS = 40
+_MOST_SLOWDOWNS = 7
 PlannedLink: TypeAlias = tuple[Link, Plan]
 
 
@@ -43,21 +44,38 @@ class BandwidthRange:
 EVERYWHERE = (BandwidthRange(0.0, math.inf, 0),)
 
 
+@dataclass(frozen=True, slots=True)
+class SlowdownRanges:
+    """Which plan is best at which bandwidth, while the device is slower than planned.
+
+    Attributes:
+        slowdown: factor on the device's planned seconds.
+        ranges: as those of `PlanSet`.
+    """
+
+    slowdown: float
+    ranges: tuple[BandwidthRange, ...]
+
+
 @dataclass(frozen=True)
 class PlanSet:
     """Several plans of one model, and the range of bandwidth in which each is best.
 
     Attributes:
         plans: different programs, in order of the first range of each; then those without a range,
-            which only take frames of a stream.
+            which are for slower devices or only take frames of a stream.
         ranges: they cover 0 to infinity without gaps, ascending; neighbours have different plans.
+            They are for the device as planned.
         shares: the planned share of a stream's frames of each plan, on the planned link (for a
             range, the mean over its links); empty: one plan takes all frames.
+        slower: the ranges for each further slow-down of the device for which plans were made,
+            ascending; empty: the plans are for the device as planned only.
     """
 
     plans: tuple[Plan, ...]
     ranges: tuple[BandwidthRange, ...] = EVERYWHERE
     shares: tuple[float, ...] = ()
+    slower: tuple[SlowdownRanges, ...] = ()
 
     def at(self, rate_bps: float) -> int:
         """The index of the plan for a bandwidth."""
@@ -71,25 +89,49 @@ class PlanSet:
         return replace(self, plans=(replace(first, reason=f"{first.reason} {note}"), *others))
 
 
-def covers_all(ranges: Sequence[BandwidthRange], plans: int, shares: Sequence[float] = ()) -> bool:
-    """Whether ranges leave no gap from 0 to infinity, and each plan has one or shares frames."""
-    with_range = {r.plan for r in ranges}
-    if shares:
-        if not (len(shares) == plans and min(shares) >= 0 and math.isclose(sum(shares), 1)):
-            return False
-        with_range.update(range(plans))
+def covers_all(
+    ranges: Sequence[BandwidthRange],
+    plans: int,
+    shares: Sequence[float] = (),
+    slower: Sequence[SlowdownRanges] = (),
+) -> bool:
+    """Whether all ranges are without a gap, and each plan has one or shares frames."""
+    if shares and not (len(shares) == plans and min(shares) >= 0 and math.isclose(sum(shares), 1)):
+        return False
+    slowdowns = [1.0, *(each.slowdown for each in slower), math.inf]
+    every = [ranges, *(each.ranges for each in slower)]
+    used = {each.plan for row in every for each in row}
+    return (
+        all(map(_tiles, every))
+        and all(a < b for a, b in pairwise(slowdowns))
+        and used <= set(range(plans))
+        and (bool(shares) or len(used) == plans)
+    )
+
+
+def _tiles(ranges: Sequence[BandwidthRange]) -> bool:
+    """Whether ranges leave no gap from 0 to infinity."""
     return (
         bool(ranges)
         and ranges[0].low_bps == 0
         and ranges[-1].high_bps == math.inf
         and all(r.low_bps < r.high_bps for r in ranges)
         and all(a.high_bps == b.low_bps for a, b in pairwise(ranges))
-        and with_range == set(range(plans))
     )
 
 
+def slowdowns_between(least: float, most: float) -> tuple[float, ...]:
+    """Few slow-downs to plan for, evenly spaced by ratio: at most 2, at most seven in all."""
+    steps = min(math.ceil(math.log2(most / least)), _MOST_SLOWDOWNS - 1)
+    between = (least * (most / least) ** (index / steps) for index in range(1, steps))
+    return (least, *between, most)
+
+
 def plans_over(
-    make_plan: Callable[[Link], Plan], links: Sequence[Link], worth: float = 0.0
+    make_plan: Callable[[Link, float], Plan],
+    links: Sequence[Link],
+    worth: float = 0.0,
+    slowdowns: Sequence[float] = (1.0,),
 ) -> PlanSet:
     """Plan every link of a sweep and keep each program once, with the ranges where it wins.
 
@@ -97,53 +139,77 @@ def plans_over(
     of its longest range. The border between two is where their forecasts cross, so a plan that
     is made for one link of the sweep is the one of its range.
 
-    Every plan takes memory where it runs. With `worth`, a program is left out where another that
-    is kept takes at most this share longer, on every link that it wins: greedy set cover, O(n^3)
-    forecasts of n links at worst.
+    With several slow-downs of the device, every link is planned with each of them, and each
+    slow-down has its ranges.
+
+    Every plan takes memory where it runs. With `worth`, programs are left out: at every point, one
+    that is kept takes at most this share longer than the best of all. Greedy set cover (Chvatal
+    1979), O(n^2) forecasts of n planned points.
 
     Args:
-        make_plan: the best plan for a link.
+        make_plan: the best plan for a link and a slow-down of the device. Its forecast is for the
+            device as planned, that is, without the slow-down.
         links: ascending in bandwidth, all else alike.
         worth: 0 keeps all.
+        slowdowns: factors on the device's seconds, ascending, 1 first.
 
     Raises:
         InputError: no plan keeps the limits on some link.
     """
-    planned: list[PlannedLink] = []
-    for link in links:
+    points = [(link, Speeds(device=factor)) for factor in slowdowns for link in links]
+    planned: list[Plan] = []
+    for link, speeds in points:
         try:
-            planned.append((link, make_plan(link)))
+            planned.append(make_plan(link, speeds.device))
         except InputError as error:
-            raise InputError(f"on a link of {link.describe()}: {error}") from error
+            slower = f" with the device {speeds.device:.3g}x slower" if speeds.device != 1 else ""
+            raise InputError(f"on a link of {link.describe()}{slower}: {error}") from error
     if worth:
-        planned = _fewest_programs(planned, worth)
-    groups = [list(group) for _, group in groupby(planned, lambda pair: pair[1].program)]
-    borders = [0.0, *(_border_bps(a[-1], b[0]) for a, b in pairwise(groups)), math.inf]
-    longest: dict[object, list[PlannedLink]] = {}
-    for group in groups:
-        program = group[0][1].program
-        longest[program] = max(longest.get(program, []), group, key=len)
-    number = {program: index for index, program in enumerate(longest)}
-    plans = []
-    for group in longest.values():
-        # Prefer the plans that were made for links of their own range.
-        own = [plan for link, plan in group if plan.link == link] or [plan for _, plan in group]
-        plans.append(own[len(own) // 2])
-    ranges = (
-        BandwidthRange(low, high, number[group[0][1].program])
-        for (low, high), group in zip(pairwise(borders), groups, strict=True)
-    )
-    return PlanSet(tuple(plans), tuple(ranges))
+        planned = _fewest_programs(points, planned, worth)
+    number: dict[object, int] = {}
+    plans: list[Plan] = []
+    rows: list[SlowdownRanges] = []
+    for index, factor in enumerate(slowdowns):
+        row = zip(links, planned[index * len(links) : (index + 1) * len(links)], strict=True)
+        groups = [list(group) for _, group in groupby(row, lambda pair: pair[1].program)]
+        longest: dict[object, list[PlannedLink]] = {}
+        for group in groups:
+            key = group[0][1].program
+            longest[key] = max(longest.get(key, []), group, key=len)
+        for program, group in longest.items():
+            if program not in number:
+                number[program] = len(plans)
+                plans.append(_middle(group, factor))
+        crossings = (_border_bps(a[-1], b[0], factor) for a, b in pairwise(groups))
+        ranges = (
+            BandwidthRange(low, high, number[group[0][1].program])
+            for (low, high), group in zip(
+                pairwise([0.0, *crossings, math.inf]), groups, strict=True
+            )
+        )
+        rows.append(SlowdownRanges(factor, tuple(ranges)))
+    return PlanSet(tuple(plans), rows[0].ranges, slower=tuple(rows[1:]))
 
 
-def _fewest_programs(planned: Sequence[PlannedLink], worth: float) -> list[PlannedLink]:
-    """The links with the fewest programs that are nearly as good everywhere."""
-    programs = {plan.program: plan for _, plan in planned}
+def _middle(group: Sequence[PlannedLink], slowdown: float) -> Plan:
+    """The plan of the middle link, if possible of those that were made for a link of the group."""
+    own = [plan for link, plan in group if (plan.link, plan.slowdown) == (link, slowdown)]
+    plans = own or [plan for _, plan in group]
+    return plans[len(plans) // 2]
+
+
+def _fewest_programs(
+    points: Sequence[tuple[Link, Speeds]], planned: Sequence[Plan], worth: float
+) -> list[Plan]:
+    """The plan of each point, with the fewest programs that are nearly as good everywhere."""
+    programs: dict[tuple[object, ...], Plan] = {}
+    for plan in planned:
+        programs.setdefault(plan.program, plan)  # as made for the smallest slow-down
     values = {
-        program: [plan.forecast.value_s(link) for link, _ in planned]
+        program: [plan.forecast.value_s(*point) for point in points]
         for program, plan in programs.items()
     }
-    best = [values[plan.program][index] for index, (_, plan) in enumerate(planned)]
+    best = [min(column) for column in zip(*values.values(), strict=True)]
     near = {
         program: {i for i, value in enumerate(row) if value <= best[i] * (1 + worth)}
         for program, row in values.items()
@@ -154,25 +220,26 @@ def _fewest_programs(planned: Sequence[PlannedLink], worth: float) -> list[Plann
         chosen.append(max(programs, key=lambda p: (len(near[p] & uncovered), -sum(values[p]))))
         uncovered -= near[chosen[-1]]
     result = []
-    for index, (link, plan) in enumerate(planned):
-        program = plan.program
-        if program not in chosen:
-            program = min(chosen, key=lambda p: values[p][index])
-        result.append((link, plan if program == plan.program else programs[program]))
+    for index, plan in enumerate(planned):
+        if plan.program in chosen:
+            result.append(plan)
+        else:
+            result.append(programs[min(chosen, key=lambda p: values[p][index])])
     return result
 
 
-def _border_bps(slower: PlannedLink, faster: PlannedLink) -> float:
+def _border_bps(slower: PlannedLink, faster: PlannedLink, slowdown: float) -> float:
     """The bandwidth at which the plan for the faster link overtakes the other, by bisection.
 
     The geometric middle where the forecasts do not cross: two plans that take the same time.
     """
     (low, before), (high, after) = slower, faster
+    speeds = Speeds(device=slowdown)
     first, second = low.up_bps, high.up_bps
     for _ in range(_BISECTIONS):
         middle = math.sqrt(first * second)
         link = replace(low, up_bps=middle, down_bps=middle * low.down_bps / low.up_bps)
-        if after.forecast.value_s(link) < before.forecast.value_s(link):
+        if after.forecast.value_s(link, speeds) < before.forecast.value_s(link, speeds):
             second = middle
         else:
             first = middle

@@ -13,7 +13,7 @@ from offload.planning.cut_costs import process_bytes
 from offload.planning.explain import explain, impossible
 from offload.planning.joint import JointCut, joint
 from offload.planning.mincut import min_cut
-from offload.planning.plan import Plan, Side
+from offload.planning.plan import Plan, Side, Speeds, at_speeds
 from offload.planning.problem import Objective, PlanningProblem
 from offload.planning.program import program_instance, scheduling_problem, with_encodings
 from offload.planning.scheme import (
@@ -296,6 +296,24 @@ def chosen_plan(choice: PlanChoice) -> Plan:
     """The chosen scheme as a plan, whose reason explains the choice."""
     plan = plan_of(choice.problem, choice.candidates, choice.chosen, choice.doubtful)
     return replace(plan, reason=f"{plan.reason} {choice.note}") if choice.note else plan
+
+
+def at_planned_speed(plan: Plan, slowdown: float) -> Plan:
+    """A plan for a device slowed down by a factor, with its times on the device as profiled.
+
+    So the forecasts of plans for several slow-downs refer to the same device. The lower bound is
+    the scheduler's simple one. Coding of downloads keeps the seconds of the slower device.
+    """
+    if slowdown == 1:
+        return plan
+    as_profiled = Speeds(device=1 / slowdown)
+    instance = None if plan.instance is None else at_speeds(plan.instance, as_profiled)
+    plan = replace(
+        plan, forecast=plan.forecast.at(as_profiled), instance=instance, slowdown=slowdown
+    )
+    bound_s = min(simple_bound_s(plan.forecast.work), plan.latency_s)
+    status = "optimal" if plan.latency_s <= bound_s * _SAME else "feasible"
+    return replace(plan, lower_bound_s=bound_s, status=status)
 
 
 def plan_of(
