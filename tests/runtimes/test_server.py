@@ -263,7 +263,7 @@ def test_metrics_over_http(server: Server, made: Made) -> None:
             assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     lines = text.splitlines()
     digest = made.bundle.digest[:12]
-    assert f'offload_frames_total{{bundle="{digest}",outcome="answered"}} 3.0' in lines
+    assert f'offload_frames_total{{bundle="{digest}",plan="0",outcome="answered"}} 3.0' in lines
     assert "offload_sessions 1.0" in lines
     assert "offload_sessions_total 1.0" in lines
     assert 'offload_stage_seconds_bucket{le="+Inf",stage="compute"} 3.0' in lines

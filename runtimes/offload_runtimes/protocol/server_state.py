@@ -56,11 +56,13 @@ class RunSegment:
 class FrameOver:
     """Event: a frame is over; stop segments that still run for it.
 
-    `outcome` is `answered`, `failed`, `cancelled` (by the device) or `dropped` (with the session).
+    `outcome` is `answered`, `failed`, `cancelled` (by the device) or `dropped` (with the session);
+    `plan` is the index of the plan that it followed.
     """
 
     frame: int
     outcome: str
+    plan: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +232,9 @@ class ServerSession:
         if self.closed:
             return []
         self.closed = True
-        events: list[Event] = [FrameOver(frame, "dropped") for frame in self._frames]
+        events: list[Event] = [
+            FrameOver(number, "dropped", frame.plan) for number, frame in self._frames.items()
+        ]
         self._frames.clear()
         self._ending.clear()  # their other segments will not start
         self._hold()
@@ -268,7 +272,8 @@ class ServerSession:
             return self._begin(message.begin)
         if body == "cancel":
             number = message.cancel.frame
-            return [] if self._end(number) is None else [FrameOver(number, "cancelled")]
+            ended = self._end(number)
+            return [] if ended is None else [FrameOver(number, "cancelled", ended.plan)]
         raise ProtocolError(f"a device must not send a {body}")
 
     def _reply(self, data: bytes) -> Reply:
@@ -398,7 +403,7 @@ class ServerSession:
 
     def _forget_if_done(self, number: int, frame: ServerFrame) -> list[Event]:
         if not frame.waiting and not frame.running and self._end(number) is not None:
-            return [FrameOver(number, "answered")]
+            return [FrameOver(number, "answered", frame.plan)]
         self._hold()
         return []
 
@@ -419,10 +424,12 @@ class ServerSession:
         return None
 
     def _fail(self, number: int, error: OffloadError) -> list[Event]:
-        if self._end(number) is None:
+        frame = self._end(number)
+        if frame is None:
             return []
         self._failed.add(number)  # its other tensors may still be on their way
-        return [FrameOver(number, "failed"), self._reply(wire.encode_failure(error, number))]
+        over = FrameOver(number, "failed", frame.plan)
+        return [over, self._reply(wire.encode_failure(error, number))]
 
     def _end(self, number: int) -> ServerFrame | None:
         """Remove a frame; its tensors stay reserved until the segments that run for it are over."""

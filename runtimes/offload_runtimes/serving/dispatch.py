@@ -227,15 +227,18 @@ class Dispatcher:
                     session.tasks.setdefault(frame, []).append(task)
                     session.ready_s.setdefault(frame, task.ready_s)
                     tasks.append(task)
-                case FrameOver(frame, outcome):
+                case FrameOver(frame, outcome, plan):
                     ready_s = session.ready_s.pop(frame, None)
                     latency_s = None if ready_s is None else time.monotonic() - ready_s
-                    self._observer.frame(session.protocol.bundle or "", outcome, latency_s)
+                    digest = session.protocol.bundle or ""
+                    self._observer.frame(digest, plan, outcome, latency_s)
                     for task in session.tasks.pop(frame, []):
                         task.stop()
                 case PlanSwitched(before, after):
                     digest = session.protocol.bundle or ""
-                    self._observer.switched(session.number, digest, before, after)
+                    loaded = self._bundles.get(digest)
+                    if loaded is None or not loaded.bundle.shares:  # else it changes all the time
+                        self._observer.switched(session.number, digest, before, after)
                 case Close(data, error):
                     begun = session.protocol.bundle is not None
                     self._observer.failed(session.number, error, begun=begun)

@@ -58,6 +58,7 @@ class Observer:
             "offload_frames_total",
             "Frames that ended: answered, failed, cancelled by the device, or dropped.",
             "bundle",
+            "plan",
             "outcome",
         )
         self._switches = self._counter(
@@ -172,9 +173,9 @@ class Observer:
         """Log an unexpected error with its traceback."""
         LOG.error("unexpected error", exc_info=error, extra={"fields": {"session": session}})
 
-    def frame(self, bundle: str, outcome: str, latency_s: float | None) -> None:
+    def frame(self, bundle: str, plan: int, outcome: str, latency_s: float | None) -> None:
         """Count a frame that ended; `latency_s` counts from when its first segment could run."""
-        self._frames.labels(bundle[:12], outcome).inc()
+        self._frames.labels(bundle[:12], plan, outcome).inc()
         if outcome == "answered" and latency_s is not None:
             self._latency.labels(bundle[:12]).observe(latency_s)
 
