@@ -119,7 +119,7 @@ def test_a_vanished_device_leaves_nothing(server: Server, made: Made) -> None:
     with OffloadSession(made.bundle, server.address) as good:
         good.run(None, made.feeds())
     text = server.metrics_text()
-    assert 'outcome="dropped"} 1' in text
+    assert 'outcome="dropped",plan="0"} 1' in text
 
 
 def test_frames_too_large_for_the_bundle_are_refused(server: Server) -> None:
@@ -213,7 +213,7 @@ def test_what_runs_for_a_vanished_device_is_stopped(made: Made, tmp_path: Path) 
         connection.close()
         with OffloadSession(made.bundle, server.address, on_server_loss="raise") as good:
             good.run(None, made.feeds(), deadline_s=30)
-        for said in ('outcome="dropped"} 4', "offload_queue_length 0", "offload_held_bytes 0"):
+        for said in ('outcome="dropped",plan="0"} 4', "offload_queue_length 0", "offload_held_bytes 0"):
             eventually(lambda said=said: said in server.metrics_text())  # type: ignore[misc]
 
 
@@ -263,7 +263,7 @@ def test_metrics_over_http(server: Server, made: Made) -> None:
             assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
     lines = text.splitlines()
     digest = made.bundle.digest[:12]
-    assert f'offload_frames_total{{bundle="{digest}",plan="0",outcome="answered"}} 3.0' in lines
+    assert f'offload_frames_total{{bundle="{digest}",outcome="answered",plan="0"}} 3.0' in lines
     assert "offload_sessions 1.0" in lines
     assert "offload_sessions_total 1.0" in lines
     assert 'offload_stage_seconds_bucket{le="+Inf",stage="compute"} 3.0' in lines

@@ -349,8 +349,8 @@ def test_metrics_count_requests_as_frames(made: Made, server: Server, client: KS
     refusal(client, infer_request("b.server", {}))
     text = server.metrics_text()
     bundle = made.bundle.digest[:12]
-    assert f'offload_frames_total{{bundle="{bundle}",plan="0",outcome="answered"}} 1.0' in text
-    assert f'offload_frames_total{{bundle="{bundle}",plan="0",outcome="failed"}} 1.0' in text
+    assert f'offload_frames_total{{bundle="{bundle}",outcome="answered",plan="0"}} 1.0' in text
+    assert f'offload_frames_total{{bundle="{bundle}",outcome="failed",plan="0"}} 1.0' in text
     assert 'offload_errors_total{kind="InputError"} 1.0' in text
 
 
