@@ -70,7 +70,7 @@ def test_serve_with_mutual_tls_token_metrics_and_log(tmp_path: Path) -> None:
             assert refused.stderr.startswith("error: ")
             assert "Traceback" not in refused.stderr
         with urllib.request.urlopen(f"http://{told['metrics']}/metrics") as answer:
-            assert 'outcome="answered"} 1' in answer.read().decode()
+            assert 'outcome="answered",plan="0"} 1' in answer.read().decode()
         server.send_signal(signal.SIGTERM)
         _, log = server.communicate(timeout=30)
     assert server.returncode == 0

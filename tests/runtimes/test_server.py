@@ -213,7 +213,11 @@ def test_what_runs_for_a_vanished_device_is_stopped(made: Made, tmp_path: Path) 
         connection.close()
         with OffloadSession(made.bundle, server.address, on_server_loss="raise") as good:
             good.run(None, made.feeds(), deadline_s=30)
-        for said in ('outcome="dropped",plan="0"} 4', "offload_queue_length 0", "offload_held_bytes 0"):
+        for said in (
+            'outcome="dropped",plan="0"} 4',
+            "offload_queue_length 0",
+            "offload_held_bytes 0",
+        ):
             eventually(lambda said=said: said in server.metrics_text())  # type: ignore[misc]
 
 

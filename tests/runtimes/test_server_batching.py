@@ -260,7 +260,7 @@ def test_who_vanishes_takes_only_its_own_rows_along(made: Made) -> None:
         first.join()
         for place in (0, 1):
             right(made, given[place], found[place])
-        assert 'outcome="dropped"} 1' in server.metrics_text()
+        assert 'outcome="dropped",plan="0"} 1' in server.metrics_text()
 
 
 def patient(folder: Path) -> Made:
@@ -355,4 +355,4 @@ def test_draining_answers_what_waits(made: Made) -> None:
     with batching(made, wait_s=0.2) as server, sessions(made, server, 1):
         sent(made, server)
         assert server.drain(20)
-        assert 'outcome="answered"} 1' in server.metrics_text()
+        assert 'outcome="answered",plan="0"} 1' in server.metrics_text()

@@ -24,6 +24,8 @@ from offload_runtimes.measure import Progress
 from offload_runtimes.measure.target_machine import MeasuredInference, TargetMachine
 
 LEAST_RUNS = 5
+# A scheme that takes so many times as long as the best lossless one: fewer runs show that.
+HOPELESS, HOPELESS_RUNS = 3.0, 3
 _TIE = 0.03  # of the measured cost, within which the simpler scheme is chosen
 _MOST_S = 60.0  # for all schemes
 ALLOWED_DIFFERENCE = 1e-3
@@ -143,7 +145,8 @@ def run_in_turns(
         inputs: what to run them on.
         repeats: runs of each scheme after one to warm up.
         budget_s: seconds for each scheme, and at most a minute for all, after which no round is
-            begun; at least five are.
+            begun; at least five are. A scheme that takes three times as long as the best
+            lossless one is left out after three.
         streams: also measure the seconds per frame of a stream.
         progress: called with a phrase before each step.
 
@@ -158,10 +161,12 @@ def run_in_turns(
         runs: dict[str, list[MeasuredInference]] = {scheme.label: [] for scheme in schemes}
         began_s = time.monotonic()
         for number in range(repeats + 1):
-            progress(f"running {len(schemes)} schemes in turns, run {number} of {repeats}")
+            exact = [runs[scheme.label] for scheme in schemes if scheme.followed.is_lossless]
+            racing = [label for label in sessions if not _is_hopeless(runs[label], exact)]
+            progress(f"running {len(racing)} schemes in turns, run {number} of {repeats}")
             which = max(number - 1, 0) % len(stored)
-            for label, session in sessions.items():
-                run = session.time(stored[which], wanted[which])
+            for label in racing:
+                run = sessions[label].time(stored[which], wanted[which])
                 if number:
                     runs[label].append(run)
             is_over = time.monotonic() - began_s > min(budget_s * len(schemes), _MOST_S)
@@ -196,6 +201,16 @@ def run_in_turns(
     finally:
         for machine in (pair.device, pair.server):
             machine.close()
+
+
+def _is_hopeless(
+    runs: Sequence[MeasuredInference], others: Sequence[Sequence[MeasuredInference]]
+) -> bool:
+    """Whether a scheme is so slow that more runs cannot make it the best."""
+    if len(runs) < HOPELESS_RUNS:
+        return False
+    best_s = min(statistics.median(run.latency_s for run in rows) for rows in others if rows)
+    return min(run.latency_s for run in runs) > HOPELESS * best_s
 
 
 def choose(

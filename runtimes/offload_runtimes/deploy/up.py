@@ -100,7 +100,8 @@ class UpRequest:
         policy: the encodings and the calibration inputs.
         repeats: runs of each scheme.
         budget_s: seconds for each scheme, and at most a minute for all, after which no round is
-            begun; at least five are.
+            begun; at least five are, but only three of a scheme that takes three times as long as
+            the best lossless one.
         insecure: plaintext instead of mutual TLS.
         only_try: measure, and leave nothing running.
         again: measure again what is known.

@@ -1,10 +1,20 @@
 """The choice of the scheme to set up, for given measurements."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from offload.costs.encodings import EncodingPolicy, parse_allowed
+from offload.costs.link import Link
 from offload.planning.problem import Constraints, Objective, Power
 from offload.scheduling.timeline import Lane, Span, Timeline
-from offload_runtimes.deploy.trial import SchemeResult, choose
+from offload_runtimes.deploy import trial
+from offload_runtimes.deploy.scheme_bundles import SchemeBundle
+from offload_runtimes.deploy.trial import SchemeResult, TrialInputs, choose
+from offload_runtimes.measure.target_machine import MeasuredInference
+
+from tests.toolkit.bundle.several import swept
 
 LOSSLESS = EncodingPolicy()
 
@@ -90,3 +100,38 @@ def test_jpeg_only_where_it_is_allowed_and_close(
     results = [result("LO", 0.1), result("jpeg", 0.02, encoding="jpeg", difference=0.05)]
     policy = EncodingPolicy(parse_allowed(encodings), tolerance)
     assert chosen(results, policy=policy) == label
+
+
+class Device:
+    """A machine on which a scheme always takes the same time."""
+
+    def __init__(self, latencies_s: dict[str, float]) -> None:
+        self.latencies_s = latencies_s
+        self.runs: dict[str, int] = dict.fromkeys(latencies_s, 0)
+
+    def store(self, values: object) -> object:
+        return values
+
+    def close(self) -> None: ...
+
+    def session(self, label: str) -> object:
+        def time(*_: object) -> MeasuredInference:
+            self.runs[label] += 1
+            return MeasuredInference(self.latencies_s[label], 0.0, Timeline(()), 0)
+
+        return SimpleNamespace(time=time)
+
+
+def test_a_hopeless_scheme_runs_three_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = swept(tmp_path)
+    schemes = [SchemeBundle(name, bundle, n) for n, name in enumerate(("LO", "split", "CO"))]
+    device = Device({"LO": 1.0, "split": 0.1, "CO": 0.29})
+    sessions = {label: device.session(label) for label in device.latencies_s}
+    monkeypatch.setattr(trial, "_open", lambda *_: sessions)
+    pair: Any = SimpleNamespace(device=device, server=device)
+    inputs = TrialInputs([{"x": 0}], [{"y": 0}])
+    results = trial.run_in_turns(pair, schemes, Link(1e6, 1e6), inputs, repeats=8)
+    assert [len(each.latencies_s) for each in results] == [3, 8, 8]
+    assert device.runs == {"LO": 4, "split": 9, "CO": 9}, "one more, to warm up"
