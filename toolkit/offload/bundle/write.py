@@ -145,6 +145,7 @@ def write_bundle(
             "plans": plan_files,
             "ranges": to_json(plan_set.ranges),
             **({"shares": to_json(plan_set.shares)} if plan_set.shares else {}),
+            **({"rows": plan_set.rows} if plan_set.rows else {}),
             "inputs": to_json(inputs),
             "outputs": to_json(outputs),
             "defaults": to_json(defaults),

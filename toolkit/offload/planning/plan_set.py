@@ -49,15 +49,18 @@ class PlanSet:
 
     Attributes:
         plans: different programs, in order of the first range of each; then those without a range,
-            which only take frames of a stream.
+            which only take frames of a stream or rows of a batch.
         ranges: they cover 0 to infinity without gaps, ascending; neighbours have different plans.
         shares: the planned share of a stream's frames of each plan, on the planned link (for a
             range, the mean over its links); empty: one plan takes all frames.
+        rows: rows of the batch that the plans were made for, if plans may share the rows of a
+            batch; 0: one plan computes all rows.
     """
 
     plans: tuple[Plan, ...]
     ranges: tuple[BandwidthRange, ...] = EVERYWHERE
     shares: tuple[float, ...] = ()
+    rows: int = 0
 
     def at(self, rate_bps: float) -> int:
         """The index of the plan for a bandwidth."""
@@ -71,12 +74,14 @@ class PlanSet:
         return replace(self, plans=(replace(first, reason=f"{first.reason} {note}"), *others))
 
 
-def covers_all(ranges: Sequence[BandwidthRange], plans: int, shares: Sequence[float] = ()) -> bool:
-    """Whether ranges leave no gap from 0 to infinity, and each plan has one or shares frames."""
+def covers_all(
+    ranges: Sequence[BandwidthRange], plans: int, shares: Sequence[float] = (), rows: int = 0
+) -> bool:
+    """Whether ranges leave no gap from 0 to infinity, and each plan has one or shares the work."""
     with_range = {r.plan for r in ranges}
-    if shares:
-        if not (len(shares) == plans and min(shares) >= 0 and math.isclose(sum(shares), 1)):
-            return False
+    if shares and not (len(shares) == plans and min(shares) >= 0 and math.isclose(sum(shares), 1)):
+        return False
+    if shares or rows:
         with_range.update(range(plans))
     return (
         bool(ranges)
