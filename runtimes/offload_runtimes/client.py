@@ -171,14 +171,16 @@ class OffloadSession:
         """Name, type and shape of each output of `run`."""
         return list(self._active.opened.bundle.outputs)
 
-    def rehearse(self, input_feed: Mapping[str, Any]) -> float:
+    def rehearse(self, input_feed: Mapping[str, Any], *, is_part: bool = False) -> float:
         """Run the device's part alone, on an array for each input, to learn its run times.
 
-        Returns the seconds that it took this machine.
+        With `is_part`, the times of a part of a batch with these rows. Returns the seconds that
+        it took this machine.
         """
         self._check_usable()
         feeds = as_feeds(self._name, self._inputs, self._defaults, input_feed)
-        return self._active.opened.executor.rehearse(self._plan().on(Side.DEVICE), feeds)
+        rows = (rows_of(feeds) or 0) if is_part else 0
+        return self._active.opened.executor.rehearse(self._plan().on(Side.DEVICE), feeds, rows)
 
     def run(
         self,

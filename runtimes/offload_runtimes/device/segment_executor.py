@@ -363,10 +363,13 @@ class SegmentExecutor:
             total_s += median_s
         return total_s
 
-    def rehearse(self, segments: Iterable[Segment], feeds: Mapping[str, Array]) -> float:
+    def rehearse(
+        self, segments: Iterable[Segment], feeds: Mapping[str, Array], rows: int = 0
+    ) -> float:
         """Run loaded segments one after another on a model's inputs, to learn their run times.
 
-        Segments that need a tensor from the server are left out. Returns the seconds of the runs.
+        `rows`: of a part of a batch; 0: it is not a part. Segments that need a tensor from the
+        server are left out. Returns the seconds of the runs.
         """
         frame, total_s = FrameTensors(feeds), 0.0
         for segment in segments:
@@ -376,7 +379,7 @@ class SegmentExecutor:
             start_s = time.monotonic()
             arrays = self._engines[segment.part].run(segment.outputs, inputs)
             duration_s = time.monotonic() - start_s
-            self._run_times.add(self._key(segment), duration_s)
+            self._run_times.add(self._key(segment, rows), duration_s)
             total_s += duration_s
             frame.put(dict(zip(segment.outputs, arrays, strict=True)))
         return total_s
