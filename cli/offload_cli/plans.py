@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 from offload.bundle.bundle import Bundle
 from offload.bundle.write import sizes
 from offload.costs.link import Link
+from offload.planning.batch import BatchShares, share_rows
 from offload.planning.plan import Plan, Side, Speeds
 from offload.planning.plan_set import BandwidthRange
 from offload.planning.shares import SharedRate, share_frames
@@ -20,7 +21,8 @@ def bundle_json(bundle: Bundle) -> dict[str, object]:
     """A bundle as JSON: path, digest and plan; all plans and their ranges if there are several.
 
     With plans for slower devices, also the ranges of each slow-down. With plans that share a
-    stream's frames, also their shares and the frames per second.
+    stream's frames, also their shares and the frames per second. With a batch whose rows plans may
+    share, also their parts of the planned batch.
     """
     value: dict[str, object] = {
         "path": str(bundle.path),
@@ -39,7 +41,34 @@ def bundle_json(bundle: Bundle) -> dict[str, object]:
             }
         if all(map(bundle.holds, Side)):
             value["together_bytes"], value["separate_bytes"] = sizes(bundle)
+    if bundle.rows and (links := planned_links(bundle)):
+        value["batch"] = [_batch_json(bundle, link) for link in links]
     return value
+
+
+def batch_on(bundle: Bundle, link: Link) -> BatchShares:
+    """How a bundle's plans share the rows of the planned batch on a link."""
+    return share_rows(
+        [plan.forecast for plan in bundle.plans],
+        [not plan.is_local for plan in bundle.plans],
+        bundle.rows,
+        bundle.rows,
+        link,
+    )
+
+
+def _batch_json(bundle: Bundle, link: Link) -> dict[str, object]:
+    shared = batch_on(bundle, link)
+    return {
+        "link": link.to_json(),
+        "rows": bundle.rows,
+        "is_shared": shared.is_certain,
+        "parts": [asdict(part) for part in shared.parts] if shared.is_certain else [],
+        "latency_s": shared.latency_s if shared.is_certain else shared.single_s,
+        "single_plan": shared.single,
+        "single_latency_s": shared.single_s,
+        "ratio": shared.ratio if shared.is_certain else 1.0,
+    }
 
 
 def planned_links(bundle: Bundle) -> list[Link]:
@@ -86,7 +115,10 @@ def has_table(bundle: Bundle) -> bool:
 
 
 def show_plans(output: Output, bundle: Bundle) -> None:
-    """Print tables of the plans and the bytes that common parts save; nothing for one plan."""
+    """Print how a batch is shared, tables of several plans, and bytes that common parts save."""
+    if bundle.rows > 1:
+        for link in planned_links(bundle):
+            output.text(f"  {_batch_sentence(bundle, link)}")
     if not has_table(bundle):
         return
     if len(bundle.plan_set.ranges) > 1 or bundle.plan_set.slower:
@@ -99,6 +131,27 @@ def show_plans(output: Output, bundle: Bundle) -> None:
             f"  parts and weights: {format_bytes(together_bytes)} together,"
             f" {format_bytes(separate_bytes)} as one bundle per plan"
         )
+
+
+def _batch_sentence(bundle: Bundle, link: Link) -> str:
+    """How the planned batch is shared on a link, and what that gains."""
+    shared = batch_on(bundle, link)
+    batch = f"a batch of {bundle.rows} rows on {link.describe()}"
+    if not shared.is_certain:
+        return (
+            f"{batch}: plan {shared.single} computes all rows in {format_s(shared.single_s)};"
+            " sharing them gains less than the prediction error"
+        )
+    parts = []
+    for number, rows in enumerate(shared.rows_by_plan(len(bundle.plans))):
+        count = sum(part.plan == number for part in shared.parts)
+        if rows:
+            several = f" in {count} parts" if count > 1 else ""
+            parts.append(f"{rows} by plan {number} ({bundle.plans[number].scheme}){several}")
+    return (
+        f"{batch}: {', '.join(parts)}: {format_s(shared.latency_s)}, {shared.ratio:.2f}x faster"
+        f" than plan {shared.single} alone ({format_s(shared.single_s)})"
+    )
 
 
 def _show_ranges(output: Output, bundle: Bundle) -> None:

@@ -130,9 +130,9 @@ def split(
         typer.Option(
             "--share/--no-share",
             rich_help_panel=LIMITS,
-            help="With `--objective throughput`: let several plans share a stream's frames, so that"
-            " device, link and server work at the same time, where that gains more than the"
-            " prediction error. `--no-share` keeps the best single plan.",
+            help="Let several plans share the rows of a batch, and with `--objective throughput` a"
+            " stream's frames, so that device, link and server work at the same time, where that"
+            " gains more than the prediction error. `--no-share` keeps the best single plan.",
         ),
     ] = True,
     pin_device: PinOption = 0,
@@ -186,7 +186,8 @@ def split(
     The best one is written, also if it runs all layers on the device.
 
     With `--objective throughput`, the bundle holds several plans where they share the frames of a
-    stream better than one plan alone.
+    stream better than one plan alone. Where the model's rows are independent and --shape gives
+    several, the bundle also holds plans that share the rows of a batch.
 
     Example: `offload split net.onnx --device pi.json --link wifi -o net.bundle`
     """
@@ -248,7 +249,7 @@ def split(
             output.warning(f"{profile.machine} is an estimate from FLOPs, not a measurement")
         for remark in profile.remarks:
             output.warning(f"profile of {profile.machine}: {remark}")
-    if len(bundle.plans) == 1:
+    if len(bundle.plan_set.ranges) == 1 and not bundle.shares:
         show_plan(output, bundle.plan)
     show_plans(output, bundle)
     if front:

@@ -18,6 +18,7 @@ from typing import Any, Self, TypeVar, overload
 from offload.bundle.bundle import Bundle, ModelValue, open_bundle
 from offload.costs.link import Link
 from offload.errors import InputError
+from offload.planning.batch import BatchPart
 from offload.planning.plan import Plan, Side, Speeds
 from offload.planning.shares import DEFAULT_WINDOW
 from offload.scheduling.timeline import Timeline
@@ -25,8 +26,9 @@ from offload.scheduling.timeline import Timeline
 from offload_runtimes.address import parse_address
 from offload_runtimes.closing import close_at_exit
 from offload_runtimes.device.active_bundle import ActiveBundle, OpenedBundle
+from offload_runtimes.device.batch_sharing import MakeInference, SharedBatch
 from offload_runtimes.device.counters import Counters, Counts
-from offload_runtimes.device.inference_runner import PendingInference
+from offload_runtimes.device.inference_runner import FramePlan, PendingInference
 from offload_runtimes.device.plan_selector import PlanSwitch
 from offload_runtimes.device.segment_executor import SegmentExecutor
 from offload_runtimes.device.session_options import SessionOptions, checked_s
@@ -37,7 +39,7 @@ from offload_runtimes.device.stream import (
     stream_answers,
     stream_answers_async,
 )
-from offload_runtimes.engine import Array, as_feeds
+from offload_runtimes.engine import Array, as_feeds, rows_of
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES
 from offload_runtimes.transport.connection import Connector
 from offload_runtimes.transport.grpc_client import GrpcConnector
@@ -154,6 +156,14 @@ class OffloadSession:
         opened = self._active.opened
         return opened.bundle.plans[opened.selector.plan]
 
+    def batch_parts(self, rows: int) -> tuple[BatchPart, ...]:
+        """The parts in which `run` would compute a batch of some rows now, in their order.
+
+        Empty if one plan computes all rows: the model's rows are not independent, there is no
+        server now, or sharing gains less than the prediction error.
+        """
+        return self._active.opened.share_rows(rows)
+
     def get_inputs(self) -> list[ModelValue]:
         """Name, type and shape of each input that `run` needs."""
         return list(self._inputs.values())
@@ -166,14 +176,16 @@ class OffloadSession:
         """Name, type and shape of each output of `run`."""
         return list(self._active.opened.bundle.outputs)
 
-    def rehearse(self, input_feed: Mapping[str, Any]) -> float:
+    def rehearse(self, input_feed: Mapping[str, Any], *, is_part: bool = False) -> float:
         """Run the device's part alone, on an array for each input, to learn its run times.
 
-        Returns the seconds that it took this machine.
+        With `is_part`, the times of a part of a batch with these rows. Returns the seconds that
+        it took this machine.
         """
         self._check_usable()
         feeds = as_feeds(self._name, self._inputs, self._defaults, input_feed)
-        return self._active.opened.executor.rehearse(self._plan().on(Side.DEVICE), feeds)
+        rows = (rows_of(feeds) or 0) if is_part else 0
+        return self._active.opened.executor.rehearse(self._plan().on(Side.DEVICE), feeds, rows)
 
     def run(
         self,
@@ -182,6 +194,9 @@ class OffloadSession:
         deadline_s: float | None = None,
     ) -> list[Any]:
         """Compute outputs from a value for each input.
+
+        Several plans share the rows of a batch where the model's rows are independent, the bundle
+        was made for a batch, and that is certain to be faster (`batch_parts`).
 
         Values are of the same types as in onnxruntime: arrays, lists for sequences, dicts for
         maps. Text may also be a numpy `<U` array, a scalar a number, and bfloat16, float8 and int4
@@ -198,7 +213,9 @@ class OffloadSession:
             BundleError: the same, because the server does not hold the bundle any more.
             DeadlineError: the time is over.
         """
-        return self.begin(output_names, input_feed, deadline_s, copy=False).finish()
+        inference = self._prepare(output_names, input_feed, deadline_s)
+        inference.start()
+        return inference.finish()
 
     def run_timed(
         self,
@@ -207,7 +224,8 @@ class OffloadSession:
         deadline_s: float | None = None,
     ) -> tuple[list[Any], Timeline]:
         """As `run`, and also return the measured timeline: what each side did, and when."""
-        inference = self.begin(output_names, input_feed, deadline_s, copy=False)
+        inference = self._prepare(output_names, input_feed, deadline_s)
+        inference.start()
         return inference.finish(), inference.timeline
 
     async def arun(
@@ -221,7 +239,7 @@ class OffloadSession:
         If its task is cancelled, the work is stopped, here and on the server, before
         CancelledError is raised.
         """
-        inference = self._prepare(output_names, input_feed, deadline_s, copy=False)
+        inference = self._prepare(output_names, input_feed, deadline_s)
         return await finish_async(inference)
 
     def begin(
@@ -234,6 +252,8 @@ class OffloadSession:
     ) -> PendingInference:
         """Do the device's part and return; `PendingInference.finish` waits for the answer.
 
+        One plan computes all rows of a batch.
+
         Args:
             output_names: outputs to compute, in this order; None: all.
             input_feed: an array for every input.
@@ -244,7 +264,8 @@ class OffloadSession:
         Raises:
             OffloadError: as `run`.
         """
-        inference = self._prepare(output_names, input_feed, deadline_s, copy=copy)
+        opened, feeds, make = self._checked(output_names, input_feed, deadline_s, copy=copy)
+        inference = make(feeds, opened.choose(None))
         inference.start()
         return inference
 
@@ -378,30 +399,49 @@ class OffloadSession:
     ) -> Callable[[Mapping[str, Any]], PendingInference]:
         self._check_usable()
         self._checked_names(output_names)
-        return lambda feeds: self._prepare(output_names, feeds, None, copy=copy, window=window)
+
+        def prepare(feeds: Mapping[str, Any]) -> PendingInference:
+            opened, checked, make = self._checked(output_names, feeds, None, copy=copy)
+            return make(checked, opened.choose(window))
+
+        return prepare
 
     def _prepare(
         self,
         output_names: Sequence[str] | None,
         feeds: Mapping[str, Any],
         deadline_s: float | None,
+    ) -> PendingInference | SharedBatch:
+        """Check the arguments and make an inference, in parts if plans share its rows."""
+        opened, checked, make = self._checked(output_names, feeds, deadline_s, copy=False)
+        # An optional input has no rows that are proved to be independent.
+        rows = rows_of(checked) if checked.keys() <= self._inputs.keys() else None
+        parts = opened.share_rows(rows) if rows else ()
+        if not parts:
+            return make(checked, opened.choose(None))
+        return SharedBatch(parts, checked, make, opened.spare_plan)
+
+    def _checked(
+        self,
+        output_names: Sequence[str] | None,
+        feeds: Mapping[str, Any],
+        deadline_s: float | None,
         *,
         copy: bool,
-        window: int | None = None,
-    ) -> PendingInference:
-        """Check the arguments and make an inference that has not begun yet.
-
-        `window`: the frames under way at once in its stream; None: it is a single inference.
-        """
+    ) -> tuple[OpenedBundle, dict[str, Any], MakeInference]:
+        """Check the arguments: the bundle, the inputs, and what makes inferences of inputs."""
         self._check_usable()
         names = self._checked_names(output_names)
         checked = as_feeds(self._name, self._inputs, self._defaults, feeds)
         allowed_s = self._deadline_s if deadline_s is None else checked_s("deadline_s", deadline_s)
         opened = self._active.opened
-        choice = opened.choose(window)
-        inference = opened.runner.prepare(checked, names, allowed_s, choice, copy=copy)
-        inference.session = self  # it must not be closed while an inference is under way
-        return inference
+
+        def make(feeds: Mapping[str, Any], choice: FramePlan) -> PendingInference:
+            inference = opened.runner.prepare(feeds, names, allowed_s, choice, copy=copy)
+            inference.session = self  # it must not be closed while an inference is under way
+            return inference
+
+        return opened, checked, make
 
     def _check_usable(self) -> None:
         if os.getpid() != self._process:

@@ -26,7 +26,9 @@ from offload.costs.link import PRESETS, Link, parse_link
 from offload.planning.plan import Side
 from offload.planning.problem import Constraints, Objective
 from offload.planning.shares import share_frames
-from offload_models import image, zoo
+from offload_cli.plans import batch_on
+from offload_models import image, pretrained, zoo
+from offload_models.text import render_line
 from offload_runtimes.deploy.scheme_bundles import SPLIT, write_schemes
 from offload_runtimes.emulation.testbed import Testbed, open_testbed
 from offload_runtimes.engine import EngineOptions
@@ -45,6 +47,7 @@ PROFILES = 3
 FLOATS = "image_fp32"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MIX, SINGLE = "mix", "best single plan"
+LINES, CLASSIFIER, SHARED, BATCH_GAIN = 16, "text_orientation", "shared", 1.2
 OF_PREDICTED, OF_SINGLE, SURE, GAIN, CELLS = 0.93, 0.98, 1.35, 1.25, 6
 
 
@@ -260,14 +263,96 @@ def goals_of(cells: Sequence[Cell], full: bool) -> list[Goal]:
     return goals
 
 
+def batch_goals(rounds: int) -> list[Goal]:
+    """A page of lines, classified in one batch: everything on one side, PO, and shared."""
+    link = link_of("wifi")
+    with tempfile.TemporaryDirectory(prefix="offload-batch-") as name, open_testbed(link) as bed:
+        folder = Path(name)
+        info = pretrained.PRETRAINED[CLASSIFIER]
+        zoo.save(pretrained.build(CLASSIFIER, batch="lines"), folder / "net.onnx")
+        page = [
+            render_line("Share the work", info.width, info.height, n % 3 == 0, 1, n)
+            for n in range(LINES)
+        ]
+        feeds = {"image": np.stack(page)}
+        np.savez(folder / "feeds.npz", **feeds)  # type: ignore[arg-type]
+        request = SplitRequest(
+            folder / "net.onnx",
+            link,
+            slowdown=SLOWDOWN,
+            options=EngineOptions(threads=1),
+            allowance=EncodingPolicy(parse_allowed("raw")),
+            shapes={"image": feeds["image"].shape},
+            again=True,
+        )
+        schemes, _ = write_schemes(
+            prepare(request), link, folder / "bundles", pretrained.INPUT, ("PO",)
+        )
+        (best,) = (scheme for scheme in schemes if SPLIT in scheme.label.split(" = "))
+        ways: dict[str, tuple[str, int | None]] = {
+            scheme.label: (scheme.label, scheme.plan) for scheme in schemes
+        }
+        bundles = {scheme.label: scheme.bundle for scheme in schemes}
+        predicted_s = {s.label: s.followed.forecast.latency_s(link) for s in schemes}
+        predicted_s[SHARED] = batch_on(best.bundle, link).latency_s
+        ways[SHARED] = best.label, None
+        with served(bed, [b for b in bundles.values() if b.needs_server]) as address:
+            job = {
+                "server": address,
+                "slowdown": SLOWDOWN,
+                "rounds": rounds,
+                "runs": 5,
+                "bundles": {label: str(bundle.path) for label, bundle in bundles.items()},
+                "plans": {label: len(bundle.plans) for label, bundle in bundles.items()},
+                "feeds": {label: str(folder / "feeds.npz") for label in bundles},
+                "batches": ways,
+            }
+            command = (sys.executable, "-m", "tests.benchmarks.sharing")
+            done = subprocess.run(
+                bed.command(Side.DEVICE, command),
+                input=json.dumps(job) + "\n",
+                stdout=subprocess.PIPE,
+                text=True,
+                check=True,
+            )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    print(f"{CLASSIFIER}, a batch of {LINES} lines, wifi")
+    medians_s = {}
+    for label in ways:
+        seconds = [each for row in rows if row["label"] == label for each in row["seconds"]]
+        medians_s[label] = statistics.median(seconds)
+        print(
+            f"  {label:<24} predicted {predicted_s[label] * 1e3:6.1f}, measured"
+            f" {medians_s[label] * 1e3:6.1f} ms ({min(seconds) * 1e3:.1f} .."
+            f" {max(seconds) * 1e3:.1f})"
+        )
+    parts = [row["parts"] for row in rows if row["label"] == SHARED]
+    print(f"  {'; '.join(parts[-1])}", flush=True)
+    single = min((label for label in ways if label != SHARED), key=medians_s.__getitem__)
+    gain = medians_s[single] / medians_s[SHARED]
+    wrong = sum(row["wrong"] for row in rows)
+    return [
+        Goal(
+            f"batch of {LINES} lines, shared / {single}",
+            f">= {BATCH_GAIN:g}x faster",
+            f"{gain:.2f}x",
+            gain >= BATCH_GAIN,
+        ),
+        Goal("rows of batches that differ from the same parts alone", "0", str(wrong), wrong == 0),
+    ]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="")
     parser.add_argument("--links", default="")
     parser.add_argument("--full", action="store_true", help="all models and links")
+    parser.add_argument("--only-batch", action="store_true", help="no streams")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each stream")
     options = parser.parse_args()
+    if options.only_batch:
+        return report(batch_goals(options.rounds))
     models = options.models.split(",") if options.models else ALL_MODELS if options.full else MODELS
     links = options.links.split(",") if options.links else ALL_LINKS if options.full else LINKS
     cells = []
@@ -286,7 +371,7 @@ def main() -> int:
                     cells.append(measure(model, request, link, bed, work, options))
                 show(cells[-1])
     print(f"{len(cells)} cells in {time.monotonic() - begun_s:.0f} s")
-    return report(goals_of(cells, options.full))
+    return report([*goals_of(cells, options.full), *batch_goals(options.rounds)])
 
 
 if __name__ == "__main__":

@@ -2,12 +2,16 @@
 
 `python -m tests.benchmarks.sharing` reads a job as one line of JSON and prints a line of JSON for
 each stream: label, round, frames per second, frames by plan, and whether every answer was
-bit-equal to that of one of the plans alone.
+bit-equal to that of one of the plans alone. If the job has `batches`, one frame is a batch, and
+each line has the seconds of single runs, the parts of the last one, and how many of these were not
+bit-equal to the same rows alone.
 """
 
 import json
+import re
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -47,6 +51,9 @@ def main() -> None:
             for label, sessions in alone.items():
                 for each in sessions:
                     each.rehearse(feeds[label])
+        if "batches" in job:
+            batches(job, feeds, alone, session, pacer)
+            return
         pacer.settle()
         answers = {
             label: [each.run(None, feeds[label]) for each in sessions]
@@ -58,6 +65,49 @@ def main() -> None:
                 used = shared[name] if plan is None and name in shared else alone[name][plan or 0]
                 row = stream(used, feeds[name], answers[name], job["seconds"])
                 print(json.dumps({"label": label, "round": number, **row}), flush=True)
+
+
+def batches(
+    job: dict[str, Any],
+    feeds: dict[str, dict[str, Array]],
+    alone: dict[str, list[OffloadSession]],
+    session: Callable[[str, int | None], OffloadSession],
+    pacer: Pacer,
+) -> None:
+    """Run one batch again and again, by each plan alone and shared."""
+    for label, sessions in alone.items():
+        for each in sessions:
+            for rows in range(1, len(next(iter(feeds[label].values()))) + 1):
+                part = {name: array[:rows] for name, array in feeds[label].items()}
+                for _ in range(Pacer.WINDOW):
+                    each.rehearse(part, is_part=True)
+    pacer.settle()
+    shared = {
+        label: session(name, None) for label, (name, plan) in job["batches"].items() if plan is None
+    }
+    for number in range(-1, job["rounds"]):
+        for label, (name, plan) in job["batches"].items():
+            used = shared[label] if plan is None else alone[name][plan]
+            seconds = []
+            for _ in range(job["runs"]):
+                start_s = time.perf_counter()
+                outputs, timeline = used.run_timed(None, feeds[name])
+                seconds.append(time.perf_counter() - start_s)
+            marks = [mark.name for mark in timeline.marks if mark.name.startswith("rows ")]
+            wrong = sum(not equal(mark, feeds[name], outputs, alone[name]) for mark in marks)
+            row = {"label": label, "round": number, "seconds": seconds, "parts": marks}
+            if number >= 0:  # the first round warms up
+                print(json.dumps({**row, "wrong": wrong}), flush=True)
+
+
+def equal(
+    mark: str, feeds: dict[str, Array], outputs: list[Array], alone: list[OffloadSession]
+) -> bool:
+    """Whether the rows of a part, as its mark names them, are those of its plan alone."""
+    first, last, plan = map(int, re.findall(r"\d+", mark))
+    rows = slice(first, last + 1)
+    expected = alone[plan].run(None, {name: array[rows] for name, array in feeds.items()})
+    return all(np.array_equal(a[rows], b) for a, b in zip(outputs, expected, strict=True))
 
 
 def stream(

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from offload.bundle.bundle import MANIFEST, Bundle, ModelValue, open_bundle
 from offload.errors import BundleError, OffloadError, ServerError
+from offload.planning.batch import BatchPart
 from offload.planning.plan import Plan, Side
 from offload.planning.shares import DEFAULT_WINDOW
 
+from offload_runtimes.device.batch_sharing import BatchSharing
 from offload_runtimes.device.counters import LOG, Counters
 from offload_runtimes.device.inference_runner import FramePlan, InferenceRunner
 from offload_runtimes.device.plan_selector import PlanSelector, Probe
@@ -41,6 +43,7 @@ class OpenedBundle:
         bundle: the bundle.
         executor: runs its segments.
         selector: chooses the plan of the next inference.
+        batches: shares the rows of a batch among the plans; None: one plan computes them.
         runner: runs inferences; set by `start`.
     """
 
@@ -67,7 +70,11 @@ class OpenedBundle:
             InputError: a segment or an option cannot be used, or a server is needed and none was
                 given.
         """
+        if not options.share:
+            bundle = bundle.without_sharing()
         self.bundle = bundle
+        is_batched = bundle.rows > 0 and options.plan is None
+        self.batches = BatchSharing(bundle.plans, bundle.rows) if is_batched else None
         self._options = options
         self._counters = counters
         executor = self.executor = make_executor(bundle)
@@ -123,6 +130,19 @@ class OpenedBundle:
                 return FramePlan(plan, f"plan {plan}", is_shared=True)
         return FramePlan(*self.selector.take())
 
+    @property
+    def spare_plan(self) -> int | None:
+        """A plan for what the server does not answer; None: none, or that is an error."""
+        may_go_on = self._options.on_server_loss != OnServerLoss.RAISE
+        local = (number for number, plan in enumerate(self.bundle.plans) if plan.is_local)
+        return next(local, None) if may_go_on else None
+
+    def share_rows(self, rows: int) -> tuple[BatchPart, ...]:
+        """The parts in which several plans compute a batch now; empty: one plan computes it."""
+        if self.batches is None or self.connection is None:
+            return ()
+        return self.batches.parts(rows, self.selector.link)
+
     def new_connection(self) -> ServerConnection | None:
         """A connection that is not open yet; None if no plan needs a server."""
         return None if self._make_connection is None else self._make_connection()
@@ -155,7 +175,7 @@ class OpenedBundle:
             self.selector.speed_monitor,
             can_finish_here=self._can_finish_here,
         )
-        for plan in self.bundle.plans if self.selector.sharing else ():
+        for plan in self.bundle.plans if self.selector.sharing or self.batches else ():
             self._load(plan)
         self.selector.settle(_probe_of(self._reconnect))
         self.selector.watch(

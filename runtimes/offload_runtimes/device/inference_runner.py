@@ -73,11 +73,13 @@ class FramePlan:
         mark: a text for the timeline; empty: none.
         is_shared: whether several plans share the frames of the stream: the device computes one
             of them at a time.
+        rows: rows of its part of a batch; 0: it is not a part.
     """
 
     plan: int
     mark: str = ""
     is_shared: bool = False
+    rows: int = 0
 
 
 class InferenceRunner:
@@ -151,7 +153,7 @@ class InferenceRunner:
         plan = self._plans[choice.plan]
         if copy and (choice.is_shared or not plan.is_local):
             feeds = {name: deepcopy(array) for name, array in feeds.items()}
-        frame = FrameTensors(feeds, choice.plan)
+        frame = FrameTensors(feeds, choice.plan, choice.rows)
         if choice.mark:
             frame.record(Lane.DEVICE, choice.mark, frame.started_s, frame.started_s)
         inference = PendingInference(self, plan, frame, tuple(names), allowed_s)
@@ -212,7 +214,8 @@ class InferenceRunner:
                     frame.take(step.inputs, self._server_until_s(inference))
                 with computing():
                     took_s = self._executor.run(step, frame, inference.until_s)
-                self._speeds.computed(number, step.id, took_s)
+                if not frame.rows:  # else it takes a part of the predicted time
+                    self._speeds.computed(number, step.id, took_s)
             elif connection:
                 with computing():
                     packed = self._executor.pack(step, frame)
@@ -290,13 +293,18 @@ class InferenceRunner:
         until_s, frame = inference.until_s, inference.frame
         if until_s is None or not self._can_finish_here:
             return until_s
-        segments = missing_segments(inference.plan, frame.is_here, inference.names)
-        usual_s = self._executor.estimate_s(segments)
+        usual_s = self.usual_s(inference)
         if usual_s is None:  # not measured yet: assume half of the remaining time
             now_s = time.monotonic()
             return now_s + (until_s - now_s) / 2
         spare_s = max(_SAFETY_S, _SAFETY_SHARE * (until_s - frame.started_s))
-        return until_s - _SAFETY_FACTOR * usual_s - spare_s
+        return until_s - _SAFETY_FACTOR * (usual_s + inference.reserved_s) - spare_s
+
+    def usual_s(self, inference: "PendingInference") -> float | None:
+        """Usual seconds to compute here what is missing; None if they were not measured yet."""
+        frame = inference.frame
+        segments = missing_segments(inference.plan, frame.is_here, inference.names)
+        return self._executor.estimate_s(segments, frame.rows)
 
 
 class PendingInference:
@@ -312,6 +320,8 @@ class PendingInference:
         error: why the server's part will not come, or not in time.
         outcome: how it was computed, as far as is known.
         place: its place in the order of the frames that share the device; None: it does not wait.
+        reserved_s: seconds before the deadline that the device may need for other parts of the
+            same batch.
         session: kept alive until the inference is over.
     """
 
@@ -333,6 +343,7 @@ class PendingInference:
         self.error: OffloadError | None = None
         self.outcome = Outcome.SPLIT
         self.place: tuple[bool, int] | None = None
+        self.reserved_s = 0.0
         self.session: object = None
 
     def start(self) -> None:
@@ -346,6 +357,11 @@ class PendingInference:
         finally:
             self.end()
         return [_writable(outputs[name]) for name in self.names]
+
+    @property
+    def usual_s(self) -> float | None:
+        """Usual seconds to compute here what is missing; None if they were not measured yet."""
+        return self._runner.usual_s(self)
 
     @property
     def timeline(self) -> Timeline:

@@ -29,14 +29,16 @@ class FrameTensors:
     Attributes:
         started_s: when the frame began, by `time.monotonic`.
         plan: index of the bundle's plan that the frame follows.
+        rows: rows of its part of a batch; 0: it is not a part.
         number: the frame's number in the session with the server; 0 before it has one.
         uploads: when each tensor was sent to the server, by `time.monotonic`, and its bytes.
         cancelled: why the frame was cancelled; empty if it was not.
     """
 
-    def __init__(self, feeds: Mapping[str, Array], plan: int = 0) -> None:
+    def __init__(self, feeds: Mapping[str, Array], plan: int = 0, rows: int = 0) -> None:
         self.started_s = time.monotonic()
         self.plan = plan
+        self.rows = rows
         self.number = 0
         self.uploads: dict[str, tuple[float, int]] = {}
         self.cancelled = ""
@@ -304,7 +306,7 @@ class SegmentExecutor:
             frame.watch(unless, call.stop)
         start_s = time.monotonic()
         with self._working(), frame.computing(call.stop):
-            arrays = self.compute(segment, call, feeds)
+            arrays = self.compute(segment, call, feeds, frame.rows)
         end_s = time.monotonic()
         frame.record(Lane.DEVICE, segment.id, start_s, end_s)
         frame.put(dict(zip(segment.outputs, arrays, strict=True)))
@@ -319,11 +321,13 @@ class SegmentExecutor:
         feeds.update(frame.take(defaults))
         return feeds
 
-    def compute(self, segment: Segment, call: Call, feeds: Mapping[str, Array]) -> list[Array]:
-        """Run a segment and record its run time."""
+    def compute(
+        self, segment: Segment, call: Call, feeds: Mapping[str, Array], rows: int
+    ) -> list[Array]:
+        """Run a segment and record its run time, for parts of a batch by their rows."""
         start_s = time.monotonic()
         arrays = call.run(segment.outputs, feeds)
-        self._run_times.add(self._key(segment), time.monotonic() - start_s)
+        self._run_times.add(self._key(segment, rows), time.monotonic() - start_s)
         return arrays
 
     def pack(self, send: Send, frame: FrameTensors) -> PackedTensor:
@@ -363,25 +367,31 @@ class SegmentExecutor:
         start_s = time.monotonic()
         try:
             with self._working():
-                self.compute(segment, engine.prepare(_WARM_UP_RUN_S), feeds)
+                self.compute(segment, engine.prepare(_WARM_UP_RUN_S), feeds, 0)
         except (InputError, DeadlineError):
             return None
         return time.monotonic() - start_s
 
-    def estimate_s(self, segments: Iterable[Segment]) -> float | None:
-        """Usual time of several segments, one after another; None if one was never run here."""
+    def estimate_s(self, segments: Iterable[Segment], rows: int = 0) -> float | None:
+        """Usual time of several segments, one after another; None if one was never run here.
+
+        `rows`: of a part of a batch; 0: it is not a part.
+        """
         total_s = 0.0
         for segment in segments:
-            median_s = self._run_times.median_s(self._key(segment))
+            median_s = self._run_times.median_s(self._key(segment, rows))
             if median_s is None:
                 return None
             total_s += median_s
         return total_s
 
-    def rehearse(self, segments: Iterable[Segment], feeds: Mapping[str, Array]) -> float:
+    def rehearse(
+        self, segments: Iterable[Segment], feeds: Mapping[str, Array], rows: int = 0
+    ) -> float:
         """Run loaded segments one after another on a model's inputs, to learn their run times.
 
-        Segments that need a tensor from the server are left out. Returns the seconds of the runs.
+        `rows`: of a part of a batch; 0: it is not a part. Segments that need a tensor from the
+        server are left out. Returns the seconds of the runs.
         """
         frame, total_s = FrameTensors(feeds), 0.0
         for segment in segments:
@@ -391,12 +401,12 @@ class SegmentExecutor:
             start_s = time.monotonic()
             arrays = self._engines[segment.part].run(segment.outputs, inputs)
             duration_s = time.monotonic() - start_s
-            self._run_times.add(self._key(segment), duration_s)
+            self._run_times.add(self._key(segment, rows), duration_s)
             total_s += duration_s
             frame.put(dict(zip(segment.outputs, arrays, strict=True)))
         return total_s
 
-    def warm_up(self, segment: Segment, feeds: Mapping[str, Array]) -> None:
+    def warm_up(self, segment: Segment, feeds: Mapping[str, Array], rows: int = 0) -> None:
         """Run a segment a few times to learn its warm run time; slow segments less often."""
         began_s = time.monotonic()
         for number in range(_COLD_RUNS + _WARM_RUNS):
@@ -405,10 +415,11 @@ class SegmentExecutor:
             end_s = time.monotonic()
             is_slow = end_s - began_s > _WARM_UP_S
             if number >= _COLD_RUNS or is_slow:
-                self._run_times.add(self._key(segment), end_s - start_s)
+                self._run_times.add(self._key(segment, rows), end_s - start_s)
             if is_slow and number:
                 return
 
-    def _key(self, segment: Segment) -> str:
+    def _key(self, segment: Segment, rows: int = 0) -> str:
         """Digest of the segment's file: equal for equal segments of several bundles."""
-        return self._digests[segment.file]
+        digest = self._digests[segment.file]
+        return f"{digest} {rows} rows" if rows else digest

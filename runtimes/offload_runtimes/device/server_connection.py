@@ -310,7 +310,8 @@ class ServerConnection:
             frame = self._frames.get(event.frame)
         if frame is None:
             return
-        self._speeds.served(frame.plan, event.spans, now_s)
+        if not frame.rows:  # else it takes a part of the predicted time
+            self._speeds.served(frame.plan, event.spans, now_s)
         for span in event.spans:
             end_s = self.clock.here_s(span.end_s)
             if span.kind == pb.Span.ARRIVAL:

@@ -62,6 +62,8 @@ class SessionOptions:
         security: certificates and token; None: plaintext.
         plan: index of the plan to follow; None: the best plan for the link as measured during
             the session.
+        share: let several plans share the frames of a stream and the rows of a batch, if the
+            bundle was made for that.
         switching: how certain to be before changing to another plan.
         link: emulate a link with these costs in each direction.
         slowdown: emulate a device that is N times slower; sessions that share an
@@ -84,6 +86,7 @@ class SessionOptions:
     connect_timeout_s: float = 5.0
     security: ClientSecurity | None = None
     plan: int | None = None
+    share: bool = True
     switching: SwitchPolicy = SwitchPolicy()  # noqa: RUF009  frozen
     link: LinkCost | None = None
     slowdown: float | WarmRunTimes = 1.0

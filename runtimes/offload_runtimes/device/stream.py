@@ -20,6 +20,7 @@ from typing import Any, TypeAlias, TypeVar
 
 from offload.errors import InputError, OffloadError
 
+from offload_runtimes.device.batch_sharing import SharedBatch
 from offload_runtimes.device.inference_runner import PendingInference
 from offload_runtimes.engine import Array
 
@@ -275,7 +276,7 @@ async def stream_answers_async(
             await bridge.finish()
 
 
-async def finish_async(inference: PendingInference) -> list[Array]:
+async def finish_async(inference: PendingInference | SharedBatch) -> list[Array]:
     """Start and finish an inference without blocking the event loop; stop it if cancelled."""
     worker = _Worker()
 

@@ -90,15 +90,18 @@ class PacedExecutor(SegmentExecutor):
         unless: Iterable[str] = (),
     ) -> float:
         """Run a segment; learn its run time first if loading could not (dynamic shapes)."""
-        if self._pacer.slowdown > 1 and self._pacer.median_s(self._key(segment)) is None:
-            self.warm_up(segment, self._feeds(segment, frame, until_s))
+        key = self._key(segment, frame.rows)
+        if self._pacer.slowdown > 1 and self._pacer.median_s(key) is None:
+            self.warm_up(segment, self._feeds(segment, frame, until_s), frame.rows)
         return super().run(segment, frame, until_s, unless)
 
-    def compute(self, segment: Segment, call: Call, feeds: Mapping[str, Array]) -> list[Array]:
+    def compute(
+        self, segment: Segment, call: Call, feeds: Mapping[str, Array], rows: int
+    ) -> list[Array]:
         """Run a segment at the slower speed."""
         start_s = time.monotonic()
-        arrays = super().compute(segment, call, feeds)
-        self._pacer.pace(self._key(segment), start_s)
+        arrays = super().compute(segment, call, feeds, rows)
+        self._pacer.pace(self._key(segment, rows), start_s)
         return arrays
 
     def encode(self, send: Send, array: Any) -> PackedTensor:
@@ -110,9 +113,9 @@ class PacedExecutor(SegmentExecutor):
         self._pacer.pace(key, start_s)
         return packed
 
-    def estimate_s(self, segments: Iterable[Segment]) -> float | None:
+    def estimate_s(self, segments: Iterable[Segment], rows: int = 0) -> float | None:
         """Usual time of several segments on the slower device."""
-        total_s = super().estimate_s(segments)
+        total_s = super().estimate_s(segments, rows)
         return None if total_s is None else self._pacer.slowdown * total_s
 
 

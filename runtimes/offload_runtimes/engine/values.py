@@ -269,3 +269,15 @@ def _signed(halves: Array, dtype: np.dtype[Any]) -> Array:
     """The values of 4-bit integers, from the low half of each byte."""
     halves = (halves & 0xF).astype(dtype)
     return np.where(halves > 7, halves - 16, halves).astype(dtype) if dtype == np.int8 else halves
+
+
+def rows_of(feeds: Mapping[str, Any]) -> int | None:
+    """Size of axis 0, if all inputs share it; None if they do not, or it is 0 or missing.
+
+    Sequences and maps have no axis 0.
+    """
+    sizes = {
+        value.shape[0] if isinstance(value, np.ndarray) and value.ndim else 0
+        for value in feeds.values()
+    }
+    return sizes.pop() or None if len(sizes) == 1 else None

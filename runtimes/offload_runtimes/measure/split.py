@@ -6,6 +6,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
+from offload.bundle.batchability import why_rows_depend
 from offload.bundle.bundle import Bundle
 from offload.bundle.model_inputs import signature
 from offload.bundle.sample_inputs import open_sizes_sentence
@@ -20,7 +21,7 @@ from offload.graph.cut_names import cut_names
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph, Tensor
 from offload.planning.cut import cut_at_names
-from offload.planning.mix import make_mix, mix_over
+from offload.planning.mix import batch_plans, make_mix, mix_over
 from offload.planning.plan import Plan
 from offload.planning.plan_set import PlanSet, plans_over, slowdowns_between
 from offload.planning.planner import at_planned_speed, make_plan
@@ -52,8 +53,8 @@ class SplitRequest:
         worth: drop a plan of the range if another is within this share of it at every link and
             slow-down, and a plan that shares frames if the others give all but this share of the
             frames per second.
-        share: with the objective throughput, let several plans share the frames of a stream where
-            that gains more than the prediction error.
+        share: let several plans share the rows of a batch, and with the objective throughput the
+            frames of a stream, where that gains more than the prediction error.
         scheme: `auto` or a scheme's name.
         cut: tensors to cut at, each text a name or several separated by commas; empty: the
             planner chooses.
@@ -124,6 +125,18 @@ class SplitRequest:
             and not (self.is_range and is_limited)
         )
 
+    @property
+    def shares_rows(self) -> bool:
+        """Whether several plans may share the rows of a batch.
+
+        Not for the least energy or within a limit on it: sharing saves time, not energy. Over a
+        range of links only plans that share frames, which a device loads together anyway.
+        """
+        constraints = self.constraints
+        saves_energy = constraints.objective is Objective.ENERGY or constraints.energy_j is not None
+        is_free = self.share and self.scheme == "auto" and not self.cut
+        return is_free and not saves_energy and (not self.is_range or self.shares_frames)
+
 
 @dataclass(frozen=True)
 class PlanningInputs:
@@ -148,6 +161,16 @@ class PlanningInputs:
     request: SplitRequest
     calibration: Calibration | None = None
     open_sizes: str = ""
+
+    @property
+    def rows(self) -> int:
+        """Rows of the batch that is planned, if they are independent and may be shared; else 0."""
+        if not self.request.shares_rows or self.open_sizes:
+            return 0
+        shapes = [self.graph.tensors[name].shape for name in self.graph.inputs]
+        counts = {shape[0] if shape else None for shape in shapes}
+        rows = counts.pop() if len(counts) == 1 else None
+        return rows if rows and not why_rows_depend(self.model) else 0
 
     def problem(
         self,
@@ -337,6 +360,7 @@ def write_split(
         return replace(plan_set, plans=plans)
 
     plans = _plans_over(prepared, planned) if request.is_range else planned(request.link)
+    plans = _with_rows(prepared, plans, selector)
     assert model.path is not None
     is_raw = [each.name for each in request.allowance.encodings] == ["raw"]
     was_run = not is_raw or request.device is None or request.server is None
@@ -374,6 +398,19 @@ def _plans_over(prepared: PlanningInputs, planned: Callable[[Link, float], PlanS
         [factor / request.slowdown for factor in request.slowdowns or (request.slowdown,)],
     )
     return mix_over(prepared.problem(), singles, by_point, request.worth)
+
+
+def _with_rows(prepared: PlanningInputs, plans: PlanSet, selector: EncodingSelector) -> PlanSet:
+    """The plans, with those that share the rows of a batch where the rows are independent."""
+    request, rows = prepared.request, prepared.rows
+    if not rows or (request.is_range and not plans.shares):
+        return plans
+    if rows > 1 and len(plans.plans) == 1:
+        problem = prepared.problem(table=selector.lossless())
+        mates = batch_plans(problem, request.link, plans.plans[0], rows, request.worth).plans
+        machine = prepared.device.machine
+        plans = replace(plans, plans=tuple(replace(plan, device=machine) for plan in mates))
+    return replace(plans, rows=rows)
 
 
 def encoding_selector(

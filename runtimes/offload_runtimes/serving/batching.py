@@ -23,18 +23,6 @@ _OPEN_SIZES = (16, 64, 224, 8, 3, 1)
 _SEED = 5
 
 
-def rows_of(feeds: Feeds) -> int | None:
-    """Size of axis 0, if all inputs share it; None if they do not, or it is 0 or missing.
-
-    Sequences and maps have no axis 0.
-    """
-    sizes = {
-        value.shape[0] if isinstance(value, np.ndarray) and value.ndim else 0
-        for value in feeds.values()
-    }
-    return sizes.pop() or None if len(sizes) == 1 else None
-
-
 def shapes_of(feeds: Feeds) -> Shapes:
     """All sizes but those of axis 0; inputs that run together must share them."""
     return tuple(sorted((name, array.shape[1:]) for name, array in feeds.items()))

@@ -6,10 +6,10 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from offload_runtimes.engine import Array, Call, size_bytes
+from offload_runtimes.engine import Array, Call, rows_of, size_bytes
 from offload_runtimes.protocol.kserve_state import InferenceRequest
 from offload_runtimes.protocol.server_state import RunSegment, ServerSession
-from offload_runtimes.serving.batching import Shapes, join_rows, rows_of, shapes_of, split_rows
+from offload_runtimes.serving.batching import Shapes, join_rows, shapes_of, split_rows
 from offload_runtimes.serving.bundles import LoadedBundle
 from offload_runtimes.transport.connection import Connection
 

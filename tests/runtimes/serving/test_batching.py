@@ -7,13 +7,12 @@ import onnx
 import pytest
 from offload.errors import InputError
 from offload.planning.plan import Segment, Side
-from offload_runtimes.engine import Array, load
+from offload_runtimes.engine import Array, load, rows_of
 from offload_runtimes.protocol.server_state import RunSegment
 from offload_runtimes.serving.batching import (
     Feeds,
     disagreement,
     join_rows,
-    rows_of,
     shapes_of,
     split_rows,
 )

@@ -7,8 +7,8 @@ from offload.costs.encoding_table import TransferOption
 from offload.costs.encodings import ENCODINGS, RAW
 from offload.planning.cut import cut_at
 from offload.planning.cut_costs import Costs
-from offload.planning.plan import Plan
-from offload.planning.planner import SERVER_CALL_S, compare, error_margin_s, make_plan
+from offload.planning.plan import SERVER_CALL_S, Plan
+from offload.planning.planner import compare, error_margin_s, make_plan
 from offload.planning.problem import PlanningProblem
 from offload.planning.scheme import Scheme
 

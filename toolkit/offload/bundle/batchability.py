@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import NodeProto, TensorProto, defs, helper, numpy_helper, shape_inference
 
 from offload.bundle.subgraph import Part
 from offload.graph.load import Model
@@ -70,10 +70,22 @@ def why_alone(model: Model, part: Part) -> str:
             if dim is None:
                 return f"{node.op_type}{f' {node.name!r}' if node.name else ''} may mix rows"
             facts.dims.update(dict.fromkeys(filter(None, node.output), dim))
+            if dim is ROWS:
+                _learn_ranks(NodeView(node, facts))
     for name in part.outputs:
         if facts.dim(name) is not ROWS:
             return f"output {name!r} does not have one row for each input row"
     return ""
+
+
+def why_rows_depend(model: Model) -> str:
+    """Why the whole model may not compute the rows of a batch apart; empty: it may.
+
+    Required inputs have rows; optional inputs keep their defaults. As `why_alone`.
+    """
+    inputs = tuple(model.values.inputs)
+    outputs = tuple(value.name for value in model.proto.graph.output)
+    return why_alone(model, Part(tuple(range(len(model.proto.graph.node))), inputs, outputs))
 
 
 def _why_inputs_have_no_rows(model: Model, part: Part) -> str:
@@ -109,6 +121,35 @@ def _output_dim(node: "NodeView", consumes: tuple[str, ...]) -> Dependence | Non
     return ROWS if keeps_rows_apart and keeps_rows_apart(node) else None
 
 
+def _learn_ranks(view: "NodeView") -> None:
+    """Find the ranks of outputs that type inference does not follow.
+
+    It does not follow a Reshape whose target is computed from the number of rows.
+    """
+    facts, node = view.facts, view.node
+    if all(facts.shape(name) is not None for name in node.output if name):
+        return
+    sizes = view.dim(1) if node.op_type == "Reshape" else None
+    if isinstance(sizes, tuple):
+        facts.ranks[node.output[0]] = len(sizes)
+        return
+    types = {}
+    for name in filter(None, node.input):
+        typed, shape = facts.model.types.inferred(name), facts.shape(name)
+        if typed is None or shape is None or not typed.HasField("tensor_type"):
+            return
+        types[name] = helper.make_tensor_type_proto(typed.tensor_type.elem_type, shape)
+    opsets = [helper.make_opsetid("", facts.opset)]
+    schema = defs.get_schema(node.op_type, facts.opset, "")
+    try:
+        found = shape_inference.infer_node_outputs(schema, node, types, opset_imports=opsets)
+    except (shape_inference.InferenceError, TypeError, ValueError):
+        return
+    for name, typed in found.items():
+        if typed.tensor_type.HasField("shape"):
+            facts.ranks[name] = len(typed.tensor_type.shape.dim)
+
+
 @dataclass(frozen=True)
 class BatchFacts:
     """Facts about a model's values for the rules below.
@@ -116,10 +157,12 @@ class BatchFacts:
     Attributes:
         model: the model.
         dims: how values depend on the rows of a batch, as far as known.
+        ranks: numbers of axes that type inference does not find.
     """
 
     model: Model
     dims: dict[str, Dependence] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)
 
     def dim(self, name: str) -> Dependence | None:
         """How a value depends on the rows of a batch; None: not known."""
@@ -131,7 +174,8 @@ class BatchFacts:
     def shape(self, name: str) -> tuple[int | None, ...] | None:
         """Sizes of a value, None for one that may vary; None: not even its rank is known."""
         typed = self.model.types.inferred(name)  # what files declare is often wrong
-        return None if typed is None else as_tensor(name, typed).shape
+        shape = None if typed is None else as_tensor(name, typed).shape
+        return (None,) * self.ranks[name] if shape is None and name in self.ranks else shape
 
     def numbers(self, name: str) -> tuple[float, ...] | None:
         """The numbers of a small constant, flat; None when they are not known for certain."""

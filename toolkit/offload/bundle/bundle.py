@@ -11,9 +11,10 @@ A bundle is a flat directory:
     *.weights            weights too large for one protobuf message, or shared by several parts
 
 The manifest lists the plans, the range of bandwidth of each, the ranges for slower devices where
-plans were made for them, and the planned share of a stream's frames of each where plans share them.
-The digest of a bundle is the SHA-256 of the manifest's content, stored in the manifest. It is the
-same on both sides, although each side may have only its own files.
+plans were made for them, the planned share of a stream's frames of each where plans share them, and
+the planned rows of a batch where plans may share these. The digest of a bundle is the SHA-256 of
+the manifest's content, stored in the manifest. It is the same on both sides, although each side may
+have only its own files.
 """
 
 import hashlib
@@ -130,6 +131,11 @@ class Bundle:
         return self.plan_set.shares
 
     @property
+    def rows(self) -> int:
+        """Rows of the planned batch if plans may share the rows of a batch; 0: they may not."""
+        return self.plan_set.rows
+
+    @property
     def needs_server(self) -> bool:
         """Whether at least one plan uses the server."""
         return not all(plan.is_local for plan in self.plans)
@@ -144,6 +150,10 @@ class Bundle:
             last = len(self.plans) - 1
             raise InputError(f"{self.path.name} has no plan {number}: its plans are 0 to {last}")
         return replace(self, plan_set=PlanSet((self.plans[number],)))
+
+    def without_sharing(self) -> "Bundle":
+        """The bundle with one plan for all frames of a stream and all rows of a batch."""
+        return replace(self, plan_set=replace(self.plan_set, shares=(), rows=0))
 
     def parts(self, *sides: Side) -> tuple[Segment, ...]:
         """The segments of all plans, common ones once; of some sides or, by default, of both."""
@@ -208,7 +218,8 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
         ranges = tuple(map(BandwidthRange.from_json, manifest["ranges"]))
         shares = tuple(map(float, manifest.get("shares", ())))
         slower = tuple(from_json(SlowdownRanges, each) for each in manifest.get("slower", ()))
-        is_complete = covers_all(ranges, len(names), shares, slower)
+        rows = int(manifest.get("rows", 0))
+        is_complete = covers_all(ranges, len(names), shares, slower, rows) and rows >= 0
         if not (is_complete and set(names) <= manifest["files"].keys()):
             raise ValueError("plans and ranges do not fit together")
     except _DAMAGE as error:
@@ -228,7 +239,7 @@ def open_bundle(path: str | Path, sides: Iterable[Side] = ()) -> Bundle:
         raise BundleError(
             f"bundle {folder} lacks the part {missing.part[:80]!r} of its plan: make it again"
         )
-    plan_set = PlanSet(tuple(plans), ranges, shares, slower)
+    plan_set = PlanSet(tuple(plans), ranges, shares, slower, rows)
     return Bundle(folder, digest, plan_set, inputs, outputs, defaults, files, model)
 
 

@@ -146,6 +146,7 @@ def write_bundle(
             "ranges": to_json(plan_set.ranges),
             **({"slower": to_json(plan_set.slower)} if plan_set.slower else {}),
             **({"shares": to_json(plan_set.shares)} if plan_set.shares else {}),
+            **({"rows": plan_set.rows} if plan_set.rows else {}),
             "inputs": to_json(inputs),
             "outputs": to_json(outputs),
             "defaults": to_json(defaults),

@@ -1,4 +1,4 @@
-"""Find the plans that share the frames of a stream best, so that all resources are busy at once."""
+"""Find the plans that share the frames of a stream, or the rows of a batch, best."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -8,6 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from offload.costs.link import Link
+from offload.planning.batch import share_rows
 from offload.planning.closed_sets import articulations
 from offload.planning.cut import Cut, all_cloud, all_local, cut_at
 from offload.planning.cut_costs import SPARE_BYTES, WEIGHT_COPIES
@@ -438,3 +439,48 @@ def mix_over(
 def _plan_memory(plan: Plan) -> PlanMemory:
     figures = next(figures for figures in plan.alternatives if figures.scheme == plan.scheme)
     return figures.memory_bytes, plan.on(Side.DEVICE)
+
+
+def batch_plans(
+    problem: PlanningProblem, link: Link, plan: Plan, rows: int, worth: float = 0.0
+) -> PlanSet:
+    """A plan, and those that share the rows of a batch with it where that is certain to pay.
+
+    Tried are the plans that would share a stream of such batches best (`best_mix`), and those
+    that compute everything on one side, where the limits allow them.
+
+    Args:
+        problem: made for a batch of these rows, with lossless encodings only.
+        link: of the problem.
+        plan: the best plan for the whole batch.
+        rows: of the batch; they must be independent.
+        worth: as for `best_mix`.
+    """
+    graph, costs = problem.graph, problem.costs
+    sides = [_serial(problem, all_local(graph))]
+    if not (problem.pinned or costs.unsized.intersection(graph.inputs)):
+        sides.append(_serial(problem, all_cloud(graph)))
+    mates = (*sides, *best_mix(problem, sides[0], worth).members)
+    by_program = {plan.program: plan}
+    for mate in mates:
+        if mate.value < float("inf"):
+            made = plan_of(problem, (mate,), mate)
+            by_program.setdefault(made.program, made)
+    pool = [each for each in by_program.values() if each is plan or each.is_lossless]
+    shared = share_rows(
+        [each.forecast for each in pool],
+        [not each.is_local for each in pool],
+        rows,
+        rows,
+        link,
+    )
+    used = [each for each, count in zip(pool, shared.rows_by_plan(len(pool)), strict=True) if count]
+    plans = (plan, *(each for each in used if each is not plan))
+    limit_bytes = problem.constraints.memory_bytes
+    is_small = (
+        limit_bytes is None or together_bytes(problem, map(_plan_memory, plans)) <= limit_bytes
+    )
+    if not (shared.is_certain and is_small):
+        return PlanSet((plan,), rows=rows)
+    computes = "Takes rows of a batch from plan 0."
+    return PlanSet((plan, *(replace(each, reason=computes) for each in plans[1:])), rows=rows)

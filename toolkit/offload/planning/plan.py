@@ -1,5 +1,6 @@
 """The plan: what each side computes, what is sent when, and the predicted times."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -70,6 +71,14 @@ class Speeds:
 
 
 PLANNED_SPEEDS = Speeds()
+# How wrong a predicted difference between two plans may be (`planner.error_margin_s`): a share of
+# the seconds in which they differ (profiles and links are a few percent wrong, docs/planning.md);
+# seconds that a plan that calls the server may take longer, for threads, messages and wake-ups;
+# and a share of its side's seconds for each further segment.
+PREDICTION_ERROR = 0.05
+SERVER_CALL_S = 0.002
+SEGMENT_ERROR = 0.01
+
 AS_PLANNED = 1.1
 """A factor below this, or above its inverse, is within the noise of a measurement."""
 LEAST_WAIT_S = 1e-3
@@ -108,6 +117,25 @@ class Forecast:
         download_s = self.download_codec_s + sum(map(link.download_s, self.download_bytes))
         work = replace(self.work, jobs=tuple(jobs), download_s=download_s)
         return work if speeds == PLANNED_SPEEDS else at_speeds(work, speeds)
+
+    def scaled(self, factor: float) -> "Forecast":
+        """The forecast for `factor` times as many rows, as far as seconds and bytes follow them.
+
+        The seconds of both sides and of encoding, and the bytes of each message, are proportional
+        to the rows. What the link takes for each message whatever its bytes stays the same.
+        """
+
+        def bytes_of(size: int) -> int:
+            return math.ceil(factor * size)
+
+        sides = at_speeds(self.work, Speeds(factor, factor))
+        return replace(
+            self,
+            work=replace(sides, download_s=factor * sides.download_s),
+            upload_bytes=tuple(s if s is None else bytes_of(s) for s in self.upload_bytes),
+            download_bytes=tuple(map(bytes_of, self.download_bytes)),
+            download_codec_s=factor * self.download_codec_s,
+        )
 
     def latency_s(self, link: Link, speeds: Speeds = PLANNED_SPEEDS) -> float:
         """Predicted seconds from input to output."""

@@ -63,19 +63,22 @@ class PlanSet:
 
     Attributes:
         plans: different programs, in order of the first range of each; then those without a range,
-            which are for slower devices or only take frames of a stream.
+            which are for slower devices or only take frames of a stream or rows of a batch.
         ranges: they cover 0 to infinity without gaps, ascending; neighbours have different plans.
             They are for the device as planned.
         shares: the planned share of a stream's frames of each plan, on the planned link (for a
             range, the mean over its links); empty: one plan takes all frames.
         slower: the ranges for each further slow-down of the device for which plans were made,
             ascending; empty: the plans are for the device as planned only.
+        rows: rows of the batch that the plans were made for, if plans may share the rows of a
+            batch; 0: one plan computes all rows.
     """
 
     plans: tuple[Plan, ...]
     ranges: tuple[BandwidthRange, ...] = EVERYWHERE
     shares: tuple[float, ...] = ()
     slower: tuple[SlowdownRanges, ...] = ()
+    rows: int = 0
 
     def at(self, rate_bps: float) -> int:
         """The index of the plan for a bandwidth."""
@@ -94,8 +97,9 @@ def covers_all(
     plans: int,
     shares: Sequence[float] = (),
     slower: Sequence[SlowdownRanges] = (),
+    rows: int = 0,
 ) -> bool:
-    """Whether all ranges are without a gap, and each plan has one or shares frames."""
+    """Whether all ranges are without a gap, and each plan has one or shares the work."""
     if shares and not (len(shares) == plans and min(shares) >= 0 and math.isclose(sum(shares), 1)):
         return False
     slowdowns = [1.0, *(each.slowdown for each in slower), math.inf]
@@ -105,7 +109,7 @@ def covers_all(
         all(map(_tiles, every))
         and all(a < b for a, b in pairwise(slowdowns))
         and used <= set(range(plans))
-        and (bool(shares) or len(used) == plans)
+        and (bool(shares) or rows > 0 or len(used) == plans)
     )
 
 

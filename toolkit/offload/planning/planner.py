@@ -13,7 +13,15 @@ from offload.planning.cut_costs import process_bytes
 from offload.planning.explain import explain, impossible
 from offload.planning.joint import JointCut, joint
 from offload.planning.mincut import min_cut
-from offload.planning.plan import Plan, Side, Speeds, at_speeds
+from offload.planning.plan import (
+    PREDICTION_ERROR,
+    SEGMENT_ERROR,
+    SERVER_CALL_S,
+    Plan,
+    Side,
+    Speeds,
+    at_speeds,
+)
 from offload.planning.problem import Objective, PlanningProblem
 from offload.planning.program import program_instance, scheduling_problem, with_encodings
 from offload.planning.scheme import (
@@ -28,13 +36,6 @@ from offload.scheduling.schedule import simple_bound_s
 from offload.scheduling.solve import solve
 from offload.scheduling.timeline import makespan_s
 
-# Relative prediction error assumed for the seconds in which two plans differ: profiles and links
-# are a few percent wrong (docs/planning.md).
-PREDICTION_ERROR = 0.05
-# How much longer than predicted a plan that calls the server may take: threads, messages, wake-ups.
-SERVER_CALL_S = 0.002
-# Each further segment may cost its side this share of its seconds more than predicted.
-SEGMENT_ERROR = 0.01
 # Schemes that are chosen unless another gains more than the prediction error: everything on one
 # side, and a split with nothing overlapped.
 SIMPLE = (Scheme.LOCAL, Scheme.CLOUD, Scheme.NEUROSURGEON, Scheme.PARTITION)
