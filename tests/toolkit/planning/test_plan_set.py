@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from offload.costs.link import Link, parse_links
 from offload.errors import InputError
@@ -78,7 +78,7 @@ def test_plans_that_are_not_worth_it_are_left_out(drawn: tuple[Graph, Costs], wo
     assert len(last.plans) == 1
 
 
-SLOWDOWNS = (1.0, 2.0, 4.0)
+SLOWDOWNS = (1.0, 4.0, 16.0)
 
 
 @given(
@@ -86,6 +86,7 @@ SLOWDOWNS = (1.0, 2.0, 4.0)
     st.sampled_from((Objective.LATENCY, Objective.THROUGHPUT)),
     st.sampled_from((0.0, 0.05, 0.3)),
 )
+@settings(deadline=None, max_examples=40)
 def test_in_a_region_no_plan_is_better_by_more_than_worth(
     drawn: tuple[Graph, Costs], objective: Objective, worth: float
 ) -> None:
@@ -100,9 +101,9 @@ def test_in_a_region_no_plan_is_better_by_more_than_worth(
         planned[link, slowdown] = at_planned_speed(plan, slowdown)
         return planned[link, slowdown]
 
-    plan_set = plans_over(plan_at, LINKS, worth, SLOWDOWNS)
+    plan_set = plans_over(plan_at, LINKS[3:6], worth, SLOWDOWNS)
     assert covers_all(plan_set.ranges, len(plan_set.plans), (), plan_set.slower)
-    assert [each.slowdown for each in plan_set.slower] == [2.0, 4.0]
+    assert [each.slowdown for each in plan_set.slower] == [4.0, 16.0]
     by_slowdown = {1.0: plan_set.ranges, **{e.slowdown: e.ranges for e in plan_set.slower}}
     for (link, slowdown), planned_s in best_s.items():
         speeds = Speeds(device=slowdown)
@@ -119,15 +120,27 @@ def test_in_a_region_no_plan_is_better_by_more_than_worth(
     assert first == sorted(first), "plans without a range as planned come last"
 
 
+def diamond_at(link: Link, slowdown: float) -> Plan:
+    graph, costs = DIAMOND
+    slower = replace(costs, device_s=tuple(slowdown * s for s in costs.device_s))
+    return at_planned_speed(make_plan(on(graph, slower, link, Objective.LATENCY)), slowdown)
+
+
+def test_at_a_border_of_a_slow_device_both_plans_take_as_long() -> None:
+    plan_set = plans_over(diamond_at, LINKS, 0.0, (1.0, 3.0))
+    (slower,) = plan_set.slower
+    assert len(slower.ranges) > 1
+    for before, after in itertools.pairwise(slower.ranges):
+        border = replace(LINKS[0], up_bps=before.high_bps, down_bps=2 * before.high_bps)
+        first, second = (
+            plan_set.plans[r.plan].forecast.value_s(border, Speeds(device=3.0))
+            for r in (before, after)
+        )
+        assert first == pytest.approx(second, rel=1e-6)
+
+
 def test_a_plan_for_a_slow_device_is_kept_behind_those_as_planned() -> None:
-    link = Link(20e6, 20e6)
-
-    def plan_at(_: Link, slowdown: float) -> Plan:
-        graph, costs = DIAMOND
-        slower = replace(costs, device_s=tuple(slowdown * s for s in costs.device_s))
-        return at_planned_speed(make_plan(on(graph, slower, link, Objective.LATENCY)), slowdown)
-
-    plan_set = plans_over(plan_at, [link], 0.05, (1.0, 100.0))
+    plan_set = plans_over(diamond_at, [Link(20e6, 20e6)], 0.05, (1.0, 100.0))
     local, cloud = plan_set.plans
     assert (local.scheme, cloud.scheme) == ("local", "cloud")
     assert plan_set.ranges == EVERYWHERE
