@@ -18,7 +18,7 @@ from offload.costs.link import parse_link
 from offload.costs.profile import slowed
 from offload.errors import InputError
 from offload.files import write_text
-from offload.planning.batch import BatchPart
+from offload.planning.batch import MicroBatch
 from offload.planning.plan import Side
 from offload.report.gantt import chrome_trace, gantt_svg, gantt_text
 from offload.scheduling.timeline import Timeline
@@ -237,7 +237,7 @@ def run(
         runs = _run_all(run_timed, names, declared, frames, repeat, inputs, outputs)
         followed = session.bundle.plans[session.plan]
         link_used = session.link or emulated
-        shared = session.batch_parts(rows_of(first.feeds) or 0)
+        shared = session.micro_batches(rows_of(first.feeds) or 0)
         switching = {**_switching_json(session), **_batch_json(shared)}
     # A plan predicts only for the device and the link that it was made for.
     is_planned_device = followed.device == slowed(machine_name(), slowdown)
@@ -411,10 +411,10 @@ def check_paths(inputs: Path, outputs: Path | None, shapes: Mapping[str, tuple[i
         raise InputError(f"--output {outputs} is a file: give a folder for the outputs of pictures")
 
 
-def _show_plans_used(output: Output, session: OffloadSession, shared: Sequence[BatchPart]) -> None:
+def _show_plans_used(output: Output, session: OffloadSession, shared: Sequence[MicroBatch]) -> None:
     """Print which plans computed the rows of a batch, and how the session changed plans."""
     if shared:
-        rows = (f"{part.rows} by plan {part.plan}" for part in shared)
+        rows = (f"{each.rows} by plan {each.plan}" for each in shared)
         output.text(f"rows of the batch: {', '.join(rows)}")
     if len(session.bundle.plans) > 1:
         changes = [
@@ -426,9 +426,9 @@ def _show_plans_used(output: Output, session: OffloadSession, shared: Sequence[B
         output.text(f"plan {session.plan}, link {described}{changed}")
 
 
-def _batch_json(parts: Sequence[BatchPart]) -> dict[str, object]:
-    """The parts of a batch whose rows plans share, in order; empty if one plan computes it."""
-    return {"parts": [asdict(part) for part in parts]} if parts else {}
+def _batch_json(shared: Sequence[MicroBatch]) -> dict[str, object]:
+    """The micro-batches of a batch that plans share, in order; empty if one plan computes it."""
+    return {"micro_batches": list(map(asdict, shared))} if shared else {}
 
 
 def _switching_json(session: OffloadSession) -> dict[str, object]:

@@ -41,8 +41,8 @@ def test_split_says_how_a_batch_is_shared(door: Door) -> None:
     split = door.json("split", net, "-o", "b", *SLOW, *BATCH)
     (batch,) = split["batch"]
     assert batch["is_shared"]
-    assert batch["rows"] == sum(part["rows"] for part in batch["parts"]) == 64
-    assert {part["plan"] for part in batch["parts"]} == {0, 1}
+    assert batch["rows"] == sum(each["rows"] for each in batch["micro_batches"]) == 64
+    assert {each["plan"] for each in batch["micro_batches"]} == {0, 1}
     assert batch["ratio"] > 1.4
     assert batch["latency_s"] == pytest.approx(batch["single_latency_s"] / batch["ratio"])
     assert split["plan"]["scheme"] == "local"
@@ -85,7 +85,7 @@ def test_a_small_gain_is_refused_and_named(door: Door) -> None:
     split = door.json("split", net, "-o", "b", *SLOW, *BATCH, *slow)
     (batch,) = split["batch"]
     assert not batch["is_shared"]
-    assert batch["parts"] == []
+    assert batch["micro_batches"] == []
     assert batch["latency_s"] == batch["single_latency_s"]
     assert "sharing them gains less than the prediction error" in door.ok("inspect", "b")
 
@@ -106,17 +106,17 @@ def test_run_shares_the_rows_of_a_batch(door: Door) -> None:
     save_rows(door, 64)
     words = ("run", "b", "--input", "in.npz", "--link", LINK)
     run = door.json(*words, "--output", "shared.npz")
-    assert sum(part["rows"] for part in run["parts"]) == 64
+    assert sum(each["rows"] for each in run["micro_batches"]) == 64
     marks = [span["name"] for span in run["timeline"] if span["name"].startswith("rows ")]
-    assert len(marks) >= len({part["plan"] for part in run["parts"]}) > 1
+    assert len(marks) >= len({each["plan"] for each in run["micro_batches"]}) > 1
     assert run["predicted_s"] is None
     alone = door.json(*words, "--output", "alone.npz", "--no-share")
-    assert "parts" not in alone
+    assert "micro_batches" not in alone
     shared, single = np.load(door.folder / "shared.npz"), np.load(door.folder / "alone.npz")
     np.testing.assert_allclose(shared["y"], single["y"], rtol=1e-4, atol=1e-4)
     assert "rows of the batch: " in door.ok(*words)
     save_rows(door, 1)
-    assert "parts" not in door.json(*words)
+    assert "micro_batches" not in door.json(*words)
     door.ok("verify", "b")
 
 
@@ -141,7 +141,7 @@ def test_the_python_functions_share_as_the_commands_do(door: Door) -> None:
     bundle = split_model(request, door.folder / "b")
     assert bundle.rows == 64
     with open_session(bundle, link=parse_link(LINK)) as session:
-        parts = session.batch_parts(64)
-        assert sum(part.rows for part in parts) == 64
+        micro_batches = session.micro_batches(64)
+        assert sum(each.rows for each in micro_batches) == 64
         session.run(None, {"x": save_rows(door, 64)})
-        assert sum(session.counts.by_plan) == len(parts)
+        assert sum(session.counts.by_plan) == len(micro_batches)
