@@ -10,13 +10,14 @@ import numpy as np
 from offload.costs.link import Link
 from offload.errors import BundleError, ServerError
 from offload.planning.batch import MicroBatch, share_rows
-from offload.planning.plan import Plan
+from offload.planning.plan import PLANNED_SPEEDS, Plan, Speeds
 from offload.scheduling.timeline import Timeline
 
 from offload_runtimes.device.inference_runner import FramePlan, PendingInference
 from offload_runtimes.engine import Array
 
-_CHANGED = 1.1  # shares are computed again if the rate of the link changes by this factor
+_CHANGED = 1.1  # shares are computed again if a rate or a speed changes by this factor
+_LEAST_S = 1e-3  # shorter waits for the server are alike
 _REMEMBERED = 64  # numbers of rows
 
 
@@ -32,29 +33,37 @@ class BatchSharing:
         self._plans = [plans[number] for number in self._numbers]
         self._planned_rows = planned_rows
         self._link = plans[0].link
+        self._speeds = PLANNED_SPEEDS
         self._by_rows: dict[int, tuple[MicroBatch, ...]] = {}
         self._lock = threading.Lock()
 
-    def micro_batches(self, rows: int, link: Link | None) -> tuple[MicroBatch, ...]:
+    def micro_batches(
+        self, rows: int, link: Link | None, speeds: Speeds = PLANNED_SPEEDS
+    ) -> tuple[MicroBatch, ...]:
         """The micro-batches of a batch, in the order of its rows.
 
         Args:
             rows: of the batch.
             link: as measured; None: as planned.
+            speeds: of both sides, as measured.
 
         Returns:
             Nothing if sharing is not certain to gain more than the prediction may be wrong.
         """
         with self._lock:
-            if link is not None and (self._link is None or _differs(link, self._link)):
-                self._link = link
+            known = self._link
+            link = link or known
+            if link is None:
+                return ()
+            if known is None or _differ(link, known) or _speeds_differ(speeds, self._speeds):
+                self._link, self._speeds = link, speeds
                 self._by_rows.clear()
-            if self._link is None or not self._plans or rows < 2:
+            if not self._plans or rows < 2:
                 return ()
             if rows not in self._by_rows:
                 if len(self._by_rows) >= _REMEMBERED:
                     self._by_rows.clear()
-                self._by_rows[rows] = self._share(rows, self._link)
+                self._by_rows[rows] = self._share(rows, link)
             return self._by_rows[rows]
 
     def _share(self, rows: int, link: Link) -> tuple[MicroBatch, ...]:
@@ -64,15 +73,25 @@ class BatchSharing:
             rows,
             self._planned_rows,
             link,
+            self._speeds,
         )
         if not shared.is_certain:
             return ()
         return tuple(replace(each, plan=self._numbers[each.plan]) for each in shared.micro_batches)
 
 
-def _differs(link: Link, other: Link) -> bool:
-    ratios = (link.up_bps / other.up_bps, link.down_bps / other.down_bps)
-    return not all(1 / _CHANGED < ratio < _CHANGED for ratio in ratios)
+def _differ(link: Link, other: Link) -> bool:
+    return _change(link.up_bps, other.up_bps) or _change(link.down_bps, other.down_bps)
+
+
+def _speeds_differ(speeds: Speeds, other: Speeds) -> bool:
+    waits = speeds.server_wait_s + _LEAST_S, other.server_wait_s + _LEAST_S
+    pairs = ((speeds.device, other.device), (speeds.server, other.server), waits)
+    return any(_change(*pair) for pair in pairs)
+
+
+def _change(value: float, other: float) -> bool:
+    return not other / _CHANGED < value < other * _CHANGED
 
 
 MakeInference: TypeAlias = Callable[[Mapping[str, Any], FramePlan], PendingInference]

@@ -13,7 +13,7 @@ import pytest
 from offload.bundle.bundle import Bundle
 from offload.costs.link import Link, parse_link
 from offload.errors import InputError, ServerError
-from offload.planning.plan import Side
+from offload.planning.plan import Side, Speeds
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.batch_sharing import BatchSharing
 from offload_runtimes.device.session_options import SessionOptions
@@ -220,6 +220,22 @@ def test_parts_follow_the_link(bundle: Bundle) -> None:
     assert faster != planned
     assert sharing.micro_batches(ROWS, Link(1e4, 1e4)) == (), "the device alone is as fast"
     assert sharing.micro_batches(1, LINK) == ()
+
+
+def test_micro_batches_follow_the_speeds(bundle: Bundle) -> None:
+    sharing = BatchSharing(bundle.plans, bundle.rows)
+    (local,) = (number for number, plan in enumerate(bundle.plans) if plan.is_local)
+
+    def kept(speeds: Speeds) -> int:
+        shared = sharing.micro_batches(ROWS, LINK, speeds)
+        return sum(each.rows for each in shared if each.plan == local)
+
+    planned = kept(Speeds())
+    assert kept(Speeds(device=1.05)) == planned, "too small a change"
+    assert kept(Speeds(device=2.0)) < planned
+    assert kept(Speeds(server=100.0)) > planned
+    assert kept(Speeds(server_wait_s=0.03)) != planned
+    assert kept(Speeds()) == planned
 
 
 def test_lossy_plans_take_no_part(bundle: Bundle) -> None:
