@@ -22,7 +22,7 @@ def bundle_json(bundle: Bundle) -> dict[str, object]:
 
     With plans for slower devices, also the ranges of each slow-down. With plans that share a
     stream's frames, also their shares and the frames per second. With a batch whose rows plans may
-    share, also their parts of the planned batch.
+    share, also the micro-batches of the planned batch.
     """
     value: dict[str, object] = {
         "path": str(bundle.path),
@@ -63,7 +63,7 @@ def _batch_json(bundle: Bundle, link: Link) -> dict[str, object]:
         "link": link.to_json(),
         "rows": bundle.rows,
         "is_shared": shared.is_certain,
-        "parts": [asdict(part) for part in shared.parts] if shared.is_certain else [],
+        "micro_batches": list(map(asdict, shared.micro_batches)) if shared.is_certain else [],
         "latency_s": shared.latency_s if shared.is_certain else shared.single_s,
         "single_plan": shared.single,
         "single_latency_s": shared.single_s,
@@ -142,14 +142,14 @@ def _batch_sentence(bundle: Bundle, link: Link) -> str:
             f"{batch}: plan {shared.single} computes all rows in {format_s(shared.single_s)};"
             " sharing them gains less than the prediction error"
         )
-    parts = []
+    computed = []
     for number, rows in enumerate(shared.rows_by_plan(len(bundle.plans))):
-        count = sum(part.plan == number for part in shared.parts)
+        count = sum(each.plan == number for each in shared.micro_batches)
         if rows:
-            several = f" in {count} parts" if count > 1 else ""
-            parts.append(f"{rows} by plan {number} ({bundle.plans[number].scheme}){several}")
+            several = f" in {count} micro-batches" if count > 1 else ""
+            computed.append(f"{rows} by plan {number} ({bundle.plans[number].scheme}){several}")
     return (
-        f"{batch}: {', '.join(parts)}: {format_s(shared.latency_s)}, {shared.ratio:.2f}x faster"
+        f"{batch}: {', '.join(computed)}: {format_s(shared.latency_s)}, {shared.ratio:.2f}x faster"
         f" than plan {shared.single} alone ({format_s(shared.single_s)})"
     )
 

@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,6 +18,7 @@ from offload.costs.link import parse_link
 from offload.costs.profile import slowed
 from offload.errors import InputError
 from offload.files import write_text
+from offload.planning.batch import MicroBatch
 from offload.planning.plan import Side
 from offload.records import to_json
 from offload.report.gantt import chrome_trace, gantt_svg, gantt_text
@@ -25,7 +26,7 @@ from offload.scheduling.timeline import Timeline
 from offload.units import format_s
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.session_options import OnServerLoss
-from offload_runtimes.engine import EngineOptions
+from offload_runtimes.engine import EngineOptions, rows_of
 from offload_runtimes.local import open_session
 from offload_runtimes.measure.target_machine import TargetMachine, TargetSession
 from offload_runtimes.measure.timing import machine_name
@@ -101,6 +102,14 @@ def run(
             " and server busy.",
         ),
     ] = None,
+    share: Annotated[
+        bool,
+        typer.Option(
+            "--share/--no-share",
+            help="Let several plans share the frames of a stream and the rows of a batch, if the"
+            " bundle was made for that; `--no-share` runs one plan.",
+        ),
+    ] = True,
     svg: Annotated[
         Path | None, typer.Option(help="Write a chart of the last run to this SVG file.")
     ] = None,
@@ -166,7 +175,7 @@ def run(
 
     A bundle with several plans switches to the best plan for the measured link, also during
     --repeat; --plan fixes one. With --stream, plans made by `split --objective throughput` share
-    the frames.
+    the frames. Plans share the rows of a batch where `split` says so.
 
     Example: `offload run net.bundle --input in.npz --output out.npz --server 192.0.2.7:50051`
     """
@@ -184,10 +193,11 @@ def run(
         raise InputError("--window limits the frames of a stream: give --stream, too")
     if on:
         follows_loss = on_server_loss is not OnServerLoss.RESUME
-        if emulated or slowdown != 1 or deadline or token_file or not optimize or follows_loss:
+        is_emulated = emulated is not None or slowdown != 1
+        if is_emulated or deadline or token_file or not (optimize and share) or follows_loss:
             raise InputError(
                 "--on measures a real device with its server: leave out --link, --slowdown,"
-                " --deadline, --on-server-loss, --token-file and --no-optimize"
+                " --deadline, --on-server-loss, --token-file, --no-optimize and --no-share"
             )
         files = tuple(path for path in (ca, cert, key) if path is not None)
         if files and len(files) < 3:
@@ -217,6 +227,7 @@ def run(
         on_server_loss=on_server_loss,
         security=client_security(ca, cert, key, token_file),
         plan=plan,
+        share=share,
     ) as session:
         declared = (*session.get_inputs(), *session.get_overridable_initializers())
         names = [value.name for value in session.get_outputs()]
@@ -227,21 +238,14 @@ def run(
         runs = _run_all(run_timed, names, declared, frames, repeat, inputs, outputs)
         followed = session.bundle.plans[session.plan]
         link_used = session.link or emulated
-        switching = _switching_json(session)
+        shared = session.micro_batches(rows_of(first.feeds) or 0)
+        switching = {**_switching_json(session), **_batch_json(shared)}
     # A plan predicts only for the device and the link that it was made for.
     is_planned_device = followed.device == slowed(machine_name(), slowdown)
-    comparable = is_planned_device and bool(followed.alternatives)
+    comparable = is_planned_device and bool(followed.alternatives) and not shared
     predicted = followed.predicted(link_used) if comparable else None
     _report(output, runs, predicted, switching, bundle.name, svg, trace)
-    if switching:
-        changes = [
-            f"{switch.before} -> {switch.after} at {switch.at_s:.1f} s"
-            for switch in session.switches
-        ]
-        described = session.link.describe() if session.link else "not measured"
-        changed = f"; changed {', '.join(changes)}" if changes else ""
-        speeds = session.speeds.describe()
-        output.text(f"plan {session.plan}, link {described}, {speeds}{changed}")
+    _show_plans_used(output, session, shared)
     output.text(gantt_text({"measured": runs.timelines[-1]}, 100))
 
 
@@ -407,6 +411,27 @@ def check_paths(inputs: Path, outputs: Path | None, shapes: Mapping[str, tuple[i
         raise InputError("--shape sets the size of pictures: leave it out with an .npz file")
     if inputs.is_dir() and outputs and outputs.exists() and not outputs.is_dir():
         raise InputError(f"--output {outputs} is a file: give a folder for the outputs of pictures")
+
+
+def _show_plans_used(output: Output, session: OffloadSession, shared: Sequence[MicroBatch]) -> None:
+    """Print which plans computed the rows of a batch, and how the session changed plans."""
+    if shared:
+        rows = (f"{each.rows} by plan {each.plan}" for each in shared)
+        output.text(f"rows of the batch: {', '.join(rows)}")
+    if len(session.bundle.plans) > 1:
+        changes = [
+            f"{switch.before} -> {switch.after} at {switch.at_s:.1f} s"
+            for switch in session.switches
+        ]
+        described = session.link.describe() if session.link else "not measured"
+        changed = f"; changed {', '.join(changes)}" if changes else ""
+        speeds = session.speeds.describe()
+        output.text(f"plan {session.plan}, link {described}, {speeds}{changed}")
+
+
+def _batch_json(shared: Sequence[MicroBatch]) -> dict[str, object]:
+    """The micro-batches of a batch that plans share, in order; empty if one plan computes it."""
+    return {"micro_batches": list(map(asdict, shared))} if shared else {}
 
 
 def _switching_json(session: OffloadSession) -> dict[str, object]:

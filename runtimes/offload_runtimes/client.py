@@ -18,7 +18,7 @@ from typing import Any, Self, TypeVar, overload
 from offload.bundle.bundle import Bundle, ModelValue, open_bundle
 from offload.costs.link import Link
 from offload.errors import InputError
-from offload.planning.batch import BatchPart
+from offload.planning.batch import MicroBatch
 from offload.planning.plan import Plan, Side, Speeds
 from offload.planning.shares import DEFAULT_WINDOW
 from offload.scheduling.timeline import Timeline
@@ -156,8 +156,8 @@ class OffloadSession:
         opened = self._active.opened
         return opened.bundle.plans[opened.selector.plan]
 
-    def batch_parts(self, rows: int) -> tuple[BatchPart, ...]:
-        """The parts in which `run` would compute a batch of some rows now, in their order.
+    def micro_batches(self, rows: int) -> tuple[MicroBatch, ...]:
+        """The micro-batches in which `run` would compute a batch now, in the order of its rows.
 
         Empty if one plan computes all rows: the model's rows are not independent, there is no
         server now, or sharing gains less than the prediction error.
@@ -176,15 +176,15 @@ class OffloadSession:
         """Name, type and shape of each output of `run`."""
         return list(self._active.opened.bundle.outputs)
 
-    def rehearse(self, input_feed: Mapping[str, Any], *, is_part: bool = False) -> float:
+    def rehearse(self, input_feed: Mapping[str, Any], *, is_micro_batch: bool = False) -> float:
         """Run the device's part alone, on an array for each input, to learn its run times.
 
-        With `is_part`, the times of a part of a batch with these rows. Returns the seconds that
-        it took this machine.
+        With `is_micro_batch`, the times of a micro-batch with these rows. Returns the seconds
+        that it took this machine.
         """
         self._check_usable()
         feeds = as_feeds(self._name, self._inputs, self._defaults, input_feed)
-        rows = (rows_of(feeds) or 0) if is_part else 0
+        rows = (rows_of(feeds) or 0) if is_micro_batch else 0
         return self._active.opened.executor.rehearse(self._plan().on(Side.DEVICE), feeds, rows)
 
     def run(
@@ -196,7 +196,7 @@ class OffloadSession:
         """Compute outputs from a value for each input.
 
         Several plans share the rows of a batch where the model's rows are independent, the bundle
-        was made for a batch, and that is certain to be faster (`batch_parts`).
+        was made for a batch, and that is certain to be faster (`micro_batches`).
 
         Values are of the same types as in onnxruntime: arrays, lists for sequences, dicts for
         maps. Text may also be a numpy `<U` array, a scalar a number, and bfloat16, float8 and int4
@@ -412,14 +412,14 @@ class OffloadSession:
         feeds: Mapping[str, Any],
         deadline_s: float | None,
     ) -> PendingInference | SharedBatch:
-        """Check the arguments and make an inference, in parts if plans share its rows."""
+        """Check the arguments and make an inference, in micro-batches if plans share its rows."""
         opened, checked, make = self._checked(output_names, feeds, deadline_s, copy=False)
         # An optional input has no rows that are proved to be independent.
         rows = rows_of(checked) if checked.keys() <= self._inputs.keys() else None
-        parts = opened.share_rows(rows) if rows else ()
-        if not parts:
+        micro_batches = opened.share_rows(rows) if rows else ()
+        if not micro_batches:
             return make(checked, opened.choose(None))
-        return SharedBatch(parts, checked, make, opened.spare_plan)
+        return SharedBatch(micro_batches, checked, make, opened.spare_plan)
 
     def _checked(
         self,

@@ -326,8 +326,8 @@ def batch_goals(rounds: int) -> list[Goal]:
             f" {medians_s[label] * 1e3:6.1f} ms ({min(seconds) * 1e3:.1f} .."
             f" {max(seconds) * 1e3:.1f})"
         )
-    parts = [row["parts"] for row in rows if row["label"] == SHARED]
-    print(f"  {'; '.join(parts[-1])}", flush=True)
+    marks = [row["micro_batches"] for row in rows if row["label"] == SHARED]
+    print(f"  {'; '.join(marks[-1])}", flush=True)
     single = min((label for label in ways if label != SHARED), key=medians_s.__getitem__)
     gain = medians_s[single] / medians_s[SHARED]
     wrong = sum(row["wrong"] for row in rows)
@@ -338,7 +338,12 @@ def batch_goals(rounds: int) -> list[Goal]:
             f"{gain:.2f}x",
             gain >= BATCH_GAIN,
         ),
-        Goal("rows of batches that differ from the same parts alone", "0", str(wrong), wrong == 0),
+        Goal(
+            "rows of batches that differ from the same micro-batches alone",
+            "0",
+            str(wrong),
+            wrong == 0,
+        ),
     ]
 
 

@@ -3,8 +3,8 @@
 `python -m tests.benchmarks.sharing` reads a job as one line of JSON and prints a line of JSON for
 each stream: label, round, frames per second, frames by plan, and whether every answer was
 bit-equal to that of one of the plans alone. If the job has `batches`, one frame is a batch, and
-each line has the seconds of single runs, the parts of the last one, and how many of these were not
-bit-equal to the same rows alone.
+each line has the seconds of single runs, the micro-batches of the last one, and how many of these
+were not bit-equal to the same rows alone.
 """
 
 import json
@@ -78,9 +78,9 @@ def batches(
     for label, sessions in alone.items():
         for each in sessions:
             for rows in range(1, len(next(iter(feeds[label].values()))) + 1):
-                part = {name: array[:rows] for name, array in feeds[label].items()}
+                some = {name: array[:rows] for name, array in feeds[label].items()}
                 for _ in range(Pacer.WINDOW):
-                    each.rehearse(part, is_part=True)
+                    each.rehearse(some, is_micro_batch=True)
     pacer.settle()
     shared = {
         label: session(name, None) for label, (name, plan) in job["batches"].items() if plan is None
@@ -95,7 +95,7 @@ def batches(
                 seconds.append(time.perf_counter() - start_s)
             marks = [mark.name for mark in timeline.marks if mark.name.startswith("rows ")]
             wrong = sum(not equal(mark, feeds[name], outputs, alone[name]) for mark in marks)
-            row = {"label": label, "round": number, "seconds": seconds, "parts": marks}
+            row = {"label": label, "round": number, "seconds": seconds, "micro_batches": marks}
             if number >= 0:  # the first round warms up
                 print(json.dumps({**row, "wrong": wrong}), flush=True)
 
@@ -103,7 +103,7 @@ def batches(
 def equal(
     mark: str, feeds: dict[str, Array], outputs: list[Array], alone: list[OffloadSession]
 ) -> bool:
-    """Whether the rows of a part, as its mark names them, are those of its plan alone."""
+    """Whether the rows of a micro-batch, as its mark names them, are those of its plan alone."""
     first, last, plan = map(int, re.findall(r"\d+", mark))
     rows = slice(first, last + 1)
     expected = alone[plan].run(None, {name: array[rows] for name, array in feeds.items()})

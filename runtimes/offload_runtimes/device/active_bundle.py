@@ -14,7 +14,7 @@ from pathlib import Path
 
 from offload.bundle.bundle import MANIFEST, Bundle, ModelValue, open_bundle
 from offload.errors import BundleError, OffloadError, ServerError
-from offload.planning.batch import BatchPart
+from offload.planning.batch import MicroBatch
 from offload.planning.plan import Plan, Side
 from offload.planning.shares import DEFAULT_WINDOW
 
@@ -137,11 +137,11 @@ class OpenedBundle:
         local = (number for number, plan in enumerate(self.bundle.plans) if plan.is_local)
         return next(local, None) if may_go_on else None
 
-    def share_rows(self, rows: int) -> tuple[BatchPart, ...]:
-        """The parts in which several plans compute a batch now; empty: one plan computes it."""
+    def share_rows(self, rows: int) -> tuple[MicroBatch, ...]:
+        """The micro-batches that plans compute of a batch now; empty: one plan computes it."""
         if self.batches is None or self.connection is None:
             return ()
-        return self.batches.parts(rows, self.selector.link)
+        return self.batches.micro_batches(rows, self.selector.link)
 
     def new_connection(self) -> ServerConnection | None:
         """A connection that is not open yet; None if no plan needs a server."""

@@ -8,20 +8,21 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from offload.costs.link import Link
-from offload.errors import ServerError
-from offload.planning.batch import BatchPart, share_rows
-from offload.planning.plan import Plan
+from offload.errors import BundleError, ServerError
+from offload.planning.batch import MicroBatch, share_rows
+from offload.planning.plan import PLANNED_SPEEDS, Plan, Speeds
 from offload.scheduling.timeline import Timeline
 
 from offload_runtimes.device.inference_runner import FramePlan, PendingInference
 from offload_runtimes.engine import Array
 
-_CHANGED = 1.1  # shares are computed again if the rate of the link changes by this factor
+_CHANGED = 1.1  # shares are computed again if a rate or a speed changes by this factor
+_LEAST_S = 1e-3  # shorter waits for the server are alike
 _REMEMBERED = 64  # numbers of rows
 
 
 class BatchSharing:
-    """Chooses the parts of each batch on the link as it is now.
+    """Divides batches into micro-batches, on the link as it is now.
 
     Only plans without lossy encodings take part, so that sharing changes no result.
     """
@@ -32,58 +33,76 @@ class BatchSharing:
         self._plans = [plans[number] for number in self._numbers]
         self._planned_rows = planned_rows
         self._link = plans[0].link
-        self._parts: dict[int, tuple[BatchPart, ...]] = {}
+        self._speeds = PLANNED_SPEEDS
+        self._by_rows: dict[int, tuple[MicroBatch, ...]] = {}
         self._lock = threading.Lock()
 
-    def parts(self, rows: int, link: Link | None) -> tuple[BatchPart, ...]:
-        """The parts of a batch, in the order of its rows.
+    def micro_batches(
+        self, rows: int, link: Link | None, speeds: Speeds = PLANNED_SPEEDS
+    ) -> tuple[MicroBatch, ...]:
+        """The micro-batches of a batch, in the order of its rows.
 
         Args:
             rows: of the batch.
             link: as measured; None: as planned.
+            speeds: of both sides, as measured.
 
         Returns:
             Nothing if sharing is not certain to gain more than the prediction may be wrong.
         """
         with self._lock:
-            if link is not None and (self._link is None or _differs(link, self._link)):
-                self._link = link
-                self._parts.clear()
-            if self._link is None or not self._plans or rows < 2:
+            known = self._link
+            link = link or known
+            if link is None:
                 return ()
-            if rows not in self._parts:
-                if len(self._parts) >= _REMEMBERED:
-                    self._parts.clear()
-                self._parts[rows] = self._share(rows, self._link)
-            return self._parts[rows]
+            if known is None or _differ(link, known) or _speeds_differ(speeds, self._speeds):
+                self._link, self._speeds = link, speeds
+                self._by_rows.clear()
+            if not self._plans or rows < 2:
+                return ()
+            if rows not in self._by_rows:
+                if len(self._by_rows) >= _REMEMBERED:
+                    self._by_rows.clear()
+                self._by_rows[rows] = self._share(rows, link)
+            return self._by_rows[rows]
 
-    def _share(self, rows: int, link: Link) -> tuple[BatchPart, ...]:
+    def _share(self, rows: int, link: Link) -> tuple[MicroBatch, ...]:
         shared = share_rows(
             [plan.forecast for plan in self._plans],
             [not plan.is_local for plan in self._plans],
             rows,
             self._planned_rows,
             link,
+            self._speeds,
         )
         if not shared.is_certain:
             return ()
-        return tuple(replace(part, plan=self._numbers[part.plan]) for part in shared.parts)
+        return tuple(replace(each, plan=self._numbers[each.plan]) for each in shared.micro_batches)
 
 
-def _differs(link: Link, other: Link) -> bool:
-    ratios = (link.up_bps / other.up_bps, link.down_bps / other.down_bps)
-    return not all(1 / _CHANGED < ratio < _CHANGED for ratio in ratios)
+def _differ(link: Link, other: Link) -> bool:
+    return _change(link.up_bps, other.up_bps) or _change(link.down_bps, other.down_bps)
+
+
+def _speeds_differ(speeds: Speeds, other: Speeds) -> bool:
+    waits = speeds.server_wait_s + _LEAST_S, other.server_wait_s + _LEAST_S
+    pairs = ((speeds.device, other.device), (speeds.server, other.server), waits)
+    return any(_change(*pair) for pair in pairs)
+
+
+def _change(value: float, other: float) -> bool:
+    return not other / _CHANGED < value < other * _CHANGED
 
 
 MakeInference: TypeAlias = Callable[[Mapping[str, Any], FramePlan], PendingInference]
 
 
 class SharedBatch:
-    """One batch in parts, each an inference of its own; used like PendingInference."""
+    """One batch in micro-batches, each an inference of its own; used like PendingInference."""
 
     def __init__(
         self,
-        parts: Sequence[BatchPart],
+        micro_batches: Sequence[MicroBatch],
         feeds: Mapping[str, Array],
         make: MakeInference,
         spare_plan: int | None,
@@ -91,17 +110,19 @@ class SharedBatch:
         """Nothing is computed yet.
 
         Args:
-            parts: in the order of the rows; those that use the server first.
+            micro_batches: in the order of the rows; those that use the server first.
             feeds: the inputs, each with a row for each row of the batch.
             make: makes an inference of inputs.
-            spare_plan: a plan that needs no server, for parts whose server is lost; None: none.
+            spare_plan: a plan that needs no server, for rows whose server is lost; None: none.
         """
         self._make = make
         self._spare_plan = spare_plan
-        ends = list(accumulate(part.rows for part in parts))
-        self._rows = [slice(end - part.rows, end) for part, end in zip(parts, ends, strict=True)]
+        ends = list(accumulate(each.rows for each in micro_batches))
+        self._rows = [
+            slice(end - each.rows, end) for each, end in zip(micro_batches, ends, strict=True)
+        ]
         self._feeds = feeds
-        self._parts = [self._inference(n, part.plan) for n, part in enumerate(parts)]
+        self._inferences = [self._inference(n, each.plan) for n, each in enumerate(micro_batches)]
 
     def _inference(self, number: int, plan: int) -> PendingInference:
         rows = self._rows[number]
@@ -115,51 +136,51 @@ class SharedBatch:
         The link has something to send before the device computes its own rows.
         """
         try:
-            for number, part in enumerate(self._parts):
-                part.reserved_s = self._usual_s(number + 1)
-                part.start()
+            for number, each in enumerate(self._inferences):
+                each.reserved_s = self._usual_s(number + 1)
+                each.start()
         except BaseException:
-            self.cancel("another part of the batch failed")
+            self.cancel("another micro-batch of the batch failed")
             raise
 
     def finish(self) -> list[Any]:
-        """Wait for all parts; each output has its rows in order. Errors as `OffloadSession.run`."""
+        """Wait for all rows of each output, in order; errors as `OffloadSession.run`."""
         try:
-            outputs = [self._finish(number) for number in range(len(self._parts))]
+            outputs = [self._finish(number) for number in range(len(self._inferences))]
         except BaseException:
-            self.cancel("another part of the batch failed")
+            self.cancel("another micro-batch of the batch failed")
             raise
         return [np.concatenate(values) for values in zip(*outputs, strict=True)]
 
     def _finish(self, number: int) -> list[Any]:
-        part = self._parts[number]
-        part.reserved_s = self._usual_s(number + 1)
+        each = self._inferences[number]
+        each.reserved_s = self._usual_s(number + 1)
         try:
-            return part.finish()
-        except ServerError:
+            return each.finish()
+        except (ServerError, BundleError):
             if self._spare_plan is None:
                 raise
-        here = self._parts[number] = self._inference(number, self._spare_plan)
-        here.until_s = part.until_s
+        here = self._inferences[number] = self._inference(number, self._spare_plan)
+        here.until_s = each.until_s
         here.start()
         return here.finish()
 
     def _usual_s(self, first: int) -> float:
-        """Usual seconds to compute here what is missing of the parts from this one on."""
-        return sum(part.usual_s or 0.0 for part in self._parts[first:])
+        """Usual seconds to compute here what is missing of the micro-batches from this one on."""
+        return sum(each.usual_s or 0.0 for each in self._inferences[first:])
 
     @property
     def timeline(self) -> Timeline:
-        """What was measured so far of all parts, in seconds after the batch began."""
-        begun_s = self._parts[0].frame.started_s
+        """What was measured so far of all micro-batches, in seconds after the batch began."""
+        begun_s = self._inferences[0].frame.started_s
         return Timeline.of(
             replace(span, start_s=span.start_s + later_s, end_s=span.end_s + later_s)
-            for part in self._parts
-            for later_s in (part.frame.started_s - begun_s,)
-            for span in part.timeline.spans
+            for each in self._inferences
+            for later_s in (each.frame.started_s - begun_s,)
+            for span in each.timeline.spans
         )
 
     def cancel(self, why: str) -> None:
-        """Stop all parts, here and on the server; `start` and `finish` then raise InputError."""
-        for part in self._parts:
-            part.cancel(why)
+        """Stop it, here and on the server; `start` and `finish` then raise InputError."""
+        for each in self._inferences:
+            each.cancel(why)

@@ -30,8 +30,8 @@ class Counts:
     """Counts of a session.
 
     Attributes:
-        split, resumed, hedged, local: inferences by outcome, see Outcome. Each part of a batch
-            that plans share counts as one.
+        split, resumed, hedged, local: inferences by outcome, see Outcome. Each
+            micro-batch of a shared batch counts as one.
         dropped: frames dropped by a stream with `latest=True`.
         losses: times that the server was lost.
         switches: changes of plan.

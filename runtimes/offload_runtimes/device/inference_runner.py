@@ -73,7 +73,7 @@ class FramePlan:
         mark: a text for the timeline; empty: none.
         is_shared: whether several plans share the frames of the stream: the device computes one
             of them at a time.
-        rows: rows of its part of a batch; 0: it is not a part.
+        rows: of a micro-batch; 0: it is not one.
     """
 
     plan: int
@@ -320,8 +320,8 @@ class PendingInference:
         error: why the server's part will not come, or not in time.
         outcome: how it was computed, as far as is known.
         place: its place in the order of the frames that share the device; None: it does not wait.
-        reserved_s: seconds before the deadline that the device may need for other parts of the
-            same batch.
+        reserved_s: seconds before the deadline that the device may need for the other
+            micro-batches of the same batch.
         session: kept alive until the inference is over.
     """
 

@@ -29,7 +29,7 @@ class FrameTensors:
     Attributes:
         started_s: when the frame began, by `time.monotonic`.
         plan: index of the bundle's plan that the frame follows.
-        rows: rows of its part of a batch; 0: it is not a part.
+        rows: of a micro-batch; 0: it is not one.
         number: the frame's number in the session with the server; 0 before it has one.
         uploads: when each tensor was sent to the server, by `time.monotonic`, and its bytes.
         cancelled: why the frame was cancelled; empty if it was not.
@@ -324,7 +324,7 @@ class SegmentExecutor:
     def compute(
         self, segment: Segment, call: Call, feeds: Mapping[str, Array], rows: int
     ) -> list[Array]:
-        """Run a segment and record its run time, for parts of a batch by their rows."""
+        """Run a segment and record its run time, of micro-batches by their rows."""
         start_s = time.monotonic()
         arrays = call.run(segment.outputs, feeds)
         self._run_times.add(self._key(segment, rows), time.monotonic() - start_s)
@@ -375,7 +375,7 @@ class SegmentExecutor:
     def estimate_s(self, segments: Iterable[Segment], rows: int = 0) -> float | None:
         """Usual time of several segments, one after another; None if one was never run here.
 
-        `rows`: of a part of a batch; 0: it is not a part.
+        `rows`: of a micro-batch; 0: it is not one.
         """
         total_s = 0.0
         for segment in segments:
@@ -390,7 +390,7 @@ class SegmentExecutor:
     ) -> float:
         """Run loaded segments one after another on a model's inputs, to learn their run times.
 
-        `rows`: of a part of a batch; 0: it is not a part. Segments that need a tensor from the
+        `rows`: of a micro-batch; 0: it is not one. Segments that need a tensor from the
         server are left out. Returns the seconds of the runs.
         """
         frame, total_s = FrameTensors(feeds), 0.0

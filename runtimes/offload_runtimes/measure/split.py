@@ -403,9 +403,9 @@ def _plans_over(prepared: PlanningInputs, planned: Callable[[Link, float], PlanS
 def _with_rows(prepared: PlanningInputs, plans: PlanSet, selector: EncodingSelector) -> PlanSet:
     """The plans, with those that share the rows of a batch where the rows are independent."""
     request, rows = prepared.request, prepared.rows
-    if not rows or (request.is_range and not plans.shares):
+    if rows < 2 or (request.is_range and not plans.shares):
         return plans
-    if rows > 1 and len(plans.plans) == 1:
+    if len(plans.plans) == 1:
         problem = prepared.problem(table=selector.lossless())
         mates = batch_plans(problem, request.link, plans.plans[0], rows, request.worth).plans
         machine = prepared.device.machine

@@ -13,7 +13,7 @@ import pytest
 from offload.bundle.bundle import Bundle
 from offload.costs.link import Link, parse_link
 from offload.errors import InputError, ServerError
-from offload.planning.plan import Side
+from offload.planning.plan import Side, Speeds
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.batch_sharing import BatchSharing
 from offload_runtimes.device.session_options import SessionOptions
@@ -93,22 +93,23 @@ def alone(bundle: Bundle, server: Server, feeds: dict[str, np.ndarray], plan: in
 def test_parts_are_bit_equal_to_the_same_rows_alone(bundle: Bundle, server: Server) -> None:
     assert bundle.rows == ROWS
     with OffloadSession(bundle, server.address, link=EMULATED) as session:
-        parts = session.batch_parts(ROWS)
-        assert sum(part.rows for part in parts) == ROWS
-        assert {part.plan for part in parts} == {0, 1}
+        micro_batches = session.micro_batches(ROWS)
+        assert sum(each.rows for each in micro_batches) == ROWS
+        assert {each.plan for each in micro_batches} == {0, 1}
         feeds = batch(ROWS)
         (y,), timeline = session.run_timed(None, feeds)
-        assert session.counts.runs == len(parts)
+        assert session.counts.runs == len(micro_batches)
     start = 0
     assert y.shape == (ROWS, 256)
-    for part in parts:
-        rows = slice(start, start + part.rows)
-        expected = alone(bundle, server, {"x": feeds["x"][rows]}, part.plan)
+    for each in micro_batches:
+        rows = slice(start, start + each.rows)
+        expected = alone(bundle, server, {"x": feeds["x"][rows]}, each.plan)
         np.testing.assert_array_equal(y[rows], expected)
-        start += part.rows
+        start += each.rows
     np.testing.assert_allclose(y, alone(bundle, server, feeds, 0), rtol=1e-4, atol=1e-4)
-    assert len(timeline.marks) == len(parts)
-    assert timeline.marks[0].name == f"rows 0 to {parts[0].rows - 1}: plan {parts[0].plan}"
+    assert len(timeline.marks) == len(micro_batches)
+    first = micro_batches[0]
+    assert timeline.marks[0].name == f"rows 0 to {first.rows - 1}: plan {first.plan}"
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 200])
@@ -141,7 +142,7 @@ def test_sharing_can_be_turned_off(bundle: Bundle, server: Server) -> None:
     for options in ({"share": False}, {"plan": 0}, {"plan": 1}):
         chosen = SessionOptions(link=EMULATED, **options)
         with OffloadSession(bundle, server.address, chosen) as session:
-            assert session.batch_parts(ROWS) == ()
+            assert session.micro_batches(ROWS) == ()
             session.run(None, batch(ROWS))
             assert session.counts.runs == 1
 
@@ -162,7 +163,7 @@ def test_nothing_is_lost_with_the_server(
     folder = deployed_bundle(bundle, Side.DEVICE, tmp_path / "device") if half else bundle
     connector = TensorFaults(server, Fault.CUT, at)
     with OffloadSession(folder, connector, heartbeat_s=0.05, link=EMULATED) as session:
-        assert len(session.batch_parts(ROWS)) >= 4
+        assert len(session.micro_batches(ROWS)) >= 4
         connector.armed.set()
         for seed in range(2):
             (y,) = session.run(None, batch(ROWS, seed))
@@ -212,17 +213,33 @@ def test_rows_that_depend_on_each_other_are_not_shared(tmp_path: Path) -> None:
 
 def test_parts_follow_the_link(bundle: Bundle) -> None:
     sharing = BatchSharing(bundle.plans, bundle.rows)
-    planned = sharing.parts(ROWS, None)
+    planned = sharing.micro_batches(ROWS, None)
     assert planned
-    assert sharing.parts(ROWS, replace(LINK, up_bps=LINK.up_bps * 1.05)) == planned
-    faster = sharing.parts(ROWS, replace(LINK, up_bps=LINK.up_bps * 2))
+    assert sharing.micro_batches(ROWS, replace(LINK, up_bps=LINK.up_bps * 1.05)) == planned
+    faster = sharing.micro_batches(ROWS, replace(LINK, up_bps=LINK.up_bps * 2))
     assert faster != planned
-    assert sharing.parts(ROWS, Link(1e4, 1e4)) == (), "the device alone is as fast"
-    assert sharing.parts(1, LINK) == ()
+    assert sharing.micro_batches(ROWS, Link(1e4, 1e4)) == (), "the device alone is as fast"
+    assert sharing.micro_batches(1, LINK) == ()
+
+
+def test_micro_batches_follow_the_speeds(bundle: Bundle) -> None:
+    sharing = BatchSharing(bundle.plans, bundle.rows)
+    (local,) = (number for number, plan in enumerate(bundle.plans) if plan.is_local)
+
+    def kept(speeds: Speeds) -> int:
+        shared = sharing.micro_batches(ROWS, LINK, speeds)
+        return sum(each.rows for each in shared if each.plan == local)
+
+    planned = kept(Speeds())
+    assert kept(Speeds(device=1.05)) == planned, "too small a change"
+    assert kept(Speeds(device=2.0)) < planned
+    assert kept(Speeds(server=100.0)) > planned
+    assert kept(Speeds(server_wait_s=0.03)) != planned
+    assert kept(Speeds()) == planned
 
 
 def test_lossy_plans_take_no_part(bundle: Bundle) -> None:
     local, remote = sorted(bundle.plans, key=lambda plan: not plan.is_local)
     lossy = replace(remote, uploads=(replace(remote.uploads[0], encoding="fp16"),))
-    assert BatchSharing((local, remote), ROWS).parts(ROWS, LINK)
-    assert BatchSharing((local, lossy), ROWS).parts(ROWS, LINK) == ()
+    assert BatchSharing((local, remote), ROWS).micro_batches(ROWS, LINK)
+    assert BatchSharing((local, lossy), ROWS).micro_batches(ROWS, LINK) == ()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from offload.costs.link import Link
-from offload.planning.batch import BatchPart, share_rows
+from offload.planning.batch import MicroBatch, share_rows
 from offload.planning.plan import Forecast, Speeds
 from offload.scheduling.instance import Instance, Job
 
@@ -24,18 +24,18 @@ def remote(device_s: float, up_bytes: int, server_s: float, down_bytes: int) -> 
     return Forecast(work, (up_bytes,), (down_bytes,))
 
 
-def ends_s(parts: Sequence[BatchPart], forecasts: Sequence[Forecast]) -> float:
-    """When all parts are done: each of four machines takes them in turn (a flow shop)."""
+def ends_s(micro_batches: Sequence[MicroBatch], forecasts: Sequence[Forecast]) -> float:
+    """When all micro-batches are done: each of four machines takes them in turn (a flow shop)."""
     ends = [[0.0] * 4]
-    for part in parts:
-        factor, forecast = part.rows / ROWS, forecasts[part.plan]
+    for each in micro_batches:
+        factor, forecast = each.rows / ROWS, forecasts[each.plan]
         (job,), (size,) = forecast.work.jobs, forecast.upload_bytes
         stages = [factor * job.compute_s, 0.0, 0.0, 0.0]
         if size is not None:
             (answer,) = forecast.download_bytes
-            stages[1] = LINK.upload_s(-(-size * part.rows // ROWS))
+            stages[1] = LINK.upload_s(-(-size * each.rows // ROWS))
             stages[2] = factor * forecast.work.server_s
-            stages[3] = LINK.download_s(-(-answer * part.rows // ROWS))
+            stages[3] = LINK.download_s(-(-answer * each.rows // ROWS))
         ready, row = 0.0, []
         for free, seconds in zip(ends[-1], stages, strict=True):
             ready = max(ready, free) + seconds if seconds else ready
@@ -44,17 +44,17 @@ def ends_s(parts: Sequence[BatchPart], forecasts: Sequence[Forecast]) -> float:
     return max(ends[-1])
 
 
-def ways(rows: int, plans: int, keep_last: int | None) -> Iterator[tuple[BatchPart, ...]]:
-    """Every way to give rows to plans in parts; plan `keep_last` gets one part at the end."""
+def ways(rows: int, plans: int, keep_last: int | None) -> Iterator[tuple[MicroBatch, ...]]:
+    """Every way to divide rows; plan `keep_last` gets one micro-batch, at the end."""
     if keep_last is not None and rows:
-        yield (BatchPart(keep_last, rows),)
+        yield (MicroBatch(keep_last, rows),)
     if not rows:
         yield ()
     for size in range(1, rows + 1):
         for plan in range(plans):
             if plan != keep_last:
                 for rest in ways(rows - size, plans, keep_last):
-                    yield (BatchPart(plan, size), *rest)
+                    yield (MicroBatch(plan, size), *rest)
 
 
 bytes_ = st.integers(1, 40).map(lambda number: 1000 * number)
@@ -68,15 +68,15 @@ def test_shares_are_nearly_the_best_of_all(rows: int, ms: int, others: list[Fore
     forecasts = [local(ms / 1000), *others]
     needs = [False, *(True for _ in others)]
     shared = share_rows(forecasts, needs, rows, ROWS, LINK)
-    assert sum(part.rows for part in shared.parts) == rows
-    assert all(part.rows > 0 for part in shared.parts)
-    assert all(part.plan != 0 for part in shared.parts[:-1]), "the device's rows come last"
-    assert shared.latency_s == pytest.approx(ends_s(shared.parts, forecasts))
+    assert sum(each.rows for each in shared.micro_batches) == rows
+    assert all(each.rows > 0 for each in shared.micro_batches)
+    assert all(each.plan != 0 for each in shared.micro_batches[:-1]), "the device's rows come last"
+    assert shared.latency_s == pytest.approx(ends_s(shared.micro_batches, forecasts))
     every = [ends_s(way, forecasts) for way in ways(rows, len(forecasts), 0)]
     best_s = min(every)
     assert shared.latency_s >= best_s - 1e-9
     assert shared.latency_s <= 1.15 * best_s
-    alone_s = [ends_s([BatchPart(plan, rows)], forecasts) for plan in range(len(forecasts))]
+    alone_s = [ends_s([MicroBatch(plan, rows)], forecasts) for plan in range(len(forecasts))]
     assert shared.single_s == pytest.approx(min(alone_s))
     assert shared.latency_s <= shared.single_s + 1e-9
 
@@ -87,17 +87,13 @@ def test_one_plan_for_the_server_gets_the_best_number_of_rows(
 ) -> None:
     forecasts = [local(ms / 1000), remote(0.0, 1000 * kilobytes, 0.001, 100)]
     shared = share_rows(forecasts, [False, True], rows, ROWS, LINK)
-    most = 8
-    every = [
-        ends_s(
-            [*(BatchPart(1, len(range(part, sent, count))) for part in range(count)), *kept],
-            forecasts,
-        )
-        for sent in range(rows + 1)
-        for count in range(1, min(sent, most) + 1) or (0,)
-        for kept in ([BatchPart(0, rows - sent)] if sent < rows else [],)
-    ]
-    assert shared.latency_s <= 1.02 * min(every) + 1e-9  # 1 % for each of two doublings of parts
+    every = []
+    for sent in range(rows + 1):
+        for count in range(1, min(sent, 8) + 1) or (0,):
+            sizes = [len(range(first, sent, count)) for first in range(count)]
+            kept = [MicroBatch(0, rows - sent)] if sent < rows else []
+            every.append(ends_s([*(MicroBatch(1, size) for size in sizes), *kept], forecasts))
+    assert shared.latency_s <= 1.02 * min(every) + 1e-9
 
 
 def test_a_batch_of_lines() -> None:
@@ -119,14 +115,14 @@ def test_a_small_gain_is_not_certain() -> None:
 
 def test_one_plan_alone_sends_a_batch_in_parts() -> None:
     shared = share_rows([remote(0.0, 100_000, 0.1, 100)], [True], 8, 8, Link(8e6, 8e6))
-    assert len(shared.parts) > 1
+    assert len(shared.micro_batches) > 1
     assert shared.ratio > 1.5
     assert shared.is_certain
 
 
 def test_the_row_that_cannot_be_shared() -> None:
     shared = share_rows([local(0.01), remote(0.0, 10_000, 0.0, 10)], [False, True], 1, ROWS, LINK)
-    assert shared.parts == (BatchPart(0, 1),)
+    assert shared.micro_batches == (MicroBatch(0, 1),)
     assert shared.ratio == 1
     assert not shared.is_certain
 
