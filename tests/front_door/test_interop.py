@@ -65,3 +65,17 @@ def test_a_served_bundle_is_two_models_of_kserve(door: Door) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             client.infer("net", {"x": x[:, :3]})
         assert caught.value.details() == "input 'x' must be FP32[1x8], not FP32[1x3]"
+
+
+def test_a_device_uses_a_server_of_kserve(door: Door) -> None:
+    bundle = door.split_two_layers()
+    (y,) = ort.InferenceSession(door.folder / "net.onnx").run(None, {"x": np.ones((1, 8), "f")})
+    words = ("run", bundle, "--input", "in.npz", "--output", "out.npz", "--server")
+    with door.serving(bundle) as address:
+        done = door.json(*words, f"kserve://{address}")
+        np.testing.assert_allclose(np.load(door.folder / "out.npz")["y"], y, rtol=1e-6)
+        assert done["counts"]["split"] >= 1
+        door.ok(*words, f"kserve://{address}/net.server")
+        assert "is not served here: there are" in door.refused(*words, f"kserve://{address}/other")
+    assert "nothing listens there" in door.refused(*words, f"kserve://{address}")
+    assert "leave them out" in door.refused(*words, f"kserve://{address}", "--slowdown", "2")

@@ -23,8 +23,11 @@ from offload_runtimes.protocol import kserve_messages as messages
 from offload_runtimes.protocol.kserve_messages import (
     DATATYPES,
     PLATFORM,
+    SERVER_PART,
+    VERSION_DIGITS,
     ModelSignature,
     model_config,
+    model_name,
     sizes,
 )
 from offload_runtimes.protocol.kserve_state import InferenceRequest, ServedModel
@@ -38,22 +41,15 @@ from offload_runtimes.transport.connection import EndingConnection
 
 Request = TypeVar("Request", bound=Message)
 Call: TypeAlias = Callable[[bytes], bytes]
-SERVER_PART = ".server"
-_VERSION_DIGITS = 12
 _EXTENSIONS = ("model_configuration", "statistics")
 _SHOWN = 80  # characters of a name that a client made up
 _NS = 1_000_000_000
 
 
-def model_name(bundle: Bundle) -> str:
-    """What requests call a bundle's whole model."""
-    return bundle.model or bundle.path.name.removesuffix(".bundle")
-
-
 def models_of(loaded: LoadedBundle, limit_bytes: int) -> list[ServedModel]:
     """The models of a loaded bundle: the server's part, and the whole if all files are there."""
     bundle, plan = loaded.bundle, loaded.bundle.plan
-    name, version = model_name(bundle), bundle.digest[:_VERSION_DIGITS]
+    name, version = model_name(bundle), bundle.digest[:VERSION_DIGITS]
     models = []
     if segments := plan.on(Side.SERVER):
         contract = loaded.contracts[0]
