@@ -1,5 +1,7 @@
 """Other people's clients and servers, through the command."""
 
+import json
+
 import grpc
 import numpy as np
 import onnxruntime as ort
@@ -8,7 +10,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from tests.front_door.door import Door
+from tests.front_door.door import ESTIMATED, Door, two_layers
 from tests.runtimes.kserve_client import KServeClient
 
 
@@ -74,8 +76,21 @@ def test_a_device_uses_a_server_of_kserve(door: Door) -> None:
     with door.serving(bundle) as address:
         done = door.json(*words, f"kserve://{address}")
         np.testing.assert_allclose(np.load(door.folder / "out.npz")["y"], y, rtol=1e-6)
-        assert done["counts"]["split"] >= 1
+        assert "net.server" in json.dumps(done["timeline"])
         door.ok(*words, f"kserve://{address}/net.server")
         assert "is not served here: there are" in door.refused(*words, f"kserve://{address}/other")
     assert "nothing listens there" in door.refused(*words, f"kserve://{address}")
     assert "leave them out" in door.refused(*words, f"kserve://{address}", "--slowdown", "2")
+
+
+def test_a_plan_for_kserve_sends_one_request(door: Door) -> None:
+    two_layers(door.folder / "net.onnx")
+    words = ("split", "net.onnx", "-o", "b", *ESTIMATED, "--backend", "kserve")
+    door.ok(*words, "--cut", "h")
+    plan = json.loads((door.folder / "b/plan.json").read_text())
+    assert plan["scheme"] == "partition"
+    assert [step[0] for step in plan["steps"]] == ["run", "send"]
+    assert {send["encoding"] for send in plan["uploads"]} == {"raw"}
+    assert "overlaps uploads" in door.refused(*words, "--scheme", "joint")
+    assert "give one --link" in door.refused(*words, "--link", "1..100 Mbit/s")
+    assert "only our own server decodes" in door.refused(*words, "--encoding", "zstd")

@@ -62,7 +62,7 @@ class Foreign:
             "ModelMetadata": (kserve.ModelMetadataRequest, self._about),
             "ModelInfer": (kserve.ModelInferRequest, self._infer),
         }
-        handlers = {
+        handlers: dict[str, Any] = {
             name: grpc.unary_unary_rpc_method_handler(
                 call, kind.FromString, lambda message: message.SerializeToString()
             )
@@ -163,7 +163,9 @@ def test_typed_contents_in_an_answer_are_read(made: Made) -> None:
 def test_a_model_of_another_name_is_given_in_the_address(made: Made) -> None:
     with foreign(made) as server:
         server.metadata.name = "resnet_tail"
-        with pytest.raises(BundleError, match=r"unknown model: b\.server; export the server's part"):
+        with pytest.raises(
+            BundleError, match=r"unknown model: b\.server; export the server's part"
+        ):
             OffloadSession(made.bundle, server.address)
         with OffloadSession(made.bundle, f"{server.address}/resnet_tail") as session:
             check(made, session)
