@@ -126,6 +126,10 @@ test-arm64: install
 test-interop: install
 	-$(APT) nodejs npm
 	-npm install --prefix examples/node --no-audit --no-fund --ignore-scripts --loglevel=error
+	test -d build/tritonclient || $(PYTHON) -m venv build/tritonclient
+	build/tritonclient/bin/pip install --quiet tritonclient==2.73.0 'grpcio>=1.70' 'protobuf>=7.35.1' numpy packaging
+	test -d build/triton || $(PYTHON) -m venv build/triton
+	build/triton/bin/pip install --quiet nvidia-pytriton==0.7.0 'numpy<2' onnxruntime
 	$(BIN)/pytest -q -s tests/interop
 
 bench-schedule bench-plan bench-predict: install

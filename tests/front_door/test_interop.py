@@ -9,8 +9,9 @@ import pytest
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
+from onnx import helper
 
-from tests.front_door.door import ESTIMATED, Door, two_layers
+from tests.front_door.door import ESTIMATED, Door, save, two_layers, value, weight
 from tests.runtimes.kserve_client import KServeClient
 
 
@@ -94,3 +95,39 @@ def test_a_plan_for_kserve_sends_one_request(door: Door) -> None:
     assert "overlaps uploads" in door.refused(*words, "--scheme", "joint")
     assert "give one --link" in door.refused(*words, "--link", "1..100 Mbit/s")
     assert "only our own server decodes" in door.refused(*words, "--encoding", "zstd")
+
+
+def test_an_export_for_triton_is_a_folder_it_can_serve(door: Door) -> None:
+    bundle = door.split_two_layers()
+    done = door.json("export", "triton", bundle, "-o", "repository")
+    assert done["model"] == "net.server"
+    assert "fixed at 1" in done["why_alone"]
+    folder = door.folder / "repository/net.server"
+    assert 'name: "h"' in (folder / "config.pbtxt").read_text()
+    x = np.ones((1, 8), np.float32)
+    (h,) = ort.InferenceSession(door.folder / bundle / "device-0.onnx").run(None, {"x": x})
+    (y,) = ort.InferenceSession(door.folder / "net.onnx").run(None, {"x": x})
+    (part,) = ort.InferenceSession(folder / "1/model.onnx").run(None, {"h": h})
+    np.testing.assert_allclose(part, y, rtol=1e-6)
+    assert "give one with --name" in door.refused(
+        "export", "triton", bundle, "-o", "other", "--name", "a/b"
+    )
+    assert not (door.folder / "other").exists()
+    assert "no manifest.json" in door.refused("export", "triton", "nowhere", "-o", "other")
+
+
+def test_an_export_takes_its_weights_along(door: Door) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["h"]),
+        helper.make_node("MatMul", ["h", "W"], ["y"]),
+    ]
+    ends = [value("x", 1, 64)], [value("y", 1, 64)]
+    save(door.folder / "net.onnx", nodes, *ends, {"W": weight(64, 64)}, external=True)
+    door.ok("split", "net.onnx", "-o", "b", *ESTIMATED, "--cut", "h", "--backend", "kserve")
+    door.ok("export", "triton", "b", "-o", "repository")
+    version = door.folder / "repository/net.server/1"
+    assert [path.name for path in version.glob("*.weights")] == ["server.weights"]
+    h = np.ones((1, 64), np.float32)
+    (part,) = ort.InferenceSession(version / "model.onnx").run(None, {"h": h})
+    (y,) = ort.InferenceSession(door.folder / "net.onnx").run(None, {"x": h})
+    np.testing.assert_allclose(part, y, rtol=1e-6)
