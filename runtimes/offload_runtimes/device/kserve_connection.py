@@ -111,7 +111,7 @@ class KServeConnection:
         self._connector = connector
         self._model = connector.model or f"{messages.model_name(bundle)}{SERVER_PART}"
         self._version = ""
-        self._digest = bundle.digest
+        self._own_version = messages.version_of(bundle)
         self._contract = contract
         self._monitor = monitor
         self._patience_s = patience_s
@@ -163,8 +163,8 @@ class KServeConnection:
             ) from error
         except DecodeError as error:
             raise ServerError(f"{self._connector.address} does not speak KServe v2") from error
-        if (version := self._digest[: messages.VERSION_DIGITS]) in metadata.versions:
-            self._version = version
+        if self._own_version in metadata.versions:
+            self._version = self._own_version
         inputs = [tensor for tensor in metadata.inputs if tensor.name not in self._defaults]
         self._compare("takes", inputs, self._inputs, exact=True)
         self._compare("gives", metadata.outputs, self._outputs, exact=False)

@@ -49,7 +49,7 @@ _CONTENTS: Mapping[str, str] = {
     "BYTES": "bytes_contents",
 }
 SERVER_PART = ".server"  # after the model's name, for the server's part of the first plan
-VERSION_DIGITS = 12  # of a bundle's digest
+_VERSION_DIGITS = 12  # of a bundle's digest: they fit a number of 64 bits
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"  # as Triton calls models of onnxruntime
 _LENGTH = struct.Struct("<I")
 _TEXT_BYTES = 32  # largest size of a Python string for one byte of its element in a request
@@ -97,6 +97,11 @@ class ModelSignature:
 def model_name(bundle: Bundle) -> str:
     """What requests call a bundle's whole model."""
     return bundle.model or bundle.path.name.removesuffix(".bundle")
+
+
+def version_of(bundle: Bundle) -> str:
+    """A bundle's version of its model: a whole number, which Triton's tools require."""
+    return str(int(bundle.digest[:_VERSION_DIGITS], 16))
 
 
 def sizes(value: ModelValue) -> list[int]:

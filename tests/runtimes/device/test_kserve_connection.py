@@ -89,8 +89,9 @@ class Foreign:
         return response
 
     def stop(self) -> None:
+        stopped = self._server.stop(None)  # those who wait get no answer any more
         self.is_silent.clear()
-        self._server.stop(None).wait()
+        stopped.wait()
         self._pool.shutdown(wait=False)
 
     def _wait(self) -> None:

@@ -14,6 +14,7 @@ import pytest
 from offload.planning.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions, load
+from offload_runtimes.protocol.kserve_messages import version_of
 from offload_runtimes.protocol.server_state import SessionLimits
 from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.server import Server
@@ -104,7 +105,7 @@ def test_metadata_describes_what_may_be_run(made: Made, client: KServeClient) ->
         assert [value.name for value in about.outputs] == outputs
         assert about.inputs[0].datatype == "FP32"
         assert list(about.inputs[0].shape) == [-1, 64]
-        assert about.versions == [made.bundle.digest[:12]]
+        assert about.versions == [version_of(made.bundle)]
         config = client.call("ModelConfig", kserve.ModelConfigRequest(name=name)).config
         assert [value.name for value in config.input] == inputs
         assert list(config.output[0].dims) == [-1, 64]
@@ -131,9 +132,9 @@ def test_bundles_of_one_model_are_its_versions(tmp_path: Path) -> None:
         KServeClient(server.address) as client,
     ):
         feeds = first.feeds()
-        for made, version in ((first, ""), (second, second.bundle.digest[:12])):
+        for made, version in ((first, ""), (second, version_of(second.bundle))):
             response = client.call("ModelInfer", infer_request("net", feeds, version))
-            assert response.model_version == made.bundle.digest[:12]
+            assert response.model_version == version_of(made.bundle)
             np.testing.assert_allclose(arrays(response)["y"], made.expected(feeds)[0], rtol=1e-5)
         code, said = refusal(client, infer_request("net", feeds, "9"))
         assert code is grpc.StatusCode.NOT_FOUND
