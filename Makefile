@@ -132,6 +132,14 @@ test-interop: install
 	build/triton/bin/pip install --quiet nvidia-pytriton==0.7.0 'numpy<2' onnxruntime
 	$(BIN)/pytest -q -s tests/interop
 
+# perf_analyzer against our server and Triton, and our session beside tritonclient (5 min).
+.PHONY: bench-interop
+bench-interop: install
+	-$(APT) libb64-0d
+	test -d build/perf || $(PYTHON) -m venv build/perf
+	build/perf/bin/pip install --quiet tritonclient==2.41.0 nvidia-cuda-runtime-cu12 'numpy<2'
+	$(BIN)/python -m tests.benchmarks.bench_interop
+
 bench-schedule bench-plan bench-predict: install
 	$(BIN)/python -m tests.benchmarks.$(subst -,_,$@)
 
