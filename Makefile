@@ -130,6 +130,10 @@ test-interop: install
 	build/tritonclient/bin/pip install --quiet tritonclient==2.73.0 'grpcio>=1.70' 'protobuf>=7.35.1' numpy packaging
 	test -d build/triton || $(PYTHON) -m venv build/triton
 	build/triton/bin/pip install --quiet nvidia-pytriton==0.7.0 'numpy<2' onnxruntime
+	test -d build/mlserver || $(PYTHON) -m venv build/mlserver
+	build/mlserver/bin/pip install --quiet mlserver==1.7.1 onnxruntime
+	test -d build/kserve || $(PYTHON) -m venv build/kserve
+	build/kserve/bin/pip install --quiet kserve==0.21.0 onnxruntime
 	$(BIN)/pytest -q -s tests/interop
 
 # perf_analyzer against our server and Triton, and our session beside tritonclient (5 min).

@@ -182,7 +182,8 @@ def _read(
     limits: Mapping[str, int],
 ) -> dict[str, Any]:
     """The tensors of known names, checked; `what` they are, for messages."""
-    if raw and any(tensor.HasField("contents") for tensor in tensors):
+    # MLServer leaves empty contents beside raw ones.
+    if raw and any(tensor.contents.ByteSize() for tensor in tensors):
         raise InputError(f"give the {what}s in raw_{what}_contents or in contents, not in both")
     if raw and len(raw) != len(tensors):
         raise InputError(f"{len(tensors)} {what}s came with {len(raw)} raw_{what}_contents")
