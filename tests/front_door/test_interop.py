@@ -70,6 +70,7 @@ def test_a_served_bundle_is_two_models_of_kserve(door: Door) -> None:
         assert caught.value.details() == "input 'x' must be FP32[1x8], not FP32[1x3]"
 
 
+@pytest.mark.door
 def test_a_device_uses_a_server_of_kserve(door: Door) -> None:
     bundle = door.split_two_layers()
     (y,) = ort.InferenceSession(door.folder / "net.onnx").run(None, {"x": np.ones((1, 8), "f")})
