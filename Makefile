@@ -126,7 +126,23 @@ test-arm64: install
 test-interop: install
 	-$(APT) nodejs npm
 	-npm install --prefix examples/node --no-audit --no-fund --ignore-scripts --loglevel=error
+	test -d build/tritonclient || $(PYTHON) -m venv build/tritonclient
+	build/tritonclient/bin/pip install --quiet tritonclient==2.73.0 'grpcio>=1.70' 'protobuf>=7.35.1' numpy packaging
+	test -d build/triton || $(PYTHON) -m venv build/triton
+	build/triton/bin/pip install --quiet nvidia-pytriton==0.7.0 'numpy<2' onnxruntime
+	test -d build/mlserver || $(PYTHON) -m venv build/mlserver
+	build/mlserver/bin/pip install --quiet mlserver==1.7.1 onnxruntime
+	test -d build/kserve || $(PYTHON) -m venv build/kserve
+	build/kserve/bin/pip install --quiet kserve==0.21.0 onnxruntime
 	$(BIN)/pytest -q -s tests/interop
+
+# perf_analyzer against our server and Triton, and our session beside tritonclient (5 min).
+.PHONY: bench-interop
+bench-interop: install
+	-$(APT) libb64-0d
+	test -d build/perf || $(PYTHON) -m venv build/perf
+	build/perf/bin/pip install --quiet tritonclient==2.41.0 nvidia-cuda-runtime-cu12 'numpy<2'
+	$(BIN)/python -m tests.benchmarks.bench_interop
 
 bench-schedule bench-plan bench-predict: install
 	$(BIN)/python -m tests.benchmarks.$(subst -,_,$@)

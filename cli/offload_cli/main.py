@@ -48,6 +48,7 @@ PANELS: dict[str, dict[str, str]] = {
     "Run": {
         "serve": "serve:serve",
         "run": "run:run",
+        "export": "export:app",
     },
     "Research": {
         "schedule": "schedule:schedule",

@@ -77,7 +77,9 @@ def run(
     server: Annotated[
         str,
         typer.Option(
-            metavar="HOST:PORT", help="Use this `offload serve`; default: a server in this process."
+            metavar="HOST:PORT",
+            help="Use this `offload serve`, or `kserve://HOST:PORT[/MODEL]`, a server of KServe v2"
+            " such as Triton; default: a server in this process.",
         ),
     ] = "",
     shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it

@@ -122,6 +122,9 @@ def serve(
     Prints one line when ready. Devices are served by a bundle's digest, so a device and a server
     with different bundles never mix.
 
+    Clients of KServe v2 (Open Inference Protocol), such as tritonclient, use the same port: each
+    bundle is the models NAME.server, its server's part, and NAME, the whole model.
+
     Health follows the gRPC health checking protocol. Beyond this machine, use TLS (see
     `offload certs init`) or say --insecure.
 

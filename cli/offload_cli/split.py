@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from offload.costs.encodings import EncodingPolicy
-from offload.costs.link import is_range, parse_link, parse_links
+from offload.costs.link import Link, is_range, parse_link, parse_links
 from offload.errors import InputError
 from offload.planning.plan import Alternative
 from offload.planning.planner import pareto
@@ -58,6 +59,13 @@ from offload_cli.planning_options import (
 from offload_cli.plans import bundle_json, plans_sentence, show_plan, show_plans
 
 
+class Backend(StrEnum):
+    """The kind of server that a plan is made for."""
+
+    OFFLOAD = "offload"
+    KSERVE = "kserve"
+
+
 def split(
     model: ModelArgument,
     path: Annotated[
@@ -90,6 +98,13 @@ def split(
             " they need and sends every tensor that the server lacks.",
         ),
     ] = [],  # noqa: B006  typer wants a list and copies it
+    backend: Annotated[
+        Backend,
+        typer.Option(
+            help="Plan for `offload serve`, or for another server of KServe v2 such as Triton"
+            " (`kserve`): one request for each inference, encodings without codecs of ours."
+        ),
+    ] = Backend.OFFLOAD,
     shape: ShapeOption = [],  # noqa: B006
     image: ImageOption = "",
     form: FormatOption = Format.TEXT,
@@ -199,6 +214,7 @@ def split(
             "--pareto is for one link and one slow-down: leave it out, or give one --link and one"
             " --slowdown"
         )
+    policy = EncodingPolicy.parse(encoding, tolerance, accuracy_floor, calibration)
     request = SplitRequest(
         model=model,
         link=links[0] if links else parse_link(link),
@@ -221,9 +237,10 @@ def split(
             deadline_s=parse_duration_s(deadline) if deadline else None,
             energy_j=parse_energy_j(energy) if energy else None,
             power=Power.parse(power) if power else None,
+            one_request=backend is Backend.KSERVE,
         ),
         options=EngineOptions(tuple(provider), threads, allow_cpu=allow_cpu),
-        allowance=EncodingPolicy.parse(encoding, tolerance, accuracy_floor, calibration),
+        allowance=allowed_by(backend, policy, links),
         again=again,
     )
     front: list[Alternative] = []
@@ -254,6 +271,20 @@ def split(
     show_plans(output, bundle)
     if front:
         show_front(output, front)
+
+
+def allowed_by(backend: Backend, policy: EncodingPolicy, links: Sequence[Link]) -> EncodingPolicy:
+    """The encodings that a kind of server decodes.
+
+    Raises:
+        InputError: it decodes none that were requested, or a range of links was given to a server
+            that runs one plan.
+    """
+    if backend is Backend.OFFLOAD:
+        return policy
+    if links:
+        raise InputError("a KServe server runs one plan of a bundle: give one --link")
+    return policy.without_codecs()
 
 
 def show_front(output: Output, front: Sequence[Alternative]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from offload.errors import InputError
 
+KSERVE_SCHEME = "kserve://"  # before the address of a server of KServe v2
 _UNIX = "unix:"
 _PROXY_VARIABLES = ("grpc_proxy", "https_proxy", "http_proxy")  # in gRPC's order
 _BYPASS_VARIABLES = ("no_grpc_proxy", "no_proxy")

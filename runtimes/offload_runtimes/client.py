@@ -23,15 +23,19 @@ from offload.planning.plan import Plan, Side, Speeds
 from offload.planning.shares import DEFAULT_WINDOW
 from offload.scheduling.timeline import Timeline
 
-from offload_runtimes.address import parse_address
+from offload_runtimes.address import KSERVE_SCHEME, parse_address
 from offload_runtimes.closing import close_at_exit
 from offload_runtimes.device.active_bundle import ActiveBundle, OpenedBundle
 from offload_runtimes.device.batch_sharing import MakeInference, SharedBatch
+from offload_runtimes.device.connection import DeviceConnection
 from offload_runtimes.device.counters import Counters, Counts
 from offload_runtimes.device.inference_runner import FramePlan, PendingInference
+from offload_runtimes.device.link_monitor import LinkMonitor
 from offload_runtimes.device.plan_selector import PlanSwitch
 from offload_runtimes.device.segment_executor import SegmentExecutor
+from offload_runtimes.device.server_connection import ServerConnection
 from offload_runtimes.device.session_options import SessionOptions, checked_s
+from offload_runtimes.device.speed_monitor import SpeedMonitor
 from offload_runtimes.device.stream import (
     Frame,
     Latest,
@@ -40,7 +44,7 @@ from offload_runtimes.device.stream import (
     stream_answers_async,
 )
 from offload_runtimes.engine import Array, as_feeds, rows_of
-from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES
+from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES, Contract
 from offload_runtimes.transport.connection import Connector
 from offload_runtimes.transport.grpc_client import GrpcConnector
 
@@ -78,7 +82,9 @@ class OffloadSession:
                 another bundle with the same inputs and outputs, the session changes to that
                 bundle between two frames.
             server: `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH` of a server that serves this bundle,
-                or a connector to it; None for a bundle whose plan stays on the device.
+                or a connector to it; `kserve://HOST:PORT` of a server of KServe v2, such as Triton,
+                that serves the model `NAME.server`, or `kserve://HOST:PORT/MODEL`; None for a
+                bundle whose plan stays on the device.
             options: how to run the bundle.
             on_close: called after the session was closed; may be called twice.
             **changes: fields of SessionOptions, as keywords: `deadline_s=0.1`, `threads=2`, ...
@@ -105,7 +111,7 @@ class OffloadSession:
             options=options,
             counters=self._counters,
             make_executor=_executor_factory(options),
-            connect=partial(_connector, server, options),
+            connect=partial(_connections, server, options),
         )
         self._active = ActiveBundle(opened, path, load, options)
         self._close = partial(_close, self._active, on_close)
@@ -486,6 +492,33 @@ def _executor_factory(options: SessionOptions) -> Callable[[Bundle], SegmentExec
     from offload_runtimes.emulation.pacing import PacedExecutor, as_pacer
 
     return partial(PacedExecutor, options=options.engine, pacer=as_pacer(options.slowdown))
+
+
+def _connections(
+    server: str | Connector | None,
+    options: SessionOptions,
+    bundle: Bundle,
+    plans: tuple[Plan, ...],
+    contracts: tuple[Contract, ...],
+    monitor: LinkMonitor,
+    speeds: SpeedMonitor,
+) -> Callable[[], DeviceConnection]:
+    """Makes connections of the kind that the server's address names; see `Connect`."""
+    if not isinstance(server, str) or not server.startswith(KSERVE_SCHEME):
+        connector = _connector(server, options)
+        return partial(ServerConnection, connector, contracts, monitor, speeds, options.patience_s)
+    # Not imported for other servers: a device's memory and start-up time are short.
+    from offload_runtimes.device.kserve_connection import KServeConnection, check_bundle
+    from offload_runtimes.transport.kserve_client import kserve_connector
+
+    if options.link is not None or options.slowdown != 1:
+        raise InputError(
+            "link and slowdown are emulated with our own server only: leave them out, or leave out"
+            f" {KSERVE_SCHEME}"
+        )
+    check_bundle(bundle, plans)
+    address = kserve_connector(server, options.security)
+    return partial(KServeConnection, address, bundle, contracts[0], monitor, options.patience_s)
 
 
 def _connector(server: str | Connector | None, options: SessionOptions) -> Connector:

@@ -18,6 +18,7 @@ from offload_runtimes.protocol.client_state import DeviceSession, DownloadReceiv
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.server_state import Close, Event, Reply, RunSegment, ServerSession
 
+from tests.fuzz import kserve
 from tests.fuzz.bundles import BUNDLES, read_manifest, read_plan
 from tests.fuzz.draw import Draw
 from tests.fuzz.messages import (
@@ -172,5 +173,6 @@ TARGETS = {
     "serve": Target(serve, scattered),
     "drive": Target(drive, scattered),
     "manifest": Target(read_manifest, lambda: [BUNDLES[0].manifest, *scattered()]),
+    "kserve": Target(kserve.kserve_messages, lambda: [*kserve.seeds(), *scattered()]),
     "plan": Target(read_plan, lambda: [BUNDLES[0].plan, *scattered()]),
 }

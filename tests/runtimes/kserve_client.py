@@ -38,7 +38,8 @@ class KServeClient:
     """Calls a server by the names of the protocol's methods."""
 
     def __init__(self, address: str, token: str | None = None) -> None:
-        self.channel = grpc.insecure_channel(address)
+        # A connection of its own: gRPC would share one among the channels of a process.
+        self.channel = grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)])
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
     def call(self, method: str, request: Any = None) -> Any:

@@ -25,7 +25,7 @@ from offload_runtimes.protocol.server_state import SessionLimits
 from offload_runtimes.server import Server
 from offload_runtimes.serving.metrics import JsonLines
 from offload_runtimes.serving.serve_options import ServeOptions
-from offload_runtimes.transport import SESSION, VERSION_KEY
+from offload_runtimes.transport import SESSION, VERSION_KEY, grpc_server
 from offload_runtimes.transport.connection import Connection
 from onnx import helper
 
@@ -374,3 +374,12 @@ def test_a_device_session_is_freed_with_its_last_user(server: Server, made: Made
     gone, unloaded = weakref.ref(session), weakref.ref(engine)
     del session, engine, _
     eventually(lambda: gone() is None and unloaded() is None)
+
+
+def test_reflection_without_its_package_is_one_sentence(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grpc_server, "find_spec", lambda _: None)
+    Server([made.bundle])  # as the light runtime, which has no reflection
+    with pytest.raises(InputError, match="pip install 'grpcio-reflection"):
+        Server([made.bundle], options=ServeOptions(reflection=True))

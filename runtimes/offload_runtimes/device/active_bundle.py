@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import TypeAlias
 
 from offload.bundle.bundle import MANIFEST, Bundle, ModelValue, open_bundle
 from offload.errors import BundleError, OffloadError, ServerError
@@ -19,17 +20,25 @@ from offload.planning.plan import Plan, Side
 from offload.planning.shares import DEFAULT_WINDOW
 
 from offload_runtimes.device.batch_sharing import BatchSharing
+from offload_runtimes.device.connection import DeviceConnection
 from offload_runtimes.device.counters import LOG, Counters
 from offload_runtimes.device.inference_runner import FramePlan, InferenceRunner
+from offload_runtimes.device.link_monitor import LinkMonitor
 from offload_runtimes.device.plan_selector import PlanSelector, Probe
 from offload_runtimes.device.reconnect import ReconnectLoop, Successor
 from offload_runtimes.device.segment_executor import SegmentExecutor
-from offload_runtimes.device.server_connection import ServerConnection
 from offload_runtimes.device.session_options import OnServerLoss, SessionOptions
-from offload_runtimes.protocol.tensor_specs import contracts
-from offload_runtimes.transport.connection import Connector
+from offload_runtimes.device.speed_monitor import SpeedMonitor
+from offload_runtimes.protocol.tensor_specs import Contract, contracts
 
 _REOPEN_S = 5.0  # between attempts to open a directory that holds no complete bundle
+# Gives what makes connections, for a bundle, the plans in use, the contracts of all plans and the
+# monitors of link and speeds. Raises InputError if no server was given, or the server cannot run
+# the plans.
+Connect: TypeAlias = Callable[
+    [Bundle, tuple[Plan, ...], tuple[Contract, ...], LinkMonitor, SpeedMonitor],
+    Callable[[], DeviceConnection],
+]
 _CLOSE_S = 5.0  # for what is computed when the session is closed
 
 
@@ -55,7 +64,7 @@ class OpenedBundle:
         options: SessionOptions,
         counters: Counters,
         make_executor: Callable[[Bundle], SegmentExecutor],
-        connect: Callable[[], Connector],
+        connect: Connect,
     ) -> None:
         """Load what must be loaded before connecting.
 
@@ -64,7 +73,7 @@ class OpenedBundle:
             options: how to run it.
             counters: where events are counted.
             make_executor: makes what loads and runs its segments.
-            connect: makes the connector to the server; InputError if no server was given.
+            connect: makes the maker of connections to the server, see `Connect`.
 
         Raises:
             InputError: a segment or an option cannot be used, or a server is needed and none was
@@ -93,20 +102,16 @@ class OpenedBundle:
         for plan in selector.loaded_first:
             load(plan)
         self._reconnect: ReconnectLoop | None = None
-        self._make_connection: Callable[[], ServerConnection] | None = None
+        self._make_connection: Callable[[], DeviceConnection] | None = None
         if not all(plan.is_local for plan in selector.open_plans):
             ends = {value.name: value for value in (*bundle.inputs, *bundle.outputs)}
-            self._make_connection = partial(
-                ServerConnection,
-                connect(),
-                contracts(bundle, {**ends, **executor.values()}),
-                selector.monitor,
-                selector.speed_monitor,
-                options.patience_s,
+            agreed = contracts(bundle, {**ends, **executor.values()})
+            self._make_connection = connect(
+                bundle, selector.open_plans, agreed, selector.monitor, selector.speed_monitor
             )
 
     @property
-    def connection(self) -> ServerConnection | None:
+    def connection(self) -> DeviceConnection | None:
         """The session with the server while it is alive."""
         return self._reconnect.connection if self._reconnect else None
 
@@ -141,15 +146,15 @@ class OpenedBundle:
         """The micro-batches that plans compute of a batch now; empty: one plan computes it."""
         if self.batches is None or self.connection is None:
             return ()
-        return self.batches.micro_batches(rows, self.selector.link)
+        return self.batches.micro_batches(rows, self.selector.link, self.selector.speeds)
 
-    def new_connection(self) -> ServerConnection | None:
+    def new_connection(self) -> DeviceConnection | None:
         """A connection that is not open yet; None if no plan needs a server."""
         return None if self._make_connection is None else self._make_connection()
 
     def start(
         self,
-        first: ServerConnection | None,
+        first: DeviceConnection | None,
         why: OffloadError | None,
         find_successor: Callable[[], Successor | None],
     ) -> None:
@@ -250,7 +255,7 @@ class ActiveBundle:
         opened.close()
         self._successor = None
 
-    def _change(self, successor: OpenedBundle, connection: ServerConnection | None) -> None:
+    def _change(self, successor: OpenedBundle, connection: DeviceConnection | None) -> None:
         """Run another bundle from the next inference on, over an open connection.
 
         Called on the reconnect thread of the running bundle. Inferences under way end with their

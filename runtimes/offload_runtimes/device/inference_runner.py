@@ -19,11 +19,11 @@ from offload.planning.plan import Action, Plan, Segment, Send, Side
 from offload.scheduling.timeline import Lane, Timeline
 from offload.units import format_s
 
+from offload_runtimes.device.connection import DeviceConnection
 from offload_runtimes.device.counters import Counters, Outcome
 from offload_runtimes.device.frame_sharing import ComputeOrder
 from offload_runtimes.device.reconnect import ReconnectLoop
 from offload_runtimes.device.segment_executor import FrameTensors, SegmentExecutor
-from offload_runtimes.device.server_connection import ServerConnection
 from offload_runtimes.device.speed_monitor import SpeedMonitor
 from offload_runtimes.engine import Array
 from offload_runtimes.protocol.messages import pack
@@ -196,7 +196,7 @@ class InferenceRunner:
             inference.lose_server(error)
 
     def _run_steps(
-        self, inference: "PendingInference", connection: ServerConnection | None
+        self, inference: "PendingInference", connection: DeviceConnection | None
     ) -> None:
         frame, number = inference.frame, inference.frame.plan
         computing = partial(self._order.computing, inference.place)
@@ -339,7 +339,7 @@ class PendingInference:
         self.names = names
         self.allowed_s = allowed_s
         self.until_s = None if allowed_s is None else frame.started_s + allowed_s
-        self.connection: ServerConnection | None = None
+        self.connection: DeviceConnection | None = None
         self.error: OffloadError | None = None
         self.outcome = Outcome.SPLIT
         self.place: tuple[bool, int] | None = None

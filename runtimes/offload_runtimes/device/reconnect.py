@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from offload.errors import BundleError, OffloadError, ServerError
 
+from offload_runtimes.device.connection import DeviceConnection
 from offload_runtimes.device.counters import LOG, Counters
-from offload_runtimes.device.server_connection import ServerConnection
 from offload_runtimes.device.session_options import OnServerLoss, SessionOptions
 
 _FIRST_TIMEOUT_S = 1.0
@@ -27,8 +27,8 @@ class Successor:
             it cannot run here.
     """
 
-    new_connection: Callable[[], ServerConnection | None]
-    take_over: Callable[[ServerConnection | None], None]
+    new_connection: Callable[[], DeviceConnection | None]
+    take_over: Callable[[DeviceConnection | None], None]
 
 
 class ReconnectLoop:
@@ -50,8 +50,8 @@ class ReconnectLoop:
 
     def __init__(
         self,
-        make: Callable[[], ServerConnection],
-        first: ServerConnection | None,
+        make: Callable[[], DeviceConnection],
+        first: DeviceConnection | None,
         why: OffloadError | None,
         options: SessionOptions,
         counters: Counters,
@@ -59,7 +59,7 @@ class ReconnectLoop:
     ) -> None:
         self._make = make
         self._connection = first
-        self._opening: ServerConnection | None = None
+        self._opening: DeviceConnection | None = None
         self._lock = threading.Lock()
         self._heartbeat_s = options.heartbeat_s
         self._timeout_s = options.connect_timeout_s
@@ -80,7 +80,7 @@ class ReconnectLoop:
         self._thread.start()
 
     @property
-    def connection(self) -> ServerConnection | None:
+    def connection(self) -> DeviceConnection | None:
         """The connection if it is alive and the server takes frames."""
         connection = self._connection
         if connection is None or connection.error is not None or connection.leaving:
@@ -129,7 +129,7 @@ class ReconnectLoop:
         self._find_successor = lambda: None  # it refers to the session's models
         self._tried = None
 
-    def _try(self, lost: ServerConnection | None, timeout_s: float) -> None:
+    def _try(self, lost: DeviceConnection | None, timeout_s: float) -> None:
         """Try to reconnect, or else to change to another bundle if the server refuses this one."""
         if lost is not None:
             self._why = (lost.error or self._why).with_traceback(None)
@@ -157,7 +157,7 @@ class ReconnectLoop:
 
     def _try_successor(self, timeout_s: float, *, is_due: bool) -> None:
         """Change to another bundle: a new one at once, the same one again only if `is_due`."""
-        connection: ServerConnection | None = None
+        connection: DeviceConnection | None = None
         try:
             successor = self._find_successor()
             if successor is None or (successor is self._tried and not is_due):
@@ -173,7 +173,7 @@ class ReconnectLoop:
                 connection.close()
             self._failed(error, "successor")
 
-    def _open(self, connection: ServerConnection, timeout_s: float) -> bool:
+    def _open(self, connection: DeviceConnection, timeout_s: float) -> bool:
         """Connect; whether the server accepted the session."""
         with self._lock:
             if self._stopped.is_set():

@@ -9,10 +9,10 @@ import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
-from offload.bundle.bundle import ModelValue
+from offload.bundle.bundle import Bundle, ModelValue
 from offload.errors import InputError
 from offload.units import format_bytes
 
@@ -20,6 +20,7 @@ import offload_runtimes.protocol.kserve_pb2 as kserve
 from offload_runtimes.engine import DTYPES, TEXT, Array, shape_fits, show_shape
 from offload_runtimes.protocol.codecs import Buffer
 from offload_runtimes.protocol.framing import field_head
+from offload_runtimes.protocol.messages import PackedTensor
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES, TensorSpec
 
 # The protocol's datatype of each tensor type of onnxruntime; it has none for the other types.
@@ -47,15 +48,22 @@ _CONTENTS: Mapping[str, str] = {
     "FP64": "fp64_contents",
     "BYTES": "bytes_contents",
 }
+SERVER_PART = ".server"  # after the model's name, for the server's part of the first plan
+_VERSION_DIGITS = 12  # of a bundle's digest: they fit a number of 64 bits
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"  # as Triton calls models of onnxruntime
 _LENGTH = struct.Struct("<I")
 _TEXT_BYTES = 32  # largest size of a Python string for one byte of its element in a request
 _SHOWN = 80  # characters of a name that a client made up
+_RAW_INPUT = kserve.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
 _RAW_OUTPUT = kserve.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
 _INFER_RESPONSE = kserve.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
 _FINAL = "triton_final_response"
 _WANTS_FINAL = "triton_enable_empty_final_response"
 _UNSUPPORTED = ("shared_memory_region", "classification", "sequence_id")
+
+_Tensor: TypeAlias = (
+    kserve.ModelInferRequest.InferInputTensor | kserve.ModelInferResponse.InferOutputTensor
+)
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,16 @@ class ModelSignature:
             if value.type not in DATATYPES:
                 return f"{value.name!r} is a {value.type}, which KServe v2 has no datatype for"
         return ""
+
+
+def model_name(bundle: Bundle) -> str:
+    """What requests call a bundle's whole model."""
+    return bundle.model or bundle.path.name.removesuffix(".bundle")
+
+
+def version_of(bundle: Bundle) -> str:
+    """A bundle's version of its model: a whole number, which Triton's tools require."""
+    return str(int(bundle.digest[:_VERSION_DIGITS], 16))
 
 
 def sizes(value: ModelValue) -> list[int]:
@@ -115,33 +133,21 @@ def memory_bytes(request: kserve.ModelInferRequest, size_bytes: int) -> int:
 
 
 def read_inputs(request: kserve.ModelInferRequest, model: ModelSignature) -> dict[str, Any]:
-    """The inputs of a request as arrays; numbers in raw contents are not copied.
+    """The inputs of a request as arrays; numbers in raw contents are not copied again.
 
     Raises:
         InputError: a name, datatype, shape, size or parameter is wrong, or an input is missing.
     """
-    raw = request.raw_input_contents
-    if raw and any(tensor.HasField("contents") for tensor in request.inputs):
-        raise InputError("give the inputs in raw_input_contents or in contents, not in both")
-    if raw and len(raw) != len(request.inputs):
-        raise InputError(f"{len(request.inputs)} inputs came with {len(raw)} raw_input_contents")
     _check_parameters(request)
     known = {value.name: value for value in (*model.inputs, *model.defaults)}
-    feeds: dict[str, Any] = {}
-    for index, tensor in enumerate(request.inputs):
-        value = known.get(tensor.name)
-        if value is None:
+    for tensor in request.inputs:
+        if tensor.name not in known:
             raise InputError(
                 f"model {model.name!r} has no input {tensor.name[:_SHOWN]!r}: it takes"
                 f" {list(known)}"
             )
-        if tensor.name in feeds:
-            raise InputError(f"input {tensor.name!r} came twice")
-        shape = _checked_shape(tensor, value, model.limits[tensor.name].limit_bytes)
-        if raw:
-            feeds[tensor.name] = _from_raw(raw[index], value, shape)
-        else:
-            feeds[tensor.name] = _from_contents(tensor, value, shape)
+    limits = {name: spec.limit_bytes for name, spec in model.limits.items()}
+    feeds = _read("input", request.inputs, request.raw_input_contents, known, limits)
     for value in model.inputs:
         if value.name not in feeds:
             names = [value.name for value in model.inputs]
@@ -149,6 +155,52 @@ def read_inputs(request: kserve.ModelInferRequest, model: ModelSignature) -> dic
                 f"input {value.name!r} of {model.name!r} is missing: give all of {names}"
             )
     return feeds
+
+
+def read_outputs(
+    response: kserve.ModelInferResponse, expected: Mapping[str, TensorSpec]
+) -> dict[str, Any]:
+    """The expected outputs of an answer as arrays; others are ignored.
+
+    Raises:
+        InputError: an output has another datatype or shape, is too large, damaged or missing.
+    """
+    known = {name: spec.value for name, spec in expected.items() if spec.value is not None}
+    limits = {name: spec.limit_bytes for name, spec in expected.items()}
+    outputs = _read("output", response.outputs, response.raw_output_contents, known, limits)
+    for name in expected:
+        if name not in outputs:
+            raise InputError(f"output {name!r} is missing")
+    return outputs
+
+
+def _read(
+    what: str,
+    tensors: Sequence[_Tensor],
+    raw: Sequence[bytes],
+    known: Mapping[str, ModelValue],
+    limits: Mapping[str, int],
+) -> dict[str, Any]:
+    """The tensors of known names, checked; `what` they are, for messages."""
+    # MLServer leaves empty contents beside raw ones.
+    if raw and any(tensor.contents.ByteSize() for tensor in tensors):
+        raise InputError(f"give the {what}s in raw_{what}_contents or in contents, not in both")
+    if raw and len(raw) != len(tensors):
+        raise InputError(f"{len(tensors)} {what}s came with {len(raw)} raw_{what}_contents")
+    values: dict[str, Any] = {}
+    for index, tensor in enumerate(tensors):
+        value = known.get(tensor.name)
+        if value is None:
+            continue
+        whose = f"{what} {tensor.name!r}"
+        if tensor.name in values:
+            raise InputError(f"{whose} came twice")
+        shape = _checked_shape(whose, tensor, value, limits[tensor.name])
+        if raw:
+            values[tensor.name] = _from_raw(whose, raw[index], value, shape)
+        else:
+            values[tensor.name] = _from_contents(whose, tensor, value, shape)
+    return values
 
 
 def requested_outputs(
@@ -171,6 +223,31 @@ def requested_outputs(
     if len(set(names)) < len(names):
         raise InputError(f"an output is requested twice: {names}")
     return tuple(known[name] for name in names)
+
+
+def write_request(
+    model: str,
+    version: str,
+    inputs: Sequence[tuple[ModelValue, PackedTensor]],
+    outputs: Iterable[str],
+) -> bytes:
+    """The bytes of a request: the only copy of the inputs' bytes.
+
+    Args:
+        model: the model's name.
+        version: its version; empty: the server's choice.
+        inputs: the inputs and their raw bytes.
+        outputs: the wanted outputs.
+    """
+    head = kserve.ModelInferRequest(model_name=model, model_version=version)
+    parts: list[Buffer] = [b""]
+    for value, packed in inputs:
+        head.inputs.add(name=value.name, datatype=DATATYPES[value.type], shape=packed.shape)
+        parts += [field_head(_RAW_INPUT, packed.data.nbytes), packed.data]
+    for name in outputs:
+        head.outputs.add(name=name)
+    parts[0] = head.SerializeToString()
+    return b"".join(parts)
 
 
 def response_head(
@@ -235,9 +312,9 @@ def _check_parameters(request: kserve.ModelInferRequest) -> None:
 
 
 def _checked_shape(
-    tensor: kserve.ModelInferRequest.InferInputTensor, value: ModelValue, limit_bytes: int
+    whose: str, tensor: _Tensor, value: ModelValue, limit_bytes: int
 ) -> tuple[int, ...]:
-    """The shape of an input, checked with its datatype and size against the model."""
+    """The shape of a tensor, checked with its datatype and size against the model."""
     shape = tuple(tensor.shape)
     datatype = DATATYPES[value.type]
     if (
@@ -246,82 +323,79 @@ def _checked_shape(
         or min(shape, default=0) < 0
     ):
         raise InputError(
-            f"input {value.name!r} must be {datatype}{show_shape(value.shape)}, not"
+            f"{whose} must be {datatype}{show_shape(value.shape)}, not"
             f" {tensor.datatype[:_SHOWN]}{show_shape(shape[:16])}"
         )
     item_bytes = _LENGTH.size if value.type == TEXT else DTYPES[value.type].itemsize
     size_bytes = math.prod(shape) * item_bytes
     if size_bytes > limit_bytes:
         raise InputError(
-            f"input {value.name!r} takes {format_bytes(size_bytes)}, allowed are"
+            f"{whose} takes {format_bytes(size_bytes)}, allowed are"
             f" {format_bytes(limit_bytes)}: use a smaller batch"
         )
     return shape
 
 
-def _from_raw(raw: bytes, value: ModelValue, shape: tuple[int, ...]) -> Array:
+def _from_raw(whose: str, raw: bytes, value: ModelValue, shape: tuple[int, ...]) -> Array:
     if value.type == TEXT:
-        return _as_text(value, list(_elements(raw, value)), shape)
+        return _as_text(whose, list(_elements(whose, raw)), shape)
     dtype = DTYPES[value.type].newbyteorder("<")
     if len(raw) != math.prod(shape) * dtype.itemsize:
         raise InputError(
-            f"input {value.name!r} came with {len(raw)} bytes,"
+            f"{whose} came with {len(raw)} bytes,"
             f" {DATATYPES[value.type]}{show_shape(shape)} takes"
             f" {math.prod(shape) * dtype.itemsize}"
         )
     return np.ndarray(shape, dtype, raw)
 
 
-def _elements(raw: bytes, value: ModelValue) -> Iterable[bytes]:
+def _elements(whose: str, raw: bytes) -> Iterable[bytes]:
     """The elements of a BYTES tensor in raw contents."""
     at = 0
     while at < len(raw):
         end = at + _LENGTH.size
         size = _LENGTH.unpack_from(raw, at)[0] if end <= len(raw) else len(raw)
         if end + size > len(raw):
-            raise InputError(f"input {value.name!r}: its raw BYTES end within an element")
+            raise InputError(f"{whose}: its raw BYTES end within an element")
         yield raw[end : end + size]
         at = end + size
 
 
-def _from_contents(
-    tensor: kserve.ModelInferRequest.InferInputTensor, value: ModelValue, shape: tuple[int, ...]
-) -> Array:
+def _from_contents(whose: str, tensor: _Tensor, value: ModelValue, shape: tuple[int, ...]) -> Array:
     datatype = DATATYPES[value.type]
     field = _CONTENTS.get(datatype)
     if field is None:
-        raise InputError(f"input {value.name!r} is {datatype}, which must be in raw_input_contents")
+        raise InputError(f"{whose} is {datatype}, which must be in raw contents")
     others = [known.name for known, _ in tensor.contents.ListFields() if known.name != field]
     if others:
-        raise InputError(f"input {value.name!r} is {datatype}: give {field}, not {others[0]}")
+        raise InputError(f"{whose} is {datatype}: give {field}, not {others[0]}")
     elements = getattr(tensor.contents, field)
     if value.type == TEXT:
-        return _as_text(value, list(elements), shape)
+        return _as_text(whose, list(elements), shape)
     dtype = DTYPES[value.type]
     if len(elements) != math.prod(shape):
-        raise _wrong_count(value, len(elements), shape)
+        raise _wrong_count(whose, len(elements), shape)
     try:
         array: Array = np.array(list(elements), dtype)
     except OverflowError as error:
-        raise InputError(f"input {value.name!r} holds a number that {datatype} cannot") from error
+        raise InputError(f"{whose} holds a number that {datatype} cannot") from error
     return array.reshape(shape)
 
 
-def _as_text(value: ModelValue, elements: Sequence[bytes], shape: tuple[int, ...]) -> Array:
+def _as_text(whose: str, elements: Sequence[bytes], shape: tuple[int, ...]) -> Array:
     if len(elements) != math.prod(shape):
-        raise _wrong_count(value, len(elements), shape)
+        raise _wrong_count(whose, len(elements), shape)
     array: Array = np.empty(len(elements), object)
     try:
         array[:] = [element.decode() for element in elements]
     except UnicodeDecodeError as error:
-        raise InputError(f"input {value.name!r} holds bytes that are not UTF-8 text") from error
+        raise InputError(f"{whose} holds bytes that are not UTF-8 text") from error
     return array.reshape(shape)
 
 
-def _wrong_count(value: ModelValue, count: int, shape: tuple[int, ...]) -> InputError:
+def _wrong_count(whose: str, count: int, shape: tuple[int, ...]) -> InputError:
     return InputError(
-        f"input {value.name!r} came with {count} elements, its shape {show_shape(shape)} has"
-        f" {math.prod(shape)}"
+        f"{whose} came with {count} elements, its shape {show_shape(shape)} has {math.prod(shape)}"
     )
 
 

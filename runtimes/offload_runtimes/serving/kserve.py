@@ -2,7 +2,8 @@
 
 A bundle of the model NAME is served as `NAME.server`, the server's part of its first plan, and, if
 the bundle holds both sides' files, as `NAME`, the whole model. Several bundles of one model are its
-versions, called by the first digits of their digests; the first one is the default.
+versions, called by the first digits of their digests as a decimal number; the first one is the
+default.
 """
 
 import threading
@@ -23,9 +24,12 @@ from offload_runtimes.protocol import kserve_messages as messages
 from offload_runtimes.protocol.kserve_messages import (
     DATATYPES,
     PLATFORM,
+    SERVER_PART,
     ModelSignature,
     model_config,
+    model_name,
     sizes,
+    version_of,
 )
 from offload_runtimes.protocol.kserve_state import InferenceRequest, ServedModel
 from offload_runtimes.protocol.memory_budget import MemoryBudget
@@ -38,22 +42,15 @@ from offload_runtimes.transport.connection import EndingConnection
 
 Request = TypeVar("Request", bound=Message)
 Call: TypeAlias = Callable[[bytes], bytes]
-SERVER_PART = ".server"
-_VERSION_DIGITS = 12
 _EXTENSIONS = ("model_configuration", "statistics")
 _SHOWN = 80  # characters of a name that a client made up
 _NS = 1_000_000_000
 
 
-def model_name(bundle: Bundle) -> str:
-    """What requests call a bundle's whole model."""
-    return bundle.model or bundle.path.name.removesuffix(".bundle")
-
-
 def models_of(loaded: LoadedBundle, limit_bytes: int) -> list[ServedModel]:
     """The models of a loaded bundle: the server's part, and the whole if all files are there."""
     bundle, plan = loaded.bundle, loaded.bundle.plan
-    name, version = model_name(bundle), bundle.digest[:_VERSION_DIGITS]
+    name, version = model_name(bundle), version_of(bundle)
     models = []
     if segments := plan.on(Side.SERVER):
         contract = loaded.contracts[0]

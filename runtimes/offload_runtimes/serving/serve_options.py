@@ -18,7 +18,8 @@ class ServeOptions:
         workers: segments that run at the same time; sessions take turns.
         limits: limits of one session; `max_bytes` is also the most that a tensor without a fixed
             shape may take, unless `max_memory_bytes` allows less.
-        max_sessions: sessions at the same time; more are refused.
+        max_sessions: sessions, and streams and single requests of KServe v2, at the same time;
+            more are refused.
         max_run_s: seconds after which a segment's run is stopped.
         max_memory_bytes: memory for models and tensors beyond the bare process: three quarters for
             onnxruntime (weights, workspace, outputs), one quarter for uploads and unread answers of

@@ -154,30 +154,40 @@ class GrpcConnector:
 
             return unreachable(self._address, self._security, proxy, _DIAGNOSIS_SHARE * timeout_s)
 
-        channel = self._channel(proxy, timeout_s)
+        limit_bytes = self._message_limit_bytes
+        channel = open_channel(self._address, self._security, limit_bytes, proxy, timeout_s)
         try:
             return GrpcStream(channel, self._method, outgoing, self._security.token, explain)
         except BaseException:
             channel.close()
             raise
 
-    def _channel(self, proxy: str | None, timeout_s: float) -> grpc.Channel:
-        limit_bytes = self._message_limit_bytes
-        options: list[tuple[str, int | str]] = [
-            ("grpc.max_send_message_length", limit_bytes),
-            ("grpc.max_receive_message_length", limit_bytes),
-            ("grpc.http2.max_frame_size", FRAME_BYTES),
-            # A channel of one's own must not inherit the back-off of an earlier, failed one.
-            ("grpc.use_local_subchannel_pool", 1),
-            # This long a single attempt to connect may take.
-            ("grpc.min_reconnect_backoff_ms", max(1, int(1000 * _CONNECT_SHARE * timeout_s))),
-            ("grpc.http_proxy", proxy) if proxy else ("grpc.enable_http_proxy", 0),
-        ]
-        # Read anew for each connection: certificates are renewed while a device runs.
-        credentials = _credentials(self._security)
-        if credentials is None:
-            return grpc.insecure_channel(self._address.target, options)
-        return grpc.secure_channel(self._address.target, credentials, options)
+
+def open_channel(
+    address: Address,
+    security: ClientSecurity,
+    message_limit_bytes: int,
+    proxy: str | None,
+    timeout_s: float,
+) -> grpc.Channel:
+    """A channel of its own, which connects with its first call.
+
+    Certificates are read anew for each channel: they are renewed while a device runs.
+    """
+    options: list[tuple[str, int | str]] = [
+        ("grpc.max_send_message_length", message_limit_bytes),
+        ("grpc.max_receive_message_length", message_limit_bytes),
+        ("grpc.http2.max_frame_size", FRAME_BYTES),
+        # A channel of one's own must not inherit the back-off of an earlier, failed one.
+        ("grpc.use_local_subchannel_pool", 1),
+        # This long a single attempt to connect may take.
+        ("grpc.min_reconnect_backoff_ms", max(1, int(1000 * _CONNECT_SHARE * timeout_s))),
+        ("grpc.http_proxy", proxy) if proxy else ("grpc.enable_http_proxy", 0),
+    ]
+    credentials = _credentials(security)
+    if credentials is None:
+        return grpc.insecure_channel(address.target, options)
+    return grpc.secure_channel(address.target, credentials, options)
 
 
 def _credentials(security: ClientSecurity) -> grpc.ChannelCredentials | None:

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any, TypeAlias, TypeVar
@@ -46,7 +46,6 @@ _FREE_BYTES = 4 * _SMALL_BYTES  # of each stream, in addition to the memory budg
 _UNREAD_BYTES = 1 << 26
 _UNREAD_ANSWERS = 4
 _IDLE_S = 10.0
-_JOIN_POLL_S = 0.005
 _LAST_ANSWERS_S = 5.0  # for a device to read its last answers
 
 
@@ -187,10 +186,11 @@ class DaemonPool(ThreadPoolExecutor):
 
     def __init__(self) -> None:
         super().__init__(1)
-        self._calls: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._idle = 0  # threads that wait for a call
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._idle = 0  # threads that wait for a call and will get the next one
+        self._is_over = False
         self._counting = threading.Lock()
-        self._busy: set[threading.Thread] = set()
+        self._threads: set[threading.Thread] = set()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
         """Start a call."""
@@ -205,35 +205,46 @@ class DaemonPool(ThreadPoolExecutor):
         with self._counting:
             has_idle = self._idle > 0
             self._idle -= has_idle
-        if has_idle:
-            self._calls.put(call)
-        else:
-            threading.Thread(target=self._work, args=(call,), name="grpc", daemon=True).start()
+        self._calls.put(call)  # not an argument of the thread, which would keep it
+        if not has_idle:
+            thread = threading.Thread(target=self._work, name="grpc", daemon=True)
+            self._threads.add(thread)
+            thread.start()
         return future
 
     def join(self, timeout_s: float) -> None:
-        """Wait for the running calls."""
+        """Wait for the running calls, and end the threads."""
         until_s = time.monotonic() + timeout_s
-        while self._busy - {threading.current_thread()} and time.monotonic() < until_s:
-            time.sleep(_JOIN_POLL_S)
+        with self._counting:
+            self._is_over = True
+            idle, self._idle = self._idle, 0
+        for _ in range(idle):
+            self._calls.put(None)
+        for thread in tuple(self._threads):
+            if thread is not threading.current_thread():
+                thread.join(max(until_s - time.monotonic(), 0.0))
 
-    def _work(self, call: Callable[[], None]) -> None:
-        thread = threading.current_thread()
-        while True:
-            self._busy.add(thread)
+    def _work(self) -> None:
+        call = self._calls.get()
+        while call is not None:
             call()
-            self._busy.discard(thread)
-            del call  # it refers to a request
+            call = None  # it refers to a request
             with self._counting:
+                if self._is_over:
+                    break
                 self._idle += 1
-            try:
-                call = self._calls.get(timeout=_IDLE_S)
-            except queue.Empty:
-                with self._counting:
-                    if self._idle > 0:
-                        self._idle -= 1
-                        return
-                call = self._calls.get()  # it is on its way
+            call = self._next()
+        self._threads.discard(threading.current_thread())
+
+    def _next(self) -> Callable[[], None] | None:
+        """Wait for a call; None: the thread has been idle for too long, or the pool is over."""
+        with suppress(queue.Empty):
+            return self._calls.get(timeout=_IDLE_S)
+        with self._counting:
+            if self._idle > 0:
+                self._idle -= 1
+                return None
+        return self._calls.get()  # it is on its way
 
 
 class GrpcHost:

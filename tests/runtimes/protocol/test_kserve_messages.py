@@ -211,11 +211,17 @@ def test_wrong_text_gets_one_sentence(raw: bytes, shape: list[int], said: str) -
         messages.read_inputs(request(raw, datatype="BYTES", shape=shape), of)
 
 
+def test_empty_contents_beside_raw_ones_are_ignored() -> None:
+    made = request()
+    made.inputs[0].contents.SetInParent()
+    assert messages.read_inputs(made, TAKES)["x"].shape == (2, 2)
+
+
 def test_half_precision_must_be_raw() -> None:
     of = model(ModelValue("x", "tensor(float16)", (1,)))
     wrong = request(None, datatype="FP16", shape=[1])
     wrong.inputs[0].contents.fp32_contents.append(1.0)
-    with pytest.raises(InputError, match="FP16, which must be in raw_input_contents"):
+    with pytest.raises(InputError, match="FP16, which must be in raw contents"):
         messages.read_inputs(wrong, of)
 
 

@@ -14,10 +14,13 @@ import pytest
 from offload.planning.plan import Send, Side
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions, load
+from offload_runtimes.protocol.kserve_messages import version_of
 from offload_runtimes.protocol.server_state import SessionLimits
 from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.server import Server
+from offload_runtimes.serving.dispatch import Dispatcher
 from offload_runtimes.serving.serve_options import ServeOptions
+from offload_runtimes.serving.sessions import SegmentTask
 from onnx import helper
 
 from tests.runtimes import bundles, models
@@ -104,7 +107,7 @@ def test_metadata_describes_what_may_be_run(made: Made, client: KServeClient) ->
         assert [value.name for value in about.outputs] == outputs
         assert about.inputs[0].datatype == "FP32"
         assert list(about.inputs[0].shape) == [-1, 64]
-        assert about.versions == [made.bundle.digest[:12]]
+        assert about.versions == [version_of(made.bundle)]
         config = client.call("ModelConfig", kserve.ModelConfigRequest(name=name)).config
         assert [value.name for value in config.input] == inputs
         assert list(config.output[0].dims) == [-1, 64]
@@ -131,9 +134,9 @@ def test_bundles_of_one_model_are_its_versions(tmp_path: Path) -> None:
         KServeClient(server.address) as client,
     ):
         feeds = first.feeds()
-        for made, version in ((first, ""), (second, second.bundle.digest[:12])):
+        for made, version in ((first, ""), (second, version_of(second.bundle))):
             response = client.call("ModelInfer", infer_request("net", feeds, version))
-            assert response.model_version == made.bundle.digest[:12]
+            assert response.model_version == version_of(made.bundle)
             np.testing.assert_allclose(arrays(response)["y"], made.expected(feeds)[0], rtol=1e-5)
         code, said = refusal(client, infer_request("net", feeds, "9"))
         assert code is grpc.StatusCode.NOT_FOUND
@@ -392,3 +395,44 @@ def test_a_model_without_datatypes_is_listed_as_unavailable(tmp_path: Path) -> N
         code, said = refusal(client, infer_request("b", made.feeds()))
         assert code is grpc.StatusCode.INVALID_ARGUMENT
         assert "no datatype" in said
+
+
+def test_many_requests_of_one_client_take_turns_with_another_client(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = endless(tmp_path / "loop")
+    order: list[str] = []
+    run = Dispatcher._run
+
+    def recorded(self: Dispatcher, task: SegmentTask, **more: bool) -> bool:
+        order.append(str(task.session.turn))
+        return run(self, task, **more)
+
+    monkeypatch.setattr(Dispatcher, "_run", recorded)
+    with (
+        Server([loop.bundle, made.bundle], options=ServeOptions(ONE)) as server,
+        KServeClient(server.address) as busy,
+        KServeClient(server.address) as many,
+        KServeClient(server.address) as single,
+    ):
+        outbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        outbox.put(infer_request("loop", {"x": np.zeros(1, np.float32)}))
+        occupied = busy.stream(iter(outbox.get, None))  # the only worker runs it
+        eventually(lambda: len(order) == 1)
+        inputs = uploads(made, made.feeds())
+
+        def asks(client: KServeClient) -> threading.Thread:
+            thread = threading.Thread(target=lambda: client.infer("b.server", inputs))
+            thread.start()
+            return thread
+
+        threads = [asks(many) for _ in range(6)]
+        eventually(lambda: server._dispatcher.waiting == 6)
+        threads.append(asks(single))
+        eventually(lambda: server._dispatcher.waiting == 7)
+        occupied.cancel()  # type: ignore[attr-defined]
+        for thread in threads:
+            thread.join()
+    first, *others = order[1:]
+    assert others[0] != first, "the single request comes second"
+    assert set(others[1:]) == {first}

@@ -56,3 +56,16 @@ def test_nothing_is_lost_unless_it_is_said_how_much() -> None:
 def test_limits_out_of_range_are_refused(tolerance: float | None, floor: float | None) -> None:
     with pytest.raises(InputError, match="not"):
         EncodingPolicy.parse("any", tolerance, floor, Path("some.npz"))
+
+
+def test_encodings_of_other_servers_are_nodes_of_the_graph() -> None:
+    def names(text: str) -> list[str]:
+        policy = EncodingPolicy.parse(text, 0.1, calibration=Path("some.npz"))
+        return [encoding.name for encoding in policy.without_codecs().encodings]
+
+    assert names("lossless") == names("raw") == ["raw"]
+    assert names("any") == ["raw", "fp16", "uint8", "uint8-channel"]
+    assert names("fp16") == ["raw", "fp16"]
+    for text in ("zstd", "jpeg", "uint4"):
+        with pytest.raises(InputError, match="only our own server decodes"):
+            names(text)

@@ -19,12 +19,19 @@ from offload.planning.cut_costs import (
     process_bytes,
 )
 from offload.planning.plan import Side
-from offload.planning.planner import SIMPLE, compare, make_plan, pareto, search, serial_cut
+from offload.planning.planner import (
+    SIMPLE,
+    compare,
+    make_plan,
+    pareto,
+    search,
+    serial_cut,
+)
 from offload.planning.problem import Constraints, Objective, PlanningProblem, Power
 from offload.planning.scheme import Scheme, estimate, start_early
 from offload.units import format_bytes
 
-from tests.toolkit.graphs import graph_of, graphs_with_costs
+from tests.toolkit.graphs import closed_sets, graph_of, graphs_with_costs
 
 # Two streams that meet at the end: the server can serve the first while the second is sent.
 STREAMS = graph_of([(0, 1), (2, 3), (1, 4), (3, 4)], 5)
@@ -191,3 +198,33 @@ def test_the_front_trades_latency_for_throughput() -> None:
 
 def as_stream() -> PlanningProblem:
     return replace(PROBLEM, constraints=Constraints(Objective.THROUGHPUT))
+
+
+@given(graphs_with_costs(6), st.sampled_from([Objective.LATENCY, Objective.THROUGHPUT]))
+@settings(deadline=None, max_examples=100)
+def test_one_request_is_best_among_all_cuts_with_nothing_overlapped(
+    drawn: tuple[Graph, Costs], objective: Objective
+) -> None:
+    graph, costs = drawn
+    problem = PlanningProblem(graph, costs, Constraints(objective, one_request=True))
+    plan = make_plan(problem)
+    kinds = [step.action for step in plan.steps]
+    assert kinds == sorted(kinds), "all runs before all sends"
+    assert len(plan.on(Side.SERVER)) <= 1
+
+    def value(device: frozenset[int]) -> float:
+        stages_s = costs.stages_s(cut_at(graph, device))
+        return max(stages_s) if objective is Objective.THROUGHPUT else sum(stages_s)
+
+    least = min(map(value, closed_sets(graph)))
+    assert min(c.value for c in compare(problem)) == pytest.approx(least)
+
+
+def test_one_request_leaves_out_what_overlaps() -> None:
+    problem = replace(PROBLEM, constraints=Constraints(one_request=True))
+    assert {estimate.scheme for estimate in compare(problem)} == set(SIMPLE)
+    cut = cut_at(STREAMS, frozenset({0, 2}))
+    assert make_plan(problem, cut=cut).scheme == "partition"
+    for scheme in ("joint", "opss"):
+        with pytest.raises(InputError, match="overlaps uploads with computation, which one"):
+            make_plan(problem, scheme)

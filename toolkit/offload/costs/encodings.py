@@ -1,7 +1,7 @@
 """The encodings of a tensor on the link, and the policy that says which are allowed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from types import MappingProxyType
@@ -186,6 +186,20 @@ class EncodingPolicy:
     def is_lossless(self) -> bool:
         """Whether all allowed encodings are lossless."""
         return all(encoding.is_lossless for encoding in self.encodings)
+
+    def without_codecs(self) -> "EncodingPolicy":
+        """Only encodings that are nodes of the subgraphs, which any server can run.
+
+        Raises:
+            InputError: it allows others explicitly, but none of these.
+        """
+        kept = tuple(encoding for encoding in self.encodings if encoding.codec == RAW.codec)
+        if kept == (RAW,) and self.encodings not in ((RAW,), LOSSLESS):
+            names = ", ".join(each.name for each in self.encodings if each is not RAW)
+            raise InputError(
+                f"only our own server decodes {names}: allow raw, fp16, uint8 or uint8-channel"
+            )
+        return replace(self, encodings=kept)
 
     @classmethod
     def parse(

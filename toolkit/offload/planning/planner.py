@@ -109,7 +109,7 @@ def simplest_within_margin(
 def compare(
     problem: PlanningProblem, cut: Cut | None = None, solver: str = "optimal"
 ) -> tuple[SchemeEstimate, ...]:
-    """All schemes that can run, simplest first.
+    """All schemes that can run, simplest first; those that overlap nothing if `one_request` holds.
 
     Args:
         problem: the graph, its costs and the constraints.
@@ -124,7 +124,7 @@ def compare(
         (Scheme.CLOUD, all_cloud(graph) if may_send_input else None),
         (Scheme.NEUROSURGEON, neurosurgeon(problem)),
         (Scheme.PARTITION, shared),
-        (Scheme.OPSS, shared),
+        (Scheme.OPSS, None if problem.constraints.one_request else shared),
     )
     known: dict[tuple[Cut, bool, bool], SchemeEstimate] = {}
 
@@ -140,8 +140,13 @@ def compare(
     searched = search(problem, solver)
     if searched.cut is not None:
         near = dict.fromkeys((shared, searched.cut, *searched.near))
-        joint_estimates = (refined(Scheme.JOINT, cut) for cut in near)
-        estimates.append(min(joint_estimates, key=lambda c: c.value))
+        one_request = problem.constraints.one_request
+        kind = Scheme.PARTITION if one_request else Scheme.JOINT
+        best = min((refined(kind, cut) for cut in near), key=lambda c: c.value)
+        if not one_request:
+            estimates.append(best)
+        elif cut is None and best.value < estimates[-1].value:
+            estimates[-1] = best
     return tuple(estimates)
 
 
@@ -159,6 +164,11 @@ def search(problem: PlanningProblem, solver: str = "optimal") -> JointCut:
     graph, costs, constraints = problem.graph, problem.costs, problem.constraints
 
     def latency_of(cut: Cut) -> tuple[float, float]:
+        if constraints.one_request:
+            latency_s = sum(costs.stages_s(cut))
+            needed_bytes = process_bytes(graph, cut, sorted(cut.device), problem.client_bytes)
+            fits = needed_bytes <= (constraints.memory_bytes or _INFINITE)
+            return (latency_s, latency_s) if fits else (_INFINITE, _INFINITE)
         scheduling = scheduling_problem(graph, costs, cut)
         if scheduling is None:
             latency_s = costs.server_time_s(cut) + costs.download_time_s(cut)
@@ -189,7 +199,14 @@ def choose(
     known = ("auto", *(s.value for s in Scheme))
     if scheme not in known:
         raise InputError(f"scheme {scheme!r} is not known: use one of {', '.join(known)}")
-    requested = Scheme.OPSS.value if forced and scheme == "auto" else scheme
+    one_request = problem.constraints.one_request
+    if one_request and scheme in (Scheme.OPSS, Scheme.JOINT):
+        raise InputError(
+            f"scheme {scheme!r} overlaps uploads with computation, which one request for each"
+            " inference cannot: use auto, local, cloud, neurosurgeon or partition"
+        )
+    pipelined = Scheme.PARTITION if one_request else Scheme.OPSS
+    requested = pipelined.value if forced and scheme == "auto" else scheme
     suitable = [c for c in candidates if requested in ("auto", c.scheme)]
     able = [c for c in suitable if c.value < _INFINITE]
     if not able:

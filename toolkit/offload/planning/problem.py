@@ -86,6 +86,8 @@ class Constraints:
         period_s: limit on the time between two outputs of a stream.
         energy_j: limit on the device's energy per inference.
         power: the device's power; needed for energy.
+        one_request: all uploads of an inference go in one message, when the last one is ready, so
+            that nothing overlaps within an inference (a server of KServe v2).
     """
 
     objective: Objective = Objective.LATENCY
@@ -96,6 +98,7 @@ class Constraints:
     period_s: float | None = None
     energy_j: float | None = None
     power: Power | None = None
+    one_request: bool = False
 
     def __post_init__(self) -> None:
         needs_power = self.objective is Objective.ENERGY or self.energy_j is not None

@@ -93,7 +93,7 @@ def estimate(
     """Order the layers of a cut as a scheme does and predict its times."""
     graph, costs = problem.graph, problem.costs
     scheduling = scheduling_problem(graph, costs, cut)
-    if scheduling is None or not scheme.overlaps:
+    if scheduling is None or not scheme.overlaps or problem.constraints.one_request:
         return estimate_program(problem, scheme, cut, serial(graph, costs, cut), scheduling)
     schedule = solve(scheduling.instance, solver)
     program = pipelined(graph, costs, cut, scheduling, schedule.order)
@@ -146,7 +146,7 @@ def best_encodings(
     each, until no change of one tensor helps (a local optimum).
     O(rounds x tensors x options) schedules.
     """
-    if not best.scheme.overlaps:
+    if not best.scheme.overlaps or problem.constraints.one_request:
         return best
     for _ in range(_ROUNDS):
         before = best.value
