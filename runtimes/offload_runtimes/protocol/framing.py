@@ -45,14 +45,14 @@ def split(data: bytes) -> tuple[pb.Message, memoryview]:
     at, end = 0, len(data)
     while at + 1 < end:
         tag, size, begin = data[at], data[at + 1], at + 2
+        if tag & _TAG_MASK != _WIRE_BYTES:
+            break
         if size >= _CONTINUED:
             size, begin = _length(data, at + 1)
         if tag == _DATA_TAG:
             if begin + size != end:
                 break
             return pb.Message.FromString(data[:at]), memoryview(data)[begin:]
-        if tag & _TAG_MASK != _WIRE_BYTES:
-            break
         at = begin + size
     message = pb.Message.FromString(data)
     tensor = memoryview(message.data)

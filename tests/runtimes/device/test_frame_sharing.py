@@ -122,7 +122,9 @@ def test_frames_stay_local_while_the_server_is_away(
 ) -> None:
     fix_shares(monkeypatch)
     connector = FaultyConnector(MemoryConnector(server.serve), [FaultPlan(Fault.CUT, at)])
-    with OffloadSession(bundle, connector, optimize=False, heartbeat_s=0.02) as session:
+    with OffloadSession(
+        bundle, connector, optimize=False, heartbeat_s=0.02, patience_s=20
+    ) as session:
         assert_right(list(session.stream(map(frame, range(COUNT)), window=4)), expected)
         eventually(lambda: session.counts.losses == 1)
         eventually(lambda: session._active.opened.connection is not None)
