@@ -19,7 +19,7 @@ from offload.graph.cut_names import cut_names
 from offload.graph.load import Model, load_model
 from offload.graph.model import Graph, Tensor
 from offload.planning.cut import cut_at_names
-from offload.planning.plan import Plan
+from offload.planning.plan import Plan, Side
 from offload.planning.plan_set import PlanSet, plans_over
 from offload.planning.planner import make_plan
 from offload.planning.problem import Constraints, Objective, PlanningProblem
@@ -106,6 +106,12 @@ class PlanningInputs:
     request: SplitRequest
     calibration: Calibration | None = None
     open_sizes: str = ""
+
+    @property
+    def seconds(self) -> Mapping[Side, tuple[float, ...]]:
+        """Seconds of each layer on each side."""
+        profiles = {Side.DEVICE: self.device, Side.SERVER: self.server}
+        return {side: profile.costs_of(self.graph) for side, profile in profiles.items()}
 
     def problem(
         self,
@@ -281,9 +287,9 @@ def write_split(
     if was_run or model.path.stat().st_size + model.outside_bytes <= _PROVED_BYTES:
         progress(f"writing {target}")
         proof = partial(prove, model, shapes=request.shapes or {})
-        return write_bundle(model, graph, plans, target, types, proof)
+        return write_bundle(model, graph, plans, target, types, proof, prepared.seconds)
     progress(f"writing {target} without a proof, which would have to run the whole model")
-    return write_bundle(model, graph, plans, target, types)
+    return write_bundle(model, graph, plans, target, types, seconds=prepared.seconds)
 
 
 def encoding_selector(

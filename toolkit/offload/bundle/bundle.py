@@ -7,6 +7,7 @@ A bundle is a flat directory:
     plan-1.json ...      further plans, for other bandwidths; most bundles have one plan
     device-0.onnx ...    the device's segments, in schedule order
     server-0.onnx ...    the server's segments
+    graph.json           the model's layers, for pictures; deployments leave it out
     *.weights            weights too large for one protobuf message, or shared by several parts
 
 The manifest lists the plans and the range of bandwidth of each. The digest of a bundle is the

@@ -5,16 +5,36 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _STYLE = """
+:root { color-scheme: light dark; --ink: #1c2330; --paper: #fff; --line: #d6dbe4; --soft: #f4f6fa;
+        --good: #eef6ee; --accent: #3a7d44 }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #dde3ec; --paper: #12161d; --line: #333c4a; --soft: #1b212b; --good: #1c2f21;
+          --accent: #6fbf7b } }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem;
-       color: #1c2330; background: #fff }
+       color: var(--ink); background: var(--paper) }
 h1 { font-size: 1.6rem } h2 { font-size: 1.2rem; margin-top: 2.2rem }
+.wide { overflow-x: auto }
 table { border-collapse: collapse; margin: 1rem 0 }
-th, td { padding: .35rem .8rem; border-bottom: 1px solid #d6dbe4; text-align: right;
+th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align: right;
          font-variant-numeric: tabular-nums }
 th:first-child, td:first-child { text-align: left }
-tr.best td { font-weight: 600; background: #eef6ee }
+tr.best td { font-weight: 600; background: var(--good) }
 svg { max-width: 100%; height: auto }
-p.verdict { font-size: 1.1rem; border-left: .25rem solid #3a7d44; padding-left: .8rem }
+p.verdict { font-size: 1.1rem; border-left: .25rem solid var(--accent); padding-left: .8rem }
+figure.cut-figure { position: relative; margin: 1rem 0 }
+.cut-figure .picture { overflow-x: auto; border: 1px solid var(--line); border-radius: .4rem }
+.cut-figure .picture svg { display: block; margin: auto; max-width: none }
+.cut-figure .block { cursor: pointer }
+.cut-table td:nth-child(2), .cut-table th:nth-child(2) { text-align: left; word-break: break-all }
+.bandwidth { display: flex; gap: .8rem; align-items: center; font-weight: 600 }
+.bandwidth input { flex: 1 }
+.bandwidth output { min-width: 7.5rem; text-align: right }
+.cut-card { position: absolute; z-index: 1; max-width: min(40rem, 100%); max-height: 22rem;
+            overflow: auto; padding: .2rem .6rem; font-size: .85rem; background: var(--paper);
+            border: 1px solid var(--line); border-radius: .4rem; box-shadow: 0 4px 16px #0004 }
+.cut-card table { margin: .3rem 0 } .cut-card caption { text-align: left }
+.cut-card th, .cut-card td { padding: .1rem .5rem }
+@media (max-width: 40rem) { body { font-size: 15px } th, td { padding: .3rem .45rem } }
 """
 
 
@@ -28,7 +48,7 @@ class Section:
         columns: column headings of the table.
         rows: rows of the table as text.
         best: index of the row to highlight, or None.
-        charts: SVG documents, shown one below the other.
+        charts: SVG documents and figures in HTML, shown one below the other.
     """
 
     heading: str
@@ -46,6 +66,7 @@ def page(title: str, introduction: str, sections: Iterable[Section]) -> str:
         body = f"<p>{html.escape(introduction)}</p>\n{body}"
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>\n"
         f"<body><h1>{html.escape(title)}</h1>\n{body}\n"
         "</body></html>\n"
@@ -60,9 +81,9 @@ def _section(section: Section) -> str:
         parts.append(f'<p class="verdict">{html.escape(section.verdict)}</p>')
     if section.rows:
         head = "".join(f"<th>{html.escape(column)}</th>" for column in section.columns)
-        parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>")
+        parts.append(f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>')
         for index, row in enumerate(section.rows):
             cells = "".join(f"<td>{html.escape(cell)}</td>" for cell in row)
             parts.append(f'<tr class="{"best" if index == section.best else ""}">{cells}</tr>')
-        parts.append("</tbody></table>")
+        parts.append("</tbody></table></div>")
     return "\n".join([*parts, *section.charts])

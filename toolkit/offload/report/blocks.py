@@ -1,0 +1,131 @@
+"""Fold the layers of a graph into blocks that a person can look at."""
+
+from collections.abc import Collection, Hashable, Sequence
+from itertools import groupby
+
+import networkx as nx
+
+from offload.graph.model import Graph
+
+_MOST = 400
+_START, _END = -1, -2
+
+
+def fold(
+    graph: Graph, keys: Sequence[Hashable], apart: Collection[str] = (), most: int = _MOST
+) -> list[tuple[int, ...]]:
+    """Blocks of layers, each in order of execution: together, they are all layers once.
+
+    A chain of layers with the same key is one block. If the picture would still be too large,
+    stages are folded: a stage is all between two layers that every path passes, and is one block
+    where the key is the same. If that is not enough, runs of such stages are folded, longer and
+    longer ones. A run ends where the height and width of the tensors change.
+    O(layers * log layers).
+
+    Args:
+        graph: the layers.
+        keys: of each layer, such as the sides on which plans run it; only layers with the same
+            key are folded.
+        apart: tensors that stay visible between two blocks.
+        most: the number of blocks, and of rows that edges pass, to stay below if keys and graph
+            allow it.
+    """
+    visible = {graph.producer[name] for name in (*apart, *graph.outputs) if name in graph.producer}
+    fed = {layer for name in graph.inputs for layer in graph.consumers.get(name, ())}
+    parent = list(range(len(graph.layers)))
+
+    def root(layer: int) -> int:
+        while parent[layer] != layer:
+            parent[layer] = parent[parent[layer]]
+            layer = parent[layer]
+        return layer
+
+    for layer in range(len(graph.layers)):
+        after = graph.successors[layer]
+        if len(after) == 1 and layer not in visible:
+            (other,) = after
+            alone = len(graph.predecessors[other]) == 1 and other not in fed
+            if alone and keys[layer] == keys[other]:
+                parent[root(other)] = root(layer)
+    blocks = _blocks([root(layer) for layer in range(len(graph.layers))])
+    folded, run = blocks, 1
+    while _size(_between(graph, folded)) > most and run <= len(graph.layers):
+        folded = _fold_stages(graph, keys, blocks, visible | fed, run)
+        run *= 2
+    return folded
+
+
+def _blocks(group_of: Sequence[int]) -> list[tuple[int, ...]]:
+    """Layers with the same group as blocks, in order of their first layer."""
+    blocks: dict[int, list[int]] = {}
+    for layer, group in enumerate(group_of):
+        blocks.setdefault(group, []).append(layer)
+    return [tuple(block) for block in blocks.values()]
+
+
+def _between(graph: Graph, blocks: Sequence[Sequence[int]]) -> "nx.DiGraph[int]":
+    """The edges between blocks, which are numbered."""
+    block_of = {layer: number for number, block in enumerate(blocks) for layer in block}
+    net: nx.DiGraph[int] = nx.DiGraph()
+    net.add_nodes_from(range(len(blocks)))
+    for layer, after in enumerate(graph.successors):
+        net.add_edges_from((block_of[layer], block_of[other]) for other in after)
+    net.remove_edges_from([(block, block) for block in net])
+    return net
+
+
+def _size(net: "nx.DiGraph[int]") -> int:
+    """The number of blocks, and of rows that edges pass, when they are laid out in rows."""
+    row = {block: y for y, row in enumerate(nx.topological_generations(net)) for block in row}
+    return len(net) + sum(row[b] - row[a] - 1 for a, b in net.edges)
+
+
+def _fold_stages(
+    graph: Graph,
+    keys: Sequence[Hashable],
+    blocks: list[tuple[int, ...]],
+    visible: Collection[int],
+    run: int,
+) -> list[tuple[int, ...]]:
+    """Fold stages between blocks that all paths pass, `run` stages at a time."""
+    net = _between(graph, blocks)
+    heads = [block for block in net if not net.in_degree(block)]
+    tails = [block for block in net if not net.out_degree(block)]
+    net.add_edges_from((_START, block) for block in heads)
+    net.add_edges_from((block, _END) for block in tails)
+    dominators = nx.immediate_dominators(net, _START)
+    waist = [_END]
+    while waist[-1] != _START:
+        waist.append(dominators[waist[-1]])
+    waist.reverse()
+    place = {block: number for number, block in enumerate(waist)}
+    stage_of: dict[int, int] = {}  # each block belongs to the waist block that comes before it
+    for block in nx.topological_sort(net):
+        above = block
+        while above not in place:
+            above = dominators[above]
+        stage_of[block] = place[above]
+    stages: list[list[int]] = [[] for _ in waist]
+    for block, stage in stage_of.items():
+        if block >= 0:
+            stages[stage].append(block)
+
+    def shape(stage: int) -> Hashable:
+        """Height and width of what a stage returns; None: it must stay as it is."""
+        layers = [layer for block in stages[stage] for layer in blocks[block]]
+        if len({keys[layer] for layer in layers}) != 1 or not visible.isdisjoint(layers):
+            return None
+        first = graph.layers[layers[0]].outputs
+        tensor = graph.tensors[first[0]] if first else None
+        return keys[layers[0]], (tensor.shape or ())[2:] if tensor else ()
+
+    group_of: dict[int, int] = {}
+    numbered = [stage for stage in range(len(stages)) if stages[stage]]
+    for kind, same in groupby(numbered, key=shape):
+        members = list(same)
+        for number, stage in enumerate(members):
+            leader = stages[stage][0] if kind is None else stages[members[number - number % run]][0]
+            for block in stages[stage]:
+                group_of[block] = block if kind is None else leader
+    block_of = {layer: number for number, block in enumerate(blocks) for layer in block}
+    return _blocks([group_of[block_of[layer]] for layer in range(len(graph.layers))])
