@@ -100,11 +100,11 @@ bench-up: install
 	-$(APT) openssh-server openssh-client
 	$(BIN)/python -m tests.benchmarks.bench_up
 
-# The report of the experiments in a headless browser.
+# The report of the experiments and the picture of a cut in a headless browser.
 .PHONY: test-report
 test-report: install
 	-$(APT) chromium
-	$(BIN)/pytest -q tests/cli/bench/test_report.py
+	$(BIN)/pytest -q tests/cli/bench/test_report.py tests/front_door/test_cut_pages.py
 
 # The whole gate with Python 3.13, in the Debian that today's Raspberry Pi OS is made from.
 .PHONY: test-313

@@ -31,7 +31,6 @@ def fold(
             allow it.
     """
     visible = {graph.producer[name] for name in (*apart, *graph.outputs) if name in graph.producer}
-    fed = {layer for name in graph.inputs for layer in graph.consumers.get(name, ())}
     parent = list(range(len(graph.layers)))
 
     def root(layer: int) -> int:
@@ -44,13 +43,12 @@ def fold(
         after = graph.successors[layer]
         if len(after) == 1 and layer not in visible:
             (other,) = after
-            alone = len(graph.predecessors[other]) == 1 and other not in fed
-            if alone and keys[layer] == keys[other]:
+            if len(graph.predecessors[other]) == 1 and keys[layer] == keys[other]:
                 parent[root(other)] = root(layer)
     blocks = _blocks([root(layer) for layer in range(len(graph.layers))])
     folded, run = blocks, 1
     while _size(_between(graph, folded)) > most and run <= len(graph.layers):
-        folded = _fold_stages(graph, keys, blocks, visible | fed, run)
+        folded = _fold_stages(graph, keys, blocks, run)
         run *= 2
     return folded
 
@@ -81,51 +79,45 @@ def _size(net: "nx.DiGraph[int]") -> int:
 
 
 def _fold_stages(
-    graph: Graph,
-    keys: Sequence[Hashable],
-    blocks: list[tuple[int, ...]],
-    visible: Collection[int],
-    run: int,
+    graph: Graph, keys: Sequence[Hashable], blocks: list[tuple[int, ...]], run: int
 ) -> list[tuple[int, ...]]:
-    """Fold stages between blocks that all paths pass, `run` stages at a time."""
-    net = _between(graph, blocks)
-    heads = [block for block in net if not net.in_degree(block)]
-    tails = [block for block in net if not net.out_degree(block)]
-    net.add_edges_from((_START, block) for block in heads)
-    net.add_edges_from((block, _END) for block in tails)
-    dominators = nx.immediate_dominators(net, _START)
-    waist = [_END]
-    while waist[-1] != _START:
-        waist.append(dominators[waist[-1]])
-    waist.reverse()
-    place = {block: number for number, block in enumerate(waist)}
-    stage_of: dict[int, int] = {}  # each block belongs to the waist block that comes before it
-    for block in nx.topological_sort(net):
-        above = block
-        while above not in place:
-            above = dominators[above]
-        stage_of[block] = place[above]
-    stages: list[list[int]] = [[] for _ in waist]
-    for block, stage in stage_of.items():
-        if block >= 0:
-            stages[stage].append(block)
+    """Fold `run` stages at a time where the key is the same, and height and width."""
 
-    def shape(stage: int) -> Hashable:
-        """Height and width of what a stage returns; None: it must stay as it is."""
-        layers = [layer for block in stages[stage] for layer in blocks[block]]
-        if len({keys[layer] for layer in layers}) != 1 or not visible.isdisjoint(layers):
+    def kind(stage: Sequence[int]) -> Hashable:
+        """Key, height and width of what a stage returns; None: it must stay as it is."""
+        layers = [layer for block in stage for layer in blocks[block]]
+        if len({keys[layer] for layer in layers}) != 1:
             return None
         first = graph.layers[layers[0]].outputs
         tensor = graph.tensors[first[0]] if first else None
         return keys[layers[0]], (tensor.shape or ())[2:] if tensor else ()
 
     group_of: dict[int, int] = {}
-    numbered = [stage for stage in range(len(stages)) if stages[stage]]
-    for kind, same in groupby(numbered, key=shape):
-        members = list(same)
-        for number, stage in enumerate(members):
-            leader = stages[stage][0] if kind is None else stages[members[number - number % run]][0]
-            for block in stages[stage]:
-                group_of[block] = block if kind is None else leader
+    for same, members in groupby(_stages(_between(graph, blocks)), key=kind):
+        stages = list(members)
+        for number, stage in enumerate(stages):
+            leader = stages[number - number % run][0]
+            group_of |= {block: block if same is None else leader for block in stage}
     block_of = {layer: number for number, block in enumerate(blocks) for layer in block}
     return _blocks([group_of[block_of[layer]] for layer in range(len(graph.layers))])
+
+
+def _stages(net: "nx.DiGraph[int]") -> list[list[int]]:
+    """Blocks in stages: a block that every path passes, and all up to the next such block."""
+    closed = net.copy()
+    closed.add_edges_from((_START, block) for block in net if not net.in_degree(block))
+    closed.add_edges_from((block, _END) for block in net if not net.out_degree(block))
+    dominators = nx.immediate_dominators(closed, _START)
+    waist = _END
+    passed = {_END}
+    while waist != _START:
+        waist = dominators[waist]
+        passed.add(waist)
+    stages: dict[int, list[int]] = {}
+    for block in sorted(net):
+        above = block
+        while above not in passed:
+            above = dominators[above]
+        stages.setdefault(above, []).append(block)
+    order = {block: place for place, block in enumerate(nx.topological_sort(closed))}
+    return [stages[waist] for waist in sorted(stages, key=order.__getitem__)]

@@ -37,6 +37,14 @@
     show(Number(slider.value));
   }
 
+  // On a narrow screen, begin where the cut is.
+  const picture = figure.querySelector(".picture");
+  const first = figure.querySelector(".tensor:not(.off) rect") || figure.querySelector(".block rect");
+  if (first) {
+    const box = first.getBoundingClientRect(), frame = picture.getBoundingClientRect();
+    picture.scrollLeft += box.left + box.width / 2 - frame.left - frame.width / 2;
+  }
+
   const card = figure.appendChild(document.createElement("div"));
   card.className = "cut-card";
   card.hidden = true;
@@ -54,6 +62,7 @@
       cell(column ? body.lastChild : body.insertRow(), "td", word);
     }));
     card.appendChild(table);
+    card.style.left = 0;
     card.hidden = false;
     const place = block.getBoundingClientRect(), frame = figure.getBoundingClientRect();
     const left = Math.min(place.left - frame.left, frame.width - card.offsetWidth);

@@ -2,7 +2,6 @@
 
 import html
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,22 +12,21 @@ from typing import Any, Literal, TypeAlias
 from offload.bundle.bundle import Bundle
 from offload.bundle.layers import TimedGraph, read_layers
 from offload.costs.link import Link
-from offload.graph.model import Graph, Tensor
+from offload.graph.model import Tensor
 from offload.planning.plan import Plan, Send, Side
 from offload.planning.plan_set import PlanSet
 from offload.report.blocks import fold
-from offload.report.layout import Layout, Point, layered
+from offload.report.layout import Drawing, Point, layered
 from offload.report.page import Section, page
-from offload.report.svg import document, label, legend, text
-from offload.scheduling.timeline import Lane
+from offload.report.svg import NAMES, document, label, legend, text
 from offload.units import format_bps, format_bytes, format_s
 
 _BLOCK, _TENSOR, _PORT = (176.0, 40.0), (186.0, 54.0), (176.0, 34.0)
-_LETTERS = 27
+_LETTERS = 25
 _MARGIN = 24.0
-_TOP = 66.0
 _STEPS = 60
 _BEYOND = 4.0  # the slider goes this factor beyond the bandwidths where the plan changes
+_DEVICE, _SERVER, _UPLOAD, _DOWNLOAD = "#0072b2", "#00785a", "#e69f00", "#cc79a7"
 _LOOK = (
     ".cut text{font:12px system-ui,sans-serif}.cut .small{font-size:10.5px}"
     ".cut .edge{fill:none;stroke:#8b95a5;stroke-width:1.4}"
@@ -36,7 +34,8 @@ _LOOK = (
     ".cut .down.sent{stroke:#cc79a7}"
     ".cut .device rect{fill:#0072b2}.cut .server rect{fill:#00785a}"
     ".cut .block text{fill:#fff;text-anchor:middle}.cut .block .order{text-anchor:start}"
-    ".cut .port rect{fill:#fff;stroke:#0072b2;stroke-width:1.5}.cut .port text{text-anchor:middle}"
+    ".cut .port rect{fill:#fff;stroke:#0072b2;stroke-width:1.5}"
+    ".cut .port text{fill:#222;text-anchor:middle}"
     ".cut .tensor rect{fill:#fff4de;stroke:#e69f00;stroke-width:1.5}"
     ".cut .tensor.down rect{fill:#fbeaf3;stroke:#cc79a7}"
     ".cut .tensor text{fill:#222;text-anchor:middle}"
@@ -44,9 +43,9 @@ _LOOK = (
     ".cut .tensor.off rect,.cut .tensor.off text{visibility:hidden}"
     ".cut .tensor.off .through{visibility:visible}"
     "@media (prefers-color-scheme:dark){"
-    ".cut .port rect{fill:#12161d}.cut .tensor rect{fill:#3a2b0c}"
+    ".cut .port rect{fill:#12161d}.cut .port text{fill:#dde3ec}.cut .tensor rect{fill:#3a2b0c}"
     ".cut .tensor.down rect{fill:#38202e}.cut .tensor text{fill:#f3e6cf}"
-    ".cut .edge,.cut .tensor .through{stroke:#76819a}}"
+    ".cut .edge:not(.sent),.cut .tensor .through{stroke:#76819a}}"
 )
 
 Direction: TypeAlias = Literal["up", "down"]
@@ -196,7 +195,7 @@ class CutPicture:
         return list(edges)
 
     @cached_property
-    def layout(self) -> Layout:
+    def layout(self) -> Drawing:
         """Where the boxes are."""
         sizes = {_Block: _BLOCK, _Port: _PORT, _Sent: _TENSOR}
         linked = {box for edge in self.edges for box in edge}
@@ -209,9 +208,11 @@ class CutPicture:
         sizes = [send.size_bytes or 0 for send in chosen.uploads]
         if chosen.is_local:
             return f"All {total} layers run on the device; nothing is sent."
-        where = f"{count} of {total} layers run" if count else "No layer runs"
         things = "1 tensor" if len(sizes) == 1 else f"{len(sizes)} tensors"
-        return f"{where} on the device, which sends {things} ({format_bytes(sum(sizes))})."
+        things += f" ({format_bytes(sum(sizes))})"
+        if not count:
+            return f"The device computes no layer and sends {things}."
+        return f"{count} of {total} layers run on the device, which sends {things}."
 
 
 def _order(plan: Plan, side: Side, names: Mapping[str, int]) -> dict[int, int]:
@@ -238,24 +239,31 @@ def cut_svg(model: TimedGraph, plan: Plan, title: str = "") -> str:
         title: of the picture; empty: the model's name and what the plan does.
     """
     picture = CutPicture(model, (plan,))
-    return _svg(picture, 0, title or f"{model.graph.name}: {picture.sentence(0)}")
+    wide = max(picture.layout.width + 2 * _MARGIN, 480)
+    entries, y = legend(_legend(picture), round(wide), 38)
+    drawn = _drawing(picture, 0, (wide - picture.layout.width) / 2, y + 10)
+    tall = round(y + 10 + picture.layout.height + _MARGIN)
+    title = title or f"{model.graph.name}: {picture.sentence(0)}"
+    return document(round(wide), tall, title, [*entries, *drawn], _LOOK)
 
 
-def _svg(picture: CutPicture, plan: int, title: str) -> str:
-    """The picture while a plan is shown."""
-    layout = picture.layout
-    wide = max(layout.width + 2 * _MARGIN, 480)
-    left = (wide - layout.width) / 2
-    entries = [("#0072b2", "device"), ("#00785a", "server")]
-    entries += [("#e69f00", "upload"), ("#cc79a7", "download")]
-    parts, _ = legend(entries, round(wide), 38)
-    parts.append(f'<g class="cut" transform="translate({left:.1f} {_TOP})">')
+def _legend(picture: CutPicture) -> list[tuple[str, str]]:
+    """Colours and their meaning."""
+    entries = [(_DEVICE, "device"), (_SERVER, "server")]
+    used = {sent.direction for sent in picture.sent}
+    entries += [(_UPLOAD, "upload")] if "up" in used else []
+    return entries + ([(_DOWNLOAD, "download")] if "down" in used else [])
+
+
+def _drawing(picture: CutPicture, plan: int, left: float, top: float) -> list[str]:
+    """The boxes and edges while a plan is shown."""
     active = {transfer.box for transfer in picture.transfers(plan)}
-    parts += [_edge(picture, edge, active) for edge in picture.edges]
-    parts += [_box(picture, box, plan) for box in picture.boxes if box in layout.centres]
-    parts.append("</g>")
-    tall = _TOP + layout.height + _MARGIN
-    return document(round(wide), round(tall), title, parts, _LOOK)
+    return [
+        f'<g class="cut" transform="translate({left:.1f} {top:.1f})">',
+        *(_edge(picture, edge, active) for edge in picture.edges),
+        *(_box(picture, box, plan) for box in picture.boxes if box in picture.layout.centres),
+        "</g>",
+    ]
 
 
 def _edge(picture: CutPicture, edge: tuple[_Box, _Box], active: set[_Sent]) -> str:
@@ -368,22 +376,25 @@ def _lines(transfer: _Transfer, link: Link | None, plan: Plan) -> tuple[str, str
     arrow = "↑" if transfer.box.direction == "up" else "↓"
     took = _seconds(plan, link)[transfer.box]
     figures = f"{transfer.size} {transfer.encoding} · {took}"
-    name = _short(transfer.name, _LETTERS - 3)
+    name = _short(transfer.name, _LETTERS - 1)
     return f"{arrow}{transfer.place} {name}", _short(transfer.shape), figures
 
 
 def _seconds(plan: Plan, link: Link | None) -> dict[_Sent, str]:
     """The time on the link of each tensor that a plan sends, in words."""
     timeline = plan.forecast.work if link is None else plan.forecast.on(link)
-    jobs = dict(zip((job.name.partition(":")[2] for job in timeline.jobs), timeline.jobs, strict=True))
+    jobs = dict(
+        zip((job.name.partition(":")[2] for job in timeline.jobs), timeline.jobs, strict=True)
+    )
     words: dict[_Sent, str] = {}
     for send in plan.uploads:
         seconds = jobs[send.wire].upload_s if send.wire in jobs else 0.0
         words[_Sent(send.tensor, "up")] = format_s(seconds)
     for send in plan.downloads:
-        known = link is not None and send.size_bytes is not None
         words[_Sent(send.tensor, "down")] = (
-            format_s(link.download_s(send.size_bytes)) if known else "time not known"
+            "time not known"
+            if link is None or send.size_bytes is None
+            else format_s(link.download_s(send.size_bytes))
         )
     return words
 
@@ -395,12 +406,12 @@ def cut_page(bundle: Bundle) -> str:
         InputError: the bundle has no layers in it: it is a deployed one, or of an older version.
     """
     model = read_layers(bundle.path)
-    reasons = [
-        f"Plan {number}: {plan.reason}" if len(bundle.plans) > 1 else plan.reason
-        for number, plan in enumerate(bundle.plans)
-    ]
-    figure = cut_figure(model, bundle.plan_set)
-    sections = [Section("", "", charts=[figure]), Section("Why", "\n".join(reasons))]
+    reasons = [plan.reason[:1].upper() + plan.reason[1:] for plan in bundle.plans]
+    why = Section("Why", reasons[0])
+    if len(reasons) > 1:
+        numbered = [(str(number), reason) for number, reason in enumerate(reasons)]
+        why = Section("Why", "", ("plan", "why"), numbered)
+    sections = [Section("", charts=[cut_figure(model, bundle.plan_set)]), why]
     return page(f"Where {model.graph.name} is cut", "", sections)
 
 
@@ -435,9 +446,20 @@ def cut_figure(model: TimedGraph, plans: PlanSet) -> str:
         )
     island = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     script = files("offload.report").joinpath("cut.js").read_text(encoding="utf-8")
-    drawn = _svg(picture, shown, model.graph.name)
+    wide, tall = (round(x + 2 * _MARGIN) for x in (picture.layout.width, picture.layout.height))
+    drawing = "\n".join(_drawing(picture, shown, _MARGIN, _MARGIN))
+    drawn = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {wide} {tall}" width="{wide}"'
+        f' height="{tall}" role="img" aria-label="{text(model.graph.name)}">'
+        f"<style>{_LOOK}</style>{drawing}</svg>"
+    )
+    names = "".join(
+        f'<span><i style="background:{colour}"></i>{name}</span>'
+        for colour, name in _legend(picture)
+    )
     return (
-        f'<figure class="cut-figure">{slider}<p class="cut-sentence" aria-live="polite">'
+        f'<figure class="cut-figure">{slider}<p class="cut-legend">{names}</p>'
+        f'<p class="cut-sentence" aria-live="polite">'
         f"{html.escape(_sentence(picture, *steps[start]))}</p>"
         f'<div class="picture">{drawn}</div>'
         '<div class="wide"><table class="cut-table"><thead><tr><th>sent</th><th>tensor</th>'
@@ -498,7 +520,7 @@ def _sentence(picture: CutPicture, link: Link | None, number: int) -> str:
         words += f" Predicted latency: {format_s(latency_s)}"
         words += f" at {format_bps(link.up_bps)} up." if link and not plan.is_local else "."
     if len(picture.plans) > 1:
-        words += f" Plan {number}, scheme {plan.scheme}."
+        words += f" Plan {number} ({NAMES[plan.scheme]})."
     return words
 
 

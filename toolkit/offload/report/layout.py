@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 from grandalf.graphs import Edge, Graph, Vertex
@@ -16,7 +17,7 @@ _ROUNDS = 4
 
 
 @dataclass(frozen=True)
-class Layout:
+class Drawing:
     """Where the boxes are, and which points each edge passes.
 
     Attributes:
@@ -52,7 +53,7 @@ class _Route:
 def layered(
     sizes: Mapping[Hashable, tuple[float, float]],
     edges: Iterable[tuple[Hashable, Hashable]],
-) -> Layout:
+) -> Drawing:
     """Lay out boxes in rows so that each edge goes down; components stand side by side.
 
     Sugiyama's method with the coordinates of Brandes and Köpf (2001), by the grandalf library;
@@ -90,7 +91,7 @@ def layered(
             routes[link.v[0].data, link.v[1].data] = points
         left = max(x + shift + width / 2 for (x, _), width, _ in boxes) + 2 * _GAP
         height = max(height, *(y + tall / 2 for (_, y), _, tall in boxes))
-    return Layout(centres, routes, max(left - 2 * _GAP, 0.0), height)
+    return Drawing(centres, routes, max(left - 2 * _GAP, 0.0), height)
 
 
 def _separate(sugiyama: Any) -> None:
@@ -101,7 +102,7 @@ def _separate(sugiyama: Any) -> None:
     """
     for row in sugiyama.layers:
         boxes = sorted((v.view for v in row), key=lambda view: view.xy[0])
-        for before, view in zip(boxes, boxes[1:], strict=False):
+        for before, view in pairwise(boxes):
             least = before.xy[0] + (before.w + view.w) / 2 + _GAP / 2
             view.xy = max(view.xy[0], least), view.xy[1]
     sugiyama.draw_edges()

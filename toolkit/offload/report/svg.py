@@ -20,9 +20,7 @@ _ENTRY = 20
 _LETTER = 7.2
 
 
-def document(
-    width: int, height: int, title: str, parts: Iterable[str], style: str = ""
-) -> str:
+def document(width: int, height: int, title: str, parts: Iterable[str], style: str = "") -> str:
     """A self-contained SVG document with its title at the top; `style` adds to the style sheet."""
     return "\n".join(
         [
