@@ -7,12 +7,14 @@ import networkx as nx
 
 from offload.graph.model import Graph
 
-_MOST = 400
+MOST = 400
+"""Blocks, and rows that edges pass, of a picture that fills a page."""
+
 _START, _END = -1, -2
 
 
 def fold(
-    graph: Graph, keys: Sequence[Hashable], apart: Collection[str] = (), most: int = _MOST
+    graph: Graph, keys: Sequence[Hashable], apart: Collection[str] = (), most: int = MOST
 ) -> list[tuple[int, ...]]:
     """Blocks of layers, each in order of execution: together, they are all layers once.
 

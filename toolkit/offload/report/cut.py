@@ -15,7 +15,7 @@ from offload.costs.link import Link
 from offload.graph.model import Tensor
 from offload.planning.plan import Plan, Send, Side
 from offload.planning.plan_set import PlanSet
-from offload.report.blocks import fold
+from offload.report.blocks import MOST, fold
 from offload.report.layout import Drawing, Point, layered
 from offload.report.page import Section, page
 from offload.report.svg import NAMES, document, label, legend, text
@@ -47,6 +47,9 @@ _LOOK = (
     ".cut .tensor.down rect{fill:#38202e}.cut .tensor text{fill:#f3e6cf}"
     ".cut .edge:not(.sent),.cut .tensor .through{stroke:#76819a}}"
 )
+
+OVERVIEW = 60
+"""`most` for a picture among other charts."""
 
 Direction: TypeAlias = Literal["up", "down"]
 
@@ -104,9 +107,10 @@ class CutPicture:
     Args:
         model: the layers and their seconds.
         plans: of that model.
+        most: as in `fold`.
     """
 
-    def __init__(self, model: TimedGraph, plans: Sequence[Plan]) -> None:
+    def __init__(self, model: TimedGraph, plans: Sequence[Plan], most: int = MOST) -> None:
         self.model, self.plans = model, plans
         self._graph = model.graph
         names = {layer.name: index for index, layer in enumerate(model.graph.layers)}
@@ -117,7 +121,8 @@ class CutPicture:
         uploads = {_Sent(send.tensor, "up"): None for plan in plans for send in plan.uploads}
         downloads = {_Sent(send.tensor, "down"): None for plan in plans for send in plan.downloads}
         self.sent = [*uploads, *downloads]
-        self.blocks = [_Block(b) for b in fold(model.graph, keys, {s.tensor for s in uploads})]
+        apart = {sent.tensor for sent in uploads}
+        self.blocks = [_Block(block) for block in fold(model.graph, keys, apart, most)]
 
     def side(self, plan: int, block: _Block) -> Side:
         """Where a plan runs a block."""
@@ -415,7 +420,7 @@ def cut_page(bundle: Bundle) -> str:
     return page(f"Where {model.graph.name} is cut", "", sections)
 
 
-def cut_figure(model: TimedGraph, plans: PlanSet) -> str:
+def cut_figure(model: TimedGraph, plans: PlanSet, most: int = MOST) -> str:
     """The plans of a bundle as HTML: picture, table of what is sent, and a slider over bandwidths.
 
     The picture, its style and its script are all in the text: nothing is loaded. Without
@@ -424,8 +429,9 @@ def cut_figure(model: TimedGraph, plans: PlanSet) -> str:
     Args:
         model: the layers and their seconds.
         plans: one, or several with the bandwidths at which each is used.
+        most: as in `fold`: the smaller, the more layers are in one block.
     """
-    picture = CutPicture(model, plans.plans)
+    picture = CutPicture(model, plans.plans, most)
     steps = _slider(plans)
     start = len(steps) // 2
     shown = steps[start][1]

@@ -1,8 +1,8 @@
 """One self-contained HTML page: headings, sentences, tables and inline charts."""
 
 import html
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2330; --paper: #fff; --line: #d6dbe4; --soft: #f4f6fa;
@@ -19,7 +19,8 @@ th, td { padding: .35rem .8rem; border-bottom: 1px solid var(--line); text-align
          font-variant-numeric: tabular-nums }
 .number { text-align: right; white-space: nowrap }
 tr.best td { font-weight: 600; background: var(--good) }
-svg { max-width: 100%; height: auto }
+svg { max-width: 100%; height: auto } a { color: inherit }
+summary { cursor: pointer; font-weight: 600; margin: 1rem 0 }
 p.verdict { font-size: 1.1rem; border-left: .25rem solid var(--accent); padding-left: .8rem }
 figure.cut-figure { position: relative; margin: 1rem 0 }
 .cut-figure .picture { overflow-x: auto; border: 1px solid var(--line); border-radius: .4rem }
@@ -53,7 +54,10 @@ class Section:
         columns: column headings of the table.
         rows: rows of the table as text.
         best: index of the row to highlight, or None.
-        charts: SVG documents and figures in HTML, shown one below the other.
+        charts: SVG documents and figures in HTML, shown above the table.
+        folded: more of them, one below the other, which a reader opens.
+        summary: what is folded.
+        links: files beside the page, by name.
     """
 
     heading: str
@@ -62,6 +66,9 @@ class Section:
     rows: Sequence[Sequence[str]] = ()
     best: int | None = None
     charts: Sequence[str] = ()
+    folded: Sequence[str] = ()
+    summary: str = ""
+    links: Mapping[str, str] = field(default_factory=dict)
 
 
 def page(title: str, introduction: str, sections: Iterable[Section]) -> str:
@@ -84,6 +91,7 @@ def _section(section: Section) -> str:
         parts.append(f"<h2>{html.escape(section.heading)}</h2>")
     if section.verdict:
         parts.append(f'<p class="verdict">{html.escape(section.verdict)}</p>')
+    parts += section.charts
     if section.rows:
         kinds = [_kind(cells) for cells in zip(*section.rows, strict=True)]
         parts.append('<div class="wide"><table><thead>')
@@ -91,7 +99,16 @@ def _section(section: Section) -> str:
         for index, row in enumerate(section.rows):
             parts.append(_row(row, kinds, "td", "best" if index == section.best else ""))
         parts.append("</tbody></table></div>")
-    return "\n".join([*parts, *section.charts])
+    if section.folded:
+        summary = html.escape(section.summary)
+        parts += [f"<details><summary>{summary}</summary>", *section.folded, "</details>"]
+    if section.links:
+        links = (
+            f'<a href="{html.escape(file)}">{html.escape(name)}</a>'
+            for name, file in section.links.items()
+        )
+        parts.append(f"<p>{' · '.join(links)}</p>")
+    return "\n".join(parts)
 
 
 def _row(cells: Iterable[str], kinds: Iterable[str], tag: str, kind: str = "") -> str:

@@ -1,6 +1,7 @@
 """Frame, axis, legend and colours shared by all SVG charts."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
@@ -18,18 +19,25 @@ _STYLE = (
 )
 _ENTRY = 20
 _LETTER = 7.2
+_TITLE_LETTER, _TITLE_LINE = 9.4, 20
 
 
 def document(width: int, height: int, title: str, parts: Iterable[str], style: str = "") -> str:
-    """A self-contained SVG document with its title at the top; `style` adds to the style sheet."""
+    """A self-contained SVG document with its title at the top; `style` adds to the style sheet.
+
+    A long title takes several lines, and all parts move down.
+    """
+    lines = textwrap.wrap(title, int((width - 32) / _TITLE_LETTER)) or [""]
+    extra = (len(lines) - 1) * _TITLE_LINE
+    moved = [f'<g transform="translate(0 {extra})">', *parts, "</g>"] if extra else parts
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-            f'width="{width}" height="{height}" role="img" aria-label="{text(title)}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + extra}" '
+            f'width="{width}" height="{height + extra}" role="img" aria-label="{text(title)}">',
             f"<style>{_STYLE}{style}</style>",
-            f'<rect width="{width}" height="{height}" class="paper"/>',
-            label(16, 26, title, "title"),
-            *parts,
+            f'<rect width="{width}" height="{height + extra}" class="paper"/>',
+            *(label(16, 26 + _TITLE_LINE * row, line, "title") for row, line in enumerate(lines)),
+            *moved,
             "</svg>\n",
         ]
     )
