@@ -107,8 +107,20 @@ def test_a_group_survives_its_file(tmp_path: Path) -> None:
 
 def test_the_page_needs_nothing_from_the_network(folder: Path) -> None:
     page = (folder / "index.html").read_text()
-    assert not re.search(r"(?:src|href)\s*=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)", page)
+    links = re.findall(r'href="([^"]*)"', page)
+    assert all((folder / link).is_file() for link in links)
+    assert not re.search(r"src\s*=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)", page)
     assert "how it was &lt;measured&gt;" in page
+
+
+def test_the_cuts_of_the_picks_are_folded_and_linked(tmp_path: Path) -> None:
+    (tmp_path / "cuts").mkdir()
+    (tmp_path / "cuts/another-wifi-opss.svg").write_text("<svg>drawn</svg>")
+    (tmp_path / "cuts/removed-wifi-opss.svg").write_text("<svg>of an earlier run</svg>")
+    page = write_report(tmp_path, GROUPS, NETWORKS, "").read_text()
+    assert page.count("<svg>drawn</svg>") == 1
+    assert "of an earlier run" not in page
+    assert 'href="cuts/another-wifi-opss.svg"' in page
 
 
 def test_the_page_opens_in_a_browser_without_errors(folder: Path, tmp_path: Path) -> None:
