@@ -6,14 +6,18 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/.installed
 
-# The stamp makes a second `make` free; it is renewed when the dependencies change.
+# Stamps make a second `make` free; they are renewed when the dependencies change.
 # rapidocr comes as files alone, the weights for tests and demo: its code would need OpenCV.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.runnable: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("onnx-offload needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet --editable . --group dev
+	$(BIN)/pip install --quiet --editable . 'pillow>=10.1'
 	$(BIN)/pip install --quiet --no-deps 'rapidocr>=3.10,<4'
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.runnable
+	$(BIN)/pip install --quiet --editable . --group dev
 	touch $@
 
 test: lint types pytest
@@ -48,7 +52,8 @@ test-gpu:
 	build/gpu/bin/python -m pytest -q -s -m gpu tests/gpu
 
 # Real weights, a real input, every scheme predicted and measured; writes out/demo/index.html.
-demo: install
+# Installs what the demo needs, not the tools for development.
+demo: $(VENV)/.runnable
 	$(BIN)/offload demo
 
 # The wire's messages as Python classes; a test tells when this was forgotten.
