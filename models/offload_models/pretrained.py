@@ -79,7 +79,7 @@ def find(name: str) -> Path:
     )
 
 
-def build(name: str, width: int | None = None, batch: int = 1) -> onnx.ModelProto:
+def build(name: str, width: int | None = None, batch: int | str = 1) -> onnx.ModelProto:
     """Build the model for use on a device: bytes of a picture in, a small output.
 
     Input `image`, uint8 batch x height x width x 3. The output of `text_recognition` is `path`,
@@ -88,7 +88,7 @@ def build(name: str, width: int | None = None, batch: int = 1) -> onnx.ModelProt
     Args:
         name: one of `PRETRAINED`.
         width: columns of a picture; by default the model's usual width.
-        batch: number of pictures.
+        batch: number of pictures, or a name to keep it open.
 
     Raises:
         InputError: as `find`.
