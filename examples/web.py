@@ -3,13 +3,12 @@
 python examples/web.py net.bundle 8080 [HOST:PORT]      # needs aiohttp
 curl --data-binary @in.npz http://127.0.0.1:8080/ -o out.npz
 
-One session and one event loop answer many requests at the same time.
-"""
+One session and one event loop answer many requests at the same time."""
 
 import io
 import sys
-import zipfile
 from collections.abc import AsyncIterator
+from zipfile import BadZipFile
 
 import numpy as np
 from aiohttp import web
@@ -25,7 +24,7 @@ async def answer(request: web.Request) -> web.Response:
     try:
         with np.load(io.BytesIO(await request.read())) as inputs:
             feeds = dict(inputs)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+    except (ValueError, OSError, EOFError, BadZipFile):
         return web.Response(status=400, text="the body must be an .npz file\n")
     try:
         # If the client goes away, the task is cancelled, and with it the work on both sides.
@@ -47,7 +46,7 @@ def application(bundle: str, server: str | None = None) -> web.Application:
 
     app = web.Application(client_max_size=64 << 20)
     app.cleanup_ctx.append(session)
-    app.add_routes([web.post("/", answer)])
+    app.router.add_post("/", answer)
     return app
 
 
