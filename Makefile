@@ -56,6 +56,22 @@ test-gpu:
 demo: $(VENV)/.runnable
 	$(BIN)/offload demo
 
+# The documentation as a site in site/, with the references of CLI and Python API made from the
+# sources; a broken link or reference is an error. Its tools are installed beside, not among ours.
+.PHONY: docs
+docs: $(VENV)/.runnable
+	test -d build/docs || $(PYTHON) -m venv build/docs
+	build/docs/bin/pip install --quiet --upgrade 'pip>=25.1'
+	build/docs/bin/pip install --quiet --group docs
+	$(BIN)/python -m typer offload_cli.main utils docs --name offload --title 'Commands' --output docs/cli.md
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict --quiet
+
+# Every example, and every block of README and Quickstart that needs no second machine, as a new user
+# runs them: in a fresh checkout with a fresh environment (3 min).
+.PHONY: test-docs
+test-docs: install docs
+	$(BIN)/pytest -q tests/examples tests/docs
+
 # The wire's messages as Python classes; a test tells when this was forgotten.
 proto: install
 	$(BIN)/python -m grpc_tools.protoc -I runtimes/offload_runtimes/protocol --python_out=runtimes/offload_runtimes/protocol --pyi_out=runtimes/offload_runtimes/protocol runtimes/offload_runtimes/protocol/offload.proto
