@@ -64,7 +64,7 @@ docs: $(VENV)/.runnable
 	build/docs/bin/pip install --quiet --upgrade 'pip>=25.1'
 	build/docs/bin/pip install --quiet --group docs
 	$(BIN)/python -m typer offload_cli.main utils docs --name offload --title 'Commands' --output docs/cli.md
-	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict
 
 # Every example, and every block of README and Quickstart that needs no second machine, as a new user
 # runs them: in a fresh checkout with a fresh environment (3 min).
