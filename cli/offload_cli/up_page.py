@@ -3,11 +3,15 @@
 import json
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from offload.bundle.bundle import open_bundle
-from offload.bundle.layers import GRAPH, read_layers
+from offload.bundle.layers import GRAPH, TimedGraph, read_layers
+from offload.costs.profile import load_profile
+from offload.errors import InputError
 from offload.files import write_text
+from offload.planning.plan import Side
 from offload.planning.problem import PI_4B, Constraints
 from offload.report.charts import SchemeTimes, pairs_svg
 from offload.report.cut import OVERVIEW, cut_figure
@@ -194,7 +198,7 @@ def write_page(folder: Path, model: str, targets: Sequence[TargetConfig], result
         Section(
             "The cut",
             f"{chosen.device_layers} layers run on {device.name}; it sends {_sent(chosen)}.",
-            charts=_cut(result.bundle),
+            charts=_cut(folder, result.bundle),
         ),
         Section(
             "Where time, memory and energy go",
@@ -226,11 +230,17 @@ def write_page(folder: Path, model: str, targets: Sequence[TargetConfig], result
     return path
 
 
-def _cut(path: Path) -> list[str]:
+def _cut(folder: Path, bundle: Path) -> list[str]:
     """The picture of the bundle's plans; none for a bundle of an older version."""
-    if not (path / GRAPH).is_file():
+    if not (bundle / GRAPH).is_file():
         return []
-    return [cut_figure(read_layers(path), open_bundle(path).plan_set, OVERVIEW)]
+    model = read_layers(bundle)
+    if not model.seconds:
+        with suppress(InputError):  # profiles of other layers: blocks without seconds
+            profiles = {side: load_profile(folder / f"{side}.json") for side in Side}
+            seconds = {side: profile.costs_of(model.graph) for side, profile in profiles.items()}
+            model = TimedGraph(model.graph, seconds)
+    return [cut_figure(model, open_bundle(bundle).plan_set, OVERVIEW)]
 
 
 def _sent(scheme: SchemeResult) -> str:

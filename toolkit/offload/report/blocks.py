@@ -19,9 +19,10 @@ def fold(
     """Blocks of layers, each in order of execution: together, they are all layers once.
 
     A chain of layers with the same key is one block. If the picture would still be too large,
-    stages are folded: a stage is all between two layers that every path passes, and is one block
-    where the key is the same. If that is not enough, runs of such stages are folded, longer and
-    longer ones. A run ends where the height and width of the tensors change.
+    stages are folded. A stage is a layer that every path passes, and all since the layer before
+    it that every path passes; it is one block where the key is the same. If that is not enough,
+    runs of such stages are folded, longer and longer ones. A run ends where the height and width
+    of the tensors change.
     O(layers * log layers).
 
     Args:
@@ -90,8 +91,8 @@ def _fold_stages(
         layers = [layer for block in stage for layer in blocks[block]]
         if len({keys[layer] for layer in layers}) != 1:
             return None
-        first = graph.layers[layers[0]].outputs
-        tensor = graph.tensors[first[0]] if first else None
+        returned = graph.layers[max(layers)].outputs
+        tensor = graph.tensors[returned[0]] if returned else None
         return keys[layers[0]], (tensor.shape or ())[2:] if tensor else ()
 
     group_of: dict[int, int] = {}
@@ -105,21 +106,20 @@ def _fold_stages(
 
 
 def _stages(net: "nx.DiGraph[int]") -> list[list[int]]:
-    """Blocks in stages: a block that every path passes, and all up to the next such block."""
-    closed = net.copy()
-    closed.add_edges_from((_START, block) for block in net if not net.in_degree(block))
-    closed.add_edges_from((block, _END) for block in net if not net.out_degree(block))
-    dominators = nx.immediate_dominators(closed, _START)
-    waist = _END
-    passed = {_END}
-    while waist != _START:
-        waist = dominators[waist]
+    """Blocks in stages: a block that every path passes, and all that only leads to it."""
+    closed = net.reverse()
+    closed.add_edges_from((block, _START) for block in net if not net.in_degree(block))
+    closed.add_edges_from((_END, block) for block in net if not net.out_degree(block))
+    after = nx.immediate_dominators(closed, _END)  # by block: the next one that its paths share
+    passed, waist = {_START}, _START
+    while waist != _END:
+        waist = after[waist]
         passed.add(waist)
     stages: dict[int, list[int]] = {}
     for block in sorted(net):
-        above = block
-        while above not in passed:
-            above = dominators[above]
-        stages.setdefault(above, []).append(block)
-    order = {block: place for place, block in enumerate(nx.topological_sort(closed))}
+        end = block
+        while end not in passed:
+            end = after[end]
+        stages.setdefault(end, []).append(block)
+    order = {block: place for place, block in enumerate(nx.topological_sort(closed.reverse()))}
     return [stages[waist] for waist in sorted(stages, key=order.__getitem__)]

@@ -26,6 +26,7 @@
       const row = body.appendChild(document.createElement("tr"));
       words.forEach((word) => cell(row, "td", word));
     }
+    figure.querySelector(".cut-table").hidden = step.rows.length === 0;
     figure.querySelector(".cut-sentence").textContent = step.sentence;
     const output = figure.querySelector("output");
     if (output) output.textContent = step.link;

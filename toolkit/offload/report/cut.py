@@ -48,7 +48,7 @@ _LOOK = (
     ".cut .edge:not(.sent),.cut .tensor .through{stroke:#76819a}}"
 )
 
-OVERVIEW = 60
+OVERVIEW = 16
 """`most` for a picture among other charts."""
 
 Direction: TypeAlias = Literal["up", "down"]
@@ -450,6 +450,7 @@ def cut_figure(model: TimedGraph, plans: PlanSet, most: int = MOST) -> str:
             f'<label class="bandwidth">Uplink <input type="range" min="0" max="{len(steps) - 1}"'
             f' value="{start}"> <output></output></label>'
         )
+    hidden = "" if picture.transfers(shown) else " hidden"
     island = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     script = files("offload.report").joinpath("cut.js").read_text(encoding="utf-8")
     wide, tall = (round(x + 2 * _MARGIN) for x in (picture.layout.width, picture.layout.height))
@@ -468,8 +469,9 @@ def cut_figure(model: TimedGraph, plans: PlanSet, most: int = MOST) -> str:
         f'<p class="cut-sentence" aria-live="polite">'
         f"{html.escape(_sentence(picture, *steps[start]))}</p>"
         f'<div class="picture">{drawn}</div>'
-        '<div class="wide"><table class="cut-table"><thead><tr><th>sent</th><th>tensor</th>'
-        "<th>shape</th><th>bytes</th><th>encoding</th><th>on the link</th></tr></thead>"
+        f'<div class="wide"><table class="cut-table"{hidden}><thead><tr><th>sent</th>'
+        "<th>tensor</th><th>shape</th><th>bytes</th><th>encoding</th><th>on the link</th></tr>"
+        "</thead>"
         f"<tbody>{_rows(picture, *steps[start])}</tbody></table></div>"
         f'<script type="application/json">{island}</script><script>{script}</script></figure>'
     )
