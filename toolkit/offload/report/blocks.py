@@ -7,8 +7,8 @@ import networkx as nx
 
 from offload.graph.model import Graph
 
-MOST = 400
-"""Blocks, and rows that edges pass, of a picture that fills a page."""
+MOST = 450
+"""The size of a picture that fills a page: three for a block, one for a row that an edge passes."""
 
 _START, _END = -1, -2
 
@@ -30,8 +30,7 @@ def fold(
         keys: of each layer, such as the sides on which plans run it; only layers with the same
             key are folded.
         apart: tensors that stay visible between two blocks.
-        most: the number of blocks, and of rows that edges pass, to stay below if keys and graph
-            allow it.
+        most: the size to stay below if keys and graph allow it, as `MOST` counts it.
     """
     visible = {graph.producer[name] for name in (*apart, *graph.outputs) if name in graph.producer}
     parent = list(range(len(graph.layers)))
@@ -76,9 +75,9 @@ def _between(graph: Graph, blocks: Sequence[Sequence[int]]) -> "nx.DiGraph[int]"
 
 
 def _size(net: "nx.DiGraph[int]") -> int:
-    """The number of blocks, and of rows that edges pass, when they are laid out in rows."""
+    """The size of the picture, as `MOST` counts it."""
     row = {block: y for y, row in enumerate(nx.topological_generations(net)) for block in row}
-    return len(net) + sum(row[b] - row[a] - 1 for a, b in net.edges)
+    return 3 * len(net) + sum(row[b] - row[a] - 1 for a, b in net.edges)
 
 
 def _fold_stages(

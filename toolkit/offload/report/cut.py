@@ -48,7 +48,7 @@ _LOOK = (
     ".cut .edge:not(.sent),.cut .tensor .through{stroke:#76819a}}"
 )
 
-OVERVIEW = 16
+OVERVIEW = 48
 """`most` for a picture among other charts."""
 
 Direction: TypeAlias = Literal["up", "down"]
