@@ -44,7 +44,7 @@ def inspect(
     svg: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="For a bundle: write that picture of one plan to this file."
+            metavar="FILE", help="For a bundle: write the picture of one plan to this file."
         ),
     ] = None,
     number: Annotated[

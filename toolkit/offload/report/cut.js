@@ -7,7 +7,7 @@
 
   function show(number) {
     const step = data.steps[number];
-    all("[data-block]").forEach((block, index) => {
+    all("[data-block]").forEach((block) => {
       const [side, figures, place] = data.plans[step.plan].blocks[block.dataset.block];
       block.setAttribute("class", `block ${side}`);
       const lines = block.querySelectorAll("text");

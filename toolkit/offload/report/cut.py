@@ -387,10 +387,8 @@ def _lines(transfer: _Transfer, link: Link | None, plan: Plan) -> tuple[str, str
 
 def _seconds(plan: Plan, link: Link | None) -> dict[_Sent, str]:
     """The time on the link of each tensor that a plan sends, in words."""
-    timeline = plan.forecast.work if link is None else plan.forecast.on(link)
-    jobs = dict(
-        zip((job.name.partition(":")[2] for job in timeline.jobs), timeline.jobs, strict=True)
-    )
+    work = plan.forecast.work if link is None else plan.forecast.on(link)
+    jobs = {job.name.partition(":")[2]: job for job in work.jobs}
     words: dict[_Sent, str] = {}
     for send in plan.uploads:
         seconds = jobs[send.wire].upload_s if send.wire in jobs else 0.0
@@ -424,7 +422,7 @@ def cut_figure(model: TimedGraph, plans: PlanSet, most: int = MOST) -> str:
     """The plans of a bundle as HTML: picture, table of what is sent, and a slider over bandwidths.
 
     The picture, its style and its script are all in the text: nothing is loaded. Without
-    scripts, the first plan is shown.
+    scripts, the plan for the bandwidth in the middle is shown.
 
     Args:
         model: the layers and their seconds.
@@ -436,7 +434,6 @@ def cut_figure(model: TimedGraph, plans: PlanSet, most: int = MOST) -> str:
     start = len(steps) // 2
     shown = steps[start][1]
     data = {
-        "start": start,
         "steps": [_step(picture, link, plan) for link, plan in steps],
         "plans": [_plan(picture, number) for number in range(len(plans.plans))],
         "blocks": [
