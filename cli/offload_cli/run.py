@@ -4,7 +4,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -18,7 +18,7 @@ from offload.costs.profile import slowed
 from offload.errors import InputError
 from offload.files import write_text
 from offload.planning.plan import Side
-from offload.report.gantt import chrome_trace, gantt_svg, gantt_text
+from offload.report.gantt import chrome_trace, gantt_svg, gantt_text, named
 from offload.scheduling.timeline import Timeline
 from offload.units import format_s
 from offload_runtimes.client import OffloadSession
@@ -205,6 +205,8 @@ def run(
     is_planned_device = followed.device == slowed(machine_name(), slowdown)
     comparable = is_planned_device and bool(followed.alternatives)
     predicted = followed.predicted(link_used) if comparable else None
+    runs = replace(runs, timelines=[named(timeline, followed) for timeline in runs.timelines])
+    predicted = named(predicted, followed) if predicted else None
     _report(output, runs, predicted, switching, bundle.name, svg, trace)
     if switching:
         changes = [
