@@ -6,14 +6,18 @@ BIN := $(VENV)/bin
 
 install: $(VENV)/.installed
 
-# The stamp makes a second `make` free; it is renewed when the dependencies change.
+# Stamps make a second `make` free; they are renewed when the dependencies change.
 # rapidocr comes as files alone, the weights for tests and demo: its code would need OpenCV.
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.runnable: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("onnx-offload needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet --editable . --group dev
+	$(BIN)/pip install --quiet --editable . 'pillow>=10.1'
 	$(BIN)/pip install --quiet --no-deps 'rapidocr>=3.10,<4'
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.runnable
+	$(BIN)/pip install --quiet --editable . --group dev
 	touch $@
 
 test: lint types pytest
@@ -48,8 +52,25 @@ test-gpu:
 	build/gpu/bin/python -m pytest -q -s -m gpu tests/gpu
 
 # Real weights, a real input, every scheme predicted and measured; writes out/demo/index.html.
-demo: install
+# Installs what the demo needs, not the tools for development.
+demo: $(VENV)/.runnable
 	$(BIN)/offload demo
+
+# The documentation as a site in site/, with the references of CLI and Python API made from the
+# sources; a broken link or reference is an error. Its tools are installed beside, not among ours.
+.PHONY: docs
+docs: $(VENV)/.runnable
+	test -d build/docs || $(PYTHON) -m venv build/docs
+	build/docs/bin/pip install --quiet --upgrade 'pip>=25.1'
+	build/docs/bin/pip install --quiet --group docs
+	$(BIN)/python -m typer offload_cli.main utils docs --name offload --title 'Commands' --output docs/cli.md
+	NO_MKDOCS_2_WARNING=1 build/docs/bin/mkdocs build --strict
+
+# Every example, and every block of README and Quickstart that needs no second machine, as a new user
+# runs them: in a fresh checkout with a fresh environment (3 min).
+.PHONY: test-docs
+test-docs: install docs
+	$(BIN)/pytest -q tests/examples tests/docs
 
 # The wire's messages as Python classes; a test tells when this was forgotten.
 # KServe's messages get a descriptor pool of their own: a program may also use tritonclient, which
@@ -104,11 +125,11 @@ bench-up: install
 	-$(APT) openssh-server openssh-client
 	$(BIN)/python -m tests.benchmarks.bench_up
 
-# The report of the experiments in a headless browser.
+# The report of the experiments and the picture of a cut in a headless browser.
 .PHONY: test-report
 test-report: install
 	-$(APT) chromium
-	$(BIN)/pytest -q tests/cli/bench/test_report.py
+	$(BIN)/pytest -q tests/cli/bench/test_report.py tests/front_door/test_cut_pages.py
 
 # The whole gate with Python 3.13, in the Debian that today's Raspberry Pi OS is made from.
 .PHONY: test-313

@@ -5,11 +5,15 @@ from typing import Annotated
 
 import typer
 from offload.bundle.bundle import Bundle, open_bundle
+from offload.bundle.layers import read_layers
 from offload.bundle.model_inputs import inputs_of
 from offload.bundle.sample_inputs import open_sizes_sentence
 from offload.costs.profile import uncounted
+from offload.errors import InputError
+from offload.files import write_text
 from offload.graph.load import load_model
 from offload.graph.model import Graph, Layer
+from offload.report.cut import cut_page, cut_svg
 from offload.units import format_bytes
 from offload_runtimes.measure.profile import read_fused
 
@@ -29,6 +33,26 @@ def inspect(
     list_all: Annotated[
         bool, typer.Option("--all", help="List every layer, also of a long model.")
     ] = False,
+    page_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            help="For a bundle: write a page that shows where the model is cut to this file.",
+        ),
+    ] = None,
+    svg: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="For a bundle: write the picture of one plan to this file."
+        ),
+    ] = None,
+    number: Annotated[
+        int,
+        typer.Option(
+            "--plan", metavar="N", help="With --svg: plan index, for bundles with several plans."
+        ),
+    ] = 0,
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Show a model's layers and tensors, or a bundle's plans.
@@ -37,12 +61,18 @@ def inspect(
     from an input; a tensor inside a fused layer breaks the layer there. For a bundle, shows the
     bandwidths each plan is for, what runs where and what is sent.
 
-    Example: `offload inspect googlenet.onnx`, `offload inspect net.bundle`
+    Example: `offload inspect googlenet.onnx`, `offload inspect net.bundle --html cut.html`
     """
     output = Output(form)
     if path.is_dir():
-        _show_bundle(output, open_bundle(path))
+        bundle = open_bundle(path)
+        _draw(output, bundle, page_file, svg, number)
+        _show_bundle(output, bundle)
         return
+    if page_file or svg:
+        raise InputError(
+            f"{path} is not a bundle, so it has no cut to draw: make one with `offload split`"
+        )
     model = load_model(path)
     graph = read_fused(model, parse_shapes(shape))
     open_sizes = open_sizes_sentence(inputs_of(model, graph).values)
@@ -70,6 +100,18 @@ def inspect(
         output.warning(f"bytes and work are not known: {open_sizes}")
     elif graph.uncounted:
         output.warning(uncounted(graph))
+
+
+def _draw(
+    output: Output, bundle: Bundle, page_file: Path | None, svg: Path | None, number: int
+) -> None:
+    """Write the pictures of a bundle that are asked for."""
+    if page_file is not None:
+        write_text(page_file, cut_page(bundle))
+        output.remark(f"wrote {page_file}")
+    if svg is not None:
+        write_text(svg, cut_svg(read_layers(bundle.path), bundle.only(number).plan))
+        output.remark(f"wrote {svg}")
 
 
 def _show_bundle(output: Output, bundle: Bundle) -> None:

@@ -3,7 +3,9 @@
 import codecs
 import io
 import json
+import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -16,6 +18,11 @@ from rich.text import Text
 
 # Width without a terminal: tensor names in the tables of a file or pipe are not broken.
 PIPE_COLUMNS = 240
+
+# Phrases that count, like `running LO (3 of 30)`, and what else differs in alike phrases.
+_COUNT = re.compile(r"\(?\b\d+ of \d+\)?$")
+_NUMBER = re.compile(r"[\d.]+ *[kMG]?(?=bit/s|B\b)|[\d.]+")
+_QUIET_S = 10.0
 
 ASCII = {"█": "#", "▓": "=", "…": "...", "×": "x", "µ": "u", "→": "->", "–": "-", "—": "-"}
 
@@ -116,12 +123,29 @@ class Output:
 
     @contextmanager
     def steps(self) -> Iterator[Callable[[str], None]]:
-        """A spinner on stderr that shows the latest step; plain lines without a terminal."""
+        """A spinner on stderr that shows the latest step; plain lines without a terminal.
+
+        Of lines that differ only in numbers or count, only one is printed each ten seconds.
+        """
         if not self._err.is_terminal:
-            yield self.remark
+            yield _Collapsed(self.remark)
             return
         with self._err.status("starting") as status:
             yield lambda phrase: status.update(Text(phrase))
+
+
+class _Collapsed:
+    """Passes on the first of several alike phrases, and one each ten seconds."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write, self._kind, self._due_s = write, "", 0.0
+
+    def __call__(self, phrase: str) -> None:
+        is_count = _COUNT.search(phrase) is not None
+        kind = phrase.split()[0] if is_count else _NUMBER.sub("", phrase)
+        if kind != self._kind or time.monotonic() >= self._due_s:
+            self._kind, self._due_s = kind, time.monotonic() + _QUIET_S
+            self._write(phrase)
 
 
 def _console(stderr: bool = False) -> Console:

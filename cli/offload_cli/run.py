@@ -5,7 +5,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ from offload.files import write_text
 from offload.planning.batch import MicroBatch
 from offload.planning.plan import Side
 from offload.records import to_json
-from offload.report.gantt import chrome_trace, gantt_svg, gantt_text
+from offload.report.gantt import chrome_trace, gantt_svg, gantt_text, named
 from offload.scheduling.timeline import Timeline
 from offload.units import format_s
 from offload_runtimes.client import OffloadSession
@@ -246,6 +246,8 @@ def run(
     is_planned_device = followed.device == slowed(machine_name(), slowdown)
     comparable = is_planned_device and bool(followed.alternatives) and not shared
     predicted = followed.predicted(link_used) if comparable else None
+    runs = replace(runs, timelines=[named(timeline, followed) for timeline in runs.timelines])
+    predicted = named(predicted, followed) if predicted else None
     _report(output, runs, predicted, switching, bundle.name, svg, trace)
     _show_plans_used(output, session, shared)
     output.text(gantt_text({"measured": runs.timelines[-1]}, 100))

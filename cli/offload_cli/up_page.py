@@ -1,13 +1,21 @@
 """The result of `offload up` as a sentence, a table and an HTML page."""
 
+import json
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from offload.bundle.bundle import open_bundle
+from offload.bundle.layers import GRAPH, TimedGraph, read_layers
+from offload.costs.profile import load_profile
+from offload.errors import InputError
 from offload.files import write_text
+from offload.planning.plan import Side
 from offload.planning.problem import PI_4B, Constraints
-from offload.report.charts import sizes_svg
-from offload.report.gantt import gantt_svg
+from offload.report.charts import SchemeTimes, pairs_svg
+from offload.report.cut import OVERVIEW, cut_figure
+from offload.report.gantt import chrome_trace, gantt_svg
 from offload.report.page import Section, page
 from offload.scheduling.timeline import Lane
 from offload.units import format_bps, format_bytes, format_s
@@ -138,14 +146,16 @@ def write_page(folder: Path, model: str, targets: Sequence[TargetConfig], result
     """Write `index.html` with all results, and return its path."""
     device, server = targets
     chosen = result.scheme(result.chosen)
-    groups = {}
-    for s in result.schemes:
-        bars = [("measured", s.median_s, format_s(s.median_s))]
-        if s.predicted_s is not None:
-            bars.insert(0, ("predicted", s.predicted_s, format_s(s.predicted_s)))
-        words = name_of(s.label)
-        groups[s.label if s.label == words else f"{s.label}: {words}"] = bars
-    marked = dict.fromkeys(groups, "measured")
+    times = [
+        SchemeTimes(
+            s.label if s.label == name_of(s.label) else f"{s.label}: {name_of(s.label)}",
+            s.predicted_s,
+            s.latencies_s,
+            s is chosen,
+        )
+        for s in result.schemes
+    ]
+    overview = pairs_svg("Latency of every scheme", times)
     probed = result.link
     introduction = (
         f"{model} on {device.name} ({result.device[0]}, {format_s(result.device[1])} alone) and"
@@ -154,11 +164,22 @@ def write_page(folder: Path, model: str, targets: Sequence[TargetConfig], result
         f" round trip {format_s(probed.round_trip_s)}."
     )
     heads = tuple(column.lstrip(">") for column in COLUMNS)
-    timelines = {}
+    end_s = max(
+        t.makespan_s for s in result.schemes for t in (s.predicted, s.measured) if t is not None
+    )
+    timelines = []
     for s in (chosen, *(s for s in result.schemes if s is not chosen)):
-        if s.predicted is not None:
-            timelines[f"{s.label}, predicted"] = s.predicted
-        timelines[f"{s.label}, measured"] = s.measured
+        both = {"predicted": s.predicted, "measured": s.measured}
+        known = {name: timeline for name, timeline in both.items() if timeline is not None}
+        timelines.append(gantt_svg(known, s.label, end_s))
+    write_text(folder / "schemes.svg", overview)
+    all_timelines = {
+        f"{s.label}, {name}": timeline
+        for s in result.schemes
+        for name, timeline in (("predicted", s.predicted), ("measured", s.measured))
+        if timeline is not None
+    }
+    write_text(folder / "up.trace.json", json.dumps(chrome_trace(all_timelines)))
     sections = [
         Section(
             "Result",
@@ -166,12 +187,18 @@ def write_page(folder: Path, model: str, targets: Sequence[TargetConfig], result
             heads,
             rows(result),
             result.schemes.index(chosen),
-            [sizes_svg(groups, marked, "Seconds of one inference, predicted and measured")],
+            [overview],
+            timelines,
+            "Timelines of all schemes, on one axis",
+            {
+                "chart of the schemes": "schemes.svg",
+                "trace for Perfetto or chrome://tracing": "up.trace.json",
+            },
         ),
-        Section("Timelines", charts=[gantt_svg(timelines, "What each resource does, on one axis")]),
         Section(
             "The cut",
             f"{chosen.device_layers} layers run on {device.name}; it sends {_sent(chosen)}.",
+            charts=_cut(folder, result.bundle),
         ),
         Section(
             "Where time, memory and energy go",
@@ -201,6 +228,19 @@ def write_page(folder: Path, model: str, targets: Sequence[TargetConfig], result
     path = folder / "index.html"
     write_text(path, page(f"{model}: {device.name} and {server.name}", introduction, sections))
     return path
+
+
+def _cut(folder: Path, bundle: Path) -> list[str]:
+    """The picture of the bundle's plans; none for a bundle of an older version."""
+    if not (bundle / GRAPH).is_file():
+        return []
+    model = read_layers(bundle)
+    if not model.seconds:
+        with suppress(InputError):  # profiles of other layers: blocks without seconds
+            profiles = {side: load_profile(folder / f"{side}.json") for side in Side}
+            seconds = {side: profile.costs_of(model.graph) for side, profile in profiles.items()}
+            model = TimedGraph(model.graph, seconds)
+    return [cut_figure(model, open_bundle(bundle).plan_set, OVERVIEW)]
 
 
 def _sent(scheme: SchemeResult) -> str:

@@ -47,6 +47,9 @@ def test_from_a_model_to_a_release_and_only_what_changed_again(prepared: Door) -
     page = (door.folder / "up/index.html").read_text()
     assert first["verdict"] in page
     assert "http" not in re.sub(r'xmlns="[^"]*"', "", page)
+    assert page.index("Latency of every scheme") < page.index("<table>") < page.index("<details>")
+    assert "cut-figure" in page
+    assert all((door.folder / "up" / link).is_file() for link in re.findall('href="([^"]+)"', page))
     # The keys are the user's alone.
     assert (door.folder / "up/certs/device.key").stat().st_mode & 0o077 == 0
 

@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from offload.bundle.layers import TimedGraph
 from offload.bundle.write import write_bundle
 from offload.costs.link import Link
 from offload.errors import InputError
+from offload.files import write_text
+from offload.planning.plan import Side
 from offload.planning.problem import PI_4B, Constraints
 from offload.planning.scheme import Scheme
+from offload.report.cut import cut_svg
 from offload.scheduling.timeline import Lane
 from offload_runtimes.emulation.experiment import BundleEntry, ExperimentJob, MeasuredRun, run_job
 from offload_runtimes.emulation.testbed import scratch
 from offload_runtimes.measure import Progress
 
 from offload_cli.bench.environment import Environment
-from offload_cli.bench.results import Cell, Group
+from offload_cli.bench.results import Cell, Group, cut_file
 from offload_cli.bench.subjects import (
     OPTIONS,
     PlannedScheme,
@@ -157,11 +161,24 @@ def measure_group(
         for run in run_job(hosts, job, served):
             progress(f"{name}, {network}: {run.label}, run {run.number} of {options.repeats}")
             runs[run.label].append(run)
+    for key, scheme in plans.items():
+        if scheme.picked:
+            _draw(cut_file(options.folder, name, network, key), f"{name} on {network}", scheme)
     cells = tuple(
         _cell(name, network, key, scheme, runs_as[key], runs[runs_as[key]])
         for key, scheme in plans.items()
     )
     return Group(options.settings(environment.kind), cells, overheads_s)
+
+
+def _draw(path: Path, title: str, scheme: PlannedScheme) -> None:
+    """Write the picture of a pick that runs layers on both sides."""
+    plan, variant = scheme.plan, scheme.variant
+    if all(any(segment.layers for segment in plan.on(side)) for side in Side):
+        profiles = {Side.DEVICE: variant.device, Side.SERVER: variant.server}
+        seconds = {side: profile.costs_of(variant.graph) for side, profile in profiles.items()}
+        path.parent.mkdir(exist_ok=True)
+        write_text(path, cut_svg(TimedGraph(variant.graph, seconds), plan, title))
 
 
 def _cell(

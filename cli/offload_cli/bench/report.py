@@ -18,6 +18,7 @@ from offload_cli.bench.results import (
     PLANNING,
     Cell,
     Group,
+    cut_file,
     facts,
     gain,
     goals,
@@ -142,6 +143,19 @@ def write_report(
     write_text(folder / "results.json", json.dumps(results, indent=1))
     write_text(folder / "results.csv", _csv(groups))
     sections = _sections(groups, charts)
+    picked = [cell for group in groups for cell in group.cells if cell.picked]
+    paths = (cut_file(folder, cell.model, cell.network, cell.scheme) for cell in picked)
+    cuts = [path for path in paths if path.is_file()]
+    if cuts:
+        sections.append(
+            Section(
+                "Where the planner cuts",
+                "The picks that run layers on both sides.",
+                folded=[path.read_text(encoding="utf-8") for path in cuts],
+                summary=f"{len(cuts)} pictures",
+                links={path.stem: f"cuts/{path.name}" for path in cuts},
+            )
+        )
     markdown = [f"# {TITLE}", about]
     for section in sections:
         if section.rows:
@@ -190,7 +204,10 @@ def _sections(groups: Sequence[Group], charts: Mapping[str, str]) -> list[Sectio
     met = sum(row.met for row in rows)
     sections = [
         Section("Goals", f"{met} of {len(rows)} met.", GOALS, [row.row for row in rows]),
-        *(Section(caption(name), charts=[chart]) for name, chart in charts.items()),
+        *(
+            Section(caption(name), charts=[chart], links={"as SVG": name})
+            for name, chart in charts.items()
+        ),
         Section(
             "Gains of overlap, order and cut",
             "Measured factors; above 1 is faster. All but joint use PO's cut. Predicted: the"

@@ -115,6 +115,11 @@ class Group:
             raise InputError(f"{path} is damaged: remove it to measure again") from error
 
 
+def cut_file(folder: Path, model: str, network: str, scheme: str) -> Path:
+    """Where the picture of a pick's cut is, if it cuts the model."""
+    return folder / "cuts" / f"{model}-{network}-{scheme}.svg"
+
+
 MARGIN = 1.02
 OVERLAPPING = ("multi_stream", "alexnet_parallel", "randwire")
 _FLOAT_RIVALS = ("local", "cloud", "partition")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from offload.bundle.layers import TimedGraph
 from offload.costs.encoding_table import EncodingTable
 from offload.costs.encodings import LOSSLESS, EncodingPolicy, parse_allowed
 from offload.costs.link import Link, parse_link
@@ -14,10 +15,13 @@ from offload.errors import OffloadError
 from offload.files import write_text
 from offload.graph.load import load_model
 from offload.planning.cut import cut_after
-from offload.planning.plan import Plan
+from offload.planning.plan import Plan, Side
+from offload.planning.plan_set import PlanSet
 from offload.planning.planner import make_plan
 from offload.planning.problem import PlanningProblem
-from offload.report.gantt import chrome_trace, gantt_svg, gantt_text
+from offload.report.charts import SchemeTimes, pairs_svg
+from offload.report.cut import OVERVIEW, cut_figure, cut_svg
+from offload.report.gantt import chrome_trace, gantt_svg, gantt_text, named
 from offload.report.page import Section, page
 from offload.units import format_bytes, format_s
 from offload_runtimes.engine import EngineOptions
@@ -36,6 +40,9 @@ from offload_cli.output import Format, Output
 OPTIONS = EngineOptions(threads=1)
 TOLERANCE = 1e-4
 LOSSY_TOLERANCE = 0.02
+# Two measured times within this factor are equal; predictions of LO should be this close.
+NOISE = 1.05
+PREDICTED_WITHIN = 0.1
 JPEG = {"CO jpeg 90": "jpeg", "CO jpeg 95": "jpeg95"}
 COLUMNS = ("scheme", ">predicted", ">measured", ">spread", ">sent", "answer")
 
@@ -97,13 +104,13 @@ class ScenarioResult:
 
     Attributes:
         scenario: what was run.
-        layers: number of layers of the model.
+        model: the layers of the model, with their seconds on both sides.
         chosen: the plan that `auto` chooses.
         trials: the runs of every scheme.
     """
 
     scenario: Scenario
-    layers: int
+    model: TimedGraph
     chosen: Plan
     trials: tuple[PlanTrial, ...]
 
@@ -113,16 +120,49 @@ class ScenarioResult:
         return min(self.trials, key=lambda trial: trial.latency_s)
 
     @property
+    def picked(self) -> PlanTrial:
+        """The runs of the plan that `auto` chooses."""
+        return next(t for t in self.trials if t.plan.program == self.chosen.program)
+
+    @property
     def sentence(self) -> str:
-        """The chosen plan's reason, and whether it was the fastest."""
-        fastest = self.fastest
+        """Which scheme the planner picks, how fast it is, and which one is the fastest."""
+        picked, fastest, local = self.picked, self.fastest, self.local
+        text = f"The planner picks {picked.label}: {format_s(picked.plan.latency_s)} predicted"
+        text += f", {format_s(picked.latency_s)} measured"
+        if picked is not local:
+            ratio = local.latency_s / picked.latency_s
+            compared = (
+                f"{ratio:.1f}x faster than" if ratio >= 1 else f"{1 / ratio:.1f}x slower than"
+            )
+            text += f", {compared} {local.label} ({format_s(local.latency_s)})"
+        if picked is fastest:
+            return f"{text}. No other scheme is faster."
+        changes = "" if fastest.plan.is_lossless else ", which changes the outputs slightly,"
         measured = format_s(fastest.latency_s)
-        verdict = (
-            f"Measured, it wins too, at {measured}."
-            if self.chosen.program == fastest.plan.program
-            else f"Measured, {fastest.label} was faster: {measured}."
+        if picked.latency_s <= fastest.latency_s * NOISE:
+            return f"{text}. {fastest.label}{changes} is as fast: {measured}."
+        return f"{text}. {fastest.label}{changes} is the fastest: {measured}."
+
+    @property
+    def local(self) -> PlanTrial:
+        """The runs with all layers on the device."""
+        return next(trial for trial in self.trials if trial.plan.is_local)
+
+    @property
+    def off_sentence(self) -> str:
+        """Why the device alone took another time than predicted; empty: within 10 %."""
+        local = self.local
+        off = local.latency_s / local.plan.latency_s - 1
+        if abs(off) <= PREDICTED_WITHIN:
+            return ""
+        least, most = format_s(min(local.seconds)), format_s(max(local.seconds))
+        return (
+            f"{local.label} took {abs(off):.0%} {'longer' if off > 0 else 'less'} than predicted"
+            f" (runs from {least} to {most}): this machine computed at another speed during the"
+            " runs than while the model was profiled, often because of other work. Run the demo"
+            " again on an idle machine."
         )
-        return f"{self.chosen.reason.rstrip('.')}. {verdict}"
 
     @property
     def lossless_answers(self) -> set[str]:
@@ -154,9 +194,10 @@ class ScenarioResult:
         """The result as JSON."""
         return {
             "title": self.scenario.title,
-            "layers": self.layers,
+            "layers": len(self.model.graph.layers),
             "chosen": self.chosen.scheme,
-            "reason": self.sentence,
+            "reason": self.chosen.reason,
+            "sentence": self.sentence,
             "schemes": [
                 {
                     "label": trial.label,
@@ -191,7 +232,9 @@ def run_scenario(
         profile = measure(optimized, OPTIONS, feeds=scenario.feeds, progress=progress)
         device = profile.scaled(slowdown)
         problem = PlanningProblem.of(graph, device, profile, link)
-        machines = MachinePair(model, graph, scenario.feeds, link, slowdown, OPTIONS, folder)
+        machines = MachinePair(
+            model, graph, scenario.feeds, link, slowdown, OPTIONS, folder, profile.whole_s
+        )
         plans = scheme_plans(scenario, problem)
 
         # The best plans with fewer bytes: without loss, and with loss within the tolerance.
@@ -222,7 +265,8 @@ def run_scenario(
             labels.setdefault(plan.program, []).append(label)
         distinct = {" = ".join(same): plans[same[0]] for same in labels.values()}
         trials = tuple(try_plans(machines, distinct, repeats, progress))
-    result = ScenarioResult(scenario, len(graph.layers), plans["lossless"], trials)
+    seconds = {Side.DEVICE: device.costs_of(graph), Side.SERVER: profile.costs_of(graph)}
+    result = ScenarioResult(scenario, TimedGraph(graph, seconds), plans["lossless"], trials)
     answers, difference = result.lossless_answers, result.lossless_difference
     if len(answers) > 1 or difference > TOLERANCE:
         raise OffloadError(f"the schemes disagree ({difference:.1e} apart): {sorted(answers)}")
@@ -246,7 +290,7 @@ def scheme_plans(scenario: Scenario, problem: PlanningProblem) -> dict[str, Plan
 
 
 def show(output: Output, result: ScenarioResult) -> None:
-    """Print a result: table, comparison of the answers, verdict and the fastest timeline."""
+    """Print a result: table, comparison of the answers, verdict and the picked timeline."""
     agreement = (
         "All lossless schemes give the same answer (largest difference"
         f" {result.lossless_difference:.1e} of the range)."
@@ -259,43 +303,80 @@ def show(output: Output, result: ScenarioResult) -> None:
             agreement += (
                 f" {trial.label}, sending {sends}, gives {same} answer ({trial.difference:.1e})."
             )
-    output.text(f"\n{result.scenario.title}: {result.layers} layers")
+    output.text(f"\n{result.scenario.title}: {len(result.model.graph.layers)} layers")
     output.table(COLUMNS, result.rows)
     output.text(agreement)
-    output.text(result.sentence)
-    fastest = result.fastest
+    output.text(f"{result.sentence} {result.off_sentence}".rstrip())
+    output.text(f"Why: {result.chosen.reason}")
+    picked = result.picked
     output.text()
-    output.text(gantt_text({f"{fastest.label}, measured": fastest.timeline}, 100))
+    timeline = named(picked.timeline, picked.plan)
+    output.text(gantt_text({f"{picked.label}, measured": timeline}, 100))
 
 
 def write_files(folder: Path, results: list[ScenarioResult]) -> Path:
-    """Write a page with a Gantt chart per scheme, and the charts and traces as files of their own.
+    """Write a page with all results, and its charts and traces as files of their own.
 
     Returns:
         The path of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    sections = []
-    for number, result in enumerate(results):
-        title, charts, timelines = result.scenario.title, [], {}
-        for trial in result.trials:
-            predicted, measured = trial.plan.timeline, trial.timeline
-            chart = gantt_svg(
-                {"predicted": predicted, "measured": measured}, f"{title}: {trial.label}"
-            )
-            name = trial.label.partition(" = ")[0].lower().replace(" ", "-")
-            write_text(folder / f"scene-{number}-{name}.svg", chart)
-            charts.append(chart)
-            timelines[f"{trial.label} predicted"] = predicted
-            timelines[f"{trial.label} measured"] = measured
-        write_text(folder / f"scene-{number}.trace.json", json.dumps(chrome_trace(timelines)))
-        columns = tuple(column.lstrip(">") for column in COLUMNS)
-        best = [trial.label for trial in result.trials].index(result.fastest.label)
-        sections.append(Section(title, result.sentence, columns, result.rows, best, charts))
+    sections = [
+        section
+        for number, result in enumerate(results)
+        for section in _sections(folder, number, result)
+    ]
     introduction = (
         "One inference, split between an emulated small device and a server by every scheme:"
-        " predicted and measured in this run."
+        " predicted and measured in this run. LO runs all layers on the device, CO all on the"
+        " server; Neurosurgeon, PO, OPSS and joint cut the model."
     )
     written = folder / "index.html"
     write_text(written, page("offload demo", introduction, sections))
     return written
+
+
+def _sections(folder: Path, number: int, result: ScenarioResult) -> tuple[Section, Section]:
+    """The sections of a scenario: its results, and its cut; charts and traces are written."""
+    title, picked = result.scenario.title, result.picked
+    end_s = max(
+        timeline.makespan_s for t in result.trials for timeline in (t.plan.timeline, t.timeline)
+    )
+    charts, timelines = [], {}
+    schemes, cut = f"scene-{number}-schemes.svg", f"scene-{number}-cut.svg"
+    trace = f"scene-{number}.trace.json"
+    links = {"chart of the schemes": schemes, "cut": cut}
+    for trial in result.trials:
+        predicted, measured = (named(t, trial.plan) for t in (trial.plan.timeline, trial.timeline))
+        both = {"predicted": predicted, "measured": measured}
+        chart = gantt_svg(both, f"{title}: {trial.label}", end_s)
+        name = trial.label.partition(" = ")[0].lower().replace(" ", "-")
+        file = f"scene-{number}-{name}.svg"
+        write_text(folder / file, chart)
+        links[f"timeline of {trial.label.partition(' = ')[0]}"] = file
+        charts.append(chart)
+        timelines[f"{trial.label} predicted"] = predicted
+        timelines[f"{trial.label} measured"] = measured
+    links["trace for Perfetto or chrome://tracing"] = trace
+    write_text(folder / trace, json.dumps(chrome_trace(timelines)))
+    write_text(folder / cut, cut_svg(result.model, result.chosen))
+    times = [
+        SchemeTimes(trial.label, trial.plan.latency_s, trial.seconds, trial is picked)
+        for trial in result.trials
+    ]
+    overview = pairs_svg("Latency of every scheme", times)
+    write_text(folder / schemes, overview)
+    results = Section(
+        title,
+        f"{result.sentence} {result.off_sentence}".rstrip(),
+        tuple(column.lstrip(">") for column in COLUMNS),
+        result.rows,
+        result.trials.index(picked),
+        [overview],
+        charts,
+        "Timelines of all schemes, on one axis",
+        links,
+    )
+    reason = result.chosen.reason[:1].upper() + result.chosen.reason[1:]
+    figure = cut_figure(result.model, PlanSet((result.chosen,)), OVERVIEW)
+    return results, Section("Where the planner cuts it", reason, charts=[figure])

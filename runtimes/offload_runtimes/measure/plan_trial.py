@@ -13,6 +13,8 @@ from offload.graph.model import Graph
 from offload.planning.plan import Plan
 from offload.scheduling.timeline import Timeline
 
+from offload_runtimes.client import OffloadSession
+from offload_runtimes.emulation.pacing import Pacer
 from offload_runtimes.engine import EngineOptions, load_once
 from offload_runtimes.engine.values import Array
 from offload_runtimes.local import open_session
@@ -63,6 +65,9 @@ class MachinePair:
         slowdown: how many times slower the emulated device is than this machine.
         options: how onnxruntime runs on both sides.
         folder: where bundles are written.
+        whole_s: seconds of the whole model on this machine, by its profile. The device is paced so
+            that it takes `slowdown` times these, even if this machine is slower now; 0: the
+            device is paced by what this machine does now.
     """
 
     model: Model
@@ -72,6 +77,7 @@ class MachinePair:
     slowdown: float
     options: EngineOptions
     folder: Path
+    whole_s: float = 0.0
 
 
 def try_plans(
@@ -97,7 +103,8 @@ def try_plans(
     names = [value.name for value in engine.outputs]
     whole = dict(zip(names, engine.run(None, bench.feeds), strict=True))
     del engine  # its memory is needed by the sessions
-    sessions = {}
+    sessions: dict[str, OffloadSession] = {}
+    pacer = Pacer(bench.slowdown)  # one device: all plans are paced alike
     runs: dict[str, list[tuple[dict[str, Array], Timeline]]] = {label: [] for label in plans}
     try:
         for label, plan in plans.items():
@@ -107,13 +114,19 @@ def try_plans(
             sessions[label] = open_session(
                 bundle,
                 link=bench.link,
-                slowdown=bench.slowdown,
+                slowdown=pacer,
                 threads=bench.options.threads,
                 providers=bench.options.providers,
                 allow_cpu=bench.options.allow_cpu,
                 optimize=bench.options.optimize,
                 on_server_loss="raise",  # a run finished locally would measure something else
             )
+        for label, session in sessions.items():
+            progress(f"warming up {label}")
+            session.run(None, bench.feeds)
+        if bench.slowdown > 1:
+            progress("measuring the device's parts")
+            _settle(pacer, plans, sessions, bench)
         turns = [label for _ in range(repeats + 1) for label in plans]
         for number, label in enumerate((*turns, *more)):
             progress(f"running {label} ({number} of {len(turns) + len(more)})")
@@ -123,6 +136,22 @@ def try_plans(
         for session in sessions.values():
             session.close()
     return tuple(_trial(label, plan, runs[label][1:], whole) for label, plan in plans.items())
+
+
+def _settle(
+    pacer: Pacer,
+    plans: Mapping[str, Plan],
+    sessions: Mapping[str, OffloadSession],
+    bench: MachinePair,
+) -> None:
+    """Measure the device's part of each plan in turns, and pace all runs by these times."""
+    turns = [
+        {label: session.rehearse(bench.feeds) for label, session in sessions.items()}
+        for _ in range(Pacer.WINDOW)
+    ]
+    local = next((label for label, plan in plans.items() if plan.is_local), None)
+    now_s = 0.0 if local is None else min(turn[local] for turn in turns)
+    pacer.settle(bench.whole_s / now_s if bench.whole_s and now_s else 1.0)
 
 
 def _trial(

@@ -22,7 +22,7 @@ from offload.graph.load import Model, load_model
 from offload.graph.model import Graph, Tensor
 from offload.planning.cut import cut_at_names
 from offload.planning.mix import batch_plans, make_mix, mix_over
-from offload.planning.plan import Plan
+from offload.planning.plan import Plan, Side
 from offload.planning.plan_set import PlanSet, plans_over, slowdowns_between
 from offload.planning.planner import at_planned_speed, make_plan
 from offload.planning.problem import Constraints, Objective, PlanningProblem
@@ -171,6 +171,12 @@ class PlanningInputs:
         counts = {shape[0] if shape else None for shape in shapes}
         rows = counts.pop() if len(counts) == 1 else None
         return rows if rows and not why_rows_depend(self.model) else 0
+
+    @property
+    def seconds(self) -> Mapping[Side, tuple[float, ...]]:
+        """Seconds of each layer on each side."""
+        profiles = {Side.DEVICE: self.device, Side.SERVER: self.server}
+        return {side: profile.costs_of(self.graph) for side, profile in profiles.items()}
 
     def problem(
         self,
@@ -367,9 +373,9 @@ def write_split(
     if was_run or model.path.stat().st_size + model.outside_bytes <= _PROVED_BYTES:
         progress(f"writing {target}")
         proof = partial(prove, model, shapes=request.shapes or {})
-        return write_bundle(model, graph, plans, target, types, proof)
+        return write_bundle(model, graph, plans, target, types, proof, prepared.seconds)
     progress(f"writing {target} without a proof, which would have to run the whole model")
-    return write_bundle(model, graph, plans, target, types)
+    return write_bundle(model, graph, plans, target, types, seconds=prepared.seconds)
 
 
 def _plans_over(prepared: PlanningInputs, planned: Callable[[Link, float], PlanSet]) -> PlanSet:

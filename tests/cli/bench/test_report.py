@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -63,13 +64,17 @@ def test_every_chart_is_xml_with_a_title_and_the_schemes_own_colours(folder: Pat
     assert all(fill == colour_of[hover.partition(":")[0]] for fill, hover in hovers)
 
 
-def test_bars_are_as_high_as_their_seconds(folder: Path) -> None:
+def test_bars_are_as_high_as_their_ratio_to_the_first(folder: Path) -> None:
+    """The axis is logarithmic: a bar of half the time is as high as any other such bar."""
     chart = (folder / "latency-wifi.svg").read_text()
     high = {
         name: float(height)
         for height, name in re.findall(r'height="([\d.]+)" fill="#\w+"><title>([^:]+):', chart)
     }
-    assert high["LO"] / high["PO"] == pytest.approx(2.0, rel=0.01)
+    ratios = {"PO": TIMES["partition"] / TIMES["local"], "CO fp32": TIMES["cloud"] / TIMES["local"]}
+    unit = high["PO"] / abs(math.log(ratios["PO"]))
+    assert high["CO fp32"] == pytest.approx(unit * abs(math.log(ratios["CO fp32"])), rel=0.02)
+    assert "LO = 1" in chart
 
 
 def test_the_planners_picks_carry_a_mark(folder: Path) -> None:
@@ -102,8 +107,20 @@ def test_a_group_survives_its_file(tmp_path: Path) -> None:
 
 def test_the_page_needs_nothing_from_the_network(folder: Path) -> None:
     page = (folder / "index.html").read_text()
-    assert not re.search(r"(?:src|href)\s*=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)", page)
+    links = re.findall(r'href="([^"]*)"', page)
+    assert all((folder / link).is_file() for link in links)
+    assert not re.search(r"src\s*=|url\(|@import|https?://(?!www\.w3\.org/2000/svg)", page)
     assert "how it was &lt;measured&gt;" in page
+
+
+def test_the_cuts_of_the_picks_are_folded_and_linked(tmp_path: Path) -> None:
+    (tmp_path / "cuts").mkdir()
+    (tmp_path / "cuts/another-wifi-opss.svg").write_text("<svg>drawn</svg>")
+    (tmp_path / "cuts/removed-wifi-opss.svg").write_text("<svg>of an earlier run</svg>")
+    page = write_report(tmp_path, GROUPS, NETWORKS, "").read_text()
+    assert page.count("<svg>drawn</svg>") == 1
+    assert "of an earlier run" not in page
+    assert 'href="cuts/another-wifi-opss.svg"' in page
 
 
 def test_the_page_opens_in_a_browser_without_errors(folder: Path, tmp_path: Path) -> None:

@@ -112,7 +112,9 @@ def test_one_plan_has_one_file_and_every_bandwidth(tmp_path: Path) -> None:
     graph = read_graph(model)
     plan = ranged_over(graph).plans[1]
     written = write_bundle(model, graph, plan, tmp_path / "b")
-    assert {file.name for file in written.files} == {"plan.json", "device-0.onnx", "server-0.onnx"}
+    assert {file.name for file in written.files} == {
+        *("plan.json", "graph.json", "device-0.onnx", "server-0.onnx")
+    }
     assert written.plans == (plan,)
     assert written.plan_set.at(1.0) == written.plan_set.at(1e12) == 0
 

@@ -8,11 +8,12 @@ from offload.planning.cut_costs import Costs
 from offload.planning.planner import make_plan
 from offload.planning.problem import PlanningProblem
 from offload.planning.sweep import SweepPoint, sweep, winning_intervals
-from offload.report.charts import what_if_svg
+from offload.report.charts import SchemeTimes, pairs_svg, what_if_svg
 from offload.report.svg import COLOURS, NAMES, Axis
 
 from tests.toolkit.graphs import graph_of
 
+SVG = "{http://www.w3.org/2000/svg}"
 GRAPH = graph_of([(0, 1), (0, 2), (1, 3), (2, 3)], 4)
 BYTES = {"x": 4e6, "t0": 2e6, "t1": 1e5, "t2": 1e5, "t3": 1e3}
 
@@ -77,9 +78,55 @@ def test_the_chart_has_axes_units_legend_and_a_panel_for_each_slow_down() -> Non
     assert "net <1>" in texts
     assert texts.count("uplink bandwidth (Mbit/s)") == texts.count("predicted latency") == 2
     assert {"device slowed down 1x", "device slowed down 3x", "1000", "wins"} <= set(texts)
-    for scheme in {a.scheme for a in CELLS[0].alternatives}:
-        assert NAMES[scheme] in texts
     assert COLOURS.keys() == NAMES.keys()
+
+
+def test_the_legend_names_only_schemes_that_are_drawn() -> None:
+    svg = what_if_svg(CELLS, "net")
+    lines = {title.text for title in ET.fromstring(svg).iter(f"{SVG}title")}
+    named = [name for name in NAMES.values() if f">{name}</text>" in svg]
+    assert named
+    for name in named:
+        scheme = next(key for key, value in NAMES.items() if value == name)
+        wins = any(str(line).startswith(f"{scheme}: ") for line in lines)
+        assert name in lines or wins
+    equal = [
+        replace(cell, alternatives=(local, replace(local, scheme="joint")), chosen=local)
+        for cell in CELLS
+        for local in cell.alternatives
+        if local.scheme == "local"
+    ]
+    assert NAMES["joint"] not in what_if_svg(equal, "net")
+
+
+def test_pairs_have_one_axis_and_a_bar_for_each_time() -> None:
+    schemes = [
+        SchemeTimes("LO", 2.0, (2.0, 1.9, 2.2)),
+        SchemeTimes(
+            "a = name = of = many = schemes = that = are = one = program", 1.0, (1.0,), True
+        ),
+        SchemeTimes("not predicted", None, (4.0,)),
+    ]
+    root = ET.fromstring(pairs_svg("All", schemes))
+    widths = {
+        title.text: float(rect.get("width", ""))
+        for rect in root.iter(f"{SVG}rect")
+        if (title := rect.find(f"{SVG}title")) is not None
+    }
+    first = widths["LO, predicted: 2.00 s"]
+    assert widths["LO, measured: 2.00 s (1.90 s to 2.20 s)"] == first
+    assert widths["not predicted, measured: 4.00 s (4.00 s to 4.00 s)"] == 2 * first
+    assert len(widths) == 5
+    texts = [element.text for element in root.iter(f"{SVG}text")]
+    assert "a = name = of = many = schemes =" in texts, "a long name takes several lines"
+
+
+def test_a_long_title_is_not_clipped() -> None:
+    title = "a title of many words that would not fit on a single line of this chart " * 3
+    root = ET.fromstring(pairs_svg(title, [SchemeTimes("LO", 1.0, (1.0,))]))
+    lines = [e.text or "" for e in root.iter(f"{SVG}text") if e.get("class") == "title"]
+    assert " ".join(lines) == title.strip()
+    assert max(map(len, lines)) * 9 < 860
 
 
 def test_a_scheme_that_cannot_run_leaves_a_gap() -> None:

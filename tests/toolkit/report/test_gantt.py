@@ -1,13 +1,19 @@
 """Gantt charts and Chrome traces of timelines."""
 
+from dataclasses import replace
 from xml.etree import ElementTree as ET
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from offload.report.gantt import COLOURS, chrome_trace, gantt_svg, gantt_text
+from offload.costs.link import Link
+from offload.planning.plan import Segment, Send, Side
+from offload.planning.planner import make_plan
+from offload.report.gantt import COLOURS, chrome_trace, gantt_svg, gantt_text, named
 from offload.report.svg import Axis
 from offload.scheduling.timeline import Lane, Span, Timeline
+
+from tests.toolkit.report.test_charts import problem_at
 
 SVG = "{http://www.w3.org/2000/svg}"
 PAIR = {
@@ -111,3 +117,39 @@ def test_what_changed_is_an_instant() -> None:
         ("i", "plan 0 -> plan 1"),
         ("X", "device-0"),
     ]
+
+
+def test_several_charts_share_an_axis() -> None:
+    def width(svg: str) -> float:
+        bar = ET.fromstring(svg).find(f"{SVG}rect[@class='bar']")
+        assert bar is not None
+        return float(bar.get("width", ""))
+
+    alone = width(gantt_svg(PAIR, "t"))
+    assert width(gantt_svg(PAIR, "t", end_s=0.4)) == pytest.approx(alone / 2)
+
+
+def test_encoding_has_a_name_and_a_colour_of_its_own() -> None:
+    plan = replace(
+        make_plan(problem_at(Link(1e6, 1e6), 1.0), "partition"),
+        uploads=(Send("t0", 9, "zstd"), Send("t1", 9, "uint8+zstd")),
+        segments=(
+            Segment("device-0", Side.DEVICE, ("l0",), (0,), ("x",), ("t0",)),
+            Segment("device-1", Side.DEVICE, (), (), ("t1",), ("t1:uint8",)),
+        ),
+    )
+    wire = plan.uploads[1].wire
+    plan = replace(plan, segments=(plan.segments[0], replace(plan.segments[1], outputs=(wire,))))
+    spans = (
+        Span(Lane.DEVICE, "device-0", 0.0, 0.1),
+        Span(Lane.DEVICE, "t0", 0.1, 0.2),
+        Span(Lane.UPLINK, "t0", 0.2, 0.3),
+        Span(Lane.DEVICE, "device-1", 0.3, 0.4),
+    )
+    timeline = named(Timeline.of(spans), plan)
+    assert [span.name for span in timeline.spans] == [
+        "device-0", "encode t0", "t0", "encode t1",
+    ]  # fmt: skip
+    svg = gantt_svg({"predicted": timeline}, "t")
+    assert ">encode</text>" in svg
+    assert svg.count('fill="#56b4e9" class="bar"') == 2

@@ -8,6 +8,7 @@ A bundle is a flat directory:
                          frames of a stream; most bundles have one plan
     device-0.onnx ...    the device's segments, in schedule order
     server-0.onnx ...    the server's segments
+    graph.json           the model's layers, for pictures; deployments leave it out
     *.weights            weights too large for one protobuf message, or shared by several parts
 
 The manifest lists the plans, the range of bandwidth of each, the ranges for slower devices where

@@ -19,6 +19,7 @@ from offload.bundle.bundle import (
     manifest_digest,
     open_bundle,
 )
+from offload.bundle.layers import GRAPH, TimedGraph
 from offload.bundle.model_inputs import signature, value_of
 from offload.bundle.subgraph import Part, open_defaults
 from offload.bundle.weights import write_parts
@@ -87,8 +88,9 @@ def write_bundle(
     path: Path,
     types: Mapping[str, Tensor] | None = None,
     prove: Prove = lambda _: (),
+    seconds: Mapping[Side, tuple[float, ...]] | None = None,
 ) -> Bundle:
-    """Write the segments of plans, the plans and the manifest to a folder, atomically.
+    """Write the segments of plans, the plans, the layers and the manifest to a folder, atomically.
 
     Segments and weights that several plans share are stored once. An older bundle at the path is
     replaced.
@@ -100,6 +102,7 @@ def write_bundle(
         path: the bundle's folder.
         types: types of tensors that shape inference can't follow, from the engine.
         prove: may run the segments, raise an error, and add files; returns the files' names.
+        seconds: of each layer on each side, for pictures of the plans.
 
     Raises:
         InputError: the path exists and is not a bundle, a tensor at the cut can't cross, or an
@@ -129,8 +132,9 @@ def write_bundle(
         )
         for name, plan in zip(plan_files, plan_set.plans, strict=True):
             (staged / name).write_text(json.dumps(plan.to_json(), indent=1))
+        TimedGraph(graph, seconds or {}).save(staged / GRAPH)
         proofs = prove(Bundle(staged, "", plan_set, inputs, outputs, defaults, ()))
-        names = (*plan_files, *(file.name for file in written), *proofs)
+        names = (*plan_files, GRAPH, *(file.name for file in written), *proofs)
         files = [_describe(staged / name, model, parts.get(name)) for name in names]
         content = {
             "format": BUNDLE_FORMAT,
@@ -161,6 +165,8 @@ def _describe(path: Path, model: Model, part: Part | None) -> BundleFile:
     """The manifest's entry of a file, which holds a part or something else."""
     # The names say whose they are: device-0.onnx, server.weights, shared.weights, plan.json.
     sides = tuple(side for side in Side if path.name.startswith(side.value)) or BOTH
+    if path.name == GRAPH:
+        sides = ()  # no side needs it to run
     return BundleFile(
         path.name,
         file_digest(path),

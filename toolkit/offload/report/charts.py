@@ -1,6 +1,7 @@
 """Charts as SVG: latency bars, box plots, sizes, and latency over bandwidth."""
 
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -31,6 +32,9 @@ class Measurement:
     mark: str = ""
 
 
+_PREDICTED, _MEASURED, _BEST = "#8fc3e8", "#0072b2", "#00785a"
+
+
 def _by_group(measurements: Sequence[Measurement]) -> dict[str, list[Measurement]]:
     groups: dict[str, list[Measurement]] = {}
     for measurement in measurements:
@@ -38,10 +42,79 @@ def _by_group(measurements: Sequence[Measurement]) -> dict[str, list[Measurement
     return groups
 
 
-def bars_svg(title: str, measurements: Sequence[Measurement], note: str = "") -> str:
-    """Latency bars: a legend, then up to three panels a row; every bar carries its median.
+@dataclass(frozen=True, slots=True)
+class SchemeTimes:
+    """The seconds of one scheme, predicted and measured.
 
-    Axes begin at 0; whiskers end at the 95th percentile.
+    Attributes:
+        name: of the scheme.
+        predicted_s: predicted latency; None: not predicted.
+        seconds_s: measured, one entry a run.
+        is_best: whether it is marked.
+    """
+
+    name: str
+    predicted_s: float | None
+    seconds_s: Sequence[float]
+    is_best: bool = False
+
+
+def pairs_svg(title: str, schemes: Sequence[SchemeTimes]) -> str:
+    """Bars of all schemes on one axis from 0: predicted above measured, 860 units wide.
+
+    The measured bar ends at the median; a line goes from the smallest to the largest.
+    """
+    left, right, high = 270, 770, 15
+    ends = [max(s.predicted_s or 0.0, *s.seconds_s) for s in schemes]
+    axis = Axis.from_zero(max(ends, default=0.0), left, right)
+    entries = [(_PREDICTED, "predicted"), (_MEASURED, "measured (median of the runs)")]
+    entries += [(_BEST, "measured, the chosen scheme")] if any(s.is_best for s in schemes) else []
+    legends, top = legend(entries, 860, 40)
+    bars, y = [], float(top + 8)
+    for scheme in schemes:
+        lines = textwrap.wrap(scheme.name, 36) or [""]
+        tall = max(2 * high, 15 * len(lines))
+        kind = "name end" if scheme.is_best else "end"
+        first = y + tall / 2 - 7.5 * (len(lines) - 1) + 4
+        bars += [label(left - 8, first + 15 * row, line, kind) for row, line in enumerate(lines)]
+        y += (tall - 2 * high) / 2
+        if scheme.predicted_s is not None:
+            end, words = axis.at(scheme.predicted_s), format_s(scheme.predicted_s)
+            bars += [
+                rect(
+                    left, y, end - left, high - 2, _PREDICTED, f"{scheme.name}, predicted: {words}"
+                ),
+                label(end + 5, y + 11, words, "note"),
+            ]
+        middle_s, least_s, most_s = (
+            float(v) for v in np.quantile(list(scheme.seconds_s), [0.5, 0.0, 1.0])
+        )
+        words, end, spread = format_s(middle_s), axis.at(middle_s), axis.at(most_s)
+        hover = f"{scheme.name}, measured: {words} ({format_s(least_s)} to {format_s(most_s)})"
+        colour = _BEST if scheme.is_best else _MEASURED
+        centre = y + high + (high - 2) / 2
+        bars += [
+            rect(left, y + high, end - left, high - 2, colour, hover),
+            f'<path d="M{axis.at(least_s):.1f} {centre:.1f}H{spread:.1f}m0 -3v6" class="whisker"/>',
+            label(max(end, spread) + 5, centre + 4, words, "name"),
+        ]
+        y += (tall + 2 * high) / 2 + 14
+    unit, unit_s = time_unit(axis.high)
+    grid = []
+    for tick in axis.ticks(8):
+        x = axis.at(tick)
+        grid.append(f'<path d="M{x:.1f} {top}V{y:.1f}" class="grid"/>')
+        grid.append(label(x, y + 16, f"{tick / unit_s:.6g}", "mid"))
+    grid.append(label(right + 14, y + 16, unit))
+    return document(860, round(y) + 30, title, [*grid, *legends, *bars])
+
+
+def bars_svg(title: str, measurements: Sequence[Measurement], note: str = "") -> str:
+    """Latency relative to the first series: a legend, then up to three panels a row.
+
+    The axis is logarithmic, so that a slow series does not flatten the others: bars go down from
+    1 where a series is faster than the first, and up where it is slower. Every bar carries its
+    median in seconds; whiskers end at the 95th percentile.
     """
     chart_width, panel_height = 980, 240
     panels = _by_group(measurements)
@@ -50,40 +123,56 @@ def bars_svg(title: str, measurements: Sequence[Measurement], note: str = "") ->
     parts, top = legend([(colour, name) for name, colour in names.items()], chart_width, 40)
     columns = max(min(3, len(panels)), 1)
     width = chart_width // columns
+    ratios = [
+        float(np.quantile(bar.seconds_s, share)) / float(np.median(bars[0].seconds_s))
+        for bars in panels.values()
+        for bar in bars
+        for share in (0.5, 0.95)
+    ]
+    low, high = min([0.5, *ratios]) / 1.35, max([2.0, *ratios]) * 1.35
     for number, (heading, bars) in enumerate(panels.items()):
         row, column = divmod(number, columns)
-        parts += _bar_panel(heading, bars, column * width, top + row * panel_height, width)
+        floor = top + row * panel_height + 224
+        axis = Axis(low, high, floor, floor - 190, log=True)
+        parts += _bar_panel(heading, bars, column * width, axis, width)
     bottom = top + -(-len(panels) // columns) * panel_height
-    line = "latency of one inference: median, whisker to the 95th percentile; one axis a panel"
-    line += f"; {note}" if note else ""
+    first = next(iter(names), "")
+    line = (
+        f"latency of one inference relative to {first} ({first} = 1, logarithmic): median, whisker"
+        " to the 95th percentile; the figures are the medians"
+    )
     parts.append(label(16, bottom + 16, line, "small"))
-    return document(chart_width, bottom + 28, title, parts)
+    parts += [label(16, bottom + 30, note, "small")] if note else []
+    return document(chart_width, bottom + 42, title, parts)
 
 
 def _bar_panel(
-    heading: str, bars: Sequence[Measurement], left: int, top: int, panel_width: int
+    heading: str, bars: Sequence[Measurement], left: int, axis: Axis, panel_width: int
 ) -> Iterator[str]:
-    x, width, floor = left + 44, panel_width - 56, top + 224
+    x, width, base = left + 44, panel_width - 56, axis.at(1.0)
+    base_s = float(np.median(bars[0].seconds_s))
     values = [[float(v) for v in np.quantile(bar.seconds_s, [0.5, 0.95])] for bar in bars]
-    axis = Axis.from_zero(max(high_s for _, high_s in values) * 1.12, floor, floor - 180)
-    unit, unit_s = time_unit(axis.high)
-    yield label(x, top + 20, heading, "name")
-    yield label(x - 6, top + 36, unit, "end small")
-    for tick in axis.ticks(5):
-        y = axis.at(tick)
+    unit, unit_s = time_unit(max(median_s for median_s, _ in values))
+    yield label(x, axis.end - 16, f"{heading} ({unit})", "name")
+    for power in range(math.ceil(math.log2(axis.low)), math.floor(math.log2(axis.high)) + 1):
+        y = axis.at(2.0**power)
         yield f'<path d="M{x} {y:.1f}h{width}" class="grid"/>'
-        yield label(x - 6, y + 4, f"{tick / unit_s:.6g}", "end small")
+        tick = f"{2**power}" if power >= 0 else f"1/{2**-power}"
+        yield label(x - 6, y + 4, tick, "end small")
     step = width / len(bars)
     bar_width = max(step - 6, 3.0)
     for number, (bar, (median_s, high_s)) in enumerate(zip(bars, values, strict=True)):
-        middle, y, whisker = x + (number + 0.5) * step, axis.at(median_s), axis.at(high_s)
+        middle = x + (number + 0.5) * step
+        y, whisker = axis.at(median_s / base_s), axis.at(high_s / base_s)
         hover = f"{bar.name}: {format_s(median_s)}, 95 %: {format_s(high_s)}"
-        yield rect(middle - bar_width / 2, y, bar_width, floor - y, bar.colour, hover)
+        height = max(abs(base - y), 1.5)
+        yield rect(middle - bar_width / 2, min(base, y), bar_width, height, bar.colour, hover)
         yield f'<path d="M{middle:.1f} {y:.1f}V{whisker:.1f}m-2 0h4" class="whisker"/>'
         value = median_s / unit_s  # at most three digits, so that labels do not overlap
         digits = ".0f" if value >= 99.5 else ".3g" if value >= 1 else ".2f"
-        yield label(middle, whisker - 4, f"{value:{digits}}{bar.mark}", "mid tiny")
-    yield f'<path d="M{x} {floor}h{width}" class="axis"/>'
+        place = y + 11 if y > base + 1 else whisker - 4
+        yield label(middle, place, f"{value:{digits}}{bar.mark}", "mid tiny")
+    yield f'<path d="M{x} {base:.1f}h{width}" class="axis"/>'
 
 
 def boxes_svg(title: str, measurements: Sequence[Measurement]) -> str:
@@ -181,15 +270,17 @@ def what_if_svg(cells: Sequence[SweepPoint], title: str, under: str = "") -> str
         under: a note below the title, such as the machines.
     """
     panels = [list(group) for _, group in groupby(cells, lambda cell: cell.slowdown)]
-    note = (
-        "Where a scheme has no line it takes as long as a simpler one; dashed: the plan changes"
-        " (faint: only its cut)."
+    notes = (
+        "A scheme that takes as long as a simpler one has no line. Dashed: the winning plan changes"
+        " (faint: only its cut).",
+        "A line bends where another cut or another encoding becomes the best one of its scheme.",
     )
-    entries = [(COLOURS[scheme], NAMES[scheme]) for scheme in _schemes(cells)]
+    drawn = {scheme for panel in panels for scheme in _drawn(panel)}
+    entries = [(COLOURS[scheme], NAMES[scheme]) for scheme in COLOURS if scheme in drawn]
     parts, y = legend(entries, _WIDTH, 60)
     parts.append(label(16, 46, under, "note"))
-    parts.append(label(16, y + 10, note, "note"))
-    y += 14
+    parts += [label(16, y + 10 + 15 * row, line, "note") for row, line in enumerate(notes)]
+    y += 29
     for panel in panels:
         if len(panels) > 1:
             heading = f"device slowed down {panel[0].slowdown:g}x"
@@ -202,6 +293,26 @@ def what_if_svg(cells: Sequence[SweepPoint], title: str, under: str = "") -> str
 def _schemes(cells: Sequence[SweepPoint]) -> list[str]:
     used = {a.scheme for cell in cells for a in cell.alternatives}
     return [scheme for scheme in COLOURS if scheme in used]
+
+
+def _drawn(cells: Sequence[SweepPoint]) -> set[str]:
+    """The schemes that have a line in a panel, or win somewhere in it."""
+    schemes = _schemes(cells)
+    lines = {s for n, s in enumerate(schemes) if any(_differs(cells, s, schemes[:n]))}
+    return lines | {cell.winner for cell in cells}
+
+
+def _differs(cells: Sequence[SweepPoint], scheme: str, simpler: Sequence[str]) -> list[bool]:
+    """By cell: whether a scheme takes another time than all simpler ones."""
+
+    def differs(cell: SweepPoint) -> bool:
+        seconds = cell.latency_s(scheme)
+        others = [s for name in simpler if (s := cell.latency_s(name)) is not None]
+        return seconds is not None and all(
+            max(s, seconds) > _SAME * min(s, seconds) for s in others
+        )
+
+    return [differs(cell) for cell in cells]
 
 
 def _what_if_panel(cells: Sequence[SweepPoint], top: int) -> Iterator[str]:
@@ -233,15 +344,7 @@ def _scheme_lines(
     cells: Sequence[SweepPoint], scheme: str, simpler: Sequence[str], x: Axis, y: Axis
 ) -> Iterator[str]:
     """A scheme's line where it differs from simpler ones, with the point before and after."""
-
-    def differs(cell: SweepPoint) -> bool:
-        seconds = cell.latency_s(scheme)
-        others = [s for name in simpler if (s := cell.latency_s(name)) is not None]
-        return seconds is not None and all(
-            max(s, seconds) > _SAME * min(s, seconds) for s in others
-        )
-
-    flags = [differs(cell) for cell in cells]
+    flags = _differs(cells, scheme, simpler)
     near = [any(flags[max(i - 1, 0) : i + 2]) for i in range(len(flags))]
     for shown, group in groupby(zip(near, cells, strict=True), lambda pair: pair[0]):
         points = [

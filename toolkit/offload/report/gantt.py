@@ -1,8 +1,10 @@
 """Timelines as Gantt charts (text, SVG) and as Chrome traces."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from offload.planning.plan import Plan, Side
 from offload.report.svg import Axis, document, label, legend, rect, time_unit
 from offload.scheduling.timeline import Lane, Span, Timeline
 from offload.units import format_s
@@ -14,6 +16,10 @@ COLOURS: Mapping[Lane, str] = {
     Lane.DOWNLINK: "#cc79a7",
 }
 """Colour of each lane; distinguishable for colour-blind readers (Okabe and Ito 2008)."""
+
+ENCODE = "encode "
+"""The names of spans in which the device encodes a tensor begin with this."""
+_ENCODING = "#56b4e9"
 
 _FILLS = "█▓"
 _LABEL = max(len(lane) for lane in Lane) + 1
@@ -66,16 +72,41 @@ def _lanes(timelines: Mapping[str, Timeline]) -> list[Lane]:
     return [lane for lane in Lane if lane in used or lane in (Lane.DEVICE, Lane.UPLINK)]
 
 
-def gantt_svg(timelines: Mapping[str, Timeline], title: str) -> str:
+def named(timeline: Timeline, plan: Plan) -> Timeline:
+    """The timeline of a plan, predicted or measured, with encoding named `encode TENSOR`.
+
+    A plan's own timeline calls the time to encode by the tensor's name, and the segment that only
+    encodes by its number.
+    """
+    names = {send.wire: f"{ENCODE}{send.tensor}" for send in plan.uploads}
+    for segment in plan.on(Side.DEVICE):
+        if not segment.layers and segment.outputs and segment.outputs[0] in names:
+            names[segment.id] = names[segment.outputs[0]]
+    return Timeline.of(
+        replace(span, name=names.get(span.name, span.name)) if span.lane is Lane.DEVICE else span
+        for span in timeline.spans
+    )
+
+
+def gantt_svg(timelines: Mapping[str, Timeline], title: str, end_s: float = 0.0) -> str:
     """A self-contained SVG document, 800 units wide: title, legend, one panel a timeline, axis.
 
     Hovering over a bar shows its layer and times; a bar is labelled if the name fits.
+
+    Args:
+        timelines: by heading.
+        title: of the chart.
+        end_s: where the axis ends at least, for several charts with one axis.
     """
     lanes = _lanes(timelines)
-    end_s = max((timeline.makespan_s for timeline in timelines.values()), default=0.0)
+    end_s = max([end_s, *(timeline.makespan_s for timeline in timelines.values())])
     axis = Axis.from_zero(end_s, _LEFT, _LEFT + _PLOT)
     width = _LEFT + _PLOT + _RIGHT
-    parts, y = legend([(COLOURS[lane], lane.value) for lane in lanes], width, 38)
+    entries = [(COLOURS[lane], lane.value) for lane in lanes]
+    spans = [span for timeline in timelines.values() for span in timeline.spans]
+    if any(_colour(span) == _ENCODING for span in spans):
+        entries.insert(1, (_ENCODING, "encode"))
+    parts, y = legend(entries, width, 38)
     for name, timeline in timelines.items():
         heading = _heading(name, timeline)
         parts.append(label(_LEFT, y + 20, heading, "name"))
@@ -96,10 +127,14 @@ def gantt_svg(timelines: Mapping[str, Timeline], title: str) -> str:
     return document(width, y + 48, title, parts)
 
 
+def _colour(span: Span) -> str:
+    return _ENCODING if span.name.startswith(ENCODE) else COLOURS[span.lane]
+
+
 def _svg_bar(span: Span, y: int, axis: Axis) -> list[str]:
     x, width = axis.at(span.start_s), axis.at(span.end_s) - axis.at(span.start_s)
     hover = f"{span.name}: {format_s(span.start_s)} to {format_s(span.end_s)}"
-    parts = [rect(x, y, width, _BAR, COLOURS[span.lane], hover, "bar")]
+    parts = [rect(x, y, width, _BAR, _colour(span), hover, "bar")]
     if len(span.name) * 7 + 4 <= width:
         middle = x + width / 2
         parts.append(label(middle, y + 15, span.name, "in"))

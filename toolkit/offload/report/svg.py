@@ -1,31 +1,43 @@
 """Frame, axis, legend and colours shared by all SVG charts."""
 
 import math
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 _STYLE = (
-    "text{font:12px sans-serif;fill:#222}.title{font-size:16px;font-weight:bold}"
+    "text{font:12px sans-serif;fill:#222}.paper{fill:#fff}"
+    ".title{font-size:16px;font-weight:bold}"
     ".name{font-weight:bold}.end{text-anchor:end}.mid{text-anchor:middle}"
     ".small{font-size:10px}.tiny{font-size:9px}.note{font-size:11px;fill:#666}"
     ".in{fill:#fff;text-anchor:middle}.bar{stroke:#fff;stroke-width:1}"
     ".grid{stroke:#e3e3e3}.axis{stroke:#222;fill:none}.whisker{stroke:#222;fill:none}"
+    "@media (prefers-color-scheme:dark){text{fill:#dde3ec}.paper{fill:#12161d}"
+    ".note{fill:#98a2b3}.in{fill:#fff}.bar{stroke:#12161d}.grid{stroke:#2c3440}"
+    ".axis,.whisker{stroke:#dde3ec}}"
 )
 _ENTRY = 20
 _LETTER = 7.2
+_TITLE_LETTER, _TITLE_LINE = 9.4, 20
 
 
-def document(width: int, height: int, title: str, parts: Iterable[str]) -> str:
-    """A self-contained SVG document with its title at the top."""
+def document(width: int, height: int, title: str, parts: Iterable[str], style: str = "") -> str:
+    """A self-contained SVG document with its title at the top; `style` adds to the style sheet.
+
+    A long title takes several lines, and all parts move down.
+    """
+    lines = textwrap.wrap(title, int((width - 32) / _TITLE_LETTER)) or [""]
+    extra = (len(lines) - 1) * _TITLE_LINE
+    moved = [f'<g transform="translate(0 {extra})">', *parts, "</g>"] if extra else parts
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-            f'width="{width}" height="{height}" role="img" aria-label="{text(title)}">',
-            f"<style>{_STYLE}</style>",
-            rect(0, 0, width, height, "#fff"),
-            label(16, 26, title, "title"),
-            *parts,
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height + extra}" '
+            f'width="{width}" height="{height + extra}" role="img" aria-label="{text(title)}">',
+            f"<style>{_STYLE}{style}</style>",
+            f'<rect width="{width}" height="{height + extra}" class="paper"/>',
+            *(label(16, 26 + _TITLE_LINE * row, line, "title") for row, line in enumerate(lines)),
+            *moved,
             "</svg>\n",
         ]
     )
