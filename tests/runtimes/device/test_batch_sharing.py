@@ -13,9 +13,10 @@ import pytest
 from offload.bundle.bundle import Bundle
 from offload.costs.link import Link, parse_link
 from offload.errors import InputError, ServerError
+from offload.planning.batch import MicroBatch
 from offload.planning.plan import Side, Speeds
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.batch_sharing import BatchSharing
+from offload_runtimes.device.batch_sharing import BatchSharing, SharedBatch
 from offload_runtimes.device.session_options import SessionOptions
 from offload_runtimes.measure.split import SplitRequest, split
 from offload_runtimes.server import Server
@@ -191,6 +192,29 @@ def test_a_stalled_server_does_not_break_a_deadline(
         (y,) = session.run(None, batch(ROWS))
         assert session.counts.hedged > 0
     np.testing.assert_allclose(y, alone(bundle, server, batch(ROWS), 0), rtol=1e-4, atol=1e-4)
+
+
+def test_time_is_kept_for_the_other_micro_batches(bundle: Bundle, server: Server) -> None:
+    (remote,) = (number for number, plan in enumerate(bundle.plans) if not plan.is_local)
+    options = SessionOptions(link=EMULATED, deadline_s=60.0)
+    with OffloadSession(bundle, server.address, options) as session:
+        opened, feeds, make = session._checked(None, batch(16), None, copy=False)
+        executor, segments = opened.executor, bundle.plans[remote].segments
+        executor.rehearse(segments, {"x": feeds["x"][:8]}, rows=8)
+        usual_s = executor.estimate_s(segments, 8)
+        assert usual_s
+        shared = SharedBatch([MicroBatch(remote, 8)] * 2, feeds, make, None)
+        shared.start()
+        first, last = shared._inferences
+        assert first.reserved_s == pytest.approx(usual_s)
+        assert last.reserved_s == 0
+        until_s = opened.runner._server_until_s(last)
+        last.reserved_s = 10.0
+        later_s = opened.runner._server_until_s(last)
+        assert until_s
+        assert later_s == pytest.approx(until_s - 15.0)
+        (y,) = shared.finish()
+        np.testing.assert_allclose(y, alone(bundle, server, batch(16), 0), rtol=1e-4, atol=1e-4)
 
 
 def test_several_threads(bundle: Bundle, server: Server) -> None:
