@@ -13,7 +13,7 @@ import pytest
 from offload.bundle.bundle import Bundle
 from offload.costs.link import Link, parse_link
 from offload.errors import InputError, ServerError
-from offload.planning.batch import MicroBatch
+from offload.planning.batch import MicroBatch, share_batch
 from offload.planning.plan import Side, Speeds
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.batch_sharing import BatchSharing, SharedBatch
@@ -267,3 +267,13 @@ def test_lossy_plans_take_no_part(bundle: Bundle) -> None:
     lossy = replace(remote, uploads=(replace(remote.uploads[0], encoding="fp16"),))
     assert BatchSharing((local, remote), ROWS).micro_batches(ROWS, LINK)
     assert BatchSharing((local, lossy), ROWS).micro_batches(ROWS, LINK) == ()
+
+
+def test_sharing_must_also_beat_lossy_plans(bundle: Bundle) -> None:
+    local, remote = sorted(bundle.plans, key=lambda plan: not plan.is_local)
+    upload = replace(remote.uploads[0], encoding="fp16")
+    for factor, is_shared in ((1.0, True), (0.1, False)):
+        lossy = replace(remote, uploads=(upload,), forecast=remote.forecast.scaled(factor))
+        shared = share_batch((lossy, local, remote), ROWS, ROWS, LINK)
+        assert shared.is_certain == is_shared
+        assert 0 not in {each.plan for each in shared.micro_batches}
