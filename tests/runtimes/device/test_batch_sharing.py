@@ -140,12 +140,21 @@ def test_bad_batches_fail_as_without_sharing(bundle: Bundle, server: Server) -> 
 
 
 def test_sharing_can_be_turned_off(bundle: Bundle, server: Server) -> None:
-    for options in ({"share": False}, {"plan": 0}, {"plan": 1}):
+    for options in ({"share": False}, {"plan": 0}, {"plan": 1, "share": False}):
         chosen = SessionOptions(link=EMULATED, **options)
         with OffloadSession(bundle, server.address, chosen) as session:
             assert session.micro_batches(ROWS) == ()
             session.run(None, batch(ROWS))
             assert session.counts.runs == 1
+
+
+def test_without_sharing_a_local_plan_needs_no_server(bundle: Bundle) -> None:
+    assert bundle.plan.is_local
+    with OffloadSession(bundle, share=False) as session:
+        assert session.run(None, batch(ROWS))[0].shape == (ROWS, 256)
+        assert not session.is_split
+    with pytest.raises(InputError, match="needs a server"):
+        OffloadSession(bundle)
 
 
 def test_begin_and_streams_follow_one_plan(bundle: Bundle, server: Server) -> None:
