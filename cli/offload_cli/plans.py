@@ -7,8 +7,13 @@ from dataclasses import asdict, replace
 from offload.bundle.bundle import Bundle
 from offload.bundle.write import sizes
 from offload.costs.link import Link
+<<<<<<< HEAD
 from offload.planning.batch import BatchShares, share_rows
 from offload.planning.plan import Plan, Side, Speeds
+=======
+from offload.planning.batch import BatchShares, share_batch
+from offload.planning.plan import Plan, Side
+>>>>>>> room-batch
 from offload.planning.plan_set import BandwidthRange
 from offload.planning.shares import SharedRate, share_frames
 from offload.records import to_json
@@ -48,13 +53,7 @@ def bundle_json(bundle: Bundle) -> dict[str, object]:
 
 def batch_on(bundle: Bundle, link: Link) -> BatchShares:
     """How a bundle's plans share the rows of the planned batch on a link."""
-    return share_rows(
-        [plan.forecast for plan in bundle.plans],
-        [not plan.is_local for plan in bundle.plans],
-        bundle.rows,
-        bundle.rows,
-        link,
-    )
+    return share_batch(bundle.plans, bundle.rows, bundle.rows, link)
 
 
 def _batch_json(bundle: Bundle, link: Link) -> dict[str, object]:

@@ -37,7 +37,8 @@ def open_session(
     if server is not None:
         return OffloadSession(bundle, server, options)
     opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle)
-    if not (opened if options.plan is None else opened.only(options.plan)).needs_server:
+    followed = opened if options.share else opened.without_sharing()
+    if not (followed if options.plan is None else opened.only(options.plan)).needs_server:
         return OffloadSession(opened, None, options)
     for side, advice in (
         (Side.DEVICE, "give the whole bundle or the device's half"),

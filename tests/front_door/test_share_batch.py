@@ -9,7 +9,7 @@ from offload.costs.link import parse_link
 from offload_runtimes.local import open_session
 from offload_runtimes.measure.split import SplitRequest
 from offload_runtimes.measure.split import split as split_model
-from onnx import helper
+from onnx import NodeProto, helper
 
 from tests.front_door.door import Array, Door, save, value, weight
 
@@ -128,6 +128,50 @@ def test_bad_batches_get_one_sentence(door: Door) -> None:
     np.savez(door.folder / "none.npz", x=np.ones((0, 256), np.float32))
     door.ok("run", "b", "--input", "none.npz", "--output", "out.npz")
     assert np.load(door.folder / "out.npz")["y"].shape == (0, 256)
+
+
+@pytest.mark.door
+def test_inputs_with_different_rows_run_as_without_sharing(door: Door) -> None:
+    save(
+        door.folder / "net.onnx",
+        [helper.make_node("MatMul", ["x", "W"], ["h"]), helper.make_node("Add", ["h", "z"], ["y"])],
+        [value("x", "rows", 256), value("z", "rows", 256)],
+        [value("y", "rows", 256)],
+        {"W": weight(256, 256)},
+    )
+    shapes = ("--shape", "x=64x256", "--shape", "z=64x256")
+    split = door.json("split", "net.onnx", "-o", "b", *SLOW, *shapes)
+    assert split["batch"][0]["rows"] == 64
+    run = ("run", "b", "--input", "in.npz", "--link", LINK)
+    np.savez(door.folder / "in.npz", x=np.ones((64, 256), "f4"), z=np.ones((3, 256), "f4"))
+    refused = door.refused(*run)
+    assert refused == door.refused(*run, "--no-share")
+    assert "z" in refused or "Add" in refused
+    np.savez(door.folder / "in.npz", x=np.ones((64, 256), "f4"), z=np.ones((64, 256), "f4"))
+    assert "timeline" in door.json(*run)
+
+
+@pytest.mark.parametrize(
+    ("node", "shape"),
+    [
+        (helper.make_node("Softmax", ["h"], ["y"], axis=0), ("rows", 256)),
+        (helper.make_node("ReduceMean", ["h"], ["y"], axes=[0], keepdims=0), (256,)),
+        (helper.make_node("Transpose", ["h"], ["y"], perm=[1, 0]), (256, "rows")),
+    ],
+    ids=["rows mixed", "no rows", "rows elsewhere"],
+)
+def test_a_model_without_independent_rows_is_not_shared(
+    door: Door, node: NodeProto, shape: tuple[int | str, ...]
+) -> None:
+    save(
+        door.folder / "net.onnx",
+        [helper.make_node("MatMul", ["x", "W"], ["h"]), node],
+        [value("x", "rows", 256)],
+        [value("y", *shape)],
+        {"W": weight(256, 256)},
+    )
+    split = door.json("split", "net.onnx", "-o", "b", *SLOW, *BATCH)
+    assert "batch" not in split
 
 
 def test_the_python_functions_share_as_the_commands_do(door: Door) -> None:

@@ -79,7 +79,7 @@ class OpenedBundle:
             InputError: a segment or an option cannot be used, or a server is needed and none was
                 given.
         """
-        if not options.share:
+        if not options.share and options.plan is None:
             bundle = bundle.without_sharing()
         self.bundle = bundle
         is_batched = bundle.rows > 0 and options.plan is None

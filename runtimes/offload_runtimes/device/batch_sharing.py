@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from offload.costs.link import Link
 from offload.errors import BundleError, ServerError
-from offload.planning.batch import MicroBatch, share_rows
+from offload.planning.batch import MicroBatch, share_batch
 from offload.planning.plan import PLANNED_SPEEDS, Plan, Speeds
 from offload.scheduling.timeline import Timeline
 
@@ -22,15 +22,11 @@ _REMEMBERED = 64  # numbers of rows
 
 
 class BatchSharing:
-    """Divides batches into micro-batches, on the link as it is now.
-
-    Only plans without lossy encodings take part, so that sharing changes no result.
-    """
+    """Divides batches into micro-batches, on the link as it is now."""
 
     def __init__(self, plans: Sequence[Plan], planned_rows: int) -> None:
         """`planned_rows`: rows of the batch that the plans' forecasts are for."""
-        self._numbers = [number for number, plan in enumerate(plans) if plan.is_lossless]
-        self._plans = [plans[number] for number in self._numbers]
+        self._plans = tuple(plans)
         self._planned_rows = planned_rows
         self._link = plans[0].link
         self._speeds = PLANNED_SPEEDS
@@ -58,7 +54,7 @@ class BatchSharing:
             if known is None or _differ(link, known) or _speeds_differ(speeds, self._speeds):
                 self._link, self._speeds = link, speeds
                 self._by_rows.clear()
-            if not self._plans or rows < 2:
+            if rows < 2:
                 return ()
             if rows not in self._by_rows:
                 if len(self._by_rows) >= _REMEMBERED:
@@ -67,17 +63,8 @@ class BatchSharing:
             return self._by_rows[rows]
 
     def _share(self, rows: int, link: Link) -> tuple[MicroBatch, ...]:
-        shared = share_rows(
-            [plan.forecast for plan in self._plans],
-            [not plan.is_local for plan in self._plans],
-            rows,
-            self._planned_rows,
-            link,
-            self._speeds,
-        )
-        if not shared.is_certain:
-            return ()
-        return tuple(replace(each, plan=self._numbers[each.plan]) for each in shared.micro_batches)
+        shared = share_batch(self._plans, rows, self._planned_rows, link, self._speeds)
+        return shared.micro_batches if shared.is_certain else ()
 
 
 def _differ(link: Link, other: Link) -> bool:

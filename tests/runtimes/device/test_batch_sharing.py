@@ -13,9 +13,10 @@ import pytest
 from offload.bundle.bundle import Bundle
 from offload.costs.link import Link, parse_link
 from offload.errors import InputError, ServerError
+from offload.planning.batch import MicroBatch, share_batch
 from offload.planning.plan import Side, Speeds
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.device.batch_sharing import BatchSharing
+from offload_runtimes.device.batch_sharing import BatchSharing, SharedBatch
 from offload_runtimes.device.session_options import SessionOptions
 from offload_runtimes.measure.split import SplitRequest, split
 from offload_runtimes.server import Server
@@ -139,12 +140,21 @@ def test_bad_batches_fail_as_without_sharing(bundle: Bundle, server: Server) -> 
 
 
 def test_sharing_can_be_turned_off(bundle: Bundle, server: Server) -> None:
-    for options in ({"share": False}, {"plan": 0}, {"plan": 1}):
+    for options in ({"share": False}, {"plan": 0}, {"plan": 1, "share": False}):
         chosen = SessionOptions(link=EMULATED, **options)
         with OffloadSession(bundle, server.address, chosen) as session:
             assert session.micro_batches(ROWS) == ()
             session.run(None, batch(ROWS))
             assert session.counts.runs == 1
+
+
+def test_without_sharing_a_local_plan_needs_no_server(bundle: Bundle) -> None:
+    assert bundle.plan.is_local
+    with OffloadSession(bundle, share=False) as session:
+        assert session.run(None, batch(ROWS))[0].shape == (ROWS, 256)
+        assert not session.is_split
+    with pytest.raises(InputError, match="needs a server"):
+        OffloadSession(bundle)
 
 
 def test_begin_and_streams_follow_one_plan(bundle: Bundle, server: Server) -> None:
@@ -191,6 +201,29 @@ def test_a_stalled_server_does_not_break_a_deadline(
         (y,) = session.run(None, batch(ROWS))
         assert session.counts.hedged > 0
     np.testing.assert_allclose(y, alone(bundle, server, batch(ROWS), 0), rtol=1e-4, atol=1e-4)
+
+
+def test_time_is_kept_for_the_other_micro_batches(bundle: Bundle, server: Server) -> None:
+    (remote,) = (number for number, plan in enumerate(bundle.plans) if not plan.is_local)
+    options = SessionOptions(link=EMULATED, deadline_s=60.0)
+    with OffloadSession(bundle, server.address, options) as session:
+        opened, feeds, make = session._checked(None, batch(16), None, copy=False)
+        executor, segments = opened.executor, bundle.plans[remote].segments
+        executor.rehearse(segments, {"x": feeds["x"][:8]}, rows=8)
+        usual_s = executor.estimate_s(segments, 8)
+        assert usual_s
+        shared = SharedBatch([MicroBatch(remote, 8)] * 2, feeds, make, None)
+        shared.start()
+        first, last = shared._inferences
+        assert first.reserved_s == pytest.approx(usual_s)
+        assert last.reserved_s == 0
+        until_s = opened.runner._server_until_s(last)
+        last.reserved_s = 10.0
+        later_s = opened.runner._server_until_s(last)
+        assert until_s
+        assert later_s == pytest.approx(until_s - 15.0)
+        (y,) = shared.finish()
+        np.testing.assert_allclose(y, alone(bundle, server, batch(16), 0), rtol=1e-4, atol=1e-4)
 
 
 def test_several_threads(bundle: Bundle, server: Server) -> None:
@@ -243,3 +276,13 @@ def test_lossy_plans_take_no_part(bundle: Bundle) -> None:
     lossy = replace(remote, uploads=(replace(remote.uploads[0], encoding="fp16"),))
     assert BatchSharing((local, remote), ROWS).micro_batches(ROWS, LINK)
     assert BatchSharing((local, lossy), ROWS).micro_batches(ROWS, LINK) == ()
+
+
+def test_sharing_must_also_beat_lossy_plans(bundle: Bundle) -> None:
+    local, remote = sorted(bundle.plans, key=lambda plan: not plan.is_local)
+    upload = replace(remote.uploads[0], encoding="fp16")
+    for factor, is_shared in ((1.0, True), (0.1, False)):
+        lossy = replace(remote, uploads=(upload,), forecast=remote.forecast.scaled(factor))
+        shared = share_batch((lossy, local, remote), ROWS, ROWS, LINK)
+        assert shared.is_certain == is_shared
+        assert 0 not in {each.plan for each in shared.micro_batches}

@@ -153,8 +153,12 @@ class Bundle:
         return replace(self, plan_set=PlanSet((self.plans[number],)))
 
     def without_sharing(self) -> "Bundle":
-        """The bundle with one plan for all frames of a stream and all rows of a batch."""
-        return replace(self, plan_set=replace(self.plan_set, shares=(), rows=0))
+        """The bundle with one plan for all frames of a stream and all rows of a batch.
+
+        Plans that only take frames or rows from others are left out.
+        """
+        count = 1 + max(interval.plan for interval in self.plan_set.ranges)
+        return replace(self, plan_set=PlanSet(self.plans[:count], self.plan_set.ranges))
 
     def parts(self, *sides: Side) -> tuple[Segment, ...]:
         """The segments of all plans, common ones once; of some sides or, by default, of both."""

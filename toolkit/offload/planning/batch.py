@@ -9,7 +9,7 @@ what the link takes for each message is exact.
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TypeAlias
 
@@ -20,6 +20,7 @@ from offload.planning.plan import (
     SEGMENT_ERROR,
     SERVER_CALL_S,
     Forecast,
+    Plan,
     Speeds,
 )
 
@@ -137,6 +138,36 @@ def _run(clock: _Clock, times: _Times) -> tuple[_Clock, float]:
     served_s = max(served_s, uplink_s) + times.server_s
     downlink_s = max(downlink_s, served_s) + times.download_s
     return (device_s, uplink_s, served_s, downlink_s), max(device_s, downlink_s)
+
+
+def share_batch(
+    plans: Sequence[Plan],
+    rows: int,
+    planned_rows: int,
+    link: Link,
+    speeds: Speeds = PLANNED_SPEEDS,
+) -> BatchShares:
+    """As `share_rows`, of plans; one with a lossy encoding computes the whole batch or nothing.
+
+    Sharing then changes no result, and must also gain more than the prediction may be wrong
+    against the fastest lossy plan.
+    """
+    whole = [plan.forecast.scaled(rows / planned_rows) for plan in plans]
+    alone_s = [forecast.latency_s(link, speeds) for forecast in whole]
+    single = min(range(len(plans)), key=lambda plan: (alone_s[plan], plan))
+    single_s = alone_s[single]
+    lossless = [number for number, plan in enumerate(plans) if plan.is_lossless]
+    if not lossless:
+        return BatchShares((MicroBatch(single, rows),), single_s, single, single_s, False)
+    members = [plans[number] for number in lossless]
+    forecasts = [plan.forecast for plan in members]
+    needs_server = [not plan.is_local for plan in members]
+    shared = share_rows(forecasts, needs_server, rows, planned_rows, link, speeds)
+    micro_batches = tuple(replace(m, plan=lossless[m.plan]) for m in shared.micro_batches)
+    margin_s = PREDICTION_ERROR * (single_s + shared.latency_s) + SERVER_CALL_S
+    is_faster = single in lossless or single_s - shared.latency_s > margin_s
+    is_certain = shared.is_certain and is_faster
+    return BatchShares(micro_batches, shared.latency_s, single, single_s, is_certain)
 
 
 def share_rows(

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from offload.costs.link import Link
-from offload.planning.batch import share_rows
+from offload.planning.batch import share_batch
 from offload.planning.closed_sets import articulations
 from offload.planning.cut import Cut, all_cloud, all_local, cut_at
 from offload.planning.cut_costs import SPARE_BYTES, WEIGHT_COPIES
@@ -466,14 +466,8 @@ def batch_plans(
         if mate.value < float("inf"):
             made = plan_of(problem, (mate,), mate)
             by_program.setdefault(made.program, made)
-    pool = [each for each in by_program.values() if each is plan or each.is_lossless]
-    shared = share_rows(
-        [each.forecast for each in pool],
-        [not each.is_local for each in pool],
-        rows,
-        rows,
-        link,
-    )
+    pool = list(by_program.values())
+    shared = share_batch(pool, rows, rows, link)
     used = [each for each, count in zip(pool, shared.rows_by_plan(len(pool)), strict=True) if count]
     plans = (plan, *(each for each in used if each is not plan))
     limit_bytes = problem.constraints.memory_bytes
