@@ -7,13 +7,8 @@ from dataclasses import asdict, replace
 from offload.bundle.bundle import Bundle
 from offload.bundle.write import sizes
 from offload.costs.link import Link
-<<<<<<< HEAD
-from offload.planning.batch import BatchShares, share_rows
-from offload.planning.plan import Plan, Side, Speeds
-=======
 from offload.planning.batch import BatchShares, share_batch
-from offload.planning.plan import Plan, Side
->>>>>>> room-batch
+from offload.planning.plan import Plan, Side, Speeds
 from offload.planning.plan_set import BandwidthRange
 from offload.planning.shares import SharedRate, share_frames
 from offload.records import to_json
