@@ -142,19 +142,18 @@ test-arm64: install
 	-$(APT) mmdebstrap qemu-user-static openssh-server openssh-client
 	$(BIN)/pytest -q -s tests/runtimes/deploy/test_arm64.py
 
+# An environment beside ours; without one, the tests that need it are skipped with the reason.
+environment = test -d $(1) || { $(PYTHON) -m venv $(1) && $(1)/bin/pip install --quiet $(2); } || rm -rf $(1)
+
 # Other people's clients and servers; what they need is installed beside, not among ours.
 .PHONY: test-interop
 test-interop: install
 	-$(APT) nodejs npm
 	-npm install --prefix examples/node --no-audit --no-fund --ignore-scripts --loglevel=error
-	test -d build/tritonclient || $(PYTHON) -m venv build/tritonclient
-	build/tritonclient/bin/pip install --quiet tritonclient==2.73.0 'grpcio>=1.70' 'protobuf>=7.35.1' numpy packaging
-	test -d build/triton || $(PYTHON) -m venv build/triton
-	build/triton/bin/pip install --quiet nvidia-pytriton==0.7.0 'numpy<2' onnxruntime
-	test -d build/mlserver || $(PYTHON) -m venv build/mlserver
-	build/mlserver/bin/pip install --quiet mlserver==1.7.1 onnxruntime
-	test -d build/kserve || $(PYTHON) -m venv build/kserve
-	build/kserve/bin/pip install --quiet kserve==0.21.0 onnxruntime
+	$(call environment,build/tritonclient,tritonclient==2.73.0 'grpcio>=1.70' 'protobuf>=7.35.1' numpy packaging)
+	$(call environment,build/triton,nvidia-pytriton==0.7.0 'numpy<2' onnxruntime)
+	$(call environment,build/mlserver,mlserver==1.7.1 onnxruntime)
+	$(call environment,build/kserve,kserve==0.21.0 onnxruntime)
 	$(BIN)/pytest -q -s tests/interop
 
 # perf_analyzer against our server and Triton, and our session beside tritonclient (5 min).
