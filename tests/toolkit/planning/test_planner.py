@@ -22,6 +22,7 @@ from offload.planning.plan import Side
 from offload.planning.planner import (
     SIMPLE,
     compare,
+    decide,
     make_plan,
     pareto,
     search,
@@ -228,3 +229,22 @@ def test_one_request_leaves_out_what_overlaps() -> None:
     for scheme in ("joint", "opss"):
         with pytest.raises(InputError, match="overlaps uploads with computation, which one"):
             make_plan(problem, scheme)
+
+
+def test_a_deadline_that_only_one_plan_just_keeps() -> None:
+    """The search for the most frames per second within the deadline misses it."""
+    graph = graph_of([(0, 1), (0, 3), (2, 3)], 4)
+    names = (*graph.inputs, *(layer.outputs[0] for layer in graph.layers))
+    download_s = {name: {"t1": 2.0, "t3": 1.0}.get(name, 0.0) for name in names}
+    costs = Costs(
+        (0.0, 0.0, 2.0, 2.0),
+        (0.0, 0.0, 1.0, 0.0),
+        dict.fromkeys(names, 1.0),
+        download_s,
+        dict.fromkeys(names, 1),
+    )
+    stream = Constraints(Objective.THROUGHPUT)
+    free = PlanningProblem(graph, costs, stream)
+    fastest_s = min(candidate.latency_s for candidate in decide(free).candidates)
+    limited = replace(free, constraints=replace(stream, deadline_s=fastest_s))
+    assert decide(limited).chosen.latency_s <= fastest_s

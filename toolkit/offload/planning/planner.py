@@ -29,6 +29,7 @@ from offload.planning.scheme import (
     SchemeEstimate,
     best_encodings,
     estimate,
+    estimate_program,
     forecast_of,
     start_early,
 )
@@ -278,6 +279,8 @@ def decide(
         candidates = compare(problem, cut, solver)
         is_free = scheme == "auto" and cut is None
         if is_free and all(c.value == _INFINITE for c in candidates):
+            candidates += _best_without_limits(problem, solver)
+        if is_free and all(c.value == _INFINITE for c in candidates):
             # For the error message: what the nearest cut at a gate would need.
             devices = (problem.graph.ancestors((a,)) for a in articulations(problem.graph))
             gates = [cut_at(problem.graph, d) for d in devices if d >= problem.pinned]
@@ -308,6 +311,21 @@ def decide(
                 less = replace(less, note=note if gain > 0 else "")
                 choice = replace(less, compared=choice.compared)
     return choice
+
+
+def _best_without_limits(problem: PlanningProblem, solver: str) -> tuple[SchemeEstimate, ...]:
+    """The candidates of the problem without limits on time and energy, judged by these limits.
+
+    The search under limits may miss the only plan that just keeps them.
+    """
+    free = replace(problem.constraints, deadline_s=None, period_s=None, energy_j=None)
+    found = compare(replace(problem, constraints=free), None, solver)
+    return tuple(
+        estimate_program(
+            replace(problem, costs=c.costs), c.scheme, c.cut, c.program, c.scheduling, c.schedule
+        )
+        for c in found
+    )
 
 
 def chosen_plan(choice: PlanChoice) -> Plan:
