@@ -132,3 +132,40 @@ def test_an_export_takes_its_weights_along(door: Door) -> None:
     (part,) = ort.InferenceSession(version / "model.onnx").run(None, {"h": h})
     (y,) = ort.InferenceSession(door.folder / "net.onnx").run(None, {"x": h})
     np.testing.assert_allclose(part, y, rtol=1e-6)
+
+
+@pytest.mark.door
+@pytest.mark.parametrize("encoding", ["fp16", "uint8"])
+def test_encodings_that_are_nodes_of_the_graph_cross_by_kserve(door: Door, encoding: str) -> None:
+    two_layers(door.folder / "net.onnx", 512)
+    x = np.random.default_rng(2).standard_normal((1, 512)).astype(np.float32)
+    np.savez(door.folder / "in.npz", x=x)
+    words = ("split", "net.onnx", "-o", "b", *ESTIMATED, "--cut", "h", "--backend", "kserve")
+    lossy = ("--encoding", encoding, "--tolerance", "0.05", "--calibration", "in.npz")
+    door.ok(*words, *lossy, "--link", "1 Mbit/s")
+    plan = json.loads((door.folder / "b/plan.json").read_text())
+    assert [send["encoding"] for send in plan["uploads"]] == [encoding]
+    (y,) = ort.InferenceSession(door.folder / "net.onnx").run(None, {"x": x})
+    with door.serving("b") as address:
+        server = ("--server", f"kserve://{address}", "--on-server-loss", "raise")
+        door.ok("run", "b", "--input", "in.npz", "--output", "out.npz", *server)
+    given = np.load(door.folder / "out.npz")["y"]
+    assert 0 < np.abs(given - y).max() < 0.05 * np.ptp(y)
+    door.ok("export", "triton", "b", "-o", "repository")
+
+
+@pytest.mark.door
+def test_optional_inputs_cross_by_kserve(door: Door) -> None:
+    nodes = [helper.make_node("Relu", ["x"], ["h"]), helper.make_node("Mul", ["h", "d"], ["y"])]
+    ends = [value("x", 1, 8), value("d", 1, 8)], [value("y", 1, 8)]
+    default = np.full((1, 8), 2, np.float32)
+    save(door.folder / "net.onnx", nodes, *ends, {"d": default})
+    door.ok("split", "net.onnx", "-o", "b", *ESTIMATED, "--cut", "h", "--backend", "kserve")
+    x, d = np.ones((1, 8), np.float32), np.full((1, 8), 5, np.float32)
+    with door.serving("b") as address, KServeClient(address) as client:
+        for feeds, expected in (({"x": x}, 2.0), ({"x": x, "d": d}, 5.0)):
+            np.savez(door.folder / "in.npz", **feeds)  # type: ignore[arg-type]
+            server = ("--server", f"kserve://{address}", "--on-server-loss", "raise")
+            door.ok("run", "b", "--input", "in.npz", "--output", "out.npz", *server)
+            np.testing.assert_allclose(np.load(door.folder / "out.npz")["y"], expected)
+            np.testing.assert_allclose(client.infer("net", feeds)["y"], expected)

@@ -5,6 +5,7 @@ serialized message here, and found again by their tags. Any protobuf library rea
 what such a library writes is read here: fields may come in any order.
 """
 
+from functools import lru_cache
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -70,6 +71,7 @@ def _length(data: bytes, at: int) -> tuple[int, int]:
     raise DecodeError("a field's length does not end")
 
 
+@lru_cache(256)  # most tensors of a session have one of a few sizes
 def field_head(number: int, size_bytes: int) -> bytes:
     """What protobuf writes before the bytes of a field with a number up to 15."""
     parts = bytearray((number << 3 | _WIRE_BYTES,))

@@ -172,12 +172,15 @@ class KServeService:
 
     @property
     def request_limit_bytes(self) -> int:
-        """The longest request that any of the models takes."""
+        """The longest request that any of the models takes, within the limit of one tensor.
+
+        Several inputs of any size together get no more: gRPC reads a request before it is checked.
+        """
         sizes = (
             HEADER_BYTES + sum(spec.limit_bytes for spec in model.signature.limits.values())
             for model in self._served()
         )
-        return max(sizes, default=0)
+        return min(max(sizes, default=0), HEADER_BYTES + self._limit_bytes)
 
     @property
     def calls(self) -> Mapping[str, Callable[[bytes], bytes]]:

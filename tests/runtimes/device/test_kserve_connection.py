@@ -17,6 +17,7 @@ import pytest
 from offload.errors import BundleError, DeadlineError, InputError, OffloadError, ServerError
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import EngineOptions, load
+from offload_runtimes.security.certs import make_certificates
 from offload_runtimes.security.credentials import ClientSecurity, ServerSecurity
 from offload_runtimes.server import Server
 from offload_runtimes.serving.serve_options import ServeOptions
@@ -378,6 +379,25 @@ def test_a_token_and_its_refusal(made: Made, tmp_path: Path) -> None:
             check(made, session)
         with pytest.raises(ServerError, match="refused the token"):
             OffloadSession(made.bundle, address, security=ClientSecurity(token="another"))
+
+
+def test_mutual_tls_and_its_refusals(made: Made, tmp_path: Path) -> None:
+    pems, host = tmp_path / "certs", "127.0.0.1"
+    make_certificates(pems, servers=[host], devices=["camera"])
+    make_certificates(pems / "other", servers=[host], devices=["camera"])
+    security = ServerSecurity(pems / f"{host}.pem", pems / f"{host}.key", pems / "ca.pem")
+
+    def camera(folder: Path) -> ClientSecurity:
+        return ClientSecurity(pems / "ca.pem", folder / "camera.pem", folder / "camera.key")
+
+    with Server([made.bundle], options=ServeOptions(ONE, security=security)) as server:
+        address = f"kserve://{server.address}"
+        with OffloadSession(made.bundle, address, security=camera(pems)) as session:
+            check(made, session)
+            assert session.counts.split == 1
+        for wrong, said in ((camera(pems / "other"), "handshake"), (None, "speaks TLS")):
+            with pytest.raises(ServerError, match=said):
+                OffloadSession(made.bundle, address, security=wrong, connect_timeout_s=2)
 
 
 def test_plans_that_one_request_cannot_serve_are_refused(tmp_path: Path) -> None:

@@ -182,6 +182,20 @@ def test_a_request_longer_than_any_model_takes_is_refused_unread(client: KServeC
     assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
+def test_inputs_of_any_size_together_get_the_limit_of_one(tmp_path: Path) -> None:
+    made = bundles.branches(tmp_path / "b", batch="n", count=3)
+    limits = SessionLimits(max_bytes=16 << 20)  # above what probes take
+    with (
+        Server([made.bundle], options=ServeOptions(ONE, limits=limits)) as server,
+        KServeClient(server.address) as client,
+    ):
+        rows = (6 << 20) // 256
+        inputs = {f"t{i}": np.zeros((rows, 64), np.float32) for i in range(3)}
+        code, _ = refusal(client, infer_request("b.server", inputs))
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        client.infer("b.server", {name: array[: rows // 2] for name, array in inputs.items()})
+
+
 def test_bytes_that_are_no_request_get_a_status(client: KServeClient, server: Server) -> None:
     call: grpc.UnaryUnaryMultiCallable[bytes, bytes]
     for method in ("ModelInfer", "ModelMetadata"):
