@@ -314,7 +314,7 @@ class OffloadSession:
             output_names: outputs to compute; None: all.
             window: largest number of frames that are computed or wait to be taken; a slow caller
                 holds up the source. None: 4, or, if several plans share the frames, as many as
-                keep device, link and server busy (4 with `latest`).
+                keep device, link and server busy (4 with `latest` or a deadline).
             latest: for live cameras: read the source at its own speed and drop frames that are
                 outdated when the device becomes free (counted in `counts.dropped`).
             copy: copy arrays that wait in a queue, so that the source may reuse them for the next

@@ -117,8 +117,11 @@ class OpenedBundle:
 
     @property
     def window(self) -> int:
-        """The frames that a stream should have under way at once."""
-        sharing = self.selector.sharing
+        """The frames that a stream should have under way at once.
+
+        With a deadline few: the time that a frame waits for those before it counts.
+        """
+        sharing = self.selector.sharing if self._options.deadline_s is None else None
         return sharing.window if sharing else DEFAULT_WINDOW
 
     def choose(self, window: int | None) -> FramePlan:
