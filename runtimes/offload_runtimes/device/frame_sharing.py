@@ -82,8 +82,9 @@ class FrameSharing:
             if self._losses < _ESTIMATES or now_s - self._since_s < _DWELL_S:
                 self._shares = kept
                 return
+            self._since_s = now_s
         self._members = tuple(plan for plan in able if shares[plan] > 0)
-        self._shares, self._since_s, self._losses = shares, now_s, 0
+        self._shares, self._losses = shares, 0
         # A plan that got no frames must not have earned any.
         self._credits = (0.0,) * len(shares)
 
