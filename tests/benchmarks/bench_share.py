@@ -26,6 +26,7 @@ from offload.costs.link import PRESETS, Link, parse_link
 from offload.planning.plan import Side
 from offload.planning.problem import Constraints, Objective
 from offload.planning.shares import share_frames
+from offload.report.charts import SchemeTimes, pairs_svg
 from offload_cli.plans import batch_on
 from offload_models import image, pretrained, zoo
 from offload_models.text import render_line
@@ -219,6 +220,23 @@ def show(cell: Cell) -> None:
         )
 
 
+def chart(cell: Cell) -> str:
+    """Seconds a frame of each stream of a cell, as SVG; those of CO with floats are too many."""
+    return pairs_svg(
+        f"Seconds a frame in a stream: {cell.name}, device 10 times slower",
+        [
+            SchemeTimes(
+                stream.label,
+                1 / stream.predicted_hz,
+                [1 / rate_hz for rate_hz in stream.rates_hz],
+                stream.label == MIX,
+            )
+            for stream in cell.streams.values()
+            if stream.label != "CO float"
+        ],
+    )
+
+
 def goals_of(cells: Sequence[Cell], full: bool) -> list[Goal]:
     off = statistics.median(cell.mix.rate_hz / cell.mix.predicted_hz for cell in cells)
     worst = min(cells, key=lambda cell: cell.mix.rate_hz / cell.best_single.rate_hz)
@@ -353,6 +371,7 @@ def main() -> int:
     parser.add_argument("--links", default="")
     parser.add_argument("--full", action="store_true", help="all models and links")
     parser.add_argument("--only-batch", action="store_true", help="no streams")
+    parser.add_argument("--svg", type=Path, help="chart of the cell where sharing gains most")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each stream")
     options = parser.parse_args()
@@ -375,6 +394,9 @@ def main() -> int:
                 with open_testbed(link_of(link)) as bed:
                     cells.append(measure(model, request, link, bed, work, options))
                 show(cells[-1])
+    if options.svg:
+        most = max(cells, key=lambda cell: cell.mix.rate_hz / cell.best_single.rate_hz)
+        options.svg.write_text(chart(most))
     print(f"{len(cells)} cells in {time.monotonic() - begun_s:.0f} s")
     return report([*goals_of(cells, options.full), *batch_goals(options.rounds)])
 
