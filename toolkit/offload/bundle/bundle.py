@@ -157,8 +157,11 @@ class Bundle:
 
         Plans that only take frames or rows from others are left out.
         """
-        count = 1 + max(interval.plan for interval in self.plan_set.ranges)
-        return replace(self, plan_set=PlanSet(self.plans[:count], self.plan_set.ranges))
+        plan_set = self.plan_set
+        every = (plan_set.ranges, *(each.ranges for each in plan_set.slower))
+        count = 1 + max(interval.plan for ranges in every for interval in ranges)
+        kept = PlanSet(self.plans[:count], plan_set.ranges, slower=plan_set.slower)
+        return replace(self, plan_set=kept)
 
     def parts(self, *sides: Side) -> tuple[Segment, ...]:
         """The segments of all plans, common ones once; of some sides or, by default, of both."""
