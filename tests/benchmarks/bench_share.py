@@ -2,7 +2,7 @@
 
 Run as root as `make bench-share`; `FULL=1` for all models and links. The device and the server are
 processes in two namespaces; the device is 10 times slower by pacing. The input is the camera's
-bytes. In turns: everything local (LO), everything on the server with the picture's floats, bytes,
+bytes. In turns: everything local (LO), everything on the server with the picture's bytes
 or as jpeg (CO), the best single plan, and the mix.
 """
 
