@@ -353,7 +353,7 @@ class KServeService:
         self._dispatcher.drop(session)
 
     def _served(self) -> list[ServedModel]:
-        """The models of the bundles that take requests, those given first."""
+        """The models that take requests, in the order of the bundles on the command line."""
         served = []
         for digest in self._bundles.order:
             loaded = self._bundles.loaded.get(digest)
