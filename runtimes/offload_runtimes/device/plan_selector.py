@@ -42,9 +42,9 @@ _GROWS = 1.25  # probe again while the probe for the estimated rate would be lar
 _SWITCHES = 100  # that are remembered
 _IDLE_DEVICE_S = 1.0  # without a frame that measures the device
 _DEVICE_PROBE_SHARE = 0.1
-# After leaving a busy server: not back before, and only by turns for so long.
+# After leaving a busy server: not back before, unless it is idle, and only by turns for so long.
 _AWAY_S, _CAUTIOUS_S = 10.0, 60.0
-_TURN_SHARE = 0.5  # of the gain: the probability of a change in one review
+_IDLE_SERVER = 0.02  # a wait below this share of an inference
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,8 +313,9 @@ class PlanSelector:
         """Whether to change plans now, where others' work at the server is the reason.
 
         All devices of a busy server see the same wait. If all left it at once, it would be idle,
-        and all would come back. So each changes with a probability that follows from what it
-        gains, until the wait shows what the others did; and it does not come back for some time.
+        and all would come back. So each changes with a probability that is the share of its time
+        that it gains, until the wait shows what the others did; and it does not come back for some
+        time, unless the server is idle.
         """
         values = self._values(link, self._speeds)
         alone = self._values(link, replace(self._speeds, server_wait_s=0.0))
@@ -325,7 +326,8 @@ class PlanSelector:
         if not (leaves or returns):
             return True
         gain = 1 - values[after] / values[before]
-        if (returns and away_s < _AWAY_S) or self._draw() >= _TURN_SHARE * gain:
+        is_idle = self._speeds.server_wait_s < _IDLE_SERVER * values[after]
+        if (returns and away_s < _AWAY_S and not is_idle) or self._draw() >= gain:
             return False
         self._left_crowd_s = now_s if leaves else self._left_crowd_s
         return True
