@@ -104,7 +104,7 @@ class Machines:
         """Run the command, check that it fails with one sentence, and return the sentence."""
         done = self.offload(*words)
         assert done.returncode == 1, f"exit {done.returncode}: {done.stdout}{done.stderr}"
-        assert "Traceback" not in done.stderr
+        assert "Traceback" not in done.stderr, done.stderr[-2000:]
         errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1, done.stderr
         return errors[0].removeprefix("error: ")

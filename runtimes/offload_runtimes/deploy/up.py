@@ -736,7 +736,12 @@ async def _stop(target: TargetConfig) -> bool:
 
 
 async def _all(work: Callable[[TargetConfig], Any], targets: Sequence[TargetConfig]) -> list[Any]:
-    return list(await asyncio.gather(*map(work, targets)))
+    # Every target is waited for: a connection that is cut off while it opens prints a traceback.
+    results = await asyncio.gather(*map(work, targets), return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
 
 
 async def _send_certificates(agent: AgentClient, files: Sequence[Path]) -> None:
