@@ -47,7 +47,7 @@ def bundle_json(bundle: Bundle) -> dict[str, object]:
 
 
 def batch_on(bundle: Bundle, link: Link) -> BatchShares:
-    """How a bundle's plans share the rows of the planned batch on a link."""
+    """How the plans of a bundle share the rows of the planned batch on a link."""
     return share_batch(bundle.plans, bundle.rows, bundle.rows, link)
 
 
@@ -104,7 +104,7 @@ def plans_sentence(bundle: Bundle) -> str:
 
 
 def has_table(bundle: Bundle) -> bool:
-    """Whether there is more to show than one plan: several, or one for several slow-downs."""
+    """Whether a table is needed: for several plans, or for several slow-downs."""
     return len(bundle.plans) > 1 or bool(bundle.plan_set.slower)
 
 

@@ -311,7 +311,7 @@ def _run_all(
 
 @dataclass(frozen=True)
 class _StreamRun:
-    """A stream that has ended: its frames, the seconds from the first to the last answer."""
+    """A finished stream: number of frames, and seconds from the first to the last answer."""
 
     frames: int
     first_s: float

@@ -277,8 +277,8 @@ def allowed_by(backend: Backend, policy: EncodingPolicy, links: Sequence[Link]) 
     """The encodings that a kind of server decodes.
 
     Raises:
-        InputError: it decodes none that were requested, or a range of links was given to a server
-            that runs one plan.
+        InputError: the server decodes none of the requested encodings, or it runs one plan and a
+            range of links was given.
     """
     if backend is Backend.OFFLOAD:
         return policy

@@ -503,7 +503,7 @@ def _connections(
     monitor: LinkMonitor,
     speeds: SpeedMonitor,
 ) -> Callable[[], DeviceConnection]:
-    """Makes connections of the kind that the server's address names; see `Connect`."""
+    """A factory of connections of the kind that the server's address names; see `Connect`."""
     if not isinstance(server, str) or not server.startswith(KSERVE_SCHEME):
         connector = _connector(server, options)
         return partial(ServerConnection, connector, contracts, monitor, speeds, options.patience_s)

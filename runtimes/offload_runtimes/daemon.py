@@ -212,8 +212,8 @@ def serve_until_asked(
         if server.certificate_expiries_s:
             stack.enter_context(failed_handshakes(lambda reason: server.refused("tls", "", reason)))
         stack.enter_context(server)
-        # The modules and models that are loaded now stay: the garbage collector, which took up to
-        # half of a short request's time, does not traverse them any more.
+        # Exclude loaded modules and models from garbage collection, which took up to half of the
+        # time of a short request.
         gc.collect()
         gc.freeze()
         stack.callback(gc.unfreeze)

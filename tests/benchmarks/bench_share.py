@@ -146,6 +146,32 @@ def served(bed: Testbed, bundles: Sequence[Bundle]) -> Iterator[str]:
         server.stdin.close()
 
 
+def run_device(
+    bed: Testbed,
+    bundles: Mapping[str, Bundle],
+    feeds: Mapping[str, Path],
+    job: Mapping[str, object],
+) -> list[dict[str, Any]]:
+    """Serve the bundles and run a job of `tests.benchmarks.sharing`; the lines that it prints."""
+    with served(bed, [bundle for bundle in bundles.values() if bundle.needs_server]) as address:
+        whole = {
+            "server": address,
+            "slowdown": SLOWDOWN,
+            "bundles": {label: str(bundle.path) for label, bundle in bundles.items()},
+            "plans": {label: len(bundle.plans) for label, bundle in bundles.items()},
+            "feeds": {label: str(path) for label, path in feeds.items()},
+            **job,
+        }
+        done = subprocess.run(
+            bed.command(Side.DEVICE, (sys.executable, "-m", "tests.benchmarks.sharing")),
+            input=json.dumps(whole) + "\n",
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
 def measure(
     name: str, request: SplitRequest, link: str, bed: Testbed, folder: Path, options: Any
 ) -> Cell:
@@ -166,26 +192,9 @@ def measure(
     arrays = dict(planned.calibration.feeds[0])
     np.savez(folder / "feeds.npz", **arrays)  # type: ignore[arg-type]
     bed.shape(request.link)
-    with served(bed, [b for b in bundles.values() if b.needs_server]) as address:
-        job = {
-            "server": address,
-            "slowdown": SLOWDOWN,
-            "rounds": options.rounds,
-            "seconds": options.seconds,
-            "bundles": {label: str(bundle.path) for label, bundle in bundles.items()},
-            "plans": {label: len(bundle.plans) for label, bundle in bundles.items()},
-            "feeds": {label: str(folder / "feeds.npz") for label in bundles},
-            "streams": streams,
-        }
-        command = (sys.executable, "-m", "tests.benchmarks.sharing")
-        done = subprocess.run(
-            bed.command(Side.DEVICE, command),
-            input=json.dumps(job) + "\n",
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    feeds = folder / "feeds.npz"
+    job = {"rounds": options.rounds, "seconds": options.seconds, "streams": streams}
+    rows = run_device(bed, bundles, dict.fromkeys(bundles, feeds), job)
     for row in rows:
         if row["label"] == MIX:
             print(f"  mix, round {row['round']}: {row['link']}; {row['speeds']}")
@@ -316,26 +325,8 @@ def batch_goals(rounds: int) -> list[Goal]:
         predicted_s = {s.label: s.followed.forecast.latency_s(link) for s in schemes}
         predicted_s[SHARED] = batch_on(best.bundle, link).latency_s
         ways[SHARED] = best.label, None
-        with served(bed, [b for b in bundles.values() if b.needs_server]) as address:
-            job = {
-                "server": address,
-                "slowdown": SLOWDOWN,
-                "rounds": rounds,
-                "runs": 5,
-                "bundles": {label: str(bundle.path) for label, bundle in bundles.items()},
-                "plans": {label: len(bundle.plans) for label, bundle in bundles.items()},
-                "feeds": {label: str(folder / "feeds.npz") for label in bundles},
-                "batches": ways,
-            }
-            command = (sys.executable, "-m", "tests.benchmarks.sharing")
-            done = subprocess.run(
-                bed.command(Side.DEVICE, command),
-                input=json.dumps(job) + "\n",
-                stdout=subprocess.PIPE,
-                text=True,
-                check=True,
-            )
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+        job = {"rounds": rounds, "runs": 5, "batches": ways}
+        rows = run_device(bed, bundles, dict.fromkeys(bundles, folder / "feeds.npz"), job)
     print(f"{CLASSIFIER}, a batch of {LINES} lines, wifi")
     medians_s = {}
     for label in ways:

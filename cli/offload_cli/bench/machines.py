@@ -111,7 +111,7 @@ def _built(name: str) -> Iterator[Path]:
 
 
 def _goals(results: Sequence[UpResult]) -> list[Goal]:
-    """Goals for the planner's choice, the predictions and the answers."""
+    """Goals of the planner's choice, the predictions and the answers."""
     ratios, errors = [], []
     for result in results:
         exact = [s for s in result.schemes if s.is_lossless]

@@ -172,7 +172,7 @@ def measure_group(
 
 
 def _draw(path: Path, title: str, scheme: PlannedScheme) -> None:
-    """Write the picture of a pick that runs layers on both sides."""
+    """Draw the cut of a chosen scheme that runs layers on both sides."""
     plan, variant = scheme.plan, scheme.variant
     if all(any(segment.layers for segment in plan.on(side)) for side in Side):
         profiles = {Side.DEVICE: variant.device, Side.SERVER: variant.server}

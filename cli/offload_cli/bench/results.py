@@ -116,7 +116,7 @@ class Group:
 
 
 def cut_file(folder: Path, model: str, network: str, scheme: str) -> Path:
-    """Where the picture of a pick's cut is, if it cuts the model."""
+    """Path of the picture of the chosen scheme's cut; None: it does not cut the model."""
     return folder / "cuts" / f"{model}-{network}-{scheme}.svg"
 
 

@@ -24,7 +24,7 @@ from offload_runtimes.measure import Progress
 from offload_runtimes.measure.target_machine import MeasuredInference, TargetMachine
 
 LEAST_RUNS = 5
-# A scheme that takes so many times as long as the best lossless one: fewer runs show that.
+# A scheme that takes HOPELESS times as long as the best lossless one gets fewer runs.
 HOPELESS, HOPELESS_RUNS = 3.0, 3
 _TIE = 0.03  # of the measured cost, within which the simpler scheme is chosen
 _MOST_S = 60.0  # for all schemes
@@ -93,7 +93,7 @@ class SchemeResult:
 
     @property
     def labels(self) -> list[str]:
-        """The label of each scheme that comes to this program."""
+        """The labels of all schemes that have this program."""
         return self.label.split(" = ")
 
     @property

@@ -736,7 +736,7 @@ async def _stop(target: TargetConfig) -> bool:
 
 
 async def _all(work: Callable[[TargetConfig], Any], targets: Sequence[TargetConfig]) -> list[Any]:
-    # Every target is waited for: a connection that is cut off while it opens prints a traceback.
+    # Wait for every target: a connection that is cancelled while it opens prints a traceback.
     results = await asyncio.gather(*map(work, targets), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):

@@ -32,9 +32,9 @@ from offload_runtimes.device.speed_monitor import SpeedMonitor
 from offload_runtimes.protocol.tensor_specs import Contract, contracts
 
 _REOPEN_S = 5.0  # between attempts to open a directory that holds no complete bundle
-# Gives what makes connections, for a bundle, the plans in use, the contracts of all plans and the
-# monitors of link and speeds. Raises InputError if no server was given, or the server cannot run
-# the plans.
+# Returns a factory of connections for a bundle, the plans in use, the contracts of all plans and
+# the monitors of link and speeds. Raises InputError if no server was given, or if the server cannot
+# run the plans.
 Connect: TypeAlias = Callable[
     [Bundle, tuple[Plan, ...], tuple[Contract, ...], LinkMonitor, SpeedMonitor],
     Callable[[], DeviceConnection],
@@ -140,7 +140,9 @@ class OpenedBundle:
 
     @property
     def spare_plan(self) -> int | None:
-        """A plan for what the server does not answer; None: none, or that is an error."""
+        """A local plan for frames that a lost server does not answer; None: there is none, or
+        the loss is an error.
+        """
         may_go_on = self._options.on_server_loss != OnServerLoss.RAISE
         local = (number for number, plan in enumerate(self.bundle.plans) if plan.is_local)
         return next(local, None) if may_go_on else None

@@ -1,4 +1,4 @@
-"""What a session on the device needs of its connection to a server, of whichever kind."""
+"""The interface between a session on the device and any kind of connection to a server."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,7 +10,7 @@ from offload_runtimes.protocol.messages import PackedTensor
 
 
 class DeviceConnection(Protocol):
-    """A connection over which a server computes its part of frames."""
+    """A connection to a server that computes its part of each frame."""
 
     @property
     def error(self) -> OffloadError | None:
@@ -24,7 +24,7 @@ class DeviceConnection(Protocol):
         """Connect; OffloadError if the server cannot be used."""
 
     def begin(self, frame: FrameTensors, until_s: float | None = None) -> None:
-        """Give a frame its number; DeadlineError if the server takes no more until then."""
+        """Begin a frame; DeadlineError if the server takes no other frame until then."""
 
     def announce(self, frame: FrameTensors, defaults: Sequence[str]) -> None:
         """Begin a frame on the server before its tensors, among them these optional inputs."""
@@ -36,7 +36,7 @@ class DeviceConnection(Protocol):
         """Forget a frame and cancel it on the server; may be called twice."""
 
     def probe(self, size_bytes: int) -> None:
-        """Have bytes sent both ways to measure the link, if the protocol can."""
+        """Send bytes both ways to measure the link, if the protocol supports it."""
 
     def beat(self) -> None:
         """Check that the server is alive; called every heartbeat."""

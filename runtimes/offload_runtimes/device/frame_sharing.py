@@ -24,7 +24,7 @@ class FrameSharing:
     """
 
     def __init__(self, plans: Sequence[Plan], link: Link) -> None:
-        """`link`: where the plans are used, until `update`."""
+        """`link`: the link to share for, until `update`."""
         self._forecasts = [plan.forecast for plan in plans]
         self._needs_server = [not plan.is_local for plan in plans]
         self._lock = threading.Lock()
@@ -74,7 +74,7 @@ class FrameSharing:
             return plan
 
     def _choose(self, window: int, able: Sequence[int], now_s: float, is_same: bool) -> None:
-        """Set the shares; keep the plans that have some while others gain little."""
+        """Set the shares; keep the current plans while other plans gain little."""
         shares, rate_hz = self._shared(able, window)
         if is_same and self._members:
             kept, kept_hz = self._shared(self._members, window)

@@ -221,7 +221,7 @@ class KServeConnection:
             self._requests[frame.number] = _Request(frame, set(self._inputs))
 
     def announce(self, frame: FrameTensors, defaults: Sequence[str]) -> None:
-        """Wait for these optional inputs, too; a frame without inputs is sent at once."""
+        """Also wait for these optional inputs; send a frame without inputs at once."""
         with self._lock:
             request = self._requests.get(frame.number)
             if request is not None:

@@ -42,7 +42,7 @@ _GROWS = 1.25  # probe again while the probe for the estimated rate would be lar
 _SWITCHES = 100  # that are remembered
 _IDLE_DEVICE_S = 1.0  # without a frame that measures the device
 _DEVICE_PROBE_SHARE = 0.1
-# After leaving a busy server: not back before, unless it is idle, and only by turns for so long.
+# After a session left a busy server: the least time away, and how long it returns by turns only.
 _AWAY_S, _CAUTIOUS_S = 10.0, 60.0
 _IDLE_SERVER = 0.02  # a wait below this share of an inference
 
@@ -310,7 +310,7 @@ class PlanSelector:
         return link is not None
 
     def _takes_turn(self, link: Link, before: int, after: int, now_s: float) -> bool:
-        """Whether to change plans now, where others' work at the server is the reason.
+        """Whether to change plans now, if the reason is the work of other devices at the server.
 
         All devices of a busy server see the same wait. If all left it at once, it would be idle,
         and all would come back. So each changes with a probability that is the share of its time

@@ -170,7 +170,7 @@ def open_channel(
     proxy: str | None,
     timeout_s: float,
 ) -> grpc.Channel:
-    """A channel of its own, which connects with its first call.
+    """Open a new channel, which connects with its first call.
 
     Certificates are read anew for each channel: they are renewed while a device runs.
     """

@@ -47,7 +47,7 @@ class KServeConnector:
         return f"{KSERVE_SCHEME}{self.location}"
 
     def open(self, timeout_s: float) -> "KServeChannel":
-        """A channel of its own, which connects with its first call."""
+        """Open a new channel, which connects with its first call."""
         return KServeChannel(self, timeout_s)
 
 
@@ -86,7 +86,7 @@ class KServeChannel:
         self._has_answered = False
 
     def ask(self, method: str, request: bytes) -> bytes:
-        """Call a method and wait; it may take as long as connecting may.
+        """Call a method and wait, at most for the time to connect.
 
         Raises:
             LostServerError: the server cannot be reached, or does not answer in time.
@@ -105,7 +105,7 @@ class KServeChannel:
         return answer
 
     def call(self, method: str, request: bytes, done: Done) -> Callable[[], object]:
-        """Call a method; `done` gets the answer or why there is none, on gRPC's thread.
+        """Call a method; gRPC's thread calls `done` with the answer or the error.
 
         Returns a function that cancels the call; `done` is not called then.
         """

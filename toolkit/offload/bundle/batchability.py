@@ -79,7 +79,7 @@ def why_alone(model: Model, part: Part) -> str:
 
 
 def why_rows_depend(model: Model) -> str:
-    """Why the whole model may not compute the rows of a batch apart; empty: it may.
+    """Why the model's rows may not be computed separately; empty: they may.
 
     Required inputs have rows; optional inputs keep their defaults. As `why_alone`.
     """

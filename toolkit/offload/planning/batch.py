@@ -270,7 +270,7 @@ def _even(rows: int, count: int) -> list[int]:
 def _around_best(
     divide: Callable[[int], tuple[MicroBatch, ...]], times_of: _TimesOf, least: int, most: int
 ) -> Iterable[tuple[MicroBatch, ...]]:
-    """The last division in which the device ends last, and the first one in which it does not.
+    """The neighbouring divisions between which the device stops being the last to end.
 
     `least`, `most`: rows that are sent.
     """

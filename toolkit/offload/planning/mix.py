@@ -86,8 +86,8 @@ def best_mix(problem: PlanningProblem, single: SchemeEstimate, worth: float = 0.
     A deadline, a limit on memory or on energy restricts which plans may take part, which a minimum
     cut cannot express: the known plans then begin with the cuts at single layers, and the search
     ends when a minimum cut breaks a limit. The bound also holds then, but may not be reached.
-    Under a memory limit, which holds for all plans together, the best one or two further plans
-    that fit are taken of those found.
+    A memory limit holds for all plans together: of the plans found, the best one or two that fit
+    beside the single plan are added.
 
     Args:
         problem: the graph, its costs, all encodings allowed, and the constraints.
@@ -130,7 +130,7 @@ def best_mix(problem: PlanningProblem, single: SchemeEstimate, worth: float = 0.
 
 
 def _is_limited(problem: PlanningProblem) -> bool:
-    """Whether a limit restricts which plans may take part, apart from pinned layers."""
+    """Whether a limit other than pinned layers excludes plans."""
     c = problem.constraints
     limits = (c.memory_bytes, c.deadline_s, c.period_s, c.energy_j)
     return any(limit is not None for limit in limits)
@@ -227,7 +227,7 @@ def _fits(problem: PlanningProblem, members: Sequence[SchemeEstimate]) -> bool:
 def _best_that_fit(
     problem: PlanningProblem, found: Sequence[SchemeEstimate]
 ) -> list[SchemeEstimate]:
-    """The first plan with the one or two others that fit the memory with it and gain most."""
+    """The first plan and the one or two others that fit into memory with it and gain most."""
     first = found[0]
 
     def rate_hz(members: Sequence[SchemeEstimate]) -> float:

@@ -105,7 +105,7 @@ class Forecast:
     by_period: bool = False
 
     def at(self, speeds: Speeds) -> "Forecast":
-        """The forecast with other speeds of both sides as those that were planned."""
+        """The forecast if both sides had been planned with these speeds."""
         return replace(self, work=at_speeds(self.work, speeds))
 
     def on(self, link: Link, speeds: Speeds = PLANNED_SPEEDS) -> Instance:

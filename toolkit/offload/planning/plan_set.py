@@ -85,7 +85,7 @@ class PlanSet:
         return next(r.plan for r in reversed(self.ranges) if r.low_bps <= rate_bps)
 
     def with_note(self, note: str) -> "PlanSet":
-        """The same plans, with a sentence behind the reason of the first one."""
+        """The same plans; the sentence is added to the first plan's reason."""
         if not note:
             return self
         first, *others = self.plans
@@ -125,7 +125,7 @@ def _tiles(ranges: Sequence[BandwidthRange]) -> bool:
 
 
 def slowdowns_between(least: float, most: float) -> tuple[float, ...]:
-    """Few slow-downs to plan for, evenly spaced by ratio: at most 2, at most seven in all."""
+    """At most seven slow-downs, evenly spaced by ratio, if possible at most 2x apart."""
     steps = min(math.ceil(math.log2(most / least)), _MOST_SLOWDOWNS - 1)
     between = (least * (most / least) ** (index / steps) for index in range(1, steps))
     return (least, *between, most)

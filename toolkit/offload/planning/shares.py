@@ -8,7 +8,7 @@ import numpy as np
 
 from offload.planning.plan import ResourceUse
 
-# Share of the rate that counts as nothing.
+# Relative differences of rates below this are rounding errors.
 ROUNDING = 1e-6
 _LEAST_PIVOT = 1e-9
 DEFAULT_WINDOW = 4
@@ -103,7 +103,7 @@ def fewest_members(
     """
 
     def smallest_part(numbers: Sequence[int]) -> float:
-        """The part of `best_hz` that these plans reach, on the link where it is smallest."""
+        """The smallest ratio of these plans' rate to `best_hz` over all links."""
         parts = (
             share_frames([row[number] for number in numbers]).rate_hz / rate_hz
             for row, rate_hz in zip(uses, best_hz, strict=True)

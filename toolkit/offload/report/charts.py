@@ -60,7 +60,7 @@ class SchemeTimes:
 
 
 def pairs_svg(title: str, schemes: Sequence[SchemeTimes]) -> str:
-    """Bars of all schemes on one axis from 0: predicted above measured, 860 units wide.
+    """Draw bars of all schemes on one axis from 0, predicted above measured, 860 units wide.
 
     The measured bar ends at the median; a line goes from the smallest to the largest.
     """

@@ -164,7 +164,7 @@ class CutPicture:
 
     @cached_property
     def boxes(self) -> list[_Box]:
-        """All that is drawn as a box."""
+        """Everything that is drawn as a box."""
         graph = self._graph
         inputs = [_Port(name, True) for name in graph.inputs]
         return [*inputs, *self.blocks, *self.sent, *(_Port(n, False) for n in graph.outputs)]
@@ -253,7 +253,7 @@ def cut_svg(model: TimedGraph, plan: Plan, title: str = "") -> str:
 
 
 def _legend(picture: CutPicture) -> list[tuple[str, str]]:
-    """Colours and their meaning."""
+    """The legend: each colour and its meaning."""
     entries = [(_DEVICE, "device"), (_SERVER, "server")]
     used = {sent.direction for sent in picture.sent}
     entries += [(_UPLOAD, "upload")] if "up" in used else []
@@ -261,7 +261,7 @@ def _legend(picture: CutPicture) -> list[tuple[str, str]]:
 
 
 def _drawing(picture: CutPicture, plan: int, left: float, top: float) -> list[str]:
-    """The boxes and edges while a plan is shown."""
+    """The boxes and edges of one plan."""
     active = {transfer.box for transfer in picture.transfers(plan)}
     return [
         f'<g class="cut" transform="translate({left:.1f} {top:.1f})">',
