@@ -152,12 +152,14 @@ test-arm64: install
 environment = test -d $(1) || { $(PYTHON) -m venv $(1) && $(1)/bin/pip install --quiet $(2); } || rm -rf $(1)
 
 # Other people's clients and servers; what they need is installed beside, not among ours.
+TRITONCLIENT = tritonclient==2.73.0 'grpcio>=1.70' 'protobuf>=7.35.1' numpy packaging
+TRITON = nvidia-pytriton==0.7.0 'numpy<2' onnxruntime
 .PHONY: test-interop
 test-interop: install
 	-$(APT) nodejs npm
 	-npm install --prefix examples/node --no-audit --no-fund --ignore-scripts --loglevel=error
-	$(call environment,build/tritonclient,tritonclient==2.73.0 'grpcio>=1.70' 'protobuf>=7.35.1' numpy packaging)
-	$(call environment,build/triton,nvidia-pytriton==0.7.0 'numpy<2' onnxruntime)
+	$(call environment,build/tritonclient,$(TRITONCLIENT))
+	$(call environment,build/triton,$(TRITON))
 	$(call environment,build/mlserver,mlserver==1.7.1 onnxruntime)
 	$(call environment,build/kserve,kserve==0.21.0 onnxruntime)
 	$(BIN)/pytest -q -s tests/interop
@@ -166,8 +168,9 @@ test-interop: install
 .PHONY: bench-interop
 bench-interop: install
 	-$(APT) libb64-0d
-	test -d build/perf || $(PYTHON) -m venv build/perf
-	build/perf/bin/pip install --quiet tritonclient==2.41.0 nvidia-cuda-runtime-cu12 'numpy<2'
+	$(call environment,build/tritonclient,$(TRITONCLIENT))
+	$(call environment,build/triton,$(TRITON))
+	$(call environment,build/perf,tritonclient==2.41.0 nvidia-cuda-runtime-cu12 'numpy<2')
 	$(BIN)/python -m tests.benchmarks.bench_interop
 
 bench-schedule bench-plan bench-predict: install
