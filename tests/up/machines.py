@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -139,6 +140,15 @@ def free_port_of(machines: Machines) -> int:
     return int(subprocess.run(words, capture_output=True, check=True).stdout)
 
 
+def _with_boot_id(path: Path) -> tuple[str, ...]:
+    """Words before a command that then is on another machine by its boot id, where root may."""
+    if subprocess.run(["unshare", "-m", "true"], check=False, capture_output=True).returncode:
+        return ()
+    path.write_text(f"{uuid.uuid4()}\n")
+    shown = "/proc/sys/kernel/random/boot_id"
+    return ("unshare", "-m", "sh", "-c", f'mount --bind "$0" {shown} && exec "$@"', str(path))
+
+
 @contextmanager
 def two_machines(
     folder: Path, *, link: Link | None = None, slowdown: float = 1.0, python: str = sys.executable
@@ -160,7 +170,8 @@ def two_machines(
             if side is Side.DEVICE and slowdown > 1:
                 environment |= {"PYTHONPATH": str(SLOW), "OFFLOAD_TEST_SLOWDOWN": str(slowdown)}
             prefix = testbed.command(side, ()) if testbed else ()
-            sshd = stack.enter_context(running(folder / name, user, environment, prefix))
+            machine = (*prefix, *_with_boot_id(folder / f"{name}-boot"))
+            sshd = stack.enter_context(running(folder / name, user, environment, machine))
             sshds.append(sshd)
             if testbed:
                 script = folder / "relay.py"

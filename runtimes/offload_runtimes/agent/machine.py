@@ -24,7 +24,7 @@ _ANSWER_S = 2.0
 
 
 def facts(root: Path) -> dict[str, Any]:
-    """Processor, system, Python, free disk and memory, clock."""
+    """Processor, system, Python, free disk and memory, clock, and which machine this is."""
     folder = next(path for path in (root, *root.parents) if path.is_dir())
     return {
         "root": str(root),
@@ -36,7 +36,16 @@ def facts(root: Path) -> dict[str, Any]:
         "disk_free_bytes": shutil.disk_usage(folder).free,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "time_s": time.time(),
+        "boot": _boot_id(),
     }
+
+
+def _boot_id() -> str:
+    """A text that no other machine has; empty where the system gives none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
 
 
 def run(root: Path, command: list[str], timeout_s: float, alone: bool = False) -> dict[str, Any]:

@@ -3,11 +3,10 @@
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from offload.costs.encodings import EncodingPolicy
 from offload.costs.link import Link
 from offload.errors import InputError
@@ -24,8 +23,6 @@ from offload_runtimes.measure import Progress
 from offload_runtimes.measure.target_machine import MeasuredInference, TargetMachine
 
 LEAST_RUNS = 5
-# A scheme that takes HOPELESS times as long as the best lossless one gets fewer runs.
-HOPELESS, HOPELESS_RUNS = 3.0, 3
 _TIE = 0.03  # of the measured cost, within which the simpler scheme is chosen
 _MOST_S = 60.0  # for all schemes
 ALLOWED_DIFFERENCE = 1e-3
@@ -143,10 +140,9 @@ def run_in_turns(
         schemes: what to run; those that differ in their programs.
         link: the link between them, for the predictions.
         inputs: what to run them on.
-        repeats: runs of each scheme after one to warm up.
+        repeats: runs of each scheme, after one to warm up where there are more than five.
         budget_s: seconds for each scheme, and at most a minute for all, after which no round is
-            begun; at least five are. A scheme that takes three times as long as the best
-            lossless one is left out after three.
+            begun; at least five are.
         streams: also measure the seconds per frame of a stream.
         progress: called with a phrase before each step.
 
@@ -159,18 +155,15 @@ def run_in_turns(
         stored = [pair.device.store(sample) for sample in inputs.feeds]
         wanted = [pair.device.store(outputs) for outputs in inputs.expected]
         runs: dict[str, list[MeasuredInference]] = {scheme.label: [] for scheme in schemes}
+        least = min(LEAST_RUNS, repeats)
         began_s = time.monotonic()
         for number in range(repeats + 1):
-            exact = [runs[scheme.label] for scheme in schemes if scheme.followed.is_lossless]
-            racing = [label for label in sessions if not _is_hopeless(runs[label], exact)]
-            progress(f"running {len(racing)} schemes in turns, run {number} of {repeats}")
-            which = max(number - 1, 0) % len(stored)
-            for label in racing:
-                run = sessions[label].time(stored[which], wanted[which])
-                if number:
-                    runs[label].append(run)
+            progress(f"running {len(schemes)} schemes in turns, run {number + 1} of {repeats + 1}")
+            which = number % len(stored)
+            for label in sessions:
+                runs[label].append(sessions[label].time(stored[which], wanted[which]))
             is_over = time.monotonic() - began_s > min(budget_s * len(schemes), _MOST_S)
-            if number >= min(LEAST_RUNS, repeats) and is_over:
+            if number + 1 >= least and is_over:
                 break
         own = max(
             (run.difference for r in schemes if r.is_local for run in runs[r.label]),
@@ -183,7 +176,7 @@ def run_in_turns(
                 progress(f"streaming frames, {scheme.label}")
                 frames = max(LEAST_RUNS, min(repeats, 50))
                 period_s = sessions[scheme.label].period_s(stored[0], frames)
-            result = _result(scheme, link, runs[scheme.label], period_s, len(stored))
+            result = _result(scheme, link, runs[scheme.label], period_s, least, len(stored))
             if result.is_lossless:
                 limit = max(ALLOWED_DIFFERENCE, _OWN_TIMES * own)
                 if result.difference > limit:
@@ -191,26 +184,11 @@ def run_in_turns(
                         f"{scheme.label} gives other answers: an output is off by"
                         f" {result.difference:.2g} of its largest value, {limit:.2g} is allowed"
                     )
-            else:
-                progress(f"comparing answers, {scheme.label}")
-                answers = [sessions[scheme.label].run(feeds)[0] for feeds in stored]
-                same = _same_answers(answers, [tuple(e.values()) for e in inputs.expected])
-                result = replace(result, same_answers=same)
             results.append(result)
         return tuple(results)
     finally:
         for machine in (pair.device, pair.server):
             machine.close()
-
-
-def _is_hopeless(
-    runs: Sequence[MeasuredInference], others: Sequence[Sequence[MeasuredInference]]
-) -> bool:
-    """Whether a scheme is so slow that more runs cannot make it the best."""
-    if len(runs) < HOPELESS_RUNS:
-        return False
-    best_s = min(statistics.median(run.latency_s for run in rows) for rows in others if rows)
-    return min(run.latency_s for run in runs) > HOPELESS * best_s
 
 
 def choose(
@@ -299,8 +277,17 @@ def _result(
     link: Link,
     runs: Sequence[MeasuredInference],
     period_s: float | None,
-    inputs: int,
+    least: int,
+    samples: int,
 ) -> SchemeResult:
+    """The result of a scheme's runs; the first one only warms up if there are more than `least`.
+
+    The median of five is hardly changed by one slow run.
+    """
+    inputs = min(samples, len(runs))
+    same = None if runs[0].same_class is None else sum(bool(r.same_class) for r in runs[:inputs])
+    difference = max(run.difference for run in runs)
+    runs = runs[1:] if len(runs) > least else runs
     latencies_s = tuple(run.latency_s for run in runs)
     middle_s = statistics.median(latencies_s)
     typical = min(runs, key=lambda run: abs(run.latency_s - middle_s))
@@ -313,8 +300,8 @@ def _result(
         predicted_s=predicted.makespan_s if predicted else None,
         latencies_s=latencies_s,
         period_s=period_s,
-        difference=max(run.difference for run in runs),
-        same_answers=None,
+        difference=difference,
+        same_answers=same,
         inputs=inputs,
         is_lossless=plan.is_lossless,
         upload_bytes=sum(send.size_bytes or 0 for send in plan.uploads),
@@ -325,24 +312,3 @@ def _result(
         predicted=predicted,
         measured=typical.timeline,
     )
-
-
-def _same_answers(
-    answers: Sequence[Sequence[Any]], expected: Sequence[Sequence[Any]]
-) -> int | None:
-    """Number of inputs for which all outputs of class scores have the same largest class."""
-
-    def classes(outputs: Sequence[Any]) -> list[Any]:
-        return [
-            np.argmax(output, axis=-1)
-            for output in outputs
-            if isinstance(output, np.ndarray)
-            and output.dtype.kind == "f"
-            and output.ndim == 2
-            and output.shape[1] > 1
-        ]
-
-    if not classes(expected[0]):
-        return None
-    pairs = zip(map(classes, answers), map(classes, expected), strict=True)
-    return sum(all(map(np.array_equal, got, want)) for got, want in pairs)

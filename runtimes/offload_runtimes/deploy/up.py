@@ -9,8 +9,10 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -100,8 +102,7 @@ class UpRequest:
         policy: the encodings and the calibration inputs.
         repeats: runs of each scheme.
         budget_s: seconds for each scheme, and at most a minute for all, after which no round is
-            begun; at least five are, but only three of a scheme that takes three times as long as
-            the best lossless one.
+            begun; at least five are.
         insecure: plaintext instead of mutual TLS.
         only_try: measure, and leave nothing running.
         again: measure again what is known.
@@ -176,11 +177,12 @@ class UpResult:
 
 
 class _Record:
-    """The steps that are done, each with a digest of its inputs: `state.json`."""
+    """The steps that are done, each with a digest of its inputs: `state.json`; thread-safe."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "state.json"
         self._keys: dict[str, str] = {}
+        self._lock = threading.Lock()
         self.repeated: list[str] = []
         with contextlib.suppress(OSError, ValueError):
             state = json.loads(self._path.read_text(encoding="utf-8"))
@@ -193,14 +195,16 @@ class _Record:
 
     def forget(self, step: str) -> None:
         """Mark a step as not done, before it runs."""
-        if self._keys.pop(step, None) is not None:
-            self._save()
-        self.repeated.append(step)
+        with self._lock:
+            if self._keys.pop(step, None) is not None:
+                self._save()
+            self.repeated.append(step)
 
     def done(self, step: str, key: str) -> None:
         """Mark a step as done for this key."""
-        self._keys[step] = key
-        self._save()
+        with self._lock:
+            self._keys[step] = key
+            self._save()
 
     def _save(self) -> None:
         text = json.dumps({"format": _STATE_FORMAT, "steps": self._keys}, indent=1)
@@ -223,8 +227,9 @@ def _content(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class _TargetState:
-    """A target's root, Python with the runtime, versions, current release and servers."""
+    """A target's boot, root, Python with the runtime, versions, current release and servers."""
 
+    boot: str
     root: str
     python: str
     versions: Mapping[str, Any]
@@ -321,7 +326,9 @@ class _Up:
             versions = await runtime_versions(agent, python) if python else None
             release = (await agent.call("state"))["current"]
             servers = (await agent.call("servers"))["servers"]
-            return _TargetState(facts["root"], python or "", versions or {}, release, servers)
+            return _TargetState(
+                facts["boot"], facts["root"], python or "", versions or {}, release, servers
+            )
 
     def certificates(self) -> None:
         """Make an authority and a certificate for each side, unless there are young ones."""
@@ -368,17 +375,46 @@ class _Up:
             return replace(self.meeting, listen=replace(self.meeting.listen, port=0))
         return self.meeting
 
-    def profile(self, side: Side) -> Path:
-        """Profile the model on one side."""
+    def profiles(self) -> list[Path]:
+        """Profile the model on both sides, at the same time if they are different machines."""
+        missing = [side for side in Side if not self._has_profile(side)]
+        device, server = self.targets
+        if len(missing) == 2 and device.boot and server.boot and device.boot != server.boot:
+            self._profile_both()
+        else:
+            for side in missing:
+                self._profile(side)
+        return [self._profile_path(side) for side in Side]
+
+    def _profile_both(self) -> None:
+        """Profile both sides on threads; what interrupts one ends the other."""
+        workers = self.device, self.server  # connected before the threads start
+        with ThreadPoolExecutor(len(workers)) as pool:
+            try:
+                running = [pool.submit(self._profile, side) for side in Side]
+                for each in as_completed(running):
+                    each.result()
+            except BaseException:
+                self._stack.close()
+                raise
+
+    def _profile_path(self, side: Side) -> Path:
+        return self.request.folder / f"{side.value}.json"
+
+    def _profile_key(self, side: Side) -> str:
         index = tuple(Side).index(side)
         target = self.request.targets[index]
-        path = self.request.folder / f"{side.value}.json"
         machine = [target.ssh, target.root, target.python, options_of(target)]
-        key = _digest(self.model_key, self.calibration_key, machine, self._engine_of(index))
-        step = f"profile {side.value}"
-        if path.exists() and self.record.knows(step, key) and not self.request.again:
-            return path
-        self.record.forget(step)
+        return _digest(self.model_key, self.calibration_key, machine, self._engine_of(index))
+
+    def _has_profile(self, side: Side) -> bool:
+        is_known = self.record.knows(f"profile {side.value}", self._profile_key(side))
+        return is_known and self._profile_path(side).exists() and not self.request.again
+
+    def _profile(self, side: Side) -> None:
+        """Profile the model on one side."""
+        target = self.request.targets[tuple(Side).index(side)]
+        self.record.forget(f"profile {side.value}")
         with self.step(f"profiling on {target.name}") as progress, temporary_folder() as folder:
             worker = self.device if side is Side.DEVICE else self.server
             subject = optimized_model(self.model, folder, self.request.shapes, machine=worker)
@@ -392,9 +428,8 @@ class _Up:
                 progress=progress,
                 machine=worker,
             )
-            write_text(path, json.dumps(profile.to_json(), indent=1))
-        self.record.done(step, key)
-        return path
+            write_text(self._profile_path(side), json.dumps(profile.to_json(), indent=1))
+        self.record.done(f"profile {side.value}", self._profile_key(side))
 
     def _engine_of(self, index: int) -> Any:
         versions = self.targets[index].versions
@@ -667,7 +702,7 @@ def up(request: UpRequest, progress: Progress = lambda _: None) -> UpResult:
         this = _Up(request, progress, stack)
         this.certificates()
         this.runtimes()
-        profiles = [this.profile(side) for side in Side]
+        profiles = this.profiles()
         probed = this.link()
         schemes = this.plan(profiles, probed)
         results = this.measure(schemes, probed)

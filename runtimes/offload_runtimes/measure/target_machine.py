@@ -82,12 +82,15 @@ class MeasuredInference:
         latency_s: from the call to its result.
         difference: largest difference from the expected outputs, relative to the largest value of
             each; finite, as JSON has no infinity (1e308 if the shapes differ).
+        same_class: whether all outputs that are class scores have the largest class expected;
+            None: no output is.
         timeline: measured.
         plan: index of the plan that it followed.
     """
 
     latency_s: float
     difference: float
+    same_class: bool | None
     timeline: Timeline
     plan: int
 

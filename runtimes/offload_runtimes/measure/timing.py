@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 
 WARM_RUNS = 3
-_WARM_S = 2.0  # slow work is warm after fewer runs
+_WARM_S = 0.5  # slow work is warm after fewer runs
 
 
 def machine_name() -> str:

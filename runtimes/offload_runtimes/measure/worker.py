@@ -20,7 +20,7 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from offload.bundle.compare import difference
+from offload.bundle.compare import difference, same_class
 from offload.errors import ServerError, sentence
 from offload.files import temporary_folder
 from offload.records import from_json, to_json
@@ -315,20 +315,20 @@ class Worker:
         expected: Mapping[str, str],
         fetch: bool,
     ) -> Any:
-        """Run a session once: seconds, difference from the expected values, timeline, outputs."""
+        """Run a session once: seconds, comparison with the expected values, timeline, outputs."""
         values = self._feeds(feeds, self._blobs(sizes))
         opened = self._sessions[session]
         start_s = time.monotonic()
         outputs, timeline = opened.run_timed(None, values)
         latency_s = time.monotonic() - start_s
         by_name = dict(zip((v.name for v in opened.get_outputs()), outputs, strict=True))
-        worst = max(
-            (difference(self._values[key], by_name[name]) for name, key in expected.items()),
-            default=0.0,
-        )
+        pairs = [(self._values[key], by_name[name]) for name, key in expected.items()]
+        worst = max((difference(want, got) for want, got in pairs), default=0.0)
+        same = [is_same for is_same in (same_class(*pair) for pair in pairs) if is_same is not None]
         run = {
             "latency_s": latency_s,
             "difference": min(worst, _WORST),
+            "same_class": all(same) if same else None,
             "timeline": to_json(timeline),
             "plan": opened.plan,
         }

@@ -116,14 +116,21 @@ class Device:
 
     def session(self, label: str) -> object:
         def time(*_: object) -> MeasuredInference:
+            is_first = not self.runs[label]
             self.runs[label] += 1
-            return MeasuredInference(self.latencies_s[label], 0.0, Timeline(()), 0)
+            return MeasuredInference(self.latencies_s[label], 0.0, not is_first, Timeline(()), 0)
 
         return SimpleNamespace(time=time)
 
 
-def test_a_hopeless_scheme_runs_three_times(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("repeats", "budget_s", "kept", "made"), [(8, 60, 8, 9), (8, 0, 5, 5)])
+def test_the_first_of_more_than_five_runs_warms_up(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    repeats: int,
+    budget_s: float,
+    kept: int,
+    made: int,
 ) -> None:
     bundle = swept(tmp_path)
     schemes = [SchemeBundle(name, bundle, n) for n, name in enumerate(("LO", "split", "CO"))]
@@ -131,7 +138,10 @@ def test_a_hopeless_scheme_runs_three_times(
     sessions = {label: device.session(label) for label in device.latencies_s}
     monkeypatch.setattr(trial, "_open", lambda *_: sessions)
     pair: Any = SimpleNamespace(device=device, server=device)
-    inputs = TrialInputs([{"x": 0}], [{"y": 0}])
-    results = trial.run_in_turns(pair, schemes, Link(1e6, 1e6), inputs, repeats=8)
-    assert [len(each.latencies_s) for each in results] == [3, 8, 8]
-    assert device.runs == {"LO": 4, "split": 9, "CO": 9}, "one more, to warm up"
+    inputs = TrialInputs([{"x": 0}] * 3, [{"y": 0}] * 3)
+    results = trial.run_in_turns(
+        pair, schemes, Link(1e6, 1e6), inputs, repeats=repeats, budget_s=budget_s
+    )
+    assert [len(each.latencies_s) for each in results] == [kept] * 3
+    assert set(device.runs.values()) == {made}
+    assert [(each.same_answers, each.inputs) for each in results] == [(2, 3)] * 3

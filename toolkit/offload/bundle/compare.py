@@ -53,6 +53,17 @@ def difference(expected: Any, actual: Any, dtype: str | None = None) -> float:
     return apart / scale if scale else (np.inf if apart else 0.0)
 
 
+def same_class(expected: Any, actual: Any) -> bool | None:
+    """Whether every row of class scores has the same largest class; None: these are no scores.
+
+    Scores are floats with an axis of rows and an axis of at least two classes.
+    """
+    first, second = np.asarray(expected), np.asarray(actual)
+    if first.dtype.kind != "f" or first.ndim != 2 or first.shape[1] < 2:
+        return None
+    return first.shape == second.shape and bool((first.argmax(1) == second.argmax(1)).all())
+
+
 # Largest difference that rounding explains (other kernels, another order of sums), relative to the
 # largest value of the tensor. Integers, text and booleans must be equal.
 _LIMITS: Mapping[str, float] = {
