@@ -217,6 +217,7 @@ class Server:
         """Begin to listen; InputError when a port is in use."""
         try:
             self._dispatcher.open()
+            self._bundles.warm_workers(self._dispatcher.on_every_worker)
             if self._metrics:
                 self._metrics_server = self._observer.serve_http(self._metrics)
             self._serving = True

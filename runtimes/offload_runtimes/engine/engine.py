@@ -5,7 +5,8 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
@@ -29,6 +30,8 @@ from offload_runtimes.engine.options import (
 )
 from offload_runtimes.engine.timer import ALARM
 from offload_runtimes.engine.values import Array
+
+InputShapes: TypeAlias = Mapping[str, tuple[int, ...]]  # by name
 
 # Where ORT looks for the external data of a model that is given as bytes.
 _EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -96,13 +99,13 @@ class Engine:
         """A run that another thread may stop, before or while it runs."""
         return Call(self, deadline_s)
 
-    def warm(self, limit_s: float = 5.0) -> None:
+    def warm(self, limit_s: float = 5.0, shapes: InputShapes = MappingProxyType({})) -> None:
         """Run once on zeros, so that the first real run finds memory allocated.
 
-        Does nothing where a size is dynamic or zeros are not a possible input; stops after
-        `limit_s`, because a model may loop for ever.
+        Does nothing where a size is dynamic and `shapes` has no shape for that input, or where
+        zeros are not a possible input; stops after `limit_s`, because a model may loop for ever.
         """
-        feeds = self.zeros()
+        feeds = self.zeros(shapes)
         if feeds is not None:
             with contextlib.suppress(InputError, DeadlineError):
                 self.run(None, feeds, limit_s)
@@ -111,12 +114,13 @@ class Engine:
         """Write ORT's profile of the runs so far, if the settings enable it; its path."""
         return Path(self._session.end_profiling())
 
-    def zeros(self) -> dict[str, Array] | None:
-        """Inputs of zeros to warm up with; None when a size is dynamic."""
+    def zeros(self, shapes: InputShapes = MappingProxyType({})) -> dict[str, Array] | None:
+        """Inputs of zeros to warm up with; None when a size is dynamic and not in `shapes`."""
         feeds: dict[str, Array] = {}
         for value in self.inputs:
-            fixed = [size for size in value.shape or () if isinstance(size, int)]
-            if value.shape is None or len(fixed) < len(value.shape) or value.type not in DTYPES:
+            shape = shapes.get(value.name, value.shape)
+            fixed = [size for size in shape or () if isinstance(size, int)]
+            if shape is None or len(fixed) < len(shape) or value.type not in DTYPES:
                 return None
             feeds[value.name] = np.zeros(fixed, DTYPES[value.type])
         return feeds

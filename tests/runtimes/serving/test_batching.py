@@ -1,5 +1,6 @@
 """Joining and splitting rows, the trial before batching, batches, and run times."""
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -135,11 +136,15 @@ def test_a_batch_stops_early_only_when_all_its_tasks_are_stopped() -> None:
 def test_a_run_is_short_if_the_last_one_on_as_many_bytes_was() -> None:
     """Then it may run on the thread that reads the session's messages."""
     nothing: Any = None
-    bundle = LoadedBundle(nothing, (), {})
+    engine: Any = SimpleNamespace(on_gpu=False)
+    bundle = LoadedBundle(nothing, (), {"a": engine})
     assert not bundle.runs_briefly("a", 0), "not measured yet"
     bundle.last_runs["a"] = 1000, 0.0001
     assert bundle.runs_briefly("a", 1000)
     assert not bundle.runs_briefly("a", 1001), "it may take any time"
     assert not bundle.runs_briefly("b", 10)
+    engine.on_gpu = True
+    assert not bundle.runs_briefly("a", 1000), "each thread would get a CUDA stream"
+    engine.on_gpu = False
     bundle.last_runs["a"] = 10, 0.1
     assert not bundle.runs_briefly("a", 10)
