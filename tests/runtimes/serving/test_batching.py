@@ -33,6 +33,9 @@ def test_rows_are_split_as_they_were_joined() -> None:
     ):
         assert np.array_equal(feeds["a"], a)
         assert np.array_equal(feeds["b"], b)
+    padded = join_rows(several, 2)
+    assert all(np.array_equal(padded[n][:6], together[n]) for n in together)
+    assert all(np.array_equal(padded[n][6:], together[n][[-1, -1]]) for n in together)
     for wrong in (np.zeros((5, 2)), np.zeros(())):
         with pytest.raises(InputError, match="6 rows went in"):
             split_rows([wrong], (1, 3, 2))

@@ -144,7 +144,8 @@ def test_an_error_or_the_end_of_the_workers_ends_the_wait(
 
     workers.on_every_worker(fail)
     assert "a job raised an error" in caplog.text
-    workers.submit("busy", lambda: (began.set(), _wait(hold)))
+    workers.submit("busy", began.set)
+    workers.submit("busy", lambda: _wait(hold))
     began.wait()
     waiting = threading.Thread(target=workers.on_every_worker, args=(lambda: None,))
     waiting.start()
