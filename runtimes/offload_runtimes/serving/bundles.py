@@ -70,22 +70,19 @@ class LoadedBundle:
     def runs_briefly(self, part: str, size_bytes: int) -> bool:
         """Whether a part's last run was short, on at least as many bytes; more may take long.
 
-        Never on a GPU: onnxruntime keeps a CUDA stream, with its handles and its memory, for each
-        thread that ever ran an engine, so only the workers' threads may.
+        Never on a GPU, which only the workers run (see `warm_up`).
         """
         last_bytes, seconds = self.last_runs.get(part, (0, _SHORT_S))
         is_short = seconds < _SHORT_S and size_bytes <= last_bytes
         return is_short and not self.engines[part].on_gpu
 
-    def warm_workers(self, on_every_worker: Callable[[Job], None]) -> int:
-        """Warm the GPU's engines up on each worker, which has a CUDA stream of its own.
-
-        Returns the number of runs.
-        """
+    def warm_workers(self, on_every_worker: Callable[[Job], None], run_limit_s: float) -> int:
+        """Warm the GPU's engines up on each worker; the number of runs on each, 0 on the CPU."""
         runs = [run for run in self.warm_runs if run[0].on_gpu]
+        done: list[int] = []
         if runs:
-            on_every_worker(partial(warm_up, runs, WARM_RUN_S))
-        return len(runs)
+            on_every_worker(lambda: done.append(warm_up(runs, run_limit_s)))
+        return min(done, default=0)
 
 
 def load_bundle(
@@ -425,8 +422,11 @@ class ServedBundles:
             self._warm_workers(loaded)
 
     def _warm_workers(self, loaded: LoadedBundle) -> None:
-        start_s = time.monotonic()
-        if self._on_every_worker and (runs := loaded.warm_workers(self._on_every_worker)):
+        if self._on_every_worker is None:
+            return
+        start_s, limit_s = time.monotonic(), min(self._options.max_run_s, WARM_RUN_S)
+        runs = loaded.warm_workers(self._on_every_worker, limit_s)
+        if runs:
             took_s = time.monotonic() - start_s
             self._observer.warmed(loaded.bundle.digest, runs, list(loaded.padded), took_s)
 

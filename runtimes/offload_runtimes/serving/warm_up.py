@@ -1,4 +1,18 @@
-"""Warm up a server's engines: which shapes to run, and within what time."""
+"""Warm up a server's engines: which shapes to run, and within what time.
+
+What onnxruntime's CUDA provider does, by its source and issues; nothing here was measured:
+
+- Each run takes a CUDA stream from its session (since 1.14, `AcquireDeviceStreamCollection` in
+  `core/framework/session_state.cc`), so that workers run one session at the same time without
+  `user_compute_stream`.
+- Newer versions keep the stream, with its cuBLAS and cuDNN handles and the arena's memory, for
+  each thread that ran the session (issue 29351: memory grows with each new thread). So only the
+  workers run frames on a GPU, and each of them warms the engines up.
+- A convolution is planned for one shape, and only the last plan is kept (since 1.20 with cuDNN 9,
+  `Conv::UpdateState` in `core/providers/cuda/nn/conv.cc`; issue 23006: 15 times slower when
+  shapes change with each run). Warm-up helps only if the shape stays the same afterwards: so
+  batches get one number of rows and an engine of their own.
+"""
 
 import time
 from collections.abc import Iterable, Sequence
@@ -89,12 +103,7 @@ def warm_up(runs: Iterable[WarmRun], run_limit_s: float, total_s: float = WARM_U
 def is_slowed_by_changes(
     engine: Engine, shapes: InputShapes, rows: int, run_limit_s: float
 ) -> bool:
-    """Whether a run takes more than twice as long after a run with another number of rows.
-
-    onnxruntime's CUDA provider (1.20 and later, with cuDNN 9) plans each convolution for one shape
-    and keeps the last plan only (`Conv::UpdateState` in `core/providers/cuda/nn/conv.cc`): a run of
-    5 ms then takes 50 ms or more.
-    """
+    """Whether a run takes more than twice as long after a run with another number of rows."""
     one, many = (engine.zeros(with_rows(shapes, count)) for count in (1, rows))
     if one is None or many is None:
         return False
