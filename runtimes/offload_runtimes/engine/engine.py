@@ -304,11 +304,11 @@ def _session(
 ) -> ort.InferenceSession:
     """A session without ORT's own fallback, which prints to stdout and changes the provider."""
     return ort.InferenceSession(
-        source, settings, providers=with_options(providers, gpu), enable_fallback=0
+        source, settings, providers=_with_options(providers, gpu), enable_fallback=0
     )
 
 
-def with_options(
+def _with_options(
     providers: Sequence[str], gpu: int | None
 ) -> list[str | tuple[str, dict[str, Any]]]:
     """Providers as ORT takes them, those of GPUs with the number of the GPU."""
