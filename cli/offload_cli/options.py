@@ -48,8 +48,8 @@ ProviderOption = Annotated[
         "--provider",
         rich_help_panel=EXPERT,
         metavar="NAME",
-        help="Use `cpu`, `cuda`, `tensorrt` or `openvino`; repeat in order of preference. A missing"
-        " provider is an error.",
+        help="Use `cpu`, `cuda`, `tensorrt` or `openvino`; repeat in order of preference. `cuda:1`"
+        " is the second GPU. A missing provider is an error.",
     ),
 ]
 AllowCpuOption = Annotated[

@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
         help="of ROOT/current, serve N releases, including the current one; default: all kept",
         metavar="N",
     )
+    serve.add_argument("--workers", type=int, default=1, help="segments that run at the same time")
     serve.add_argument(
         "--batch", type=int, default=1, help="most rows of several sessions to run in one call"
     )
@@ -190,6 +191,7 @@ def _serve(options: argparse.Namespace) -> None:
         log_to_stderr()
     serve_options = ServeOptions(
         EngineOptions(tuple(options.provider), options.threads, allow_cpu=options.allow_cpu),
+        workers=options.workers,
         max_sessions=options.max_sessions,
         max_memory_bytes=int(parse_bytes(options.max_memory)) if options.max_memory else None,
         max_releases=options.releases,

@@ -47,7 +47,7 @@ MINIMUM_PYTHON = (3, 11)
 def wheel_of(providers: Sequence[str]) -> str:
     """The wheel of onnxruntime for the first of these providers that is not the CPU."""
     for name in providers:
-        stem = name.lower().removesuffix("executionprovider")
+        stem = name.lower().partition(":")[0].removesuffix("executionprovider")
         if stem in ("cuda", "tensorrt"):
             return "onnxruntime-gpu"
         if stem == "openvino":

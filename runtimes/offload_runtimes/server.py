@@ -17,7 +17,7 @@ from offload.units import format_bytes
 
 from offload_runtimes.address import parse_address
 from offload_runtimes.closing import close_at_exit
-from offload_runtimes.engine import Arena, arena_of, short_name
+from offload_runtimes.engine import Arena, arena_of
 from offload_runtimes.installation import versions
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.server_state import ServerSession
@@ -160,10 +160,10 @@ class Server:
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Short names of the execution providers in use, without repeats."""
+        """Short names of the execution providers in use (`cuda:1`: the second GPU), no repeats."""
         loaded = list(self._bundles.loaded.values())
         engines = (engine for bundle in loaded for engine in bundle.engines.values())
-        return tuple(dict.fromkeys(short_name(engine.providers[0]) for engine in engines))
+        return tuple(dict.fromkeys(engine.provider for engine in engines))
 
     @property
     def alone(self) -> dict[str, str]:
@@ -217,6 +217,7 @@ class Server:
         """Begin to listen; InputError when a port is in use."""
         try:
             self._dispatcher.open()
+            self._bundles.warm_workers(self._dispatcher.on_every_worker)
             if self._metrics:
                 self._metrics_server = self._observer.serve_http(self._metrics)
             self._serving = True

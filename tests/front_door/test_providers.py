@@ -26,6 +26,12 @@ def test_a_server_without_the_provider_does_not_start(door: Door, bundle: str) -
     assert "install onnxruntime-gpu" in done.stderr
 
 
+def test_the_number_of_a_gpu(door: Door, bundle: str) -> None:
+    words = ("serve", bundle, "--listen", "127.0.0.1:0", "--provider")
+    assert "install onnxruntime-gpu in place of onnxruntime" in door.refused(*words, "cuda:1")
+    assert "'cuda:x': give the number of a GPU, like cuda:1" in door.refused(*words, "cuda:x")
+
+
 @pytest.mark.door
 def test_every_verb_refuses_a_missing_provider(door: Door, bundle: str) -> None:
     run = ("run", bundle, "--input", "in.npz")

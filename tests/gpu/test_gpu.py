@@ -6,22 +6,30 @@ hardware is checked, and the first test says so by being skipped.
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from offload.costs.profile import load_profile
 from offload.errors import InputError
 from offload_models.zoo import build
+from offload_runtimes import OffloadSession
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.engine.profiling import kernel_providers
 from offload_runtimes.installation import preflight
+from offload_runtimes.serving.warm_up import is_slowed_by_changes
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parent.parent.parent
@@ -62,6 +70,46 @@ def offload(*words: str | Path, folder: Path, **env: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+@contextmanager
+def serving(folder: Path, *more: str) -> Iterator[dict[str, Any]]:
+    """`offload serve b` on the provider: what it prints when ready; its log is in `log`."""
+    command = "from offload_cli.main import main; main()"
+    words = ["serve", "b", "--listen", "127.0.0.1:0", "--provider", PROVIDER, "--format", "json"]
+    with (folder / "log").open("w+") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-c", command, *words, *more],
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        )
+        try:
+            assert server.stdout is not None
+            head = ""
+            while not head.endswith("}\n"):
+                line = server.stdout.readline()
+                assert line, f"the server did not start: {(folder / 'log').read_text()}"
+                head += line
+            yield json.loads(head)
+        finally:
+            server.terminate()
+            server.communicate(timeout=30)
+
+
+def median_ms(run: Callable[[], object], count: int = 30) -> float:
+    seconds = []
+    for _ in range(count):
+        start_s = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start_s)
+    return 1e3 * statistics.median(seconds)
+
+
+def close(want: Sequence[Any], got: Sequence[Any]) -> None:
+    for one, other in zip(want, got, strict=True):
+        assert np.abs(one - other).max() <= TOLERANCE * np.abs(one).max()
 
 
 @pytest.fixture(scope="module")
@@ -121,30 +169,150 @@ def test_a_split_inference_uses_the_gpu(models: dict[str, Path], tmp_path: Path)
     cut += ",inception_3a/pool_proj/relu"
     fast = ("--device", "1e9", "--server", "1e12", "--encoding", "raw")
     offload("split", path, "-o", "b", *fast, "--cut", cut, folder=tmp_path)
-    command = "from offload_cli.main import main; main()"
-    words = ["serve", "b", "--listen", "127.0.0.1:0", "--provider", PROVIDER, "--format", "json"]
-    server = subprocess.Popen(
-        [sys.executable, "-c", command, *words], cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert server.stdout is not None
-        head = ""
-        while not head.endswith("}\n"):
-            line = server.stdout.readline()
-            assert line, "the server did not start"
-            head += line
-        told = json.loads(head)
+    with serving(tmp_path) as told:
         assert told["providers"] == [PROVIDER]
         run = ("run", "b", "--input", "in.npz", "--output", "out.npz", "--repeat", "20")
         shown = offload(*run, "--server", told["listening"], folder=tmp_path)
         print(f"\n{shown.splitlines()[0]}")
-    finally:
-        server.terminate()
-        server.communicate(timeout=30)
     with np.load(tmp_path / "out.npz") as found:
         names = [value.name for value in load(path).outputs]
         for name, want in zip(names, load(path).run(None, feeds), strict=True):
             assert np.abs(want - found[name]).max() <= TOLERANCE * np.abs(want).max()
+
+
+def test_the_number_of_a_gpu(models: dict[str, Path]) -> None:
+    path, feeds = models["mobilenet_v2"], feeds_of(models["mobilenet_v2"])
+    with pytest.raises(InputError, match=r"give the number of a GPU"):
+        load(path, EngineOptions(("cuda:first",)))
+    with pytest.raises(InputError, match=re.escape(NO_GPU) or "has no GPU 99"):
+        load(path, EngineOptions(("cuda:99",)))
+    engine = load(path, EngineOptions(("cpu" if NO_GPU else "cuda:0",)))
+    assert engine.provider == PROVIDER
+    close(load(path).run(None, feeds), engine.run(None, feeds))
+
+
+def test_bound_tensors_against_unbound_ones(models: dict[str, Path], tmp_path: Path) -> None:
+    """Print what IOBinding gains: for one segment, and for two in sequence. Nothing is judged.
+
+    The server does not bind: its plans have one server segment, whose inputs come from the link
+    and whose outputs leave by it. If the rows of one segment differ by more than a few per cent on
+    a GPU, or plans with several segments become common, that decision is to be made again.
+    """
+    path, feeds, cut = models["resnet50"], feeds_of(models["resnet50"]), "layer2/3/relu"
+    parts = onnx.utils.Extractor(onnx.load(path))
+    for name, ends in (("head", (["image"], [cut])), ("tail", ([cut], ["logits"]))):
+        onnx.save(parts.extract_model(*ends), tmp_path / f"{name}.onnx")
+    whole, head, tail = (
+        session_of(each) for each in (path, tmp_path / "head.onnx", tmp_path / "tail.onnx")
+    )
+    image = feeds["image"]
+
+    def bound(session: ort.InferenceSession, value: Any, where: str) -> ort.OrtValue:
+        binding = session.io_binding()
+        name = session.get_inputs()[0].name
+        if isinstance(value, ort.OrtValue):
+            binding.bind_ortvalue_input(name, value)
+        else:
+            binding.bind_cpu_input(name, value)
+        binding.bind_output(session.get_outputs()[0].name, where)
+        session.run_with_iobinding(binding)
+        return binding.get_outputs()[0]
+
+    def on_the_way(where: str) -> Any:
+        return bound(tail, bound(head, image, where), "cpu").numpy()
+
+    ways: dict[str, Callable[[], Any]] = {
+        "one segment, run": lambda: whole.run(None, {"image": image})[0],
+        "one segment, bound": lambda: bound(whole, image, "cpu").numpy(),
+        "two segments, run": lambda: tail.run(None, {cut: head.run(None, {"image": image})[0]})[0],
+        "two segments, the tensor between stays": lambda: on_the_way(PROVIDER),
+    }
+    for run in ways.values():
+        close([load(path).run(None, feeds)[0]], [run()])
+    rounds = [{name: median_ms(run, 10) for name, run in ways.items()} for _ in range(3)]
+    print()
+    for name in ways:
+        print(f"{name}: {statistics.median(each[name] for each in rounds):.2f} ms")
+
+
+def session_of(path: Path) -> ort.InferenceSession:
+    full = "CPUExecutionProvider" if NO_GPU else "CUDAExecutionProvider"
+    return ort.InferenceSession(path, providers=[full])
+
+
+@pytest.fixture(scope="module")
+def open_batch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("open") / "net.onnx"
+    onnx.save(build("mobilenet_v2", batch="n"), path)
+    return path
+
+
+def test_the_first_run_of_a_shape(open_batch: Path) -> None:
+    """Print what warm-up saves, and what a change of rows costs after it. Nothing is judged."""
+    engine, rng = load(open_batch, EngineOptions((PROVIDER,))), np.random.default_rng(3)
+    images = {n: rng.standard_normal((n, 3, 224, 224)).astype(np.float32) for n in (1, 8)}
+
+    def ms(rows: int) -> float:
+        return median_ms(lambda: engine.run(None, {"image": images[rows]}), 1)
+
+    print()
+    for rows in (1, 1, 8, 8, 1, 1, 8, 8):
+        print(f"{rows} rows: {ms(rows):.2f} ms")
+    slowed = is_slowed_by_changes(engine, {"image": (1, 3, 224, 224)}, 8, 5.0)
+    print(f"batches of this server are {'padded' if slowed else 'not padded'}")
+    close(load(open_batch).run(None, {"image": images[8]}), engine.run(None, {"image": images[8]}))
+
+
+def test_workers_at_once(models: dict[str, Path]) -> None:
+    """One session runs on several threads: right answers, and the rate is printed."""
+    path = models["mobilenet_v2"]
+    engine, rng = load(path, EngineOptions((PROVIDER,), threads=1)), np.random.default_rng(5)
+    inputs = [rng.standard_normal((1, 3, 224, 224)).astype(np.float32) for _ in range(8)]
+    wanted = [load(path).run(None, {"image": image}) for image in inputs]
+
+    def warm(all_are_here: threading.Barrier) -> None:
+        all_are_here.wait()
+        engine.warm()
+
+    print()
+    for workers in (1, 2, 4):
+        with ThreadPoolExecutor(workers) as pool:
+            list(pool.map(warm, workers * [threading.Barrier(workers)]))
+            start_s = time.perf_counter()
+            found = list(pool.map(lambda image: engine.run(None, {"image": image}), 10 * inputs))
+            took_s = time.perf_counter() - start_s
+        for want, got in zip(10 * wanted, found, strict=True):
+            close(want, got)
+        print(f"{workers} workers: {len(found) / took_s:.0f} inferences/s")
+
+
+def test_batches_of_a_gpu_server(open_batch: Path, tmp_path: Path) -> None:
+    """Eight devices at once through `serve --batch 8 --workers 2`: each gets its own answer."""
+    fast = ("--device", "1e6", "--server", "1e12", "--encoding", "raw", "--scheme", "cloud")
+    shape = ("--shape", "image=1x3x224x224", "--no-share")
+    offload("split", open_batch, "-o", "b", *fast, *shape, folder=tmp_path)
+    rng = np.random.default_rng(7)
+    images = [rng.standard_normal((1, 3, 224, 224)).astype(np.float32) for _ in range(8)]
+    more = ("--batch", "8", "--batch-wait", "0.05", "--workers", "2", "--log")
+    with serving(tmp_path, *more) as told:
+
+        def run(image: Any) -> tuple[Any, float]:
+            with OffloadSession(tmp_path / "b", told["listening"]) as session:
+                start_s = time.perf_counter()
+                answers = [session.run(None, {"image": image})[0] for _ in range(5)]
+                return answers, time.perf_counter() - start_s
+
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(run, images))
+    whole = load(open_batch)
+    for image, (answers, _) in zip(images, found, strict=True):
+        want = whole.run(None, {"image": image})[0]
+        for answer in answers:
+            close([want], [answer])
+    lines = (tmp_path / "log").read_text().splitlines()
+    warmed = [line for line in lines if '"warmed up"' in line]
+    assert bool(warmed) == (not NO_GPU), lines
+    print(f"\n5 runs of each of 8 devices: {max(took_s for _, took_s in found):.2f} s; {warmed}")
 
 
 def test_the_rows_of_the_benchmark_that_a_server_decides() -> None:

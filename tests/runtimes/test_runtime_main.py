@@ -105,8 +105,9 @@ def test_bad_input_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["prove", str(tmp_path), f"--proof={tmp_path}/none.npz"]) == 1
     assert main(["serve", str(tmp_path)]) == 1
     assert main(["serve", str(tmp_path), "--batch", "0"]) == 1
+    assert main(["serve", str(tmp_path), "--workers", "0"]) == 1
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 4
+    assert len(lines) == 5
     assert all(line.startswith("error: ") for line in lines)
 
 

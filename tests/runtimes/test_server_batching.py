@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from offload.bundle.bundle import MANIFEST, manifest_digest, open_bundle
 from offload.errors import DeadlineError, InputError, OffloadError
 from offload.planning.plan import Send, Side
 from offload_runtimes.client import OffloadSession
-from offload_runtimes.engine import EngineOptions
+from offload_runtimes.engine import Engine, EngineOptions, rows_of
+from offload_runtimes.engine import engine as engine_module
 from offload_runtimes.protocol import messages as wire
 from offload_runtimes.server import Server
+from offload_runtimes.serving import bundles as served_bundles
+from offload_runtimes.serving.bundles import load_bundle
 from offload_runtimes.serving.serve_options import ServeOptions
 from offload_runtimes.transport.connection import Connection
 from onnx import NodeProto, TensorProto, helper
@@ -356,3 +360,84 @@ def test_draining_answers_what_waits(made: Made) -> None:
         sent(made, server)
         assert server.drain(20)
         assert 'outcome="answered",plan="0"} 1' in server.metrics_text()
+
+
+@pytest.fixture
+def as_if_gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """Treat the CPU as a GPU that a change of rows slows down; all runs: thread and rows."""
+    ran: list[tuple[str, int]] = []
+    compute = Engine.compute
+
+    def spy(self: Engine, outputs: Any, given: Any, options: Any) -> Any:
+        ran.append((threading.current_thread().name, rows_of(given) or 0))
+        return compute(self, outputs, given, options)
+
+    monkeypatch.setattr(engine_module, "GPU_PROVIDERS", ("CPUExecutionProvider",))
+    monkeypatch.setattr(served_bundles, "is_slowed_by_changes", lambda *_: True)
+    monkeypatch.setattr(Engine, "compute", spy)
+    return ran
+
+
+def test_a_gpu_gets_batches_of_one_size(
+    made: Made, as_if_gpu: list[tuple[str, int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    given = [feeds(seed, rows) for seed, rows in enumerate((1, 2, 1))]
+    with caplog.at_level(logging.INFO, "offload.server"), batching(made) as server:
+        (said,) = [r for r in caplog.records if r.getMessage() == "warmed up"]
+        assert said.fields["padded"] == ["server-0"]  # type: ignore[attr-defined]
+        assert said.fields["runs"] == 2  # type: ignore[attr-defined]
+        as_if_gpu.clear()
+        with sessions(made, server, 3) as open_:
+            answers = at_once([asked(*pair_) for pair_ in zip(open_, given, strict=True)])
+            for one, answer in zip(given, answers, strict=True):
+                right(made, one, answer)
+        server_runs = [run for run in as_if_gpu if run[0].startswith("worker")]
+        assert [rows for _, rows in server_runs] == [8]
+        assert histogram(server) == (1, 4)  # padding counts as no row
+
+
+def test_each_worker_warms_a_gpu_up(made: Made, as_if_gpu: list[tuple[str, int]]) -> None:
+    with batching(made, workers=2):
+        on_workers = sorted(run for run in as_if_gpu if run[0].startswith("worker"))
+    assert on_workers == [(f"worker-{n}", rows) for n in range(2) for rows in (1, 8)]
+
+
+def test_only_workers_run_a_gpu(made: Made, as_if_gpu: list[tuple[str, int]]) -> None:
+    """A short run on a CPU may take the thread that received the frame; on a GPU it may not."""
+    with Server([made.bundle], options=ServeOptions(ONE)) as server:
+        as_if_gpu.clear()
+        with sessions(made, server, 1) as open_:
+            for seed in range(20):
+                right(made, feeds(seed), asked(open_[0], feeds(seed))())
+            assert open_[0].counts.split == 20
+        threads = [name for name, _ in as_if_gpu]
+    assert threads.count("worker-0") == 20
+
+
+@pytest.mark.usefixtures("as_if_gpu")
+def test_equal_parts_share_the_engine_for_batches(made: Made) -> None:
+    options = ServeOptions(ONE, batch_rows=8)
+    first = load_bundle(made.bundle, options)
+    other = replace(made.bundle, digest="another plan of the same parts")
+    assert load_bundle(other, options, others=[first]).padded == first.padded
+    assert first.padded["server-0"] is not first.engines["server-0"]
+
+
+def test_what_is_loaded_later_is_warmed_up_by_each_worker(
+    made: Made, tmp_path: Path, as_if_gpu: list[tuple[str, int]]
+) -> None:
+    served = tmp_path / "served"
+    served.symlink_to(made.bundle.path)
+    with Server([served], options=ServeOptions(ONE, workers=2)) as server:
+        as_if_gpu.clear()
+        server.reload_bundles()
+        assert not as_if_gpu
+        served.unlink()
+        later = bundles.branches(tmp_path / "later")
+        served.symlink_to(later.bundle.path)
+        server.reload_bundles()
+        assert server.bundles == (later.bundle.digest,)
+        assert sorted(as_if_gpu) == [("worker-0", 1), ("worker-1", 1)]
+        as_if_gpu.clear()
+        server._bundles.load_whole(later.bundle.digest)  # as for KServe v2
+        assert sorted(as_if_gpu) == 2 * [("worker-0", 1)] + 2 * [("worker-1", 1)]

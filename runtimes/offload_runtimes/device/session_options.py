@@ -43,7 +43,7 @@ class SessionOptions:
 
     Attributes:
         providers: onnxruntime's execution providers in order of preference (also `cuda`,
-            `tensorrt`, `openvino`); a missing one is an error.
+            `tensorrt`, `openvino`, and `cuda:1` for the second GPU); a missing one is an error.
         threads: threads of one kernel; None: one per physical core that the process may use.
         optimize: let onnxruntime fuse and fold; without it, results are bit-equal to the whole
             model's.

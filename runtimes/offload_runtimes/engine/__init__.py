@@ -4,7 +4,7 @@ from offload.bundle.bundle import DTYPES
 from onnxruntime import __version__ as ORT_VERSION  # noqa: N812  (a constant of the library)
 
 from offload_runtimes.engine.arena import Arena, arena_of, shared_arena
-from offload_runtimes.engine.engine import Call, Engine, load, load_once
+from offload_runtimes.engine.engine import Call, Engine, InputShapes, load, load_once
 from offload_runtimes.engine.options import EngineOptions, available_providers, short_name
 from offload_runtimes.engine.values import (
     TEXT,
@@ -29,6 +29,7 @@ __all__ = [
     "Call",
     "Engine",
     "EngineOptions",
+    "InputShapes",
     "arena_of",
     "as_feed",
     "as_feeds",

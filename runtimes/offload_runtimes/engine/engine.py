@@ -5,7 +5,8 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
@@ -17,18 +18,24 @@ from offload_runtimes.engine import values
 from offload_runtimes.engine.arena import Arena, lack_of_memory
 from offload_runtimes.engine.options import (
     CPU,
+    GPU_PROVIDERS,
     EngineOptions,
+    gpu_number,
     missing_library,
     preload,
     require,
     resolve_providers,
     session_options,
+    short_name,
 )
 from offload_runtimes.engine.timer import ALARM
 from offload_runtimes.engine.values import Array
 
+InputShapes: TypeAlias = Mapping[str, tuple[int, ...]]  # by name
+
 # Where ORT looks for the external data of a model that is given as bytes.
 _EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
+_NO_SUCH_GPU = "invalid device ordinal"  # CUDA's words in ORT's error
 
 
 class Engine:
@@ -40,6 +47,7 @@ class Engine:
         outputs: the outputs, in the model's order.
         defaults: the optional inputs, which have a default in the model.
         providers: the execution providers in use, by ORT's names.
+        on_gpu: whether the first of them computes on an NVIDIA GPU.
     """
 
     def __init__(
@@ -51,6 +59,7 @@ class Engine:
         self.inputs = tuple(_value(node) for node in session.get_inputs())
         self.outputs = tuple(_value(node) for node in session.get_outputs())
         self.providers: tuple[str, ...] = tuple(session.get_providers())
+        self.on_gpu = self.providers[0] in GPU_PROVIDERS
         optional = session.get_overridable_initializers()
         self.defaults = tuple(_value(node) for node in optional)
         self._inputs = {value.name: value for value in self.inputs}
@@ -59,6 +68,13 @@ class Engine:
         accepted = (*self.inputs, *self.defaults)
         self._carried = any(values.is_carried(value.type) for value in accepted)
         self._carried_outputs = {v.name for v in self.outputs if values.is_carried(v.type)}
+
+    @property
+    def provider(self) -> str:
+        """Short name of the first provider: `cpu`, `cuda`, and `cuda:1` on the second GPU."""
+        options = self._session.get_provider_options().get(self.providers[0], {})
+        number = options.get("device_id", "0") if self.on_gpu else "0"
+        return short_name(self.providers[0]) + ("" if number == "0" else f":{number}")
 
     def run(
         self,
@@ -83,13 +99,13 @@ class Engine:
         """A run that another thread may stop, before or while it runs."""
         return Call(self, deadline_s)
 
-    def warm(self, limit_s: float = 5.0) -> None:
+    def warm(self, limit_s: float = 5.0, shapes: InputShapes = MappingProxyType({})) -> None:
         """Run once on zeros, so that the first real run finds memory allocated.
 
-        Does nothing where a size is dynamic or zeros are not a possible input; stops after
-        `limit_s`, because a model may loop for ever.
+        Does nothing where a size is dynamic and `shapes` has no shape for that input, or where
+        zeros are not a possible input; stops after `limit_s`, because a model may loop for ever.
         """
-        feeds = self.zeros()
+        feeds = self.zeros(shapes)
         if feeds is not None:
             with contextlib.suppress(InputError, DeadlineError):
                 self.run(None, feeds, limit_s)
@@ -98,12 +114,13 @@ class Engine:
         """Write ORT's profile of the runs so far, if the settings enable it; its path."""
         return Path(self._session.end_profiling())
 
-    def zeros(self) -> dict[str, Array] | None:
-        """Inputs of zeros to warm up with; None when a size is dynamic."""
+    def zeros(self, shapes: InputShapes = MappingProxyType({})) -> dict[str, Array] | None:
+        """Inputs of zeros to warm up with; None when a size is dynamic and not in `shapes`."""
         feeds: dict[str, Array] = {}
         for value in self.inputs:
-            fixed = [size for size in value.shape or () if isinstance(size, int)]
-            if value.shape is None or len(fixed) < len(value.shape) or value.type not in DTYPES:
+            shape = shapes.get(value.name, value.shape)
+            fixed = [size for size in shape or () if isinstance(size, int)]
+            if shape is None or len(fixed) < len(shape) or value.type not in DTYPES:
                 return None
             feeds[value.name] = np.zeros(fixed, DTYPES[value.type])
         return feeds
@@ -253,6 +270,7 @@ def open_engine(
         InputError: ORT refuses the model, or a provider is missing and the CPU is not allowed.
     """
     allow_cpu = options.allow_cpu
+    gpu = gpu_number(options.providers)
     providers = resolve_providers(options.providers, allow_cpu)
     if isinstance(model, bytes):
         source: Any = model
@@ -265,9 +283,14 @@ def open_engine(
             raise InputError(f"{model} does not exist: give an ONNX file")
     preload(providers)
     try:
-        session = _session(source, settings, providers)
+        session = _session(source, settings, providers, gpu)
     except Exception as error:
         require(providers, [p for p in providers if not missing_library(p)], allow_cpu)
+        if _NO_SUCH_GPU in str(error) and not allow_cpu:
+            raise InputError(
+                f"this machine has no GPU {gpu or 0}: `nvidia-smi -L` lists its GPUs,"
+                " CUDA_VISIBLE_DEVICES may hide some"
+            ) from error
         if not allow_cpu or providers == [CPU]:
             on = f" on {providers[0]}" if providers != [CPU] else ""
             raise InputError(f"onnxruntime refuses {where}{on}: {first_line(error)}") from error
@@ -277,10 +300,22 @@ def open_engine(
 
 
 def _session(
-    source: Any, settings: ort.SessionOptions, providers: Sequence[str]
+    source: Any, settings: ort.SessionOptions, providers: Sequence[str], gpu: int | None = None
 ) -> ort.InferenceSession:
     """A session without ORT's own fallback, which prints to stdout and changes the provider."""
-    return ort.InferenceSession(source, settings, providers=list(providers), enable_fallback=0)
+    return ort.InferenceSession(
+        source, settings, providers=_with_options(providers, gpu), enable_fallback=0
+    )
+
+
+def _with_options(
+    providers: Sequence[str], gpu: int | None
+) -> list[str | tuple[str, dict[str, Any]]]:
+    """Providers as ORT takes them, those of GPUs with the number of the GPU."""
+    return [
+        name if gpu is None or name not in GPU_PROVIDERS else (name, {"device_id": gpu})
+        for name in providers
+    ]
 
 
 def first_line(error: Exception) -> str:

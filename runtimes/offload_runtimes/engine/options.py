@@ -62,6 +62,8 @@ SHORT_NAMES = {
     "tensorrt": "TensorrtExecutionProvider",
     "openvino": "OpenVINOExecutionProvider",
 }
+# They compute on an NVIDIA GPU, start kernels without waiting for them, and take `device_id`.
+GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 _FATAL = 4  # of ORT's log severities
 
 
@@ -71,7 +73,8 @@ class EngineOptions:
 
     Attributes:
         providers: execution providers in order of preference, by ORT's name or `cpu`, `cuda`,
-            `tensorrt`, `openvino`; the CPU runs the operators that they do not support.
+            `tensorrt`, `openvino`; the CPU runs the operators that they do not support. `cuda:1`
+            is the second GPU.
         threads: threads of one kernel; None: one per physical core that the process may use.
         optimize: let ORT fuse and fold; without it, a split model and the whole are bit-equal.
         allow_cpu: run on the CPU, with a warning, where a provider is missing; else an error.
@@ -90,7 +93,8 @@ class EngineOptions:
 def resolve_providers(names: Sequence[str], allow_cpu: bool = False) -> list[str]:
     """ORT's names of providers, in order, the CPU last: it runs what the others do not support.
 
-    With `allow_cpu`, a known provider that is not installed is left out with a RuntimeWarning.
+    The numbers of GPUs are left out (`gpu_number`). With `allow_cpu`, a known provider that is not
+    installed is left out with a RuntimeWarning.
 
     Raises:
         InputError: a name that onnxruntime does not know, or a provider that is not installed.
@@ -98,7 +102,8 @@ def resolve_providers(names: Sequence[str], allow_cpu: bool = False) -> list[str
     known, available = set(ort.get_all_providers()), set(ort.get_available_providers())
     chosen: list[str] = []
     for name in names:
-        full = SHORT_NAMES.get(name.lower(), name)
+        stem = name.partition(":")[0]
+        full = SHORT_NAMES.get(stem.lower(), stem)
         if full not in known:
             raise InputError(
                 f"execution provider {name!r} is unknown: use cpu, cuda, tensorrt, openvino or"
@@ -109,6 +114,37 @@ def resolve_providers(names: Sequence[str], allow_cpu: bool = False) -> list[str
         elif full not in chosen:
             chosen.append(full)
     return [*(name for name in chosen if name != CPU), CPU]
+
+
+def gpu_number(names: Sequence[str]) -> int | None:
+    """The number of the GPU that providers name, as in `cuda:1`; None: they name none.
+
+    onnxruntime counts the GPUs that CUDA_VISIBLE_DEVICES leaves visible, and takes the first by
+    default.
+
+    Raises:
+        InputError: not a number, not a provider of GPUs, or different numbers.
+    """
+    numbers: dict[int, str] = {}
+    for name in names:
+        stem, colon, number = name.partition(":")
+        if not colon:
+            continue
+        if SHORT_NAMES.get(stem.lower(), stem) not in GPU_PROVIDERS:
+            raise InputError(
+                f"execution provider {name!r} has no number: only cuda and tensorrt do"
+            )
+        if not number.isascii() or not number.isdecimal():
+            raise InputError(
+                f"execution provider {name!r}: give the number of a GPU, like {stem}:1"
+            )
+        numbers.setdefault(int(number), name)
+    if len(numbers) > 1:
+        raise InputError(
+            f"{' and '.join(numbers.values())} are different GPUs: give one, and start a server for"
+            " each"
+        )
+    return next(iter(numbers), None)
 
 
 def short_name(provider: str) -> str:
@@ -137,7 +173,7 @@ def require(providers: Sequence[str], used: Sequence[str], allow_cpu: bool) -> N
 
 def preload(providers: Sequence[str]) -> None:
     """Load CUDA's libraries from NVIDIA's wheels, if a provider needs them."""
-    if {"CUDAExecutionProvider", "TensorrtExecutionProvider"} & set(providers):
+    if set(GPU_PROVIDERS) & set(providers):
         ort.set_default_logger_severity(_FATAL)  # `require` reports what fails
         with contextlib.redirect_stdout(io.StringIO()):  # it prints missing libraries
             ort.preload_dlls()

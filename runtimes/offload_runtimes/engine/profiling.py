@@ -20,6 +20,7 @@ from offload.files import temporary_folder
 
 from offload_runtimes.engine.engine import load_once, open_engine
 from offload_runtimes.engine.options import (
+    GPU_PROVIDERS,
     EngineOptions,
     resolve_providers,
     session_options,
@@ -30,7 +31,6 @@ from offload_runtimes.engine.values import Array
 _KERNEL = "_kernel_time"
 _RUN = "model_run"
 _FOLDED_BYTES = 1 << 20
-_ASYNCHRONOUS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
 _WAITING = """
 import json, pathlib, pickle, sys
 from offload_runtimes.engine import profiling
@@ -73,7 +73,7 @@ def profile_nodes(
     """
     options = options or EngineOptions()
     providers = resolve_providers(options.providers, options.allow_cpu)
-    timed = _timed_nodes_waiting if providers[0] in _ASYNCHRONOUS else _timed_nodes
+    timed = _timed_nodes_waiting if providers[0] in GPU_PROVIDERS else _timed_nodes
     return timed(model, feeds, options, runs, warm_runs, limit_s)
 
 

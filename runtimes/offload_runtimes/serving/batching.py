@@ -28,9 +28,13 @@ def shapes_of(feeds: Feeds) -> Shapes:
     return tuple(sorted((name, array.shape[1:]) for name, array in feeds.items()))
 
 
-def join_rows(several: Sequence[Feeds]) -> dict[str, Array]:
-    """Concatenate inputs along axis 0."""
-    return {name: np.concatenate([feeds[name] for feeds in several]) for name in several[0]}
+def join_rows(several: Sequence[Feeds], padding: int = 0) -> dict[str, Array]:
+    """Concatenate inputs along axis 0, and repeat the last row `padding` times."""
+    joined = {}
+    for name, last in several[-1].items():
+        extra = [np.repeat(last[-1:], padding, axis=0)] if padding else []
+        joined[name] = np.concatenate([*(feeds[name] for feeds in several), *extra])
+    return joined
 
 
 def split_rows(outputs: Sequence[Array], rows: Sequence[int]) -> list[list[Array]]:

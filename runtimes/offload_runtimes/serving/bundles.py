@@ -3,9 +3,11 @@
 import os
 import re
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -25,12 +27,20 @@ from offload_runtimes.protocol.tensor_specs import (
 from offload_runtimes.serving.batching import disagreement
 from offload_runtimes.serving.metrics import Observer
 from offload_runtimes.serving.serve_options import ServeOptions
+from offload_runtimes.serving.warm_up import (
+    WARM_RUN_S,
+    WarmRun,
+    is_slowed_by_changes,
+    planned_shapes,
+    warm_up,
+    with_rows,
+)
 
 _SHORT_S = 0.0005  # shorter runs take less time than waking a worker
-_WARM_LIMIT_S = 5.0
 _BYTES_LOADED = 2  # in memory, for each byte of a part's files
 Content: TypeAlias = tuple[tuple[str, str], ...]
 BundleOrPath: TypeAlias = str | Path | Bundle
+Job: TypeAlias = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,9 @@ class LoadedBundle:
         engines: an engine for each of the server's parts; bundles share those of equal parts. After
             `load_whole`, also one for each of the device's parts in the first plan.
         alone: why parts run each frame alone; parts that run batches are missing.
+        padded: an engine for the batches of each part whose batches are padded to the most rows, so
+            that it sees one shape only; other parts run batches as they come.
+        warm_runs: the runs that warm the engines up.
         last_runs: input bytes and seconds of the last run of each part.
     """
 
@@ -50,12 +63,26 @@ class LoadedBundle:
     contracts: tuple[Contract, ...]
     engines: dict[str, Engine]
     alone: dict[str, str] = field(default_factory=dict)
+    padded: dict[str, Engine] = field(default_factory=dict)
+    warm_runs: tuple[WarmRun, ...] = ()
     last_runs: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def runs_briefly(self, part: str, size_bytes: int) -> bool:
-        """Whether a part's last run was short, on at least as many bytes; more may take long."""
+        """Whether a part's last run was short, on at least as many bytes; more may take long.
+
+        Never on a GPU, which only the workers run (see `warm_up`).
+        """
         last_bytes, seconds = self.last_runs.get(part, (0, _SHORT_S))
-        return seconds < _SHORT_S and size_bytes <= last_bytes
+        is_short = seconds < _SHORT_S and size_bytes <= last_bytes
+        return is_short and not self.engines[part].on_gpu
+
+    def warm_workers(self, on_every_worker: Callable[[Job], None], run_limit_s: float) -> int:
+        """Warm the GPU's engines up on each worker; the number of runs on each, 0 on the CPU."""
+        runs = [run for run in self.warm_runs if run[0].on_gpu]
+        done: list[int] = []
+        if runs:
+            on_every_worker(lambda: done.append(warm_up(runs, run_limit_s)))
+        return min(done, default=0)
 
 
 def load_bundle(
@@ -65,10 +92,11 @@ def load_bundle(
     limit_bytes: int = TENSOR_LIMIT_BYTES,
     others: Iterable[LoadedBundle] = (),
 ) -> LoadedBundle:
-    """Load the engines of a bundle's server part and run each once to warm up.
+    """Load the engines of a bundle's server part and warm them up, on the planned shapes.
 
     Whether rows of several sessions can run together is tried for each part; a RuntimeWarning
-    names the parts that should and cannot.
+    names the parts that should and cannot. Where changes of the number of rows slow a GPU down,
+    batches get an engine of their own.
 
     Args:
         bundle: the bundle.
@@ -80,18 +108,21 @@ def load_bundle(
     Raises:
         InputError: onnxruntime refuses a segment, or the arena is too small for the weights.
     """
-    loaded = engines_by_content(others)
+    others = tuple(others)
+    loaded, loaded_padded = engines_by_content(others), engines_by_content(others, padded=True)
     contents = {s.part: content_of(bundle, s) for s in bundle.parts(Side.SERVER)}
     if arena is not None and not loaded.keys() >= set(contents.values()):
         _check_weights(bundle, arena)
-    limit_s = min(options.max_run_s, _WARM_LIMIT_S)
+    limit_s = min(options.max_run_s, WARM_RUN_S)
     engines = {
         part: loaded.get(content) or load(bundle.segment_path(part), options.engine, arena)
         for part, content in contents.items()
     }
-    for part, engine in engines.items():
-        if contents[part] not in loaded:
-            engine.warm(limit_s)
+    shapes = {p: planned_shapes(bundle, p, engine.inputs) for p, engine in engines.items()}
+    warm_runs = [(engine, each) for part, engine in engines.items() for each in shapes[part]]
+    new = [engines[part] for part, content in contents.items() if content not in loaded]
+    # A GPU is warmed up by the workers.
+    warm_up([run for run in warm_runs if run[0] in new and not run[0].on_gpu], limit_s)
     values = {v.name: v for e in engines.values() for v in (*e.outputs, *e.inputs, *e.defaults)}
     alone = {}
     for part, engine in engines.items():
@@ -106,7 +137,21 @@ def load_bundle(
                 )
         if reason:
             alone[part] = reason
-    return LoadedBundle(bundle, contracts(bundle, values, limit_bytes), engines, alone)
+    padded = {}
+    for part, engine in engines.items():
+        if part in alone or not engine.on_gpu or not shapes[part]:
+            continue
+        if shared := loaded_padded.get(contents[part]):
+            padded[part] = shared
+        elif is_slowed_by_changes(engine, shapes[part][0], options.batch_rows, limit_s):
+            padded[part] = load(bundle.segment_path(part), options.engine, arena)
+    warm_runs += [
+        (engine, with_rows(each, options.batch_rows))
+        for part, engine in padded.items()
+        for each in shapes[part]
+    ]
+    allowed = contracts(bundle, values, limit_bytes)
+    return LoadedBundle(bundle, allowed, engines, alone, padded, tuple(warm_runs))
 
 
 def content_of(bundle: Bundle, segment: Segment) -> Content:
@@ -131,13 +176,17 @@ def _check_weights(bundle: Bundle, arena: Arena) -> None:
         )
 
 
-def engines_by_content(bundles: Iterable[LoadedBundle]) -> dict[Content, Engine]:
-    """The engines of loaded bundles, by the files of their parts."""
-    return {
-        content_of(loaded.bundle, segment): loaded.engines[segment.part]
-        for loaded in bundles
-        for segment in loaded.bundle.parts(Side.SERVER)
-    }
+def engines_by_content(
+    bundles: Iterable[LoadedBundle], *, padded: bool = False
+) -> dict[Content, Engine]:
+    """The engines of loaded bundles, or those for padded batches, by the files of their parts."""
+    found = {}
+    for loaded in bundles:
+        engines = loaded.padded if padded else loaded.engines
+        for segment in loaded.bundle.parts(Side.SERVER):
+            if segment.part in engines:
+                found[content_of(loaded.bundle, segment)] = engines[segment.part]
+    return found
 
 
 @dataclass(frozen=True)
@@ -284,6 +333,7 @@ class ServedBundles:
         self._limit_bytes = limit_bytes
         self._observer = observer
         self._in_use = in_use
+        self._on_every_worker: Callable[[Job], None] | None = None
         self._reloading = threading.Lock()
         self._state = self._deployments()
         self.loaded: dict[str, LoadedBundle] = {}
@@ -350,6 +400,8 @@ class ServedBundles:
                     f"release {digest[:12]} takes longer messages than those before: restart the"
                     " server"
                 )
+            if is_running:
+                self._warm_workers(loaded)
             self.loaded[digest] = loaded
             for part in loaded.engines if self._options.batch_rows > 1 else ():
                 self._observer.batching(digest, part, loaded.alone.get(part, ""))
@@ -358,6 +410,25 @@ class ServedBundles:
         self.names[digest] = source.name
         self.contracts[digest] = self.loaded[digest].contracts
         return digest
+
+    def warm_workers(self, on_every_worker: Callable[[Job], None]) -> None:
+        """Warm all GPU engines up on each worker, and those that are loaded later, too.
+
+        Args:
+            on_every_worker: runs a job on each worker's thread, and returns when all have run it.
+        """
+        self._on_every_worker = on_every_worker
+        for loaded in list(self.loaded.values()):
+            self._warm_workers(loaded)
+
+    def _warm_workers(self, loaded: LoadedBundle) -> None:
+        if self._on_every_worker is None:
+            return
+        start_s, limit_s = time.monotonic(), min(self._options.max_run_s, WARM_RUN_S)
+        runs = loaded.warm_workers(self._on_every_worker, limit_s)
+        if runs:
+            took_s = time.monotonic() - start_s
+            self._observer.warmed(loaded.bundle.digest, runs, list(loaded.padded), took_s)
 
     def can_load_whole(self, digest: str) -> bool:
         """Whether `load_whole` may load what is missing."""
@@ -388,7 +459,11 @@ class ServedBundles:
                 if segment.part not in loaded.engines:
                     path = loaded.bundle.segment_path(segment.part)
                     engine = load(path, self._options.engine)
-                    engine.warm(min(self._options.max_run_s, _WARM_LIMIT_S))
+                    warm = partial(engine.warm, min(self._options.max_run_s, WARM_RUN_S))
+                    if engine.on_gpu and self._on_every_worker:
+                        self._on_every_worker(warm)
+                    else:
+                        warm()
                     loaded.alone[segment.part] = "it is a part of the device"
                     loaded.engines[segment.part] = engine
 

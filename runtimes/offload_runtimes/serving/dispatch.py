@@ -45,8 +45,12 @@ class FairWorkers:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._stopped = False
+        # For each thread: what it does before its next job, and the event to set then.
+        self._before: list[deque[tuple[Job, threading.Event]]] = [deque() for _ in range(workers)]
         self._threads = [
-            threading.Thread(target=self._work, name=f"worker-{number}", daemon=True)
+            threading.Thread(
+                target=self._work, args=(number,), name=f"worker-{number}", daemon=True
+            )
             for number in range(workers)
         ]
 
@@ -81,6 +85,21 @@ class FairWorkers:
                     self._changed.notify()
         return True
 
+    def on_every_worker(self, job: Job) -> None:
+        """Run a job once on each thread, before its next other job; returns when all have run it.
+
+        The threads must have been started; `stop` ends the wait.
+        """
+        done = [threading.Event() for _ in self._threads]
+        with self._lock:
+            if self._stopped:
+                return
+            for waiting, event in zip(self._before, done, strict=True):
+                waiting.append((job, event))
+            self._changed.notify_all()
+        for event in done:
+            event.wait()
+
     def wait_s(self, key: Hashable) -> float:
         """Seconds that a job of a key would wait now for jobs of others, estimated.
 
@@ -113,11 +132,18 @@ class FairWorkers:
         for thread in self._threads:
             if thread.ident is not None:
                 thread.join()
+        for waiting in self._before:
+            for _, event in waiting:
+                event.set()
 
-    def _work(self) -> None:
-        while (item := self._next()) is not None:
-            self._do(*item)
-            del item  # it refers to a session and its tensors, and the next job may come late
+    def _work(self, number: int) -> None:
+        while (item := self._next(number)) is not None:
+            key, job = item
+            if key is None:
+                job()
+            else:
+                self._do(key, job)
+            del item, job  # they refer to a session and its tensors; the next job may come late
 
     def _do(self, key: int, job: Job) -> None:
         """Run a job for the key of that id, and free its worker."""
@@ -133,13 +159,19 @@ class FairWorkers:
                 self._running.remove(key)
                 self._usual_s += _NEWEST * (took_s - self._usual_s) if self._usual_s else took_s
 
-    def _next(self) -> tuple[int, Job] | None:
-        """Wait for a job; None after `stop`. A call of its own, so that no key stays referenced."""
+    def _next(self, number: int) -> tuple[int | None, Job] | None:
+        """Wait for a job; None after `stop`. A call of its own, so that no key stays referenced.
+
+        The key's id is None for a job of `on_every_worker`.
+        """
+        before = self._before[number]
         with self._lock:
-            while not (self._queues and self._free) and not self._stopped:
+            while not (before or (self._queues and self._free)) and not self._stopped:
                 self._changed.wait()
             if self._stopped:
                 return None
+            if before:
+                return None, partial(_run_and_set, *before.popleft())
             key, jobs = self._queues.popitem(last=False)
             job = jobs.popleft()
             if jobs:
@@ -147,6 +179,15 @@ class FairWorkers:
             self._free -= 1
             self._running.append(id(key))
             return id(key), job
+
+
+def _run_and_set(job: Job, done: threading.Event) -> None:
+    try:
+        job()
+    except Exception:
+        LOG.exception("a job raised an error")
+    finally:
+        done.set()
 
 
 class Dispatcher:
@@ -175,6 +216,7 @@ class Dispatcher:
         """
         self._bundles = bundles
         self._max_run_s = options.max_run_s
+        self._batch_rows = options.batch_rows
         self._observer = observer
         self._memory = memory
         self._sessions_on = sessions_on
@@ -204,6 +246,10 @@ class Dispatcher:
     def open(self) -> None:
         """Start the workers."""
         self._workers.open()
+
+    def on_every_worker(self, job: Job) -> None:
+        """Run a job once on each worker, see `FairWorkers.on_every_worker`."""
+        self._workers.on_every_worker(job)
 
     def stop(self) -> None:
         """End the workers when their current runs end."""
@@ -291,7 +337,7 @@ class Dispatcher:
         needed = [task for task in tasks if not task.stopped]
         failure = None
         free_bytes = self._memory.limit_bytes - self._memory.held_bytes
-        if len(needed) > 1 and sum(task.input_bytes for task in needed) <= free_bytes:
+        if len(needed) > 1 and self._joined_bytes(needed) <= free_bytes:
             failure = self._run_together(needed)
             if failure is None:
                 tasks = [task for task in tasks if task not in needed]
@@ -303,14 +349,26 @@ class Dispatcher:
             needed[0].bundle.alone[part] = str(failure)
             self._observer.batching(digest, part, str(failure))
 
+    def _padding(self, tasks: Sequence[SegmentTask]) -> int:
+        """Rows to add to a batch, where the part's batches all have the same number of rows."""
+        is_padded = tasks[0].part in tasks[0].bundle.padded
+        return self._batch_rows - sum(task.rows for task in tasks) if is_padded else 0
+
+    def _joined_bytes(self, tasks: Sequence[SegmentTask]) -> int:
+        """Bytes of the inputs of a batch, its padding included."""
+        rows = sum(task.rows for task in tasks)
+        size_bytes = sum(task.input_bytes for task in tasks)
+        return size_bytes * (rows + self._padding(tasks)) // rows
+
     def _run_together(self, tasks: Sequence[SegmentTask]) -> OffloadError | None:
         """Run several tasks in one call; the error if that fails."""
-        part = tasks[0].part
+        part, loaded = tasks[0].part, tasks[0].bundle
         reservation = self._memory.reserve(lambda: None)
         start_s = time.monotonic()
         try:
-            batch = Batch(tasks[0].bundle.engines[part].prepare(self._max_run_s), tasks)
-            reservation.hold(sum(task.input_bytes for task in tasks), idle=False)
+            engine = loaded.padded.get(part, loaded.engines[part])
+            batch = Batch(engine.prepare(self._max_run_s), tasks, self._padding(tasks))
+            reservation.hold(self._joined_bytes(tasks), idle=False)
             outputs = batch.run()
         except BaseException as error:  # noqa: BLE001  each of them is run alone then
             return _for_device(part, error)

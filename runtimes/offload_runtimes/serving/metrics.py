@@ -194,6 +194,11 @@ class Observer:
         fields = {"bundle": bundle, **({"error": error} if error else {})}
         LOG.log(logging.WARNING if error else logging.INFO, event, extra={"fields": fields})
 
+    def warmed(self, bundle: str, runs: int, padded: Sequence[str], took_s: float) -> None:
+        """Log that the workers warmed a bundle's engines up, and which parts pad their batches."""
+        fields = {"bundle": bundle[:12], "runs": runs, "padded": list(padded), "seconds": took_s}
+        LOG.info("warmed up", extra={"fields": fields})
+
     def computed(self, queue_s: float, compute_s: float) -> None:
         """Record how long a segment waited and ran."""
         self._queue.observe(queue_s)

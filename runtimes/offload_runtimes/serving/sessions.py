@@ -145,9 +145,11 @@ class SegmentTask:
 class Batch:
     """One call that runs a segment for several tasks."""
 
-    def __init__(self, call: Call, tasks: Sequence[SegmentTask]) -> None:
+    def __init__(self, call: Call, tasks: Sequence[SegmentTask], padding: int = 0) -> None:
+        """A call for some tasks, with `padding` rows more, which nobody gets."""
         self._call = call
         self._tasks = tasks
+        self._padding = padding
         for task in tasks:
             task.batch = self
         self.stop_if_unneeded()
@@ -160,9 +162,10 @@ class Batch:
     def run(self) -> list[list[Array]]:
         """Each task's outputs; raises as `Call.run`, for all of them."""
         try:
-            feeds = join_rows([task.run.feeds for task in self._tasks])
+            feeds = join_rows([task.run.feeds for task in self._tasks], self._padding)
             outputs = self._call.run(self._tasks[0].run.segment.outputs, feeds)
-            return split_rows(outputs, [task.rows for task in self._tasks])
+            rows = [task.rows for task in self._tasks]
+            return split_rows(outputs, [*rows, self._padding])[: len(rows)]
         finally:
             for task in self._tasks:
                 task.batch = None

@@ -22,6 +22,7 @@ root = "/srv/offload"
 listen = "0.0.0.0:50051"
 insecure = true
 cert = "/a.pem"
+workers = 2
 batch = 8
 batch_wait = 0.002
 """
@@ -48,7 +49,7 @@ def test_devices_are_read(devices: Path) -> None:
     big = known["big"]
     assert (big.ssh, big.root, big.role) == (None, "/srv/offload", Side.SERVER)
     assert big.listen == "0.0.0.0:50051"
-    batching = ("--batch", "8", "--batch-wait", "0.002")
+    batching = ("--workers", "2", "--batch", "8", "--batch-wait", "0.002")
     assert big.serving == ("--cert", "/a.pem", *batching, "--insecure")
     assert find_target("pi", known) is known["pi"]
 
@@ -95,6 +96,7 @@ def test_odd_addresses_are_refused(text: str) -> None:
         ("[pi]\nhost = 'h'\nmax_memory = 'much'", 'it must be a size like "2 GB"'),
         ("[pi]\nhost = 'h'\nmax_memory = 2000", "max_memory is 2000"),
         ("[pi]\nhost = 'h'\nbatch = 0", "batch is 0"),
+        ("[pi]\nhost = 'h'\nworkers = 0", "workers is 0: it must be a number of workers"),
         ("[pi]\nhost = 'h'\nbatch_wait = -1", "0 to 60 seconds"),
         ("[pi]\nhost = 'h'\npassword = 'x'", "unknown key 'password'"),
     ],

@@ -5,6 +5,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -82,6 +83,38 @@ def test_a_missing_provider_is_an_error_unless_the_cpu_is_allowed() -> None:
     with pytest.warns(RuntimeWarning, match="CUDAExecutionProvider is not in this onnxruntime"):
         engine = load(relu(), EngineOptions(providers=("cuda", "cpu"), allow_cpu=True))
     assert engine.providers == ("CPUExecutionProvider",)
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (("cuda:one",), "'cuda:one': give the number of a GPU, like cuda:1"),
+        (("cuda:",), "'cuda:': give the number of a GPU"),
+        (("cpu:1",), "'cpu:1' has no number: only cuda and tensorrt do"),
+        (("cuda:0", "cuda:1"), "cuda:0 and cuda:1 are different GPUs: give one"),
+        (("cuda:1",), "CUDAExecutionProvider is not in this onnxruntime: install onnxruntime-gpu"),
+    ],
+)
+def test_the_number_of_a_gpu(names: tuple[str, ...], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        load(relu(), EngineOptions(providers=names))
+
+
+def test_a_gpu_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a GPU: what onnxruntime is given, and its error, are the documented ones."""
+    given: list[object] = []
+
+    def refuse(*_: object, providers: list[object], **__: object) -> None:
+        given.extend(providers)
+        raise RuntimeError("CUDA failure 101: invalid device ordinal ; GPU=-1 ; hostname=h ;")
+
+    available = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(ort, "get_available_providers", lambda: available)
+    monkeypatch.setattr(ort, "InferenceSession", refuse)
+    with pytest.raises(InputError, match="this machine has no GPU 3: `nvidia-smi -L` lists"):
+        load(relu(), EngineOptions(providers=("tensorrt:3", "cuda")))
+    number = {"device_id": 3}
+    assert given == [(available[0], number), (available[1], number), available[2]]
 
 
 def test_unknown_provider_and_threads() -> None:

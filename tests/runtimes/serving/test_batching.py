@@ -1,5 +1,6 @@
 """Joining and splitting rows, the trial before batching, batches, and run times."""
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -32,6 +33,9 @@ def test_rows_are_split_as_they_were_joined() -> None:
     ):
         assert np.array_equal(feeds["a"], a)
         assert np.array_equal(feeds["b"], b)
+    padded = join_rows(several, 2)
+    assert all(np.array_equal(padded[n][:6], together[n]) for n in together)
+    assert all(np.array_equal(padded[n][6:], together[n][[-1, -1]]) for n in together)
     for wrong in (np.zeros((5, 2)), np.zeros(())):
         with pytest.raises(InputError, match="6 rows went in"):
             split_rows([wrong], (1, 3, 2))
@@ -135,11 +139,15 @@ def test_a_batch_stops_early_only_when_all_its_tasks_are_stopped() -> None:
 def test_a_run_is_short_if_the_last_one_on_as_many_bytes_was() -> None:
     """Then it may run on the thread that reads the session's messages."""
     nothing: Any = None
-    bundle = LoadedBundle(nothing, (), {})
+    engine: Any = SimpleNamespace(on_gpu=False)
+    bundle = LoadedBundle(nothing, (), {"a": engine})
     assert not bundle.runs_briefly("a", 0), "not measured yet"
     bundle.last_runs["a"] = 1000, 0.0001
     assert bundle.runs_briefly("a", 1000)
     assert not bundle.runs_briefly("a", 1001), "it may take any time"
     assert not bundle.runs_briefly("b", 10)
+    engine.on_gpu = True
+    assert not bundle.runs_briefly("a", 1000), "each thread would get a CUDA stream"
+    engine.on_gpu = False
     bundle.last_runs["a"] = 10, 0.1
     assert not bundle.runs_briefly("a", 10)

@@ -2,6 +2,7 @@
 
 import threading
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from offload_runtimes.serving.dispatch import FairWorkers
@@ -106,3 +107,51 @@ def test_the_wait_for_the_work_of_others() -> None:
     assert workers.wait_s("one") == 2 * 2.0
     go_on.set()
     workers.stop()
+
+
+def test_every_worker_runs_a_job_once_and_first() -> None:
+    workers, hold, began = FairWorkers(3), threading.Event(), threading.Event()
+    workers.open()
+    ran: list[str] = []
+
+    def name() -> None:
+        ran.append(threading.current_thread().name)
+
+    workers.on_every_worker(name)
+    assert sorted(ran) == ["worker-0", "worker-1", "worker-2"]
+    # A busy worker runs it when its job ends, before the next job.
+    workers.submit("busy", began.set)
+    workers.submit("busy", lambda: _wait(hold))
+    began.wait()
+    waiting = threading.Thread(target=workers.on_every_worker, args=(name,))
+    waiting.start()
+    hold.set()
+    waiting.join(10)
+    assert sorted(ran) == sorted(2 * ["worker-0", "worker-1", "worker-2"])
+    workers.stop()
+    workers.on_every_worker(name)
+    assert len(ran) == 6
+
+
+def test_an_error_or_the_end_of_the_workers_ends_the_wait(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    workers, hold, began = FairWorkers(1), threading.Event(), threading.Event()
+    workers.open()
+
+    def fail() -> None:
+        raise ValueError("spoilt")
+
+    workers.on_every_worker(fail)
+    assert "a job raised an error" in caplog.text
+    workers.submit("busy", began.set)
+    workers.submit("busy", lambda: _wait(hold))
+    began.wait()
+    waiting = threading.Thread(target=workers.on_every_worker, args=(lambda: None,))
+    waiting.start()
+    ending = threading.Thread(target=workers.stop)
+    ending.start()
+    hold.set()
+    for thread in (ending, waiting):
+        thread.join(10)
+        assert not thread.is_alive()
