@@ -46,7 +46,7 @@ def profile_nodes(
     *,
     runs: int = 10,
     warm_runs: int = 3,
-    limit_s: float = 8.0,
+    limit_s: float = 5.0,
 ) -> dict[str, float]:
     """Seconds of every kernel by its node's name, from ORT's profiler, in order of execution.
 
