@@ -87,7 +87,13 @@ class GrpcStream:
                 thread.join(max(until_s - time.monotonic(), 0.0))
 
     def _take(self, message: bytes) -> object:
-        """Deliver a message."""
+        """Deliver a message.
+
+        Ours are never empty. gRPC gives an empty one, rarely, before the error of a stream that a
+        balancer ended with a status of HTTP.
+        """
+        if not message:
+            return True
         self._has_answered = True
         if self._receiver is not None:
             self._receiver.received(message)
@@ -151,6 +157,12 @@ class GrpcConnector:
                 code, details = error.code(), error.details() or ""
             if (refused := balancer_error(details, self.address)) is not None:
                 return refused
+            if code is grpc.StatusCode.CANCELLED and not has_answered:
+                # haproxy 2.6 passes the refusal on, and cancels the stream in the same packet.
+                return ServerError(
+                    f"server {self.address} ended the session before its first answer, and a"
+                    " balancer or proxy between hides why: see the server's log (--log)"
+                )
             if has_answered or code is not grpc.StatusCode.UNAVAILABLE:
                 return _server_error(code, details, self.address)
             from offload_runtimes.transport.diagnosis import unreachable  # ssl takes time to import

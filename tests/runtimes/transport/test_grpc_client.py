@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -76,6 +77,26 @@ def balancer(status: int) -> Iterator[str]:
         threading.Thread(target=accept, daemon=True).start()
         yield f"127.0.0.1:{listener.getsockname()[1]}"
         listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_empty_message_is_none(tmp_path: Path) -> None:
+    """gRPC gives one before some errors; ours are never empty."""
+    made = bundles.branches(tmp_path / "b")
+
+    def serve(_: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
+        yield b""
+        context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+
+    handler = grpc.stream_stream_rpc_method_handler(serve)
+    service = grpc.method_handlers_generic_handler("onnx_offload.v1.Runtime", {"Session": handler})
+    server = grpc.server(ThreadPoolExecutor(2), handlers=[service])
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        with pytest.raises(ServerError, match="is full"):
+            OffloadSession(made.bundle, f"127.0.0.1:{port}")
+    finally:
+        server.stop(None)
 
 
 STATUSES: dict[int, tuple[str, bool]] = {
