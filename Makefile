@@ -165,7 +165,7 @@ test-interop: install
 # The files of docs/scale: two replicas behind Debian's nginx and haproxy (2 min).
 .PHONY: test-balancers
 test-balancers: install
-	-$(APT) nginx-light haproxy
+	-$(APT) nginx haproxy
 	$(BIN)/pytest -q -s -m slow tests/balancers
 
 # perf_analyzer against our server and Triton, and our session beside tritonclient (5 min).

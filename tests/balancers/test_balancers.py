@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -77,7 +77,7 @@ def eventually(holds: Callable[[], bool], what: str) -> None:
 class Replica:
     """An `offload serve` process that can be killed and started again on its port."""
 
-    def __init__(self, door: Door, words: tuple[str, ...]) -> None:
+    def __init__(self, door: Door, words: Sequence[str]) -> None:
         self.address = f"127.0.0.1:{free_port()}"
         self.metrics = f"127.0.0.1:{free_port()}"
         self._door = door
@@ -150,10 +150,10 @@ def site(recipe: Recipe, tmp_path: Path) -> Iterator[Site]:
     certs = tmp_path / "certs"
     pair = (certs / "127.0.0.1.pem", certs / "127.0.0.1.key")
     (certs / "both.pem").write_text("".join(path.read_text() for path in pair))
-    words = ("--token-file", "tokens")
+    words = ["--token-file", "tokens"]
     if not recipe.ends_tls:
-        words += ("--cert", str(pair[0]), "--key", str(pair[1]))
-        words += ("--client-ca", str(certs / "ca.pem"))
+        words += ["--cert", str(pair[0]), "--key", str(pair[1])]
+        words += ["--client-ca", str(certs / "ca.pem")]
     replicas = Replica(door, words), Replica(door, words)
     with ExitStack() as stack:
         for replica in replicas:
@@ -291,8 +291,8 @@ def test_sessions_are_spread_and_strangers_refused(site: Site, recipe: Recipe) -
     assert filming.wrong == []
     certs = site.door.folder / "certs"
     np.savez(site.door.folder / "in.npz", x=x(0))
-    run = ("run", "pi/current", "--input", "in.npz", "--server", site.address)
-    run = (*run, "--ca", str(certs / "ca.pem"))
+    run = ["run", "pi/current", "--input", "in.npz", "--server", site.address]
+    run += ["--ca", str(certs / "ca.pem")]
     assert "certificate" in site.door.refused(*run, "--token-file", "tokens")
     device = ("--cert", str(certs / "camera.pem"), "--key", str(certs / "camera.key"))
     said = site.door.refused(*run, *device)

@@ -87,7 +87,7 @@ def test_an_empty_message_is_none(tmp_path: Path) -> None:
         yield b""
         context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
 
-    handler = grpc.stream_stream_rpc_method_handler(serve)
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.stream_stream_rpc_method_handler(serve)
     service = grpc.method_handlers_generic_handler("onnx_offload.v1.Runtime", {"Session": handler})
     server = grpc.server(ThreadPoolExecutor(2), handlers=[service])
     port = server.add_insecure_port("127.0.0.1:0")
