@@ -356,6 +356,7 @@ class ReconnectLoop:
                     raise connection.error
             except OffloadError as error:
                 self._failed(error, connection.server)
+                connection.close()
                 raise
             finally:
                 with self._lock:

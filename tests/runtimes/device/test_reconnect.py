@@ -1,5 +1,6 @@
 """A session with a list of servers: one is lost, drains, is full, hangs, or lacks the bundle."""
 
+import asyncio
 import logging
 import threading
 import time
@@ -267,6 +268,26 @@ def test_a_deadline_holds_while_no_server_answers(
         pytest.raises(DeadlineError),
     ):
         session.run(None, made.feeds(), deadline_s=0.3)
+
+
+def test_an_inference_that_waits_for_the_next_server_can_be_cancelled(
+    made: Made, half: Path, servers: list[Server]
+) -> None:
+    silent = [FaultPlan(Fault.SILENCE, 0)] * 9
+    cut = in_memory(servers[0], "a", FaultPlan(Fault.CUT, HANDSHAKE + 1))
+    connectors: list[Connector] = [cut, in_memory(servers[1], "b", *silent)]
+
+    async def run_for_a_while(session: OffloadSession) -> None:
+        async with asyncio.timeout(0.3):
+            await session.arun(None, made.feeds())
+
+    with OffloadSession(half, connectors, connect_timeout_s=200) as session:
+        with pytest.raises(TimeoutError):
+            asyncio.run(run_for_a_while(session))
+        waiting = session.begin(None, made.feeds())
+        session.close()
+        with pytest.raises(InputError, match="is closed"):
+            waiting.finish()
 
 
 def test_servers_of_kserve_may_be_listed(made: Made, half: Path, servers: list[Server]) -> None:
