@@ -258,6 +258,10 @@ class ServerConnection:
 
     def received(self, message: bytes) -> None:
         """Handle a message from the server."""
+        if not message:
+            # No server sends one. gRPC gives it, rarely, before the error of a stream that a
+            # balancer ends with a status of HTTP.
+            return
         try:
             self._monitor.heard(time.monotonic())
             with self._lock:

@@ -87,13 +87,7 @@ class GrpcStream:
                 thread.join(max(until_s - time.monotonic(), 0.0))
 
     def _take(self, message: bytes) -> object:
-        """Deliver a message.
-
-        Ours are never empty. gRPC gives an empty one, rarely, before the error of a stream that a
-        balancer ended with a status of HTTP.
-        """
-        if not message:
-            return True
+        """Deliver a message."""
         self._has_answered = True
         if self._receiver is not None:
             self._receiver.received(message)
