@@ -164,6 +164,12 @@ test-interop: install
 	$(call environment,build/kserve,kserve==0.21.0 onnxruntime)
 	$(BIN)/pytest -q -s tests/interop
 
+# The files of docs/scale: two replicas behind Debian's nginx and haproxy (2 min).
+.PHONY: test-balancers
+test-balancers: install
+	-$(APT) nginx haproxy
+	$(BIN)/pytest -q -s -m slow tests/balancers
+
 # perf_analyzer against our server and Triton, and our session beside tritonclient (5 min).
 .PHONY: bench-interop
 bench-interop: install

@@ -75,13 +75,15 @@ def run(
         ),
     ] = None,
     server: Annotated[
-        str,
+        list[str],
         typer.Option(
             metavar="HOST:PORT",
             help="Use this `offload serve`, or `kserve://HOST:PORT[/MODEL]`, a server of KServe v2"
-            " such as Triton; default: a server in this process.",
+            " such as Triton; default: a server in this process. Repeat it for several servers:"
+            " when one is lost, the next one is used.",
+            show_default=False,
         ),
-    ] = "",
+    ] = [],  # noqa: B006
     shape: ShapeOption = [],  # noqa: B006  typer wants a list and copies it
     plan: PlanOption = None,
     repeat: Annotated[
@@ -218,7 +220,7 @@ def run(
         return
     with open_session(
         opened,
-        server or None,
+        _one_or_list(server),
         providers=tuple(provider),
         allow_cpu=allow_cpu,
         threads=threads,
@@ -234,14 +236,20 @@ def run(
         declared = (*session.get_inputs(), *session.get_overridable_initializers())
         names = [value.name for value in session.get_outputs()]
         if stream:
-            _report_stream(output, session, _stream(session, frames, repeat, window, outputs))
+            _report_stream(
+                output, session, _stream(session, frames, repeat, window, outputs), server
+            )
             return
         run_timed = partial(session.run_timed, None)
         runs = _run_all(run_timed, names, declared, frames, repeat, inputs, outputs)
         followed = session.bundle.plans[session.plan]
         link_used = session.link or emulated
         shared = session.micro_batches(rows_of(first.feeds) or 0)
-        switching = {**_switching_json(session), **_batch_json(shared)}
+        switching = {
+            **_switching_json(session),
+            **_batch_json(shared),
+            **_servers_json(session, server),
+        }
     # A plan predicts only for the device and the link that it was made for.
     is_planned_device = followed.device == slowed(machine_name(), slowdown)
     comparable = is_planned_device and bool(followed.alternatives) and not shared
@@ -250,6 +258,7 @@ def run(
     predicted = named(predicted, followed) if predicted else None
     _report(output, runs, predicted, switching, bundle.name, svg, trace)
     _show_plans_used(output, session, shared)
+    _show_servers_used(output, session, server)
     output.text(gantt_text({"measured": runs.timelines[-1]}, 100))
 
 
@@ -259,16 +268,18 @@ def _session_on(
     devices: Path,
     options: EngineOptions,
     bundle: Bundle,
-    server: str,
+    servers: Sequence[str],
     files: Sequence[Path],
     plan: int | None,
 ) -> Iterator[TargetSession]:
     """A session on a target, to which the files of the bundle are sent."""
+    if len(servers) > 1:
+        raise InputError("--on measures a device with one server: give --server once")
     with machine_on(on, devices, options) as (machine, engine):
         assert isinstance(machine, TargetMachine)
-        sides = (Side.DEVICE,) if server else tuple(Side)
+        sides = (Side.DEVICE,) if servers else tuple(Side)
         name = machine.send_bundle(bundle, *sides)
-        yield machine.open_session(name, server or None, files, engine, plan)
+        yield machine.open_session(name, servers[0] if servers else None, files, engine, plan)
 
 
 @dataclass(frozen=True)
@@ -350,7 +361,14 @@ def _stream(
     return _StreamRun(count, first_s, rest_s, tuple(written))
 
 
-def _report_stream(output: Output, session: OffloadSession, run: _StreamRun) -> None:
+def _one_or_list(servers: Sequence[str]) -> str | Sequence[str] | None:
+    """The servers as a session takes them."""
+    return servers[0] if len(servers) == 1 else servers or None
+
+
+def _report_stream(
+    output: Output, session: OffloadSession, run: _StreamRun, servers: Sequence[str]
+) -> None:
     if run.written:
         output.remark(f"wrote {' and '.join(map(str, run.written))}")
     by_plan = list(session.counts.by_plan)
@@ -366,9 +384,11 @@ def _report_stream(output: Output, session: OffloadSession, run: _StreamRun) -> 
             "by_plan": by_plan,
             "link": session.link.to_json() if session.link else None,
             "speeds": to_json(session.speeds),
+            **_servers_json(session, servers),
         },
         f"{run.frames_per_s:.3g} frames/s in a stream of {run.frames} frames ({shared})",
     )
+    _show_servers_used(output, session, servers)
 
 
 def _report(
@@ -431,6 +451,21 @@ def _show_plans_used(output: Output, session: OffloadSession, shared: Sequence[M
         changed = f"; changed {', '.join(changes)}" if changes else ""
         speeds = session.speeds.describe()
         output.text(f"plan {session.plan}, link {described}, {speeds}{changed}")
+
+
+def _show_servers_used(output: Output, session: OffloadSession, servers: Sequence[str]) -> None:
+    """Print how many inferences each of several servers answered."""
+    if len(servers) > 1:
+        counts = session.counts
+        used = [f"{server}: {count}" for server, count in counts.by_server.items()]
+        without = counts.runs - sum(counts.by_server.values())
+        used += [f"the device alone: {without}"] if without else []
+        output.text(f"inferences by server: {', '.join(used)}")
+
+
+def _servers_json(session: OffloadSession, servers: Sequence[str]) -> dict[str, object]:
+    """The inferences that each server answered; empty for one server."""
+    return {"by_server": dict(session.counts.by_server)} if len(servers) > 1 else {}
 
 
 def _batch_json(shared: Sequence[MicroBatch]) -> dict[str, object]:

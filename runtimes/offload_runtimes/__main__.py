@@ -61,7 +61,13 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help=".npz file for the outputs; sequences and maps go into a .json file beside it",
     )
-    run.add_argument("--server", help="HOST:PORT; default: a server in this process")
+    run.add_argument(
+        "--server",
+        action="append",
+        default=[],
+        help="HOST:PORT; default: a server in this process; repeat it for several servers: when one"
+        " is lost, the next one is used",
+    )
     run.add_argument(
         "--repeat",
         type=int,
@@ -152,9 +158,8 @@ def _run(options: argparse.Namespace) -> None:
         "allow_cpu": options.allow_cpu,
         "plan": options.plan,
     }
-    with open_session(
-        options.bundle, options.server, security=security, **session_options
-    ) as session:
+    servers = options.server[0] if len(options.server) == 1 else options.server or None
+    with open_session(options.bundle, servers, security=security, **session_options) as session:
         feeds = typed(feeds, (*session.get_inputs(), *session.get_overridable_initializers()))
         session.run(None, feeds)  # the first run of all is slower: it allocates
         runs = [session.run_timed(None, feeds) for _ in range(options.repeat)]

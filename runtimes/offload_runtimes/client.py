@@ -32,6 +32,7 @@ from offload_runtimes.device.counters import Counters, Counts
 from offload_runtimes.device.inference_runner import FramePlan, PendingInference
 from offload_runtimes.device.link_monitor import LinkMonitor
 from offload_runtimes.device.plan_selector import PlanSwitch
+from offload_runtimes.device.reconnect import ServerRotation
 from offload_runtimes.device.segment_executor import SegmentExecutor
 from offload_runtimes.device.server_connection import ServerConnection
 from offload_runtimes.device.session_options import SessionOptions, checked_s
@@ -68,7 +69,7 @@ class OffloadSession:
     def __init__(
         self,
         bundle: str | Path | Bundle,
-        server: str | Connector | None = None,
+        server: str | Connector | Sequence[str | Connector] | None = None,
         options: SessionOptions | None = None,
         *,
         on_close: Callable[[], None] = lambda: None,
@@ -84,16 +85,20 @@ class OffloadSession:
             server: `HOST:PORT`, `[IPV6]:PORT` or `unix:PATH` of a server that serves this bundle,
                 or a connector to it; `kserve://HOST:PORT` of a server of KServe v2, such as Triton,
                 that serves the model `NAME.server`, or `kserve://HOST:PORT/MODEL`; None for a
-                bundle whose plan stays on the device.
+                bundle whose plan stays on the device. A list of servers: the session uses the
+                first one, and goes on to the next, round and round, when one is lost, is full,
+                shuts down or refuses the session.
             options: how to run the bundle.
             on_close: called after the session was closed; may be called twice.
             **changes: fields of SessionOptions, as keywords: `deadline_s=0.1`, `threads=2`, ...
 
         Raises:
             BundleError: the bundle is missing or damaged, or the server does not hold it.
-            InputError: an option cannot be used, or the plan needs a server and none is given.
-            ServerError: the server cannot be reached.
+            InputError: an option cannot be used, the plan needs a server and none is given, or a
+                list of servers is empty, names one twice or mixes kserve:// with other addresses.
+            ServerError: the server, or each one of a list, cannot be reached.
         """
+        servers = _as_list(server)
         options = replace(options or SessionOptions(), **changes)
         path = None if isinstance(bundle, Bundle) else Path(bundle)
         opened = bundle if isinstance(bundle, Bundle) else open_bundle(bundle, (Side.DEVICE,))
@@ -106,12 +111,14 @@ class OffloadSession:
         self._counters = Counters()
         self._process = os.getpid()
         self._is_closed = False
+        rotation = ServerRotation(max(1, len(servers)))
         load = partial(
             OpenedBundle,
             options=options,
             counters=self._counters,
             make_executor=_executor_factory(options),
-            connect=partial(_connections, server, options),
+            servers=rotation,
+            connect=partial(_connections, servers, rotation, options),
         )
         self._active = ActiveBundle(opened, path, load, options)
         self._close = partial(_close, self._active, on_close)
@@ -127,6 +134,12 @@ class OffloadSession:
         """Whether the next inference will use the server."""
         opened = self._active.opened
         return not self._plan().is_local and opened.connection is not None
+
+    @property
+    def server(self) -> str | None:
+        """Address of the server in use; None: there is none now, or no plan needs one."""
+        connection = self._active.opened.connection
+        return connection.server if connection else None
 
     @property
     def plan(self) -> int:
@@ -494,8 +507,41 @@ def _executor_factory(options: SessionOptions) -> Callable[[Bundle], SegmentExec
     return partial(PacedExecutor, options=options.engine, pacer=as_pacer(options.slowdown))
 
 
+def _as_list(
+    server: str | Connector | Sequence[str | Connector] | None,
+) -> tuple[str | Connector, ...]:
+    """The servers of a session; InputError unless they are of one kind and all different."""
+    if server is None:
+        return ()
+    if isinstance(server, str) or not isinstance(server, Iterable):
+        return (server,)
+    servers: tuple[str | Connector, ...] = tuple(server)
+    if not servers:
+        raise InputError("the list of servers is empty: give the HOST:PORT of at least one")
+    kserve = [each for each in servers if _is_kserve(each)]
+    others = [each for each in servers if not _is_kserve(each)]
+    if kserve and others:
+        raise InputError(
+            f"{kserve[0]} and {others[0]} are servers of two kinds: list servers of KServe v2"
+            " (kserve://) or of onnx-offload, not both"
+        )
+    seen: list[object] = []
+    for each in servers:
+        # Text with a scheme has no other spelling.
+        same = each if not isinstance(each, str) or _is_kserve(each) else parse_address(each)
+        if same in seen:
+            raise InputError(f"server {each} is listed twice: give each server once")
+        seen.append(same)
+    return servers
+
+
+def _is_kserve(server: str | Connector) -> bool:
+    return isinstance(server, str) and server.startswith(KSERVE_SCHEME)
+
+
 def _connections(
-    server: str | Connector | None,
+    servers: Sequence[str | Connector],
+    rotation: ServerRotation,
     options: SessionOptions,
     bundle: Bundle,
     plans: tuple[Plan, ...],
@@ -503,10 +549,18 @@ def _connections(
     monitor: LinkMonitor,
     speeds: SpeedMonitor,
 ) -> Callable[[], DeviceConnection]:
-    """A factory of connections of the kind that the server's address names; see `Connect`."""
-    if not isinstance(server, str) or not server.startswith(KSERVE_SCHEME):
-        connector = _connector(server, options)
-        return partial(ServerConnection, connector, contracts, monitor, speeds, options.patience_s)
+    """A factory of connections of the kind that the servers' addresses name; see `Connect`."""
+    if not servers:
+        raise InputError(
+            "this bundle's plan needs a server: give its HOST:PORT, or use"
+            " offload_runtimes.open_session, which starts one within this process"
+        )
+    patience_s = options.patience_s
+    if not _is_kserve(servers[0]):
+        connectors = [_connector(server, options) for server in servers]
+        return lambda: ServerConnection(
+            connectors[rotation.current], contracts, monitor, speeds, patience_s
+        )
     # Not imported for other servers: a device's memory and start-up time are short.
     from offload_runtimes.device.kserve_connection import KServeConnection, check_bundle
     from offload_runtimes.transport.kserve_client import kserve_connector
@@ -517,16 +571,13 @@ def _connections(
             f" {KSERVE_SCHEME}"
         )
     check_bundle(bundle, plans)
-    address = kserve_connector(server, options.security)
-    return partial(KServeConnection, address, bundle, contracts[0], monitor, options.patience_s)
+    models = [kserve_connector(str(server), options.security) for server in servers]
+    return lambda: KServeConnection(
+        models[rotation.current], bundle, contracts[0], monitor, patience_s
+    )
 
 
-def _connector(server: str | Connector | None, options: SessionOptions) -> Connector:
-    if server is None:
-        raise InputError(
-            "this bundle's plan needs a server: give its HOST:PORT, or use"
-            " offload_runtimes.open_session, which starts one within this process"
-        )
+def _connector(server: str | Connector, options: SessionOptions) -> Connector:
     connector: Connector
     if not isinstance(server, str) and hasattr(server, "connect"):
         connector = server

@@ -1,5 +1,6 @@
 """Open a session; without a server, start one within this process, over gRPC on loopback."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from offload_runtimes.engine import EngineOptions
 
 def open_session(
     bundle: str | Path | Bundle,
-    server: str | None = None,
+    server: str | Sequence[str] | None = None,
     options: SessionOptions | None = None,
     *,
     server_options: EngineOptions | None = None,
@@ -25,7 +26,7 @@ def open_session(
 
     Args:
         bundle: a bundle or its directory; without `server`, with the files of both sides.
-        server: `HOST:PORT` of a server, or None.
+        server: `HOST:PORT` of a server, a list of them as in OffloadSession, or None.
         options: how the session runs the bundle.
         server_options: how the server within this process runs segments; None: as the device.
         **changes: fields of SessionOptions, as keywords.

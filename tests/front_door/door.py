@@ -113,6 +113,14 @@ class Door:
     @contextmanager
     def serving(self, *words: str | Path, listen: str = "127.0.0.1:0") -> Iterator[str]:
         """`offload serve` on a free loopback port or another address; gives its address."""
+        with self.server(*words, listen=listen) as (address, _):
+            yield address
+
+    @contextmanager
+    def server(
+        self, *words: str | Path, listen: str = "127.0.0.1:0"
+    ) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+        """As `serving`; gives its process, too."""
         command = "from offload_cli.main import main; main()"
         process = subprocess.Popen(
             [sys.executable, "-c", command, "serve", *map(str, words), "--listen", listen],
@@ -126,7 +134,7 @@ class Door:
             line = process.stdout.readline()
             found = re.search(r"((?:\d+\.){3}\d+:\d+|unix:\S+)", line)
             assert found, f"the server did not start: {line}"
-            yield found[1]
+            yield found[1], process
         finally:
             process.send_signal(signal.SIGTERM)
             try:

@@ -164,6 +164,46 @@ def test_both_are_updated_while_a_session_streams(
     assert "going on without the server" in texts[0]
 
 
+def test_two_servers_are_updated_in_turn_while_a_session_streams(
+    versions: Versions, tmp_path: Path
+) -> None:
+    """The session moves to the server that still holds its bundle, then to the new bundle."""
+    device = Root(tmp_path / "pi", versions, None).deploy("v1")
+    servers = [Server([versions.path("v1")]).start() for _ in range(2)]
+    addresses = [server.address for server in servers]
+
+    def update(number: int) -> None:
+        servers[number].drain(20)
+        servers[number].stop()
+        servers[number] = Server([versions.path("v2")], addresses[number]).start()
+
+    kinds: list[str] = []
+    with OffloadSession(device.current, addresses, **QUICK) as session:
+        after_first = 0
+
+        def update_first() -> None:
+            nonlocal after_first
+            update(0)
+            after_first = session.counts.split
+
+        stages = Stages(
+            (lambda: session.counts.split >= 5, update_first),
+            (lambda: session.counts.split >= after_first + 5, lambda: update(1)),
+            (lambda: session.counts.local >= 5, lambda: device.deploy("v2")),
+            (lambda: session.is_split and kinds[-5:] == ["v2"] * 5, lambda: None),
+        )
+        with warnings.catch_warnings(action="ignore"):
+            for (answer,) in session.stream(stages.frames()):
+                (kind,) = [v for v in ("v1", "v2") if versions.is_from(answer, v)]
+                kinds.append(kind)
+        assert len(kinds) == stages.count, "a frame was lost"
+        assert kinds == sorted(kinds), "an answer of the old bundle after one of the new"
+        assert session.bundle.digest == versions.digest("v2")
+        assert set(session.counts.by_server) == set(addresses)
+    for server in servers:
+        server.stop()
+
+
 def test_old_half_of_a_device_follows_its_directory(versions: Versions, tmp_path: Path) -> None:
     device = Root(tmp_path / "pi", versions, "device").deploy("v1")
     with Server([versions.path("v1")]) as server:

@@ -25,16 +25,21 @@ from offload_runtimes.device.counters import LOG, Counters
 from offload_runtimes.device.inference_runner import FramePlan, InferenceRunner
 from offload_runtimes.device.link_monitor import LinkMonitor
 from offload_runtimes.device.plan_selector import PlanSelector, Probe
-from offload_runtimes.device.reconnect import ReconnectLoop, Successor
+from offload_runtimes.device.reconnect import (
+    ReconnectLoop,
+    ServerRotation,
+    Successor,
+    connect_in_turn,
+)
 from offload_runtimes.device.segment_executor import SegmentExecutor
 from offload_runtimes.device.session_options import OnServerLoss, SessionOptions
 from offload_runtimes.device.speed_monitor import SpeedMonitor
 from offload_runtimes.protocol.tensor_specs import Contract, contracts
 
 _REOPEN_S = 5.0  # between attempts to open a directory that holds no complete bundle
-# Returns a factory of connections for a bundle, the plans in use, the contracts of all plans and
-# the monitors of link and speeds. Raises InputError if no server was given, or if the server cannot
-# run the plans.
+# Returns a factory of connections, to the current server, for a bundle, the plans in use, the
+# contracts of all plans and the monitors of link and speeds. Raises InputError if no server was
+# given, or if the server cannot run the plans.
 Connect: TypeAlias = Callable[
     [Bundle, tuple[Plan, ...], tuple[Contract, ...], LinkMonitor, SpeedMonitor],
     Callable[[], DeviceConnection],
@@ -53,6 +58,9 @@ class OpenedBundle:
         executor: runs its segments.
         selector: chooses the plan of the next inference.
         batches: shares the rows of a batch among the plans; None: one plan computes them.
+        servers: the servers of the session.
+        new_connection: makes a connection to the current server that is not open yet; None: no plan
+            needs a server.
         runner: runs inferences; set by `start`.
     """
 
@@ -64,6 +72,7 @@ class OpenedBundle:
         options: SessionOptions,
         counters: Counters,
         make_executor: Callable[[Bundle], SegmentExecutor],
+        servers: ServerRotation,
         connect: Connect,
     ) -> None:
         """Load what must be loaded before connecting.
@@ -73,6 +82,7 @@ class OpenedBundle:
             options: how to run it.
             counters: where events are counted.
             make_executor: makes what loads and runs its segments.
+            servers: the servers of the session.
             connect: makes the maker of connections to the server, see `Connect`.
 
         Raises:
@@ -86,6 +96,7 @@ class OpenedBundle:
         self.batches = BatchSharing(bundle.plans, bundle.rows) if is_batched else None
         self._options = options
         self._counters = counters
+        self.servers = servers
         executor = self.executor = make_executor(bundle)
         can_finish_here = self._can_finish_here = (
             options.on_server_loss != OnServerLoss.RAISE and bundle.holds(Side.SERVER)
@@ -102,11 +113,11 @@ class OpenedBundle:
         for plan in selector.loaded_first:
             load(plan)
         self._reconnect: ReconnectLoop | None = None
-        self._make_connection: Callable[[], DeviceConnection] | None = None
+        self.new_connection: Callable[[], DeviceConnection] | None = None
         if not all(plan.is_local for plan in selector.open_plans):
             ends = {value.name: value for value in (*bundle.inputs, *bundle.outputs)}
             agreed = contracts(bundle, {**ends, **executor.values()})
-            self._make_connection = connect(
+            self.new_connection = connect(
                 bundle, selector.open_plans, agreed, selector.monitor, selector.speed_monitor
             )
 
@@ -153,10 +164,6 @@ class OpenedBundle:
             return ()
         return self.batches.micro_batches(rows, self.selector.link, self.selector.speeds)
 
-    def new_connection(self) -> DeviceConnection | None:
-        """A connection that is not open yet; None if no plan needs a server."""
-        return None if self._make_connection is None else self._make_connection()
-
     def start(
         self,
         first: DeviceConnection | None,
@@ -173,9 +180,15 @@ class OpenedBundle:
         Raises:
             OffloadError: the first plan cannot be loaded; call `close` then.
         """
-        if self._make_connection is not None:
+        if self.new_connection is not None:
             self._reconnect = ReconnectLoop(
-                self._make_connection, first, why, self._options, self._counters, find_successor
+                self.servers,
+                self.new_connection,
+                first,
+                why,
+                self._options,
+                self._counters,
+                find_successor,
             )
         self.runner = InferenceRunner(
             self.bundle,
@@ -235,14 +248,19 @@ class ActiveBundle:
         self._closed = ""
         self._runners: weakref.WeakSet[InferenceRunner] = weakref.WeakSet()
         self.opened = load(bundle)
-        connection, why = self.opened.new_connection(), None
-        if connection is not None:
+        connection, why = None, None
+        if self.opened.new_connection is not None:
+            timeout_s = options.connect_timeout_s
             try:
-                connection.open(options.connect_timeout_s)
+                connection = connect_in_turn(
+                    self.opened.servers,
+                    self.opened.new_connection,
+                    lambda connection: connection.open(timeout_s),
+                )
             except (ServerError, BundleError) as error:
                 if options.require_server:
                     raise
-                connection, why = None, error if isinstance(error, BundleError) else None
+                why = error if isinstance(error, BundleError) else None
         try:
             self.opened.start(connection, why, self._find_successor)
         except OffloadError:

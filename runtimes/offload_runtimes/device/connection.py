@@ -1,6 +1,6 @@
 """The interface between a session on the device and any kind of connection to a server."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from offload.errors import OffloadError
@@ -10,7 +10,17 @@ from offload_runtimes.protocol.messages import PackedTensor
 
 
 class DeviceConnection(Protocol):
-    """A connection to a server that computes its part of each frame."""
+    """A connection to a server that computes its part of each frame.
+
+    Attributes:
+        on_loss: called once it is over, and when the server takes no more frames.
+    """
+
+    on_loss: Callable[[], None]
+
+    @property
+    def server(self) -> str:
+        """The server's address, as it stands in error messages."""
 
     @property
     def error(self) -> OffloadError | None:

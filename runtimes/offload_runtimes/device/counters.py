@@ -2,7 +2,8 @@
 
 import logging
 import threading
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 LOG = logging.getLogger("offload.device")
@@ -37,6 +38,7 @@ class Counts:
         switches: changes of plan.
         by_plan: inferences answered by each plan, by its index; shorter if the last plans answered
             none.
+        by_server: inferences answered with each server, by its address.
     """
 
     split: int = 0
@@ -47,6 +49,7 @@ class Counts:
     losses: int = 0
     switches: int = 0
     by_plan: tuple[int, ...] = ()
+    by_server: Mapping[str, int] = field(default_factory=dict, hash=False)
 
     @property
     def runs(self) -> int:
@@ -65,14 +68,21 @@ class Counters:
         self.counts = Counts()
         self._lock = threading.Lock()
 
-    def answered(self, outcome: Outcome, plan: int) -> None:
-        """Count an inference that was answered by a plan."""
+    def answered(self, outcome: Outcome, plan: int, server: str | None) -> None:
+        """Count an inference that was answered by a plan, with a server or without one."""
         with self._lock:
             counts = self.counts
             by_plan = [*counts.by_plan, *[0] * (plan + 1 - len(counts.by_plan))]
             by_plan[plan] += 1
-            changed = {outcome.value: getattr(counts, outcome) + 1}
-            self.counts = replace(counts, by_plan=tuple(by_plan), **changed)
+            by_server = dict(counts.by_server)
+            if server is not None:
+                by_server[server] = by_server.get(server, 0) + 1
+            self.counts = replace(
+                counts,
+                by_plan=tuple(by_plan),
+                by_server=by_server,
+                **{outcome.value: getattr(counts, outcome) + 1},
+            )
 
     def add(self, name: str) -> None:
         """Increase a count, named as a field of Counts."""

@@ -123,6 +123,7 @@ class InferenceRunner:
         self._counters = counters
         self._speeds = speeds
         self._can_finish_here = can_finish_here
+        self._server = ""  # address of the server of the last frame that used one
         self._order = ComputeOrder()
         self._under_way: weakref.WeakSet[PendingInference] = weakref.WeakSet()
         self._lock = threading.Lock()
@@ -173,7 +174,11 @@ class InferenceRunner:
         """
         frame = inference.frame
         reconnect = None if inference.plan.is_local else self._reconnect
-        connection = reconnect.connection if reconnect else None
+        try:
+            connection = self._connection_for(inference) if reconnect else None
+        except DeadlineError as error:
+            inference.lose_server(error)
+            return
         if reconnect and connection is None:
             inference.error, inference.outcome = reconnect.why, Outcome.LOCAL
             if self._can_finish_here:
@@ -195,21 +200,29 @@ class InferenceRunner:
                 raise
             inference.lose_server(error)
 
+    def _connection_for(self, inference: "PendingInference") -> DeviceConnection | None:
+        """The connection to the server; waits for the next server if the device needs one.
+
+        Raises:
+            DeadlineError: no server was found in time.
+        """
+        assert self._reconnect is not None
+        if self._can_finish_here:
+            return self._reconnect.connection
+        frame = inference.frame
+        return self._reconnect.wait(inference.until_s, lambda: bool(frame.cancelled))
+
     def _run_steps(
         self, inference: "PendingInference", connection: DeviceConnection | None
     ) -> None:
         frame, number = inference.frame, inference.frame.plan
         computing = partial(self._order.computing, inference.place)
         if connection:
-            connection.begin(frame, self._server_until_s(inference))
-            inference.connection = connection
-            defaults = [name for name in self._defaults[number] if frame.is_here(name)]
-            if defaults or not inference.plan.uploads:
-                connection.announce(frame, defaults)
-            for name, value in frame.take(defaults).items():
-                connection.send(frame, name, pack(value, RAW.codec))
+            self._begin(inference, connection)
         for step in self._steps[number]:
             if isinstance(step, Segment):
+                if frame.has(step.outputs):  # computed before the server was lost
+                    continue
                 if not frame.has(step.inputs):
                     frame.take(step.inputs, self._server_until_s(inference))
                 with computing():
@@ -221,8 +234,26 @@ class InferenceRunner:
                     packed = self._executor.pack(step, frame)
                 connection.send(frame, step.wire, packed)
 
+    def _begin(self, inference: "PendingInference", connection: DeviceConnection) -> None:
+        """Begin a frame on the server; the timeline shows it if this is another server."""
+        frame = inference.frame
+        connection.begin(frame, self._server_until_s(inference))
+        inference.connection = connection
+        if connection.server != self._server:
+            if self._server:
+                now_s = time.monotonic()
+                frame.record(Lane.DEVICE, f"server {connection.server}", now_s, now_s)
+            self._server = connection.server
+        defaults = [name for name in self._defaults[frame.plan] if frame.is_here(name)]
+        if defaults or not inference.plan.uploads:
+            connection.announce(frame, defaults)
+        for name, value in frame.take(defaults).items():
+            connection.send(frame, name, pack(value, RAW.codec))
+
     def finish(self, inference: "PendingInference") -> dict[str, Array]:
         """Wait for the outputs; compute them here if they will not come, or not in time.
+
+        If the device cannot compute them, the frame is sent to the next server, if there is one.
 
         Raises:
             ServerError: the server is lost and the device may not or cannot finish alone.
@@ -231,13 +262,11 @@ class InferenceRunner:
         """
         frame, names = inference.frame, inference.names
         try:
-            if inference.error is None:
-                try:
-                    frame.take(names, self._server_until_s(inference))
-                except InputError:
-                    raise
-                except OffloadError as error:
-                    inference.lose_server(error)
+            self._await_server(inference)
+            while self._may_repeat(inference):
+                inference.begin_again()
+                self.start(inference)
+                self._await_server(inference)
             if inference.error is not None:
                 if not self._can_finish_here:
                     # A copy: the loop keeps its error, which must not refer to our frames.
@@ -255,8 +284,33 @@ class InferenceRunner:
                     " more time"
                 ) from error
             raise
-        self._counters.answered(inference.outcome, frame.plan)
+        connection = inference.connection if inference.outcome is Outcome.SPLIT else None
+        server = connection.server if connection else None
+        self._counters.answered(inference.outcome, frame.plan, server)
         return outputs
+
+    def _await_server(self, inference: "PendingInference") -> None:
+        """Wait for the outputs, or until the device must compute them itself."""
+        if inference.error is None:
+            try:
+                inference.frame.take(inference.names, self._server_until_s(inference))
+            except InputError:
+                raise
+            except OffloadError as error:
+                inference.lose_server(error)
+
+    def _may_repeat(self, inference: "PendingInference") -> bool:
+        """Whether to send a frame to the next server: this one is lost or leaving.
+
+        Each server gets the frame once: it may be what made the server fail.
+        """
+        connection, error = inference.connection, inference.error
+        if error is None or connection is None or self._reconnect is None:
+            return False
+        if self._can_finish_here or not error.retry or isinstance(error, DeadlineError):
+            return False
+        is_over = connection.error is not None or connection.leaving
+        return is_over and inference.repeats < self._reconnect.alternatives
 
     def close(self, why: str, timeout_s: float) -> None:
         """Cancel all inferences, refuse new ones, and wait until nothing is computed any more."""
@@ -320,6 +374,7 @@ class PendingInference:
         error: why the server's part will not come, or not in time.
         outcome: how it was computed, as far as is known.
         place: its place in the order of the frames that share the device; None: it does not wait.
+        repeats: how often it was sent to another server.
         reserved_s: seconds before the deadline that the device may need for the other
             micro-batches of the same batch.
         session: kept alive until the inference is over.
@@ -342,6 +397,7 @@ class PendingInference:
         self.connection: DeviceConnection | None = None
         self.error: OffloadError | None = None
         self.outcome = Outcome.SPLIT
+        self.repeats = 0
         self.place: tuple[bool, int] | None = None
         self.reserved_s = 0.0
         self.session: object = None
@@ -375,6 +431,14 @@ class PendingInference:
         self.error = error
         hedged = isinstance(error, DeadlineError)
         self.outcome = Outcome.HEDGED if hedged else Outcome.RESUMED
+
+    def begin_again(self) -> None:
+        """Forget the server that was lost; `start` then continues with the next one."""
+        self.end()
+        self.frame.forget_failure()
+        self.connection = self.error = None
+        self.outcome = Outcome.SPLIT
+        self.repeats += 1
 
     def cancel(self, why: str) -> None:
         """Stop it, here and on the server; `start` and `finish` then raise InputError."""

@@ -83,6 +83,7 @@ class KServeConnection:
     Attributes:
         error: why it is over; None while it lasts.
         leaving: whether the server takes no more frames; it cannot say so.
+        on_loss: called once it is over.
     """
 
     leaving = False
@@ -124,6 +125,12 @@ class KServeConnection:
         self._last_frame = self._last_ping = 0
         self._channel: KServeChannel | None = None
         self.error: OffloadError | None = None
+        self.on_loss: Callable[[], None] = lambda: None
+
+    @property
+    def server(self) -> str:
+        """The server's address."""
+        return self._connector.address
 
     def open(self, timeout_s: float) -> None:
         """Connect, and check that the server's model has the contract's inputs and outputs.
@@ -323,6 +330,7 @@ class KServeConnection:
     def _lose(self, error: OffloadError) -> None:
         """End the connection; everyone who waits gets the error."""
         with self._lock:
+            is_first = self.error is None
             self.error = self.error or error.with_traceback(None)
             waiting = [request.frame for request in self._requests.values()]
             self._requests.clear()
@@ -332,6 +340,8 @@ class KServeConnection:
             frame.fail(self.error)
         if channel is not None:
             channel.close()
+        if is_first:
+            self.on_loss()
 
 
 def _value(name: str, contract: Contract) -> ModelValue:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections import deque
+from copy import copy, deepcopy
 
 from offload.costs.link import Link
 from offload.costs.link_fit import LEAST_SENDS, TimedMessage, refit
@@ -99,6 +100,17 @@ class LinkMonitor:
             self._sent_bytes = 0
             self._passed_bytes = 0
             self._pings: dict[int, tuple[int, float]] = {}  # bytes sent before it, when
+
+    def copy(self) -> "LinkMonitor":
+        """Another monitor that has seen the same messages so far."""
+        with self._changed:
+            other = copy(self)
+            vars(other).update(
+                _changed=threading.Condition(),
+                _directions=deepcopy(self._directions),
+                _pings=dict(self._pings),
+            )
+        return other
 
     def passed(
         self, lane: Lane, size_bytes: int, seconds: float, now_s: float | None = None

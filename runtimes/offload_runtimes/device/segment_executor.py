@@ -76,6 +76,12 @@ class FrameTensors:
             self._error = self._error or error
             self._changed.notify_all()
 
+    def forget_failure(self) -> None:
+        """Let the frame go on with the next server, from the tensors that are available."""
+        with self._lock:
+            self._error = None
+            self.uploads = {}
+
     def cancel(self, why: str) -> None:
         """Stop computations for the frame; threads that wait for its tensors get an InputError."""
         with self._lock:

@@ -31,6 +31,7 @@ class ServerConnection:
         clock: the server's clock.
         error: why the session is over; None while it lasts.
         leaving: whether the server takes no more frames.
+        on_loss: called once the session is over, and when the server takes no more frames.
     """
 
     def __init__(
@@ -61,10 +62,16 @@ class ServerConnection:
         self.clock = ServerClock()
         self.error: OffloadError | None = None
         self.leaving = False
+        self.on_loss: Callable[[], None] = lambda: None
         self._free_frames = 0  # frames that may still begin
         self._max_message_bytes = MESSAGE_LIMIT_BYTES
         self._freed = threading.Condition(self._lock)
         self._stream: Stream | None = None
+
+    @property
+    def server(self) -> str:
+        """The server's address."""
+        return self._session.server
 
     def open(self, timeout_s: float) -> None:
         """Connect, say hello and read the server's clock.
@@ -251,6 +258,10 @@ class ServerConnection:
 
     def received(self, message: bytes) -> None:
         """Handle a message from the server."""
+        if not message:
+            # No server sends one. gRPC gives it, rarely, before the error of a stream that a
+            # balancer ends with a status of HTTP.
+            return
         try:
             self._monitor.heard(time.monotonic())
             with self._lock:
@@ -274,7 +285,10 @@ class ServerConnection:
                     self._speeds.waited(event.wait_s)
                     self._answered(event.number, event.server_s, len(message))
                 case pb.Goodbye():
+                    # The next connection may begin before this one is over.
+                    self._monitor = self._monitor.copy()
                     self.leaving = True
+                    self.on_loss()
         except OffloadError as error:
             self._lose(error)
         except Exception as error:  # noqa: BLE001  else the thread would end unnoticed
@@ -283,7 +297,8 @@ class ServerConnection:
 
     def ended(self, error: OffloadError | None) -> None:
         """The stream has ended."""
-        self._lose(error or ServerError("the server ended the session: is it shutting down?"))
+        server = self._session.server
+        self._lose(error or ServerError(f"server {server} ended the session: is it shutting down?"))
 
     def _answered(self, number: int, server_s: float, size_bytes: int) -> None:
         """An empty pong shows the server's clock, one with data the cost of its bytes."""
@@ -345,6 +360,7 @@ class ServerConnection:
     def _lose(self, error: OffloadError) -> None:
         """End the session; everyone who waits gets the error."""
         with self._lock:
+            is_first = self.error is None
             self.error = self.error or error.with_traceback(None)
             waiting = [*self._frames.values(), *self._begun]
             self._frames.clear()
@@ -358,3 +374,5 @@ class ServerConnection:
             stream.close()
         for frame in waiting:
             frame.fail(self.error)
+        if is_first:
+            self.on_loss()

@@ -19,7 +19,7 @@ class OnServerLoss(StrEnum):
     Attributes:
         RESUME: finish from the tensors at hand; use the server again once it answers.
         LOCAL: finish from the tensors at hand; stay local for the rest of the session.
-        RAISE: raise ServerError.
+        RAISE: raise ServerError; with several servers, when none of them can be used.
     """
 
     RESUME = "resume"

@@ -146,10 +146,19 @@ class GrpcConnector:
         proxy = proxy_of(self._address)
 
         def explain(error: object, has_answered: bool) -> ServerError:
-            code = error.code() if isinstance(error, grpc.Call) else grpc.StatusCode.UNKNOWN
+            code, details = grpc.StatusCode.UNKNOWN, ""
+            if isinstance(error, grpc.Call):
+                code, details = error.code(), error.details() or ""
+            if (refused := balancer_error(details, self.address)) is not None:
+                return refused
+            if code is grpc.StatusCode.CANCELLED and not has_answered:
+                # haproxy 2.6 passes the refusal on, and cancels the stream in the same packet.
+                return ServerError(
+                    f"server {self.address} ended the session before its first answer, and a"
+                    " balancer or proxy between hides why: see the server's log (--log)"
+                )
             if has_answered or code is not grpc.StatusCode.UNAVAILABLE:
-                details = error.details() if isinstance(error, grpc.Call) else None
-                return _server_error(code, details or "", self.address)
+                return _server_error(code, details, self.address)
             from offload_runtimes.transport.diagnosis import unreachable  # ssl takes time to import
 
             return unreachable(self._address, self._security, proxy, _DIAGNOSIS_SHARE * timeout_s)
@@ -198,6 +207,31 @@ def _credentials(security: ClientSecurity) -> grpc.ChannelCredentials | None:
         read_pem(security.key) if security.key else None,
         read_pem(security.certificate) if security.certificate else None,
     )
+
+
+def balancer_error(details: str, address: str) -> ServerError | None:
+    """The error for an answer in plain HTTP, which only a balancer or proxy gives; None: it is not.
+
+    `details` are those of gRPC's status.
+    """
+    found = re.search(r"http2 header with status: (\d{3})", details)
+    if found is None:
+        return None
+    status = int(found[1])
+    if status in (502, 503, 504):
+        return ServerError(
+            f"server {address} cannot be reached: a balancer or proxy answers there, and reaches no"
+            f" server behind it (HTTP {status}): check that one is running"
+        )
+    advice = "check its configuration"
+    if status in (400, 401, 403):
+        advice = "does it ask for a certificate of this device?"
+    error = ServerError(
+        f"server {address} cannot be reached: a balancer or proxy there refuses the session (HTTP"
+        f" {status}): {advice}"
+    )
+    error.retry = False
+    return error
 
 
 def _server_error(code: grpc.StatusCode, details: str, address: str) -> ServerError:

@@ -17,7 +17,7 @@ from offload_runtimes.address import KSERVE_SCHEME, Address, parse_address, prox
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES
 from offload_runtimes.security.credentials import ClientSecurity
 from offload_runtimes.transport import KSERVE
-from offload_runtimes.transport.grpc_client import open_channel
+from offload_runtimes.transport.grpc_client import balancer_error, open_channel
 
 _DIAGNOSIS_SHARE = 0.3  # of the time to connect, for finding out why it failed
 Done: TypeAlias = Callable[[bytes | OffloadError], None]
@@ -97,7 +97,8 @@ class KServeChannel:
         except grpc.RpcError as error:
             error.__traceback__ = None  # it is the call itself, which would keep these frames
             code = error.code() if isinstance(error, grpc.Call) else None
-            if code is grpc.StatusCode.UNAVAILABLE and not self._has_answered:
+            is_http = balancer_error(_details(error), self._connector.address) is not None
+            if code is grpc.StatusCode.UNAVAILABLE and not self._has_answered and not is_http:
                 raise self._unreachable() from None
             raise self._error(error) from None
         self._has_answered = True
@@ -144,6 +145,9 @@ class KServeChannel:
 
     def _error(self, call: Any) -> OffloadError:
         """Our error for gRPC's status of a call."""
+        refused = balancer_error(call.details() or "", self._connector.address)
+        if refused is not None:
+            return LostServerError(str(refused)) if refused.retry else refused
         code, said = call.code(), f"server {self._connector.address}: {_details(call)}"
         match code:
             case grpc.StatusCode.INVALID_ARGUMENT:

@@ -72,3 +72,15 @@ def test_the_estimate_converges_under_noise_and_outliers(
     for size in (20_000, 60_000, 150_000):
         assert found.upload_s(size) == pytest.approx(true.upload_s(size), rel=0.15)
     assert found.download_s(4_000) == pytest.approx(true.download_s(4_000), rel=0.15)
+
+
+def test_a_copy_and_its_original_see_different_messages() -> None:
+    monitor = LinkMonitor(link(1e6))
+    monitor.heard(10.0)
+    monitor.pinged(1, 10.0)
+    other = monitor.copy()
+    monitor.reset()
+    assert not monitor.is_lost(20.0, 0, 1.0)
+    assert other.is_lost(20.0, 0, 1.0), "it still waits for the answer"
+    other.passed(Lane.UPLINK, 100, 0.1)
+    assert (monitor.uploads, other.uploads) == (0, 1)
