@@ -12,6 +12,7 @@ from offload.units import format_bps, format_s
 from offload_runtimes.deploy.measuring import probe_between
 from offload_runtimes.deploy.targets import DEVICES
 from offload_runtimes.measure.probe import probe as measure_link
+from offload_runtimes.measure.probe import until_steady
 
 from offload_cli.options import (
     CaOption,
@@ -74,7 +75,7 @@ def probe(
     """Measure bandwidth and delay of the link to a server.
 
     Times messages of several sizes in each direction and fits a line: seconds = c + bytes / b.
-    Fails if the times vary too much to fit one.
+    If the times vary too much to fit one, it times more, and fails after three attempts.
 
     With --from and --to both ends are targets, which need the runtime (`offload device init`).
 
@@ -89,10 +90,12 @@ def probe(
         if to:
             (sender,), (receiver,) = (find_targets([name], devices) for name in (device, to))
             progress(f"timing messages from {device} to {to}")
-            samples = probe_between(sender, receiver, repeats, insecure=insecure)
+            samples = until_steady(
+                lambda: probe_between(sender, receiver, repeats, insecure=insecure)
+            )
         else:
             progress(f"timing messages to {server}")
-            samples = measure_link(server, repeats=repeats, security=security)
+            samples = until_steady(lambda: measure_link(server, repeats=repeats, security=security))
         link = fit_link(samples)
     if path:
         write_text(path, json.dumps(link.to_json(), indent=1))

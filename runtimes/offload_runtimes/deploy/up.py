@@ -71,6 +71,7 @@ from offload_runtimes.engine import EngineOptions, load_once
 from offload_runtimes.installation import source_digest
 from offload_runtimes.measure import Progress
 from offload_runtimes.measure.calibration import Calibration, read_calibration
+from offload_runtimes.measure.probe import until_steady
 from offload_runtimes.measure.profile import cached_profile, optimized_model
 from offload_runtimes.measure.split import SplitRequest, prepare
 from offload_runtimes.measure.target_machine import TargetMachine
@@ -449,8 +450,10 @@ class _Up:
             port = parse_address(address).port
             try:
                 with explained(request.device, request.server, meeting.host, port):
-                    samples = self.device.probe(
-                        meeting.reached_at(port), _PROBE_REPEATS, self.device_files
+                    samples = until_steady(
+                        lambda: self.device.probe(
+                            meeting.reached_at(port), _PROBE_REPEATS, self.device_files
+                        )
                     )
             finally:
                 self.server.close()

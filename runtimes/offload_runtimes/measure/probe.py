@@ -9,10 +9,10 @@ import os
 import queue
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self
 
-from offload.costs.link_fit import MIN_SIZES, Sample
+from offload.costs.link_fit import MIN_SIZES, Sample, fit_link
 from offload.errors import InputError, OffloadError, ServerError
 from offload.units import format_s
 
@@ -28,6 +28,27 @@ SIZES_BYTES = (1_000, 8_000, 32_000, 128_000, 512_000, 2_000_000, 8_000_000)
 PAUSE_S = 0.02
 SILENCE_S = 60.0
 """Longest time of one message, on the slowest link that can be probed."""
+_ATTEMPTS = 3
+
+
+def until_steady(take: Callable[[], Sequence[Sample]]) -> list[Sample]:
+    """Probe again, up to three times in all, until the samples of all probes fit a link.
+
+    Raises:
+        InputError: the link is too unsteady.
+        OffloadError: a probe failed.
+    """
+    samples: list[Sample] = []
+    for left in reversed(range(_ATTEMPTS)):
+        samples += take()
+        try:
+            fit_link(samples)
+        except InputError:
+            if not left:
+                raise
+        else:
+            break
+    return samples
 
 
 def probe(
