@@ -40,6 +40,7 @@ from offload_runtimes.device.speed_monitor import SpeedMonitor
 from offload_runtimes.device.stream import (
     Frame,
     Latest,
+    Window,
     finish_async,
     stream_answers,
     stream_answers_async,
@@ -336,9 +337,9 @@ class OffloadSession:
         Raises:
             OffloadError: as `run`, when the answer of the failed frame is due.
         """
-        window = self._window(window, latest)
-        prepare = self._frame_preparer(output_names, window, copy and not latest)
-        return stream_answers(prepare, self._newest(frames, latest, copy), window)
+        limit = self._window(window, latest)
+        prepare = self._frame_preparer(output_names, limit, copy and not latest)
+        return stream_answers(prepare, self._newest(frames, latest, copy), limit)
 
     @overload
     def astream(
@@ -379,10 +380,10 @@ class OffloadSession:
         If the task is cancelled, the frames under way are stopped and a generator of frames is
         closed before CancelledError is raised.
         """
-        window = self._window(window, latest)
-        prepare = self._frame_preparer(output_names, window, copy and not latest)
+        limit = self._window(window, latest)
+        prepare = self._frame_preparer(output_names, limit, copy and not latest)
         wrap = partial(self._newest, latest=latest, copy=copy)
-        return stream_answers_async(prepare, frames, window, wrap)
+        return stream_answers_async(prepare, frames, limit, wrap)
 
     def close(self) -> None:
         """Close the session; may be called twice.
@@ -406,22 +407,23 @@ class OffloadSession:
             return frames
         return Latest(frames, lambda: self._counters.add("dropped"), copy=copy)
 
-    def _window(self, window: int | None, latest: bool) -> int:
+    def _window(self, window: int | None, latest: bool) -> Window:
+        """The frames of a stream under way at once; what keeps all busy changes with the speeds."""
         if window is None:
-            return DEFAULT_WINDOW if latest else self._active.opened.window
+            return lambda: DEFAULT_WINDOW if latest else self._active.opened.window
         if not isinstance(window, int) or window < 1:
             raise InputError(f"window must be at least 1 frame, not {window!r}")
-        return window
+        return lambda: window
 
     def _frame_preparer(
-        self, output_names: Sequence[str] | None, window: int, copy: bool
+        self, output_names: Sequence[str] | None, window: Window, copy: bool
     ) -> Callable[[Mapping[str, Any]], PendingInference]:
         self._check_usable()
         self._checked_names(output_names)
 
         def prepare(feeds: Mapping[str, Any]) -> PendingInference:
             opened, checked, make = self._checked(output_names, feeds, None, copy=copy)
-            return make(checked, opened.choose(window))
+            return make(checked, opened.choose(window()))
 
         return prepare
 

@@ -161,13 +161,13 @@ def streams(folder: Path, frames: int) -> list[Goal]:
 def streamed(session: OffloadSession, made: Made, frames: int) -> tuple[float, Lane, float]:
     """Frames a second, the busiest lane, and the seconds a frame occupies it."""
     running: list[PendingInference] = []
-    prepare_frame = session._frame_preparer(None, 6, True)
+    prepare_frame = session._frame_preparer(None, lambda: 6, True)
 
     def prepare(feeds: Mapping[str, np.ndarray]) -> PendingInference:
         running.append(prepare_frame(feeds))
         return running[-1]
 
-    stream = stream_answers(prepare, itertools.repeat(made.feeds(), frames + 20), 6)
+    stream = stream_answers(prepare, itertools.repeat(made.feeds(), frames + 20), lambda: 6)
     for _ in range(10):
         next(stream)
     start_s = time.perf_counter()

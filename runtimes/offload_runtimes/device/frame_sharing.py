@@ -42,13 +42,13 @@ class FrameSharing:
         with self._lock:
             self._uses = [forecast.use(link, speeds) for forecast in self._forecasts]
             self._latencies_s = [f.latency_s(link, speeds) for f in self._forecasts]
+            self._window = window_for(self._uses, self._latencies_s)
             self._is_new = True
 
     @property
     def window(self) -> int:
         """The frames that must be under way at once to keep all resources busy."""
-        with self._lock:
-            return window_for(self._uses, self._latencies_s)
+        return self._window
 
     def take(self, window: int, *, has_server: bool, now_s: float) -> int | None:
         """Index of the plan of the next frame.
@@ -67,7 +67,7 @@ class FrameSharing:
                 if not able:
                     self._setting = None
                     return None
-                is_same = self._setting == (window, has_server)
+                is_same = self._setting is not None and self._setting[1] == has_server
                 self._setting, self._is_new = (window, has_server), False
                 self._choose(window, able, now_s, is_same)
             plan, self._credits = take_turn(self._credits, self._shares)

@@ -29,6 +29,7 @@ Tag = TypeVar("Tag")
 Frame: TypeAlias = Feeds | tuple[Any, Feeds]
 Answer: TypeAlias = list[Array] | tuple[Any, list[Array]]
 Prepare: TypeAlias = Callable[[Feeds], PendingInference]
+Window: TypeAlias = Callable[[], int]
 _JOIN_S = 5.0
 _NO_TAG = object()
 
@@ -131,19 +132,49 @@ class _Starter:
             del item, inference, started  # the next frame may come much later
 
 
+class _Room:
+    """Limits how many frames are under way; the limit may change meanwhile."""
+
+    def __init__(self, limit: Callable[[], int]) -> None:
+        self._limit = limit
+        self._used = 0
+        self._is_closed = False
+        self._changed = threading.Condition()
+
+    def acquire(self) -> bool:
+        """Wait until fewer frames than the limit are under way, and add one; False if closed."""
+        with self._changed:
+            while self._used >= self._limit() and not self._is_closed:
+                self._changed.wait()
+            self._used += 1
+            return not self._is_closed
+
+    def release(self) -> None:
+        """A frame is over."""
+        with self._changed:
+            self._used -= 1
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Let no more frames in."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+
+
 class Pipeline:
     """Starts frames on threads of its own; `take` finishes them in order.
 
-    At most `window` frames are under way or wait to be taken, so a slow caller holds up the
+    At most `window()` frames are under way or wait to be taken, so a slow caller holds up the
     source. An error of the source or of a frame is raised in that frame's turn and ends the
     stream. Where several plans share the frames, each has a thread: a frame that the device
     computes alone does not hold up one that is only uploaded.
     """
 
-    def __init__(self, prepare: Prepare, frames: Iterable[Frame], window: int) -> None:
+    def __init__(self, prepare: Prepare, frames: Iterable[Frame], window: Window) -> None:
         self._prepare = prepare
         self._frames = frames
-        self._room = threading.Semaphore(window)
+        self._room = _Room(window)
         self._started: queue.SimpleQueue[
             tuple[Any, PendingInference, Future[None] | None] | BaseException | None
         ] = queue.SimpleQueue()  # None: the end
@@ -185,7 +216,7 @@ class Pipeline:
             self._frames.close()
         for inference in under_way:
             inference.cancel("the stream was closed")
-        self._room.release()
+        self._room.close()
         self._started.put(None)
 
     def join(self) -> None:
@@ -199,7 +230,7 @@ class Pipeline:
     def _feed(self) -> None:
         source = iter(self._frames)
         try:
-            while self._room.acquire() and not self._closed:
+            while self._room.acquire():
                 try:
                     frame = next(source)
                 except StopIteration:
@@ -232,7 +263,7 @@ class Pipeline:
                 starter.end()
 
 
-def stream_answers(prepare: Prepare, frames: Iterable[Frame], window: int) -> Iterator[Answer]:
+def stream_answers(prepare: Prepare, frames: Iterable[Frame], window: Window) -> Iterator[Answer]:
     """Run frames through a session; answers come in order, with the tags of tagged frames."""
     pipeline = Pipeline(prepare, frames, window)
     try:
@@ -246,7 +277,7 @@ def stream_answers(prepare: Prepare, frames: Iterable[Frame], window: int) -> It
 async def stream_answers_async(
     prepare: Prepare,
     frames: Iterable[Frame] | AsyncIterable[Frame],
-    window: int,
+    window: Window,
     wrap: Callable[[Iterable[Frame]], Iterable[Frame]],
 ) -> AsyncIterator[Answer]:
     """As `stream_answers`, for an event loop, which is never blocked.

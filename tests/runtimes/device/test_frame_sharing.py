@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -68,6 +68,34 @@ def session(
 
 def frame(seed: int) -> dict[str, np.ndarray]:
     return {"x": np.random.default_rng(seed).standard_normal((4, WIDTHS[0]), np.float32)}
+
+
+def test_the_window_of_a_stream_follows_the_estimates(
+    session: OffloadSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream that began with too small a window would leave plans out until its end."""
+    sharing = session._active.opened.selector.sharing
+    assert sharing is not None
+    given: list[int] = []
+
+    def frames() -> Iterator[dict[str, np.ndarray]]:
+        for number in range(COUNT):
+            given.append(number)
+            yield frame(number)
+
+    monkeypatch.setattr(sharing, "update", lambda *_: None)  # the test sets the window
+    sharing._window = 2
+    stream = session.stream(frames())
+    assert isinstance(stream, Generator)
+    next(stream)
+    eventually(lambda: len(given) == 3)
+    sharing._window = 5
+    next(stream)
+    eventually(lambda: len(given) == 7)
+    sharing._window = 1
+    next(stream)
+    assert len(given) == 7, "more are under way than the window allows now"
+    stream.close()
 
 
 def assert_right(answers: list[list[np.ndarray]], expected: list[np.ndarray]) -> None:
