@@ -1,13 +1,11 @@
 """The server: runs the server's segments of bundles for devices, over gRPC."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Self
-from wsgiref.simple_server import WSGIServer
 
 from offload.bundle.bundle import Bundle
-from offload.errors import InputError, OffloadError
+from offload.errors import OffloadError
 
 from offload_runtimes.address import parse_address
 from offload_runtimes.closing import close_at_exit
@@ -41,10 +39,6 @@ class Server(SessionServer):
         options = options or ServeOptions()
         super().__init__(bundles, options)
         self._forget: Callable[[], None] = lambda: None
-        self._metrics = parse_address(options.metrics) if options.metrics else None
-        if self._metrics and self._metrics.path:
-            raise InputError(f"metrics cannot be read from {options.metrics}: give HOST:PORT")
-        self._metrics_server: WSGIServer | None = None
         address = parse_address(listen)
         options.security.check(address)
         kserve = KServeService(
@@ -71,19 +65,10 @@ class Server(SessionServer):
         """The address that it listens on; after `start`, with the actual port."""
         return self._host.address
 
-    @property
-    def metrics_address(self) -> str | None:
-        """Address of the metrics; None when they are not exported."""
-        if self._metrics is None or self._metrics_server is None:
-            return None
-        return str(replace(self._metrics, port=self._metrics_server.server_port))
-
     def start(self) -> Self:
         """Begin to listen; InputError when a port is in use."""
         try:
             self.open()
-            if self._metrics:
-                self._metrics_server = self._observer.serve_http(self._metrics)
             self._host.set_serving(True)
             self._host.start()
             self._forget = close_at_exit(self.stop)
@@ -103,10 +88,6 @@ class Server(SessionServer):
         self.end_sessions()
         self._host.stop(grace_s)
         super().stop()
-        if self._metrics_server:
-            self._metrics_server.shutdown()
-            self._metrics_server.server_close()
-            self._metrics_server = None
         self._forget()
 
     def close(self) -> None:

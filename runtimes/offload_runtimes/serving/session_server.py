@@ -5,13 +5,16 @@ import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from wsgiref.simple_server import WSGIServer
 
 from offload.bundle.bundle import Bundle
 from offload.errors import InputError, OffloadError, ServerError
 from offload.units import format_bytes
 
+from offload_runtimes.address import parse_address
 from offload_runtimes.engine import Arena, arena_of, short_name
 from offload_runtimes.installation import versions
 from offload_runtimes.protocol.memory_budget import MemoryBudget
@@ -67,6 +70,10 @@ class SessionServer:
             self._bundles = ServedBundles(
                 bundles, options, self._limit_bytes, arena, self._observer, self._bundles_in_use
             )
+        self._metrics = parse_address(options.metrics) if options.metrics else None
+        if self._metrics and self._metrics.path:
+            raise InputError(f"metrics cannot be read from {options.metrics}: give HOST:PORT")
+        self._metrics_server: WSGIServer | None = None
         self._credentials = ServerCredentials(options.security, self._observer.reloaded)
         self._dispatcher = Dispatcher(
             self._bundles.loaded, options, self._observer, self._memory, self._batching_sessions
@@ -108,9 +115,21 @@ class SessionServer:
         self._observer.export_versions(versions(), self.providers)
 
     @property
+    def metrics_address(self) -> str | None:
+        """Address of the metrics; None when they are not exported."""
+        if self._metrics is None or self._metrics_server is None:
+            return None
+        return str(replace(self._metrics, port=self._metrics_server.server_port))
+
+    @property
     def bundles(self) -> tuple[str, ...]:
         """Digests of the bundles that take new sessions, those it was given first."""
         return self._bundles.order
+
+    @property
+    def max_message_bytes(self) -> int:
+        """The longest message of a session."""
+        return self._bundles.max_message_bytes
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -168,8 +187,14 @@ class SessionServer:
         return self._observer.text()
 
     def open(self) -> None:
-        """Start the workers, and accept sessions."""
+        """Start the workers, export the metrics, and accept sessions.
+
+        Raises:
+            InputError: the port of the metrics is in use.
+        """
         self._dispatcher.open()
+        if self._metrics:
+            self._metrics_server = self._observer.serve_http(self._metrics)
         self._serving = True
 
     def drain(self, timeout_s: float = 30.0) -> bool:
@@ -193,6 +218,10 @@ class SessionServer:
         """End all sessions and the workers; may be called twice."""
         self.end_sessions()
         self._dispatcher.stop()
+        if self._metrics_server:
+            self._metrics_server.shutdown()
+            self._metrics_server.server_close()
+            self._metrics_server = None
 
     def serve(self, connection: Connection) -> None:
         """Serve one session on a connection until it ends; one call, one thread."""
