@@ -55,31 +55,47 @@ def app(
         InputError: Ray is not installed, it has no such option, or it cannot do what is asked.
     """
     options = options or ServeOptions()
-    check(options, replicas, gpus)
-    paths, digests = [], []
-    for bundle in bundles:
-        path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
-        paths.append(os.path.abspath(path))  # noqa: PTH100  keeps links
-        found = bundle if isinstance(bundle, Bundle) else open_bundle(path, (Side.SERVER,))
-        # The release behind ROOT/current changes while the application runs.
-        digests.append(None if path.is_symlink() else found.digest)
+    settings = deployment_options(
+        options, replicas=replicas, gpus=gpus, drain_s=drain_s, ray_options=ray_options
+    )
+    paths, digests = bundle_paths(bundles)
     serve = import_serve()
     from offload_runtimes.ray.replica import Replica
 
-    actor: dict[str, Any] = {
-        "num_cpus": 1,
-        "num_gpus": gpus,
-        # One event loop for Ray and for the streams, so that a device that sends faster than its
-        # frames are taken is slowed down instead of filling the memory.
-        "runtime_env": {"env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}},
-    }
+    try:
+        deployment = serve.deployment(**settings)(Replica)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"Ray does not take these options: {_one_line(error)}") from error
+    return deployment.bind(paths, digests, options, drain_s, log)
+
+
+def deployment_options(
+    options: ServeOptions,
+    *,
+    replicas: Replicas,
+    gpus: float,
+    drain_s: float,
+    ray_options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Options of `ray.serve.deployment`; see `app`.
+
+    Raises:
+        InputError: Ray Serve cannot do what is asked.
+    """
+    check(options, replicas, gpus)
     chosen: dict[str, Any] = {
         "name": "offload",
         "max_ongoing_requests": options.max_sessions + _SPARE_CALLS,
         "graceful_shutdown_timeout_s": drain_s + _LEAST_GRACE_S,
         "graceful_shutdown_wait_loop_s": 0.2,
         "max_constructor_retry_count": _TRIES,
-        "ray_actor_options": actor,
+        "ray_actor_options": {
+            "num_cpus": 1,
+            "num_gpus": gpus,
+            # One event loop for Ray and for the streams, so that a device that sends faster than
+            # its frames are taken is slowed down instead of filling the memory.
+            "runtime_env": {"env_vars": {"RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0"}},
+        },
     }
     if isinstance(replicas, int):
         chosen["num_replicas"] = replicas
@@ -90,17 +106,25 @@ def app(
             "target_ongoing_requests": _SESSIONS_EACH,
         }
     for name, value in (ray_options or {}).items():
-        if isinstance(value, Mapping) and isinstance(chosen.get(name), dict):
-            chosen[name] |= value
-        else:
-            chosen[name] = value
-    if "autoscaling_config" in chosen and replicas == 1:
-        chosen.pop("num_replicas", None)
-    try:
-        deployment = serve.deployment(**chosen)(Replica)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"Ray does not take these options: {_one_line(error)}") from error
-    return deployment.bind(paths, digests, options, drain_s, log)
+        both = isinstance(value, Mapping) and isinstance(chosen.get(name), dict)
+        chosen[name] = chosen[name] | value if both else value
+    return chosen
+
+
+def bundle_paths(bundles: Iterable[str | Path | Bundle]) -> tuple[list[str], list[str | None]]:
+    """The bundles' absolute paths, and the digests that they must have; None: any.
+
+    Raises:
+        BundleError: a bundle is missing or damaged here.
+    """
+    paths, digests = [], []
+    for bundle in bundles:
+        path = bundle.path if isinstance(bundle, Bundle) else Path(bundle)
+        opened = bundle if isinstance(bundle, Bundle) else open_bundle(path, (Side.SERVER,))
+        paths.append(os.path.abspath(path))  # noqa: PTH100  keeps links
+        # The release behind ROOT/current changes while the application runs.
+        digests.append(None if path.is_symlink() else opened.digest)
+    return paths, digests
 
 
 def check(options: ServeOptions, replicas: Replicas, gpus: float) -> None:

@@ -169,7 +169,7 @@ def test_a_message_that_is_too_long_ends_the_call(made: Made) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             next(call(channel, outgoing))
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        assert "larger than max" in caught.value.details()
+        assert "larger than max" in str(caught.value.details())
         outgoing.put(None)
 
 
