@@ -53,15 +53,19 @@ def serve_with_ray(
     least = replicas if isinstance(replicas, int) else replicas[0]
     address = parse_address(listen)
     options.security.check(address)
+    ray_options = _ray_options(request.options)
     application = app(
         bundles,
         options,
         replicas=replicas,
         gpus=request.gpus,
         drain_s=drain_s,
-        ray_options=_ray_options(request.options),
+        ray_options=ray_options,
         log=log,
     )
+
+    actor = ray_options.get("ray_actor_options", {})
+    resources = {"GPU": request.gpus, "CPU": float(actor.get("num_cpus", 1))}
 
     def ready(ingress: Ingress, about: dict[str, Any]) -> None:
         digests = ", ".join(digest[:12] for digest in about["bundles"])
@@ -81,10 +85,10 @@ def serve_with_ray(
 
     if request.cluster:
         with joined_cluster(request.cluster, address) as ingress:
-            ready(ingress, deploy(application, least, request.gpus))
+            ready(ingress, deploy(application, least, resources))
         return
-    with local_cluster(address) as ingress:
-        about = deploy(application, least, request.gpus)
+    with local_cluster(address, log=log) as ingress:
+        about = deploy(application, least, resources)
         with StopSignal() as signals:
             ready(ingress, about)
             notify(f"READY=1\nSTATUS=serving on {ingress.address}")

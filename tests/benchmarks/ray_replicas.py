@@ -72,7 +72,7 @@ def main() -> None:
             settings = deployment_options(OPTIONS, replicas=count, gpus=0.0, drain_s=5.0)
             deployment = serve.deployment(**settings)(ray_replicas.WaitingReplica)
             paths, digests = bundle_paths([bundle])
-            deploy(deployment.bind(wait_s, paths, digests, OPTIONS, 5.0, False), count, 0.0)
+            deploy(deployment.bind(wait_s, paths, digests, OPTIONS, 5.0, False), count, {})
             print("ready", flush=True)
 
 

@@ -1,5 +1,6 @@
 """Ray Serve as the server: sessions on two replicas, killed replicas, updates, wrong requests."""
 
+import json
 import os
 import queue
 import shutil
@@ -196,10 +197,12 @@ def test_devices_run_through_an_update(server: RayServer, made: Made, newer: Mad
             done = offload(
                 *("serve", newer.bundle.path, made.bundle.path, "--engine", "ray"),
                 *("--replicas", "2", "--threads", "1", "--ray-address", server.cluster),
-                *("--metrics", "127.0.0.1:9200"),
+                *("--metrics", "127.0.0.1:9200", "--format", "json"),
             )
             assert done.returncode == 0, done.stderr
-            assert newer.bundle.digest[:12] in done.stdout
+            told = json.loads(done.stdout)
+            assert told["bundles"] == [newer.bundle.digest, made.bundle.digest]
+            assert told["listening"] == server.address
             assert not before & set(server.replicas())
             with running(newer, server.address, 6) as new_devices:
                 wait_until(lambda: all(device.runs > 20 for device in new_devices), "they run")
@@ -278,7 +281,7 @@ application = app([sys.argv[1]])
 shutil.rmtree(sys.argv[1])
 with joined_cluster(sys.argv[2], parse_address("127.0.0.1:0")):
     try:
-        deploy(application, 1, 0)
+        deploy(application, 1, {})
     except OffloadError as error:
         print(type(error).__name__, error)
 """

@@ -60,8 +60,10 @@ class Ingress:
 
 
 @contextmanager
-def local_cluster(listen: Address) -> Iterator[Ingress]:
+def local_cluster(listen: Address, *, log: bool = False) -> Iterator[Ingress]:
     """Start Ray on this machine, and end all its processes after the block.
+
+    `log`: write to stderr what the replicas write there.
 
     Ingress, metrics (port 9101) and statistics (8404) of HAProxy listen on `listen`'s host and on
     loopback; the cluster's own ports on loopback as far as Ray can.
@@ -92,7 +94,7 @@ def local_cluster(listen: Address) -> Iterator[Ingress]:
             context = ray.init(
                 "local",
                 include_dashboard=False,
-                log_to_driver=True,
+                log_to_driver=log,
                 logging_level="ERROR",
                 _node_ip_address="127.0.0.1",
             )
@@ -150,8 +152,13 @@ def joined_cluster(cluster: str, listen: Address) -> Iterator[Ingress]:
         yield Ingress(listen, cluster, os.environ[_HA_PROXY] == "1")
 
 
-def deploy(application: Any, replicas: int, gpus: float) -> dict[str, Any]:
+def deploy(application: Any, replicas: int, resources: Mapping[str, float]) -> dict[str, Any]:
     """Run the application, or replace the one that runs, and wait until all replicas are ready.
+
+    Args:
+        application: of `app`.
+        replicas: how many there will be at least.
+        resources: what each reserves, by Ray's names: `CPU` and `GPU`.
 
     Returns:
         What a replica says about itself.
@@ -164,7 +171,7 @@ def deploy(application: Any, replicas: int, gpus: float) -> dict[str, Any]:
     serve = import_serve()
     import ray
 
-    _check_resources(ray.cluster_resources(), replicas, gpus)
+    _check_resources(ray.cluster_resources(), replicas, resources)
     (handle,) = serve.run_many(
         [serve.RunTarget(application, name=NAME, route_prefix="/")],
         wait_for_applications_running=False,
@@ -200,10 +207,12 @@ def _shut_down_serve(serve: Any) -> None:
         serve.shutdown()
 
 
-def _check_resources(resources: Mapping[str, float], replicas: int, gpus: float) -> None:
+def _check_resources(
+    cluster: Mapping[str, float], replicas: int, resources: Mapping[str, float]
+) -> None:
     """Raise an InputError if the cluster cannot run that many replicas."""
-    for name, each in (("GPU", gpus), ("CPU", 1.0)):
-        wanted, there = replicas * each, resources.get(name, 0.0)
+    for name, each in resources.items():
+        wanted, there = replicas * each, cluster.get(name, 0.0)
         if wanted > there:
             raise InputError(
                 f"{replicas} replicas with {each:g} {name} each need {wanted:g} {name}s, the Ray"

@@ -27,7 +27,7 @@ _DEREGISTER_S = 1.0
 _METRICS_PORTS = 64
 
 
-class Reply:
+class SerializedReply:
     """A message for Ray, which serializes what a replica yields."""
 
     __slots__ = ("_data",)
@@ -93,7 +93,7 @@ class Replica:
 
     async def Session(  # noqa: N802  the method's name in offload.proto
         self, requests: AsyncIterator[bytes], grpc_context: Any
-    ) -> AsyncIterator[Reply]:
+    ) -> AsyncIterator[SerializedReply]:
         """Serve a session."""
         limit_bytes = min(
             max(self._server.max_message_bytes, PROBE_LIMIT_BYTES), MESSAGE_LIMIT_BYTES
@@ -102,17 +102,17 @@ class Replica:
         replies = stream.replies(self._server.streams, self._server.serve, counts=True)
         async with aclosing(replies):
             async for message in replies:
-                yield Reply(message)
+                yield SerializedReply(message)
 
     async def Probe(  # noqa: N802  the method's name in offload.proto
         self, requests: AsyncIterator[bytes], grpc_context: Any
-    ) -> AsyncIterator[Reply]:
+    ) -> AsyncIterator[SerializedReply]:
         """Answer probes of the link."""
         stream = _stream(requests, grpc_context, PROBE_LIMIT_BYTES)
         replies = stream.replies(self._server.streams, echo, counts=False)
         async with aclosing(replies):
             async for message in replies:
-                yield Reply(message)
+                yield SerializedReply(message)
 
     def about(self) -> dict[str, Any]:
         """What it serves, for the command line."""
