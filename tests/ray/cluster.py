@@ -51,26 +51,30 @@ class RayServer:
     cluster: str
     process: "subprocess.Popen[str]"
 
+    def interrupt(self) -> None:
+        """Ctrl-C in a terminal: a signal to all processes of the group; wait for the end."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        self.process.wait(_END_S)
+
     def replicas(self) -> list[int]:
         """Process numbers of the replicas."""
         return [pid for pid, command in processes() if command.startswith(_REPLICA)]
 
-    def ready(self) -> int:
-        """Number of replicas that HAProxy sends streams to."""
+    def ready(self) -> set[str]:
+        """Names of the replicas that HAProxy sends streams to."""
         with (
             suppress(OSError),
             urllib.request.urlopen("http://127.0.0.1:8404/stats;csv", timeout=2) as page,
         ):
             rows = csv.DictReader(page.read().decode().removeprefix("# ").splitlines())
-            return sum(
-                row["status"] == "UP"
-                and "grpc" in row["pxname"].lower()
-                and "fallback" not in row["pxname"]
-                and row["svname"] != "BACKEND"
-                and row["bck"] == "0"
+            return {
+                row["svname"]
                 for row in rows
-            )
-        return 0
+                if row["pxname"].startswith("grpc-")
+                and row["status"] == "UP"
+                and row["svname"].startswith("SERVE_REPLICA")
+            }
+        return set()
 
     def sessions(self, count: int = 2) -> list[int]:
         """Open sessions of each replica."""
@@ -109,7 +113,12 @@ def ray_server(bundles: Sequence[Path], *words: str, replicas: int = 2) -> Itera
     command += ["--replicas", str(replicas), "--listen", "127.0.0.1:0", "--threads", "1"]
     command += ["--metrics", f"127.0.0.1:{_METRICS_PORT}", *words]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        start_new_session=True,
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -122,10 +131,11 @@ def ray_server(bundles: Sequence[Path], *words: str, replicas: int = 2) -> Itera
             assert remark
             remark = process.stderr.readline()
         server = RayServer(found[1], remark.split()[-1], process)
-        wait_until(lambda: server.ready() == replicas, "all replicas are ready")
+        wait_until(lambda: len(server.ready()) == replicas, "all replicas are ready")
         yield server
     finally:
-        process.send_signal(signal.SIGTERM)
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
         try:
             process.communicate(timeout=_END_S)
         except subprocess.TimeoutExpired:

@@ -25,7 +25,16 @@ from offload_runtimes.measure.probe import probe
 from offload_runtimes.protocol import messages as wire
 from offload_runtimes.transport import SESSION
 
-from tests.ray.cluster import PYTHON, RayServer, has_ray, left_over, offload, ray_server, wait_until
+from tests.ray.cluster import (
+    PYTHON,
+    RayServer,
+    has_ray,
+    left_over,
+    offload,
+    processes,
+    ray_server,
+    wait_until,
+)
 from tests.runtimes import bundles
 from tests.runtimes.bundles import Made
 
@@ -165,13 +174,15 @@ def test_the_link_is_probed(server: RayServer) -> None:
 def test_killed_replicas_lose_nothing(server: RayServer, made: Made) -> None:
     """A replica is killed whenever both are ready; sessions go on with the other one."""
     kills: list[float] = []
+    replicas: set[str] = set()
     with running(made, server.address, SESSIONS, heartbeat_s=0.1) as devices:
         while len(kills) < KILLS or sum(device.runs for device in devices) < INFERENCES:
-            wait_until(lambda: server.ready() == 2 and len(server.replicas()) == 2, "two replicas")
+            wait_until(lambda: len(server.ready() - replicas) >= bool(replicas), "a new replica")
+            wait_until(lambda: len(server.ready()) == len(server.replicas()) == 2, "two replicas")
             wait_until(lambda: all(device.lost_s is None for device in devices), "all split again")
+            replicas = server.ready()
             os.kill(server.replicas()[len(kills) % 2], signal.SIGKILL)
             kills.append(time.monotonic())
-            time.sleep(1.0)  # until Ray has noticed
         wait_until(lambda: all(device.lost_s is None for device in devices), "all split again")
     back_s = sorted(
         back - max(kill_s for kill_s in kills if kill_s <= back)
@@ -288,7 +299,6 @@ with joined_cluster(sys.argv[2], parse_address("127.0.0.1:0")):
 
 
 def test_a_node_without_the_bundle_says_so(server: RayServer, made: Made, tmp_path: Path) -> None:
-    """The last test: it replaces the application."""
     shutil.copytree(made.bundle.path, tmp_path / "gone")
     done = subprocess.run(
         [PYTHON, "-c", _DEPLOY, tmp_path / "gone", server.cluster],
@@ -299,3 +309,55 @@ def test_a_node_without_the_bundle_says_so(server: RayServer, made: Made, tmp_pa
     )
     assert done.stdout.startswith("BundleError node ")
     assert "has no bundle at" in done.stdout
+
+
+def test_ctrl_c_ends_everything(server: RayServer, made: Made) -> None:
+    """The last test of this server: its sessions end by Goodbye, and no process is left."""
+    with grpc.insecure_channel(server.address) as channel:
+        replies, outgoing = begin(channel, made)
+        server.interrupt()
+        bodies = [wire.parse(reply)[0].WhichOneof("body") for reply in replies]
+        assert bodies[0] == "goodbye"
+        outgoing.put(None)
+    assert server.process.returncode == 0
+    wait_until(lambda: not left_over(), "no process is left", 10.0)
+
+
+@contextmanager
+def cluster_of_others() -> Iterator[str]:
+    """A cluster that `ray start` made; its address."""
+    words = ("start", "--head", "--port", "6390", "--node-ip-address", "127.0.0.1", "--block")
+    environment = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
+    process = subprocess.Popen(
+        [PYTHON.with_name("ray"), *words, "--include-dashboard", "false"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+    )
+    try:
+        yield "127.0.0.1:6390"
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def test_an_application_stays_in_a_cluster_of_others(made: Made) -> None:
+    with cluster_of_others() as cluster:
+        words = ("serve", made.bundle.path, "--engine", "ray", "--ray-address", cluster)
+        wait_until(lambda: can_connect(6390), "the cluster listens")
+        done = offload(*words, "--listen", "127.0.0.1:50051", "--replicas", "1..2")
+        assert done.returncode == 0, done.stderr
+        assert "on 127.0.0.1:50051" in done.stdout
+        with running(made, "127.0.0.1:50051", 2) as devices:
+            wait_until(lambda: all(device.runs > 20 for device in devices), "all devices run")
+        assert all(device.session.counts.split == device.runs for device in devices)
+        assert [command for _, command in processes() if "bin/haproxy" in command]
+    wait_until(lambda: not left_over(), "no process is left", 30.0)
+
+
+def can_connect(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True

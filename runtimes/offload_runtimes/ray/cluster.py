@@ -1,6 +1,7 @@
 """Start or join a Ray cluster, and run the application in it."""
 
 import contextlib
+import logging
 import os
 import re
 import shlex
@@ -41,6 +42,7 @@ SETTINGS = {
     # How long a stopped replica stays reachable, for the ingress to learn of it: 30 s by default.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_SERVE_LOG_TO_STDERR": "0",
+    "RAY_BACKEND_LOG_LEVEL": "error",
 }
 
 
@@ -190,6 +192,7 @@ def deploy(application: Any, replicas: int, resources: Mapping[str, float]) -> d
 
 def _start_serve(serve: Any, listen: Address) -> None:
     """Start Serve with its ingress on an address, and with the gRPC service of onnx-offload."""
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(
         http_options={"host": listen.host, "port": _free_port(listen.host)},
         grpc_options={

@@ -33,6 +33,7 @@ def main(arguments: list[str]) -> None:
 
     config = Path(arguments[arguments.index("-f") + 1])
     config.write_text(on_loopback(config.read_text(), ports()))
+    os.setpgid(0, 0)  # Ctrl-C reaches a group; the sessions are ended first
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # else this file would find itself
     binary = get_haproxy_binary()
