@@ -177,10 +177,8 @@ def test_killed_replicas_lose_nothing(server: RayServer, made: Made) -> None:
     replicas: set[str] = set()
     with running(made, server.address, SESSIONS, heartbeat_s=0.1) as devices:
         while len(kills) < KILLS or sum(device.runs for device in devices) < INFERENCES:
-            wait_until(lambda: len(server.ready() - replicas) >= bool(replicas), "a new replica")
-            wait_until(lambda: len(server.ready()) == len(server.replicas()) == 2, "two replicas")
+            replicas = wait_for_two_replicas(server, replicas)
             wait_until(lambda: all(device.lost_s is None for device in devices), "all split again")
-            replicas = server.ready()
             os.kill(server.replicas()[len(kills) % 2], signal.SIGKILL)
             kills.append(time.monotonic())
         wait_until(lambda: all(device.lost_s is None for device in devices), "all split again")
@@ -197,6 +195,17 @@ def test_killed_replicas_lose_nothing(server: RayServer, made: Made) -> None:
     )
     assert runs >= INFERENCES
     assert statistics.median(back_s) < BACK_S
+
+
+def wait_for_two_replicas(server: RayServer, before: set[str]) -> set[str]:
+    """Names of the replicas, once two are ready that are not those before."""
+    wait_until(
+        lambda: (
+            len(server.ready()) == 2 and server.ready() != before and len(server.replicas()) == 2
+        ),
+        "two replicas",
+    )
+    return server.ready()
 
 
 def test_devices_run_through_an_update(server: RayServer, made: Made, newer: Made) -> None:
