@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +27,8 @@ NAME = "onnx-offload"  # of the application
 _FALLBACKS = ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT")
 _HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
 _POLL_S = 0.2
+_AUTHENTICATION = "RAY_AUTH_MODE"
+_JOIN_S = 15.0  # to start Python, import Ray and reach a cluster
 _START_S = 60.0  # for replicas to find the resources that they need
 _WINDOW_BYTES = 1 << 22
 
@@ -42,7 +45,6 @@ SETTINGS = {
     # How long a stopped replica stays reachable, for the ingress to learn of it: 30 s by default.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_SERVE_LOG_TO_STDERR": "0",
-    "RAY_BACKEND_LOG_LEVEL": "error",
 }
 
 
@@ -119,10 +121,12 @@ def joined_cluster(cluster: str, listen: Address) -> Iterator[Ingress]:
             without the gRPC service of onnx-offload.
     """
     with ExitStack() as stack:
-        stack.enter_context(_environment(SETTINGS))
+        settings = SETTINGS | ({_AUTHENTICATION: "token"} if _has_token() else {})
+        stack.enter_context(_environment(settings))
         serve = import_serve()
         import ray
 
+        _check_cluster(cluster)
         try:
             ray.init(
                 cluster,
@@ -131,10 +135,7 @@ def joined_cluster(cluster: str, listen: Address) -> Iterator[Ingress]:
                 runtime_env={"env_vars": {name: os.environ[name] for name in SETTINGS}},
             )
         except Exception as error:
-            raise InputError(
-                f"there is no Ray cluster at {cluster} ({_last_line(error)}): start one with `ray"
-                " start --head`, or leave --ray-address out"
-            ) from error
+            raise _no_cluster(cluster, _last_line(error)) from error
         stack.callback(ray.shutdown)
         from ray.serve.context import _get_global_client
 
@@ -205,9 +206,35 @@ def _start_serve(serve: Any, listen: Address) -> None:
 
 
 def _shut_down_serve(serve: Any) -> None:
-    """End the replicas, whose sessions end by Goodbye, and the ingress."""
+    """End the replicas, whose sessions end by Goodbye, then the ingress."""
     with contextlib.suppress(Exception):  # the cluster may be gone
+        serve.delete(NAME)
         serve.shutdown()
+
+
+def _check_cluster(cluster: str) -> None:
+    """Raise an InputError unless a cluster answers: connecting to another would end the process."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check"]
+    command += [] if cluster == "auto" else ["--address", cluster]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_JOIN_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise _no_cluster(cluster, f"no answer in {_JOIN_S:g} s") from None
+    if done.returncode:
+        raise _no_cluster(cluster, "it does not answer")
+
+
+def _no_cluster(cluster: str, why: str) -> InputError:
+    return InputError(
+        f"there is no Ray cluster at {cluster} that this machine may join ({why}): start one with"
+        " `ray start --head`, give its token (RAY_AUTH_TOKEN), or leave --ray-address out"
+    )
+
+
+def _has_token() -> bool:
+    """Whether Ray finds a token of clusters on this machine."""
+    named = any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    return named or (Path.home() / ".ray/auth_token").exists()
 
 
 def _check_resources(
