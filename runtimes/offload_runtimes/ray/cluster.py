@@ -26,6 +26,7 @@ from offload_runtimes.ray.application import SERVICER, import_serve
 NAME = "onnx-offload"  # of the application
 _FALLBACKS = ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT")
 _HA_PROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+_ALL_ADDRESSES = ("0.0.0.0", "::")
 _POLL_S = 0.2
 _AUTHENTICATION = "RAY_AUTH_MODE"
 _JOIN_S = 15.0  # to start Python, import Ray and reach a cluster
@@ -141,6 +142,11 @@ def joined_cluster(cluster: str, listen: Address) -> Iterator[Ingress]:
 
         client = _get_global_client(raise_if_no_controller_running=False)
         if client is None:
+            if len(ray.nodes()) > 1 and listen.host not in _ALL_ADDRESSES:
+                raise InputError(
+                    f"the ingress listens on each machine of {cluster}, and {listen.host} belongs"
+                    " to one: give --listen 0.0.0.0:PORT --insecure"
+                )
             listen = replace(listen, port=listen.port or _free_port(listen.host))
             _start_serve(serve, listen)
         else:
@@ -151,7 +157,7 @@ def joined_cluster(cluster: str, listen: Address) -> Iterator[Ingress]:
                     " to its grpc_servicer_functions, or end it with `serve shutdown`"
                 )
             host = client.http_config.host or "127.0.0.1"
-            listen = Address("127.0.0.1" if host in ("0.0.0.0", "::") else host, grpc.port)
+            listen = Address("127.0.0.1" if host in _ALL_ADDRESSES else host, grpc.port)
         yield Ingress(listen, cluster, os.environ[_HA_PROXY] == "1")
 
 

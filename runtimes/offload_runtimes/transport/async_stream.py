@@ -63,7 +63,8 @@ class AsyncStream:
         self._status: tuple[grpc.StatusCode, str] | None = None
         self._inbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         self._outbox: asyncio.Queue[tuple[bytes, Future[None]] | None] = asyncio.Queue()
-        self._room = asyncio.Semaphore(_AHEAD)
+        self._room = asyncio.Event()
+        self._is_full = False  # the reader waits for the thread to take a message
         self._unsent: Future[None] | None = None
         self._is_over = False
         self._callbacks: list[Callable[[], None]] = []
@@ -153,7 +154,11 @@ class AsyncStream:
                     break
                 self._inbox.put(message)
                 del message
-                await self._room.acquire()
+                self._is_full = True  # before the check: the thread may take one in between
+                while self._inbox.qsize() >= _AHEAD:
+                    await self._room.wait()
+                    self._room.clear()
+                self._is_full = False
         except Exception as error:  # noqa: BLE001  whatever broke the stream, it is over
             LOG.info("a stream broke", extra={"fields": {"error": str(error)}})
         finally:
@@ -162,7 +167,8 @@ class AsyncStream:
     def _received(self) -> Iterator[bytes]:
         """The messages that came, for the thread."""
         while (message := self._inbox.get()) is not None:
-            self._call_soon(self._room.release)
+            if self._is_full:  # most messages are taken before the next one comes
+                self._call_soon(self._room.set)
             yield message
             del message
 
