@@ -2,16 +2,13 @@
 
 import os
 import platform
-import socket
 import threading
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, suppress
-from dataclasses import replace
+from contextlib import aclosing
 from typing import Any
 
 from offload.errors import BundleError
 
-from offload_runtimes.address import parse_address
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES
 from offload_runtimes.serving.metrics import LOG, log_to_stderr
 from offload_runtimes.serving.serve_options import ServeOptions
@@ -76,8 +73,6 @@ class Replica:
                     f"node {platform.node()} of the cluster has no bundle at {bundle}: deploy it to"
                     " every node (`offload deploy`)"
                 )
-        if options.metrics:
-            options = replace(options, metrics=_free_metrics(options.metrics))
         self._server = SessionServer(bundles, options)
         for bundle, digest, found in zip(bundles, digests, self._server.bundles, strict=False):
             if digest is not None and digest not in self._server.bundles:
@@ -87,7 +82,7 @@ class Replica:
                 )
         self._drain_s = drain_s
         self._stopped = threading.Event()
-        self._server.open()
+        self._server.open(_METRICS_PORTS)
         threading.Thread(target=self._follow_releases, name="releases", daemon=True).start()
         threading.Thread(target=self._end_when_stopped, name="stopping", daemon=True).start()
 
@@ -181,13 +176,3 @@ def _is_stopping() -> bool:
 
     actor = global_worker.actors[global_worker.actor_id]
     return bool(actor._replica_impl._shutting_down)  # noqa: SLF001
-
-
-def _free_metrics(text: str) -> str:
-    """The address, or the next one whose port is free."""
-    address = parse_address(text)
-    for port in range(address.port, address.port + _METRICS_PORTS) if address.port else ():
-        candidate = replace(address, port=port)
-        with suppress(OSError), socket.create_server((address.host, port)):
-            return str(candidate)
-    return text

@@ -4,7 +4,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from offload.bundle.bundle import Bundle
 from offload.errors import InputError, OffloadError, ServerError
 from offload.units import format_bytes
 
-from offload_runtimes.address import parse_address
+from offload_runtimes.address import Address, parse_address
 from offload_runtimes.engine import Arena, arena_of, short_name
 from offload_runtimes.installation import versions
 from offload_runtimes.protocol.memory_budget import MemoryBudget
@@ -186,16 +186,24 @@ class SessionServer:
         """The metrics in Prometheus's text format."""
         return self._observer.text()
 
-    def open(self) -> None:
+    def open(self, metrics_ports: int = 1) -> None:
         """Start the workers, export the metrics, and accept sessions.
 
+        `metrics_ports`: how many ports to try for the metrics, beginning with the given one.
+
         Raises:
-            InputError: the port of the metrics is in use.
+            InputError: the ports of the metrics are in use.
         """
         self._dispatcher.open()
         if self._metrics:
-            self._metrics_server = self._observer.serve_http(self._metrics)
+            self._metrics_server = self._export(self._metrics, metrics_ports)
         self._serving = True
+
+    def _export(self, address: Address, ports: int) -> WSGIServer:
+        for port in range(address.port, address.port + ports - 1):
+            with suppress(InputError):
+                return self._observer.serve_http(replace(address, port=port))
+        return self._observer.serve_http(replace(address, port=address.port + ports - 1))
 
     def drain(self, timeout_s: float = 30.0) -> bool:
         """Refuse new work and wait for the frames in flight; True if all were answered."""

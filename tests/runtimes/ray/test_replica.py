@@ -2,6 +2,7 @@
 
 import asyncio
 import queue
+import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -267,6 +268,16 @@ def test_a_device_that_sends_faster_than_its_frames_are_taken_is_slowed_down(
         assert served.wait(20)
         assert sent == 200
         replies.cancel()
+
+
+def test_each_replica_exports_its_metrics_on_the_next_free_port(made: Made) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        options = ServeOptions(metrics=f"127.0.0.1:{taken.getsockname()[1]}")
+        replicas = [replica_of(made, options) for _ in range(2)]
+        ports = {replica.about()["metrics"] for replica in replicas} | {options.metrics}
+        assert len(ports) == 3
+        for replica in replicas:
+            replica.__del__()
 
 
 def test_a_node_without_the_bundle_says_so(made: Made, tmp_path: Path) -> None:
