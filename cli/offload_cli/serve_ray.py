@@ -80,6 +80,8 @@ def serve_with_ray(
         using = ", ".join(name for name in about["providers"] if name != "cpu")
         output.result(told, f"serving {digests}{using and f' with {using}'} on {ingress.address}")
         output.remark(f"{told['replicas']} replicas on the Ray cluster {ingress.cluster}")
+        for part, why in about["alone"].items() if options.batch_rows > 1 else ():
+            output.remark(f"{part} runs each frame alone: {why}")
         if not ingress.is_haproxy:
             output.remark("the ingress is Ray's own proxy, which is slower than HAProxy")
 
