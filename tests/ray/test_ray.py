@@ -291,35 +291,6 @@ def test_options_that_ray_does_not_know(made: Made) -> None:
     assert "Ray does not take" in said
 
 
-_DEPLOY = """
-import shutil, sys
-from offload.errors import OffloadError
-from offload_runtimes.address import parse_address
-from offload_runtimes.ray import app
-from offload_runtimes.ray.cluster import deploy, joined_cluster
-application = app([sys.argv[1]])
-shutil.rmtree(sys.argv[1])
-with joined_cluster(sys.argv[2], parse_address("127.0.0.1:0")):
-    try:
-        deploy(application, 1, {})
-    except OffloadError as error:
-        print(type(error).__name__, error)
-"""
-
-
-def test_a_node_without_the_bundle_says_so(server: RayServer, made: Made, tmp_path: Path) -> None:
-    shutil.copytree(made.bundle.path, tmp_path / "gone")
-    done = subprocess.run(
-        [PYTHON, "-c", _DEPLOY, tmp_path / "gone", server.cluster],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert done.stdout.startswith("BundleError node ")
-    assert "has no bundle at" in done.stdout
-
-
 def test_ctrl_c_ends_everything(server: RayServer, made: Made) -> None:
     """The last test of this server: its sessions end by Goodbye, and no process is left."""
     with grpc.insecure_channel(server.address) as channel:
@@ -354,6 +325,8 @@ def test_an_application_stays_in_a_cluster_of_others(made: Made) -> None:
     with cluster_of_others() as cluster:
         words = ("serve", made.bundle.path, "--engine", "ray", "--ray-address", cluster)
         wait_until(lambda: can_connect(6390), "the cluster listens")
+        with socket.create_server(("127.0.0.1", 9101)):
+            assert "HAProxy cannot listen on 0.0.0.0:9101" in refused(*words)
         done = offload(*words, "--listen", "127.0.0.1:50051", "--replicas", "1..2")
         assert done.returncode == 0, done.stderr
         assert "on 127.0.0.1:50051" in done.stdout
@@ -370,3 +343,33 @@ def can_connect(port: int) -> bool:
     except OSError:
         return False
     return True
+
+
+_DEPLOY = """
+import shutil, sys
+from offload.errors import OffloadError
+from offload_runtimes.address import parse_address
+from offload_runtimes.ray import app
+from offload_runtimes.ray.cluster import deploy, joined_cluster
+application = app([sys.argv[1]])
+shutil.rmtree(sys.argv[1])
+with joined_cluster(sys.argv[2], parse_address("127.0.0.1:0")):
+    try:
+        deploy(application, 1, {})
+    except OffloadError as error:
+        print(type(error).__name__, error)
+"""
+
+
+def test_a_node_without_the_bundle_says_so(made: Made, tmp_path: Path) -> None:
+    with ray_server([made.bundle.path], replicas=1) as server:
+        shutil.copytree(made.bundle.path, tmp_path / "gone")
+        done = subprocess.run(
+            [PYTHON, "-c", _DEPLOY, tmp_path / "gone", server.cluster],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        assert done.stdout.startswith("BundleError node ")
+        assert "has no bundle at" in done.stdout

@@ -207,16 +207,31 @@ def _import_quiet_serve() -> Any:
 
 
 def _start_serve(serve: Any, listen: Address) -> None:
-    """Start Serve with its ingress on an address, and with the gRPC service of onnx-offload."""
-    serve.start(
-        http_options={"host": listen.host, "port": _free_port(listen.host)},
-        grpc_options={
-            "port": listen.port,
-            "grpc_servicer_functions": [SERVICER],
-            "enable_reflection": False,
-        },
-        logging_config={"enable_access_log": False},
-    )
+    """Start Serve with its ingress on an address, and with the gRPC service of onnx-offload.
+
+    Raises:
+        InputError: the ingress does not start.
+    """
+    try:
+        serve.start(
+            http_options={"host": listen.host, "port": _free_port(listen.host)},
+            grpc_options={
+                "port": listen.port,
+                "grpc_servicer_functions": [SERVICER],
+                "enable_reflection": False,
+            },
+            logging_config={"enable_access_log": False},
+        )
+    except Exception as error:
+        with contextlib.suppress(Exception):  # it may not have begun
+            serve.shutdown()
+        taken = re.search(r"cannot bind socket \((.*?)\) for \[(.*?)\]", str(error))
+        if taken is None:
+            raise InputError(f"Ray Serve does not start: {_last_line(error)}") from error
+        raise InputError(
+            f"HAProxy cannot listen on {taken[2]} ({taken[1]}): choose another port, by --listen"
+            f" for the ingress, or by {' and '.join(haproxy.ports())}"
+        ) from error
 
 
 def _shut_down_serve(serve: Any) -> None:
