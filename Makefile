@@ -170,6 +170,23 @@ test-balancers: install
 	-$(APT) nginx haproxy
 	$(BIN)/pytest -q -s -m slow tests/balancers
 
+# A network and process numbers of its own: no port is taken, and all processes end with it.
+alone = unshare $(if $(filter-out 0,$(shell id -u)),--map-root-user) --net --pid --fork --kill-child --mount-proc sh -c 'ip link set lo up && exec "$$0" "$$@"'
+if_alone = if $(alone) true; then $(alone) $(1); else echo "not run: no network namespace can be made here"; fi
+ray = $(call environment,build/ray,--editable '.[ray]')
+
+# Ray Serve on this machine: two replicas, killed and replaced while devices run (4 min).
+.PHONY: test-ray
+test-ray: install
+	$(ray)
+	$(call if_alone,$(BIN)/pytest -q -s -m slow tests/ray)
+
+# Ray Serve beside our own server: latency, sessions a second, two replicas for one (4 min).
+.PHONY: bench-ray
+bench-ray: install
+	$(ray)
+	$(call if_alone,$(BIN)/python -m tests.benchmarks.bench_ray)
+
 # perf_analyzer against our server and Triton, and our session beside tritonclient (5 min).
 .PHONY: bench-interop
 bench-interop: install

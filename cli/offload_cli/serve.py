@@ -1,10 +1,12 @@
 """`offload serve`: serve bundles to devices."""
 
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from offload.errors import InputError
 from offload.units import parse_bytes
 from offload_runtimes.daemon import serve_until_asked
 from offload_runtimes.engine import EngineOptions
@@ -24,6 +26,14 @@ from offload_cli.options import (
 from offload_cli.output import Format, Output
 
 _SOON_DAYS = 14.0
+_RAY = "Ray Serve"
+
+
+class ServeEngine(StrEnum):
+    """What runs the server part."""
+
+    BUILTIN = "builtin"
+    RAY = "ray"
 
 
 def serve(
@@ -109,6 +119,44 @@ def serve(
         bool,
         typer.Option(help="Without it, outputs are bit-equal to the whole model's, but slower."),
     ] = True,
+    engine: Annotated[
+        ServeEngine,
+        typer.Option(
+            rich_help_panel=_RAY,
+            help="Serve in this process (`builtin`), or on a cluster with Ray Serve (`ray`).",
+        ),
+    ] = ServeEngine.BUILTIN,
+    replicas: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=_RAY,
+            metavar="N",
+            help="Number of replicas, or a range like `1..4` in which Ray chooses. Default: 1.",
+        ),
+    ] = "",
+    gpus: Annotated[
+        float,
+        typer.Option(min=0.0, rich_help_panel=_RAY, help="GPUs of each replica, like 1 or 0.5."),
+    ] = 0.0,
+    ray_option: Annotated[
+        list[str],
+        typer.Option(
+            "--ray-option",
+            rich_help_panel=_RAY,
+            metavar="NAME=VALUE",
+            help="Set an option of a Ray Serve deployment, like `max_surge_percent=50` or"
+            " `autoscaling_config.target_ongoing_requests=16`; repeatable.",
+        ),
+    ] = [],  # noqa: B006  typer wants a list and copies it
+    ray_address: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=_RAY,
+            metavar="ADDRESS",
+            help="Run on this Ray cluster (HOST:PORT or `auto`), and return when the replicas are"
+            " ready. Default: start Ray on this machine, until SIGTERM.",
+        ),
+    ] = "",
     form: FormatOption = Format.TEXT,
 ) -> None:
     """Serve the server's part of bundles until SIGTERM, which lets running work finish.
@@ -128,35 +176,45 @@ def serve(
     Health follows the gRPC health checking protocol. Beyond this machine, use TLS (see
     `offload certs init`) or say --insecure.
 
+    With --engine ray, replicas on a Ray cluster serve the bundles, which must be at the same path
+    on each node. Ray needs `pip install 'onnx-offload[ray]'`.
+
     Example: `offload serve net.bundle --listen 0.0.0.0:50051 --insecure`
     """
     output = Output(form)
-    if log:
-        log_to_stderr()
-    server = Server(
-        list(bundles),
-        listen,
-        ServeOptions(
-            EngineOptions(tuple(provider), threads, optimize, allow_cpu=allow_cpu),
-            workers=workers,
-            max_sessions=max_sessions,
-            max_run_s=max_run,
-            max_memory_bytes=int(parse_bytes(max_memory)) if max_memory else None,
-            max_releases=releases,
-            batch_rows=batch,
-            batch_wait_s=batch_wait,
-            reflection=reflection,
-            metrics=metrics or None,
-            security=ServerSecurity(
-                cert,
-                key,
-                client_ca,
-                None if token_file else read_token(None),
-                insecure,
-                token_file,
-            ),
+    options = ServeOptions(
+        EngineOptions(tuple(provider), threads, optimize, allow_cpu=allow_cpu),
+        workers=workers,
+        max_sessions=max_sessions,
+        max_run_s=max_run,
+        max_memory_bytes=int(parse_bytes(max_memory)) if max_memory else None,
+        max_releases=releases,
+        batch_rows=batch,
+        batch_wait_s=batch_wait,
+        reflection=reflection,
+        metrics=metrics or None,
+        security=ServerSecurity(
+            cert,
+            key,
+            client_ca,
+            None if token_file else read_token(None),
+            insecure,
+            token_file,
         ),
     )
+    if engine is ServeEngine.RAY:
+        from offload_cli.serve_ray import RayRequest, serve_with_ray
+
+        request = RayRequest(replicas, gpus, tuple(ray_option), ray_address)
+        serve_with_ray(bundles, listen, options, request, drain, log=log, output=output)
+        return
+    if replicas or gpus or ray_option or ray_address:
+        raise InputError(
+            "--replicas, --gpus, --ray-option and --ray-address are for Ray: add --engine ray"
+        )
+    if log:
+        log_to_stderr()
+    server = Server(list(bundles), listen, options)
 
     def ready(address: str) -> None:
         digests = ", ".join(digest[:12] for digest in server.bundles)

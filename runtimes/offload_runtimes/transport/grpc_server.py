@@ -4,177 +4,30 @@ import math
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from offload.errors import BundleError, DeadlineError, InputError, OffloadError, ServerError
+from offload.errors import InputError
 
 import offload_runtimes.protocol.offload_pb2 as pb
 from offload_runtimes.address import Address
 from offload_runtimes.protocol import kserve_pb2
-from offload_runtimes.protocol.memory_budget import MemoryBudget, Reservation
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES
 from offload_runtimes.security.credentials import Certificates, ServerCredentials
-from offload_runtimes.transport import (
-    FRAME_BYTES,
-    KSERVE,
-    PROBE_LIMIT_BYTES,
-    SERVICE,
-    VERSION_KEY,
-)
+from offload_runtimes.transport import FRAME_BYTES, KSERVE, PROBE_LIMIT_BYTES, SERVICE
 from offload_runtimes.transport.connection import Connection, InferenceService
+from offload_runtimes.transport.streams import SPARE_CALLS, ServerStream, StreamHost, echo
 
 T = TypeVar("T")
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
-_STATUSES = {
-    InputError: grpc.StatusCode.INVALID_ARGUMENT,
-    BundleError: grpc.StatusCode.NOT_FOUND,
-    DeadlineError: grpc.StatusCode.DEADLINE_EXCEEDED,
-}
-_SPARE = 32  # streams beyond the sessions: health checks, probes, sessions that are refused
-_SMALL_BYTES = 16 * 1024  # sent at once, unless the device reads nothing at all
-_FREE_BYTES = 4 * _SMALL_BYTES  # of each stream, in addition to the memory budget
-# Unread answers allowed for each stream: 64 MiB, or four of the largest answer so far.
-_UNREAD_BYTES = 1 << 26
-_UNREAD_ANSWERS = 4
 _IDLE_S = 10.0
 _LAST_ANSWERS_S = 5.0  # for a device to read its last answers
-
-
-class ServerStream:
-    """The server's end of a stream; created by the thread that calls `receive`.
-
-    That thread sends small messages itself before it waits for the next one, which saves waking a
-    thread. Large messages, and those of other threads, are sent by a thread of their own, so that
-    a device that reads slowly delays only itself.
-    """
-
-    def __init__(
-        self,
-        requests: Iterator[bytes],
-        transmit: Callable[[bytes | None], None],
-        context: grpc.ServicerContext,
-        reservation: Reservation,
-    ) -> None:
-        """`transmit` sends one message and returns when it is gone; None ends the stream.
-
-        Unread answers are held on `reservation`, except for the first 64 kB, so that an error can
-        always be sent.
-        """
-        self.peer = context.peer()
-        metadata = dict(context.invocation_metadata())
-        self.version = str(metadata.get(VERSION_KEY, "")) or None
-        self.on_end: Callable[[Callable[[], None]], bool] = context.add_callback
-        self._requests = requests
-        self._transmit = transmit
-        self._cancel = context.cancel
-        self._reservation = reservation
-        self._reader = threading.get_ident()
-        self._outbox: deque[bytes] = deque()
-        self._pending_bytes = 0
-        self._largest_bytes = 0
-        self._busy = False  # a message is being sent
-        self._closed = False
-        self._over = False  # the reservation was released
-        self._sender: threading.Thread | None = None
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-
-    def send(self, message: bytes) -> None:
-        """Queue a message; ServerError if the device does not read its answers."""
-        with self._lock:
-            self._largest_bytes = max(self._largest_bytes, len(message))
-            if self._pending_bytes > max(_UNREAD_BYTES, _UNREAD_ANSWERS * self._largest_bytes):
-                self._cancel()
-                raise ServerError("the device does not read its answers")
-            if not self._hold(len(message)):
-                raise ServerError(
-                    "the memory for unread answers is in use on the server (--max-memory): try"
-                    " again, or allow more"
-                )
-            self._outbox.append(message)
-            if threading.get_ident() != self._reader:
-                self._wake_sender()
-
-    def receive(self) -> bytes | None:
-        """Wait for the next message; None if the device ended the stream or is lost."""
-        while (message := self._next_small()) is not None:
-            self._send(message)
-        try:
-            return next(self._requests, None)
-        except grpc.RpcError as error:
-            # gRPC keeps the error, whose traceback would keep all frames above, with tensors.
-            error.__traceback__ = None
-            return None
-
-    def close(self) -> None:
-        """End the stream after the queued messages; may be called twice."""
-        with self._lock:
-            self._closed = True
-            self._wake_sender()
-
-    def finish(self, timeout_s: float) -> None:
-        """Wait until the queued messages are sent and the stream has ended; else break it."""
-        self.close()
-        assert self._sender is not None
-        self._sender.join(timeout_s)
-        if self._sender.is_alive():
-            self._cancel()
-        with self._lock:
-            self._over = True
-            self._reservation.hold(0)
-
-    def _wake_sender(self) -> None:
-        if self._sender is None:
-            self._sender = threading.Thread(target=self._send_all, name="sender", daemon=True)
-            self._sender.start()
-        self._changed.notify()
-
-    def _next_small(self) -> bytes | None:
-        with self._lock:
-            if self._busy or not self._outbox:
-                return None
-            if len(self._outbox[0]) > _SMALL_BYTES:
-                self._wake_sender()
-                return None
-            self._busy = True
-            return self._outbox.popleft()
-
-    def _send_all(self) -> None:
-        while True:
-            with self._lock:
-                while self._busy or not (self._outbox or self._closed):
-                    self._changed.wait()
-                if not self._outbox:
-                    break
-                self._busy = True
-                message = self._outbox.popleft()
-            self._send(message)
-            del message
-        self._transmit(None)
-
-    def _send(self, message: bytes) -> None:
-        self._transmit(message)
-        with self._lock:
-            self._busy = False
-            self._hold(-len(message))
-            if self._outbox or self._closed:  # otherwise no thread needs to wake
-                self._changed.notify()
-
-    def _hold(self, more_bytes: int) -> bool:
-        pending_bytes = self._pending_bytes + more_bytes
-        fits = self._over or self._reservation.hold(max(0, pending_bytes - _FREE_BYTES))
-        if fits:
-            self._pending_bytes = pending_bytes
-        return fits
 
 
 class DaemonPool(ThreadPoolExecutor):
@@ -258,12 +111,9 @@ class GrpcHost:
         self,
         listen: Address,
         serve: Callable[[Connection], None],
+        streams: StreamHost,
         *,
         receive_limit_bytes: int,
-        max_sessions: int,
-        memory: MemoryBudget,
-        credentials: ServerCredentials,
-        refused: Callable[[str, str], None],
         kserve: InferenceService | None = None,
     ) -> None:
         """Prepare the services; it listens after `start`.
@@ -271,21 +121,13 @@ class GrpcHost:
         Args:
             listen: the address.
             serve: serves a session until it ends.
+            streams: admits calls; its certificates are used.
             receive_limit_bytes: the longest message of a session that is received.
-            max_sessions: sessions, streams and requests of KServe v2 at the same time.
-            memory: limits the unread answers.
-            credentials: certificates and tokens.
-            refused: called with the reason and the peer of each session that does not begin.
             kserve: answers the calls of KServe v2; None: they are not offered.
         """
         self._listen = listen
-        self._security = credentials
-        self._credentials = _credentials(credentials)
-        self._refused = refused
-        self._max_sessions = max_sessions
-        self._sessions = 0
-        self._lock = threading.Lock()
-        self._memory = memory
+        self._credentials = _credentials(streams.credentials)
+        self._streams = streams
         self._pool = DaemonPool()
         services = {
             SERVICE: {
@@ -312,9 +154,9 @@ class GrpcHost:
                 # By default gRPC reads ahead as far as the link's bandwidth and delay suggest. If
                 # memory is limited, it reads one message a stream: 32 devices that sent 1 MB each
                 # time without reading made a server 0.35 to 1.2 GB larger, with this 0.12 GB.
-                *([] if math.isinf(memory.limit_bytes) else [("grpc.http2.bdp_probe", 0)]),
+                *([] if math.isinf(streams.memory.limit_bytes) else [("grpc.http2.bdp_probe", 0)]),
             ],
-            maximum_concurrent_rpcs=max_sessions + _SPARE,
+            maximum_concurrent_rpcs=streams.max_sessions + SPARE_CALLS,
         )
         self._health = health.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -372,13 +214,7 @@ class GrpcHost:
             context: grpc.ServicerContext,
             transmit: Callable[[bytes | None], None],
         ) -> None:
-            with self._admitted(context, counts=counts):
-                reservation = self._memory.reserve(context.cancel)
-                stream = ServerStream(requests, transmit, context, reservation)
-                try:
-                    serve(stream)
-                finally:
-                    stream.finish(_LAST_ANSWERS_S)
+            self._streams.serve(requests, context, transmit, serve, counts=counts)
 
         # gRPC then passes a function that sends, instead of taking an iterator: any thread may
         # send. It is called experimental, and has been there since gRPC 1.24.
@@ -387,12 +223,12 @@ class GrpcHost:
 
     def _kserve_handlers(self, kserve: InferenceService) -> dict[str, Handler]:
         def infer(request: bytes, context: grpc.ServicerContext) -> bytes:
-            with self._admitted(context, counts=True):
+            with self._streams.admitted(context, counts=True):
                 return kserve.infer(request, context.peer(), context.add_callback)
 
         def handler(call: Callable[[bytes], bytes]) -> Handler:
             def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
-                with self._admitted(context, counts=False):
+                with self._streams.admitted(context, counts=False):
                     return call(request)
 
             return grpc.unary_unary_rpc_method_handler(answer)
@@ -402,36 +238,6 @@ class GrpcHost:
             "ModelInfer": grpc.unary_unary_rpc_method_handler(infer),
             "ModelStreamInfer": self._stream_handler(kserve.stream, counts=True),
         }
-
-    @contextmanager
-    def _admitted(self, context: grpc.ServicerContext, *, counts: bool) -> Iterator[None]:
-        """Refuse a call without a token or beyond `max_sessions`; an OffloadError ends the call."""
-        if not self._security.admits(context.invocation_metadata()):
-            self._refused("token", context.peer())
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong")
-        with self._lock:
-            is_full = counts and self._sessions >= self._max_sessions
-            self._sessions += counts and not is_full
-        if is_full:
-            self._refused("full", context.peer())
-            context.abort(
-                grpc.StatusCode.RESOURCE_EXHAUSTED,
-                f"all {self._max_sessions} sessions allowed are open",
-            )
-        try:
-            yield
-        except OffloadError as error:
-            context.abort(_status(error), str(error))
-        finally:
-            with self._lock:
-                self._sessions -= counts
-
-
-def _status(error: OffloadError) -> grpc.StatusCode:
-    return next(
-        (code for kind, code in _STATUSES.items() if isinstance(error, kind)),
-        grpc.StatusCode.UNAVAILABLE,
-    )
 
 
 def _can_reflect() -> bool:
@@ -475,21 +281,3 @@ def _credentials(credentials: ServerCredentials) -> grpc.ServerCredentials | Non
         changed,  # type: ignore[arg-type]
         first.client_ca is not None,
     )
-
-
-def echo(connection: Connection) -> None:
-    """Answer each probe with the number of bytes that it requests, until the stream ends.
-
-    The thread that receives also answers, as in a session with short segments. A message that is
-    not a probe, or answers that are never read, end the stream.
-    """
-    request = pb.ProbeRequest()
-    try:
-        while (data := connection.receive()) is not None:
-            request.ParseFromString(data)
-            size_bytes = min(request.reply_bytes, PROBE_LIMIT_BYTES - 1024)
-            connection.send(pb.ProbeReply(data=bytes(size_bytes)).SerializeToString())
-    except (DecodeError, ServerError):
-        pass  # not a probe, or the device does not read: the stream ends
-    finally:
-        connection.close()
