@@ -151,7 +151,12 @@ def _with_boot_id(path: Path) -> tuple[str, ...]:
 
 @contextmanager
 def two_machines(
-    folder: Path, *, link: Link | None = None, slowdown: float = 1.0, python: str = sys.executable
+    folder: Path,
+    *,
+    link: Link | None = None,
+    slowdown: float = 1.0,
+    python: str = sys.executable,
+    apart: bool = False,
 ) -> Iterator[Machines]:
     """Start both machines, and write `devices.toml` for `pi` and `hub`.
 
@@ -160,6 +165,8 @@ def two_machines(
         link: shape the link between the two, which are then in namespaces of their own.
         slowdown: how many times slower onnxruntime is on the device.
         python: the Python that the machines have.
+        apart: give each a boot id of its own, as with a link, so that `up` profiles both at once;
+            they do not see what is mounted afterwards.
     """
     with ExitStack() as stack:
         testbed = stack.enter_context(open_testbed(link)) if link else None
@@ -170,7 +177,8 @@ def two_machines(
             if side is Side.DEVICE and slowdown > 1:
                 environment |= {"PYTHONPATH": str(SLOW), "OFFLOAD_TEST_SLOWDOWN": str(slowdown)}
             prefix = testbed.command(side, ()) if testbed else ()
-            machine = (*prefix, *_with_boot_id(folder / f"{name}-boot"))
+            boot = _with_boot_id(folder / f"{name}-boot") if link or apart else ()
+            machine = (*prefix, *boot)
             sshd = stack.enter_context(running(folder / name, user, environment, machine))
             sshds.append(sshd)
             if testbed:

@@ -43,7 +43,7 @@ def small(folder: Path) -> None:
 @pytest.fixture
 def machines(tmp_path: Path) -> Iterator[Machines]:
     """A device that is so slow that the server is used, both with the runtime."""
-    with two_machines(tmp_path, slowdown=2000) as started:
+    with two_machines(tmp_path, slowdown=2000, apart=True) as started:
         small(started.folder)
         yield started
 
