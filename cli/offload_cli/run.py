@@ -322,7 +322,7 @@ def _run_all(
 
 @dataclass(frozen=True)
 class _StreamRun:
-    """A finished stream: number of frames, and seconds from the first to the last answer."""
+    """The result of a stream: its frames, and the seconds from the first to the last answer."""
 
     frames: int
     first_s: float

@@ -18,7 +18,7 @@ from offload_cli.output import Output
 
 @dataclass(frozen=True)
 class RayRequest:
-    """What the command line asks of Ray.
+    """Options of the command line for Ray.
 
     Attributes:
         replicas: their number, or a range like `1..4`; empty: 1.
@@ -43,7 +43,7 @@ def serve_with_ray(
     log: bool,
     output: Output,
 ) -> None:
-    """Serve on a cluster of one's own until SIGTERM; in a running cluster, deploy and return.
+    """Start a cluster and serve until SIGTERM; with `--ray-address`, deploy to it and return.
 
     Raises:
         InputError: an option is wrong, Ray is not installed, or there is no cluster.

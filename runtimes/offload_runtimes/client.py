@@ -529,7 +529,7 @@ def _as_list(
         )
     seen: list[object] = []
     for each in servers:
-        # Text with a scheme has no other spelling.
+        # An address with a scheme can be written in one way only.
         same = each if not isinstance(each, str) or _is_kserve(each) else parse_address(each)
         if same in seen:
             raise InputError(f"server {each} is listed twice: give each server once")

@@ -1,4 +1,4 @@
-"""The files of docs/scale before two replicas: mutual TLS, a kill, a rolling restart."""
+"""Run two replicas behind a balancer with the files of docs/scale; kill and restart replicas."""
 
 import re
 import shutil
@@ -97,7 +97,7 @@ class Replica:
         assert "serving" in self.process.stdout.readline()
 
     def stop(self, number: signal.Signals) -> None:
-        """Send a signal and wait for the end."""
+        """Send a signal and wait until the process has ended."""
         assert self.process is not None
         self.process.send_signal(number)
         self.process.wait(PATIENCE_S)

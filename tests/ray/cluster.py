@@ -57,7 +57,7 @@ class RayServer:
         self.process.wait(_END_S)
 
     def replicas(self) -> list[int]:
-        """Process numbers of the replicas."""
+        """Process ids of the replicas."""
         return [pid for pid, command in processes() if command.startswith(_REPLICA)]
 
     def ready(self) -> set[str]:
@@ -88,7 +88,7 @@ class RayServer:
 
 
 def processes() -> Iterator[tuple[int, str]]:
-    """Number and command line of each process."""
+    """Process id and command line of each process."""
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             with suppress(OSError):

@@ -41,7 +41,7 @@ def facts(root: Path) -> dict[str, Any]:
 
 
 def _boot_id() -> str:
-    """A text that no other machine has; empty where the system gives none."""
+    """The boot id, which differs between machines; empty if the system has none."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:

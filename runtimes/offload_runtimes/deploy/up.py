@@ -228,7 +228,7 @@ def _content(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class _TargetState:
-    """A target's boot, root, Python with the runtime, versions, current release and servers."""
+    """The state of a target: boot id, root, Python, versions, current release, running servers."""
 
     boot: str
     root: str
@@ -388,7 +388,7 @@ class _Up:
         return [self._profile_path(side) for side in Side]
 
     def _profile_both(self) -> None:
-        """Profile both sides on threads; what interrupts one ends the other."""
+        """Profile both sides on threads; an error or an interruption ends both."""
         workers = self.device, self.server  # connected before the threads start
         with ThreadPoolExecutor(len(workers)) as pool:
             try:

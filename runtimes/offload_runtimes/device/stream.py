@@ -150,13 +150,13 @@ class _Room:
             return not self._is_closed
 
     def release(self) -> None:
-        """A frame is over."""
+        """Count a frame as finished."""
         with self._changed:
             self._used -= 1
             self._changed.notify()
 
     def close(self) -> None:
-        """Let no more frames in."""
+        """Stop admitting frames."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()

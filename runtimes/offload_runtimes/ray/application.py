@@ -153,6 +153,6 @@ def import_serve() -> Any:
 
 
 def _one_line(error: Exception) -> str:
-    """What pydantic or Ray says, without its advice and links."""
+    """The message of pydantic's or Ray's error, without advice and links."""
     lines = [line.partition(" [type=")[0].strip() for line in str(error).splitlines()]
     return " ".join(line for line in lines if line and not line.startswith("For further"))[:300]

@@ -36,8 +36,8 @@ _WINDOW_BYTES = 1 << 22
 SETTINGS = {
     _HA_PROXY: "1",  # streams go straight to the replicas: 0.1 ms instead of 1.5 ms a message
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray sends nothing to its makers
-    # A session is one stream. After a change of the replicas, HAProxy starts anew, and the process
-    # before goes on with its streams, for two minutes by default.
+    # A session is one stream. When the replicas change, Ray starts a new HAProxy, and the old
+    # process keeps its streams, for two minutes by default.
     "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "3600",
     # HTTP/2's default of 64 kB would allow a stream 64 kB for each round trip of the link.
     "RAY_SERVE_HAPROXY_H2_FE_INITIAL_WINDOW_SIZE": str(_WINDOW_BYTES),

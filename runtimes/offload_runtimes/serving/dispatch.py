@@ -45,7 +45,7 @@ class FairWorkers:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._stopped = False
-        # For each thread: what it does before its next job, and the event to set then.
+        # For each thread: jobs to run ahead of the queue, each with the event that says it is done.
         self._before: list[deque[tuple[Job, threading.Event]]] = [deque() for _ in range(workers)]
         self._threads = [
             threading.Thread(
@@ -86,7 +86,7 @@ class FairWorkers:
         return True
 
     def on_every_worker(self, job: Job) -> None:
-        """Run a job once on each thread, before its next other job; returns when all have run it.
+        """Run a job once on each thread, ahead of queued jobs; return when all have run it.
 
         The threads must have been started; `stop` ends the wait.
         """

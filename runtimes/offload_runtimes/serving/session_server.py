@@ -1,4 +1,4 @@
-"""Serve sessions on bundles, over connections that a transport brings."""
+"""Serve sessions on bundles, over connections that a transport accepts."""
 
 import threading
 import time

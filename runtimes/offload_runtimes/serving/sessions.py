@@ -146,7 +146,7 @@ class Batch:
     """One call that runs a segment for several tasks."""
 
     def __init__(self, call: Call, tasks: Sequence[SegmentTask], padding: int = 0) -> None:
-        """A call for some tasks, with `padding` rows more, which nobody gets."""
+        """A call for some tasks; `padding` rows are added, and their outputs are dropped."""
         self._call = call
         self._tasks = tasks
         self._padding = padding

@@ -142,11 +142,11 @@ class AsyncStream:
         raise _AbortedError
 
     async def _read(self) -> None:
-        """Pass the messages that come to the thread, a few ahead."""
+        """Queue incoming messages for the thread, a few at a time."""
         try:
             async for message in self._requests:
                 if len(message) > self._limit_bytes:
-                    # The words of gRPC's own limit, which the device understands.
+                    # The text of gRPC's own error, which the device recognises.
                     self._status = (
                         grpc.StatusCode.RESOURCE_EXHAUSTED,
                         f"message larger than max ({len(message)} vs. {self._limit_bytes})",

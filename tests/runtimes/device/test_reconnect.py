@@ -63,7 +63,7 @@ def assert_right(made: Made, outputs: list[np.ndarray], seed: int) -> None:
 def test_the_next_server_is_used_when_one_is_lost(
     made: Made, servers: list[Server], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Round and round; counts, log and timeline show which server is in use."""
+    """The servers are used in turn; counts, log and timeline show which one is in use."""
     first, second = addresses(servers)
     with (
         caplog.at_level(logging.WARNING, "offload.device"),
@@ -333,7 +333,7 @@ def test_wrong_lists(made: Made, open_it: Callable[..., OffloadSession], kind: s
 
 
 def test_one_server_is_used_as_before(made: Made, servers: list[Server]) -> None:
-    """Also in a list: its error is its own."""
+    """In a list of servers, each server is named in the error about it."""
     with OffloadSession(made.bundle, [servers[0].address]) as session:
         check(made, session)
     servers[0].stop()
