@@ -1,15 +1,13 @@
 """Streams whose frames several plans share, against each plan alone, over a shaped link.
 
 Run as root as `make bench-share`; `FULL=1` for all models and links. The device and the server are
-processes in two namespaces, each on a core of its own, as two machines do not share one; the
-device is 10 times slower by pacing. The input is the camera's bytes. In turns: everything local
-(LO), everything on the server with the picture's bytes or as jpeg (CO), the best single plan, and
-the mix.
+processes in two namespaces; the device is 10 times slower by pacing. The input is the camera's
+bytes. In turns: everything local (LO), everything on the server with the picture's bytes or as jpeg
+(CO), the best single plan, and the mix.
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -134,20 +132,13 @@ def profiled(model: Path, photos: Path, folder: Path) -> SplitRequest:
     )
 
 
-def command_on(bed: Testbed, side: Side, argv: Sequence[str]) -> Sequence[str]:
-    """The command that runs a program on a side, on the side's core if there are two."""
-    cores = sorted(os.sched_getaffinity(0))
-    core = cores[tuple(Side).index(side) % len(cores)]
-    return bed.command(side, ("taskset", "-c", str(core), *argv))
-
-
 @contextmanager
 def served(bed: Testbed, bundles: Sequence[Bundle]) -> Iterator[str]:
     module = ("-m", "offload_runtimes.workers.server_worker")
     listen = f"{bed.address(Side.SERVER)}:0"
     command = (sys.executable, *module, listen, "1", *(str(bundle.path) for bundle in bundles))
     with subprocess.Popen(
-        command_on(bed, Side.SERVER, command),
+        bed.command(Side.SERVER, command),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -175,7 +166,7 @@ def run_device(
             **job,
         }
         done = subprocess.run(
-            command_on(bed, Side.DEVICE, (sys.executable, "-m", "tests.benchmarks.sharing")),
+            bed.command(Side.DEVICE, (sys.executable, "-m", "tests.benchmarks.sharing")),
             input=json.dumps(whole) + "\n",
             stdout=subprocess.PIPE,
             text=True,

@@ -144,7 +144,8 @@ class OpenedBundle:
         sharing = self.selector.sharing
         if sharing and window is not None:
             has_server = self.connection is not None
-            plan = sharing.take(window, has_server=has_server, now_s=time.monotonic())
+            waiting = self.runner.waiting
+            plan = sharing.take(window, waiting, has_server=has_server, now_s=time.monotonic())
             if plan is not None:
                 return FramePlan(plan, f"plan {plan}", is_shared=True)
         return FramePlan(*self.selector.take())

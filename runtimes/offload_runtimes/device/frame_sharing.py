@@ -50,11 +50,14 @@ class FrameSharing:
         """The frames that must be under way at once to keep all resources busy."""
         return self._window
 
-    def take(self, window: int, *, has_server: bool, now_s: float) -> int | None:
+    def take(
+        self, window: int, waiting: Sequence[int], *, has_server: bool, now_s: float
+    ) -> int | None:
         """Index of the plan of the next frame.
 
         Args:
             window: the largest number of frames under way at once.
+            waiting: by plan, the frames that are not computed yet.
             has_server: whether there is a server now.
             now_s: the time, by `time.monotonic`.
 
@@ -70,7 +73,7 @@ class FrameSharing:
                 is_same = self._setting is not None and self._setting[1] == has_server
                 self._setting, self._is_new = (window, has_server), False
                 self._choose(window, able, now_s, is_same)
-            plan, self._credits = take_turn(self._credits, self._shares)
+            plan, self._credits = take_turn(self._credits, self._shares, waiting)
             return plan
 
     def _choose(self, window: int, able: Sequence[int], now_s: float, is_same: bool) -> None:

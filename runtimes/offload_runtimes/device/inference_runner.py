@@ -5,6 +5,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from copy import copy as shallow_copy
 from copy import deepcopy
 from dataclasses import dataclass
@@ -230,7 +231,7 @@ class InferenceRunner:
                 if not frame.rows:  # else it takes a part of the predicted time
                     self._speeds.computed(number, step.id, took_s)
             elif connection:
-                with computing():
+                with computing() if step.is_encoded else nullcontext():
                     packed = self._executor.pack(step, frame)
                 connection.send(frame, step.wire, packed)
 
@@ -311,6 +312,17 @@ class InferenceRunner:
             return False
         is_over = connection.error is not None or connection.leaving
         return is_over and inference.repeats < self._reconnect.alternatives
+
+    @property
+    def waiting(self) -> list[int]:
+        """By plan, the inferences under way whose outputs are not computed yet."""
+        with self._lock:
+            under_way = list(self._under_way)
+        counts = [0] * len(self._plans)
+        for inference in under_way:
+            if not inference.frame.cancelled and not inference.frame.has(inference.names):
+                counts[inference.frame.plan] += 1
+        return counts
 
     def close(self, why: str, timeout_s: float) -> None:
         """Cancel all inferences, refuse new ones, and wait until nothing is computed any more."""

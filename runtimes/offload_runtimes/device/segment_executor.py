@@ -350,7 +350,7 @@ class SegmentExecutor:
                 f"tensor {send.tensor!r} holds NaN or infinity, which {send.encoding} cannot"
                 " represent: split the model again with --encoding lossless"
             )
-        if encoding(send.encoding).codec == RAW.codec:
+        if not send.is_encoded:
             return pack(array, RAW.codec)
         start_s = time.monotonic()
         packed = self.encode(send, array)

@@ -2,18 +2,23 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from offload.bundle.bundle import Bundle
 from offload.costs.link import Link
 from offload.errors import InputError
-from offload.planning.plan import ResourceUse, Speeds
+from offload.planning.plan import ResourceUse, Segment, Speeds
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device import frame_sharing
 from offload_runtimes.device.frame_sharing import ComputeOrder, FrameSharing
+from offload_runtimes.device.inference_runner import InferenceRunner
+from offload_runtimes.device.segment_executor import FrameTensors, SegmentExecutor
 from offload_runtimes.engine import EngineOptions, load
 from offload_runtimes.server import Server
 from offload_runtimes.serving.serve_options import ServeOptions
@@ -26,6 +31,7 @@ from tests.toolkit.bundle.several import WIDTHS, swept
 EXACT = EngineOptions(optimize=False)
 COUNT = 60
 LOCAL, SPLIT, CLOUD = range(3)
+IDLE = (0, 0, 0)  # no frame waits
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +55,13 @@ def server(bundle: Bundle) -> Iterator[Server]:
 
 
 def fix_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fix the shares: the speed of the machine that runs the test does not decide."""
+    """Fix the plans of the frames: the speed of the machine that runs the test does not decide."""
 
     def fixed(uses: Sequence[ResourceUse], *_: object) -> tuple[tuple[float, ...], float]:
         return ((0.4, 0.2, 0.4) if len(uses) == 3 else (1.0,)), 1.0
 
     monkeypatch.setattr(frame_sharing, "shares_within", fixed)
+    monkeypatch.setattr(InferenceRunner, "waiting", IDLE)
 
 
 @pytest.fixture
@@ -112,6 +119,43 @@ def test_answers_are_those_of_the_whole_model_in_order(
     assert_right(answers, expected)
     assert session.counts.by_plan == (24, 12, 24)
     assert session.counts.split == COUNT
+
+
+def test_a_slow_device_does_not_hold_up_the_others(
+    bundle: Bundle, server: Server, expected: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While no local frame is computed, the other plans get the frames beyond two or three."""
+    may_compute, chosen = threading.Event(), []
+
+    def slowly() -> Iterator[dict[str, np.ndarray]]:
+        for number in range(COUNT):
+            time.sleep(0.01)  # the server answers meanwhile
+            yield frame(number)
+
+    def run(executor: SegmentExecutor, segment: Segment, frame: FrameTensors, *more: Any) -> float:
+        if frame.plan == LOCAL:
+            may_compute.wait()
+        return compute(executor, segment, frame, *more)
+
+    def take(*arguments: Any, **options: Any) -> int | None:
+        chosen.append(choose(*arguments, **options))
+        return chosen[-1]
+
+    compute, choose = SegmentExecutor.run, FrameSharing.take
+    monkeypatch.setattr(frame_sharing, "shares_within", lambda *_: ((0.4, 0.2, 0.4), 1.0))
+    monkeypatch.setattr(SegmentExecutor, "run", run)
+    monkeypatch.setattr(FrameSharing, "take", take)
+    address = server.address
+    with (
+        ThreadPoolExecutor(1) as others,
+        OffloadSession(bundle, address, optimize=False) as session,
+    ):
+        answers = others.submit(lambda: list(session.stream(slowly(), window=30)))
+        eventually(lambda: len(chosen) == 30)
+        local = chosen.count(LOCAL)
+        may_compute.set()
+        assert_right(answers.result(), expected)
+    assert 1 <= local <= 4  # of 12 by its share
 
 
 def test_arrays_may_be_reused(session: OffloadSession, expected: list[np.ndarray]) -> None:
@@ -192,7 +236,7 @@ def test_a_closed_stream_leaves_no_thread(session: OffloadSession) -> None:
 
 def taken(sharing: FrameSharing, now_s: float, *, has_server: bool = True) -> set[int | None]:
     """The plans of the next 50 frames."""
-    return {sharing.take(1000, has_server=has_server, now_s=now_s) for _ in range(50)}
+    return {sharing.take(1000, IDLE, has_server=has_server, now_s=now_s) for _ in range(50)}
 
 
 def test_the_shares_follow_the_link(bundle: Bundle) -> None:
@@ -210,10 +254,10 @@ def test_the_shares_follow_the_link(bundle: Bundle) -> None:
 
 def test_the_speeds_change_the_shares_at_once(bundle: Bundle) -> None:
     sharing = FrameSharing(bundle.plans, Link(6e4, 6e4))
-    before = [sharing.take(1000, has_server=True, now_s=0.0) for _ in range(100)]
+    before = [sharing.take(1000, IDLE, has_server=True, now_s=0.0) for _ in range(100)]
     assert before.count(LOCAL) > 10
     sharing.update(Link(6e4, 6e4), Speeds(device=3.0))
-    after = [sharing.take(1000, has_server=True, now_s=1.0) for _ in range(100)]
+    after = [sharing.take(1000, IDLE, has_server=True, now_s=1.0) for _ in range(100)]
     assert 0 < after.count(LOCAL) < before.count(LOCAL) / 2
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import heapq
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -61,13 +62,15 @@ Rule: TypeAlias = Callable[[Simulation, int], int]
 
 
 def by_shares(shares: Sequence[float]) -> Rule:
-    """The rule of sessions: the plan that is furthest below its share."""
+    """The rule of sessions: the plan that is furthest below its share and not behind."""
     credit: tuple[float, ...] = (0.0,) * len(shares)
+    chosen: dict[int, int] = {}
 
     def rule(simulation: Simulation, frame: int) -> int:
         nonlocal credit
-        del simulation, frame
-        plan, credit = take_turn(credit, shares)
+        waiting = Counter(plan for n, plan in chosen.items() if n not in simulation.answered_s)
+        plan, credit = take_turn(credit, shares, [waiting[p] for p in range(len(shares))])
+        chosen[frame] = plan
         return plan
 
     return rule

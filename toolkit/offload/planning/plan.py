@@ -7,7 +7,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
-from offload.costs.encodings import encoding
+from offload.costs.encodings import RAW, encoding
 from offload.costs.link import Link
 from offload.costs.quantization import Affine
 from offload.errors import InputError
@@ -262,6 +262,11 @@ class Send:
     def wire(self) -> str:
         """Its name on the wire, in segments and steps."""
         return encoding(self.encoding).wire_name(self.tensor)
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the device computes what it sends; else it sends the tensor's own bytes."""
+        return encoding(self.encoding).codec != RAW.codec
 
     @property
     def guard(self) -> str | None:

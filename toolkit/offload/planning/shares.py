@@ -16,6 +16,7 @@ DEFAULT_WINDOW = 4
 _LARGEST_WINDOW = 64
 # A frame is under way for longer than its latency alone: it also waits for resources.
 _WAITING = 1.5
+_SPARE = 4 / 3  # of the window, where a resource is faster than estimated
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,21 +165,31 @@ def window_for(uses: Sequence[ResourceUse], latencies_s: Sequence[float]) -> int
     """
     shared = share_frames(uses)
     members = [s for s, share in zip(latencies_s, shared.shares, strict=True) if share]
-    needed = _WAITING * shared.rate_hz * max(members) if len(members) > 1 else 0.0
+    needed = _SPARE * _WAITING * shared.rate_hz * max(members) if len(members) > 1 else 0.0
     return DEFAULT_WINDOW + math.ceil(min(needed, _LARGEST_WINDOW - DEFAULT_WINDOW))
 
 
-def take_turn(credit: Sequence[float], shares: Sequence[float]) -> tuple[int, tuple[float, ...]]:
+def take_turn(
+    credit: Sequence[float], shares: Sequence[float], waiting: Sequence[int]
+) -> tuple[int, tuple[float, ...]]:
     """The plan of the next frame, and the credits after it.
 
     Each plan earns its share of every frame and pays for each frame that it gets; the plan with
     the most credit is next. A greedy rule for the chairman assignment problem (Tijdeman 1980).
 
+    A plan is passed over while more than its share of the waiting frames, and one, are its own:
+    then a resource is slower than estimated, and shares alone would let the others wait for it.
+
     Args:
         credit: of each plan so far; 0 at the start.
         shares: of each plan; at least one is positive. They may change from frame to frame.
+        waiting: the frames of each plan that are not computed yet.
     """
     earned = [earlier + share for earlier, share in zip(credit, shares, strict=True)]
-    plan = max((p for p, share in enumerate(shares) if share > 0), key=earned.__getitem__)
+    able = [plan for plan, share in enumerate(shares) if share > 0]
+    most = [share * sum(waiting) + 1 for share in shares]
+    punctual = [plan for plan in able if waiting[plan] <= most[plan]]
+    plan = max(punctual or able, key=earned.__getitem__)
     earned[plan] -= 1
-    return plan, tuple(earned)
+    # A plan that was passed over does not get all those frames later.
+    return plan, tuple(min(max(each, -1.0), 1.0) for each in earned)
