@@ -5,7 +5,12 @@ from onnxruntime import __version__ as ORT_VERSION  # noqa: N812  (a constant of
 
 from offload_runtimes.engine.arena import Arena, arena_of, shared_arena
 from offload_runtimes.engine.engine import Call, Engine, InputShapes, load, load_once
-from offload_runtimes.engine.options import EngineOptions, available_providers, short_name
+from offload_runtimes.engine.options import (
+    EngineOptions,
+    available_providers,
+    kernel_options,
+    short_name,
+)
 from offload_runtimes.engine.values import (
     TEXT,
     UNKNOWN,
@@ -35,6 +40,7 @@ __all__ = [
     "as_feeds",
     "available_providers",
     "dtype_of",
+    "kernel_options",
     "load",
     "load_once",
     "rows_of",

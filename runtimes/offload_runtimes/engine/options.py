@@ -7,7 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnxruntime as ort
@@ -89,6 +89,11 @@ class EngineOptions:
         if self.threads is not None and self.threads < 1:
             raise InputError(f"threads must be at least 1, not {self.threads}")
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether they name no provider but the CPU."""
+        return all(SHORT_NAMES.get(name.lower(), name) == CPU for name in self.providers)
+
 
 def resolve_providers(names: Sequence[str], allow_cpu: bool = False) -> list[str]:
     """ORT's names of providers, in order, the CPU last: it runs what the others do not support.
@@ -145,6 +150,23 @@ def gpu_number(names: Sequence[str]) -> int | None:
             " each"
         )
     return next(iter(numbers), None)
+
+
+def kernel_options(options: EngineOptions) -> EngineOptions:
+    """The options to time kernels with: providers that run kernels one by one.
+
+    TensorRT and OpenVINO compile many layers into one kernel, which onnxruntime times as one.
+    CUDA, on the same GPU, stands for TensorRT, and the CPU for OpenVINO.
+    """
+    names = []
+    for name in options.providers:
+        stem, colon, number = name.partition(":")
+        full = SHORT_NAMES.get(stem.lower(), stem)
+        if full == SHORT_NAMES["tensorrt"]:
+            names.append(f"cuda{colon}{number}")
+        elif full != SHORT_NAMES["openvino"]:
+            names.append(name)
+    return replace(options, providers=tuple(dict.fromkeys(names)))
 
 
 def short_name(provider: str) -> str:

@@ -31,6 +31,7 @@ from offload_runtimes.engine.values import Array
 _KERNEL = "_kernel_time"
 _RUN = "model_run"
 _FOLDED_BYTES = 1 << 20
+_INPUT_ERROR = f"{InputError.__module__}.{InputError.__name__}: "  # before its message
 _WAITING = """
 import json, pathlib, pickle, sys
 from offload_runtimes.engine import profiling
@@ -116,7 +117,8 @@ def _timed_nodes_waiting(model: str | Path | bytes, *arguments: Any) -> dict[str
         )
         if done.returncode or not path.is_file():
             lines = done.stderr.decode(errors="replace").strip().splitlines()
-            raise InputError(f"timing kernels failed: {lines[-1] if lines else done.returncode}")
+            why = lines[-1].removeprefix(_INPUT_ERROR) if lines else f"exit code {done.returncode}"
+            raise InputError(f"the kernels could not be timed: {why}")
         seconds: dict[str, float] = json.loads(path.read_text())
         return seconds
 
@@ -172,10 +174,17 @@ def _events(path: Path) -> Iterator[dict[str, Any]]:
                     raise InputError(f"onnxruntime's profile {path} is cut short") from None
 
 
-def optimize_to(model: str | Path | bytes, target: str | Path, *, fold_large: bool = True) -> None:
+def optimize_to(
+    model: str | Path | bytes,
+    target: str | Path,
+    options: EngineOptions | None = None,
+    *,
+    fold_large: bool = True,
+) -> None:
     """Write the graph as ORT has it after its EXTENDED optimisations.
 
     A model may be cut at the tensors that still exist there without breaking a fused kernel.
+    Which nodes are fused depends on the execution provider: another provider may refuse the graph.
     Weights of a file are written to a file next to the target. Weights that bytes refer to stay
     where they are and are not read, except for those that ORT changes; load such a target as
     bytes, too.
@@ -183,12 +192,13 @@ def optimize_to(model: str | Path | bytes, target: str | Path, *, fold_large: bo
     Args:
         model: the model.
         target: the file to write; there may be a `.weights` file next to it.
+        options: the execution providers; by default the CPU.
         fold_large: whether to fold constants of more than 1 MB, which takes memory for them.
 
     Raises:
         InputError: onnxruntime refuses the model.
     """
-    options = EngineOptions(providers=("cpu",))
+    options = options or EngineOptions()
     settings = session_options(options)
     settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     settings.optimized_model_filepath = os.fspath(target)

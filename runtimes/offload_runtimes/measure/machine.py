@@ -84,7 +84,9 @@ class Machine(Protocol):
     ) -> dict[str, float]:
         """Seconds of every kernel, as `engine.profiling.profile_nodes` measures them."""
 
-    def optimize_to(self, source: EngineInput, target: Path, *, fold_large: bool) -> None:
+    def optimize_to(
+        self, source: EngineInput, target: Path, options: EngineOptions, *, fold_large: bool
+    ) -> None:
         """Write the optimised graph of the machine's own onnxruntime to a file here."""
 
     def codec_s(self) -> float:
@@ -152,9 +154,11 @@ class LocalMachine:
         """Seconds of every kernel."""
         return profile_nodes(source, feeds, options, runs=runs, warm_runs=warm_runs)
 
-    def optimize_to(self, source: EngineInput, target: Path, *, fold_large: bool) -> None:
+    def optimize_to(
+        self, source: EngineInput, target: Path, options: EngineOptions, *, fold_large: bool
+    ) -> None:
         """Write the optimised graph of this onnxruntime."""
-        optimize_to(source, target, fold_large=fold_large)
+        optimize_to(source, target, options, fold_large=fold_large)
 
     def codec_s(self) -> float:
         """Seconds of the codecs' reference work."""

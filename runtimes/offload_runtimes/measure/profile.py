@@ -28,7 +28,7 @@ from offload.graph.value_index import function_key, functions_used, nested_nodes
 from offload.planning.plan import Send
 from offload.units import format_s
 
-from offload_runtimes.engine import EngineOptions
+from offload_runtimes.engine import EngineOptions, kernel_options
 from offload_runtimes.engine.values import Array
 from offload_runtimes.measure import Progress
 from offload_runtimes.measure.cache import cached, feeds_digest
@@ -145,7 +145,8 @@ def optimized_model(
     """
     if model.path is None:
         raise InputError("the model must come from a file to be measured: save it first")
-    optimized, kernels = _optimized(model, whole_input(model), folder / "optimized.onnx", machine)
+    target = folder / "optimized.onnx"
+    optimized, kernels = _optimized(model, whole_input(model), target, machine, EngineOptions())
     surviving = surviving_tensors(model, kernels) | keep
     types = infer_with(model, shapes)
     graph = read_graph(model, shapes, surviving, types)
@@ -163,11 +164,16 @@ def optimized_model(
 
 
 def _optimized(
-    model: Model, source: EngineInput, target: Path, machine: Machine
+    model: Model,
+    source: EngineInput,
+    target: Path,
+    machine: Machine,
+    options: EngineOptions,
 ) -> tuple[EngineInput, tuple[Kernel, ...]]:
     """A model or part as the engine optimises it, and its kernels with unique names."""
     unread_bytes = sum(extent.length_bytes for extent in model.weights.extents)
-    machine.optimize_to(source, target, fold_large=unread_bytes <= _FOLDED_BYTES)
+    fold_large = unread_bytes <= _FOLDED_BYTES
+    machine.optimize_to(source, target, options, fold_large=fold_large)
     kernels = name_kernels(target)
     return (target.read_bytes() if isinstance(source, bytes) else target), kernels
 
@@ -255,13 +261,21 @@ def _share(
     A layer with a loop is timed by the clock, on its own: the profiler would write an event
     for each kernel of each step, and its own cost would be counted as the loop's. The layers
     between them are profiled as parts.
+
+    A provider that is not the CPU fuses in its own way, so its own graph is profiled.
     """
     model, graph = subject.model, subject.graph
+    kernels_on = kernel_options(options)
     seconds = [0.0] * len(graph.layers)
     loops = [index for index, layer in enumerate(graph.layers) if _has_loop(model, layer)]
-    add = partial(_add_kernels, seconds, subject, options, runs, machine)
+    add = partial(_add_kernels, seconds, subject, kernels_on, runs, machine)
     if not loops:
-        add(subject.optimized, subject.kernels, feeds)
+        if kernels_on.on_cpu:
+            add(subject.optimized, subject.kernels, feeds)
+        else:
+            with temporary_folder() as folder:
+                source, target = whole_input(model), folder / "optimized.onnx"
+                add(*_optimized(model, source, target, machine, kernels_on), feeds)
         return seconds
     edges = sorted({0, len(graph.layers), *loops, *(index + 1 for index in loops)})
     values = dict(feeds)
@@ -277,8 +291,8 @@ def _share(
                 times = machine.time_in_turns(work, runs, _LOOP_SECONDS_S)[""]
                 seconds[layers.start] = statistics.median(times)
             else:
-                optimized, kernels = _optimized(model, source, folder / "optimized.onnx", machine)
-                add(optimized, kernels, needed)
+                target = folder / "optimized.onnx"
+                add(*_optimized(model, source, target, machine, kernels_on), needed)
         values.update(zip(part.outputs, outputs, strict=True))
     return seconds
 

@@ -211,11 +211,20 @@ class TargetMachine:
         )
         return seconds
 
-    def optimize_to(self, source: EngineInput, target: Path, *, fold_large: bool) -> None:
+    def optimize_to(
+        self, source: EngineInput, target: Path, options: EngineOptions, *, fold_large: bool
+    ) -> None:
         """Fetch the optimised graph of the target's onnxruntime; its weights stay there."""
         file, is_path = self._file(source)
         optimized = self.fresh_name("optimized") + ".onnx"
-        self._call("optimize", file=file, is_path=is_path, target=optimized, fold_large=fold_large)
+        self._call(
+            "optimize",
+            file=file,
+            is_path=is_path,
+            target=optimized,
+            options=to_json(options),
+            fold_large=fold_large,
+        )
         _, blobs = self._call("send", file=optimized)
         target.write_bytes(blobs[0])
 

@@ -223,9 +223,16 @@ class Worker:
         return nodes, ()
 
     def _optimize(
-        self, _: Sequence[int], file: str, is_path: bool, target: str, fold_large: bool
+        self,
+        _: Sequence[int],
+        file: str,
+        is_path: bool,
+        target: str,
+        options: Any,
+        fold_large: bool,
     ) -> Any:
-        optimize_to(self._source(file, is_path), self._folder / target, fold_large=fold_large)
+        source, settings = self._source(file, is_path), from_json(EngineOptions, options)
+        optimize_to(source, self._folder / target, settings, fold_large=fold_large)
         return {}, ()
 
     def _client_bytes(self, sizes: Sequence[int], threads: int | None) -> Any:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from offload.errors import DeadlineError, InputError
-from offload_runtimes.engine import EngineOptions, load, profiling
+from offload_runtimes.engine import EngineOptions, kernel_options, load, profiling
 from offload_runtimes.engine.profiling import optimize_to, profile_nodes, tensor_types
 from onnx import TensorProto, helper
 
@@ -100,13 +100,21 @@ def test_the_number_of_a_gpu(names: tuple[str, ...], said: str) -> None:
         load(relu(), EngineOptions(providers=names))
 
 
-def test_a_gpu_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA failure 101: invalid device ordinal ; GPU=-1 ; hostname=h ;",
+        'Failed to parse provider option "device_id": operator() Invalid device ID: 3, must be'
+        " between 0 (inclusive) and 1 (exclusive).",
+    ],
+)
+def test_a_gpu_that_does_not_exist(monkeypatch: pytest.MonkeyPatch, words: str) -> None:
     """Without a GPU: what onnxruntime is given, and its error, are the documented ones."""
     given: list[object] = []
 
     def refuse(*_: object, providers: list[object], **__: object) -> None:
         given.extend(providers)
-        raise RuntimeError("CUDA failure 101: invalid device ordinal ; GPU=-1 ; hostname=h ;")
+        raise RuntimeError(words)
 
     available = ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(ort, "get_available_providers", lambda: available)
@@ -114,7 +122,16 @@ def test_a_gpu_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="this machine has no GPU 3: `nvidia-smi -L` lists"):
         load(relu(), EngineOptions(providers=("tensorrt:3", "cuda")))
     number = {"device_id": 3}
-    assert given == [(available[0], number), (available[1], number), available[2]]
+    exact = {**number, "use_tf32": 0}
+    assert given == [(available[0], number), (available[1], exact), available[2]]
+
+
+def test_options_to_time_kernels_with() -> None:
+    """Providers that compile many layers into one kernel leave nothing to time in it."""
+    options = EngineOptions(("tensorrt:1", "openvino", "CUDAExecutionProvider"), threads=2)
+    assert kernel_options(options) == EngineOptions(("cuda:1", "CUDAExecutionProvider"), threads=2)
+    assert kernel_options(EngineOptions(("openvino", "cpu"))).on_cpu
+    assert not kernel_options(EngineOptions(("tensorrt",))).on_cpu
 
 
 def test_unknown_provider_and_threads() -> None:
@@ -241,7 +258,7 @@ def test_kernels_timed_in_a_waiting_process_are_the_same(tmp_path: Path) -> None
     feeds, options = load(path).zeros() or {}, EngineOptions(optimize=False)
     found = profiling._timed_nodes_waiting(path, feeds, options, 1, 1, 15.0)
     assert list(found) == ["conv", "relu", "softmax"]
-    with pytest.raises(InputError, match=r"timing kernels failed: .*does not exist"):
+    with pytest.raises(InputError, match=r"could not be timed: /.*no.onnx does not exist: "):
         profiling._timed_nodes_waiting(tmp_path / "no.onnx", feeds, options, 1, 1, 15.0)
 
 

@@ -1,11 +1,14 @@
 """Match tensors and kernels of an optimised graph with the source by their names."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
+import onnx
 import pytest
-from offload.graph.engine_graph import Kernel, kernel_layers, surviving_tensors
+from offload.graph.engine_graph import Kernel, kernel_layers, name_kernels, surviving_tensors
 from offload.graph.load import Model, load_model
 from offload.graph.read import read_graph
+from onnx import TensorProto, helper
 
 from tests.toolkit.graph.test_read import CONV, model, node
 
@@ -14,6 +17,38 @@ SHAPES = {"x": (1, 3, 8, 8)}
 
 def kernel(number: int, inputs: str, outputs: str) -> Kernel:
     return Kernel(f"kernel-{number}", tuple(inputs.split()), tuple(outputs.split()))
+
+
+def test_copies_to_and_from_a_gpu_are_removed(tmp_path: Path) -> None:
+    """onnxruntime writes them where some kernels run on the CPU, and refuses them when it loads."""
+    gpu = "_CUDAExecutionProvider"
+    inside = [node("MemcpyFromHost", "b", f"b{gpu}"), node("Neg", f"b{gpu}", "inner")]
+    result = helper.make_tensor_value_info("inner", TensorProto.FLOAT, None)
+    body = helper.make_graph(inside, "body", [], [result])
+    proto = model(
+        [
+            node("MemcpyFromHost", "x", f"x{gpu}"),
+            node("Relu", f"x{gpu}", "a"),
+            node("Exp", "a", f"b{gpu}_token_3"),
+            node("MemcpyToHost", f"b{gpu}_token_3", "b"),
+            helper.make_node("If", ["flag"], ["c"], then_branch=body, else_branch=body),
+            node("Abs", "c", f"y{gpu}"),
+            node("MemcpyToHost", f"y{gpu}", "y"),
+        ]
+    )
+    path = tmp_path / "optimized.onnx"
+    onnx.save(proto, path)
+    kernels = name_kernels(path)
+    assert [(each.inputs, each.outputs) for each in kernels] == [
+        (("x",), ("a",)),
+        (("a",), ("b",)),
+        (("flag",), ("c",)),
+        (("c",), ("y",)),
+    ]
+    written = onnx.load(path).graph
+    assert [n.op_type for n in written.node] == ["Relu", "Exp", "If", "Abs"]
+    for attribute in written.node[2].attribute:
+        assert [(list(n.input), list(n.output)) for n in attribute.g.node] == [(["b"], ["inner"])]
 
 
 def shares(read: Model, kernels: tuple[Kernel, ...], cuts: Iterable[str] = ()) -> list[list[float]]:

@@ -12,8 +12,10 @@ from offload.files import write_bytes
 from offload.graph.flops import shares_by_work
 from offload.graph.load import Model
 from offload.graph.model import Graph
+from offload.graph.value_index import bodies, nested_nodes
 
 _BLOCKED = "_nchwc"
+_COPIES = ("MemcpyFromHost", "MemcpyToHost")
 # Where no kernel supports a tensor's type (most float16 tensors on the CPU), onnxruntime computes
 # the tensor in float32, under a name with this prefix and, if needed for uniqueness, a number.
 _WIDENED = "InsertedPrecisionFreeCast_"
@@ -32,9 +34,12 @@ class Kernel:
 def name_kernels(optimized: Path) -> tuple[Kernel, ...]:
     """Give every node of an optimised model file a unique name, in place, and list them.
 
-    The engine reports times by node name, and exporters repeat names or leave them out.
+    The engine reports times by node name, and exporters repeat names or leave them out. Copies to
+    and from a GPU's memory are removed: the engine adds its own when it loads the file, and refuses
+    those that it finds there.
     """
     proto = onnx.load(optimized, load_external_data=False)
+    _remove_copies(proto.graph)
     for index, node in enumerate(proto.graph.node):
         node.name = f"kernel-{index}"
     write_bytes(optimized, proto.SerializeToString())
@@ -42,6 +47,26 @@ def name_kernels(optimized: Path) -> tuple[Kernel, ...]:
         Kernel(node.name, tuple(filter(None, node.input)), tuple(filter(None, node.output)))
         for node in proto.graph.node
     )
+
+
+def _remove_copies(graph: onnx.GraphProto) -> None:
+    """Remove the engine's copy nodes, in subgraphs too, and give tensors one name again.
+
+    Of a copy's two tensors the one in the other memory is named after the original: `t` and
+    `t_CUDAExecutionProvider`.
+    """
+    copies = [node for node in graph.node if node.op_type in _COPIES]
+    names: dict[str, str] = {}
+    for copy in copies:
+        original, other = sorted((copy.input[0], copy.output[0]), key=len)
+        names[other] = original
+        graph.node.remove(copy)
+    for node in graph.node:
+        for body in bodies(node):
+            _remove_copies(body)
+        for each in nested_nodes(node) if names else ():
+            each.input[:] = [names.get(name, name) for name in each.input]
+            each.output[:] = [names.get(name, name) for name in each.output]
 
 
 def surviving_tensors(model: Model, kernels: Iterable[Kernel]) -> frozenset[str]:
