@@ -263,8 +263,8 @@ def test_bound_tensors_against_unbound_ones(models: dict[str, Path], tmp_path: P
 
 
 def session_of(path: Path) -> ort.InferenceSession:
-    full = "CPUExecutionProvider" if NO_GPU else "CUDAExecutionProvider"
-    return ort.InferenceSession(path, providers=[full])
+    exact = ("CUDAExecutionProvider", {"use_tf32": 0})
+    return ort.InferenceSession(path, providers=["CPUExecutionProvider" if NO_GPU else exact])
 
 
 @pytest.fixture(scope="module")

@@ -317,8 +317,8 @@ def _with_options(
     computed it: by 1 to 2 % of the largest value for networks of the zoo on an H200.
     """
     number = {} if gpu is None else {"device_id": gpu}
-    settings = {name: dict(number) for name in GPU_PROVIDERS}
-    settings["CUDAExecutionProvider"]["use_tf32"] = 0
+    settings: dict[str, dict[str, Any]] = {name: dict(number) for name in GPU_PROVIDERS}
+    settings["CUDAExecutionProvider"] |= {"use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}
     return [(name, settings[name]) if settings.get(name) else name for name in providers]
 
 
