@@ -1,13 +1,15 @@
 """The device of `bench_adapt`: one session, frame after frame, a line of JSON for each.
 
-`python -m tests.benchmarks.adapting BUNDLE SERVER SLOWDOWN PLAN PHASE_S FACTORS FEEDS EXPECTED`; a
-plan of -1 lets the session choose. FACTORS, separated by commas, further slow down the device in
-each phase.
+Arguments: BUNDLE SERVER SLOWDOWN PLAN PHASE_S FACTORS FEEDS EXPECTED PACE. A plan of -1 lets the
+session choose. FACTORS, separated by commas, further slow down the device in each phase. PACE is a
+file of run times that the first process writes and the next ones read: made ten times longer, the
+differences between processes would be those between plans.
 """
 
 import json
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 from offload.bundle.bundle import open_bundle
@@ -24,7 +26,7 @@ def main(
     phase_s, factors = float(phase), [float(factor) for factor in throttling.split(",")]
     with np.load(files[0]) as feeds, np.load(files[1]) as outputs:
         given, expected = dict(feeds), dict(outputs)
-    pacer = settled(bundle, server, float(slowdown), given)
+    pacer = settled(bundle, server, float(slowdown), given, Path(files[2]))
     with OffloadSession(
         bundle,
         server,
@@ -53,14 +55,26 @@ def main(
         print(json.dumps({"switches": counts.switches, "losses": counts.losses}), flush=True)
 
 
-def settled(bundle: str, server: str, slowdown: float, given: dict[str, Array]) -> Pacer:
-    """A pace with fixed run times for the parts of all plans, free of noise."""
+def settled(
+    bundle: str, server: str, slowdown: float, given: dict[str, Array], known: Path | None = None
+) -> Pacer:
+    """A pace with fixed run times for the parts of all plans, free of noise.
+
+    They are read from the file `known` if it exists, and written there if it does not.
+    """
     pacer = Pacer(slowdown)
+    if known is not None and known.is_file():
+        for key, duration_s in json.loads(known.read_text()).items():
+            pacer.add(key, duration_s)
+        pacer.settle()
+        return pacer
     for plan in range(len(open_bundle(bundle, (Side.DEVICE,)).plans)):
         with OffloadSession(bundle, server, threads=1, slowdown=pacer, plan=plan) as session:
             for _ in range(Pacer.WINDOW):
                 session.rehearse(given)
-    pacer.settle()
+    durations_s = pacer.settle()
+    if known is not None:
+        known.write_text(json.dumps(durations_s))
     return pacer
 
 

@@ -138,7 +138,7 @@ class Track:
         """One session from the first phase to the last."""
         self._shape(trace[0].rate_bps)
         throttling = ",".join(str(phase.throttling) for phase in trace)
-        files = (str(self.folder / "feeds.npz"), str(self.folder / "expected.npz"))
+        files = [str(self.folder / name) for name in ("feeds.npz", "expected.npz", "pace.json")]
         fixed = (str(self.bundle.path), address, str(SLOWDOWN), str(plan), str(self.phase_s))
         command = (sys.executable, "-m", "tests.benchmarks.adapting", *fixed, throttling, *files)
         with subprocess.Popen(

@@ -44,17 +44,19 @@ class Pacer(WarmRunTimes):
         if not self._is_settled:
             super().add(key, duration_s)
 
-    def settle(self, factor: float = 1.0) -> None:
+    def settle(self, factor: float = 1.0) -> Mapping[str, float]:
         """Use the shortest duration of each key from now on, so that all runs take equally long.
 
         Other load on the machine only ever makes work take longer. All durations are multiplied
-        by `factor`, to correct for a machine that is slower now than when it was measured.
+        by `factor`, to correct for a machine that is slower now than when it was measured. They are
+        returned by key: a pacer of another process that adds and settles them paces alike.
         """
         with self._lock:
             self._is_settled = True
             self._durations = {
                 key: [factor * min(durations)] for key, durations in self._durations.items()
             }
+            return {key: duration_s for key, (duration_s,) in self._durations.items()}
 
     def pace(self, key: str, start_s: float | None = None) -> None:
         """Sleep until a slower machine that began at `start_s` would be done.
