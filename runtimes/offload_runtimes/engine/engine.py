@@ -36,6 +36,10 @@ InputShapes: TypeAlias = Mapping[str, tuple[int, ...]]  # by name
 # Where ORT looks for the external data of a model that is given as bytes.
 _EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _NO_SUCH_GPU = ("invalid device ordinal", "Invalid device ID")  # words of CUDA and of ORT
+# By default CUDA rounds float32 to TF32, 10 bits, so that an answer would depend on the side that
+# computed it: by 1 to 2 % of the largest value for networks of the zoo on an H200. By default cuDNN
+# tries all algorithms after each change of shape; its heuristics are quicker and choose as well.
+_SETTINGS = {"CUDAExecutionProvider": {"use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}}
 
 
 class Engine:
@@ -311,15 +315,14 @@ def _session(
 def _with_options(
     providers: Sequence[str], gpu: int | None
 ) -> list[str | tuple[str, dict[str, Any]]]:
-    """Providers as ORT takes them: the number of the GPU, and CUDA computes float32 exactly.
-
-    By default CUDA rounds float32 to TF32, 10 bits, so that an answer would depend on the side that
-    computed it: by 1 to 2 % of the largest value for networks of the zoo on an H200.
-    """
-    number = {} if gpu is None else {"device_id": gpu}
-    settings: dict[str, dict[str, Any]] = {name: dict(number) for name in GPU_PROVIDERS}
-    settings["CUDAExecutionProvider"] |= {"use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}
-    return [(name, settings[name]) if settings.get(name) else name for name in providers]
+    """Providers as ORT takes them, those of GPUs with the number of the GPU and our settings."""
+    given: list[str | tuple[str, dict[str, Any]]] = []
+    for name in providers:
+        settings = dict(_SETTINGS.get(name, {}))
+        if gpu is not None and name in GPU_PROVIDERS:
+            settings["device_id"] = gpu
+        given.append((name, settings) if settings else name)
+    return given
 
 
 def first_line(error: Exception) -> str:
