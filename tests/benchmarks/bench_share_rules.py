@@ -29,7 +29,7 @@ GAIN, OFF = 1.2, 1.25
 
 
 def estimated(uses: Sequence[ResourceUse], seed: int) -> list[ResourceUse]:
-    """The uses where each resource is estimated too fast or too slow."""
+    """The seconds of each resource, estimated too short or too long."""
     factors = np.random.default_rng(seed).choice([1 / OFF, OFF], 4)
     return [ResourceUse(*(factors * use.seconds).tolist()) for use in uses]
 

@@ -29,7 +29,7 @@ from tests.up.machines import Machines, two_machines
 LINKS = ("wifi", "4g")
 SLOWDOWN = 10.0
 REPEATS = 20
-PROCESSES, RUNS = 3, 7  # of the release
+PROCESSES, RUNS = 3, 7  # processes that run the release, inferences in each
 PICK, PREDICTION, MOST_S = 1.05, 0.10, 180.0
 
 

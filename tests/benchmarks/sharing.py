@@ -63,7 +63,7 @@ def main() -> None:
         for number in range(job["rounds"]):
             for label, (name, plan) in job["streams"].items():
                 used = shared[name] if plan is None and name in shared else alone[name][plan or 0]
-                # A mix has a larger window, which takes longer to fill.
+                # A mix has more frames under way, and takes longer to reach its rate.
                 seconds = job["seconds"] * (2 if plan is None else 1)
                 row = stream(used, feeds[name], answers[name], seconds)
                 print(json.dumps({"label": label, "round": number, **row}), flush=True)

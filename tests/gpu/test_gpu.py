@@ -34,7 +34,7 @@ from offload_runtimes.serving.warm_up import is_slowed_by_changes
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parent.parent.parent
 MODELS = ("googlenet", "resnet50", "mobilenet_v2")
-TOLERANCE = 1e-3  # of the largest value
+TOLERANCE = 1e-3  # largest difference, relative to the largest value
 
 
 def why_no_gpu() -> str:

@@ -153,7 +153,7 @@ def gpu_number(names: Sequence[str]) -> int | None:
 
 
 def kernel_options(options: EngineOptions) -> EngineOptions:
-    """The options to time kernels with: providers that run kernels one by one.
+    """The options under which kernels are timed: only providers that run them one by one.
 
     TensorRT and OpenVINO compile many layers into one kernel, which onnxruntime times as one.
     CUDA, on the same GPU, stands for TensorRT, and the CPU for OpenVINO.

@@ -55,7 +55,7 @@ def server(bundle: Bundle) -> Iterator[Server]:
 
 
 def fix_shares(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fix the plans of the frames: the speed of the machine that runs the test does not decide."""
+    """Fix which plan each frame follows, whatever the speed of the machine that runs the test."""
 
     def fixed(uses: Sequence[ResourceUse], *_: object) -> tuple[tuple[float, ...], float]:
         return ((0.4, 0.2, 0.4) if len(uses) == 3 else (1.0,)), 1.0
@@ -124,7 +124,7 @@ def test_answers_are_those_of_the_whole_model_in_order(
 def test_a_slow_device_does_not_hold_up_the_others(
     bundle: Bundle, server: Server, expected: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While no local frame is computed, the other plans get the frames beyond two or three."""
+    """While the device is blocked, it gets four frames at most; the other plans get the rest."""
     may_compute, chosen = threading.Event(), []
 
     def slowly() -> Iterator[dict[str, np.ndarray]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from offload.costs.link import Link
 from offload.planning.batch import MicroBatch, share_rows
@@ -64,6 +64,7 @@ remotes = st.builds(remote, seconds, bytes_, seconds, bytes_)
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 40), st.lists(remotes, min_size=1, max_size=2))
+@example(3, 18, [remote(0.0, 1000, 0.0, 9000), remote(0.005, 1000, 0.0, 2000)])
 def test_shares_are_nearly_the_best_of_all(rows: int, ms: int, others: list[Forecast]) -> None:
     forecasts = [local(ms / 1000), *others]
     needs = [False, *(True for _ in others)]

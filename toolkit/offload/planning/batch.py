@@ -182,10 +182,11 @@ def share_rows(
 
     Rows that use the server go in 1 to 8 micro-batches of nearly equal size, as in lot streaming
     with equal sublots (Trietsch & Baker 1993): each by the plan that answers it first (list
-    scheduling, Graham 1969), or all by one plan. The device computes the other rows in one
-    micro-batch after its work for those. The more rows use the server, the later they end and the
-    sooner the device ends, so the best number is found by bisection. Further micro-batches must
-    gain 1 %. O(plans^2 log rows) timelines of at most 9 micro-batches.
+    scheduling, Graham 1969), or all by one plan; then the plan of one micro-batch at a time is
+    changed if that helps. The device computes the other rows in one micro-batch after its work for
+    those. The more rows use the server, the later they end and the sooner the device ends, so the
+    best number is found by bisection. Further micro-batches must gain 1 %.
+    O(plans^2 log rows) timelines of at most 9 micro-batches.
 
     Args:
         forecasts: of the plans that may take part, each for `planned_rows` rows; at least one.
@@ -216,8 +217,8 @@ def share_rows(
     for count in (number for number in _COUNTS if number <= rows):
         for plans in groups:
             divide = partial(_divide, rows, count, plans, local, times_of)
-            for tried in _around_best(divide, times_of, rows if local is None else 1, rows):
-                end_s = _makespan_s(tried, times_of)
+            for divided in _around_best(divide, times_of, rows if local is None else 1, rows):
+                tried, end_s = _improved(divided, plans, times_of)
                 if end_s < best_s * (1 - _WORTH if len(tried) > len(best) else 1):
                     best, best_s = tried, end_s
     margin_s = _margin_s([times_of(each.plan, each.rows) for each in best], times_of(single, rows))
@@ -259,6 +260,24 @@ def _divide(
     if local is not None and sent < rows:
         micro_batches.append(MicroBatch(local, rows - sent))
     return tuple(micro_batches)
+
+
+def _improved(
+    micro_batches: tuple[MicroBatch, ...], plans: Sequence[int], times_of: _TimesOf
+) -> tuple[tuple[MicroBatch, ...], float]:
+    """Change the plan of each micro-batch that is sent, one after the other, if that helps.
+
+    Returns:
+        The micro-batches and their makespan.
+    """
+    best, best_s = micro_batches, _makespan_s(micro_batches, times_of)
+    for number, each in enumerate(micro_batches):
+        for plan in plans if each.plan in plans else ():
+            tried = (*best[:number], replace(each, plan=plan), *best[number + 1 :])
+            end_s = _makespan_s(tried, times_of) if plan != best[number].plan else best_s
+            if end_s < best_s:
+                best, best_s = tried, end_s
+    return best, best_s
 
 
 def _even(rows: int, count: int) -> list[int]:

@@ -265,7 +265,7 @@ class Send:
 
     @property
     def is_encoded(self) -> bool:
-        """Whether the device computes what it sends; else it sends the tensor's own bytes."""
+        """Whether a codec encodes the tensor; otherwise its own bytes are sent."""
         return encoding(self.encoding).codec != RAW.codec
 
     @property

@@ -177,8 +177,8 @@ def take_turn(
     Each plan earns its share of every frame and pays for each frame that it gets; the plan with
     the most credit is next. A greedy rule for the chairman assignment problem (Tijdeman 1980).
 
-    A plan is passed over while more than its share of the waiting frames, and one, are its own:
-    then a resource is slower than estimated, and shares alone would let the others wait for it.
+    A plan is passed over while it has more waiting frames than its share of them plus one: one of
+    its resources is slower than estimated, and by shares alone the other plans would wait for it.
 
     Args:
         credit: of each plan so far; 0 at the start.
@@ -191,5 +191,5 @@ def take_turn(
     punctual = [plan for plan in able if waiting[plan] <= most[plan]]
     plan = max(punctual or able, key=earned.__getitem__)
     earned[plan] -= 1
-    # A plan that was passed over does not get all those frames later.
+    # Limited, so that a plan that was passed over does not catch up with a burst of frames.
     return plan, tuple(min(max(each, -1.0), 1.0) for each in earned)
