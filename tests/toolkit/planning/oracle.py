@@ -45,7 +45,9 @@ def best_rate_hz(uses: Iterable[Sequence[float]]) -> float:
     table = np.vstack([columns, np.eye(4)])
     choices = np.array(list(itertools.combinations(range(len(table)), 4)))
     bases = table[choices].transpose(0, 2, 1)
-    bases, choices = (part[np.abs(np.linalg.det(bases)) > 1e-9] for part in (bases, choices))
+    with np.errstate(divide="ignore"):  # the elimination divides by a singular matrix's zero pivot
+        is_regular = np.abs(np.linalg.det(bases)) > 1e-9
+    bases, choices = bases[is_regular], choices[is_regular]
     solutions = np.linalg.solve(bases, np.ones((len(bases), 4, 1)))[:, :, 0]
     rates = np.where(choices < len(columns), solutions, 0.0).sum(axis=1)
     return float(rates[(solutions >= -1e-9).all(axis=1)].max())
