@@ -8,7 +8,7 @@ the session changes to that bundle between two frames.
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -168,14 +168,14 @@ class OpenedBundle:
     def start(
         self,
         first: DeviceConnection | None,
-        why: OffloadError | None,
+        refusals: Sequence[tuple[str, OffloadError]],
         find_successor: Callable[[], Successor | None],
     ) -> None:
         """Get ready for inferences, over an open connection if there is one.
 
         Args:
             first: the connection.
-            why: why the server could not be used, if there is no connection.
+            refusals: the servers that could not be used, by address, and why; none if connected.
             find_successor: see ReconnectLoop.
 
         Raises:
@@ -186,7 +186,7 @@ class OpenedBundle:
                 self.servers,
                 self.new_connection,
                 first,
-                why,
+                refusals,
                 self._options,
                 self._counters,
                 find_successor,
@@ -249,21 +249,27 @@ class ActiveBundle:
         self._closed = ""
         self._runners: weakref.WeakSet[InferenceRunner] = weakref.WeakSet()
         self.opened = load(bundle)
-        connection, why = None, None
+        connection = None
+        refusals: list[tuple[str, OffloadError]] = []
+
+        def open_it(connection: DeviceConnection) -> None:
+            try:
+                connection.open(options.connect_timeout_s)
+            except BundleError as error:
+                refusals.append((connection.server, error.with_traceback(None)))
+                raise
+            refusals.clear()
+
         if self.opened.new_connection is not None:
-            timeout_s = options.connect_timeout_s
             try:
                 connection = connect_in_turn(
-                    self.opened.servers,
-                    self.opened.new_connection,
-                    lambda connection: connection.open(timeout_s),
+                    self.opened.servers, self.opened.new_connection, open_it
                 )
-            except (ServerError, BundleError) as error:
+            except (ServerError, BundleError):
                 if options.require_server:
                     raise
-                why = error if isinstance(error, BundleError) else None
         try:
-            self.opened.start(connection, why, self._find_successor)
+            self.opened.start(connection, refusals, self._find_successor)
         except OffloadError:
             self.opened.close()
             raise
@@ -289,7 +295,7 @@ class ActiveBundle:
             OffloadError: the bundle cannot run.
         """
         try:
-            successor.start(connection, None, self._find_successor)
+            successor.start(connection, (), self._find_successor)
         except OffloadError as error:
             self._successor, self._unusable = None, error
             successor.close()

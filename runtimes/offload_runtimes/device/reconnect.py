@@ -109,7 +109,7 @@ class ReconnectLoop:
         servers: the servers; the current one is that of `first`.
         make: makes a connection to the current server that is not open yet.
         first: the first connection, open; None if the server could not be used at the start.
-        why: why the server could not be used at the start.
+        refusals: the servers that could not be used at the start, by address, and why.
         options: `heartbeat_s` between pings, and between attempts to reconnect;
             `connect_timeout_s` for one attempt at most, attempts begin with 1 s.
         counters: where losses are counted.
@@ -122,7 +122,7 @@ class ReconnectLoop:
         servers: ServerRotation,
         make: Callable[[], DeviceConnection],
         first: DeviceConnection | None,
-        why: OffloadError | None,
+        refusals: Sequence[tuple[str, OffloadError]],
         options: SessionOptions,
         counters: Counters,
         find_successor: Callable[[], Successor | None],
@@ -144,14 +144,14 @@ class ReconnectLoop:
         self._counters = counters
         self._find_successor = find_successor
         self._tried: Successor | None = None
-        self._is_refused = isinstance(why, BundleError)
+        self._is_refused = any(isinstance(error, BundleError) for _, error in refusals)
         self._refused_wait_s = options.heartbeat_s
         self._next_try_s = 0.0
         self._warned: set[str] = set()
         self._warnings: list[OffloadError] = []
         self._why: OffloadError = ServerError("the server could not be reached at the start")
-        if why is not None:
-            self._failed(why, "")
+        for server, error in refusals:
+            self._failed(error, server)
         if first is not None:
             self._use(first)
         self._stopped = threading.Event()
