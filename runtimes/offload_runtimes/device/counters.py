@@ -2,8 +2,9 @@
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 LOG = logging.getLogger("offload.device")
@@ -58,33 +59,33 @@ class Counts:
 
 
 class Counters:
-    """The counts of a session, increased by several threads.
-
-    Attributes:
-        counts: the counts now.
-    """
+    """The counts of a session, increased by several threads."""
 
     def __init__(self) -> None:
-        self.counts = Counts()
+        self._numbers: Counter[str] = Counter()  # by the names of the fields of Counts
+        self._by_plan: list[int] = []
+        self._by_server: Counter[str] = Counter()
         self._lock = threading.Lock()
+
+    @property
+    def counts(self) -> Counts:
+        """The counts now."""
+        with self._lock:
+            return Counts(
+                **self._numbers, by_plan=tuple(self._by_plan), by_server=dict(self._by_server)
+            )
 
     def answered(self, outcome: Outcome, plan: int, server: str | None) -> None:
         """Count an inference that was answered by a plan, with a server or without one."""
         with self._lock:
-            counts = self.counts
-            by_plan = [*counts.by_plan, *[0] * (plan + 1 - len(counts.by_plan))]
-            by_plan[plan] += 1
-            by_server = dict(counts.by_server)
+            self._numbers[outcome.value] += 1
+            while len(self._by_plan) <= plan:
+                self._by_plan.append(0)
+            self._by_plan[plan] += 1
             if server is not None:
-                by_server[server] = by_server.get(server, 0) + 1
-            self.counts = replace(
-                counts,
-                by_plan=tuple(by_plan),
-                by_server=by_server,
-                **{outcome.value: getattr(counts, outcome) + 1},
-            )
+                self._by_server[server] += 1
 
     def add(self, name: str) -> None:
         """Increase a count, named as a field of Counts."""
         with self._lock:
-            self.counts = replace(self.counts, **{name: getattr(self.counts, name) + 1})
+            self._numbers[name] += 1

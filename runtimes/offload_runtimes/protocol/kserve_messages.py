@@ -9,6 +9,7 @@ import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -86,6 +87,16 @@ class ModelSignature:
     outputs: tuple[ModelValue, ...]
     limits: Mapping[str, TensorSpec]
 
+    @cached_property
+    def known(self) -> Mapping[str, ModelValue]:
+        """All inputs by name."""
+        return {value.name: value for value in (*self.inputs, *self.defaults)}
+
+    @cached_property
+    def limits_bytes(self) -> Mapping[str, int]:
+        """The largest size of each input."""
+        return {name: spec.limit_bytes for name, spec in self.limits.items()}
+
     def why_not(self) -> str:
         """Why the protocol cannot carry its tensors; empty: it can."""
         for value in (*self.inputs, *self.defaults, *self.outputs):
@@ -139,15 +150,15 @@ def read_inputs(request: kserve.ModelInferRequest, model: ModelSignature) -> dic
         InputError: a name, datatype, shape, size or parameter is wrong, or an input is missing.
     """
     _check_parameters(request)
-    known = {value.name: value for value in (*model.inputs, *model.defaults)}
+    known = model.known
     for tensor in request.inputs:
         if tensor.name not in known:
             raise InputError(
                 f"model {model.name!r} has no input {tensor.name[:_SHOWN]!r}: it takes"
                 f" {list(known)}"
             )
-    limits = {name: spec.limit_bytes for name, spec in model.limits.items()}
-    feeds = _read("input", request.inputs, request.raw_input_contents, known, limits)
+    raw = request.raw_input_contents
+    feeds = _read("input", request.inputs, raw, known, model.limits_bytes)
     for value in model.inputs:
         if value.name not in feeds:
             names = [value.name for value in model.inputs]
@@ -183,7 +194,7 @@ def _read(
 ) -> dict[str, Any]:
     """The tensors of known names, checked; `what` they are, for messages."""
     # MLServer leaves empty contents beside raw ones.
-    if raw and any(tensor.contents.ByteSize() for tensor in tensors):
+    if raw and any(t.HasField("contents") and t.contents.ByteSize() for t in tensors):
         raise InputError(f"give the {what}s in raw_{what}_contents or in contents, not in both")
     if raw and len(raw) != len(tensors):
         raise InputError(f"{len(tensors)} {what}s came with {len(raw)} raw_{what}_contents")
@@ -306,8 +317,8 @@ def _check_parameters(request: kserve.ModelInferRequest) -> None:
     """Refuse parameters that would change the answer; hints such as priorities are ignored."""
     holders: Iterable[Any] = (request, *request.inputs, *request.outputs)
     for holder in holders:
-        for name in _UNSUPPORTED:
-            if name in holder.parameters:
+        for name in holder.parameters:
+            if name in _UNSUPPORTED:
                 raise InputError(f"the parameter {name!r} is not supported here: leave it out")
 
 

@@ -6,6 +6,7 @@ turns, share batches and are limited together with sessions.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from offload.bundle.bundle import ModelValue
@@ -41,6 +42,32 @@ class ServedModel:
     signature: ModelSignature
     contract: Contract
     is_whole: bool = False
+
+    @cached_property
+    def parts(self) -> tuple[str, ...]:
+        """The bundle's parts that compute it."""
+        return tuple(segment.part for segment in self.contract.segments)
+
+
+def hold_inputs(reservation: Reservation, size_bytes: int) -> None:
+    """Hold the bytes of a request's inputs.
+
+    Raises:
+        InputError: they are more than the server allows for all clients.
+        ServerError: they do not fit beside those of other clients now.
+    """
+    limit_bytes = reservation.limit_bytes
+    if size_bytes > limit_bytes:
+        raise InputError(
+            f"this request takes {format_bytes(size_bytes)}, the server allows"
+            f" {format_bytes(int(limit_bytes))} for the tensors of all clients (--max-memory):"
+            " use a smaller batch, or allow more"
+        )
+    if not reservation.hold(size_bytes, idle=False):
+        raise ServerError(
+            "the memory for clients' tensors is in use on the server (--max-memory): try again,"
+            " or allow more"
+        )
 
 
 class InferenceRequest:
@@ -99,7 +126,7 @@ class InferenceRequest:
         signature = self.model.signature
         self._head = messages.response_head(request, signature)
         try:
-            self._hold(messages.memory_bytes(request, size_bytes))
+            hold_inputs(self._reservation, messages.memory_bytes(request, size_bytes))
             self._wanted = messages.requested_outputs(request, signature)
             self._frame.tensors = messages.read_inputs(request, signature)
         except OffloadError as error:
@@ -147,20 +174,6 @@ class InferenceRequest:
             RunSegment(_FRAME, segment, self._frame.feeds(segment))
             for segment in self._frame.startable()
         ]
-
-    def _hold(self, size_bytes: int) -> None:
-        limit_bytes = self._reservation.limit_bytes
-        if size_bytes > limit_bytes:
-            raise InputError(
-                f"this request takes {format_bytes(size_bytes)}, the server allows"
-                f" {format_bytes(int(limit_bytes))} for the tensors of all clients (--max-memory):"
-                " use a smaller batch, or allow more"
-            )
-        if not self._reservation.hold(size_bytes, idle=False):
-            raise ServerError(
-                "the memory for clients' tensors is in use on the server (--max-memory): try again,"
-                " or allow more"
-            )
 
     def _fail(self, error: OffloadError) -> list[Event]:
         self.error = error

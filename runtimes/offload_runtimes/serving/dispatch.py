@@ -1,5 +1,6 @@
 """Run the segments that sessions ask for, on workers that serve sessions in turn."""
 
+import itertools
 import logging
 import threading
 import time
@@ -10,7 +11,9 @@ from functools import partial
 from typing import Any
 
 from offload.errors import OffloadError, ServerError
+from offload.planning.plan import Segment
 
+from offload_runtimes.engine import size_bytes
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.server_state import (
     Close,
@@ -24,11 +27,36 @@ from offload_runtimes.serving.batching import BatchQueue
 from offload_runtimes.serving.bundles import LoadedBundle
 from offload_runtimes.serving.metrics import Observer
 from offload_runtimes.serving.serve_options import ServeOptions
-from offload_runtimes.serving.sessions import Batch, BatchKey, SegmentTask, SessionState
+from offload_runtimes.serving.sessions import (
+    Batch,
+    BatchKey,
+    RunningRequest,
+    SegmentTask,
+    SessionState,
+)
 
 Job = Callable[[], object]
 LOG = logging.getLogger("offload.server")
 _NEWEST = 0.2  # the weight of the newest job in the mean
+
+
+class _Turn:
+    """The place in a queue of a thread that waits to run its own job."""
+
+    def __init__(self) -> None:
+        self._has_come = False
+        self._over = threading.Lock()  # held while the thread waits
+        self._over.acquire()
+
+    def wait(self) -> bool:
+        """Wait for the turn; False if it will not come."""
+        self._over.acquire()
+        return self._has_come
+
+    def end(self, *, has_come: bool) -> None:
+        """End the wait."""
+        self._has_come = has_come
+        self._over.release()
 
 
 class FairWorkers:
@@ -38,9 +66,9 @@ class FairWorkers:
     """
 
     def __init__(self, workers: int) -> None:
-        self._queues: OrderedDict[Hashable, deque[Job]] = OrderedDict()
+        self._queues: OrderedDict[Hashable, deque[Job | _Turn]] = OrderedDict()
         self._free = self._count = workers
-        self._running: list[int] = []  # ids of keys: a reference would keep a session alive
+        self._running: list[int] = []  # hashes of keys: a reference would keep a session alive
         self._usual_s = 0.0  # of a job, a mean in which recent ones count more
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
@@ -75,15 +103,28 @@ class FairWorkers:
         with self._lock:
             if not self._free or self._queues or self._stopped:
                 return False
-            self._free -= 1
-            self._running.append(id(key))
-        try:
-            self._do(id(key), job)
-        finally:
-            with self._lock:
-                if self._queues:
-                    self._changed.notify()
+            self._begin(key)
+        self._do(hash(key), job)
         return True
+
+    def enter(self, key: Hashable) -> bool:
+        """Wait for a turn of a key: the caller counts as one of the workers until it calls `leave`.
+
+        False: the turn will not come, as the key was dropped or the workers are stopped.
+        """
+        with self._lock:
+            if self._stopped:
+                return False
+            if self._free and not self._queues:
+                self._begin(key)
+                return True
+            turn = _Turn()
+            self._queues.setdefault(key, deque()).append(turn)
+        return turn.wait()
+
+    def leave(self, key: Hashable, took_s: float) -> None:
+        """End the turn that `enter` waited for, in which a job ran for `took_s`."""
+        self._end(hash(key), took_s)
 
     def on_every_worker(self, job: Job) -> None:
         """Run a job once on each thread, ahead of queued jobs; return when all have run it.
@@ -108,14 +149,17 @@ class FairWorkers:
         with self._lock:
             if self._free:
                 return 0.0
-            running = sum(1 for other in self._running if other != id(key))
+            running = sum(1 for other in self._running if other != hash(key))
             waiting = len(self._queues) - (key in self._queues)
             return (running / 2 + waiting) * self._usual_s / self._count
 
     def drop(self, key: Hashable) -> None:
         """Forget the jobs of a key that have not started."""
         with self._lock:
-            self._queues.pop(key, None)
+            for job in self._queues.pop(key, ()):
+                if isinstance(job, _Turn):
+                    job.end(has_come=False)
+            self._give_turns()
 
     @property
     def waiting(self) -> int:
@@ -127,6 +171,9 @@ class FairWorkers:
         """End the threads when their current jobs end; queued jobs are forgotten."""
         with self._lock:
             self._stopped = True
+            for job in itertools.chain.from_iterable(self._queues.values()):
+                if isinstance(job, _Turn):
+                    job.end(has_come=False)
             self._queues.clear()
             self._changed.notify_all()
         for thread in self._threads:
@@ -146,23 +193,52 @@ class FairWorkers:
             del item, job  # they refer to a session and its tensors; the next job may come late
 
     def _do(self, key: int, job: Job) -> None:
-        """Run a job for the key of that id, and free its worker."""
+        """Run a job for the key of that hash, and free its worker."""
         begun_s = time.monotonic()
         try:
             job()
         except BaseException:
             LOG.exception("a job raised an error")
         finally:
-            took_s = time.monotonic() - begun_s
-            with self._lock:
-                self._free += 1
-                self._running.remove(key)
-                self._usual_s += _NEWEST * (took_s - self._usual_s) if self._usual_s else took_s
+            self._end(key, time.monotonic() - begun_s)
+
+    def _end(self, key: int, took_s: float) -> None:
+        """Free the worker of a job for the key of that hash."""
+        with self._lock:
+            self._free += 1
+            self._running.remove(key)
+            self._usual_s += _NEWEST * (took_s - self._usual_s) if self._usual_s else took_s
+            self._give_turns()
+
+    def _begin(self, key: Hashable) -> None:
+        """Take a free worker for a job."""
+        self._free -= 1
+        self._running.append(hash(key))
+
+    def _give_turns(self) -> None:
+        """Let threads begin whose turn has come; wake a worker if the next job is one for it."""
+        while self._free and self._queues:
+            key, jobs = next(iter(self._queues.items()))
+            turn = jobs[0]
+            if not isinstance(turn, _Turn):
+                self._changed.notify()
+                return
+            self._take(key)
+            turn.end(has_come=True)
+
+    def _take(self, key: Hashable) -> "Job | _Turn":
+        """Take the first job of a key off the queue, and a free worker for it."""
+        jobs = self._queues.pop(key)
+        job = jobs.popleft()
+        if jobs:
+            self._queues[key] = jobs  # behind the other keys
+        self._begin(key)
+        return job
 
     def _next(self, number: int) -> tuple[int | None, Job] | None:
         """Wait for a job; None after `stop`. A call of its own, so that no key stays referenced.
 
-        The key's id is None for a job of `on_every_worker`.
+        The hash is None for a job of `on_every_worker`.
         """
         before = self._before[number]
         with self._lock:
@@ -172,13 +248,11 @@ class FairWorkers:
                 return None
             if before:
                 return None, partial(_run_and_set, *before.popleft())
-            key, jobs = self._queues.popitem(last=False)
-            job = jobs.popleft()
-            if jobs:
-                self._queues[key] = jobs
-            self._free -= 1
-            self._running.append(id(key))
-            return id(key), job
+            key = next(iter(self._queues))
+            job = self._take(key)
+            assert not isinstance(job, _Turn)  # as `_give_turns` leaves none in front
+            self._give_turns()
+            return hash(key), job
 
 
 def _run_and_set(job: Job, done: threading.Event) -> None:
@@ -255,6 +329,52 @@ class Dispatcher:
         """End the workers when their current runs end."""
         self._queue.stop()
         self._workers.stop()
+
+    def runs_here(self, loaded: LoadedBundle, parts: Iterable[str]) -> bool:
+        """Whether parts may run on any thread: they share no batches and run on the CPU."""
+        return all(part in loaded.alone and not loaded.engines[part].on_gpu for part in parts)
+
+    def compute(
+        self,
+        turn: Hashable,
+        loaded: LoadedBundle,
+        segment: Segment,
+        feeds: Mapping[str, Any],
+        request: RunningRequest,
+    ) -> list[Any]:
+        """Run a segment that `runs_here` on the caller's thread, when its turn has come.
+
+        Args:
+            turn: what takes turns among the workers.
+            loaded: the bundle of the segment.
+            segment: the segment.
+            feeds: its inputs.
+            request: what it runs for, and is stopped with.
+
+        Raises:
+            OffloadError: it failed, was stopped, or the server is shutting down.
+        """
+        ready_s = time.monotonic()
+        call = loaded.engines[segment.part].prepare(self._max_run_s)
+        request.stops(call)
+        if not self._workers.enter(turn):
+            raise ServerError("the server is shutting down: try again")
+        start_s = time.monotonic()
+        try:
+            arrays = call.run(segment.outputs, feeds)
+        except OffloadError:
+            raise
+        except Exception as error:
+            self._observer.broke(0, error)
+            raise _unexpected(segment.part, error) from error
+        finally:
+            end_s = time.monotonic()
+            self._workers.leave(turn, end_s - start_s)
+        loaded.last_runs[segment.part] = sum(map(size_bytes, feeds.values())), end_s - start_s
+        request.queue_s += start_s - ready_s
+        request.compute_s += end_s - start_s
+        self._observer.computed(start_s - ready_s, end_s - start_s)
+        return arrays
 
     def apply(self, session: SessionState, events: Iterable[Event]) -> list[SegmentTask]:
         """Carry out the protocol's events; the segments to run are returned, not started.

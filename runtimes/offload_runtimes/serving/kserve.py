@@ -31,13 +31,14 @@ from offload_runtimes.protocol.kserve_messages import (
     sizes,
     version_of,
 )
-from offload_runtimes.protocol.kserve_state import InferenceRequest, ServedModel
+from offload_runtimes.protocol.kserve_state import InferenceRequest, ServedModel, hold_inputs
 from offload_runtimes.protocol.memory_budget import MemoryBudget
+from offload_runtimes.protocol.server_state import ServerFrame
 from offload_runtimes.protocol.tensor_specs import HEADER_BYTES, Contract, TensorSpecs, input_specs
 from offload_runtimes.serving.bundles import LoadedBundle, ServedBundles
 from offload_runtimes.serving.dispatch import Dispatcher
 from offload_runtimes.serving.metrics import Observer
-from offload_runtimes.serving.sessions import OpenSessions, SessionState
+from offload_runtimes.serving.sessions import OpenSessions, RunningRequest, SessionState
 from offload_runtimes.transport.connection import EndingConnection
 
 Request = TypeVar("Request", bound=Message)
@@ -82,6 +83,28 @@ def _whole_contract(bundle: Bundle, segments: tuple[Segment, ...], limits: Tenso
 
 
 @dataclass
+class _Accepted:
+    """A request for a model that can be run.
+
+    Attributes:
+        model: the model.
+        id: the client's name for the request.
+        size_bytes: of its message.
+    """
+
+    model: ServedModel
+    id: str
+    size_bytes: int
+    _request: kserve.ModelInferRequest | None
+
+    def take(self) -> kserve.ModelInferRequest:
+        """The request, once: later only its inputs stay in memory."""
+        request, self._request = self._request, None
+        assert request is not None
+        return request
+
+
+@dataclass
 class _Statistics:
     """Counts and nanoseconds of the requests of one model."""
 
@@ -94,11 +117,16 @@ class _Statistics:
     last_ms: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, request: InferenceRequest, took_s: float) -> None:
+    def add(
+        self,
+        request: InferenceRequest | RunningRequest,
+        took_s: float,
+        error: OffloadError | None = None,
+    ) -> None:
         """Count a request that is over."""
         with self.lock:
             self.last_ms = int(time.time() * 1000)
-            if request.error is not None:
+            if error is not None:
                 self.failures += 1
                 self.failure_ns += int(took_s * _NS)
                 return
@@ -278,6 +306,10 @@ class KServeService:
         Raises:
             OffloadError: the request cannot be answered.
         """
+        accepted = self.accept(data)
+        model = accepted.model
+        if self._dispatcher.runs_here(self._loaded(model), model.parts):
+            return self._compute(accepted, peer, on_end)
         done = threading.Event()
         answers: list[bytes] = []
 
@@ -285,12 +317,12 @@ class KServeService:
             answers.append(answer)
             done.set()
 
-        session = self.begin(data, deliver, peer, in_stream=False)
+        session = self.queue(accepted, deliver, peer, in_stream=False)
         state = session.protocol
         assert isinstance(state, InferenceRequest)  # as `begin` made it
         try:
             if not done.is_set():
-                close = partial(self._close, session)
+                close = partial(self.close, session)
                 if not on_end(close):
                     close()
                 done.wait()
@@ -308,13 +340,11 @@ class KServeService:
         """
         number = self._sessions.next_number()
         self._observer.opened(number, connection.peer, None)
-        count = _RequestStream(connection, self.begin, self._close, self._max_frames).run()
+        count = _RequestStream(connection, self, self._max_frames).run()
         self._observer.closed(number, count)
 
-    def begin(
-        self, data: bytes, deliver: Callable[[bytes], None], turn: Hashable, *, in_stream: bool
-    ) -> SessionState:
-        """Begin a request; its answer is delivered once, perhaps before this returns.
+    def accept(self, data: bytes) -> _Accepted:
+        """A request for a model whose segments are loaded.
 
         Raises:
             OffloadError: it names no model that can be run now.
@@ -325,28 +355,124 @@ class KServeService:
         model = self._usable(request.model_name, request.model_version)
         if model.is_whole:
             self._bundles.load_whole(model.contract.digest)
+        return _Accepted(model, request.id, len(data), request)
+
+    def _loaded(self, model: ServedModel) -> LoadedBundle:
+        return self._bundles.loaded[model.contract.digest]
+
+    def answer_briefly(self, accepted: _Accepted, turn: Hashable) -> bytes | None:
+        """The answer in a stream to a request that takes a short time; None: it may take longer.
+
+        It is computed on the caller's thread; an error is an answer, too.
+        """
+        model, size_bytes = accepted.model, accepted.size_bytes
+        loaded = self._loaded(model)
+        is_brief = (
+            len(model.parts) == 1
+            and self._dispatcher.runs_here(loaded, model.parts)
+            and loaded.runs_briefly(model.parts[0], size_bytes - HEADER_BYTES)
+        )
+        if not is_brief:
+            return None
+        try:
+            return self._compute(accepted, turn)
+        except OffloadError as error:
+            return messages.write_stream_error(accepted.id, str(error))
+
+    def _compute(
+        self,
+        accepted: _Accepted,
+        turn: Hashable,
+        on_end: Callable[[Callable[[], None]], bool] | None = None,
+    ) -> bytes:
+        """The answer to a request, computed on the caller's thread; without `on_end` for a stream.
+
+        Raises:
+            OffloadError: it cannot be answered.
+        """
+        model = accepted.model
+        digest = model.contract.digest
+        statistics = self._statistics_of(model.signature)
+        running = RunningRequest(digest)
+        self._sessions.running.add(running)
+        self._observer.passed("in", accepted.size_bytes)
+        began_s = time.monotonic()
+        try:
+            if on_end is not None and not on_end(running.stop):
+                running.stop()
+            answer = self._answer(accepted, turn, running, in_stream=on_end is None)
+        except OffloadError as failure:
+            error = running.why or failure
+            is_dropped = running.is_stopped and running.why is None
+            self._observer.frame(digest, 0, "dropped" if is_dropped else "failed", None)
+            if not is_dropped:
+                statistics.add(running, time.monotonic() - began_s, error)
+                self._observer.failed(self._sessions.next_number(), error)
+            raise error from None
+        finally:
+            self._sessions.running.discard(running)
+        took_s = time.monotonic() - began_s
+        statistics.add(running, took_s)
+        self._observer.frame(digest, 0, "answered", took_s)
+        self._observer.passed("out", len(answer))
+        return answer
+
+    def _answer(
+        self, accepted: _Accepted, turn: Hashable, running: RunningRequest, *, in_stream: bool
+    ) -> bytes:
+        """Run the segments of a request, one after the other."""
+        model, request = accepted.model, accepted.take()
+        loaded, signature = self._loaded(model), model.signature
+        head = messages.response_head(request, signature)
+        reservation = self._memory.reserve(lambda: None)
+        try:
+            hold_inputs(reservation, messages.memory_bytes(request, accepted.size_bytes))
+            wanted = messages.requested_outputs(request, signature)
+            frame = ServerFrame(0, model.contract, list(model.contract.segments))
+            frame.tensors = messages.read_inputs(request, signature)
+            del request
+            while ready := frame.startable():
+                for segment in ready:
+                    feeds = frame.feeds(segment)
+                    outputs = self._dispatcher.compute(turn, loaded, segment, feeds, running)
+                    frame.tensors.update(zip(segment.outputs, outputs, strict=True))
+            values = [(value, frame.tensors[value.name]) for value in wanted]
+            return messages.write_response(head, values, in_stream=in_stream)
+        finally:
+            reservation.hold(0)
+
+    def queue(
+        self,
+        accepted: _Accepted,
+        deliver: Callable[[bytes], None],
+        turn: Hashable,
+        *,
+        in_stream: bool,
+    ) -> SessionState:
+        """Queue a request for the workers; its answer is delivered once, perhaps at once."""
+        model, size_bytes, request = accepted.model, accepted.size_bytes, accepted.take()
         state = InferenceRequest(model, self._memory.reserve(lambda: None), in_stream=in_stream)
         began_s = time.monotonic()
         statistics = self._statistics_of(model.signature)
 
         def over(answer: bytes) -> None:
             if answer or state.error is not None:  # else the client has gone
-                statistics.add(state, time.monotonic() - began_s)
+                statistics.add(state, time.monotonic() - began_s, state.error)
             self._sessions.discard(session)
             deliver(answer)
 
         session = SessionState(self._sessions.next_number(), _Answering(over), state, turn)
         self._sessions.add(session)
-        self._observer.passed("in", len(data))
+        self._observer.passed("in", size_bytes)
         with session.lock:
-            tasks = self._dispatcher.apply(session, state.begin(request, len(data), began_s))
+            tasks = self._dispatcher.apply(session, state.begin(request, size_bytes, began_s))
         if state.error is not None:
             self._observer.failed(session.number, state.error)
-        del request, data
+        del request
         self._dispatcher.start(session, tasks, here=True)
         return session
 
-    def _close(self, session: SessionState) -> None:
+    def close(self, session: SessionState) -> None:
         """Stop a request whose client has gone."""
         with session.lock:
             self._dispatcher.apply(session, session.protocol.close())
@@ -390,7 +516,8 @@ class KServeService:
         return model.signature.why_not()
 
     def _statistics_of(self, model: ModelSignature) -> _Statistics:
-        return self._statistics.setdefault((model.name, model.version), _Statistics())
+        key = model.name, model.version
+        return self._statistics.get(key) or self._statistics.setdefault(key, _Statistics())
 
 
 def _parsed(kind: type[Request], data: bytes) -> Request:
@@ -404,16 +531,11 @@ class _RequestStream:
     """One ModelStreamInfer: begins its requests, and stops them if it breaks off."""
 
     def __init__(
-        self,
-        connection: EndingConnection,
-        begin: Callable[..., SessionState],
-        close: Callable[[SessionState], None],
-        max_requests: int,
+        self, connection: EndingConnection, service: KServeService, max_requests: int
     ) -> None:
-        """`begin` and `close` are those of KServeService."""
+        """At most `max_requests` are queued at the same time."""
         self._connection = connection
-        self._begin = begin
-        self._close = close
+        self._service = service
         self._max_requests = max_requests
         self._room = threading.Semaphore(max_requests)
         self._under_way: set[SessionState] = set()
@@ -425,8 +547,6 @@ class _RequestStream:
             self._is_broken = True
         count = 0
         while (data := self._connection.receive()) is not None:
-            self._room.acquire()
-            self._under_way = {s for s in self._under_way if not s.protocol.closed}
             self._answer(data)
             count += 1
         if self._is_broken:
@@ -437,11 +557,18 @@ class _RequestStream:
 
     def _answer(self, data: bytes) -> None:
         try:
-            session = self._begin(data, self._deliver, self, in_stream=True)
+            accepted = self._service.accept(data)
         except OffloadError as error:
-            self._deliver(messages.write_stream_error("", str(error)))
-        else:
-            self._under_way.add(session)
+            self._connection.send(messages.write_stream_error("", str(error)))
+            return
+        answer = self._service.answer_briefly(accepted, self)
+        if answer is not None:
+            self._connection.send(answer)
+            return
+        self._room.acquire()
+        self._under_way = {s for s in self._under_way if not s.protocol.closed}
+        session = self._service.queue(accepted, self._deliver, self, in_stream=True)
+        self._under_way.add(session)
 
     def _deliver(self, message: bytes) -> None:
         try:
@@ -453,7 +580,7 @@ class _RequestStream:
     def _break(self) -> None:
         self._is_broken = True
         for session in tuple(self._under_way):
-            self._close(session)
+            self._service.close(session)
 
 
 class _Answering:

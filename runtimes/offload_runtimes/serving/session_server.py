@@ -220,8 +220,11 @@ class SessionServer:
     def end_sessions(self) -> None:
         """End all sessions with an error; new ones are refused."""
         self._serving = False
+        why = ServerError("the server is shutting down: try again")
         for session in self._sessions:
-            self._close(session, ServerError("the server is shutting down: try again"))
+            self._close(session, why)
+        for request in tuple(self._sessions.running):
+            request.stop(why)
 
     def stop(self) -> None:
         """End all sessions and the workers; may be called twice."""
@@ -272,7 +275,7 @@ class SessionServer:
 
     def _bundles_in_use(self) -> set[str | None]:
         """Digests of the bundles of open sessions."""
-        digests = set()
+        digests: set[str | None] = {each.bundle for each in tuple(self._sessions.running)}
         for session in self._sessions:
             with session.lock:  # its hello may be in progress
                 digests.add(session.protocol.bundle)
@@ -289,7 +292,8 @@ class SessionServer:
         ]
 
     def _frames_in_flight(self) -> int:
-        return sum(session.protocol.frames_in_flight for session in self._sessions)
+        of_sessions = sum(session.protocol.frames_in_flight for session in self._sessions)
+        return of_sessions + len(self._sessions.running)
 
     def _close(self, session: SessionState, error: OffloadError | None = None) -> None:
         with session.lock:

@@ -6,6 +6,8 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from offload.errors import OffloadError
+
 from offload_runtimes.engine import Array, Call, rows_of, size_bytes
 from offload_runtimes.protocol.kserve_state import InferenceRequest
 from offload_runtimes.protocol.server_state import RunSegment, ServerSession
@@ -59,10 +61,47 @@ class SessionState:
             self.tasks.pop(frame, None)
 
 
+class RunningRequest:
+    """A request of KServe v2 whose segments run on the thread that received it.
+
+    Attributes:
+        bundle: digest of the bundle that it runs.
+        queue_s: seconds that its segments waited for their turn.
+        compute_s: seconds that they ran.
+        is_stopped: its answer is not needed, or not allowed any more.
+        why: the error to answer with after it was stopped; None: its client has gone.
+    """
+
+    def __init__(self, bundle: str) -> None:
+        self.bundle = bundle
+        self.queue_s = self.compute_s = 0.0
+        self.is_stopped = False
+        self.why: OffloadError | None = None
+        self._call: Call | None = None
+
+    def stops(self, call: Call) -> None:
+        """A run of a segment is about to begin: stop it with the request."""
+        self._call = call
+        if self.is_stopped:  # looked at after the call was set, and set before it is looked at
+            call.stop()
+
+    def stop(self, why: OffloadError | None = None) -> None:
+        """Stop the request; may be called on any thread."""
+        self.why = why
+        self.is_stopped = True
+        if self._call is not None:
+            self._call.stop()
+
+
 class OpenSessions:
-    """The sessions of a server that are open now, and the requests of KServe v2 under way."""
+    """The sessions of a server that are open now, and the requests of KServe v2 under way.
+
+    Attributes:
+        running: the requests that run on the threads that received them.
+    """
 
     def __init__(self) -> None:
+        self.running: set[RunningRequest] = set()
         self._sessions: set[SessionState] = set()
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
@@ -82,7 +121,7 @@ class OpenSessions:
             self._sessions.discard(session)
 
     def __len__(self) -> int:
-        return len(self._sessions)
+        return len(self._sessions) + len(self.running)
 
     def __iter__(self) -> Iterator[SessionState]:
         """The sessions that are open at the call."""

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,8 @@ from offload_runtimes.protocol.kserve_messages import version_of
 from offload_runtimes.protocol.server_state import SessionLimits
 from offload_runtimes.security.credentials import ServerSecurity
 from offload_runtimes.server import Server
-from offload_runtimes.serving.dispatch import Dispatcher
+from offload_runtimes.serving.dispatch import FairWorkers
 from offload_runtimes.serving.serve_options import ServeOptions
-from offload_runtimes.serving.sessions import SegmentTask
 from onnx import helper
 
 from tests.runtimes import bundles, models
@@ -270,6 +269,28 @@ def test_what_runs_for_a_client_that_has_gone_is_stopped(
             check(made, client)
 
 
+def test_a_server_that_stops_ends_what_runs(tmp_path: Path) -> None:
+    loop = endless(tmp_path / "loop")
+    said: list[tuple[Any, str]] = []
+    with Server([loop.bundle], options=ServeOptions(ONE)) as server:
+        with KServeClient(server.address) as client:
+            request = infer_request("loop", {"x": np.zeros(1, np.float32)})
+            asks = [
+                threading.Thread(target=lambda: said.append(refusal(client, request)))
+                for _ in range(2)  # one runs, one waits for its turn
+            ]
+            for thread in asks:
+                thread.start()
+            eventually(lambda: server.sessions == 2)
+            assert not server.drain(0.1)
+            server.end_sessions()
+            for thread in asks:
+                thread.join(10)
+        assert server.drain(0.1)
+    assert [code for code, _ in said] == 2 * [grpc.StatusCode.UNAVAILABLE]
+    assert all("shutting down" in sentence for _, sentence in said)
+
+
 def test_a_run_that_takes_too_long_is_stopped(tmp_path: Path) -> None:
     loop = endless(tmp_path / "loop")
     options = ServeOptions(ONE, max_run_s=0.2)
@@ -416,13 +437,13 @@ def test_many_requests_of_one_client_take_turns_with_another_client(
 ) -> None:
     loop = endless(tmp_path / "loop")
     order: list[str] = []
-    run = Dispatcher._run
+    begin = FairWorkers._begin
 
-    def recorded(self: Dispatcher, task: SegmentTask, **more: bool) -> bool:
-        order.append(str(task.session.turn))
-        return run(self, task, **more)
+    def recorded(self: FairWorkers, key: Hashable) -> None:
+        order.append(str(key))
+        begin(self, key)
 
-    monkeypatch.setattr(Dispatcher, "_run", recorded)
+    monkeypatch.setattr(FairWorkers, "_begin", recorded)
     with (
         Server([loop.bundle, made.bundle], options=ServeOptions(ONE)) as server,
         KServeClient(server.address) as busy,

@@ -7,6 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from offload_runtimes.serving.dispatch import FairWorkers
 
+from tests.runtimes.waiting import eventually
+
 
 def _wait(event: threading.Event) -> None:
     event.wait()
@@ -84,6 +86,58 @@ def test_the_callers_thread_is_one_of_the_workers() -> None:
     assert finished.wait(10)
     workers.stop()
     assert ran == [here]
+
+
+def test_waiting_threads_take_turns_with_queued_jobs() -> None:
+    """A thread that waits for its turn begins when the jobs before it have run, by its own hand."""
+    workers, hold, began = FairWorkers(1), threading.Event(), threading.Event()
+    workers.open()
+    ran: list[str] = []
+
+    def enter(key: str) -> None:
+        assert workers.enter(key)
+        ran.append(key)
+        workers.leave(key, 0.0)
+
+    workers.submit("busy", began.set)
+    workers.submit("busy", lambda: _wait(hold))
+    began.wait()
+    threads = []
+    for number, key in enumerate(("a", "a", "job", "b", "a")):
+        if key == "job":
+            workers.submit(key, lambda: ran.append("job"))
+        else:
+            threads.append(threading.Thread(target=enter, args=(key,)))
+            threads[-1].start()
+        eventually(lambda many=number + 1: workers.waiting == many)  # type: ignore[misc]
+    hold.set()
+    for thread in threads:
+        thread.join(10)
+    assert ran == ["a", "job", "b", "a", "a"]
+    enter("at once")
+    workers.stop()
+    assert not workers.enter("a")
+
+
+@pytest.mark.parametrize("end", ["drop", "stop"])
+def test_a_turn_that_will_not_come_ends_the_wait(end: str) -> None:
+    workers, hold, began = FairWorkers(1), threading.Event(), threading.Event()
+    workers.open()
+    workers.submit("busy", began.set)
+    workers.submit("busy", lambda: _wait(hold))
+    began.wait()
+    entered: list[bool] = []
+    thread = threading.Thread(target=lambda: entered.append(workers.enter("a")))
+    thread.start()
+    eventually(lambda: workers.waiting == 1)
+    if end == "drop":
+        workers.drop("a")
+    else:
+        threading.Thread(target=workers.stop).start()
+    thread.join(10)
+    assert entered == [False]
+    hold.set()
+    workers.stop()
 
 
 def test_the_wait_for_the_work_of_others() -> None:
