@@ -1,7 +1,7 @@
-"""State of one request of KServe v2 on the server, without I/O: it runs as a session of one frame.
+"""State of a request of KServe v2 that the workers run, without I/O: a session of one frame.
 
-It gives the dispatcher the same events as a session of our own protocol, so that requests take
-turns, share batches and are limited together with sessions.
+It gives the dispatcher the same events as a session of our own protocol, so that requests share
+batches and take turns with sessions.
 """
 
 from collections.abc import Mapping

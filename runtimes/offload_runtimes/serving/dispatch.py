@@ -1,6 +1,5 @@
 """Run the segments that sessions ask for, on workers that serve sessions in turn."""
 
-import itertools
 import logging
 import threading
 import time
@@ -156,9 +155,7 @@ class FairWorkers:
     def drop(self, key: Hashable) -> None:
         """Forget the jobs of a key that have not started."""
         with self._lock:
-            for job in self._queues.pop(key, ()):
-                if isinstance(job, _Turn):
-                    job.end(has_come=False)
+            _end_turns(self._queues.pop(key, ()))
             self._give_turns()
 
     @property
@@ -171,9 +168,8 @@ class FairWorkers:
         """End the threads when their current jobs end; queued jobs are forgotten."""
         with self._lock:
             self._stopped = True
-            for job in itertools.chain.from_iterable(self._queues.values()):
-                if isinstance(job, _Turn):
-                    job.end(has_come=False)
+            for jobs in self._queues.values():
+                _end_turns(jobs)
             self._queues.clear()
             self._changed.notify_all()
         for thread in self._threads:
@@ -253,6 +249,13 @@ class FairWorkers:
             assert not isinstance(job, _Turn)  # as `_give_turns` leaves none in front
             self._give_turns()
             return hash(key), job
+
+
+def _end_turns(jobs: Iterable[Job | _Turn]) -> None:
+    """Tell the threads among the jobs of a queue that their turn will not come."""
+    for job in jobs:
+        if isinstance(job, _Turn):
+            job.end(has_come=False)
 
 
 def _run_and_set(job: Job, done: threading.Event) -> None:

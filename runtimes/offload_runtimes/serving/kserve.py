@@ -88,11 +88,13 @@ class _Accepted:
 
     Attributes:
         model: the model.
+        loaded: its bundle.
         id: the client's name for the request.
         size_bytes: of its message.
     """
 
     model: ServedModel
+    loaded: LoadedBundle
     id: str
     size_bytes: int
     _request: kserve.ModelInferRequest | None
@@ -307,8 +309,7 @@ class KServeService:
             OffloadError: the request cannot be answered.
         """
         accepted = self.accept(data)
-        model = accepted.model
-        if self._dispatcher.runs_here(self._loaded(model), model.parts):
+        if self._dispatcher.runs_here(accepted.loaded, accepted.model.parts):
             return self._compute(accepted, peer, on_end)
         done = threading.Event()
         answers: list[bytes] = []
@@ -355,22 +356,21 @@ class KServeService:
         model = self._usable(request.model_name, request.model_version)
         if model.is_whole:
             self._bundles.load_whole(model.contract.digest)
-        return _Accepted(model, request.id, len(data), request)
-
-    def _loaded(self, model: ServedModel) -> LoadedBundle:
-        return self._bundles.loaded[model.contract.digest]
+        loaded = self._bundles.loaded.get(model.contract.digest)
+        if loaded is None:
+            raise BundleError(f"model {request.model_name!r} was replaced just now: try again")
+        return _Accepted(model, loaded, request.id, len(data), request)
 
     def answer_briefly(self, accepted: _Accepted, turn: Hashable) -> bytes | None:
         """The answer in a stream to a request that takes a short time; None: it may take longer.
 
         It is computed on the caller's thread; an error is an answer, too.
         """
-        model, size_bytes = accepted.model, accepted.size_bytes
-        loaded = self._loaded(model)
+        loaded, parts = accepted.loaded, accepted.model.parts
         is_brief = (
-            len(model.parts) == 1
-            and self._dispatcher.runs_here(loaded, model.parts)
-            and loaded.runs_briefly(model.parts[0], size_bytes - HEADER_BYTES)
+            len(parts) == 1
+            and self._dispatcher.runs_here(loaded, parts)
+            and loaded.runs_briefly(parts[0], accepted.size_bytes - HEADER_BYTES)
         )
         if not is_brief:
             return None
@@ -390,9 +390,8 @@ class KServeService:
         Raises:
             OffloadError: it cannot be answered.
         """
-        model = accepted.model
-        digest = model.contract.digest
-        statistics = self._statistics_of(model.signature)
+        digest = accepted.model.contract.digest
+        statistics = self._statistics_of(accepted.model.signature)
         running = RunningRequest(digest)
         self._sessions.running.add(running)
         self._observer.passed("in", accepted.size_bytes)
@@ -421,8 +420,8 @@ class KServeService:
         self, accepted: _Accepted, turn: Hashable, running: RunningRequest, *, in_stream: bool
     ) -> bytes:
         """Run the segments of a request, one after the other."""
-        model, request = accepted.model, accepted.take()
-        loaded, signature = self._loaded(model), model.signature
+        model, loaded, request = accepted.model, accepted.loaded, accepted.take()
+        signature = model.signature
         head = messages.response_head(request, signature)
         reservation = self._memory.reserve(lambda: None)
         try:

@@ -118,8 +118,8 @@ class Observer:
     def _later(self, count: Callable[..., None], *values: Any) -> None:
         """Call a function when many such calls wait, or the metrics are read.
 
-        A frame is counted in nine places. One after the other, beside everything else that a frame
-        needs, that takes four times as long as for many frames at once, when it is in the caches.
+        Each frame updates about nine metrics. Between the other work on a frame these updates find
+        none of their code and data in the processor's caches, and take several times as long.
         """
         self._waiting.append((count, values))
         if len(self._waiting) >= _AT_ONCE:

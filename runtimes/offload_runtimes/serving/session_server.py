@@ -220,11 +220,11 @@ class SessionServer:
     def end_sessions(self) -> None:
         """End all sessions with an error; new ones are refused."""
         self._serving = False
-        why = ServerError("the server is shutting down: try again")
+        why = "the server is shutting down: try again"
         for session in self._sessions:
-            self._close(session, why)
+            self._close(session, ServerError(why))
         for request in tuple(self._sessions.running):
-            request.stop(why)
+            request.stop(ServerError(why))
 
     def stop(self) -> None:
         """End all sessions and the workers; may be called twice."""

@@ -82,7 +82,7 @@ class RunningRequest:
     def stops(self, call: Call) -> None:
         """A run of a segment is about to begin: stop it with the request."""
         self._call = call
-        if self.is_stopped:  # looked at after the call was set, and set before it is looked at
+        if self.is_stopped:  # `stop` may have come before the call was set
             call.stop()
 
     def stop(self, why: OffloadError | None = None) -> None:
