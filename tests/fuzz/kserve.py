@@ -14,7 +14,7 @@ from offload.planning.plan import Segment, Side
 from offload_runtimes.engine import DTYPES, size_bytes
 from offload_runtimes.protocol import kserve_messages as messages
 from offload_runtimes.protocol.kserve_messages import DATATYPES, ModelSignature
-from offload_runtimes.protocol.kserve_state import InferenceRequest, ServedModel
+from offload_runtimes.protocol.kserve_state import InferenceRequest, ServedModel, answer_at_once
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.server_state import Event, Reply, RunSegment
 from offload_runtimes.protocol.tensor_specs import Contract, TensorSpecs, input_specs
@@ -119,7 +119,37 @@ def _read(response: kserve.ModelInferResponse) -> None:
 
 def _serve(request: kserve.ModelInferRequest, draw: Draw) -> None:
     memory = MemoryBudget(16 * LIMIT_BYTES)
-    in_stream = draw.byte() % 2 == 1
+    choice = draw.byte()
+    in_stream = choice % 2 == 1
+    answer = _answer_at_once if choice & 2 else _run_by_workers
+    reply = answer(request, memory, draw, in_stream)
+    assert memory.held_bytes == 0
+    if in_stream and reply:
+        kserve.ModelStreamInferResponse.FromString(reply)
+    elif reply:
+        kserve.ModelInferResponse.FromString(reply)
+
+
+def _answer_at_once(
+    request: kserve.ModelInferRequest, memory: MemoryBudget, draw: Draw, in_stream: bool
+) -> bytes:
+    def run(segment: Segment, _: dict[str, Any]) -> list[Any]:
+        if draw.byte() > 240:
+            raise OffloadError("it cannot be computed")
+        return list(_computed(segment.outputs, draw).values())
+
+    reservation = memory.reserve(lambda: None)
+    try:
+        return answer_at_once(
+            request, MODEL, request.ByteSize(), reservation, run, in_stream=in_stream
+        )
+    except OffloadError as error:
+        return messages.write_stream_error(request.id, str(error)) if in_stream else b""
+
+
+def _run_by_workers(
+    request: kserve.ModelInferRequest, memory: MemoryBudget, draw: Draw, in_stream: bool
+) -> bytes:
     state = InferenceRequest(MODEL, memory.reserve(lambda: None), in_stream=in_stream)
     events: list[Event] = state.begin(request, request.ByteSize(), 0.0)
     replies: list[bytes] = []
@@ -136,11 +166,7 @@ def _serve(request: kserve.ModelInferRequest, draw: Draw) -> None:
     replies += [event.data for event in events if isinstance(event, Reply)]
     assert len(replies) == 1
     assert state.closed
-    assert memory.held_bytes == 0
-    if in_stream and replies[0]:
-        kserve.ModelStreamInferResponse.FromString(replies[0])
-    elif replies[0]:
-        kserve.ModelInferResponse.FromString(replies[0])
+    return replies[0]
 
 
 def _computed(names: Sequence[str], draw: Draw) -> dict[str, Any]:

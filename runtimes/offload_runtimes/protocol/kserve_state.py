@@ -1,16 +1,17 @@
-"""State of a request of KServe v2 that the workers run, without I/O: a session of one frame.
+"""Requests of KServe v2 on the server, without I/O: answered at once, or run by the workers.
 
-It gives the dispatcher the same events as a session of our own protocol, so that requests share
-batches and take turns with sessions.
+A request that the workers run is a session of one frame: it gives the dispatcher the same events as
+a session of our own protocol, and shares batches with such sessions.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from offload.bundle.bundle import ModelValue
 from offload.errors import InputError, OffloadError, ServerError
+from offload.planning.plan import Segment
 from offload.units import format_bytes
 
 import offload_runtimes.protocol.kserve_pb2 as kserve
@@ -47,27 +48,6 @@ class ServedModel:
     def parts(self) -> tuple[str, ...]:
         """The bundle's parts that compute it."""
         return tuple(segment.part for segment in self.contract.segments)
-
-
-def hold_inputs(reservation: Reservation, size_bytes: int) -> None:
-    """Hold the bytes of a request's inputs.
-
-    Raises:
-        InputError: they are more than the server allows for all clients.
-        ServerError: they do not fit beside those of other clients now.
-    """
-    limit_bytes = reservation.limit_bytes
-    if size_bytes > limit_bytes:
-        raise InputError(
-            f"this request takes {format_bytes(size_bytes)}, the server allows"
-            f" {format_bytes(int(limit_bytes))} for the tensors of all clients (--max-memory):"
-            " use a smaller batch, or allow more"
-        )
-    if not reservation.hold(size_bytes, idle=False):
-        raise ServerError(
-            "the memory for clients' tensors is in use on the server (--max-memory): try again,"
-            " or allow more"
-        )
 
 
 class InferenceRequest:
@@ -126,7 +106,7 @@ class InferenceRequest:
         signature = self.model.signature
         self._head = messages.response_head(request, signature)
         try:
-            hold_inputs(self._reservation, messages.memory_bytes(request, size_bytes))
+            _hold_inputs(self._reservation, messages.memory_bytes(request, size_bytes))
             self._wanted = messages.requested_outputs(request, signature)
             self._frame.tensors = messages.read_inputs(request, signature)
         except OffloadError as error:
@@ -187,3 +167,64 @@ class InferenceRequest:
         self._frame.tensors.clear()
         self._reservation.hold(0)
         return [FrameOver(_FRAME, outcome), Reply(answer)]
+
+
+def answer_at_once(
+    request: kserve.ModelInferRequest,
+    model: ServedModel,
+    size_bytes: int,
+    reservation: Reservation,
+    run: Callable[[Segment, dict[str, Any]], Sequence[Any]],
+    *,
+    in_stream: bool,
+) -> bytes:
+    """The answer to a request, whose segments run one after the other.
+
+    Args:
+        request: the request.
+        model: what it runs.
+        size_bytes: of the request's message.
+        reservation: holds the bytes of its inputs meanwhile.
+        run: runs a segment on its inputs and returns its outputs.
+        in_stream: it came in a stream.
+
+    Raises:
+        OffloadError: it cannot be answered.
+    """
+    signature = model.signature
+    head = messages.response_head(request, signature)
+    try:
+        _hold_inputs(reservation, messages.memory_bytes(request, size_bytes))
+        wanted = messages.requested_outputs(request, signature)
+        frame = ServerFrame(0, model.contract, list(model.contract.segments))
+        frame.tensors = messages.read_inputs(request, signature)
+        del request  # only its inputs stay in memory
+        while ready := frame.startable():
+            for segment in ready:
+                outputs = run(segment, frame.feeds(segment))
+                frame.tensors.update(zip(segment.outputs, outputs, strict=True))
+        values = [(value, frame.tensors[value.name]) for value in wanted]
+        return messages.write_response(head, values, in_stream=in_stream)
+    finally:
+        reservation.hold(0)
+
+
+def _hold_inputs(reservation: Reservation, size_bytes: int) -> None:
+    """Hold the bytes of a request's inputs.
+
+    Raises:
+        InputError: they are more than the server allows for all clients.
+        ServerError: they do not fit beside those of other clients now.
+    """
+    limit_bytes = reservation.limit_bytes
+    if size_bytes > limit_bytes:
+        raise InputError(
+            f"this request takes {format_bytes(size_bytes)}, the server allows"
+            f" {format_bytes(int(limit_bytes))} for the tensors of all clients (--max-memory):"
+            " use a smaller batch, or allow more"
+        )
+    if not reservation.hold(size_bytes, idle=False):
+        raise ServerError(
+            "the memory for clients' tensors is in use on the server (--max-memory): try again,"
+            " or allow more"
+        )

@@ -341,18 +341,18 @@ class Dispatcher:
         self,
         turn: Hashable,
         loaded: LoadedBundle,
+        request: RunningRequest,
         segment: Segment,
         feeds: Mapping[str, Any],
-        request: RunningRequest,
     ) -> list[Any]:
         """Run a segment that `runs_here` on the caller's thread, when its turn has come.
 
         Args:
             turn: what takes turns among the workers.
             loaded: the bundle of the segment.
+            request: what it runs for, and is stopped with.
             segment: the segment.
             feeds: its inputs.
-            request: what it runs for, and is stopped with.
 
         Raises:
             OffloadError: it failed, was stopped, or the server is shutting down.

@@ -31,9 +31,8 @@ from offload_runtimes.protocol.kserve_messages import (
     sizes,
     version_of,
 )
-from offload_runtimes.protocol.kserve_state import InferenceRequest, ServedModel, hold_inputs
+from offload_runtimes.protocol.kserve_state import InferenceRequest, ServedModel, answer_at_once
 from offload_runtimes.protocol.memory_budget import MemoryBudget
-from offload_runtimes.protocol.server_state import ServerFrame
 from offload_runtimes.protocol.tensor_specs import HEADER_BYTES, Contract, TensorSpecs, input_specs
 from offload_runtimes.serving.bundles import LoadedBundle, ServedBundles
 from offload_runtimes.serving.dispatch import Dispatcher
@@ -399,7 +398,14 @@ class KServeService:
         try:
             if on_end is not None and not on_end(running.stop):
                 running.stop()
-            answer = self._answer(accepted, turn, running, in_stream=on_end is None)
+            answer = answer_at_once(
+                accepted.take(),
+                accepted.model,
+                accepted.size_bytes,
+                self._memory.reserve(lambda: None),
+                partial(self._dispatcher.compute, turn, accepted.loaded, running),
+                in_stream=on_end is None,
+            )
         except OffloadError as failure:
             error = running.why or failure
             is_dropped = running.is_stopped and running.why is None
@@ -415,30 +421,6 @@ class KServeService:
         self._observer.frame(digest, 0, "answered", took_s)
         self._observer.passed("out", len(answer))
         return answer
-
-    def _answer(
-        self, accepted: _Accepted, turn: Hashable, running: RunningRequest, *, in_stream: bool
-    ) -> bytes:
-        """Run the segments of a request, one after the other."""
-        model, loaded, request = accepted.model, accepted.loaded, accepted.take()
-        signature = model.signature
-        head = messages.response_head(request, signature)
-        reservation = self._memory.reserve(lambda: None)
-        try:
-            hold_inputs(reservation, messages.memory_bytes(request, accepted.size_bytes))
-            wanted = messages.requested_outputs(request, signature)
-            frame = ServerFrame(0, model.contract, list(model.contract.segments))
-            frame.tensors = messages.read_inputs(request, signature)
-            del request
-            while ready := frame.startable():
-                for segment in ready:
-                    feeds = frame.feeds(segment)
-                    outputs = self._dispatcher.compute(turn, loaded, segment, feeds, running)
-                    frame.tensors.update(zip(segment.outputs, outputs, strict=True))
-            values = [(value, frame.tensors[value.name]) for value in wanted]
-            return messages.write_response(head, values, in_stream=in_stream)
-        finally:
-            reservation.hold(0)
 
     def queue(
         self,
