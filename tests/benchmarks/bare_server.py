@@ -1,8 +1,8 @@
 """The least that a KServe server of grpcio does: parse a request, run onnxruntime, answer.
 
 `python -m tests.benchmarks.bare_server MODEL.onnx NAME OTHER` serves one model with one input and
-one output, checks nothing and counts nothing. What it is asked about the model is passed on to the
-server at the address OTHER. It prints its own address.
+one output, and checks nothing. It passes calls about the model on to the server at the address
+OTHER. It prints its own address.
 """
 
 import sys
@@ -46,7 +46,7 @@ def main(model: str, name: str, other: str) -> None:
             yield response.SerializeToString()
 
     def statistics(data: bytes, _: grpc.ServicerContext) -> bytes:
-        # perf_analyzer ends with an error if these do not grow.
+        # perf_analyzer reports an error if these counts do not grow.
         response = kserve.ModelStatisticsResponse.FromString(channel_call("ModelStatistics")(data))
         each = kserve.StatisticDuration(count=count, ns=1000 * count)
         for model in response.model_stats:

@@ -38,7 +38,7 @@ _EXTERNAL_DATA_FOLDER = "session.model_external_initializers_file_folder_path"
 _NO_SUCH_GPU = ("invalid device ordinal", "Invalid device ID")  # words of CUDA and of ORT
 # By default CUDA rounds float32 to TF32, 10 bits, so that an answer would depend on the side that
 # computed it: by 1 to 2 % of the largest value for networks of the zoo on an H200. By default cuDNN
-# tries all algorithms after each change of shape; its heuristics are quicker and choose as well.
+# tries all algorithms after each change of shape; the choice by its heuristics is faster.
 _SETTINGS = {"CUDAExecutionProvider": {"use_tf32": 0, "cudnn_conv_algo_search": "HEURISTIC"}}
 
 

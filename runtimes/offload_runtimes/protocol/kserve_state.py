@@ -1,6 +1,7 @@
-"""Requests of KServe v2 on the server, without I/O: answered at once, or run by the workers.
+"""Requests of KServe v2 on the server, without I/O.
 
-A request that the workers run is a session of one frame: it gives the dispatcher the same events as
+`answer_at_once` computes an answer on the caller's thread. `InferenceRequest` is the state of a
+request that the workers run: a session of one frame, which gives the dispatcher the same events as
 a session of our own protocol, and shares batches with such sessions.
 """
 
@@ -178,7 +179,7 @@ def answer_at_once(
     *,
     in_stream: bool,
 ) -> bytes:
-    """The answer to a request, whose segments run one after the other.
+    """Compute the answer to a request, one segment after the other.
 
     Args:
         request: the request.

@@ -40,7 +40,7 @@ _NEWEST = 0.2  # the weight of the newest job in the mean
 
 
 class _Turn:
-    """The place in a queue of a thread that waits to run its own job."""
+    """An entry in a queue of jobs: a thread that waits to run a job itself."""
 
     def __init__(self) -> None:
         self._has_come = False
@@ -48,7 +48,7 @@ class _Turn:
         self._over.acquire()
 
     def wait(self) -> bool:
-        """Wait for the turn; False if it will not come."""
+        """Wait for the turn; False if the thread must not run its job."""
         self._over.acquire()
         return self._has_come
 
@@ -107,9 +107,10 @@ class FairWorkers:
         return True
 
     def enter(self, key: Hashable) -> bool:
-        """Wait for a turn of a key: the caller counts as one of the workers until it calls `leave`.
+        """Wait until the caller may run a job of a key; it counts as a worker until `leave`.
 
-        False: the turn will not come, as the key was dropped or the workers are stopped.
+        Returns False if the key was dropped or the workers were stopped: the caller must not run
+        the job then.
         """
         with self._lock:
             if self._stopped:
@@ -122,7 +123,7 @@ class FairWorkers:
         return turn.wait()
 
     def leave(self, key: Hashable, took_s: float) -> None:
-        """End the turn that `enter` waited for, in which a job ran for `took_s`."""
+        """Free the worker that `enter` took; the job ran for `took_s`."""
         self._end(hash(key), took_s)
 
     def on_every_worker(self, job: Job) -> None:
@@ -189,7 +190,7 @@ class FairWorkers:
             del item, job  # they refer to a session and its tensors; the next job may come late
 
     def _do(self, key: int, job: Job) -> None:
-        """Run a job for the key of that hash, and free its worker."""
+        """Run a job and free its worker; `key` is the hash of the job's key."""
         begun_s = time.monotonic()
         try:
             job()
@@ -199,7 +200,7 @@ class FairWorkers:
             self._end(key, time.monotonic() - begun_s)
 
     def _end(self, key: int, took_s: float) -> None:
-        """Free the worker of a job for the key of that hash."""
+        """Free the worker of a job that has ended; `key` is the hash of the job's key."""
         with self._lock:
             self._free += 1
             self._running.remove(key)
@@ -212,7 +213,7 @@ class FairWorkers:
         self._running.append(hash(key))
 
     def _give_turns(self) -> None:
-        """Let threads begin whose turn has come; wake a worker if the next job is one for it."""
+        """While workers are free, start the waiting threads that are next, or wake a worker."""
         while self._free and self._queues:
             key, jobs = next(iter(self._queues.items()))
             turn = jobs[0]
@@ -246,13 +247,13 @@ class FairWorkers:
                 return None, partial(_run_and_set, *before.popleft())
             key = next(iter(self._queues))
             job = self._take(key)
-            assert not isinstance(job, _Turn)  # as `_give_turns` leaves none in front
+            assert not isinstance(job, _Turn)  # `_give_turns` has started those in front
             self._give_turns()
             return hash(key), job
 
 
 def _end_turns(jobs: Iterable[Job | _Turn]) -> None:
-    """Tell the threads among the jobs of a queue that their turn will not come."""
+    """Wake the threads that wait in a queue; their jobs will not run."""
     for job in jobs:
         if isinstance(job, _Turn):
             job.end(has_come=False)
@@ -334,7 +335,10 @@ class Dispatcher:
         self._workers.stop()
 
     def runs_here(self, loaded: LoadedBundle, parts: Iterable[str]) -> bool:
-        """Whether parts may run on any thread: they share no batches and run on the CPU."""
+        """Whether the thread that receives a request may run these parts itself.
+
+        It may if they run on the CPU and never in batches.
+        """
         return all(part in loaded.alone and not loaded.engines[part].on_gpu for part in parts)
 
     def compute(
@@ -345,7 +349,7 @@ class Dispatcher:
         segment: Segment,
         feeds: Mapping[str, Any],
     ) -> list[Any]:
-        """Run a segment that `runs_here` on the caller's thread, when its turn has come.
+        """Wait for a turn, and run a segment on the caller's thread, as `runs_here` allows.
 
         Args:
             turn: what takes turns among the workers.

@@ -99,7 +99,7 @@ class _Accepted:
     _request: kserve.ModelInferRequest | None
 
     def take(self) -> kserve.ModelInferRequest:
-        """The request, once: later only its inputs stay in memory."""
+        """Return the request and forget it, so that its memory can be freed. Called once."""
         request, self._request = self._request, None
         assert request is not None
         return request
@@ -361,9 +361,9 @@ class KServeService:
         return _Accepted(model, loaded, request.id, len(data), request)
 
     def answer_briefly(self, accepted: _Accepted, turn: Hashable) -> bytes | None:
-        """The answer in a stream to a request that takes a short time; None: it may take longer.
+        """Answer a request of a stream on the caller's thread; None if it may take long.
 
-        It is computed on the caller's thread; an error is an answer, too.
+        An error becomes an answer with the error's sentence.
         """
         loaded, parts = accepted.loaded, accepted.model.parts
         is_brief = (
@@ -384,7 +384,12 @@ class KServeService:
         turn: Hashable,
         on_end: Callable[[Callable[[], None]], bool] | None = None,
     ) -> bytes:
-        """The answer to a request, computed on the caller's thread; without `on_end` for a stream.
+        """Compute the answer to a request on the caller's thread.
+
+        Args:
+            accepted: the request.
+            turn: what takes turns among the workers.
+            on_end: as for `infer`; None: the request came in a stream.
 
         Raises:
             OffloadError: it cannot be answered.
@@ -430,7 +435,10 @@ class KServeService:
         *,
         in_stream: bool,
     ) -> SessionState:
-        """Queue a request for the workers; its answer is delivered once, perhaps at once."""
+        """Queue a request for the workers.
+
+        Its answer is delivered once, perhaps before this returns.
+        """
         model, size_bytes, request = accepted.model, accepted.size_bytes, accepted.take()
         state = InferenceRequest(model, self._memory.reserve(lambda: None), in_stream=in_stream)
         began_s = time.monotonic()
@@ -514,7 +522,7 @@ class _RequestStream:
     def __init__(
         self, connection: EndingConnection, service: KServeService, max_requests: int
     ) -> None:
-        """At most `max_requests` are queued at the same time."""
+        """A stream of which at most `max_requests` are queued at the same time."""
         self._connection = connection
         self._service = service
         self._max_requests = max_requests

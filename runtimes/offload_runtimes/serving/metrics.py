@@ -27,7 +27,7 @@ from offload_runtimes.installation import Versions
 
 _LATENCY_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROW_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128)
-_AT_ONCE = 500  # counts that wait
+_AT_ONCE = 500  # updates of metrics that may wait
 Reader = Callable[[], float | Mapping[str, float]]
 
 LOG = logging.getLogger("offload.server")
@@ -48,7 +48,9 @@ class Observer:
         self.registry = CollectorRegistry(auto_describe=False)
         self._gauges: list[tuple[str, str, Reader, str]] = []
         self._waiting: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
-        self.registry.register(self)  # first, so that what waits is counted before it is read
+        self.registry.register(
+            self
+        )  # first: `collect` applies the waiting updates before others are read
         ProcessCollector(registry=self.registry)
         self._sessions = self._counter("offload_sessions_total", "Sessions opened.")
         self._refused = self._counter(
@@ -103,7 +105,7 @@ class Observer:
         self._gauges.append((name, text, read, label))
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Count what waits, and read all gauges; called by the registry."""
+        """Apply the waiting updates, and read all gauges; called by the registry."""
         self._count_waiting()
         for name, text, read, label in self._gauges:
             value = read()
@@ -116,10 +118,10 @@ class Observer:
             yield family
 
     def _later(self, count: Callable[..., None], *values: Any) -> None:
-        """Call a function when many such calls wait, or the metrics are read.
+        """Queue an update of a metric until there are many, or until the metrics are read.
 
-        Each frame updates about nine metrics. Between the other work on a frame these updates find
-        none of their code and data in the processor's caches, and take several times as long.
+        A frame updates about nine metrics. Many updates in a row use the processor's caches better
+        than a few in the middle of each frame.
         """
         self._waiting.append((count, values))
         if len(self._waiting) >= _AT_ONCE:

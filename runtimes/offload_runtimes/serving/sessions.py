@@ -68,8 +68,8 @@ class RunningRequest:
         bundle: digest of the bundle that it runs.
         queue_s: seconds that its segments waited for their turn.
         compute_s: seconds that they ran.
-        is_stopped: its answer is not needed, or not allowed any more.
-        why: the error to answer with after it was stopped; None: its client has gone.
+        is_stopped: whether `stop` was called.
+        why: why it was stopped, which is its answer; None: its client has gone.
     """
 
     def __init__(self, bundle: str) -> None:
@@ -80,7 +80,7 @@ class RunningRequest:
         self._call: Call | None = None
 
     def stops(self, call: Call) -> None:
-        """A run of a segment is about to begin: stop it with the request."""
+        """Stop this call, which is about to run a segment, when the request is stopped."""
         self._call = call
         if self.is_stopped:  # `stop` may have come before the call was set
             call.stop()

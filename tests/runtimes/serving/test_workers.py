@@ -89,7 +89,7 @@ def test_the_callers_thread_is_one_of_the_workers() -> None:
 
 
 def test_waiting_threads_take_turns_with_queued_jobs() -> None:
-    """A thread that waits for its turn begins when the jobs before it have run, by its own hand."""
+    """A thread that waits runs its job itself, after the jobs before it."""
     workers, hold, began = FairWorkers(1), threading.Event(), threading.Event()
     workers.open()
     ran: list[str] = []
