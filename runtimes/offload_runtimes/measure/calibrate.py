@@ -22,6 +22,7 @@ from offload_runtimes.measure.machine import Feeds, LoadedModel, TimedRun
 
 PIECES = 6
 _LEAST_S = 3e-4  # a shorter piece is mostly the engine's own call
+_MOST_BYTES = 32_000_000  # between pieces: what passes there stays in memory
 _NEAR = 0.4
 _SLOWER = 1.15
 _SCATTER = 0.4
@@ -30,19 +31,21 @@ _SCATTER = 0.4
 def divided(graph: Graph, seconds: Sequence[float], count: int = PIECES) -> list[range]:
     """Divide the layers into at most `count` ranges of about equal time; O(V x count + E).
 
-    Near each even division the place where the fewest bytes pass is taken, if only tensors of
-    numbers pass there.
+    Near each even division the place where the fewest bytes pass is taken. Where strings pass, or
+    more than 32 MB, the layers are not divided.
     """
     sums = [0.0, *np.cumsum(seconds).tolist()]
     count = max(1, min(count, int(sums[-1] / _LEAST_S)))
     step = sums[-1] / count
     last = {name: users[-1] for name, users in graph.consumers.items()}
     alive: set[str] = set()
-    bytes_at: dict[int, int] = {}  # before a layer: bytes that pass, if all are of tensors
+    bytes_at: dict[int, int] = {}  # before a layer: bytes that pass, where pieces may end
     for index, layer in enumerate(graph.layers):
         tensors = [graph.tensors[name] for name in alive]
         if alive and all(tensor.dtype not in (None, "string") for tensor in tensors):
-            bytes_at[index] = sum(tensor.size_bytes or 0 for tensor in tensors)
+            passing_bytes = sum(tensor.size_bytes or 0 for tensor in tensors)
+            if passing_bytes <= _MOST_BYTES:
+                bytes_at[index] = passing_bytes
         alive -= {name for name in layer.inputs if last[name] == index}
         alive |= {name for name in layer.outputs if name in last}
     ends = []

@@ -49,6 +49,10 @@ def test_a_model_is_divided_evenly_where_little_passes() -> None:
     assert divided(FORK, [1.0] * 5, 2) == [range(2), range(2, 5)]
     wide = replace(CHAIN, tensors={**CHAIN.tensors, "t2": Tensor("t2", "float", (1, 80), 320)})
     assert divided(wide, [1.0] * 6, 2) == [range(2), range(2, 6)]
+    tensors = {n: replace(t, size_bytes=54_000_000) for n, t in CHAIN.tensors.items()}
+    tensors["t0"] = CHAIN.tensors["t0"]
+    maps = replace(CHAIN, tensors=tensors)
+    assert divided(maps, [1.0, 1.0, 8.0, 1.0, 1.0, 1.0], 3) == [range(6)], "no map is kept"
     text = replace(FORK, tensors={**FORK.tensors, "t0": Tensor("t0", "string", (1,), None)})
     assert divided(text, [1.0] * 5, 2) == [range(3), range(3, 5)]
     assert divided(CHAIN, [1e-6] * 6) == [range(6)], "nothing is to be had below the clock's noise"
