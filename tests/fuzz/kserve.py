@@ -14,6 +14,12 @@ from offload.planning.plan import Segment, Side
 from offload_runtimes.engine import DTYPES, size_bytes
 from offload_runtimes.protocol import kserve_messages as messages
 from offload_runtimes.protocol.kserve_messages import DATATYPES, ModelSignature
+from offload_runtimes.protocol.kserve_requests import (
+    CheckedWords,
+    InferRequest,
+    RequestParts,
+    split_request,
+)
 from offload_runtimes.protocol.kserve_state import InferenceRequest, ServedModel, answer_at_once
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.server_state import Event, Reply, RunSegment
@@ -101,7 +107,9 @@ def kserve_messages(data: bytes) -> None:
     kind = draw.byte() % 4
     with suppress(DecodeError):
         if kind == 0:
-            _serve(kserve.ModelInferRequest.FromString(draw.rest()), draw)
+            request = draw.rest()
+            parts = split_request(request)
+            _serve(kserve.ModelInferRequest.FromString(request), draw, parts)
         elif kind == 1:
             _read(kserve.ModelInferResponse.FromString(draw.rest()))
         elif kind == 2:
@@ -117,12 +125,14 @@ def _read(response: kserve.ModelInferResponse) -> None:
             assert size_bytes(value) <= 64 * LIMIT_BYTES
 
 
-def _serve(request: kserve.ModelInferRequest, draw: Draw) -> None:
+def _serve(
+    request: kserve.ModelInferRequest, draw: Draw, parts: RequestParts | None = None
+) -> None:
     memory = MemoryBudget(16 * LIMIT_BYTES)
     choice = draw.byte()
     in_stream = choice % 2 == 1
     answer = _answer_at_once if choice & 2 else _run_by_workers
-    reply = answer(request, memory, draw, in_stream)
+    reply = answer(_came(request, draw, parts), memory, draw, in_stream)
     assert memory.held_bytes == 0
     if in_stream and reply:
         kserve.ModelStreamInferResponse.FromString(reply)
@@ -130,8 +140,27 @@ def _serve(request: kserve.ModelInferRequest, draw: Draw) -> None:
         kserve.ModelInferResponse.FromString(reply)
 
 
+def _came(
+    message: kserve.ModelInferRequest, draw: Draw, parts: RequestParts | None
+) -> InferRequest:
+    """A request as the server has it: parsed, or with words that were checked before.
+
+    Its parts must be what protobuf reads; by default they are those that protobuf would write.
+    """
+    data = message.SerializeToString()
+    parts = parts or split_request(data)
+    if parts is not None:
+        assert parts.id == message.id
+        assert [bytes(raw) for raw in parts.raw] == list(message.raw_input_contents)
+    if parts is not None and len(parts.raw) == len(message.inputs) and draw.byte() % 2:
+        with suppress(OffloadError):
+            words = CheckedWords(message, MODEL.signature)
+            return InferRequest(len(data), parts.id, parts.raw, None, words)
+    return InferRequest(len(data), message.id, message.raw_input_contents, message)
+
+
 def _answer_at_once(
-    request: kserve.ModelInferRequest, memory: MemoryBudget, draw: Draw, in_stream: bool
+    request: InferRequest, memory: MemoryBudget, draw: Draw, in_stream: bool
 ) -> bytes:
     def run(segment: Segment, _: dict[str, Any]) -> list[Any]:
         if draw.byte() > 240:
@@ -140,18 +169,16 @@ def _answer_at_once(
 
     reservation = memory.reserve(lambda: None)
     try:
-        return answer_at_once(
-            request, MODEL, request.ByteSize(), reservation, run, in_stream=in_stream
-        )
+        return answer_at_once(request, MODEL, reservation, run, in_stream=in_stream)
     except OffloadError as error:
         return messages.write_stream_error(request.id, str(error)) if in_stream else b""
 
 
 def _run_by_workers(
-    request: kserve.ModelInferRequest, memory: MemoryBudget, draw: Draw, in_stream: bool
+    request: InferRequest, memory: MemoryBudget, draw: Draw, in_stream: bool
 ) -> bytes:
     state = InferenceRequest(MODEL, memory.reserve(lambda: None), in_stream=in_stream)
-    events: list[Event] = state.begin(request, request.ByteSize(), 0.0)
+    events: list[Event] = state.begin(request, 0.0)
     replies: list[bytes] = []
     while events:
         runs = [event for event in events if isinstance(event, RunSegment)]

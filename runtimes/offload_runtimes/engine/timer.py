@@ -5,16 +5,14 @@ import itertools
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 _MOST_CANCELLED = 64
 
 
-@dataclass(order=True, slots=True)
+@dataclass(slots=True)
 class _Timer:
-    due_s: float
-    number: int
-    call: Callable[[], None] | None = field(compare=False)
+    call: Callable[[], None] | None
 
 
 class TimerThread:
@@ -25,7 +23,8 @@ class TimerThread:
     """
 
     def __init__(self) -> None:
-        self._entries: list[_Timer] = []
+        # By time, then by number: timers set earlier come first.
+        self._entries: list[tuple[float, int, _Timer]] = []
         self._cancelled = 0
         self._numbers = itertools.count()
         self._lock = threading.RLock()
@@ -35,7 +34,8 @@ class TimerThread:
     def at(self, due_s: float, call: Callable[[], None]) -> Callable[[], None]:
         """Call a function at a time; returns a function that cancels the call."""
         with self._lock:
-            entry = _Timer(due_s, next(self._numbers), call)
+            timer = _Timer(call)
+            entry = due_s, next(self._numbers), timer
             heapq.heappush(self._entries, entry)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="alarm", daemon=True)
@@ -45,11 +45,11 @@ class TimerThread:
 
         def cancel() -> None:
             with self._lock:
-                entry.call = None
+                timer.call = None
                 self._cancelled += 1
                 # Most deadlines are cancelled: without this they would pile up until they are due.
                 if self._cancelled > max(_MOST_CANCELLED, len(self._entries) // 2):
-                    self._entries = [each for each in self._entries if each.call is not None]
+                    self._entries = [each for each in self._entries if each[2].call is not None]
                     heapq.heapify(self._entries)
                     self._cancelled = 0
 
@@ -58,10 +58,10 @@ class TimerThread:
     def _run(self) -> None:
         while True:
             with self._lock:
-                while not self._entries or self._entries[0].due_s > time.monotonic():
-                    wait_s = self._entries[0].due_s - time.monotonic() if self._entries else None
+                while not self._entries or self._entries[0][0] > time.monotonic():
+                    wait_s = self._entries[0][0] - time.monotonic() if self._entries else None
                     self._changed.wait(wait_s if wait_s is None or wait_s > 0 else 0)
-                call = heapq.heappop(self._entries).call
+                call = heapq.heappop(self._entries)[2].call
             if call is not None:
                 call()
 

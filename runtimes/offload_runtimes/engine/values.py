@@ -8,7 +8,7 @@ import ctypes
 import re
 from collections.abc import Mapping
 from numbers import Number
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 import onnxruntime as ort
@@ -76,6 +76,8 @@ def as_feed(where: str, expected: ModelValue, value: Any) -> Any:
         InputError: the value has another type or shape, or the type is not supported.
     """
     kind = expected.type
+    if _is_of(value, kind) and shape_fits(expected.shape, value.shape):
+        return value  # the usual case, checked first
     if kind == UNKNOWN:
         return value
     if kind.startswith("tensor("):
@@ -133,10 +135,16 @@ def as_feeds(
     return checked
 
 
+def _is_of(value: Any, kind: str) -> TypeGuard[Array]:
+    """Whether a value is an array of a type's dtype."""
+    dtype = DTYPES.get(kind)  # numpy's float64 == None is true
+    return isinstance(value, np.ndarray) and dtype is not None and value.dtype == dtype
+
+
 def _as_array(where: str, expected: ModelValue, value: Any) -> Array:
-    dtype = DTYPES.get(expected.type)
-    if isinstance(value, np.ndarray) and value.dtype == dtype:
+    if _is_of(value, expected.type):
         return value
+    dtype = DTYPES.get(expected.type)
     if expected.type == TEXT:
         text = np.asarray(value) if isinstance(value, str | np.ndarray) else None
         if text is None or text.dtype.kind not in "UO":

@@ -14,12 +14,12 @@ import offload_runtimes.protocol.offload_pb2 as pb
 from offload_runtimes.protocol.codecs import Buffer
 
 _ALIGNMENT = 16  # of numpy's own arrays, and of the memory of a bytes object
-_WIRE_BYTES = 2  # protobuf's wire type of bytes, text and messages: a length, then the bytes
-_DATA_TAG: Final = pb.Message.DATA_FIELD_NUMBER << 3 | _WIRE_BYTES
-_PAD_TAG: Final = pb.Message.PAD_FIELD_NUMBER << 3 | _WIRE_BYTES
+WIRE_BYTES: Final = 2  # protobuf's wire type of bytes, text and messages: a length, then the bytes
+_DATA_TAG: Final = pb.Message.DATA_FIELD_NUMBER << 3 | WIRE_BYTES
+_PAD_TAG: Final = pb.Message.PAD_FIELD_NUMBER << 3 | WIRE_BYTES
 _PADS = tuple(bytes((_PAD_TAG, size)) + bytes(size) for size in range(_ALIGNMENT))
-_CONTINUED = 128  # a byte of a varint from here on is followed by another one
-_TAG_MASK = 7 | _CONTINUED
+CONTINUED: Final = 128  # a byte of a varint from here on is followed by another one
+TAG_MASK: Final = 7 | CONTINUED
 _VARINT_BYTES = 10  # the longest
 _OLD_LENGTH_BYTES = 4
 
@@ -46,10 +46,10 @@ def split(data: bytes) -> tuple[pb.Message, memoryview]:
     at, end = 0, len(data)
     while at + 1 < end:
         tag, size, begin = data[at], data[at + 1], at + 2
-        if tag & _TAG_MASK != _WIRE_BYTES:
+        if tag & TAG_MASK != WIRE_BYTES:
             break
-        if size >= _CONTINUED:
-            size, begin = _length(data, at + 1)
+        if size >= CONTINUED:
+            size, begin = field_length(data, at + 1)
         if tag == _DATA_TAG:
             if begin + size != end:
                 break
@@ -61,12 +61,16 @@ def split(data: bytes) -> tuple[pb.Message, memoryview]:
     return message, tensor
 
 
-def _length(data: bytes, at: int) -> tuple[int, int]:
-    """The length that stands at a place as a varint, and the place behind it."""
+def field_length(data: bytes, at: int) -> tuple[int, int]:
+    """The length that stands at a place as a varint, and the place behind it.
+
+    Raises:
+        DecodeError: it does not end within ten bytes, or with the data.
+    """
     size = 0
     for shift, byte in enumerate(data[at : at + _VARINT_BYTES]):
-        size |= (byte % _CONTINUED) << 7 * shift
-        if byte < _CONTINUED:
+        size |= (byte % CONTINUED) << 7 * shift
+        if byte < CONTINUED:
             return size, at + shift + 1
     raise DecodeError("a field's length does not end")
 
@@ -74,9 +78,9 @@ def _length(data: bytes, at: int) -> tuple[int, int]:
 @lru_cache(256)  # most tensors of a session have one of a few sizes
 def field_head(number: int, size_bytes: int) -> bytes:
     """What protobuf writes before the bytes of a field with a number up to 15."""
-    parts = bytearray((number << 3 | _WIRE_BYTES,))
-    while size_bytes >= _CONTINUED:
-        parts.append(size_bytes % _CONTINUED | _CONTINUED)
+    parts = bytearray((number << 3 | WIRE_BYTES,))
+    while size_bytes >= CONTINUED:
+        parts.append(size_bytes % CONTINUED | CONTINUED)
         size_bytes >>= 7
     parts.append(size_bytes)
     return bytes(parts)

@@ -1,4 +1,4 @@
-"""Tensors in the messages of KServe v2: read the inputs of a request, write the answer.
+"""Tensors in the messages of KServe v2, and models as its messages describe them.
 
 Source: the Open Inference Protocol (KServe v2), `ModelInfer`, with Triton's parameters. Raw
 contents are little-endian in C order; an element of BYTES is its length (4 bytes) and its bytes,
@@ -22,7 +22,7 @@ from offload_runtimes.engine import DTYPES, TEXT, Array, shape_fits, show_shape
 from offload_runtimes.protocol.codecs import Buffer
 from offload_runtimes.protocol.framing import field_head
 from offload_runtimes.protocol.messages import PackedTensor
-from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES, TensorSpec
+from offload_runtimes.protocol.tensor_specs import TensorSpec
 
 # The protocol's datatype of each tensor type of onnxruntime; it has none for the other types.
 DATATYPES: Mapping[str, str] = {
@@ -52,15 +52,10 @@ _CONTENTS: Mapping[str, str] = {
 SERVER_PART = ".server"  # after the model's name, for the server's part of the first plan
 _VERSION_DIGITS = 12  # of a bundle's digest: they fit a number of 64 bits
 PLATFORM, BACKEND = "onnxruntime_onnx", "onnxruntime"  # as Triton calls models of onnxruntime
+_SMALL_BYTES = 4096
 _LENGTH = struct.Struct("<I")
-_TEXT_BYTES = 32  # largest size of a Python string for one byte of its element in a request
-_SHOWN = 80  # characters of a name that a client made up
+SHOWN = 80  # characters of a name that a client made up
 _RAW_INPUT = kserve.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER
-_RAW_OUTPUT = kserve.ModelInferResponse.RAW_OUTPUT_CONTENTS_FIELD_NUMBER
-_INFER_RESPONSE = kserve.ModelStreamInferResponse.INFER_RESPONSE_FIELD_NUMBER
-_FINAL = "triton_final_response"
-_WANTS_FINAL = "triton_enable_empty_final_response"
-_UNSUPPORTED = ("shared_memory_region", "classification", "sequence_id")
 
 _Tensor: TypeAlias = (
     kserve.ModelInferRequest.InferInputTensor | kserve.ModelInferResponse.InferOutputTensor
@@ -137,37 +132,6 @@ def _config_type(value: ModelValue) -> str:
     return "TYPE_STRING" if value.type == TEXT else f"TYPE_{DATATYPES[value.type]}"
 
 
-def memory_bytes(request: kserve.ModelInferRequest, size_bytes: int) -> int:
-    """Largest size in memory of the inputs of a request that takes `size_bytes` itself."""
-    has_text = any(tensor.datatype == DATATYPES[TEXT] for tensor in request.inputs)
-    return size_bytes * (_TEXT_BYTES if has_text else 1)
-
-
-def read_inputs(request: kserve.ModelInferRequest, model: ModelSignature) -> dict[str, Any]:
-    """The inputs of a request as arrays; numbers in raw contents are not copied again.
-
-    Raises:
-        InputError: a name, datatype, shape, size or parameter is wrong, or an input is missing.
-    """
-    _check_parameters(request)
-    known = model.known
-    for tensor in request.inputs:
-        if tensor.name not in known:
-            raise InputError(
-                f"model {model.name!r} has no input {tensor.name[:_SHOWN]!r}: it takes"
-                f" {list(known)}"
-            )
-    raw = request.raw_input_contents
-    feeds = _read("input", request.inputs, raw, known, model.limits_bytes)
-    for value in model.inputs:
-        if value.name not in feeds:
-            names = [value.name for value in model.inputs]
-            raise InputError(
-                f"input {value.name!r} of {model.name!r} is missing: give all of {names}"
-            )
-    return feeds
-
-
 def read_outputs(
     response: kserve.ModelInferResponse, expected: Mapping[str, TensorSpec]
 ) -> dict[str, Any]:
@@ -178,62 +142,84 @@ def read_outputs(
     """
     known = {name: spec.value for name, spec in expected.items() if spec.value is not None}
     limits = {name: spec.limit_bytes for name, spec in expected.items()}
-    outputs = _read("output", response.outputs, response.raw_output_contents, known, limits)
+    raw = response.raw_output_contents
+    checked = check_tensors("output", response.outputs, raw, known, limits)
+    outputs = read_tensors(checked, response.outputs, raw)
     for name in expected:
         if name not in outputs:
             raise InputError(f"output {name!r} is missing")
     return outputs
 
 
-def _read(
+@dataclass(frozen=True)
+class CheckedTensor:
+    """A tensor of a message, whose datatype and shape were checked.
+
+    Attributes:
+        index: its place in the message.
+        whose: what messages call it.
+        value: its name, type and declared shape.
+        shape: its shape.
+        dtype: of its numbers in raw contents; None: it is text.
+        size_bytes: of its numbers in raw contents.
+    """
+
+    index: int
+    whose: str
+    value: ModelValue
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any] | None
+    size_bytes: int
+
+
+def check_tensors(
     what: str,
     tensors: Sequence[_Tensor],
-    raw: Sequence[bytes],
+    raw: Sequence[Buffer],
     known: Mapping[str, ModelValue],
     limits: Mapping[str, int],
-) -> dict[str, Any]:
-    """The tensors of known names, checked; `what` they are, for messages."""
+) -> tuple[CheckedTensor, ...]:
+    """The tensors of known names, without their contents; `what` they are, for messages.
+
+    Raises:
+        InputError: a datatype, shape or size is wrong, or a tensor came twice.
+    """
     # MLServer leaves empty contents beside raw ones.
     if raw and any(t.HasField("contents") and t.contents.ByteSize() for t in tensors):
         raise InputError(f"give the {what}s in raw_{what}_contents or in contents, not in both")
     if raw and len(raw) != len(tensors):
         raise InputError(f"{len(tensors)} {what}s came with {len(raw)} raw_{what}_contents")
-    values: dict[str, Any] = {}
+    checked: dict[str, CheckedTensor] = {}
     for index, tensor in enumerate(tensors):
         value = known.get(tensor.name)
         if value is None:
             continue
         whose = f"{what} {tensor.name!r}"
-        if tensor.name in values:
+        if tensor.name in checked:
             raise InputError(f"{whose} came twice")
         shape = _checked_shape(whose, tensor, value, limits[tensor.name])
-        if raw:
-            values[tensor.name] = _from_raw(whose, raw[index], value, shape)
-        else:
-            values[tensor.name] = _from_contents(whose, tensor, value, shape)
-    return values
+        dtype = None if value.type == TEXT else DTYPES[value.type].newbyteorder("<")
+        size_bytes = math.prod(shape) * dtype.itemsize if dtype is not None else 0
+        checked[tensor.name] = CheckedTensor(index, whose, value, shape, dtype, size_bytes)
+    return tuple(checked.values())
 
 
-def requested_outputs(
-    request: kserve.ModelInferRequest, model: ModelSignature
-) -> tuple[ModelValue, ...]:
-    """The outputs that a request wants, in its order; all if it names none.
+def read_tensors(
+    checked: Iterable[CheckedTensor], tensors: Sequence[_Tensor], raw: Sequence[Buffer]
+) -> dict[str, Any]:
+    """The contents of tensors by name: from the raw contents or, if there are none, typed.
+
+    `tensors` is read for typed contents only.
 
     Raises:
-        InputError: the model has no such output, or one is requested twice.
+        InputError: contents do not fit the shape, or are damaged.
     """
-    if not request.outputs:
-        return model.outputs
-    known = {value.name: value for value in model.outputs}
-    names = [output.name for output in request.outputs]
-    for name in names:
-        if name not in known:
-            raise InputError(
-                f"model {model.name!r} has no output {name[:_SHOWN]!r}: it gives {list(known)}"
-            )
-    if len(set(names)) < len(names):
-        raise InputError(f"an output is requested twice: {names}")
-    return tuple(known[name] for name in names)
+    if raw:
+        return {each.value.name: _from_raw(each, raw[each.index]) for each in checked}
+    return {
+        each.value.name: _from_contents(each.whose, tensors[each.index], each.value, each.shape)
+        for each in checked
+    }
 
 
 def write_request(
@@ -261,65 +247,11 @@ def write_request(
     return b"".join(parts)
 
 
-def response_head(
-    request: kserve.ModelInferRequest, model: ModelSignature
-) -> kserve.ModelInferResponse:
-    """The answer to a request before its outputs are known."""
-    head = kserve.ModelInferResponse(
-        model_name=model.name, model_version=model.version, id=request.id
-    )
-    if _WANTS_FINAL in request.parameters and request.parameters[_WANTS_FINAL].bool_param:
-        head.parameters[_FINAL].bool_param = True
-    return head
-
-
-def write_response(
-    head: kserve.ModelInferResponse,
-    outputs: Sequence[tuple[ModelValue, Any]],
-    *,
-    in_stream: bool,
-) -> bytes:
-    """The bytes of an answer: the only copy of the outputs' bytes.
-
-    Args:
-        head: from `response_head`; the outputs are added to it.
-        outputs: the outputs and their values.
-        in_stream: as ModelStreamInfer sends it, inside a ModelStreamInferResponse.
-
-    Raises:
-        InputError: it is too long for one message.
-    """
-    parts: list[Buffer] = [b""]
-    for value, array in outputs:
-        head.outputs.add(name=value.name, datatype=DATATYPES[value.type], shape=array.shape)
-        data = _to_raw(array)
-        parts += [field_head(_RAW_OUTPUT, data.nbytes), data]
-    parts[0] = head.SerializeToString()
-    size_bytes = sum(memoryview(part).nbytes for part in parts)
-    if size_bytes > MESSAGE_LIMIT_BYTES:
-        raise InputError(
-            f"the answer takes {format_bytes(size_bytes)}, one message carries"
-            f" {format_bytes(MESSAGE_LIMIT_BYTES)}: use smaller inputs"
-        )
-    if in_stream:
-        parts.insert(0, field_head(_INFER_RESPONSE, size_bytes))
-    return b"".join(parts)
-
-
 def write_stream_error(request_id: str, sentence: str) -> bytes:
     """The message of ModelStreamInfer about a request that failed."""
     response = kserve.ModelStreamInferResponse(error_message=sentence)
     response.infer_response.id = request_id
     return response.SerializeToString()
-
-
-def _check_parameters(request: kserve.ModelInferRequest) -> None:
-    """Refuse parameters that would change the answer; hints such as priorities are ignored."""
-    holders: Iterable[Any] = (request, *request.inputs, *request.outputs)
-    for holder in holders:
-        for name in holder.parameters:
-            if name in _UNSUPPORTED:
-                raise InputError(f"the parameter {name!r} is not supported here: leave it out")
 
 
 def _checked_shape(
@@ -335,7 +267,7 @@ def _checked_shape(
     ):
         raise InputError(
             f"{whose} must be {datatype}{show_shape(value.shape)}, not"
-            f" {tensor.datatype[:_SHOWN]}{show_shape(shape[:16])}"
+            f" {tensor.datatype[:SHOWN]}{show_shape(shape[:16])}"
         )
     item_bytes = _LENGTH.size if value.type == TEXT else DTYPES[value.type].itemsize
     size_bytes = math.prod(shape) * item_bytes
@@ -347,17 +279,17 @@ def _checked_shape(
     return shape
 
 
-def _from_raw(whose: str, raw: bytes, value: ModelValue, shape: tuple[int, ...]) -> Array:
-    if value.type == TEXT:
-        return _as_text(whose, list(_elements(whose, raw)), shape)
-    dtype = DTYPES[value.type].newbyteorder("<")
-    if len(raw) != math.prod(shape) * dtype.itemsize:
+def _from_raw(tensor: CheckedTensor, contents: Buffer) -> Array:
+    """The array of a tensor; `bytes` are not copied, a part of a message is."""
+    raw = bytes(contents)
+    if tensor.dtype is None:
+        return _as_text(tensor.whose, list(_elements(tensor.whose, raw)), tensor.shape)
+    if len(raw) != tensor.size_bytes:
         raise InputError(
-            f"{whose} came with {len(raw)} bytes,"
-            f" {DATATYPES[value.type]}{show_shape(shape)} takes"
-            f" {math.prod(shape) * dtype.itemsize}"
+            f"{tensor.whose} came with {len(raw)} bytes,"
+            f" {DATATYPES[tensor.value.type]}{show_shape(tensor.shape)} takes {tensor.size_bytes}"
         )
-    return np.ndarray(shape, dtype, raw)
+    return np.ndarray(tensor.shape, tensor.dtype, raw)
 
 
 def _elements(whose: str, raw: bytes) -> Iterable[bytes]:
@@ -410,11 +342,13 @@ def _wrong_count(whose: str, count: int, shape: tuple[int, ...]) -> InputError:
     )
 
 
-def _to_raw(array: Array) -> memoryview:
-    """The raw contents of an output; an array of numbers in C order is not copied."""
-    if array.dtype == object:
+def to_raw(array: Array) -> memoryview:
+    """The raw contents of an output; a large array of numbers in C order is not copied."""
+    if array.dtype.hasobject:
         encoded = [str(element).encode() for element in array.flat]
         return memoryview(b"".join(_LENGTH.pack(len(each)) + each for each in encoded))
-    if array.dtype.str[0] == ">" or not array.flags.c_contiguous:
-        array = array.astype(array.dtype.newbyteorder("<"), order="C")
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    if array.nbytes <= _SMALL_BYTES or not array.flags.c_contiguous:
+        return memoryview(array.tobytes())  # faster than a view of a small array
     return array.reshape(-1).view(np.uint8).data

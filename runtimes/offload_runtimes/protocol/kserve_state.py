@@ -8,16 +8,15 @@ a session of our own protocol, and shares batches with such sessions.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from graphlib import TopologicalSorter
 from typing import Any
 
-from offload.bundle.bundle import ModelValue
 from offload.errors import InputError, OffloadError, ServerError
 from offload.planning.plan import Segment
 from offload.units import format_bytes
 
-import offload_runtimes.protocol.kserve_pb2 as kserve
-from offload_runtimes.protocol import kserve_messages as messages
-from offload_runtimes.protocol.kserve_messages import ModelSignature
+from offload_runtimes.protocol.kserve_messages import ModelSignature, write_stream_error
+from offload_runtimes.protocol.kserve_requests import CheckedWords, InferRequest
 from offload_runtimes.protocol.memory_budget import Reservation
 from offload_runtimes.protocol.server_state import (
     Event,
@@ -25,6 +24,7 @@ from offload_runtimes.protocol.server_state import (
     Reply,
     RunSegment,
     ServerFrame,
+    inputs_of,
 )
 from offload_runtimes.protocol.tensor_specs import Contract
 
@@ -49,6 +49,16 @@ class ServedModel:
     def parts(self) -> tuple[str, ...]:
         """The bundle's parts that compute it."""
         return tuple(segment.part for segment in self.contract.segments)
+
+    @cached_property
+    def in_order(self) -> tuple[Segment, ...]:
+        """Its segments, each behind those that compute its inputs."""
+        made_by = {name: each for each in self.contract.segments for name in each.outputs}
+        needs = {
+            segment: [made_by[name] for name in segment.inputs if name in made_by]
+            for segment in self.contract.segments
+        }
+        return tuple(TopologicalSorter(needs).static_order())
 
 
 class InferenceRequest:
@@ -79,8 +89,8 @@ class InferenceRequest:
             in_stream: it came in a stream, where errors are answers, too.
         """
         self.model = model
-        self._head = kserve.ModelInferResponse()
-        self._wanted: tuple[ModelValue, ...] = ()
+        self._id = ""
+        self._words: CheckedWords | None = None
         self._reservation = reservation
         self._in_stream = in_stream
         self._frame = ServerFrame(0, model.contract, list(model.contract.segments))
@@ -99,17 +109,14 @@ class InferenceRequest:
         """1 until it is over."""
         return int(not self.closed)
 
-    def begin(
-        self, request: kserve.ModelInferRequest, size_bytes: int, now_s: float
-    ) -> list[Event]:
-        """Check a request that came as this many bytes, and run the first segments."""
+    def begin(self, request: InferRequest, now_s: float) -> list[Event]:
+        """Check the request, and run the first segments."""
         self._began_s = now_s
-        signature = self.model.signature
-        self._head = messages.response_head(request, signature)
+        self._id = request.id
         try:
-            _hold_inputs(self._reservation, messages.memory_bytes(request, size_bytes))
-            self._wanted = messages.requested_outputs(request, signature)
-            self._frame.tensors = messages.read_inputs(request, signature)
+            _hold_inputs(self._reservation, request.memory_bytes)
+            self._words = request.checked(self.model.signature)
+            self._frame.tensors = self._words.read(request)
         except OffloadError as error:
             return self._fail(error)
         return self._started()
@@ -128,9 +135,10 @@ class InferenceRequest:
         if self._frame.waiting or self._frame.running:
             return []
         self.queue_s = max(0.0, end_s - self._began_s - self.compute_s)
-        values = [(value, self._frame.tensors[value.name]) for value in self._wanted]
+        assert self._words is not None  # a segment has run
+        values = [self._frame.tensors[value.name] for value in self._words.outputs]
         try:
-            answer = messages.write_response(self._head, values, in_stream=self._in_stream)
+            answer = self._words.write_answer(self._id, values, in_stream=self._in_stream)
         except InputError as error:
             return self._fail(error)
         return self._over("answered", answer)
@@ -160,7 +168,7 @@ class InferenceRequest:
         self.error = error
         answer = b""
         if self._in_stream:
-            answer = messages.write_stream_error(self._head.id, str(error))
+            answer = write_stream_error(self._id, str(error))
         return self._over("failed", answer)
 
     def _over(self, outcome: str, answer: bytes) -> list[Event]:
@@ -171,9 +179,8 @@ class InferenceRequest:
 
 
 def answer_at_once(
-    request: kserve.ModelInferRequest,
+    request: InferRequest,
     model: ServedModel,
-    size_bytes: int,
     reservation: Reservation,
     run: Callable[[Segment, dict[str, Any]], Sequence[Any]],
     *,
@@ -184,7 +191,6 @@ def answer_at_once(
     Args:
         request: the request.
         model: what it runs.
-        size_bytes: of the request's message.
         reservation: holds the bytes of its inputs meanwhile.
         run: runs a segment on its inputs and returns its outputs.
         in_stream: it came in a stream.
@@ -192,20 +198,16 @@ def answer_at_once(
     Raises:
         OffloadError: it cannot be answered.
     """
-    signature = model.signature
-    head = messages.response_head(request, signature)
     try:
-        _hold_inputs(reservation, messages.memory_bytes(request, size_bytes))
-        wanted = messages.requested_outputs(request, signature)
-        frame = ServerFrame(0, model.contract, list(model.contract.segments))
-        frame.tensors = messages.read_inputs(request, signature)
+        _hold_inputs(reservation, request.memory_bytes)
+        words, request_id = request.checked(model.signature), request.id
+        tensors = words.read(request)
         del request  # only its inputs stay in memory
-        while ready := frame.startable():
-            for segment in ready:
-                outputs = run(segment, frame.feeds(segment))
-                frame.tensors.update(zip(segment.outputs, outputs, strict=True))
-        values = [(value, frame.tensors[value.name]) for value in wanted]
-        return messages.write_response(head, values, in_stream=in_stream)
+        for segment in model.in_order:
+            outputs = run(segment, inputs_of(segment, model.contract, tensors))
+            tensors.update(zip(segment.outputs, outputs, strict=True))
+        values = [tensors[value.name] for value in words.outputs]
+        return words.write_answer(request_id, values, in_stream=in_stream)
     finally:
         reservation.hold(0)
 

@@ -40,7 +40,11 @@ class MemoryBudget:
         evicted: Reservation | None = None
         with self._lock:
             more_bytes = size_bytes - reservation.held_bytes
-            if more_bytes <= 0 or self._sum() + more_bytes <= self.limit_bytes:
+            if (
+                more_bytes <= 0
+                or self.limit_bytes == math.inf  # then the sum need not be computed
+                or self._sum() + more_bytes <= self.limit_bytes
+            ):
                 reservation.held_bytes = size_bytes
                 reservation.idle_since_s = time.monotonic() if idle else math.inf
                 change = self._reservations.add if size_bytes else self._reservations.discard

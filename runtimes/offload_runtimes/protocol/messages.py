@@ -218,7 +218,8 @@ def _checked(layout: pb.Layout, specs: TensorSpecs) -> TensorHeader:
     elif declared is None:
         is_allowed = spec.value.type == UNKNOWN and dtype is not None
     else:
-        is_allowed = dtype == declared.newbyteorder("<") and shape_fits(spec.value.shape, shape)
+        is_same = dtype is not None and dtype == declared.newbyteorder("<")  # None == float64
+        is_allowed = is_same and shape_fits(spec.value.shape, shape)
     if not is_allowed:
         raise ProtocolError(
             f"tensor {layout.name!r} must be"

@@ -127,10 +127,17 @@ class ServerFrame:
         return ready
 
     def feeds(self, segment: Segment) -> dict[str, Any]:
-        """Inputs of a segment, including the inputs with a default that came."""
-        defaults = self.contract.defaults.get(segment.part, ())
-        names = (*segment.inputs, *(name for name in defaults if name in self.tensors))
-        return {name: self.tensors[name] for name in names}
+        """Inputs of a segment, see `inputs_of`."""
+        return inputs_of(segment, self.contract, self.tensors)
+
+
+def inputs_of(segment: Segment, contract: Contract, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of a segment among the tensors, including the inputs with a default that came."""
+    inputs = {name: tensors[name] for name in segment.inputs}
+    for name in contract.defaults.get(segment.part, ()):
+        if name in tensors:
+            inputs[name] = tensors[name]
+    return inputs
 
 
 class ServerSession:

@@ -339,7 +339,10 @@ class Dispatcher:
 
         It may if they run on the CPU and never in batches.
         """
-        return all(part in loaded.alone and not loaded.engines[part].on_gpu for part in parts)
+        for part in parts:  # noqa: SIM110  faster than `all`, for each request
+            if part not in loaded.alone or loaded.engines[part].on_gpu:
+                return False
+        return True
 
     def compute(
         self,

@@ -20,7 +20,6 @@ from offload.errors import BundleError, InputError, OffloadError, ServerError
 from offload.planning.plan import Segment, Side
 
 import offload_runtimes.protocol.kserve_pb2 as kserve
-from offload_runtimes.protocol import kserve_messages as messages
 from offload_runtimes.protocol.kserve_messages import (
     DATATYPES,
     PLATFORM,
@@ -30,7 +29,9 @@ from offload_runtimes.protocol.kserve_messages import (
     model_name,
     sizes,
     version_of,
+    write_stream_error,
 )
+from offload_runtimes.protocol.kserve_requests import CheckedWords, InferRequest, split_request
 from offload_runtimes.protocol.kserve_state import InferenceRequest, ServedModel, answer_at_once
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.tensor_specs import HEADER_BYTES, Contract, TensorSpecs, input_specs
@@ -44,6 +45,8 @@ Request = TypeVar("Request", bound=Message)
 Call: TypeAlias = Callable[[bytes], bytes]
 _EXTENSIONS = ("model_configuration", "statistics")
 _SHOWN = 80  # characters of a name that a client made up
+_WORDS_BYTES = 4096  # of a request, that are kept to recognise the next one
+_MOST_WORDS = 256
 _NS = 1_000_000_000
 
 
@@ -96,13 +99,28 @@ class _Accepted:
     loaded: LoadedBundle
     id: str
     size_bytes: int
-    _request: kserve.ModelInferRequest | None
+    _request: InferRequest | None
 
-    def take(self) -> kserve.ModelInferRequest:
+    def take(self) -> InferRequest:
         """Return the request and forget it, so that its memory can be freed. Called once."""
         request, self._request = self._request, None
         assert request is not None
         return request
+
+
+@dataclass(frozen=True)
+class _KnownWords:
+    """What the words of a request say.
+
+    Attributes:
+        model: the model that they name.
+        words: the words, checked for that model.
+        order: the bundles that were served then; other bundles may have the same names.
+    """
+
+    model: ServedModel
+    words: CheckedWords
+    order: tuple[str, ...]
 
 
 @dataclass
@@ -198,6 +216,7 @@ class KServeService:
         self._is_serving = is_serving
         self._models: dict[str, list[ServedModel]] = {}  # by digest
         self._statistics: dict[tuple[str, str], _Statistics] = {}
+        self._known: dict[bytes, _KnownWords] = {}
 
     @property
     def request_limit_bytes(self) -> int:
@@ -351,14 +370,32 @@ class KServeService:
         """
         if not self._is_serving():
             raise ServerError("the server is shutting down: try again")
-        request = _parsed(kserve.ModelInferRequest, data)
-        model = self._usable(request.model_name, request.model_version)
-        if model.is_whole:
-            self._bundles.load_whole(model.contract.digest)
+        order, parts = self._bundles.order, split_request(data)
+        known = None if parts is None else self._known.get(parts.words)
+        if parts and known and known.order is order and known.words.inputs == len(parts.raw):
+            model = known.model
+            request = InferRequest(len(data), parts.id, parts.raw, None, known.words)
+        else:
+            message = _parsed(kserve.ModelInferRequest, data)
+            model = self._usable(message.model_name, message.model_version)
+            if model.is_whole:
+                self._bundles.load_whole(model.contract.digest)
+            request = InferRequest(len(data), message.id, message.raw_input_contents, message)
+            is_raw = parts is not None and len(parts.raw) == len(message.inputs)
+            if parts and is_raw and len(parts.words) <= _WORDS_BYTES:
+                request.when_checked = partial(self._keep, parts.words, model, order)
         loaded = self._bundles.loaded.get(model.contract.digest)
         if loaded is None:
-            raise BundleError(f"model {request.model_name!r} was replaced just now: try again")
+            raise BundleError(f"model {model.signature.name!r} was replaced just now: try again")
         return _Accepted(model, loaded, request.id, len(data), request)
+
+    def _keep(
+        self, words: bytes, model: ServedModel, order: tuple[str, ...], checked: CheckedWords
+    ) -> None:
+        """Keep what the words of a request were found to say."""
+        if len(self._known) >= _MOST_WORDS:
+            self._known.clear()
+        self._known[words] = _KnownWords(model, checked, order)
 
     def answer_briefly(self, accepted: _Accepted, turn: Hashable) -> bytes | None:
         """Answer a request of a stream on the caller's thread; None if it may take long.
@@ -376,7 +413,7 @@ class KServeService:
         try:
             return self._compute(accepted, turn)
         except OffloadError as error:
-            return messages.write_stream_error(accepted.id, str(error))
+            return write_stream_error(accepted.id, str(error))
 
     def _compute(
         self,
@@ -398,7 +435,6 @@ class KServeService:
         statistics = self._statistics_of(accepted.model.signature)
         running = RunningRequest(digest)
         self._sessions.running.add(running)
-        self._observer.passed("in", accepted.size_bytes)
         began_s = time.monotonic()
         try:
             if on_end is not None and not on_end(running.stop):
@@ -406,7 +442,6 @@ class KServeService:
             answer = answer_at_once(
                 accepted.take(),
                 accepted.model,
-                accepted.size_bytes,
                 self._memory.reserve(lambda: None),
                 partial(self._dispatcher.compute, turn, accepted.loaded, running),
                 in_stream=on_end is None,
@@ -414,6 +449,7 @@ class KServeService:
         except OffloadError as failure:
             error = running.why or failure
             is_dropped = running.is_stopped and running.why is None
+            self._observer.passed("in", accepted.size_bytes)
             self._observer.frame(digest, 0, "dropped" if is_dropped else "failed", None)
             if not is_dropped:
                 statistics.add(running, time.monotonic() - began_s, error)
@@ -423,8 +459,7 @@ class KServeService:
             self._sessions.running.discard(running)
         took_s = time.monotonic() - began_s
         statistics.add(running, took_s)
-        self._observer.frame(digest, 0, "answered", took_s)
-        self._observer.passed("out", len(answer))
+        self._observer.answered(digest, 0, accepted.size_bytes, len(answer), took_s)
         return answer
 
     def queue(
@@ -454,7 +489,7 @@ class KServeService:
         self._sessions.add(session)
         self._observer.passed("in", size_bytes)
         with session.lock:
-            tasks = self._dispatcher.apply(session, state.begin(request, size_bytes, began_s))
+            tasks = self._dispatcher.apply(session, state.begin(request, began_s))
         if state.error is not None:
             self._observer.failed(session.number, state.error)
         del request
@@ -548,7 +583,7 @@ class _RequestStream:
         try:
             accepted = self._service.accept(data)
         except OffloadError as error:
-            self._connection.send(messages.write_stream_error("", str(error)))
+            self._connection.send(write_stream_error("", str(error)))
             return
         answer = self._service.answer_briefly(accepted, self)
         if answer is not None:

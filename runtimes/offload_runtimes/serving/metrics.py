@@ -212,6 +212,19 @@ class Observer:
         fields = {"session": session, "before": before, "after": after}
         LOG.info("plan switched", extra={"fields": fields})
 
+    def answered(
+        self, bundle: str, plan: int, in_bytes: int, out_bytes: int, latency_s: float
+    ) -> None:
+        """Count a request that was answered at once, with the bytes of both messages."""
+        self._later(self._count_answered, bundle, plan, in_bytes, out_bytes, latency_s)
+
+    def _count_answered(
+        self, bundle: str, plan: int, in_bytes: int, out_bytes: int, latency_s: float
+    ) -> None:
+        self._count_frame(bundle, plan, "answered", latency_s)
+        self._passed["in"].inc(in_bytes)
+        self._passed["out"].inc(out_bytes)
+
     def passed(self, direction: str, size_bytes: int) -> None:
         """Count the bytes of a message, `in` or `out`."""
         self._later(self._passed[direction].inc, size_bytes)
@@ -228,8 +241,11 @@ class Observer:
 
     def computed(self, queue_s: float, compute_s: float) -> None:
         """Record how long a segment waited and ran."""
-        self._later(self._queue.observe, queue_s)
-        self._later(self._compute.observe, compute_s)
+        self._later(self._count_computed, queue_s, compute_s)
+
+    def _count_computed(self, queue_s: float, compute_s: float) -> None:
+        self._queue.observe(queue_s)
+        self._compute.observe(compute_s)
 
     def batched(self, rows: int) -> None:
         """Record the rows of one call."""

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from offload.bundle.bundle import ModelValue
 from offload.errors import DeadlineError, InputError
 from offload_runtimes.engine import EngineOptions, kernel_options, load, profiling
 from offload_runtimes.engine.profiling import optimize_to, profile_nodes, tensor_types
+from offload_runtimes.engine.values import as_feed
 from onnx import TensorProto, helper
 
 from tests.runtimes import models
@@ -56,6 +58,16 @@ def test_wrong_input_is_one_sentence(feeds: dict[str, np.ndarray], said: str) ->
     with pytest.raises(InputError, match=said) as caught:
         load(relu()).run(None, feeds)
     assert "\n" not in str(caught.value)
+
+
+def test_numbers_are_refused_for_text_and_unsupported_types() -> None:
+    """Also float64, which numpy compares as equal to None."""
+    for kind, said in (
+        ("string", r"must be text\[2\], not float64"),
+        ("complex64", "not supported"),
+    ):
+        with pytest.raises(InputError, match=said):
+            as_feed("m", ModelValue("x", f"tensor({kind})", (2,)), np.ones(2))
 
 
 def test_wrong_output_name() -> None:

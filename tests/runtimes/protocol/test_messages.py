@@ -138,6 +138,13 @@ def test_wrong_tensor_is_one_sentence(changes: dict[str, Any], said: str) -> Non
     assert "\n" not in str(caught.value)
 
 
+def test_a_tensor_of_an_unknown_dtype_is_refused_where_float64_is_expected() -> None:
+    """numpy compares float64 as equal to None."""
+    spec = TensorSpec(ModelValue("t", "tensor(double)", None), "raw", 100)
+    with pytest.raises(ProtocolError, match=r"must be float64.*, not <f9"):
+        wire.decode_tensor(*tensor(dtype="<f9"), TensorSpecs({"t": spec}))
+
+
 @given(data=st.binary(max_size=400))
 def test_random_bytes_are_parsed_or_refused(data: bytes) -> None:
     try:

@@ -142,6 +142,35 @@ def test_bundles_of_one_model_are_its_versions(tmp_path: Path) -> None:
         assert "version '9', is not served" in said
 
 
+def test_repeated_words_follow_the_bundle_and_are_checked_with_the_contents(
+    tmp_path: Path,
+) -> None:
+    first = bundles.branches(tmp_path / "served/net")
+    second = bundles.branches(tmp_path / "next/net")
+    with (
+        Server([tmp_path / "served/net"], options=ServeOptions(ONE)) as server,
+        KServeClient(server.address) as client,
+    ):
+        for seed in range(3):
+            feeds = first.feeds(seed)
+            request = infer_request("net", feeds, request_id=str(seed))
+            response = client.call("ModelInfer", request)
+            assert response.id == str(seed)
+            np.testing.assert_allclose(arrays(response)["y"], first.expected(feeds)[0], rtol=1e-5)
+        request.raw_input_contents[0] = bytes(8)
+        assert "came with 8 bytes" in refusal(client, request)[1]
+        request.raw_input_contents.append(bytes(256))
+        assert "1 inputs came with 2" in refusal(client, request)[1]
+        del request.raw_input_contents[:]
+        assert "came with 0 elements" in refusal(client, request)[1]
+        (tmp_path / "served/net").rename(tmp_path / "old")
+        (tmp_path / "next/net").rename(tmp_path / "served/net")
+        server.reload_bundles()
+        response = client.call("ModelInfer", infer_request("net", feeds))
+        assert response.model_version == version_of(second.bundle)
+        np.testing.assert_allclose(arrays(response)["y"], second.expected(feeds)[0], rtol=1e-5)
+
+
 def test_a_servers_half_is_served_without_the_whole(made: Made, tmp_path: Path) -> None:
     half = bundles.deployed(made, Side.SERVER, tmp_path / "half")
     with Server([half]) as server, KServeClient(server.address) as client:

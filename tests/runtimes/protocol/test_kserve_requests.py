@@ -6,13 +6,19 @@ from typing import Any
 import numpy as np
 import offload_runtimes.protocol.kserve_pb2 as kserve
 import pytest
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from offload.bundle.bundle import ModelValue
 from offload.errors import InputError
-from offload_runtimes.protocol import kserve_messages as messages
 from offload_runtimes.protocol.kserve_messages import ModelSignature
+from offload_runtimes.protocol.kserve_requests import (
+    CheckedWords,
+    InferRequest,
+    RequestParts,
+    split_request,
+)
 from offload_runtimes.protocol.tensor_specs import input_specs
 
 from tests.runtimes.kserve_client import arrays, infer_request
@@ -40,6 +46,22 @@ def model(*inputs: ModelValue, defaults: tuple[ModelValue, ...] = ()) -> ModelSi
     return ModelSignature("m", "1", inputs, defaults, outputs, limits)
 
 
+def came(message: kserve.ModelInferRequest) -> InferRequest:
+    raw = message.raw_input_contents
+    return InferRequest(message.ByteSize(), message.id, raw, message)
+
+
+def read_inputs(message: kserve.ModelInferRequest, of: ModelSignature) -> dict[str, Any]:
+    request = came(message)
+    return request.checked(of).read(request)
+
+
+def answered(
+    message: kserve.ModelInferRequest, of: ModelSignature, *outputs: Any, in_stream: bool = False
+) -> bytes:
+    return CheckedWords(message, of).write_answer(message.id, outputs, in_stream=in_stream)
+
+
 @given(
     array=st.sampled_from(list(TYPES)).flatmap(
         lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, min_side=0, max_side=5))
@@ -57,17 +79,13 @@ def test_numbers_cross_unchanged(array: np.ndarray) -> None:
         getattr(tensor.contents, field).extend(array.ravel().tolist())
         requests.append(typed)
     for request in requests:
-        back = messages.read_inputs(request, of)["x"]
+        back = read_inputs(request, of)["x"]
         assert (back.dtype, back.shape) == (array.dtype, array.shape)
         np.testing.assert_array_equal(back, array)
-        head = messages.response_head(request, of)
-        answer = messages.write_response(head, [(of.outputs[0], back)], in_stream=False)
-        response = kserve.ModelInferResponse.FromString(answer)
+        response = kserve.ModelInferResponse.FromString(answered(request, of, back))
         (given,) = arrays(response).values()
         np.testing.assert_array_equal(given, array)
-        in_stream = messages.write_response(
-            messages.response_head(request, of), [(of.outputs[0], back)], in_stream=True
-        )
+        in_stream = answered(request, of, back, in_stream=True)
         assert kserve.ModelStreamInferResponse.FromString(in_stream).infer_response == response
 
 
@@ -82,10 +100,9 @@ def test_text_crosses_unchanged(words: list[str]) -> None:
     tensor = typed.inputs.add(name="x", datatype="BYTES", shape=[len(words)])
     tensor.contents.bytes_contents.extend(encoded)
     for each in (request, typed):
-        back = messages.read_inputs(each, of)["x"]
+        back = read_inputs(each, of)["x"]
         assert back.tolist() == words
-    head = messages.response_head(request, of)
-    answer = messages.write_response(head, [(of.outputs[0], back)], in_stream=False)
+    answer = answered(request, of, back)
     assert kserve.ModelInferResponse.FromString(answer).raw_output_contents == [raw]
 
 
@@ -93,26 +110,25 @@ def test_bfloat16_crosses_as_bits() -> None:
     of = model(ModelValue("x", "tensor(bfloat16)", (2,)))
     request = kserve.ModelInferRequest(raw_input_contents=[b"\x80\x3f\x00\xc0"])
     request.inputs.add(name="x", datatype="BF16", shape=[2])
-    back = messages.read_inputs(request, of)["x"]
+    back = read_inputs(request, of)["x"]
     assert back.dtype == np.uint16
-    head = messages.response_head(request, of)
-    answer = messages.write_response(head, [(of.outputs[0], back)], in_stream=False)
+    answer = answered(request, of, back)
     response = kserve.ModelInferResponse.FromString(answer)
     assert response.outputs[0].datatype == "BF16"
     assert response.raw_output_contents == [b"\x80\x3f\x00\xc0"]
 
 
-def test_the_head_repeats_what_the_client_gave() -> None:
+def test_an_answer_repeats_what_the_client_gave() -> None:
+    one = np.ones(1, np.float32)
     of = model(ModelValue("x", "tensor(float)", (1,)))
-    request = infer_request("m", {"x": np.ones(1, np.float32)}, request_id="seven")
-    head = messages.response_head(request, of)
-    assert (head.model_name, head.model_version, head.id) == ("m", "1", "seven")
-    assert not head.parameters
+    request = infer_request("m", {"x": one}, request_id="seven")
+    answer = kserve.ModelInferResponse.FromString(answered(request, of, one))
+    assert (answer.model_name, answer.model_version, answer.id) == ("m", "1", "seven")
+    assert not answer.parameters
     request.parameters["triton_enable_empty_final_response"].bool_param = True
     request.parameters["priority"].uint64_param = 3
-    messages.read_inputs(request, of)
-    head = messages.response_head(request, of)
-    assert head.parameters["triton_final_response"].bool_param
+    answer = kserve.ModelInferResponse.FromString(answered(request, of, one))
+    assert answer.parameters["triton_final_response"].bool_param
 
 
 X = ModelValue("x", "tensor(float)", ("n", 2))
@@ -187,10 +203,10 @@ def default(values: list[int]) -> kserve.ModelInferRequest:
     ],
 )
 def test_a_wrong_request_gets_one_sentence(wrong: kserve.ModelInferRequest, said: str) -> None:
-    messages.read_inputs(request(), TAKES)
-    messages.read_inputs(default([1, 2]), TAKES)
+    read_inputs(request(), TAKES)
+    read_inputs(default([1, 2]), TAKES)
     with pytest.raises(InputError, match=said) as caught:
-        messages.read_inputs(wrong, TAKES)
+        read_inputs(wrong, TAKES)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
 
@@ -208,13 +224,13 @@ def test_a_wrong_request_gets_one_sentence(wrong: kserve.ModelInferRequest, said
 def test_wrong_text_gets_one_sentence(raw: bytes, shape: list[int], said: str) -> None:
     of = model(ModelValue("x", "tensor(string)", ("n",)))
     with pytest.raises(InputError, match=said):
-        messages.read_inputs(request(raw, datatype="BYTES", shape=shape), of)
+        read_inputs(request(raw, datatype="BYTES", shape=shape), of)
 
 
 def test_empty_contents_beside_raw_ones_are_ignored() -> None:
     made = request()
     made.inputs[0].contents.SetInParent()
-    assert messages.read_inputs(made, TAKES)["x"].shape == (2, 2)
+    assert read_inputs(made, TAKES)["x"].shape == (2, 2)
 
 
 def test_half_precision_must_be_raw() -> None:
@@ -222,24 +238,108 @@ def test_half_precision_must_be_raw() -> None:
     wrong = request(None, datatype="FP16", shape=[1])
     wrong.inputs[0].contents.fp32_contents.append(1.0)
     with pytest.raises(InputError, match="FP16, which must be in raw contents"):
-        messages.read_inputs(wrong, of)
+        read_inputs(wrong, of)
 
 
 def test_outputs_are_given_as_requested() -> None:
     of = model(X, ModelValue("y", "tensor(float)", (1,)))
-    wants = kserve.ModelInferRequest()
-    assert [v.name for v in messages.requested_outputs(wants, of)] == ["X", "Y"]
+
+    def wanted(message: kserve.ModelInferRequest) -> tuple[ModelValue, ...]:
+        return CheckedWords(message, of).outputs
+
+    wants = infer_request("m", {"x": np.ones((1, 2), np.float32), "y": np.ones(1, np.float32)})
+    assert [v.name for v in wanted(wants)] == ["X", "Y"]
     wants.outputs.add(name="Y")
-    assert [v.name for v in messages.requested_outputs(wants, of)] == ["Y"]
+    assert [v.name for v in wanted(wants)] == ["Y"]
     wants.outputs.add(name="Y")
     with pytest.raises(InputError, match="requested twice"):
-        messages.requested_outputs(wants, of)
+        wanted(wants)
     wants.outputs[0].name = "Z"
     with pytest.raises(InputError, match=r"no output 'Z': it gives \['X', 'Y'\]"):
-        messages.requested_outputs(wants, of)
+        wanted(wants)
 
 
 def test_types_without_a_datatype_are_named() -> None:
     assert not model(X).why_not()
     assert "'m' is a map" in model(ModelValue("m", "map(int64,tensor(float))", None)).why_not()
     assert "float8" in model(ModelValue("x", "tensor(float8e5m2)", None)).why_not()
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> kserve.ModelInferRequest:
+    rows = draw(st.integers(0, 3))
+    message = infer_request(
+        "m",
+        {"x": np.full((rows, 2), draw(st.integers(0, 9)), np.float32)},
+        request_id=draw(st.text(max_size=200)),
+    )
+    if draw(st.booleans()):
+        message.parameters["priority"].int64_param = 1
+    if draw(st.booleans()):
+        message.outputs.add(name="X")
+    return message
+
+
+@given(requests(), requests())
+def test_words_that_were_checked_serve_the_next_request(
+    first: kserve.ModelInferRequest, second: kserve.ModelInferRequest
+) -> None:
+    """Against protobuf: the same words give the same inputs and the same answer."""
+    several = [split_request(message.SerializeToString()) for message in (first, second)]
+    before, now = several
+    assert before is not None
+    assert now is not None
+    for message, parts in zip((first, second), several, strict=True):
+        assert isinstance(parts, RequestParts)
+        assert (parts.id, [bytes(raw) for raw in parts.raw]) == (
+            message.id,
+            list(message.raw_input_contents),
+        )
+        rest = kserve.ModelInferRequest.FromString(parts.words)
+        message = kserve.ModelInferRequest.FromString(message.SerializeToString())
+        message.ClearField("id")
+        message.ClearField("raw_input_contents")
+        assert rest == message
+    if before.words != now.words:
+        return
+    words = CheckedWords(first, TAKES)
+    request = InferRequest(0, now.id, now.raw, None, words)
+    inputs = request.checked(TAKES).read(request)
+    np.testing.assert_array_equal(inputs["x"], read_inputs(second, TAKES)["x"])
+    answer = words.write_answer(now.id, [inputs["x"]], in_stream=False)
+    parsed = kserve.ModelInferResponse.FromString(answer)
+    assert parsed == kserve.ModelInferResponse.FromString(answered(second, TAKES, inputs["x"]))
+    assert parsed.id == second.id
+
+
+@given(st.binary(max_size=60))
+def test_damaged_requests_are_left_to_protobuf(data: bytes) -> None:
+    parts = split_request(data)
+    if parts is None:
+        return
+    try:
+        message = kserve.ModelInferRequest.FromString(data)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            kserve.ModelInferRequest.FromString(parts.words)
+        return
+    assert message.id == parts.id
+    assert list(message.raw_input_contents) == [bytes(raw) for raw in parts.raw]
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x1a", b"\x1a\x05ab", b"\x1a\x02\xff\xfe", b"\x08\x01", b"\x1a" + b"\xff" * 11]
+)
+def test_a_request_that_is_no_plain_sequence_of_fields_is_not_split(data: bytes) -> None:
+    assert split_request(data) is None
+
+
+def test_an_answer_follows_the_shapes_of_its_outputs() -> None:
+    of = model(X)
+    words = CheckedWords(infer_request("m", {"x": np.ones((1, 2), np.float32)}), of)
+    for rows in (1, 3, 3, 0, 2000, 1):
+        array = np.arange(2.0 * rows, dtype=np.float32).reshape(rows, 2)
+        for each in (array, np.asfortranarray(array), array.astype(">f4")):
+            answer = words.write_answer("", [each], in_stream=False)
+            (given,) = arrays(kserve.ModelInferResponse.FromString(answer)).values()
+            np.testing.assert_array_equal(given, array)
