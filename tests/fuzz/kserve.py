@@ -15,8 +15,8 @@ from offload_runtimes.engine import DTYPES, size_bytes
 from offload_runtimes.protocol import kserve_messages as messages
 from offload_runtimes.protocol.kserve_messages import DATATYPES, ModelSignature
 from offload_runtimes.protocol.kserve_requests import (
-    CheckedWords,
-    InferRequest,
+    ReceivedRequest,
+    RequestHeader,
     RequestParts,
     split_request,
 )
@@ -142,8 +142,8 @@ def _serve(
 
 def _came(
     message: kserve.ModelInferRequest, draw: Draw, parts: RequestParts | None
-) -> InferRequest:
-    """A request as the server has it: parsed, or with words that were checked before.
+) -> ReceivedRequest:
+    """A request as the server has it: parsed, or with a header that was checked before.
 
     Its parts must be what protobuf reads; by default they are those that protobuf would write.
     """
@@ -154,13 +154,13 @@ def _came(
         assert [bytes(raw) for raw in parts.raw] == list(message.raw_input_contents)
     if parts is not None and len(parts.raw) == len(message.inputs) and draw.byte() % 2:
         with suppress(OffloadError):
-            words = CheckedWords(message, MODEL.signature)
-            return InferRequest(len(data), parts.id, parts.raw, None, words)
-    return InferRequest(len(data), message.id, message.raw_input_contents, message)
+            header = RequestHeader(message, MODEL.signature)
+            return ReceivedRequest(len(data), parts.id, parts.raw, None, header)
+    return ReceivedRequest(len(data), message.id, message.raw_input_contents, message)
 
 
 def _answer_at_once(
-    request: InferRequest, memory: MemoryBudget, draw: Draw, in_stream: bool
+    request: ReceivedRequest, memory: MemoryBudget, draw: Draw, in_stream: bool
 ) -> bytes:
     def run(segment: Segment, _: dict[str, Any]) -> list[Any]:
         if draw.byte() > 240:
@@ -175,7 +175,7 @@ def _answer_at_once(
 
 
 def _run_by_workers(
-    request: InferRequest, memory: MemoryBudget, draw: Draw, in_stream: bool
+    request: ReceivedRequest, memory: MemoryBudget, draw: Draw, in_stream: bool
 ) -> bytes:
     state = InferenceRequest(MODEL, memory.reserve(lambda: None), in_stream=in_stream)
     events: list[Event] = state.begin(request, 0.0)

@@ -1,8 +1,8 @@
 """Requests of KServe v2 on the server: check them, read their inputs, write their answers.
 
-A client usually sends the same words with each request: names, datatypes, shapes, parameters,
-requested outputs. Only the id and the contents of the inputs change. So the words that were checked
-once are recognised by their bytes, and are neither parsed nor checked again.
+The header of a request is all but its id and the contents of its inputs: names, datatypes, shapes,
+parameters, requested outputs. A client usually sends the same header with each request. A header
+that was checked before is recognised by its bytes, and is neither parsed nor checked again.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +33,7 @@ from offload_runtimes.protocol.kserve_messages import (
 )
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES
 
+_MOST_FIELDS, _MOST_HEADER_BYTES = 256, 4096  # of a request whose header is recognised
 _TEXT_BYTES = 32  # largest size of a Python string for one byte of its element in a request
 _ID_TAG: Final = kserve.ModelInferRequest.ID_FIELD_NUMBER << 3 | WIRE_BYTES
 _RAW_TAG: Final = kserve.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | WIRE_BYTES
@@ -48,22 +49,23 @@ class RequestParts(NamedTuple):
     """The parts of a request's bytes.
 
     Attributes:
-        words: all fields but the id and the raw contents, as they came.
+        header: all other fields, as they came.
         id: the client's name for the request.
         raw: the raw contents of each input; nothing is copied.
     """
 
-    words: bytes
+    header: bytes
     id: str
     raw: Sequence[memoryview]
 
 
 def split_request(data: bytes) -> RequestParts | None:
-    """The parts of a request; None if it is not a plain sequence of fields, or damaged.
+    """The parts of a request; None if it is damaged or unusual, or its header is long.
 
-    Complexity: O(number of fields); the bytes of the raw contents are not read.
+    Complexity: at most 256 fields are read, and no contents.
     """
-    words: list[bytes] = []
+    header: list[bytes] = []
+    header_bytes = fields = 0
     raw: list[memoryview] = []
     request_id = b""
     view = memoryview(data)
@@ -71,7 +73,8 @@ def split_request(data: bytes) -> RequestParts | None:
     try:
         while at < end:
             tag, size, begin = data[at], data[at + 1], at + 2
-            if tag & TAG_MASK != WIRE_BYTES:
+            fields += 1
+            if tag & TAG_MASK != WIRE_BYTES or fields > _MOST_FIELDS:
                 return None
             if size >= CONTINUED:
                 size, begin = field_length(data, at + 1)
@@ -83,15 +86,18 @@ def split_request(data: bytes) -> RequestParts | None:
             elif tag == _ID_TAG:
                 request_id = data[begin:after]
             else:
-                words.append(data[at:after])
+                header_bytes += after - at
+                if header_bytes > _MOST_HEADER_BYTES:
+                    return None
+                header.append(data[at:after])
             at = after
-        return RequestParts(b"".join(words), request_id.decode(), raw)
+        return RequestParts(b"".join(header), request_id.decode(), raw)
     except (IndexError, DecodeError, UnicodeDecodeError):
         return None
 
 
-class CheckedWords:
-    """What requests with the same words say about their tensors, checked once.
+class RequestHeader:
+    """The header of a request, parsed and checked.
 
     Attributes:
         outputs: the requested outputs, in the request's order.
@@ -130,7 +136,7 @@ class CheckedWords:
             self._answer.parameters[_FINAL].bool_param = True
         self._written: tuple[list[tuple[int, ...]], bytes] = [], b""
 
-    def read(self, request: "InferRequest") -> dict[str, Any]:
+    def read(self, request: "ReceivedRequest") -> dict[str, Any]:
         """The inputs of a request as arrays.
 
         Raises:
@@ -150,7 +156,7 @@ class CheckedWords:
         Raises:
             InputError: it is too long for one message.
         """
-        parts: list[Buffer] = [self._answer_words([array.shape for array in outputs])]
+        parts: list[Buffer] = [self._answer_header([array.shape for array in outputs])]
         if request_id:
             encoded = request_id.encode()
             parts += field_head(_ID, len(encoded)), encoded
@@ -167,7 +173,7 @@ class CheckedWords:
             parts.insert(0, field_head(_INFER_RESPONSE, size_bytes))
         return b"".join(parts)
 
-    def _answer_words(self, shapes: list[tuple[int, ...]]) -> bytes:
+    def _answer_header(self, shapes: list[tuple[int, ...]]) -> bytes:
         """All fields of an answer but the id and the raw contents; kept for equal shapes."""
         before, written = self._written
         if before != shapes or not written:
@@ -180,14 +186,14 @@ class CheckedWords:
         return written
 
 
-class InferRequest:
+class ReceivedRequest:
     """A ModelInferRequest that came.
 
     Attributes:
         id: the client's name for it.
         raw: the raw contents of its inputs.
-        message: the parsed request; None: its words were checked before.
-        when_checked: called with its words when they have been checked for the first time.
+        message: the parsed request; None: its header was checked before.
+        when_checked: called with its header when that has been checked.
     """
 
     def __init__(
@@ -196,37 +202,37 @@ class InferRequest:
         request_id: str,
         raw: Sequence[Buffer],
         message: kserve.ModelInferRequest | None,
-        words: CheckedWords | None = None,
+        header: RequestHeader | None = None,
     ) -> None:
-        """A request of this many bytes; either its message or its checked words are given."""
+        """A request of this many bytes; either its message or its header is given."""
         self.id = request_id
         self.raw = raw
         self.message = message
-        self.when_checked: Callable[[CheckedWords], None] = lambda _: None
+        self.when_checked: Callable[[RequestHeader], None] = lambda _: None
         self._size_bytes = size_bytes
-        self._words = words
+        self._header = header
 
     @property
     def memory_bytes(self) -> int:
         """Largest size in memory of its inputs."""
-        if self._words is not None:
-            has_text = self._words.has_text
+        if self._header is not None:
+            has_text = self._header.has_text
         else:
             assert self.message is not None
             has_text = _has_text(self.message)
         return self._size_bytes * (_TEXT_BYTES if has_text else 1)
 
-    def checked(self, model: ModelSignature) -> CheckedWords:
-        """Its words, checked for a model.
+    def checked(self, model: ModelSignature) -> RequestHeader:
+        """Its header, checked for a model.
 
         Raises:
-            InputError: see `CheckedWords`.
+            InputError: as for `RequestHeader`.
         """
-        if self._words is None:
+        if self._header is None:
             assert self.message is not None
-            self._words = CheckedWords(self.message, model)
-            self.when_checked(self._words)
-        return self._words
+            self._header = RequestHeader(self.message, model)
+            self.when_checked(self._header)
+        return self._header
 
 
 def _has_text(message: kserve.ModelInferRequest) -> bool:

@@ -16,7 +16,7 @@ from offload.planning.plan import Segment
 from offload.units import format_bytes
 
 from offload_runtimes.protocol.kserve_messages import ModelSignature, write_stream_error
-from offload_runtimes.protocol.kserve_requests import CheckedWords, InferRequest
+from offload_runtimes.protocol.kserve_requests import ReceivedRequest, RequestHeader
 from offload_runtimes.protocol.memory_budget import Reservation
 from offload_runtimes.protocol.server_state import (
     Event,
@@ -90,7 +90,7 @@ class InferenceRequest:
         """
         self.model = model
         self._id = ""
-        self._words: CheckedWords | None = None
+        self._header: RequestHeader | None = None
         self._reservation = reservation
         self._in_stream = in_stream
         self._frame = ServerFrame(0, model.contract, list(model.contract.segments))
@@ -109,14 +109,14 @@ class InferenceRequest:
         """1 until it is over."""
         return int(not self.closed)
 
-    def begin(self, request: InferRequest, now_s: float) -> list[Event]:
+    def begin(self, request: ReceivedRequest, now_s: float) -> list[Event]:
         """Check the request, and run the first segments."""
         self._began_s = now_s
         self._id = request.id
         try:
             _hold_inputs(self._reservation, request.memory_bytes)
-            self._words = request.checked(self.model.signature)
-            self._frame.tensors = self._words.read(request)
+            self._header = request.checked(self.model.signature)
+            self._frame.tensors = self._header.read(request)
         except OffloadError as error:
             return self._fail(error)
         return self._started()
@@ -135,10 +135,10 @@ class InferenceRequest:
         if self._frame.waiting or self._frame.running:
             return []
         self.queue_s = max(0.0, end_s - self._began_s - self.compute_s)
-        assert self._words is not None  # a segment has run
-        values = [self._frame.tensors[value.name] for value in self._words.outputs]
+        assert self._header is not None  # a segment has run
+        values = [self._frame.tensors[value.name] for value in self._header.outputs]
         try:
-            answer = self._words.write_answer(self._id, values, in_stream=self._in_stream)
+            answer = self._header.write_answer(self._id, values, in_stream=self._in_stream)
         except InputError as error:
             return self._fail(error)
         return self._over("answered", answer)
@@ -179,7 +179,7 @@ class InferenceRequest:
 
 
 def answer_at_once(
-    request: InferRequest,
+    request: ReceivedRequest,
     model: ServedModel,
     reservation: Reservation,
     run: Callable[[Segment, dict[str, Any]], Sequence[Any]],
@@ -200,14 +200,14 @@ def answer_at_once(
     """
     try:
         _hold_inputs(reservation, request.memory_bytes)
-        words, request_id = request.checked(model.signature), request.id
-        tensors = words.read(request)
+        header, request_id = request.checked(model.signature), request.id
+        tensors = header.read(request)
         del request  # only its inputs stay in memory
         for segment in model.in_order:
             outputs = run(segment, inputs_of(segment, model.contract, tensors))
             tensors.update(zip(segment.outputs, outputs, strict=True))
-        values = [tensors[value.name] for value in words.outputs]
-        return words.write_answer(request_id, values, in_stream=in_stream)
+        values = [tensors[value.name] for value in header.outputs]
+        return header.write_answer(request_id, values, in_stream=in_stream)
     finally:
         reservation.hold(0)
 

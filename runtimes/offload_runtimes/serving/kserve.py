@@ -31,7 +31,7 @@ from offload_runtimes.protocol.kserve_messages import (
     version_of,
     write_stream_error,
 )
-from offload_runtimes.protocol.kserve_requests import CheckedWords, InferRequest, split_request
+from offload_runtimes.protocol.kserve_requests import ReceivedRequest, RequestHeader, split_request
 from offload_runtimes.protocol.kserve_state import InferenceRequest, ServedModel, answer_at_once
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.tensor_specs import HEADER_BYTES, Contract, TensorSpecs, input_specs
@@ -45,8 +45,7 @@ Request = TypeVar("Request", bound=Message)
 Call: TypeAlias = Callable[[bytes], bytes]
 _EXTENSIONS = ("model_configuration", "statistics")
 _SHOWN = 80  # characters of a name that a client made up
-_WORDS_BYTES = 4096  # of a request, that are kept to recognise the next one
-_MOST_WORDS = 256
+_MOST_HEADERS = 256  # that are kept to be recognised
 _NS = 1_000_000_000
 
 
@@ -99,9 +98,9 @@ class _Accepted:
     loaded: LoadedBundle
     id: str
     size_bytes: int
-    _request: InferRequest | None
+    _request: ReceivedRequest | None
 
-    def take(self) -> InferRequest:
+    def take(self) -> ReceivedRequest:
         """Return the request and forget it, so that its memory can be freed. Called once."""
         request, self._request = self._request, None
         assert request is not None
@@ -109,17 +108,17 @@ class _Accepted:
 
 
 @dataclass(frozen=True)
-class _KnownWords:
-    """What the words of a request say.
+class _KnownHeader:
+    """A header of requests that was checked.
 
     Attributes:
-        model: the model that they name.
-        words: the words, checked for that model.
+        model: the model that it names.
+        header: the header, checked for this model.
         order: the bundles that were served then; other bundles may have the same names.
     """
 
     model: ServedModel
-    words: CheckedWords
+    header: RequestHeader
     order: tuple[str, ...]
 
 
@@ -216,7 +215,7 @@ class KServeService:
         self._is_serving = is_serving
         self._models: dict[str, list[ServedModel]] = {}  # by digest
         self._statistics: dict[tuple[str, str], _Statistics] = {}
-        self._known: dict[bytes, _KnownWords] = {}
+        self._known: dict[bytes, _KnownHeader] = {}
 
     @property
     def request_limit_bytes(self) -> int:
@@ -371,31 +370,31 @@ class KServeService:
         if not self._is_serving():
             raise ServerError("the server is shutting down: try again")
         order, parts = self._bundles.order, split_request(data)
-        known = None if parts is None else self._known.get(parts.words)
-        if parts and known and known.order is order and known.words.inputs == len(parts.raw):
+        known = None if parts is None else self._known.get(parts.header)
+        if parts and known and known.order is order and known.header.inputs == len(parts.raw):
             model = known.model
-            request = InferRequest(len(data), parts.id, parts.raw, None, known.words)
+            request = ReceivedRequest(len(data), parts.id, parts.raw, None, known.header)
         else:
             message = _parsed(kserve.ModelInferRequest, data)
             model = self._usable(message.model_name, message.model_version)
             if model.is_whole:
                 self._bundles.load_whole(model.contract.digest)
-            request = InferRequest(len(data), message.id, message.raw_input_contents, message)
+            request = ReceivedRequest(len(data), message.id, message.raw_input_contents, message)
             is_raw = parts is not None and len(parts.raw) == len(message.inputs)
-            if parts and is_raw and len(parts.words) <= _WORDS_BYTES:
-                request.when_checked = partial(self._keep, parts.words, model, order)
+            if parts and is_raw:
+                request.when_checked = partial(self._keep, parts.header, model, order)
         loaded = self._bundles.loaded.get(model.contract.digest)
         if loaded is None:
             raise BundleError(f"model {model.signature.name!r} was replaced just now: try again")
         return _Accepted(model, loaded, request.id, len(data), request)
 
     def _keep(
-        self, words: bytes, model: ServedModel, order: tuple[str, ...], checked: CheckedWords
+        self, header: bytes, model: ServedModel, order: tuple[str, ...], checked: RequestHeader
     ) -> None:
-        """Keep what the words of a request were found to say."""
-        if len(self._known) >= _MOST_WORDS:
+        """Keep a header that was checked, to recognise it."""
+        if len(self._known) >= _MOST_HEADERS:
             self._known.clear()
-        self._known[words] = _KnownWords(model, checked, order)
+        self._known[header] = _KnownHeader(model, checked, order)
 
     def answer_briefly(self, accepted: _Accepted, turn: Hashable) -> bytes | None:
         """Answer a request of a stream on the caller's thread; None if it may take long.

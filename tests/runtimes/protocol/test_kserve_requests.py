@@ -14,8 +14,8 @@ from offload.bundle.bundle import ModelValue
 from offload.errors import InputError
 from offload_runtimes.protocol.kserve_messages import ModelSignature
 from offload_runtimes.protocol.kserve_requests import (
-    CheckedWords,
-    InferRequest,
+    ReceivedRequest,
+    RequestHeader,
     RequestParts,
     split_request,
 )
@@ -46,9 +46,9 @@ def model(*inputs: ModelValue, defaults: tuple[ModelValue, ...] = ()) -> ModelSi
     return ModelSignature("m", "1", inputs, defaults, outputs, limits)
 
 
-def came(message: kserve.ModelInferRequest) -> InferRequest:
+def came(message: kserve.ModelInferRequest) -> ReceivedRequest:
     raw = message.raw_input_contents
-    return InferRequest(message.ByteSize(), message.id, raw, message)
+    return ReceivedRequest(message.ByteSize(), message.id, raw, message)
 
 
 def read_inputs(message: kserve.ModelInferRequest, of: ModelSignature) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def read_inputs(message: kserve.ModelInferRequest, of: ModelSignature) -> dict[s
 def answered(
     message: kserve.ModelInferRequest, of: ModelSignature, *outputs: Any, in_stream: bool = False
 ) -> bytes:
-    return CheckedWords(message, of).write_answer(message.id, outputs, in_stream=in_stream)
+    return RequestHeader(message, of).write_answer(message.id, outputs, in_stream=in_stream)
 
 
 @given(
@@ -245,7 +245,7 @@ def test_outputs_are_given_as_requested() -> None:
     of = model(X, ModelValue("y", "tensor(float)", (1,)))
 
     def wanted(message: kserve.ModelInferRequest) -> tuple[ModelValue, ...]:
-        return CheckedWords(message, of).outputs
+        return RequestHeader(message, of).outputs
 
     wants = infer_request("m", {"x": np.ones((1, 2), np.float32), "y": np.ones(1, np.float32)})
     assert [v.name for v in wanted(wants)] == ["X", "Y"]
@@ -281,10 +281,10 @@ def requests(draw: st.DrawFn) -> kserve.ModelInferRequest:
 
 
 @given(requests(), requests())
-def test_words_that_were_checked_serve_the_next_request(
+def test_a_header_that_was_checked_serves_the_next_request(
     first: kserve.ModelInferRequest, second: kserve.ModelInferRequest
 ) -> None:
-    """Against protobuf: the same words give the same inputs and the same answer."""
+    """Against protobuf: the same header gives the same inputs and the same answer."""
     several = [split_request(message.SerializeToString()) for message in (first, second)]
     before, now = several
     assert before is not None
@@ -295,18 +295,18 @@ def test_words_that_were_checked_serve_the_next_request(
             message.id,
             list(message.raw_input_contents),
         )
-        rest = kserve.ModelInferRequest.FromString(parts.words)
+        rest = kserve.ModelInferRequest.FromString(parts.header)
         message = kserve.ModelInferRequest.FromString(message.SerializeToString())
         message.ClearField("id")
         message.ClearField("raw_input_contents")
         assert rest == message
-    if before.words != now.words:
+    if before.header != now.header:
         return
-    words = CheckedWords(first, TAKES)
-    request = InferRequest(0, now.id, now.raw, None, words)
+    header = RequestHeader(first, TAKES)
+    request = ReceivedRequest(0, now.id, now.raw, None, header)
     inputs = request.checked(TAKES).read(request)
     np.testing.assert_array_equal(inputs["x"], read_inputs(second, TAKES)["x"])
-    answer = words.write_answer(now.id, [inputs["x"]], in_stream=False)
+    answer = header.write_answer(now.id, [inputs["x"]], in_stream=False)
     parsed = kserve.ModelInferResponse.FromString(answer)
     assert parsed == kserve.ModelInferResponse.FromString(answered(second, TAKES, inputs["x"]))
     assert parsed.id == second.id
@@ -321,10 +321,20 @@ def test_damaged_requests_are_left_to_protobuf(data: bytes) -> None:
         message = kserve.ModelInferRequest.FromString(data)
     except DecodeError:
         with pytest.raises(DecodeError):
-            kserve.ModelInferRequest.FromString(parts.words)
+            kserve.ModelInferRequest.FromString(parts.header)
         return
     assert message.id == parts.id
     assert list(message.raw_input_contents) == [bytes(raw) for raw in parts.raw]
+
+
+def test_requests_with_many_fields_or_a_long_header_are_not_split() -> None:
+    """They would take Python long."""
+    for count, is_split in ((256, True), (257, False)):
+        empty = kserve.ModelInferRequest(raw_input_contents=[b""] * count)
+        assert (split_request(empty.SerializeToString()) is not None) == is_split
+    for size, is_split in ((4093, True), (4094, False)):
+        named = kserve.ModelInferRequest(model_name="m" * size)
+        assert (split_request(named.SerializeToString()) is not None) == is_split
 
 
 @pytest.mark.parametrize(
@@ -336,10 +346,10 @@ def test_a_request_that_is_no_plain_sequence_of_fields_is_not_split(data: bytes)
 
 def test_an_answer_follows_the_shapes_of_its_outputs() -> None:
     of = model(X)
-    words = CheckedWords(infer_request("m", {"x": np.ones((1, 2), np.float32)}), of)
+    header = RequestHeader(infer_request("m", {"x": np.ones((1, 2), np.float32)}), of)
     for rows in (1, 3, 3, 0, 2000, 1):
         array = np.arange(2.0 * rows, dtype=np.float32).reshape(rows, 2)
         for each in (array, np.asfortranarray(array), array.astype(">f4")):
-            answer = words.write_answer("", [each], in_stream=False)
+            answer = header.write_answer("", [each], in_stream=False)
             (given,) = arrays(kserve.ModelInferResponse.FromString(answer)).values()
             np.testing.assert_array_equal(given, array)

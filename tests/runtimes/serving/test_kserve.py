@@ -142,7 +142,7 @@ def test_bundles_of_one_model_are_its_versions(tmp_path: Path) -> None:
         assert "version '9', is not served" in said
 
 
-def test_repeated_words_follow_the_bundle_and_are_checked_with_the_contents(
+def test_repeated_headers_follow_the_bundle_and_are_checked_with_the_contents(
     tmp_path: Path,
 ) -> None:
     first = bundles.branches(tmp_path / "served/net")
