@@ -124,8 +124,8 @@ def test_answers_are_those_of_the_whole_model_in_order(
 def test_a_slow_device_does_not_hold_up_the_others(
     bundle: Bundle, server: Server, expected: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While the device is blocked, it gets four frames at most; the other plans get the rest."""
-    may_compute, chosen = threading.Event(), []
+    """While the device is blocked, it gets few frames; the other plans get the rest."""
+    may_compute, chosen, elsewhere = threading.Event(), [], []
 
     def slowly() -> Iterator[dict[str, np.ndarray]]:
         for number in range(COUNT):
@@ -137,8 +137,11 @@ def test_a_slow_device_does_not_hold_up_the_others(
             may_compute.wait()
         return compute(executor, segment, frame, *more)
 
-    def take(*arguments: Any, **options: Any) -> int | None:
-        chosen.append(choose(*arguments, **options))
+    def take(
+        sharing: FrameSharing, window: int, waiting: Sequence[int], **options: Any
+    ) -> int | None:
+        elsewhere.append(sum(waiting) - waiting[LOCAL])
+        chosen.append(choose(sharing, window, waiting, **options))
         return chosen[-1]
 
     compute, choose = SegmentExecutor.run, FrameSharing.take
@@ -155,7 +158,9 @@ def test_a_slow_device_does_not_hold_up_the_others(
         local = chosen.count(LOCAL)
         may_compute.set()
         assert_right(answers.result(), expected)
-    assert 1 <= local <= 4  # of 12 by its share
+    # 12 by its share. It gets one while it has 40 % of the frames that wait, and one more, at most.
+    # How many wait elsewhere depends on the machine that runs the test: usually none or one.
+    assert 1 <= local <= 1 + (0.4 * max(elsewhere) + 1) / 0.6
 
 
 def test_arrays_may_be_reused(session: OffloadSession, expected: list[np.ndarray]) -> None:
