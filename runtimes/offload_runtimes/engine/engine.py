@@ -134,7 +134,7 @@ class Engine:
     ) -> list[Array]:
         """Check the feeds and run with ORT's own options for one run."""
         names = self._output_names if outputs is None else list(outputs)
-        if outputs is not None and names != self._output_names:
+        if names != self._output_names:
             for name in names:
                 if name not in self._output_names:
                     raise InputError(f"{self.name} has no output {name!r}: {self._output_names}")

@@ -22,7 +22,7 @@ from offload_runtimes.measure.machine import Feeds, LoadedModel, TimedRun
 
 PIECES = 6
 _LEAST_S = 3e-4  # a shorter piece is mostly the engine's own call
-_MOST_BYTES = 32_000_000  # between pieces: what passes there stays in memory
+_MOST_BYTES = 32_000_000  # that pass between two pieces, and stay in memory
 _NEAR = 0.4
 _SLOWER = 1.15
 _SCATTER = 0.4
@@ -31,8 +31,8 @@ _SCATTER = 0.4
 def divided(graph: Graph, seconds: Sequence[float], count: int = PIECES) -> list[range]:
     """Divide the layers into at most `count` ranges of about equal time; O(V x count + E).
 
-    Near each even division the place where the fewest bytes pass is taken. Where strings pass, or
-    more than 32 MB, the layers are not divided.
+    Each range ends near an even division, where the fewest bytes pass. No range ends where strings
+    pass, or more than 32 MB.
     """
     sums = [0.0, *np.cumsum(seconds).tolist()]
     count = max(1, min(count, int(sums[-1] / _LEAST_S)))

@@ -62,7 +62,7 @@ def split(data: bytes) -> tuple[pb.Message, memoryview]:
 
 
 def field_length(data: bytes, at: int) -> tuple[int, int]:
-    """The length that stands at a place as a varint, and the place behind it.
+    """Read a length, which is a varint, at an index; returns it and the index after it.
 
     Raises:
         DecodeError: it does not end within ten bytes, or with the data.

@@ -157,7 +157,7 @@ class CheckedTensor:
 
     Attributes:
         index: its place in the message.
-        whose: what messages call it.
+        whose: its name in error messages.
         value: its name, type and declared shape.
         shape: its shape.
         dtype: of its numbers in raw contents; None: it is text.
@@ -179,7 +179,9 @@ def check_tensors(
     known: Mapping[str, ModelValue],
     limits: Mapping[str, int],
 ) -> tuple[CheckedTensor, ...]:
-    """The tensors of known names, without their contents; `what` they are, for messages.
+    """Check the tensors with known names, but not their contents.
+
+    `what` is the word for these tensors in error messages.
 
     Raises:
         InputError: a datatype, shape or size is wrong, or a tensor came twice.
@@ -207,9 +209,9 @@ def check_tensors(
 def read_tensors(
     checked: Iterable[CheckedTensor], tensors: Sequence[_Tensor], raw: Sequence[Buffer]
 ) -> dict[str, Any]:
-    """The contents of tensors by name: from the raw contents or, if there are none, typed.
+    """Read tensors by name: from the raw contents or, if there are none, from the typed contents.
 
-    `tensors` is read for typed contents only.
+    `tensors` is needed for typed contents only.
 
     Raises:
         InputError: contents do not fit the shape, or are damaged.
@@ -280,7 +282,7 @@ def _checked_shape(
 
 
 def _from_raw(tensor: CheckedTensor, contents: Buffer) -> Array:
-    """The array of a tensor; `bytes` are not copied, a part of a message is."""
+    """The array of a tensor; contents that are `bytes` are not copied, a view of them is."""
     raw = bytes(contents)
     if tensor.dtype is None:
         return _as_text(tensor.whose, list(_elements(tensor.whose, raw)), tensor.shape)

@@ -33,7 +33,7 @@ from offload_runtimes.protocol.kserve_messages import (
 )
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES
 
-_MOST_FIELDS, _MOST_HEADER_BYTES = 256, 4096  # of a request whose header is recognised
+_MOST_FIELDS, _MOST_HEADER_BYTES = 256, 4096  # of a request that is split
 _TEXT_BYTES = 32  # largest size of a Python string for one byte of its element in a request
 _ID_TAG: Final = kserve.ModelInferRequest.ID_FIELD_NUMBER << 3 | WIRE_BYTES
 _RAW_TAG: Final = kserve.ModelInferRequest.RAW_INPUT_CONTENTS_FIELD_NUMBER << 3 | WIRE_BYTES
@@ -60,9 +60,10 @@ class RequestParts(NamedTuple):
 
 
 def split_request(data: bytes) -> RequestParts | None:
-    """The parts of a request; None if it is damaged or unusual, or its header is long.
+    """Split the bytes of a request into its parts, without parsing it.
 
-    Complexity: at most 256 fields are read, and no contents.
+    Returns None for a request that must be parsed: it is damaged, it has more than 256 fields or a
+    header of more than 4 kB, or the type of a field is unknown.
     """
     header: list[bytes] = []
     header_bytes = fields = 0
@@ -182,18 +183,18 @@ class RequestHeader:
             for value, shape in zip(self.outputs, shapes, strict=True):
                 answer.outputs.add(name=value.name, datatype=DATATYPES[value.type], shape=shape)
             written = answer.SerializeToString()
-            self._written = shapes, written  # at once, as several threads may use this
+            self._written = shapes, written  # one assignment: several threads may use this
         return written
 
 
 class ReceivedRequest:
-    """A ModelInferRequest that came.
+    """A ModelInferRequest that a client sent.
 
     Attributes:
         id: the client's name for it.
         raw: the raw contents of its inputs.
         message: the parsed request; None: its header was checked before.
-        when_checked: called with its header when that has been checked.
+        when_checked: called with the header after it was checked.
     """
 
     def __init__(
@@ -223,7 +224,7 @@ class ReceivedRequest:
         return self._size_bytes * (_TEXT_BYTES if has_text else 1)
 
     def checked(self, model: ModelSignature) -> RequestHeader:
-        """Its header, checked for a model.
+        """Return the header; check it for a model, unless it was checked before.
 
         Raises:
             InputError: as for `RequestHeader`.
@@ -242,7 +243,7 @@ def _has_text(message: kserve.ModelInferRequest) -> bool:
 def _requested_outputs(
     request: kserve.ModelInferRequest, model: ModelSignature
 ) -> tuple[ModelValue, ...]:
-    """The outputs that a request wants, in its order; all if it names none.
+    """The outputs that a request asks for, in its order; all outputs if it names none.
 
     Raises:
         InputError: the model has no such output, or one is requested twice.

@@ -52,7 +52,7 @@ class ServedModel:
 
     @cached_property
     def in_order(self) -> tuple[Segment, ...]:
-        """Its segments, each behind those that compute its inputs."""
+        """Its segments in topological order."""
         made_by = {name: each for each in self.contract.segments for name in each.outputs}
         needs = {
             segment: [made_by[name] for name in segment.inputs if name in made_by]

@@ -45,7 +45,7 @@ Request = TypeVar("Request", bound=Message)
 Call: TypeAlias = Callable[[bytes], bytes]
 _EXTENSIONS = ("model_configuration", "statistics")
 _SHOWN = 80  # characters of a name that a client made up
-_MOST_HEADERS = 256  # that are kept to be recognised
+_MOST_HEADERS = 256  # kept at the same time
 _NS = 1_000_000_000
 
 
@@ -109,7 +109,7 @@ class _Accepted:
 
 @dataclass(frozen=True)
 class _KnownHeader:
-    """A header of requests that was checked.
+    """A checked header, which is recognised when it comes again.
 
     Attributes:
         model: the model that it names.
@@ -391,7 +391,7 @@ class KServeService:
     def _keep(
         self, header: bytes, model: ServedModel, order: tuple[str, ...], checked: RequestHeader
     ) -> None:
-        """Keep a header that was checked, to recognise it."""
+        """Keep a checked header, so that it is recognised when it comes again."""
         if len(self._known) >= _MOST_HEADERS:
             self._known.clear()
         self._known[header] = _KnownHeader(model, checked, order)

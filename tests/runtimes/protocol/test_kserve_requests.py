@@ -328,7 +328,7 @@ def test_damaged_requests_are_left_to_protobuf(data: bytes) -> None:
 
 
 def test_requests_with_many_fields_or_a_long_header_are_not_split() -> None:
-    """They would take Python long."""
+    """Python would need long to read them."""
     for count, is_split in ((256, True), (257, False)):
         empty = kserve.ModelInferRequest(raw_input_contents=[b""] * count)
         assert (split_request(empty.SerializeToString()) is not None) == is_split

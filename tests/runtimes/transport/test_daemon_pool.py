@@ -48,9 +48,8 @@ def test_an_idle_thread_keeps_no_call_alive_and_ends(monkeypatch: pytest.MonkeyP
     future.result(20)
     del big, future
     eventually(lambda: gc.collect() >= 0 and gone() is None)
-    eventually(
-        lambda: pool._idle == 1
-    )  # the call was forgotten while its thread waits for the next one
+    # The call was forgotten while its thread waits for the next one.
+    eventually(lambda: pool._idle == 1)
     monkeypatch.setattr(grpc_server, "_IDLE_S", 0.3)
     pool.submit(lambda: None).result(20)
     eventually(lambda: not pool._threads)
