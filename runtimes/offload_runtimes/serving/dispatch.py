@@ -1,6 +1,7 @@
 """Run the segments that sessions ask for, on workers that serve sessions in turn."""
 
 import logging
+import math
 import threading
 import time
 import weakref
@@ -9,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from offload.errors import OffloadError, ServerError
+from offload.errors import DeadlineError, OffloadError, ServerError
 from offload.planning.plan import Segment
 
 from offload_runtimes.engine import size_bytes
@@ -37,24 +38,31 @@ from offload_runtimes.serving.sessions import (
 Job = Callable[[], object]
 LOG = logging.getLogger("offload.server")
 _NEWEST = 0.2  # the weight of the newest job in the mean
+# The most that a run on gRPC's thread may wait, and take: other messages wait meanwhile.
+_BRIEF_WAIT_S = 0.002
+_BRIEF_S = 0.02
+
+
+class NotBriefError(Exception):
+    """A run did not end within the time of a brief one, or could not begin at once."""
 
 
 class _Turn:
     """An entry in a queue of jobs: a thread that waits to run a job itself."""
 
     def __init__(self) -> None:
-        self._has_come = False
+        self.has_come = False
         self._over = threading.Lock()  # held while the thread waits
         self._over.acquire()
 
-    def wait(self) -> bool:
-        """Wait for the turn; False if the thread must not run its job."""
-        self._over.acquire()
-        return self._has_come
+    def wait(self, limit_s: float) -> bool:
+        """Wait for the turn; False if the thread must not run its job, or the time is over."""
+        self._over.acquire(timeout=-1 if limit_s == math.inf else limit_s)
+        return self.has_come
 
     def end(self, *, has_come: bool) -> None:
         """End the wait."""
-        self._has_come = has_come
+        self.has_come = has_come
         self._over.release()
 
 
@@ -106,11 +114,11 @@ class FairWorkers:
         self._do(hash(key), job)
         return True
 
-    def enter(self, key: Hashable) -> bool:
+    def enter(self, key: Hashable, limit_s: float = math.inf) -> bool:
         """Wait until the caller may run a job of a key; it counts as a worker until `leave`.
 
-        Returns False if the key was dropped or the workers were stopped: the caller must not run
-        the job then.
+        Returns False if the caller must not run the job: the key was dropped, the workers were
+        stopped, or the wait took longer than `limit_s`, or would by the estimate of `wait_s`.
         """
         with self._lock:
             if self._stopped:
@@ -118,9 +126,19 @@ class FairWorkers:
             if self._free and not self._queues:
                 self._begin(key)
                 return True
+            if self._wait_s(key) > limit_s:
+                return False
             turn = _Turn()
             self._queues.setdefault(key, deque()).append(turn)
-        return turn.wait()
+        if turn.wait(limit_s) or limit_s == math.inf:
+            return turn.has_come
+        with self._lock:
+            jobs = self._queues.get(key)
+            if jobs is not None and turn in jobs:
+                jobs.remove(turn)
+                if not jobs:
+                    del self._queues[key]
+            return turn.has_come  # it may have come just now
 
     def leave(self, key: Hashable, took_s: float) -> None:
         """Free the worker that `enter` took; the job ran for `took_s`."""
@@ -147,11 +165,15 @@ class FairWorkers:
         A waiting job counts as long as the usual one, a running one half of that.
         """
         with self._lock:
-            if self._free:
-                return 0.0
-            running = sum(1 for other in self._running if other != hash(key))
-            waiting = len(self._queues) - (key in self._queues)
-            return (running / 2 + waiting) * self._usual_s / self._count
+            return self._wait_s(key)
+
+    def _wait_s(self, key: Hashable) -> float:
+        """As `wait_s`, with the lock held."""
+        if self._free:
+            return 0.0
+        running = sum(1 for other in self._running if other != hash(key))
+        waiting = len(self._queues) - (key in self._queues)
+        return (running / 2 + waiting) * self._usual_s / self._count
 
     def drop(self, key: Hashable) -> None:
         """Forget the jobs of a key that have not started."""
@@ -351,6 +373,8 @@ class Dispatcher:
         request: RunningRequest,
         segment: Segment,
         feeds: Mapping[str, Any],
+        *,
+        is_brief: bool = False,
     ) -> list[Any]:
         """Wait for a turn, and run a segment on the caller's thread, as `runs_here` allows.
 
@@ -360,18 +384,28 @@ class Dispatcher:
             request: what it runs for, and is stopped with.
             segment: the segment.
             feeds: its inputs.
+            is_brief: wait for 2 ms and run for 20 ms at most.
 
         Raises:
             OffloadError: it failed, was stopped, or the server is shutting down.
+            NotBriefError: only if `is_brief`: it would have to wait, or it took too long.
         """
         ready_s = time.monotonic()
-        call = loaded.engines[segment.part].prepare(self._max_run_s)
+        limit_s = min(self._max_run_s, _BRIEF_S) if is_brief else self._max_run_s
+        call = loaded.engines[segment.part].prepare(limit_s)
         request.stops(call)
-        if not self._workers.enter(turn):
+        if not self._workers.enter(turn, _BRIEF_WAIT_S if is_brief else math.inf):
+            if is_brief:
+                raise NotBriefError
             raise ServerError("the server is shutting down: try again")
         start_s = time.monotonic()
         try:
             arrays = call.run(segment.outputs, feeds)
+        except DeadlineError as error:
+            if not is_brief:
+                raise
+            loaded.last_runs[segment.part] = 0, _BRIEF_S
+            raise NotBriefError from error
         except OffloadError:
             raise
         except Exception as error:

@@ -31,12 +31,17 @@ from offload_runtimes.protocol.kserve_messages import (
     version_of,
     write_stream_error,
 )
-from offload_runtimes.protocol.kserve_requests import ReceivedRequest, RequestHeader, split_request
+from offload_runtimes.protocol.kserve_requests import (
+    ReceivedRequest,
+    RequestHeader,
+    RequestParts,
+    split_request,
+)
 from offload_runtimes.protocol.kserve_state import InferenceRequest, ServedModel, answer_at_once
 from offload_runtimes.protocol.memory_budget import MemoryBudget
 from offload_runtimes.protocol.tensor_specs import HEADER_BYTES, Contract, TensorSpecs, input_specs
 from offload_runtimes.serving.bundles import LoadedBundle, ServedBundles
-from offload_runtimes.serving.dispatch import Dispatcher
+from offload_runtimes.serving.dispatch import Dispatcher, NotBriefError
 from offload_runtimes.serving.metrics import Observer
 from offload_runtimes.serving.sessions import OpenSessions, RunningRequest, SessionState
 from offload_runtimes.transport.connection import EndingConnection
@@ -46,6 +51,7 @@ Call: TypeAlias = Callable[[bytes], bytes]
 _EXTENSIONS = ("model_configuration", "statistics")
 _SHOWN = 80  # characters of a name that a client made up
 _MOST_HEADERS = 256  # kept at the same time
+_BRIEF_BYTES = 1 << 20  # longer requests take long to copy
 _NS = 1_000_000_000
 
 
@@ -327,7 +333,7 @@ class KServeService:
         """
         accepted = self.accept(data)
         if self._dispatcher.runs_here(accepted.loaded, accepted.model.parts):
-            return self._compute(accepted, peer, on_end)
+            return self._compute(accepted, peer, on_end, in_stream=False)
         done = threading.Event()
         answers: list[bytes] = []
 
@@ -370,23 +376,40 @@ class KServeService:
         if not self._is_serving():
             raise ServerError("the server is shutting down: try again")
         order, parts = self._bundles.order, split_request(data)
-        known = None if parts is None else self._known.get(parts.header)
-        if parts and known and known.order is order and known.header.inputs == len(parts.raw):
-            model = known.model
-            request = ReceivedRequest(len(data), parts.id, parts.raw, None, known.header)
-        else:
-            message = _parsed(kserve.ModelInferRequest, data)
-            model = self._usable(message.model_name, message.model_version)
-            if model.is_whole:
-                self._bundles.load_whole(model.contract.digest)
-            request = ReceivedRequest(len(data), message.id, message.raw_input_contents, message)
-            is_raw = parts is not None and len(parts.raw) == len(message.inputs)
-            if parts and is_raw:
-                request.when_checked = partial(self._keep, parts.header, model, order)
+        accepted = self._recognised(data, parts, order)
+        if accepted is not None:
+            return accepted
+        message = _parsed(kserve.ModelInferRequest, data)
+        model = self._usable(message.model_name, message.model_version)
+        if model.is_whole:
+            self._bundles.load_whole(model.contract.digest)
+        request = ReceivedRequest(len(data), message.id, message.raw_input_contents, message)
+        is_raw = parts is not None and len(parts.raw) == len(message.inputs)
+        if parts and is_raw:
+            request.when_checked = partial(self._keep, parts.header, model, order)
         loaded = self._bundles.loaded.get(model.contract.digest)
         if loaded is None:
             raise BundleError(f"model {model.signature.name!r} was replaced just now: try again")
         return _Accepted(model, loaded, request.id, len(data), request)
+
+    def _recognised(
+        self, data: bytes, parts: RequestParts | None, order: tuple[str, ...]
+    ) -> _Accepted | None:
+        """A request with a header that was checked before; None: it must be parsed.
+
+        Args:
+            data: the request.
+            parts: its parts, if it could be split.
+            order: the bundles that are served now.
+        """
+        known = None if parts is None else self._known.get(parts.header)
+        if parts is None or known is None:
+            return None
+        loaded = self._bundles.loaded.get(known.model.contract.digest)
+        if loaded is None or known.order is not order or known.header.inputs != len(parts.raw):
+            return None
+        request = ReceivedRequest(len(data), parts.id, parts.raw, None, known.header)
+        return _Accepted(known.model, loaded, parts.id, len(data), request)
 
     def _keep(
         self, header: bytes, model: ServedModel, order: tuple[str, ...], checked: RequestHeader
@@ -396,39 +419,61 @@ class KServeService:
             self._known.clear()
         self._known[header] = _KnownHeader(model, checked, order)
 
-    def answer_briefly(self, accepted: _Accepted, turn: Hashable) -> bytes | None:
-        """Answer a request of a stream on the caller's thread; None if it may take long.
+    def infer_briefly(self, data: bytes, turn: Hashable, *, in_stream: bool) -> bytes | None:
+        """Answer a request on the caller's thread, without waiting, if its run is brief.
 
-        An error becomes an answer with the error's sentence.
+        Args:
+            data: the request.
+            turn: what takes turns among the workers.
+            in_stream: it came in a stream; an error then becomes an answer with its sentence.
+
+        Returns:
+            The answer. None: it may take long, or is not like a request before it.
+
+        Raises:
+            OffloadError: it cannot be answered.
         """
+        if len(data) > _BRIEF_BYTES or not self._is_serving():
+            return None
+        accepted = self._recognised(data, split_request(data), self._bundles.order)
+        if accepted is None or not self._is_brief(accepted):
+            return None
+        try:
+            return self._compute(accepted, turn, in_stream=in_stream)
+        except NotBriefError:
+            return None
+        except OffloadError as error:
+            if not in_stream:
+                raise
+            return write_stream_error(accepted.id, str(error))
+
+    def _is_brief(self, accepted: _Accepted) -> bool:
         loaded, parts = accepted.loaded, accepted.model.parts
-        is_brief = (
+        return (
             len(parts) == 1
             and self._dispatcher.runs_here(loaded, parts)
             and loaded.runs_briefly(parts[0], accepted.size_bytes - HEADER_BYTES)
         )
-        if not is_brief:
-            return None
-        try:
-            return self._compute(accepted, turn)
-        except OffloadError as error:
-            return write_stream_error(accepted.id, str(error))
 
     def _compute(
         self,
         accepted: _Accepted,
         turn: Hashable,
         on_end: Callable[[Callable[[], None]], bool] | None = None,
+        *,
+        in_stream: bool,
     ) -> bytes:
         """Compute the answer to a request on the caller's thread.
 
         Args:
             accepted: the request.
             turn: what takes turns among the workers.
-            on_end: as for `infer`; None: the request came in a stream.
+            on_end: as for `infer`; None: its run is brief.
+            in_stream: it came in a stream.
 
         Raises:
             OffloadError: it cannot be answered.
+            NotBriefError: its run is not brief.
         """
         digest = accepted.model.contract.digest
         statistics = self._statistics_of(accepted.model.signature)
@@ -442,8 +487,14 @@ class KServeService:
                 accepted.take(),
                 accepted.model,
                 self._memory.reserve(lambda: None),
-                partial(self._dispatcher.compute, turn, accepted.loaded, running),
-                in_stream=on_end is None,
+                partial(
+                    self._dispatcher.compute,
+                    turn,
+                    accepted.loaded,
+                    running,
+                    is_brief=on_end is None,
+                ),
+                in_stream=in_stream,
             )
         except OffloadError as failure:
             error = running.why or failure
@@ -563,30 +614,32 @@ class _RequestStream:
         self._room = threading.Semaphore(max_requests)
         self._under_way: set[SessionState] = set()
         self._is_broken = False
+        self._count = 0
 
     def run(self) -> int:
         """Answer until the client ends the stream and all is answered; the number of requests."""
         if not self._connection.on_end(self._break):
             self._is_broken = True
-        count = 0
+        self._connection.answer_briefly(self._answer_briefly)
         while (data := self._connection.receive()) is not None:
             self._answer(data)
-            count += 1
         if self._is_broken:
             self._break()  # what has begun since
         for _ in range(self._max_requests):
             self._room.acquire()
-        return count
+        return self._count
+
+    def _answer_briefly(self, data: bytes) -> bytes | None:
+        answer = self._service.infer_briefly(data, self, in_stream=True)
+        self._count += answer is not None
+        return answer
 
     def _answer(self, data: bytes) -> None:
+        self._count += 1
         try:
             accepted = self._service.accept(data)
         except OffloadError as error:
             self._connection.send(write_stream_error("", str(error)))
-            return
-        answer = self._service.answer_briefly(accepted, self)
-        if answer is not None:
-            self._connection.send(answer)
             return
         self._room.acquire()
         self._under_way = {s for s in self._under_way if not s.protocol.closed}

@@ -1,6 +1,6 @@
 """Streams of messages: the interfaces of a transport."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from typing import Protocol
 
 from offload.errors import OffloadError
@@ -29,6 +29,12 @@ class EndingConnection(Connection, Protocol):
     def on_end(self, call: Callable[[], None]) -> bool:
         """Call a function when the stream is over; False, and no call, if it is over already."""
 
+    def answer_briefly(self, answer: Callable[[bytes], bytes | None]) -> None:
+        """Let the transport answer messages on its own thread, if it can.
+
+        `answer` returns the answer, or None: then `receive` returns the message.
+        """
+
 
 class InferenceService(Protocol):
     """Calls of another protocol on the server's port: KServe v2.
@@ -46,6 +52,9 @@ class InferenceService(Protocol):
 
     def infer(self, data: bytes, peer: str, on_end: Callable[[Callable[[], None]], bool]) -> bytes:
         """Answer one request for an inference; `on_end` as `EndingConnection.on_end`."""
+
+    def infer_briefly(self, data: bytes, turn: Hashable, *, in_stream: bool) -> bytes | None:
+        """Answer a request if that is sure to be brief; None: `infer` or `stream` is to do it."""
 
     def stream(self, connection: EndingConnection) -> None:
         """Answer a stream of requests until it ends."""

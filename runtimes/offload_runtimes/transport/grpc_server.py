@@ -20,7 +20,13 @@ from offload_runtimes.address import Address
 from offload_runtimes.protocol import kserve_pb2
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES
 from offload_runtimes.security.credentials import Certificates, ServerCredentials
-from offload_runtimes.transport import FRAME_BYTES, KSERVE, PROBE_LIMIT_BYTES, SERVICE
+from offload_runtimes.transport import (
+    FRAME_BYTES,
+    KSERVE,
+    PROBE_LIMIT_BYTES,
+    SERVICE,
+    brief_calls,
+)
 from offload_runtimes.transport.connection import Connection, InferenceService
 from offload_runtimes.transport.streams import SPARE_CALLS, ServerStream, StreamHost, echo
 
@@ -46,7 +52,11 @@ class DaemonPool(ThreadPoolExecutor):
         self._threads: set[threading.Thread] = set()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
-        """Start a call."""
+        """Start a call, or let gRPC's own thread begin it, see `brief_calls`."""
+        return brief_calls.begin(self.start, fn, args) or self.start(fn, *args, **kwargs)
+
+    def start(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
+        """Start a call on a thread."""
         future: Future[T] = Future()
 
         def call() -> None:
@@ -219,12 +229,19 @@ class GrpcHost:
         # gRPC then passes a function that sends, instead of taking an iterator: any thread may
         # send. It is called experimental, and has been there since gRPC 1.24.
         handle.experimental_non_blocking = True  # type: ignore[attr-defined]
+        handle.brief = True  # type: ignore[attr-defined]
         return grpc.stream_stream_rpc_method_handler(handle)
 
     def _kserve_handlers(self, kserve: InferenceService) -> dict[str, Handler]:
         def infer(request: bytes, context: grpc.ServicerContext) -> bytes:
             with self._streams.admitted(context, counts=True):
                 return kserve.infer(request, context.peer(), context.add_callback)
+
+        def infer_briefly(request: bytes, context: grpc.ServicerContext) -> bytes | None:
+            with self._streams.admitted(context, counts=True):
+                return kserve.infer_briefly(request, context.peer(), in_stream=False)
+
+        infer.brief = infer_briefly  # type: ignore[attr-defined]
 
         def handler(call: Callable[[bytes], bytes]) -> Handler:
             def answer(request: bytes, context: grpc.ServicerContext) -> bytes:

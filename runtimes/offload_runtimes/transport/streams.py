@@ -4,6 +4,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NoReturn, Protocol
 
 import grpc
@@ -14,6 +15,7 @@ import offload_runtimes.protocol.offload_pb2 as pb
 from offload_runtimes.protocol.memory_budget import MemoryBudget, Reservation
 from offload_runtimes.security.credentials import ServerCredentials
 from offload_runtimes.transport import PROBE_LIMIT_BYTES, VERSION_KEY
+from offload_runtimes.transport.brief_calls import BriefRequests
 from offload_runtimes.transport.connection import Connection
 
 _STATUSES = {
@@ -87,6 +89,38 @@ class ServerStream:
         self._sender: threading.Thread | None = None
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
+
+    def answer_briefly(self, answer: Callable[[bytes], bytes | None]) -> None:
+        """Have messages answered on gRPC's thread while nothing else is to be sent.
+
+        `answer` returns the answer, or None: then `receive` returns the message.
+        """
+        requests = self._requests
+        if isinstance(requests, BriefRequests):
+            requests.answer = partial(self._answer_briefly, requests, answer)
+
+    def _answer_briefly(
+        self, requests: BriefRequests, answer: Callable[[bytes], bytes | None], message: bytes
+    ) -> bool:
+        """Answer a message on gRPC's thread; False: `receive` is to return it."""
+        with self._lock:
+            if self._busy or self._outbox or self._closed:
+                return False
+            self._busy = True
+        try:
+            reply = answer(message)
+        except BaseException:
+            self._sent(0)
+            raise
+        if reply is None or len(reply) > _SMALL_BYTES:
+            self._sent(0)
+            if reply is not None:
+                self.send(reply)
+            return reply is not None
+        with self._lock:
+            self._pending_bytes += len(reply)  # small, and only one at a time
+        requests.send(reply, partial(self._sent, len(reply)))
+        return True
 
     def send(self, message: bytes) -> None:
         """Queue a message; ServerError if the device does not read its answers."""
@@ -163,9 +197,12 @@ class ServerStream:
 
     def _send(self, message: bytes) -> None:
         self._transmit(message)
+        self._sent(len(message))
+
+    def _sent(self, size_bytes: int) -> None:
         with self._lock:
             self._busy = False
-            self._hold(-len(message))
+            self._hold(-size_bytes)
             if self._outbox or self._closed:  # otherwise no thread needs to wake
                 self._changed.notify()
 

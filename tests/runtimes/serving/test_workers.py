@@ -1,6 +1,7 @@
 """Fair workers: turns, nothing lost, nothing after stop."""
 
 import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -209,3 +210,29 @@ def test_an_error_or_the_end_of_the_workers_ends_the_wait(
     for thread in (ending, waiting):
         thread.join(10)
         assert not thread.is_alive()
+
+
+def test_a_thread_waits_for_its_turn_no_longer_than_it_may() -> None:
+    workers = FairWorkers(1)
+    assert workers.enter("a")
+    assert not workers.enter("b", 0.001)
+    assert workers.waiting == 0
+    assert workers._queues == {}
+    entered = []
+    thread = threading.Thread(target=lambda: entered.append(workers.enter("b", 20.0)))
+    thread.start()
+    eventually(lambda: workers.waiting == 1)
+    workers.leave("a", 0.001)
+    thread.join(20)
+    assert entered == [True]
+    workers.leave("b", 0.001)
+
+
+def test_a_thread_does_not_wait_if_its_turn_will_come_too_late() -> None:
+    workers = FairWorkers(1)
+    assert workers.enter("a")
+    workers.leave("a", 60.0)  # jobs usually take a minute
+    assert workers.enter("a")
+    start_s = time.monotonic()
+    assert not workers.enter("b", 10.0)
+    assert time.monotonic() - start_s < 5.0
