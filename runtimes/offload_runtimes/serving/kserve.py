@@ -620,7 +620,7 @@ class _RequestStream:
         """Answer until the client ends the stream and all is answered; the number of requests."""
         if not self._connection.on_end(self._break):
             self._is_broken = True
-        self._connection.answer_briefly(self._answer_briefly)
+        self._connection.handle_briefly(self._handle_briefly)
         while (data := self._connection.receive()) is not None:
             self._answer(data)
         if self._is_broken:
@@ -629,10 +629,13 @@ class _RequestStream:
             self._room.acquire()
         return self._count
 
-    def _answer_briefly(self, data: bytes) -> bytes | None:
+    def _handle_briefly(self, data: bytes) -> bool:
         answer = self._service.infer_briefly(data, self, in_stream=True)
-        self._count += answer is not None
-        return answer
+        if answer is None:
+            return False
+        self._count += 1
+        self._connection.send(answer)
+        return True
 
     def _answer(self, data: bytes) -> None:
         self._count += 1

@@ -28,7 +28,6 @@ BriefAnswer: TypeAlias = "Callable[[bytes, grpc.ServicerContext], bytes | None]"
 Start: TypeAlias = "Callable[..., Future[Any]]"
 _USED = (
     "_RECEIVE_MESSAGE_TOKEN",
-    "_SEND_MESSAGE_TOKEN",
     "_abort",
     "_call_behavior",
     "_get_initial_metadata_operation",
@@ -59,7 +58,7 @@ def begin(start: Start, run: Callable[..., Any], args: tuple[Any, ...]) -> "Futu
         return None
     in_pool, event, state, behavior, _, *rest = args
     brief = getattr(behavior, "brief", None)
-    if brief is None:
+    if not brief:
         return None
     if in_pool is inside._stream_response_in_pool:
         requests = BriefRequests(event, state)
@@ -141,27 +140,29 @@ class BriefRequests:
     def send(self, message: bytes, sent: Callable[[], None]) -> None:
         """Send a message, on gRPC's thread; nothing else may be sent meanwhile.
 
-        The next request is read when it is gone.
+        The next request is read when all that is sent is gone.
 
         Args:
             message: the message.
-            sent: called when the message is gone, or the call is over.
+            sent: called when the message is gone, or the call is over; it may send another one.
         """
 
         def gone(_: object) -> Any:
+            self._is_sending = False
             sent()
             with self._state.condition:
-                self._is_sending = False
-                self._read()
-                return inside._possibly_finish_call(self._state, inside._SEND_MESSAGE_TOKEN)
+                if not self._is_sending:
+                    self._read()
+                return inside._possibly_finish_call(self._state, token)
 
+        token = object()  # another one for each message: `sent` may send the next one
         operations: tuple[Any, ...] = (cygrpc.SendMessageOperation(message, 0),)
         with self._state.condition:
             if self._state.initial_metadata_allowed:
                 self._state.initial_metadata_allowed = False
                 operations += (inside._get_initial_metadata_operation(self._state, None),)
             self._is_sending = True
-            self._state.due.add(inside._SEND_MESSAGE_TOKEN)
+            self._state.due.add(token)
             self._call.start_server_batch(operations, gone)
 
     def _read(self) -> None:

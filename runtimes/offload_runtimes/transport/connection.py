@@ -29,10 +29,10 @@ class EndingConnection(Connection, Protocol):
     def on_end(self, call: Callable[[], None]) -> bool:
         """Call a function when the stream is over; False, and no call, if it is over already."""
 
-    def answer_briefly(self, answer: Callable[[bytes], bytes | None]) -> None:
-        """Let the transport answer messages on its own thread, if it can.
+    def handle_briefly(self, handle: Callable[[bytes], bool]) -> None:
+        """Let the transport handle messages on its own thread, if it can.
 
-        `answer` returns the answer, or None: then `receive` returns the message.
+        `handle` must not wait. False: `receive` is to return the message.
         """
 
 

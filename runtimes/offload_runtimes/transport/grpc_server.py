@@ -216,8 +216,16 @@ class GrpcHost:
         for service in ("", *self._services):
             self._health.set(service, status.SERVING if is_serving else status.NOT_SERVING)
 
-    def _stream_handler(self, serve: Callable[[ServerStream], None], *, counts: bool) -> Handler:
-        """A handler that gives each stream to `serve`; `counts`: it is one of `max_sessions`."""
+    def _stream_handler(
+        self, serve: Callable[[ServerStream], None], *, counts: bool, is_brief: bool = False
+    ) -> Handler:
+        """A handler that gives each stream to `serve`.
+
+        Args:
+            serve: serves the stream.
+            counts: it is one of `max_sessions`.
+            is_brief: some of its messages are handled on gRPC's thread, see `brief_calls`.
+        """
 
         def handle(
             requests: Iterator[bytes],
@@ -229,7 +237,7 @@ class GrpcHost:
         # gRPC then passes a function that sends, instead of taking an iterator: any thread may
         # send. It is called experimental, and has been there since gRPC 1.24.
         handle.experimental_non_blocking = True  # type: ignore[attr-defined]
-        handle.brief = True  # type: ignore[attr-defined]
+        handle.brief = is_brief  # type: ignore[attr-defined]
         return grpc.stream_stream_rpc_method_handler(handle)
 
     def _kserve_handlers(self, kserve: InferenceService) -> dict[str, Handler]:
@@ -253,7 +261,7 @@ class GrpcHost:
         return {
             **{name: handler(call) for name, call in kserve.calls.items()},
             "ModelInfer": grpc.unary_unary_rpc_method_handler(infer),
-            "ModelStreamInfer": self._stream_handler(kserve.stream, counts=True),
+            "ModelStreamInfer": self._stream_handler(kserve.stream, counts=True, is_brief=True),
         }
 
 

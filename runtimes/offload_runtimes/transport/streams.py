@@ -54,9 +54,9 @@ class ServerCall(Protocol):
 class ServerStream:
     """The server's end of a stream; created by the thread that calls `receive`.
 
-    That thread sends small messages itself before it waits for the next one, which saves waking a
-    thread. Large messages, and those of other threads, are sent by a thread of their own, so that
-    a device that reads slowly delays only itself.
+    The thread that handles a message, this one or gRPC's own, sends small answers itself before the
+    next one is read, which saves waking a thread. Large messages, and those of other threads, are
+    sent by a thread of their own, so that a device that reads slowly delays only itself.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class ServerStream:
         self._cancel = call.cancel
         self._reservation = reservation
         self._reader = threading.get_ident()
+        self._handler = self._reader  # the thread that handles a message and sends the answers
         self._outbox: deque[bytes] = deque()
         self._pending_bytes = 0
         self._largest_bytes = 0
@@ -90,37 +91,38 @@ class ServerStream:
         self._lock = threading.RLock()
         self._changed = threading.Condition(self._lock)
 
-    def answer_briefly(self, answer: Callable[[bytes], bytes | None]) -> None:
-        """Have messages answered on gRPC's thread while nothing else is to be sent.
+    def handle_briefly(self, handle: Callable[[bytes], bool]) -> None:
+        """Have messages handled on gRPC's thread, which must not wait.
 
-        `answer` returns the answer, or None: then `receive` returns the message.
+        `handle` may send answers; False: `receive` is to return the message.
         """
-        requests = self._requests
-        if isinstance(requests, BriefRequests):
-            requests.answer = partial(self._answer_briefly, requests, answer)
+        if isinstance(self._requests, BriefRequests):
+            self._requests.answer = partial(self._handle_here, self._requests, handle)
 
-    def _answer_briefly(
-        self, requests: BriefRequests, answer: Callable[[bytes], bytes | None], message: bytes
+    def _handle_here(
+        self, requests: BriefRequests, handle: Callable[[bytes], bool], message: bytes
     ) -> bool:
-        """Answer a message on gRPC's thread; False: `receive` is to return it."""
-        with self._lock:
-            if self._busy or self._outbox or self._closed:
-                return False
-            self._busy = True
+        """Handle a message on gRPC's thread, and send small answers there."""
+        if self._closed:
+            return False
+        self._handler = threading.get_ident()
         try:
-            reply = answer(message)
-        except BaseException:
-            self._sent(0)
-            raise
-        if reply is None or len(reply) > _SMALL_BYTES:
-            self._sent(0)
-            if reply is not None:
-                self.send(reply)
-            return reply is not None
-        with self._lock:
-            self._pending_bytes += len(reply)  # small, and only one at a time
-        requests.send(reply, partial(self._sent, len(reply)))
-        return True
+            is_handled = handle(message)
+        finally:
+            self._handler = self._reader
+        if is_handled:
+            self._send_here(requests)
+        return is_handled
+
+    def _send_here(self, requests: BriefRequests) -> None:
+        if (message := self._next_small()) is not None:
+            size_bytes = len(message)
+
+            def sent() -> None:
+                self._sent(size_bytes)
+                self._send_here(requests)
+
+            requests.send(message, sent)
 
     def send(self, message: bytes) -> None:
         """Queue a message; ServerError if the device does not read its answers."""
@@ -135,7 +137,7 @@ class ServerStream:
                     " again, or allow more"
                 )
             self._outbox.append(message)
-            if threading.get_ident() != self._reader:
+            if threading.get_ident() != self._handler:
                 self._wake_sender()
 
     def receive(self) -> bytes | None:
