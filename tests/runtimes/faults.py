@@ -1,7 +1,7 @@
 """Connections with one fault: cut, silent, or with a damaged, repeated or lost message."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -51,6 +51,9 @@ class FaultyConnection:
         """Send a message as the fault leaves it."""
         for passed in self._pass(message):
             self._inner.send(passed)
+
+    def handle_briefly(self, _: Callable[[bytes], bool]) -> None:
+        """All messages are received."""
 
     def receive(self) -> bytes | None:
         """The next message as the fault leaves it; a copy made by a fault is dropped."""

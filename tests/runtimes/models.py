@@ -23,6 +23,20 @@ def floats(name: str, *shape: int | str) -> onnx.ValueInfoProto:
 
 def endless_loop(size: int | str = 1) -> onnx.ModelProto:
     """Adds 1 for (almost) ever: 10^15 iterations."""
+    weights = {"count": np.array(10**15, np.int64), "go": np.array(True)}
+    return model([_loop(size)], [floats("x", size)], [floats("y", size)], weights)
+
+
+def counting_loop() -> onnx.ModelProto:
+    """Doubles an integer x by adding 1 to it x times, so that its time depends on its input."""
+    count = helper.make_node("Cast", ["x"], ["counts"], to=TensorProto.INT64)
+    scalar = helper.make_node("Squeeze", ["counts"], ["count"])
+    nodes = [count, scalar, _loop(1)]
+    return model(nodes, [floats("x", 1)], [floats("y", 1)], {"go": np.array(True)})
+
+
+def _loop(size: int | str) -> onnx.NodeProto:
+    """Adds 1 to `x` as often as `count` says."""
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go_in"], ["go_out"]),
@@ -37,6 +51,4 @@ def endless_loop(size: int | str = 1) -> onnx.ModelProto:
         [helper.make_tensor_value_info("go_out", TensorProto.BOOL, []), floats("acc_out", size)],
         [numpy_helper.from_array(np.ones(1, np.float32), "one")],
     )
-    loop = helper.make_node("Loop", ["count", "go", "x"], ["y"], body=body)
-    weights = {"count": np.array(10**15, np.int64), "go": np.array(True)}
-    return model([loop], [floats("x", size)], [floats("y", size)], weights)
+    return helper.make_node("Loop", ["count", "go", "x"], ["y"], body=body)

@@ -198,11 +198,15 @@ class Engine:
 
 
 class Call:
-    """One run of an engine that can be stopped between two kernels, by time or by `stop`."""
+    """One run of an engine that can be stopped between two kernels, by time or by `stop`.
+
+    Attributes:
+        deadline_s: seconds after which it is stopped; None: never.
+    """
 
     def __init__(self, engine: Engine, deadline_s: float | None) -> None:
+        self.deadline_s = deadline_s
         self._engine = engine
-        self._deadline_s = deadline_s
         self._options = ort.RunOptions()
         self._options.log_severity_level = 4
 
@@ -213,14 +217,14 @@ class Call:
     def run(self, outputs: Sequence[str] | None, feeds: Mapping[str, Array]) -> list[Array]:
         """Run it; arguments and errors as `Engine.run`."""
         cancel = None
-        if self._deadline_s is not None:
-            cancel = ALARM.at(time.monotonic() + self._deadline_s, self.stop)
+        if self.deadline_s is not None:
+            cancel = ALARM.at(time.monotonic() + self.deadline_s, self.stop)
         try:
             return self._engine.compute(outputs, feeds, self._options)
         except InputError as error:
             if not self._options.terminate:
                 raise
-            limit_s = self._deadline_s
+            limit_s = self.deadline_s
             allowed = "" if limit_s is None else f" (the limit is {format_s(limit_s)})"
             raise DeadlineError(
                 f"{self._engine.name} was stopped before it finished{allowed}: allow more time"

@@ -102,15 +102,13 @@ class FairWorkers:
             self._queues.setdefault(key, deque()).append(job)
             self._changed.notify()
 
-    def run_here(self, key: Hashable, job: Job) -> bool:
-        """Run a job on the caller's thread if a worker is free and nothing waits; False if not.
+    def run_here(self, key: Hashable, job: Job, limit_s: float = 0.0) -> bool:
+        """Run a job on the caller's thread, which counts as a worker meanwhile.
 
-        The caller counts as one of the workers while the job runs.
+        Returns False if it was not run: its turn does not come within `limit_s`, see `enter`.
         """
-        with self._lock:
-            if not self._free or self._queues or self._stopped:
-                return False
-            self._begin(key)
+        if not self.enter(key, limit_s):
+            return False
         self._do(hash(key), job)
         return True
 
@@ -464,8 +462,22 @@ class Dispatcher:
             self.apply(session, session.protocol.close(error))
             session.connection.close()
 
-    def start(self, session: SessionState, tasks: list[SegmentTask], *, here: bool = False) -> None:
-        """Queue segments for the workers; `here`, a short one may run on the caller's thread."""
+    def start(
+        self,
+        session: SessionState,
+        tasks: list[SegmentTask],
+        *,
+        here: bool = False,
+        is_brief: bool = False,
+    ) -> None:
+        """Queue segments for the workers, or run a short one on the caller's thread.
+
+        Args:
+            session: the session.
+            tasks: its segments.
+            here: a short one may run on the caller's thread.
+            is_brief: there, wait for 2 ms and run for 20 ms at most.
+        """
         for task in tasks:
             run_here = here and len(tasks) == 1
             key = task.batch_key()
@@ -474,10 +486,13 @@ class Dispatcher:
             else:
                 self._queue.add(key, session, task, task.rows)
                 run = partial(self._run_batch, key, session)
-                run_here = run_here and not self._waits_for_rows
+                run_here = run_here and not (self._waits_for_rows or is_brief)
             job = partial(self._supervise, session, run)
             run_here = run_here and task.bundle.runs_briefly(task.part, task.input_bytes)
-            if not (run_here and self._workers.run_here(session.turn, job)):
+            task.is_brief = run_here and is_brief
+            wait_s = _BRIEF_WAIT_S if is_brief else 0.0
+            if not (run_here and self._workers.run_here(session.turn, job, wait_s)):
+                task.is_brief = False
                 self._workers.submit(session.turn, job)
 
     def _supervise(self, session: SessionState, job: Job) -> None:
@@ -548,8 +563,13 @@ class Dispatcher:
         """Run a segment alone, perhaps after its batch failed; True if it succeeded."""
         start_s = time.monotonic()
         try:
+            if task.is_brief:
+                task.call.deadline_s = min(self._max_run_s, _BRIEF_S)
             arrays = task.call.run(task.run.segment.outputs, task.run.feeds)
         except BaseException as error:  # noqa: BLE001  it fails the frame, not the worker
+            if task.is_brief and isinstance(error, DeadlineError) and not task.stopped:
+                self._run_again(task)
+                return False
             if batch_failed and not task.stopped:
                 task.session.runs_alone = True
             self._fail(task, error)
@@ -558,6 +578,16 @@ class Dispatcher:
         task.bundle.last_runs[task.part] = task.input_bytes, end_s - start_s
         self._finish(task, arrays, start_s, end_s)
         return True
+
+    def _run_again(self, task: SegmentTask) -> None:
+        """Queue a segment for the workers that did not end within the time of a brief run."""
+        task.bundle.last_runs[task.part] = 0, _BRIEF_S
+        task.is_brief = False
+        task.call = task.bundle.engines[task.part].prepare(self._max_run_s)
+        if task.stopped:  # perhaps just now, which stopped the call before
+            task.call.stop()
+        job = partial(self._supervise, task.session, partial(self._run, task))
+        self._workers.submit(task.session.turn, job)
 
     def _finish(
         self, task: SegmentTask, values: Sequence[Any], start_s: float, end_s: float

@@ -672,5 +672,8 @@ class _Answering:
         """Nothing comes after the request."""
         return None
 
+    def handle_briefly(self, _: Callable[[bytes], bool]) -> None:
+        """Nothing comes after the request."""
+
     def close(self) -> None:
         """Nothing is open."""

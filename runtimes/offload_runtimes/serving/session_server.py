@@ -25,13 +25,14 @@ from offload_runtimes.serving.bundles import ServedBundles
 from offload_runtimes.serving.dispatch import Dispatcher
 from offload_runtimes.serving.metrics import Observer
 from offload_runtimes.serving.serve_options import ServeOptions
-from offload_runtimes.serving.sessions import OpenSessions, SessionState
+from offload_runtimes.serving.sessions import OpenSessions, SegmentTask, SessionState
 from offload_runtimes.transport.connection import Connection
 from offload_runtimes.transport.streams import StreamHost
 
 _POLL_S = 0.02
 _LINK_FRACTION = 4  # a quarter of the memory is for uploads and answers, the rest for models
 _LEAST_BYTES = 1 << 20
+_BRIEF_BYTES = 1 << 18  # longer messages take long to decode
 
 
 class SessionServer:
@@ -255,16 +256,33 @@ class SessionServer:
         try:
             if not self._serving:
                 self._close(session, ServerError("the server is shutting down: try again"))
+            connection.handle_briefly(partial(self._handle_briefly, session, protocol))
             while not protocol.closed and (data := connection.receive()) is not None:
-                self._observer.passed("in", len(data))
                 with session.lock:
-                    events = protocol.receive(data, time.monotonic())
-                    tasks = self._dispatcher.apply(session, events)
+                    tasks = self._tasks_of(session, protocol, data)
                 self._dispatcher.start(session, tasks, here=True)
         finally:
             self._close(session)
             self._sessions.discard(session)
             self._observer.closed(number, protocol.frames)
+
+    def _handle_briefly(self, session: SessionState, protocol: ServerSession, data: bytes) -> bool:
+        """Handle a message without waiting; False: it may take long."""
+        if len(data) > _BRIEF_BYTES or not session.lock.acquire(blocking=False):
+            return False
+        try:
+            tasks = [] if protocol.closed else self._tasks_of(session, protocol, data)
+        finally:
+            session.lock.release()
+        self._dispatcher.start(session, tasks, here=True, is_brief=True)
+        return True
+
+    def _tasks_of(
+        self, session: SessionState, protocol: ServerSession, data: bytes
+    ) -> list[SegmentTask]:
+        """Take a message, with the lock of the session held; the segments to run are returned."""
+        self._observer.passed("in", len(data))
+        return self._dispatcher.apply(session, protocol.receive(data, time.monotonic()))
 
     def _evict(self, number: int) -> None:
         """End a session on a thread of its own: the caller holds another session's lock."""

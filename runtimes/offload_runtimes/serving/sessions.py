@@ -139,6 +139,7 @@ class SegmentTask:
         bundle: the bundle of the segment.
         call: runs it alone; can be stopped.
         ready_s: when it could have begun, by `time.monotonic`.
+        is_brief: it runs on gRPC's thread, where it must end soon.
         batch: the batch that it is part of, while that runs.
         stopped: its outputs are not needed any more.
     """
@@ -148,6 +149,7 @@ class SegmentTask:
     bundle: LoadedBundle
     call: Call
     ready_s: float
+    is_brief: bool = False
     batch: "Batch | None" = field(default=None, repr=False)
     stopped: bool = False
 

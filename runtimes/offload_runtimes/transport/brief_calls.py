@@ -137,6 +137,10 @@ class BriefRequests:
             self._is_over = True
         raise StopIteration
 
+    def end(self) -> None:
+        """End the iteration, whatever else may come."""
+        self._waiting.put(None)
+
     def send(self, message: bytes, sent: Callable[[], None]) -> None:
         """Send a message, on gRPC's thread; nothing else may be sent meanwhile.
 

@@ -15,6 +15,12 @@ class Connection(Protocol):
     def receive(self) -> bytes | None:
         """Wait for the next message; None if the other end has closed; ServerError if broken."""
 
+    def handle_briefly(self, handle: Callable[[bytes], bool]) -> None:
+        """Let the transport handle messages on its own thread, if it can.
+
+        `handle` must not wait. False: `receive` is to return the message.
+        """
+
     def close(self) -> None:
         """End the stream; a waiting `receive` returns. May be called twice."""
 
@@ -28,12 +34,6 @@ class EndingConnection(Connection, Protocol):
 
     def on_end(self, call: Callable[[], None]) -> bool:
         """Call a function when the stream is over; False, and no call, if it is over already."""
-
-    def handle_briefly(self, handle: Callable[[bytes], bool]) -> None:
-        """Let the transport handle messages on its own thread, if it can.
-
-        `handle` must not wait. False: `receive` is to return the message.
-        """
 
 
 class InferenceService(Protocol):

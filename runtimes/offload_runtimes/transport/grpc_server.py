@@ -141,7 +141,7 @@ class GrpcHost:
         self._pool = DaemonPool()
         services = {
             SERVICE: {
-                "Session": self._stream_handler(serve, counts=True),
+                "Session": self._stream_handler(serve, counts=True, is_brief=True),
                 "Probe": self._stream_handler(echo, counts=False),
             }
         }

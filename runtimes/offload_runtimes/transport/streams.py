@@ -112,6 +112,8 @@ class ServerStream:
             self._handler = self._reader
         if is_handled:
             self._send_here(requests)
+            if self._closed:
+                requests.end()
         return is_handled
 
     def _send_here(self, requests: BriefRequests) -> None:

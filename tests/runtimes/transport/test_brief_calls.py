@@ -158,6 +158,30 @@ def test_a_client_that_leaves_ends_its_stream() -> None:
         asked.set()
 
 
+def test_a_stream_may_be_ended_from_there_although_the_client_stays() -> None:
+    stays, has_waited = threading.Event(), threading.Event()
+
+    def begin(requests: Iterator[bytes]) -> None:
+        assert isinstance(requests, BriefRequests)
+        end = requests.end
+
+        def answer(_: bytes) -> bool:
+            end()
+            return True
+
+        requests.answer = answer
+
+    def messages() -> Iterator[bytes]:
+        yield b"last"
+        if not stays.wait(10):
+            has_waited.set()
+
+    with serving(lambda *_: None, begin) as channel:
+        assert call_stream(channel, messages()) == []
+        assert not has_waited.is_set()
+        stays.set()
+
+
 def test_where_grpc_is_not_as_expected_threads_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(brief_calls, "_IS_KNOWN", False)
 
