@@ -179,9 +179,9 @@ class BriefRequests:
 
     def _received(self, event: Any) -> Any:
         """Handle a request on gRPC's thread, or the end of the requests."""
-        request = event.batch_operations[0].message()
+        request, answer = event.batch_operations[0].message(), self.answer
         try:
-            is_handled = bool(request is not None and self.answer and self.answer(request))
+            is_handled = request is not None and answer is not None and answer(request)
         except Exception:
             # Raised further, it would end gRPC's thread, and with it the server.
             LOG.exception("a stream raised an error")

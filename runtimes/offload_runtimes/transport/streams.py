@@ -169,6 +169,8 @@ class ServerStream:
         with self._lock:
             self._over = True
             self._reservation.hold(0)
+        if isinstance(self._requests, BriefRequests):
+            self._requests.answer = None  # they know each other, and a session with its tensors
 
     def _wake_sender(self) -> None:
         if self._sender is None:
