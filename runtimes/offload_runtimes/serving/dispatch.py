@@ -44,7 +44,7 @@ _BRIEF_S = 0.02
 
 
 class NotBriefError(Exception):
-    """A run did not end within the time of a brief one, or could not begin at once."""
+    """A run did not end, or could not begin, within the time of a brief one."""
 
 
 class _Turn:

@@ -37,6 +37,8 @@ _USED = (
     "_stream_response_in_pool",
     "_unary_response_in_pool",
 )
+# Errors are logged here: raised further, they would end gRPC's thread, and with it the server.
+_RAISED = "a stream raised an error"
 _IS_KNOWN = inside is not None and all(hasattr(inside, name) for name in _USED)
 
 
@@ -153,7 +155,11 @@ class BriefRequests:
 
         def gone(_: object) -> Any:
             self._is_sending = False
-            sent()
+            try:
+                sent()
+            except Exception:
+                LOG.exception(_RAISED)
+                self._call.cancel()
             with self._state.condition:
                 if not self._is_sending:
                     self._read()
@@ -183,8 +189,7 @@ class BriefRequests:
         try:
             is_handled = request is not None and answer is not None and answer(request)
         except Exception:
-            # Raised further, it would end gRPC's thread, and with it the server.
-            LOG.exception("a stream raised an error")
+            LOG.exception(_RAISED)
             self._call.cancel()
             request, is_handled = None, False
         with self._state.condition:

@@ -107,8 +107,11 @@ def brief_echo(requests: Iterator[bytes]) -> None:
             raise ZeroDivisionError
         if not request.startswith(b"brief"):
             return False
-        requests.send(b"here " + request, lambda: None)
+        requests.send(b"here " + request, fail if request.endswith(b"fail") else lambda: None)
         return True
+
+    def fail() -> None:
+        raise ZeroDivisionError
 
     requests.answer = answer
 
@@ -129,8 +132,9 @@ def test_answers_of_a_stream_keep_their_order() -> None:
 
 def test_an_error_of_a_brief_answer_ends_that_stream_only() -> None:
     with serving(lambda *_: None, brief_echo) as channel:
-        with pytest.raises(grpc.RpcError):
-            call_stream(channel, iter([b"brief", b"raise"]))
+        for last in (b"raise", b"brief fail"):
+            with pytest.raises(grpc.RpcError):
+                call_stream(channel, iter([b"brief", last, b"long"]))
         assert call_stream(channel, iter([b"brief"])) == [b"here brief"]
 
 
