@@ -38,13 +38,13 @@ from offload_runtimes.serving.sessions import (
 Job = Callable[[], object]
 LOG = logging.getLogger("offload.server")
 _NEWEST = 0.2  # the weight of the newest job in the mean
-# The most that a run on gRPC's thread may wait, and take: other messages wait meanwhile.
+# Limits of a run on gRPC's polling thread, which receives no messages meanwhile.
 _BRIEF_WAIT_S = 0.002
 _BRIEF_S = 0.02
 
 
 class NotBriefError(Exception):
-    """A run did not end, or could not begin, within the time of a brief one."""
+    """A run on gRPC's polling thread had to wait or run for too long."""
 
 
 class _Turn:
@@ -56,7 +56,7 @@ class _Turn:
         self._over.acquire()
 
     def wait(self, limit_s: float) -> bool:
-        """Wait for the turn; False if the thread must not run its job, or the time is over."""
+        """Wait for the turn; False if it was cancelled or did not come within the limit."""
         self._over.acquire(timeout=-1 if limit_s == math.inf else limit_s)
         return self.has_come
 
@@ -382,7 +382,7 @@ class Dispatcher:
             request: what it runs for, and is stopped with.
             segment: the segment.
             feeds: its inputs.
-            is_brief: wait for 2 ms and run for 20 ms at most.
+            is_brief: wait for at most 2 ms and run for at most 20 ms.
 
         Raises:
             OffloadError: it failed, was stopped, or the server is shutting down.
@@ -476,7 +476,7 @@ class Dispatcher:
             session: the session.
             tasks: its segments.
             here: a short one may run on the caller's thread.
-            is_brief: there, wait for 2 ms and run for 20 ms at most.
+            is_brief: wait for at most 2 ms and run for at most 20 ms on that thread.
         """
         for task in tasks:
             run_here = here and len(tasks) == 1
@@ -580,7 +580,7 @@ class Dispatcher:
         return True
 
     def _run_again(self, task: SegmentTask) -> None:
-        """Queue a segment for the workers that did not end within the time of a brief run."""
+        """Queue a segment for the workers after its run on the polling thread was stopped."""
         task.bundle.last_runs[task.part] = 0, _BRIEF_S
         task.is_brief = False
         task.call = task.bundle.engines[task.part].prepare(self._max_run_s)

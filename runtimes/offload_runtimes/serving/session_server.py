@@ -267,7 +267,7 @@ class SessionServer:
             self._observer.closed(number, protocol.frames)
 
     def _handle_briefly(self, session: SessionState, protocol: ServerSession, data: bytes) -> bool:
-        """Handle a message without waiting; False: it may take long."""
+        """Handle a message without blocking; False if that may take long."""
         if len(data) > _BRIEF_BYTES or not session.lock.acquire(blocking=False):
             return False
         try:
@@ -280,7 +280,7 @@ class SessionServer:
     def _tasks_of(
         self, session: SessionState, protocol: ServerSession, data: bytes
     ) -> list[SegmentTask]:
-        """Take a message, with the lock of the session held; the segments to run are returned."""
+        """Handle a message with the session's lock held; return the segments to run."""
         self._observer.passed("in", len(data))
         return self._dispatcher.apply(session, protocol.receive(data, time.monotonic()))
 

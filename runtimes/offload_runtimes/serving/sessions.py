@@ -139,7 +139,7 @@ class SegmentTask:
         bundle: the bundle of the segment.
         call: runs it alone; can be stopped.
         ready_s: when it could have begun, by `time.monotonic`.
-        is_brief: it runs on gRPC's thread, where it must end soon.
+        is_brief: it runs on gRPC's polling thread, and is stopped after 20 ms.
         batch: the batch that it is part of, while that runs.
         stopped: its outputs are not needed any more.
     """

@@ -1,10 +1,10 @@
-"""Calls of a gRPC server that are answered on gRPC's own thread, if that is brief.
+"""Answer short calls of a gRPC server on gRPC's polling thread.
 
-gRPC's Python server has one thread that learns of all that arrives. It wakes another thread for
-each call, for each message of a call, and for each answer that is gone. That costs more than a
-short inference, and its interface offers no other way. So this module uses functions inside
-`grpc._server`, which are the same in grpcio 1.70 to 1.85. Where they are missing, `begin` takes no
-call, and all calls run on threads as gRPC does it.
+gRPC's Python server receives all events on one polling thread. It wakes another thread for each
+call, for each message of a call, and for each message that was sent. That costs more than a short
+inference, and its public interface offers no other way. So this module uses internal functions of
+`grpc._server`, which are the same in grpcio 1.70 and 1.85. If one is missing, `begin` takes over no
+call, and gRPC runs all calls on other threads.
 """
 
 import logging
@@ -23,7 +23,7 @@ except ImportError:
     inside = None
 
 LOG = logging.getLogger("offload.server")
-# Answers a request on gRPC's thread; None: that may take long.
+# Returns the answer to a request, or None if computing it may take long.
 BriefAnswer: TypeAlias = "Callable[[bytes, grpc.ServicerContext], bytes | None]"
 Start: TypeAlias = "Callable[..., Future[Any]]"
 _USED = (
@@ -37,7 +37,7 @@ _USED = (
     "_stream_response_in_pool",
     "_unary_response_in_pool",
 )
-# Errors are logged here: raised further, they would end gRPC's thread, and with it the server.
+# Errors are logged, not raised: an exception would end the polling thread, and so the server.
 _RAISED = "a stream raised an error"
 _IS_KNOWN = inside is not None and all(hasattr(inside, name) for name in _USED)
 
@@ -45,8 +45,8 @@ _IS_KNOWN = inside is not None and all(hasattr(inside, name) for name in _USED)
 def begin(start: Start, run: Callable[..., Any], args: tuple[Any, ...]) -> "Future[Any] | None":
     """Begin a call that gRPC has passed to its pool as `run` and `args`.
 
-    It is read here if its handler has an attribute `brief`: for a request with one answer a
-    `BriefAnswer`, for a stream True, and its requests are then `BriefRequests`.
+    Only calls whose handler has an attribute `brief` are taken over. For a unary call, it is a
+    `BriefAnswer`. For a stream, it is True, and the handler gets `BriefRequests`.
 
     Args:
         start: runs a function with arguments on a thread.
@@ -84,7 +84,7 @@ def _begin_unary(
     run_on_thread: Callable[[bytes], None],
     over: "Future[Any]",
 ) -> None:
-    """Read the request of a call and answer it on gRPC's thread, or on another one."""
+    """Read the request of a unary call, and answer it here or on another thread."""
 
     def received(message_event: Any) -> Any:
         request = message_event.batch_operations[0].message()
@@ -94,7 +94,7 @@ def _begin_unary(
                 inside._abort(state, event.call, status, b"the call has no request")
             over.set_result(None)
         else:
-            # An error of `brief` becomes the call's status there.
+            # gRPC turns an exception of `brief` into the status of the call.
             answer, has_succeeded = inside._call_behavior(event, state, brief, request, None)
             if has_succeeded and answer is None:
                 run_on_thread(request)
@@ -111,11 +111,11 @@ def _begin_unary(
 
 
 class BriefRequests:
-    """The requests of a stream; some are answered on gRPC's thread, the rest are iterated.
+    """An iterator over the requests of a stream that are not answered on the polling thread.
 
     Attributes:
-        answer: called on gRPC's thread with each request, returns whether it has handled it, and
-            may call `send` for that. None: all requests are iterated.
+        answer: called with each request on the polling thread; returns whether it has handled the
+            request, and may call `send`. None: the iterator yields all requests.
     """
 
     def __init__(self, event: Any, state: Any) -> None:
@@ -140,17 +140,17 @@ class BriefRequests:
         raise StopIteration
 
     def end(self) -> None:
-        """End the iteration, whatever else may come."""
+        """End the iteration, even if the client sends more requests."""
         self._waiting.put(None)
 
     def send(self, message: bytes, sent: Callable[[], None]) -> None:
-        """Send a message, on gRPC's thread; nothing else may be sent meanwhile.
+        """Send a message from the polling thread, while no other message is being sent.
 
-        The next request is read when all that is sent is gone.
+        The next request is read after the message was sent.
 
         Args:
             message: the message.
-            sent: called when the message is gone, or the call is over; it may send another one.
+            sent: called when the message was sent or the call is over; it may send another one.
         """
 
         def gone(_: object) -> Any:
@@ -184,7 +184,7 @@ class BriefRequests:
             self._waiting.put(None)
 
     def _received(self, event: Any) -> Any:
-        """Handle a request on gRPC's thread, or the end of the requests."""
+        """Handle a request, or the end of the requests, on the polling thread."""
         request, answer = event.batch_operations[0].message(), self.answer
         try:
             is_handled = request is not None and answer is not None and answer(request)

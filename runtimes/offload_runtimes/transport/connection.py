@@ -16,9 +16,9 @@ class Connection(Protocol):
         """Wait for the next message; None if the other end has closed; ServerError if broken."""
 
     def handle_briefly(self, handle: Callable[[bytes], bool]) -> None:
-        """Let the transport handle messages on its own thread, if it can.
+        """Set a function that the transport may call with each message, on its polling thread.
 
-        `handle` must not wait. False: `receive` is to return the message.
+        `handle` must not block. If it returns False, `receive` returns the message.
         """
 
     def close(self) -> None:
@@ -54,7 +54,7 @@ class InferenceService(Protocol):
         """Answer one request for an inference; `on_end` as `EndingConnection.on_end`."""
 
     def infer_briefly(self, data: bytes, turn: Hashable, *, in_stream: bool) -> bytes | None:
-        """Answer a request if that is sure to be brief; None: `infer` or `stream` is to do it."""
+        """Answer a request if that takes little time; None: use `infer` or `stream`."""
 
     def stream(self, connection: EndingConnection) -> None:
         """Answer a stream of requests until it ends."""

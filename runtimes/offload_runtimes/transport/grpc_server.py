@@ -52,11 +52,11 @@ class DaemonPool(ThreadPoolExecutor):
         self._threads: set[threading.Thread] = set()
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
-        """Start a call, or let gRPC's own thread begin it, see `brief_calls`."""
+        """Run a call on a thread, unless `brief_calls` takes it over."""
         return brief_calls.begin(self.start, fn, args) or self.start(fn, *args, **kwargs)
 
     def start(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> "Future[T]":
-        """Start a call on a thread."""
+        """Run a call on a thread."""
         future: Future[T] = Future()
 
         def call() -> None:
@@ -224,7 +224,7 @@ class GrpcHost:
         Args:
             serve: serves the stream.
             counts: it is one of `max_sessions`.
-            is_brief: some of its messages are handled on gRPC's thread, see `brief_calls`.
+            is_brief: `serve` may handle messages on the polling thread, see `brief_calls`.
         """
 
         def handle(

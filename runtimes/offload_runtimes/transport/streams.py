@@ -54,9 +54,10 @@ class ServerCall(Protocol):
 class ServerStream:
     """The server's end of a stream; created by the thread that calls `receive`.
 
-    The thread that handles a message, this one or gRPC's own, sends small answers itself before the
-    next one is read, which saves waking a thread. Large messages, and those of other threads, are
-    sent by a thread of their own, so that a device that reads slowly delays only itself.
+    Messages are handled by this thread or by gRPC's polling thread. It sends small answers itself
+    before it reads the next message, which saves waking a thread. Large messages, and those of
+    other threads, are sent by a thread of their own, so that a device that reads slowly delays only
+    itself.
     """
 
     def __init__(
@@ -92,9 +93,9 @@ class ServerStream:
         self._changed = threading.Condition(self._lock)
 
     def handle_briefly(self, handle: Callable[[bytes], bool]) -> None:
-        """Have messages handled on gRPC's thread, which must not wait.
+        """Set a function that handles messages on gRPC's polling thread; it must not block.
 
-        `handle` may send answers; False: `receive` is to return the message.
+        It may send answers. If it returns False, `receive` returns the message.
         """
         if isinstance(self._requests, BriefRequests):
             self._requests.answer = partial(self._handle_here, self._requests, handle)
@@ -102,7 +103,7 @@ class ServerStream:
     def _handle_here(
         self, requests: BriefRequests, handle: Callable[[bytes], bool], message: bytes
     ) -> bool:
-        """Handle a message on gRPC's thread, and send small answers there."""
+        """Handle a message on the polling thread, and send small answers from it."""
         if self._closed:
             return False
         self._handler = threading.get_ident()

@@ -1,4 +1,4 @@
-"""Short segments run on gRPC's own thread, and go to another one if they turn out to be long."""
+"""Short segments run on gRPC's polling thread; a worker repeats those that take too long."""
 
 import threading
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def made(tmp_path: Path) -> Made:
 
 @pytest.fixture
 def places(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the threads that run segments; all segments are taken for short ones."""
+    """Names of the threads that run segments; the server expects all segments to be short."""
     names: list[str] = []
     run = Call.run
 
@@ -59,26 +59,26 @@ def number(x: int) -> dict[str, np.ndarray]:
     return {"x": np.array([x], np.float32)}
 
 
-def is_grpcs_own(name: str) -> bool:
+def is_polling(name: str) -> bool:
     return "_serve" in name
 
 
-def test_frames_run_on_grpcs_thread_unless_they_are_long(
+def test_frames_run_on_the_polling_thread_unless_they_are_long(
     made: Made, server: Server, places: list[str]
 ) -> None:
     with OffloadSession(made.bundle, server.address, deadline_s=60.0) as session:
         for _ in range(20):
             assert session.run(None, number(BRIEF)) == [2 * BRIEF]
-        assert any(map(is_grpcs_own, places))
+        assert any(map(is_polling, places))
         places.clear()
         assert session.run(None, number(LONG)) == [2 * LONG]
-        assert is_grpcs_own(places[0])  # and was stopped there
+        assert is_polling(places[0])  # and was stopped there
         assert places[1:] == ["worker-0"]
         assert session.counts.split == 21
 
 
 @pytest.mark.parametrize("in_stream", [False, True])
-def test_requests_run_on_grpcs_thread_unless_they_are_long(
+def test_requests_run_on_the_polling_thread_unless_they_are_long(
     server: Server, places: list[str], in_stream: bool
 ) -> None:
     with KServeClient(server.address) as client:
@@ -92,18 +92,18 @@ def test_requests_run_on_grpcs_thread_unless_they_are_long(
             return [float(arrays(one)["y"][0]) for one in given]
 
         assert answers(*[BRIEF] * 20) == [2 * BRIEF] * 20
-        assert any(map(is_grpcs_own, places))
+        assert any(map(is_polling, places))
         places.clear()
         assert answers(LONG) == [2 * LONG]
-        assert is_grpcs_own(places[0])
+        assert is_polling(places[0])
         assert len(places) == 2
-        assert not is_grpcs_own(places[1])
+        assert not is_polling(places[1])
 
 
 def test_a_long_message_is_handled_on_the_streams_own_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Decoding it there would hold up all other streams."""
+    """Decoding a long message on the polling thread would delay all other streams."""
     made = bundles.branches(tmp_path / "branches", batch="n")
     names: list[str] = []
     tasks_of = Server._tasks_of
@@ -124,8 +124,8 @@ def test_a_long_message_is_handled_on_the_streams_own_thread(
             expected = made.expected(feeds)
             for given, right in zip(session.run(None, feeds), expected, strict=True):
                 np.testing.assert_allclose(given, right, rtol=1e-5)
-    assert is_grpcs_own(names[0])
-    assert not is_grpcs_own(names[-1])
+    assert is_polling(names[0])
+    assert not is_polling(names[-1])
 
 
 def test_a_session_that_breaks_the_protocol_ends_although_the_device_stays(

@@ -1,4 +1,4 @@
-"""Calls that are answered on gRPC's own thread, where that is brief, and on others where not."""
+"""Short calls are answered on gRPC's polling thread, all others on threads of the pool."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -97,7 +97,7 @@ def test_an_error_of_a_brief_answer_is_the_calls_status() -> None:
 
 
 def brief_echo(requests: Iterator[bytes]) -> None:
-    """Answer the requests of a stream briefly that begin with b."""
+    """Answer the requests of a stream that begin with "brief" on the polling thread."""
     assert isinstance(requests, BriefRequests)
 
     def answer(request: bytes) -> bool:
