@@ -1,10 +1,9 @@
 """The device's connection to a server: send tensors, receive answers, ping, read its clock."""
 
 import os
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from offload.errors import DeadlineError, OffloadError, ServerError
 from offload.scheduling.timeline import Lane
@@ -18,6 +17,7 @@ from offload_runtimes.protocol.client_state import DeviceSession, DownloadReceiv
 from offload_runtimes.protocol.messages import PackedTensor, tensor_message
 from offload_runtimes.protocol.tensor_specs import MESSAGE_LIMIT_BYTES, Contract
 from offload_runtimes.transport.connection import Connector, Stream
+from offload_runtimes.transport.outbox import Outbox
 
 _PINGS = 5
 _HEADER_BYTES = 1024  # of a message with a tensor, without the tensor and its name
@@ -55,8 +55,7 @@ class ServerConnection:
         self._free_s = {Lane.UPLINK: 0.0, Lane.DOWNLINK: 0.0}
         self._pings: dict[int, tuple[float, int]] = {}  # when sent, bytes of a probe
         self._last_ping = 0
-        self._sent = 0  # messages; each ping carries the count, so that a lost one is noticed
-        self._outbox: queue.SimpleQueue[Callable[[], bytes | None] | None] = queue.SimpleQueue()
+        self._outbox = Outbox()
         self._opened = threading.Event()
         self._ponged = threading.Semaphore(0)
         self.clock = ServerClock()
@@ -85,7 +84,7 @@ class ServerConnection:
         """
         self._outbox.put(self._session.hello)
         try:
-            stream = self._connector.connect(self._outgoing(), timeout_s)
+            stream = self._connector.connect(self._outbox, timeout_s)
             stream.deliver(self)
             with self._lock:
                 self._stream = stream
@@ -109,15 +108,6 @@ class ServerConnection:
         except OffloadError:
             self.close()
             raise
-
-    def _outgoing(self) -> Iterator[bytes]:
-        """Messages, made when the transport is ready to send them."""
-        while (make := self._outbox.get()) is not None:
-            data = make()
-            if data is not None:
-                self._sent += 1
-                yield data
-            del make, data  # free two copies of a tensor: the next message may come much later
 
     def begin(self, frame: FrameTensors, until_s: float | None = None) -> None:
         """Begin a frame; waits while the server takes no more frames at once.
@@ -184,7 +174,7 @@ class ServerConnection:
             self._monitor.sent(len(data))
             return data
 
-        self._outbox.put(message)
+        self._outbox.put(message, packed.data.nbytes)
 
     def end(self, frame: FrameTensors) -> None:
         """Forget a frame and cancel it on the server if it is unfinished there.
@@ -214,7 +204,8 @@ class ServerConnection:
             self._last_ping = number = self._last_ping + 1
 
         def message() -> bytes:
-            ping = self._session.ping(number, self._sent + 1, data)
+            # The number of messages, so that the server notices a lost one.
+            ping = self._session.ping(number, self._outbox.count + 1, data)
             size_bytes = len(ping) if data else 0
             now_s = time.monotonic()
             with self._lock:
@@ -223,7 +214,7 @@ class ServerConnection:
             self._monitor.pinged(number, now_s)
             return ping
 
-        self._outbox.put(message)
+        self._outbox.put(message, len(data))
 
     def probe(self, size_bytes: int) -> None:
         """Have the server send some bytes back, to measure the link.
@@ -255,6 +246,7 @@ class ServerConnection:
         self._lose(ServerError("the session was closed"))
         if self._stream is not None:
             self._stream.wait(_CLOSE_S)
+            self._outbox.wait(_CLOSE_S)
 
     def received(self, message: bytes) -> None:
         """Handle a message from the server."""
@@ -369,7 +361,7 @@ class ServerConnection:
             stream = self._stream
         self._opened.set()
         self._ponged.release()
-        self._outbox.put(None)
+        self._outbox.close()
         if stream is not None:
             stream.close()
         for frame in waiting:

@@ -15,6 +15,8 @@ from offload_runtimes.address import Address, proxy_of
 from offload_runtimes.security.credentials import ClientSecurity, read_pem
 from offload_runtimes.transport import FRAME_BYTES, SESSION, VERSION_KEY
 from offload_runtimes.transport.connection import Receiver
+from offload_runtimes.transport.direct_call import DirectCall, can_call
+from offload_runtimes.transport.outbox import Outbox
 
 _CONNECT_SHARE = 0.6  # of the time to open a stream, for connecting
 _DIAGNOSIS_SHARE = 0.3  # of that time, for finding out why connecting failed
@@ -24,12 +26,12 @@ _STARTING = threading.Lock()  # one call at a time, to know the threads that it 
 class GrpcStream:
     """A stream with a channel of its own, which is closed with it.
 
-    Messages are delivered in gRPC's deserializer, on the thread that learns of their arrival.
-    Reading them from gRPC's iterator would wake a second thread for each one; here that thread only
-    requests the next message, while the current one is handled.
+    An `Outbox` sends its messages through a `DirectCall`, if this version of gRPC has what that
+    uses. Other iterators are read by a thread of gRPC; the caller must end the iterator, else it
+    blocks the exit of the process.
 
-    gRPC reads the outgoing messages on a thread of its own. The caller must end the iterator, else
-    it blocks the exit of the process.
+    Either way, messages are delivered on gRPC's polling thread. Reading them from gRPC's iterator
+    would wake a second thread for each one; here that thread only requests the next message.
     """
 
     def __init__(
@@ -38,23 +40,29 @@ class GrpcStream:
         method: str,
         outgoing: Iterator[bytes],
         token: str | None,
-        explain: Callable[[object, bool], ServerError],
+        explain: Callable[[grpc.StatusCode, str, bool], ServerError],
     ) -> None:
-        """`explain` makes our error from gRPC's error and whether the server has answered."""
+        """`explain` makes our error from gRPC's status and whether the server has answered."""
         self._channel: grpc.Channel | None = channel
         self._explain = explain
         self._closed = threading.Event()
         self._receiver: Receiver | None = None  # from `deliver` to the end
         self._has_answered = False
-        self._asking = threading.Thread(target=self._ask, name="receiver", daemon=True)
-        start: grpc.StreamStreamMultiCallable[bytes, object]
-        start = channel.stream_stream(method, response_deserializer=self._take)
+        self._outbox: Outbox | None = None  # sends through the call
+        self._watcher = threading.Thread(target=self._watch, name="receiver", daemon=True)
         metadata: tuple[tuple[str, str], ...] = ((VERSION_KEY, offload.__version__),)
         if token:
             metadata += (("authorization", f"Bearer {token}"),)
+        self._call: Any
         with _STARTING:
             before = set(threading.enumerate())
-            self._call: Any = start(outgoing, metadata=metadata)
+            if isinstance(outgoing, Outbox) and can_call(channel, method):
+                self._call = DirectCall(channel, method, metadata, self._take)
+                self._outbox = outgoing
+            else:
+                start: grpc.StreamStreamMultiCallable[bytes, object]
+                start = channel.stream_stream(method, response_deserializer=self._take)
+                self._call = start(outgoing, metadata=metadata)
             # Other threads may start meanwhile. Those of this package have names of their own, and
             # a thread without an ident does not run yet, while gRPC's do by now.
             self._threads = {
@@ -66,7 +74,10 @@ class GrpcStream:
     def deliver(self, receiver: Receiver) -> None:
         """Start to deliver messages."""
         self._receiver = receiver
-        self._asking.start()
+        if self._outbox is not None:
+            self._call.receive()
+            self._outbox.send_with(self._call.send)
+        self._watcher.start()
 
     def close(self) -> None:
         """End the stream; its own thread then closes the channel."""
@@ -82,7 +93,7 @@ class GrpcStream:
         that gRPC's destructors wait for.
         """
         until_s = time.monotonic() + timeout_s
-        for thread in (self._asking, *self._threads):
+        for thread in (self._watcher, *self._threads):
             if thread is not threading.current_thread():
                 thread.join(max(until_s - time.monotonic(), 0.0))
 
@@ -93,22 +104,33 @@ class GrpcStream:
             self._receiver.received(message)
         return True
 
-    def _ask(self) -> None:
+    def _watch(self) -> None:
+        """Wait for the end of the call, close the channel and report the end."""
+        assert self._call is not None  # until this thread is done with it
+        code, details = _status_of(self._call)
         error: OffloadError | None = None
-        try:
-            assert self._call is not None  # until this thread is done with it
-            for _ in self._call:
-                pass
-        except grpc.RpcError as caught:
-            caught.__traceback__ = None  # it is the call itself, which would keep these frames
-            if not self._closed.is_set():
-                error = self._explain(caught, self._has_answered)
+        if code is not grpc.StatusCode.OK and not self._closed.is_set():
+            error = self._explain(code, details, self._has_answered)
         channel, self._channel, self._call = self._channel, None, None
         assert channel is not None
         channel.close()
         receiver, self._receiver = self._receiver, None  # they know each other
         assert receiver is not None  # since `deliver`
         receiver.ended(error)
+
+
+def _status_of(call: Any) -> tuple[grpc.StatusCode, str]:
+    """The status of a call once it has ended; of gRPC's own call, this requests its messages."""
+    if isinstance(call, DirectCall):
+        call.over.wait()
+        return call.code, call.details
+    try:
+        for _ in call:
+            pass
+    except grpc.RpcError as error:
+        error.__traceback__ = None  # the error is the call itself, which would keep these frames
+        return call.code(), call.details() or ""
+    return grpc.StatusCode.OK, ""
 
 
 class GrpcConnector:
@@ -145,10 +167,7 @@ class GrpcConnector:
         """
         proxy = proxy_of(self._address)
 
-        def explain(error: object, has_answered: bool) -> ServerError:
-            code, details = grpc.StatusCode.UNKNOWN, ""
-            if isinstance(error, grpc.Call):
-                code, details = error.code(), error.details() or ""
+        def explain(code: grpc.StatusCode, details: str, has_answered: bool) -> ServerError:
             if (refused := balancer_error(details, self.address)) is not None:
                 return refused
             if code is grpc.StatusCode.CANCELLED and not has_answered:

@@ -1,0 +1,142 @@
+"""A stream of a gRPC client that wakes no other thread for a message.
+
+gRPC's Python client reads the messages to send from an iterator on a thread of its own, and another
+thread must request each message that comes. Waking these threads costs more than sending or parsing
+a short message, and gRPC's public interface offers no other way. So this module uses internal
+functions of `grpc._channel` and `grpc._cython`, which are the same in grpcio 1.70 and 1.85. If one
+is missing, `can_call` is false.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import grpc
+
+LOG = logging.getLogger("offload.device")
+try:
+    cygrpc: Any = import_module("grpc._cython.cygrpc")
+    codes: Any = import_module("grpc._common").CYGRPC_STATUS_CODE_TO_STATUS_CODE
+except (ImportError, AttributeError):
+    cygrpc = codes = None
+_USED = (
+    "OperationType",
+    "PropagationConstants",
+    "ReceiveInitialMetadataOperation",
+    "ReceiveMessageOperation",
+    "ReceiveStatusOnClientOperation",
+    "SendInitialMetadataOperation",
+    "SendMessageOperation",
+)
+_IS_KNOWN = cygrpc is not None and all(hasattr(cygrpc, name) for name in _USED)
+_NO_FLAGS = 0
+
+
+def can_call(channel: grpc.Channel, method: str) -> bool:
+    """Whether this version of gRPC has what a `DirectCall` uses."""
+    start: Any = channel.stream_stream(method)
+    return _IS_KNOWN and all(hasattr(start, name) for name in ("_managed_call", "_method"))
+
+
+class DirectCall:
+    """A call with messages both ways: any thread sends, gRPC's polling thread delivers.
+
+    Attributes:
+        over: set when the call has ended; no message is delivered afterwards.
+        code: the status of the call once it has ended.
+        details: of that status.
+    """
+
+    def __init__(
+        self,
+        channel: grpc.Channel,
+        method: str,
+        metadata: tuple[tuple[str, str], ...],
+        received: Callable[[bytes], object],
+    ) -> None:
+        """`received` is called with each message on gRPC's polling thread; it must not block.
+
+        Messages are delivered after `receive`.
+        """
+        self.over = threading.Event()
+        self.code = grpc.StatusCode.UNKNOWN
+        self.details = ""
+        self._received = received
+        self._lock = threading.Lock()
+        self._due = 0  # batches of operations whose events have not come
+        start: Any = channel.stream_stream(method)
+        batches = (
+            (
+                cygrpc.SendInitialMetadataOperation(metadata, _NO_FLAGS),
+                cygrpc.ReceiveStatusOnClientOperation(_NO_FLAGS),
+            ),
+            (cygrpc.ReceiveInitialMetadataOperation(_NO_FLAGS),),
+        )
+        flags = cygrpc.PropagationConstants.GRPC_PROPAGATE_DEFAULTS
+        name = start._method
+        with self._lock:
+            self._due = len(batches)
+            self._call = start._managed_call(
+                flags, name, None, None, metadata, None, batches, self._began, None, None
+            )
+
+    def receive(self) -> None:
+        """Have the next message delivered, and those after it; called once."""
+        self._start(cygrpc.ReceiveMessageOperation(_NO_FLAGS), self._deliver)
+
+    def send(self, message: bytes, gone: Callable[[], None]) -> bool:
+        """Send a message, while no other one is being sent; False: the call has ended.
+
+        `gone` is called on the polling thread when the message was sent or the call has ended.
+        """
+
+        def sent(_: object) -> bool:
+            self._guarded(gone)
+            return self._is_last()
+
+        return self._start(cygrpc.SendMessageOperation(message, _NO_FLAGS), sent)
+
+    def cancel(self) -> None:
+        """End the call; may be called twice, on any thread."""
+        self._call.cancel(cygrpc.StatusCode.cancelled, "cancelled by the device")
+
+    def _deliver(self, event: Any) -> bool:
+        message = event.batch_operations[0].message()
+        if message is not None:  # else no more messages come
+            self._guarded(lambda: self._received(message))
+            self.receive()
+        return self._is_last()
+
+    def _began(self, event: Any) -> bool:
+        """Handle the end of one of the first two batches: that of the status ends the call."""
+        for operation in event.batch_operations:
+            if operation.type() == cygrpc.OperationType.receive_status_on_client:
+                self.code = codes.get(operation.code(), grpc.StatusCode.UNKNOWN)
+                details = operation.details() or ""
+                self.details = details if isinstance(details, str) else details.decode()
+                self.over.set()
+        return self._is_last()
+
+    def _start(self, operation: Any, handle: Callable[[Any], bool]) -> bool:
+        """Start an operation, whose event is handled on the polling thread; False: it is over."""
+        with self._lock:
+            if self.over.is_set() or not self._call.operate((operation,), handle):
+                return False
+            self._due += 1
+            return True
+
+    def _is_last(self) -> bool:
+        """Count an event; gRPC's polling thread ends with the last one of all calls."""
+        with self._lock:
+            self._due -= 1
+            return self._due == 0
+
+    def _guarded(self, call: Callable[[], object]) -> None:
+        """Call a function on the polling thread, which an exception would end."""
+        try:
+            call()
+        except Exception:
+            LOG.exception("a message of a stream raised an error")
+            self.cancel()

@@ -1,0 +1,135 @@
+"""Messages that wait to be sent, each made when the transport is ready for it."""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+# Makes a message when it can be sent; None: there is nothing to send any more.
+Make: TypeAlias = "Callable[[], bytes | None]"
+# Sends a message, and calls the function when the next one may be sent; False: the stream is over.
+Send: TypeAlias = "Callable[[bytes, Callable[[], None]], bool]"
+# Longer messages are made and sent by a thread of their own, so that the device's next segment runs
+# meanwhile. For shorter ones, waking that thread would take as long as sending them.
+_SHORT_BYTES = 1 << 17
+
+
+class Outbox:
+    """Messages to send, in order.
+
+    A transport iterates over them on a thread of its own, or gives a function to `send_with`: then
+    short messages are made and sent by the thread that puts them, or, while another message is
+    being sent, by the thread that learns of its end.
+
+    Attributes:
+        count: messages made so far.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._waiting: deque[tuple[Make, bool]] = deque()  # and whether the message is long
+        self._send: Send | None = None
+        self._is_sending = False  # one thread at a time makes and sends messages
+        self._is_turn = False  # the next message is the sender's
+        self._is_closed = False
+        self._sender: threading.Thread | None = None
+        self._changed = threading.Condition(threading.Lock())
+
+    def put(self, make: Make, size_bytes: int = 0) -> None:
+        """Add a message, unless the outbox is closed.
+
+        Args:
+            make: called once, on any thread.
+            size_bytes: about as long as the message will be.
+        """
+        with self._changed:
+            if self._is_closed:
+                return
+            self._waiting.append((make, size_bytes > _SHORT_BYTES))
+            if self._send is None:
+                self._changed.notify()
+                return
+            if self._is_sending:
+                return
+            self._is_sending = True
+        self._go_on()
+
+    def send_with(self, send: Send) -> None:
+        """Send messages with a function, instead of iterating over them; called once."""
+        with self._changed:
+            self._send = send
+            self._is_sending = True
+        self._go_on()
+
+    def close(self) -> None:
+        """Take no more messages; may be called twice."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+
+    def wait(self, timeout_s: float) -> None:
+        """After `close` and the end of the stream: wait until no thread sends any more."""
+        sender = self._sender
+        if sender is not None and sender is not threading.current_thread():
+            sender.join(timeout_s)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        """Wait for a message; StopIteration after the last one of a closed outbox."""
+        while True:
+            with self._changed:
+                while not self._waiting:
+                    if self._is_closed:
+                        raise StopIteration
+                    self._changed.wait()
+                make, _ = self._waiting.popleft()
+            data = make()
+            if data is not None:
+                self.count += 1
+                return data
+            del make  # it holds a tensor, and the next message may come much later
+
+    def _go_on(self) -> None:
+        """Send the next message; called by the one thread whose turn it is."""
+        assert self._send is not None
+        while True:
+            with self._changed:
+                if not self._waiting:
+                    self._is_sending = False
+                    return
+                if self._waiting[0][1] and threading.current_thread() is not self._sender:
+                    self._wake_sender()
+                    return
+                make, _ = self._waiting.popleft()
+            try:
+                data = make()
+            except BaseException:
+                with self._changed:
+                    self._is_sending = False
+                raise
+            if data is None:
+                continue
+            self.count += 1
+            if self._send(data, self._go_on):
+                return
+            with self._changed:
+                self._waiting.clear()
+
+    def _wake_sender(self) -> None:
+        self._is_turn = True
+        if self._sender is None:
+            self._sender = threading.Thread(target=self._send_long, name="sender", daemon=True)
+            self._sender.start()
+        self._changed.notify_all()
+
+    def _send_long(self) -> None:
+        while True:
+            with self._changed:
+                while not self._is_turn:
+                    if self._is_closed and not self._waiting:
+                        return
+                    self._changed.wait()
+                self._is_turn = False
+            self._go_on()
