@@ -10,6 +10,7 @@ from contextlib import contextmanager
 _FAILED = re.compile(rb"ssl_transport_security.*Handshake failed with (?:fatal )?error (.*)")
 _JOIN_S = 1.0
 _VERBOSITY = "GRPC_VERBOSITY"
+_EXPERIMENTS = "GRPC_EXPERIMENTS"  # set for devices only; an unknown one would be logged
 _REASON = re.compile(r"OPENSSL_internal:(\w+)")
 
 
@@ -21,11 +22,13 @@ def report_handshakes() -> None:
     """
     if _VERBOSITY in os.environ:
         return
-    os.environ[_VERBOSITY] = ""
+    added = [name for name in (_VERBOSITY, _EXPERIMENTS) if name not in os.environ]
+    os.environ.update(dict.fromkeys(added, ""))
     try:
         import offload_runtimes.transport  # noqa: F401
     finally:
-        del os.environ[_VERBOSITY]
+        for name in added:
+            del os.environ[name]
 
 
 @contextmanager

@@ -15,6 +15,9 @@ _SETTINGS = {
     # For children of fork that connect: epoll's global state refers to threads of the parent, and
     # 1 child in 15 was aborted.
     "GRPC_POLL_STRATEGY": "poll",
+    # A client's polling thread reads the sockets itself. The event engine has threads for that,
+    # which must wake it: a frame of 74 kB takes the device 0.65 instead of 0.5 ms of its CPU.
+    "GRPC_EXPERIMENTS": "-event_engine_client",
     "GRPC_DNS_RESOLVER": "native",  # the system's, which resolves mDNS names
     # No log lines about forks and failed handshakes: our errors report them. A server sets it to
     # an empty text before, and counts failed handshakes (`serving/handshakes.py`).
