@@ -311,30 +311,37 @@ class ServerConnection:
         self._monitor.passed(Lane.DOWNLINK, size_bytes, down_s)
 
     def _downloaded(self, event: DownloadReceived, size_bytes: int) -> None:
-        """Record the timings that came with a tensor, and add it to its frame."""
+        """Add a tensor to its frame, and learn from the timings that came with it.
+
+        The thread that waits for the tensor takes a while to wake: meanwhile the link's and the
+        server's speed are learned.
+        """
         now_s = time.monotonic()
         with self._lock:
             frame = self._frames.get(event.frame)
         if frame is None:
             return
-        if not frame.rows:  # else it takes a part of the predicted time
-            self._speeds.served(frame.plan, event.spans, now_s)
+        passed: list[tuple[Lane, int, float]] = []  # uploads: lane, bytes and seconds
         for span in event.spans:
             end_s = self.clock.here_s(span.end_s)
             if span.kind == pb.Span.ARRIVAL:
                 sent_s, upload_bytes = frame.uploads.get(span.name, (now_s, 0))
                 start_s = self._start_s(Lane.UPLINK, sent_s, end_s)
                 frame.record(Lane.UPLINK, span.name, start_s, end_s)
-                self._monitor.tensor_passed(Lane.UPLINK, upload_bytes, end_s - start_s)
-                self._monitor.passed(Lane.UPLINK, upload_bytes, end_s - start_s)
+                passed.append((Lane.UPLINK, upload_bytes, end_s - start_s))
             else:
                 start_s = self.clock.here_s(span.start_s)
                 frame.record(Lane.SERVER, span.name, start_s, end_s)
         start_s = self._start_s(Lane.DOWNLINK, self.clock.here_s(event.sent_s), now_s)
         frame.record(Lane.DOWNLINK, event.name, start_s, now_s)
+        frame.put({event.name: event.value})
+        for lane, upload_bytes, seconds in passed:
+            self._monitor.tensor_passed(lane, upload_bytes, seconds)
+            self._monitor.passed(lane, upload_bytes, seconds)
         self._monitor.tensor_passed(Lane.DOWNLINK, event.size_bytes, now_s - start_s)
         self._monitor.passed(Lane.DOWNLINK, size_bytes, now_s - start_s)
-        frame.put({event.name: event.value})
+        if not frame.rows:  # else it takes a part of the predicted time
+            self._speeds.served(frame.plan, event.spans, now_s)
         if event.is_last:
             # The server is done with it; the caller may take the answer much later.
             with self._lock:

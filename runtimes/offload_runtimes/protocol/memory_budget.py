@@ -96,3 +96,7 @@ class Reservation:
         if not size_bytes and not self.held_bytes:
             return True  # most answers are small and need no reservation
         return self._budget.hold(self, size_bytes, idle)
+
+    def use(self) -> None:
+        """The server works on the bytes held, until the next `hold`."""
+        self.idle_since_s = math.inf

@@ -405,7 +405,7 @@ class ServerSession:
     def _started(self, number: int, frame: ServerFrame) -> list[Event]:
         started = frame.startable()
         if started:
-            self._hold()
+            self._reservation.use()
         return [RunSegment(number, segment, frame.feeds(segment)) for segment in started]
 
     def _forget_if_done(self, number: int, frame: ServerFrame) -> list[Event]:

@@ -82,6 +82,7 @@ class ServerStream:
         self._reservation = reservation
         self._reader = threading.get_ident()
         self._handler = self._reader  # the thread that handles a message and sends the answers
+        self._brief: BriefRequests | None = None  # while the polling thread handles a message
         self._outbox: deque[bytes] = deque()
         self._pending_bytes = 0
         self._largest_bytes = 0
@@ -106,15 +107,13 @@ class ServerStream:
         """Handle a message on the polling thread, and send small answers from it."""
         if self._closed:
             return False
-        self._handler = threading.get_ident()
+        self._handler, self._brief = threading.get_ident(), requests
         try:
             is_handled = handle(message)
         finally:
-            self._handler = self._reader
-        if is_handled:
-            self._send_here(requests)
-            if self._closed:
-                requests.end()
+            self._handler, self._brief = self._reader, None
+        if is_handled and self._closed:
+            requests.end()
         return is_handled
 
     def _send_here(self, requests: BriefRequests) -> None:
@@ -140,8 +139,11 @@ class ServerStream:
                     " again, or allow more"
                 )
             self._outbox.append(message)
-            if threading.get_ident() != self._handler:
+            is_here = threading.get_ident() == self._handler
+            if not is_here:
                 self._wake_sender()
+        if is_here and self._brief is not None:
+            self._send_here(self._brief)
 
     def receive(self) -> bytes | None:
         """Wait for the next message; None if the device ended the stream or is lost."""
