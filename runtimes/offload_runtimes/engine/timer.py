@@ -58,12 +58,21 @@ class TimerThread:
     def _run(self) -> None:
         while True:
             with self._lock:
-                while not self._entries or self._entries[0][0] > time.monotonic():
-                    wait_s = self._entries[0][0] - time.monotonic() if self._entries else None
-                    self._changed.wait(wait_s if wait_s is None or wait_s > 0 else 0)
+                while (wait_s := self._wait_s()) != 0:
+                    self._changed.wait(wait_s)
                 call = heapq.heappop(self._entries)[2].call
             if call is not None:
                 call()
+
+    def _wait_s(self) -> float | None:
+        """Seconds until a call is due; None: there is none.
+
+        Cancelled ones are forgotten before they are due: the thread need not wake for each.
+        """
+        while self._entries and self._entries[0][2].call is None:
+            heapq.heappop(self._entries)
+            self._cancelled -= 1
+        return max(self._entries[0][0] - time.monotonic(), 0.0) if self._entries else None
 
 
 ALARM = TimerThread()

@@ -3,6 +3,7 @@
 import threading
 import time
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from offload_runtimes.engine.timer import TimerThread
@@ -35,3 +36,23 @@ def test_cancelled_calls_do_not_pile_up() -> None:
         alarm.at(due_s, lambda: None)()
     assert len(alarm._entries) < 1000
     last()
+
+
+def test_the_thread_does_not_wake_for_each_cancelled_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    alarm, waits = TimerThread(), []
+    wait = alarm._changed.wait
+
+    def counted(timeout: float | None = None) -> bool:
+        waits.append(timeout)
+        return wait(timeout)
+
+    monkeypatch.setattr(alarm._changed, "wait", counted)
+    until_s, count = time.monotonic() + 0.3, 0
+    while time.monotonic() < until_s:
+        cancel = alarm.at(time.monotonic() + 0.02, lambda: None)
+        time.sleep(1e-3)
+        cancel()
+        count += 1
+    time.sleep(0.05)  # all are due by now
+    assert count > 50
+    assert len(waits) < count / 3
