@@ -5,6 +5,7 @@ import heapq
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 
 from offload.costs.link import Link
 from offload.planning.plan import PLANNED_SPEEDS, Plan, Speeds
@@ -117,12 +118,12 @@ class ComputeOrder:
         """The place of a new frame in the order."""
         return not uses_link, next(self._numbers)
 
-    @contextlib.contextmanager
-    def computing(self, place: tuple[bool, int] | None) -> Iterator[None]:
+    def computing(self, place: tuple[bool, int] | None) -> AbstractContextManager[None]:
         """Wait for the device, and keep it for the block; without a place, do not wait."""
-        if place is None:
-            yield
-            return
+        return contextlib.nullcontext() if place is None else self._turn(place)
+
+    @contextlib.contextmanager
+    def _turn(self, place: tuple[bool, int]) -> Iterator[None]:
         with self._changed:
             heapq.heappush(self._waiting, place)
             while self._is_busy or self._waiting[0] != place:

@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -91,9 +91,8 @@ class FrameTensors:
         for stop in stops:
             stop()
 
-    @contextlib.contextmanager
-    def computing(self, stop: Callable[[], None]) -> Iterator[None]:
-        """Call `stop` if the frame is cancelled during the block.
+    def begin_computing(self, stop: Callable[[], None]) -> None:
+        """Call `stop` if the frame is cancelled before `end_computing`.
 
         Raises:
             InputError: the frame was cancelled before.
@@ -102,11 +101,11 @@ class FrameTensors:
             if self.cancelled:
                 raise InputError(self.cancelled)
             self._stops.add(stop)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._stops.discard(stop)
+
+    def end_computing(self, stop: Callable[[], None]) -> None:
+        """A computation that `stop` would have ended is over."""
+        with self._lock:
+            self._stops.discard(stop)
 
     def has(self, names: Iterable[str]) -> bool:
         """Whether all these tensors are available."""
@@ -202,6 +201,27 @@ class WarmRunTimes:
             return sorted(durations)[len(durations) // 2] if durations else None
 
 
+class _Working:
+    """Counts the runs and loads in progress: those inside a `with` block.
+
+    A class, as a generator's block takes several times as long to enter and leave.
+    """
+
+    def __init__(self, idle: threading.Condition) -> None:
+        self.count = 0
+        self._idle = idle
+
+    def __enter__(self) -> None:
+        with self._idle:
+            self.count += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._idle:
+            self.count -= 1
+            if not self.count:
+                self._idle.notify_all()
+
+
 class SegmentExecutor:
     """Loads segments and runs them on the tensors of a frame."""
 
@@ -216,8 +236,8 @@ class SegmentExecutor:
         self._loading = threading.Lock()
         self._engines: dict[str, Engine] = {}
         self._loads: dict[tuple[Segment, ...], Future[None]] = {}
-        self._busy = 0  # runs and loads in progress
         self._idle = threading.Condition()
+        self._working = _Working(self._idle)
 
     def load(self, segments: Iterable[Segment]) -> None:
         """Load and warm the engines of segments; loaded ones stay.
@@ -225,7 +245,7 @@ class SegmentExecutor:
         Raises:
             InputError: onnxruntime refuses one.
         """
-        with self._working(), self._loading:
+        with self._working, self._loading:
             for segment in segments:
                 if segment.part not in self._engines:
                     engine = load(self._bundle.segment_path(segment.part), self._options)
@@ -264,18 +284,7 @@ class SegmentExecutor:
     def wait_idle(self, timeout_s: float) -> None:
         """Wait until nothing is being loaded or computed."""
         with self._idle:
-            self._idle.wait_for(lambda: self._busy == 0, timeout_s)
-
-    @contextlib.contextmanager
-    def _working(self) -> Iterator[None]:
-        with self._idle:
-            self._busy += 1
-        try:
-            yield
-        finally:
-            with self._idle:
-                self._busy -= 1
-                self._idle.notify_all()
+            self._idle.wait_for(lambda: self._working.count == 0, timeout_s)
 
     def values(self) -> dict[str, ModelValue]:
         """Type and shape of the inputs and outputs of all loaded segments."""
@@ -311,8 +320,12 @@ class SegmentExecutor:
         if unless:
             frame.watch(unless, call.stop)
         start_s = time.monotonic()
-        with self._working(), frame.computing(call.stop):
-            arrays = self.compute(segment, call, feeds, frame.rows)
+        with self._working:
+            frame.begin_computing(call.stop)
+            try:
+                arrays = self.compute(segment, call, feeds, frame.rows)
+            finally:
+                frame.end_computing(call.stop)
         end_s = time.monotonic()
         frame.record(Lane.DEVICE, segment.id, start_s, end_s)
         frame.put(dict(zip(segment.outputs, arrays, strict=True)))
@@ -372,7 +385,7 @@ class SegmentExecutor:
             return None
         start_s = time.monotonic()
         try:
-            with self._working():
+            with self._working:
                 self.compute(segment, engine.prepare(_WARM_UP_RUN_S), feeds, 0)
         except (InputError, DeadlineError):
             return None

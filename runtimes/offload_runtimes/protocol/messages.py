@@ -114,12 +114,14 @@ def pack(value: Any, codec_name: str) -> PackedTensor:
         encoded = codec(codec_name).encode(data, shape)
         return PackedTensor(_VALUE, shape, codec_name, memoryview(encoded))
     array = value
-    if array.dtype.str[0] == ">" or not array.flags.c_contiguous:
+    dtype = array.dtype.str
+    if dtype[0] == ">" or not array.flags.c_contiguous:
         array = array.astype(array.dtype.newbyteorder("<"), order="C")
+        dtype = array.dtype.str
     if codec_name == RAW.codec:
-        return PackedTensor(array.dtype.str, array.shape, codec_name, array.data)
+        return PackedTensor(dtype, array.shape, codec_name, array.data)
     encoded = codec(codec_name).encode(array.reshape(-1).view(np.uint8).data, array.shape)
-    return PackedTensor(array.dtype.str, array.shape, codec_name, memoryview(encoded))
+    return PackedTensor(dtype, array.shape, codec_name, memoryview(encoded))
 
 
 def tensor_message(
