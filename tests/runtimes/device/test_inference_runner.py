@@ -1,5 +1,6 @@
 """Whatever happens to the server, at any instant: the right answer, or one clear error."""
 
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from offload.planning.plan import Plan, Segment, Side
 from offload.scheduling.timeline import Lane
 from offload_runtimes.client import OffloadSession
 from offload_runtimes.device.inference_runner import missing_segments
+from offload_runtimes.device.speed_monitor import SpeedMonitor
 from offload_runtimes.server import Server
 
 from tests.runtimes import bundles
@@ -220,3 +222,16 @@ def test_a_lost_server_raises_only_offload_errors(server: Server, made: Made) ->
                     session.run(None, made.feeds())
                 except OffloadError as error:
                     assert "\n" not in str(error)  # noqa: PT017
+
+
+def test_an_answer_is_delivered_before_the_speeds_are_learned(
+    server: Server, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_returned, waits = threading.Event(), []
+    monkeypatch.setattr(SpeedMonitor, "served", lambda *_: waits.append(has_returned.wait(20)))
+    with OffloadSession(made.bundle, server.address, on_server_loss="raise") as session:
+        timeline = session.run_timed(None, made.feeds())[1]
+        has_returned.set()
+        eventually(lambda: bool(waits))
+    assert all(waits)
+    assert {span.lane for span in timeline.spans} == set(Lane)  # recorded before

@@ -59,6 +59,14 @@ def test_an_idle_reservation_is_evicted_once() -> None:
     assert asking.hold(40)
 
 
+def test_a_reservation_in_use_is_not_evicted() -> None:
+    memory = MemoryBudget(LIMIT, patience_s=-1.0)
+    used = memory.reserve(lambda: pytest.fail("evicted"))
+    assert used.hold(LIMIT)
+    used.use()
+    assert not memory.reserve(lambda: None).hold(1)
+
+
 def test_no_eviction_before_the_patience_ends() -> None:
     memory = MemoryBudget(LIMIT, patience_s=3600)
     idle = memory.reserve(lambda: pytest.fail("evicted"))

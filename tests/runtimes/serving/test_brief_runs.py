@@ -14,6 +14,7 @@ from offload_runtimes.client import OffloadSession
 from offload_runtimes.engine import Call, EngineOptions
 from offload_runtimes.server import Server
 from offload_runtimes.serving.bundles import LoadedBundle
+from offload_runtimes.serving.metrics import Observer
 from offload_runtimes.serving.serve_options import ServeOptions
 from offload_runtimes.transport import SESSION
 
@@ -75,6 +76,19 @@ def test_frames_run_on_the_polling_thread_unless_they_are_long(
         assert is_polling(places[0])  # and was stopped there
         assert places[1:] == ["worker-0"]
         assert session.counts.split == 21
+
+
+def test_an_answer_is_sent_before_the_server_counts_the_frame(
+    made: Made, server: Server, places: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came, has_come = threading.Event(), []
+    monkeypatch.setattr(Observer, "frame", lambda *_: has_come.append(came.wait(20)))
+    with OffloadSession(made.bundle, server.address, deadline_s=60.0) as session:
+        assert session.run(None, number(BRIEF)) == [2 * BRIEF]
+        came.set()
+        eventually(lambda: bool(has_come))
+    assert has_come == [True]
+    assert is_polling(places[-1])
 
 
 @pytest.mark.parametrize("in_stream", [False, True])
