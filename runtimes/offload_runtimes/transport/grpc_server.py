@@ -1,5 +1,6 @@
 """The gRPC server: listen, answer health checks and probes, hand over sessions."""
 
+import logging
 import math
 import queue
 import threading
@@ -32,6 +33,7 @@ from offload_runtimes.transport.streams import SPARE_CALLS, ServerStream, Stream
 
 T = TypeVar("T")
 Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+LOG = logging.getLogger("offload.server")
 _IDLE_S = 10.0
 _LAST_ANSWERS_S = 5.0  # for a device to read its last answers
 
@@ -40,13 +42,15 @@ class DaemonPool(ThreadPoolExecutor):
     """Runs each call at once on a daemon thread, a new one if none is idle; gRPC limits the calls.
 
     The process waits for the threads of a ThreadPoolExecutor when it exits, so a server that was
-    not stopped would keep it from exiting. An idle thread ends after `_IDLE_S`.
+    not stopped would keep it from exiting. An idle thread ends after `_IDLE_S`. If the system
+    allows no more threads, a call waits until a thread is free: an error would end the server.
     """
 
     def __init__(self) -> None:
         super().__init__(1)
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._idle = 0  # threads that wait for a call and will get the next one
+        self._late = 0  # calls for which no thread could be started
         self._is_over = False
         self._counting = threading.Lock()
         self._threads: set[threading.Thread] = set()
@@ -68,12 +72,21 @@ class DaemonPool(ThreadPoolExecutor):
         with self._counting:
             has_idle = self._idle > 0
             self._idle -= has_idle
-        self._calls.put(call)  # not an argument of the thread, which would keep it
         if not has_idle:
-            thread = threading.Thread(target=self._work, name="grpc", daemon=True)
-            self._threads.add(thread)
-            thread.start()
+            self._start_thread()
+        self._calls.put(call)  # not an argument of the thread, which would keep it
         return future
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._work, name="grpc", daemon=True)
+        self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            self._threads.discard(thread)
+            with self._counting:
+                self._late += 1
+            LOG.warning("a call waits until another one has ended (%s)", error)
 
     def join(self, timeout_s: float) -> None:
         """Wait for the running calls, and end the threads."""
@@ -95,8 +108,10 @@ class DaemonPool(ThreadPoolExecutor):
             with self._counting:
                 if self._is_over:
                     break
-                self._idle += 1
-            call = self._next()
+                is_late = self._late > 0
+                self._late -= is_late
+                self._idle += not is_late
+            call = self._calls.get() if is_late else self._next()
         self._threads.discard(threading.current_thread())
 
     def _next(self) -> Callable[[], None] | None:

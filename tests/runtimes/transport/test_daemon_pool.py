@@ -62,3 +62,41 @@ def test_a_call_after_the_end_still_runs_and_leaves_no_thread() -> None:
     pool.join(5)
     assert pool.submit(lambda: 7).result(20) == 7
     eventually(lambda: not pool._threads)
+
+
+def test_calls_wait_if_the_system_allows_no_more_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, go_on = DaemonPool(), threading.Event()
+    first = pool.submit(go_on.wait, 20)
+    start = threading.Thread.start
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    late = [pool.submit(threading.get_ident) for _ in range(3)]
+    assert not any(future.done() for future in late)
+    go_on.set()
+    assert first.result(20)
+    assert len({future.result(20) for future in late}) == 1
+    eventually(lambda: pool._idle == 1)
+    monkeypatch.setattr(threading.Thread, "start", start)
+    barrier = threading.Barrier(2)
+    both = [pool.submit(barrier.wait, 20) for _ in range(2)]  # one more thread can be started
+    assert sorted(future.result(20) for future in both) == [0, 1]
+    pool.join(5)
+    assert not pool._threads
+
+
+def test_a_call_that_found_no_thread_runs_on_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = DaemonPool()
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        late = pool.submit(lambda: 7)
+    assert pool.submit(lambda: 8).result(20) == 8
+    assert late.result(20) == 7
+    eventually(lambda: pool._idle == 1)
+    pool.join(5)
