@@ -116,6 +116,8 @@ def test_an_interruption_at_each_step_and_up_goes_on(
             text=True,
             cwd=machines.folder,
             env=machines.environment,
+            # A suite that a shell has started in the background ignores SIGINT.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         assert process.stderr is not None
         seen = ""
