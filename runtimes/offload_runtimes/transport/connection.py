@@ -96,6 +96,6 @@ class Connector(Protocol):
     def connect(self, outgoing: Iterator[bytes], timeout_s: float) -> Stream:
         """Open a stream that sends the messages of `outgoing`, on a thread of the transport.
 
-        An iterator and callbacks save one thread switch for each message. A stream that cannot be
-        opened within `timeout_s` ends with a ServerError with the reason.
+        The messages of an `Outbox` may also be sent by the threads that put them there. A stream
+        that cannot be opened within `timeout_s` ends with a ServerError with the reason.
         """

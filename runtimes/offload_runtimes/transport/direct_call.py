@@ -105,7 +105,7 @@ class DirectCall:
     def _deliver(self, event: Any) -> bool:
         message = event.batch_operations[0].message()
         if message is not None:  # else no more messages come
-            self._guarded(lambda: self._received(message))
+            self._guarded(self._received, message)
             self.receive()
         return self._is_last()
 
@@ -133,10 +133,10 @@ class DirectCall:
             self._due -= 1
             return self._due == 0
 
-    def _guarded(self, call: Callable[[], object]) -> None:
+    def _guarded(self, call: Callable[..., object], *arguments: bytes) -> None:
         """Call a function on the polling thread, which an exception would end."""
         try:
-            call()
+            call(*arguments)
         except Exception:
             LOG.exception("a message of a stream raised an error")
             self.cancel()

@@ -30,8 +30,9 @@ class GrpcStream:
     uses. Other iterators are read by a thread of gRPC; the caller must end the iterator, else it
     blocks the exit of the process.
 
-    Either way, messages are delivered on gRPC's polling thread. Reading them from gRPC's iterator
-    would wake a second thread for each one; here that thread only requests the next message.
+    All messages are delivered on gRPC's polling thread. Without a `DirectCall`, that is done in
+    gRPC's deserializer: reading the messages from gRPC's iterator would wake a second thread for
+    each one. Here that thread only requests the next message.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class GrpcStream:
         self._receiver = receiver
         if self._outbox is not None:
             self._call.receive()
-            self._outbox.send_with(self._call.send)
+            self._outbox.send_with(self._call.send, self._call.cancel)
         self._watcher.start()
 
     def close(self) -> None:

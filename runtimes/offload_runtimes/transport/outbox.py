@@ -1,10 +1,12 @@
 """Messages that wait to be sent, each made when the transport is ready for it."""
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
+LOG = logging.getLogger("offload.device")
 # Makes a message when it can be sent; None: there is nothing to send any more.
 Make: TypeAlias = "Callable[[], bytes | None]"
 # Sends a message, and calls the function when the next one may be sent; False: the stream is over.
@@ -29,6 +31,7 @@ class Outbox:
         self.count = 0
         self._waiting: deque[tuple[Make, bool]] = deque()  # and whether the message is long
         self._send: Send | None = None
+        self._cancel: Callable[[], None] = lambda: None
         self._is_sending = False  # one thread at a time makes and sends messages
         self._is_turn = False  # the next message is the sender's
         self._is_closed = False
@@ -54,10 +57,13 @@ class Outbox:
             self._is_sending = True
         self._go_on()
 
-    def send_with(self, send: Send) -> None:
-        """Send messages with a function, instead of iterating over them; called once."""
+    def send_with(self, send: Send, cancel: Callable[[], None]) -> None:
+        """Send messages with a function, instead of iterating over them; called once.
+
+        `cancel` ends the stream; it is called if a message cannot be made.
+        """
         with self._changed:
-            self._send = send
+            self._send, self._cancel = send, cancel
             self._is_sending = True
         self._go_on()
 
@@ -98,17 +104,22 @@ class Outbox:
             with self._changed:
                 if not self._waiting:
                     self._is_sending = False
+                    if self._is_closed:
+                        self._changed.notify_all()  # the sender can end
                     return
-                if self._waiting[0][1] and threading.current_thread() is not self._sender:
-                    self._wake_sender()
+                if self._waiting[0][1] and self._passes_to_sender():
                     return
                 make, _ = self._waiting.popleft()
             try:
                 data = make()
-            except BaseException:
+            except BaseException as error:
                 with self._changed:
                     self._is_sending = False
-                raise
+                if not isinstance(error, Exception):
+                    raise
+                LOG.exception("a message could not be made")
+                self._cancel()
+                return
             if data is None:
                 continue
             self.count += 1
@@ -117,18 +128,26 @@ class Outbox:
             with self._changed:
                 self._waiting.clear()
 
-    def _wake_sender(self) -> None:
-        self._is_turn = True
+    def _passes_to_sender(self) -> bool:
+        """Pass the turn to the sender; False if this is its thread, or no thread can be started."""
+        if threading.current_thread() is self._sender:
+            return False
         if self._sender is None:
-            self._sender = threading.Thread(target=self._send_long, name="sender", daemon=True)
-            self._sender.start()
+            sender = threading.Thread(target=self._send_long, name="sender", daemon=True)
+            try:
+                sender.start()
+            except RuntimeError:
+                return False
+            self._sender = sender
+        self._is_turn = True
         self._changed.notify_all()
+        return True
 
     def _send_long(self) -> None:
         while True:
             with self._changed:
                 while not self._is_turn:
-                    if self._is_closed and not self._waiting:
+                    if self._is_closed and not self._is_sending:
                         return
                     self._changed.wait()
                 self._is_turn = False

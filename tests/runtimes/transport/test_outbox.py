@@ -10,6 +10,8 @@ from typing import NoReturn
 import pytest
 from offload_runtimes.transport.outbox import Outbox
 
+from tests.runtimes.waiting import eventually
+
 LONG_BYTES = 1 << 20
 
 
@@ -35,6 +37,9 @@ class Link:
         self._gone.put(gone)
         return True
 
+    def cancel(self) -> None:
+        self.is_over = True
+
     def finish(self, count: int = 1) -> None:
         for _ in range(count):
             gone = self._gone.get(timeout=10)
@@ -44,7 +49,7 @@ class Link:
 
 def test_short_messages_are_sent_by_the_thread_that_puts_them() -> None:
     link, outbox = Link(), Outbox()
-    outbox.send_with(link.send)
+    outbox.send_with(link.send, link.cancel)
     me = threading.current_thread().name
     for number in range(3):
         outbox.put(partial(echo, bytes([number])), 100)
@@ -55,7 +60,7 @@ def test_short_messages_are_sent_by_the_thread_that_puts_them() -> None:
 
 def test_long_messages_are_made_and_sent_by_another_thread() -> None:
     link, outbox = Link(), Outbox()
-    outbox.send_with(link.send)
+    outbox.send_with(link.send, link.cancel)
     names = []
 
     def long() -> bytes:
@@ -76,7 +81,7 @@ def test_long_messages_are_made_and_sent_by_another_thread() -> None:
 def test_messages_wait_while_one_is_being_sent() -> None:
     link, outbox = Link(), Outbox()
     outbox.put(lambda: b"before")
-    outbox.send_with(link.send)
+    outbox.send_with(link.send, link.cancel)
     outbox.put(lambda: b"short")
     outbox.put(lambda: None)  # has nothing to send any more
     outbox.put(lambda: b"long", LONG_BYTES)
@@ -89,22 +94,74 @@ def test_messages_wait_while_one_is_being_sent() -> None:
     outbox.wait(10)
 
 
-def test_an_error_in_making_a_message_is_raised_and_the_next_one_is_sent() -> None:
+@pytest.mark.parametrize("size_bytes", [100, LONG_BYTES])
+def test_a_message_that_cannot_be_made_ends_the_stream(
+    size_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
     link, outbox = Link(), Outbox()
-    outbox.send_with(link.send)
+    outbox.send_with(link.send, link.cancel)
 
     def make() -> NoReturn:
         raise MemoryError
 
-    with pytest.raises(MemoryError):
+    outbox.put(make, size_bytes)
+    eventually(lambda: link.is_over)
+    outbox.put(lambda: b"next", size_bytes)
+    outbox.close()
+    outbox.wait(10)
+    assert not link.sent
+    assert "MemoryError" in caplog.text
+    assert "sender" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_an_interruption_is_raised_and_the_next_message_is_sent() -> None:
+    link, outbox = Link(), Outbox()
+    outbox.send_with(link.send, link.cancel)
+
+    def make() -> NoReturn:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
         outbox.put(make)
     outbox.put(lambda: b"next")
     assert [message for message, _ in link.sent] == [b"next"]
 
 
+def test_long_messages_are_sent_here_if_no_thread_can_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    link, outbox = Link(), Outbox()
+    outbox.send_with(link.send, link.cancel)
+
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    outbox.put(lambda: b"long", LONG_BYTES)
+    assert [message for message, _ in link.sent] == [b"long"]
+    link.finish()
+    outbox.close()
+    outbox.wait(10)
+
+
+@pytest.mark.parametrize("size_bytes", [100, LONG_BYTES])
+def test_the_sender_ends_although_messages_wait_when_the_stream_ends(size_bytes: int) -> None:
+    link, outbox = Link(), Outbox()
+    outbox.send_with(link.send, link.cancel)
+    outbox.put(lambda: b"long", LONG_BYTES)
+    eventually(lambda: bool(link.sent))
+    for _ in range(3):
+        outbox.put(lambda: b"waits", size_bytes)
+    outbox.close()
+    link.cancel()
+    link.finish()
+    outbox.wait(10)
+    assert "sender" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_nothing_is_made_once_the_stream_is_over() -> None:
     link, outbox = Link(), Outbox()
-    outbox.send_with(link.send)
+    outbox.send_with(link.send, link.cancel)
     outbox.put(lambda: b"one")
     made: list[int] = []
 
@@ -139,7 +196,7 @@ def test_a_transport_that_iterates_gets_what_was_put_before_the_end() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_messages_of_several_threads_keep_the_order_of_each(seed: int) -> None:
     link, outbox = Link(), Outbox()
-    outbox.send_with(link.send)
+    outbox.send_with(link.send, link.cancel)
     count, threads = 200, 3
 
     def put(thread: int) -> None:
