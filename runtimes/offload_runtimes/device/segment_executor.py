@@ -103,7 +103,7 @@ class FrameTensors:
             self._stops.add(stop)
 
     def end_computing(self, stop: Callable[[], None]) -> None:
-        """A computation that `stop` would have ended is over."""
+        """Forget `stop`: its computation is over."""
         with self._lock:
             self._stops.discard(stop)
 
@@ -202,7 +202,7 @@ class WarmRunTimes:
 
 
 class _Working:
-    """Counts the runs and loads in progress: those inside a `with` block.
+    """Counts the runs and loads in progress; each is a `with` block.
 
     A class, as a generator's block takes several times as long to enter and leave.
     """

@@ -219,8 +219,8 @@ def measure(
         load = partial(machine.load, options=options, arena=arena)
         whole_model = load(whole_input(subject.model))
         provider = whole_model.providers[0]
-        # The engine plans a model's memory in its first run. The whole needs the most: it takes its
-        # memory first, and its pieces, which run later, fit into that.
+        # From a model's second run on, the engine takes the memory of a run as one block. The whole
+        # needs the largest: it runs first, so that its block is there for all its pieces.
         whole_model.keep(whole_model.outputs, inputs)
         work = {_WHOLE: TimedRun(whole_model, inputs)}
         del whole_model

@@ -1,4 +1,4 @@
-"""A stream of a gRPC client that wakes no other thread for a message.
+"""Send and receive the messages of a gRPC client's stream without waking other threads.
 
 gRPC's Python client reads the messages to send from an iterator on a thread of its own, and another
 thread must request each message that comes. Waking these threads costs more than sending or parsing
@@ -46,7 +46,7 @@ class DirectCall:
     Attributes:
         over: set when the call has ended; no message is delivered afterwards.
         code: the status of the call once it has ended.
-        details: of that status.
+        details: the sentence of that status.
     """
 
     def __init__(

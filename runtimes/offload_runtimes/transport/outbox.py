@@ -74,7 +74,7 @@ class Outbox:
             self._changed.notify_all()
 
     def wait(self, timeout_s: float) -> None:
-        """After `close` and the end of the stream: wait until no thread sends any more."""
+        """After `close` and the end of the stream: wait for the end of the outbox's own thread."""
         sender = self._sender
         if sender is not None and sender is not threading.current_thread():
             sender.join(timeout_s)
