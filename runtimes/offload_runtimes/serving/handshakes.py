@@ -10,7 +10,7 @@ from contextlib import contextmanager
 _FAILED = re.compile(rb"ssl_transport_security.*Handshake failed with (?:fatal )?error (.*)")
 _JOIN_S = 1.0
 _VERBOSITY = "GRPC_VERBOSITY"
-_EXPERIMENTS = "GRPC_EXPERIMENTS"  # for devices; gRPC logs one that it does not know
+_EXPERIMENTS = "GRPC_EXPERIMENTS"  # for devices
 _REASON = re.compile(r"OPENSSL_internal:(\w+)")
 
 

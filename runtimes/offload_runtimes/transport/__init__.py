@@ -1,6 +1,9 @@
 """The gRPC transport: settings and names that both ends share."""
 
 import os
+import re
+from importlib.util import find_spec
+from pathlib import Path
 
 SESSION = "/onnx_offload.v1.Runtime/Session"
 PROBE = "/onnx_offload.v1.Runtime/Probe"
@@ -15,17 +18,39 @@ _SETTINGS = {
     # For children of fork that connect: epoll's global state refers to threads of the parent, and
     # 1 child in 15 was aborted.
     "GRPC_POLL_STRATEGY": "poll",
-    # A client's polling thread reads the sockets itself. The event engine has threads for that,
-    # which then wake the polling thread: with it, a frame of 74 kB takes a device 0.65 instead of
-    # 0.5 ms of CPU.
-    "GRPC_EXPERIMENTS": "-event_engine_client",
     "GRPC_DNS_RESOLVER": "native",  # the system's, which resolves mDNS names
     # No log lines about forks and failed handshakes: our errors report them. A server sets it to
     # an empty text before, and counts failed handshakes (`serving/handshakes.py`).
     "GRPC_VERBOSITY": "NONE",
 }
 
+_TRIED = ((1, 70), (1, 85))  # the first and the last version of gRPC
 
+
+def experiments(version: str) -> dict[str, str]:
+    """The setting for gRPC's experiments; an unknown one would be logged on stderr.
+
+    A client's polling thread reads the sockets itself. The event engine has threads for that, which
+    then wake the polling thread: with it, a frame of 74 kB takes a device 0.65 instead of 0.5 ms of
+    CPU.
+    """
+    found = re.search(r"(\d+)\.(\d+)", version)
+    is_tried = found is not None and _TRIED[0] <= (int(found[1]), int(found[2])) <= _TRIED[1]
+    return {"GRPC_EXPERIMENTS": "-event_engine_client"} if is_tried else {}
+
+
+def _grpc_version() -> str:
+    """A text with the version of gRPC, which is not imported yet; empty: unknown.
+
+    Loading `importlib.metadata` for this would take 20 ms.
+    """
+    spec = find_spec("grpc")
+    folders = (spec and spec.submodule_search_locations) or ()
+    files = [Path(folder) / "_grpcio_metadata.py" for folder in folders]
+    return "".join(file.read_text() for file in files if file.is_file())
+
+
+_SETTINGS |= experiments(_grpc_version())
 _added = {name: value for name, value in _SETTINGS.items() if name not in os.environ}
 os.environ.update(_added)
 try:
