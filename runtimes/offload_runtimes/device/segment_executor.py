@@ -92,7 +92,7 @@ class FrameTensors:
             stop()
 
     def begin_computing(self, stop: Callable[[], None]) -> None:
-        """Call `stop` if the frame is cancelled before `end_computing`.
+        """Register `stop`, which is called if the frame is cancelled before `end_computing`.
 
         Raises:
             InputError: the frame was cancelled before.
@@ -103,7 +103,7 @@ class FrameTensors:
             self._stops.add(stop)
 
     def end_computing(self, stop: Callable[[], None]) -> None:
-        """Forget `stop`: its computation is over."""
+        """Unregister `stop` after its computation has ended."""
         with self._lock:
             self._stops.discard(stop)
 
@@ -202,7 +202,7 @@ class WarmRunTimes:
 
 
 class _Working:
-    """Counts the runs and loads in progress; each is a `with` block.
+    """Counts the runs and loads in progress; use it in a `with` statement for each.
 
     A class, as a generator's block takes several times as long to enter and leave.
     """

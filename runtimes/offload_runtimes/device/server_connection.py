@@ -204,7 +204,7 @@ class ServerConnection:
             self._last_ping = number = self._last_ping + 1
 
         def message() -> bytes:
-            # The number of messages, so that the server notices a lost one.
+            # The ping carries the number of messages sent, so that the server notices a lost one.
             ping = self._session.ping(number, self._outbox.count + 1, data)
             size_bytes = len(ping) if data else 0
             now_s = time.monotonic()
@@ -313,8 +313,8 @@ class ServerConnection:
     def _downloaded(self, event: DownloadReceived, size_bytes: int) -> None:
         """Add a tensor to its frame, and learn from the timings that came with it.
 
-        The thread that waits for the tensor takes a while to wake: meanwhile the link's and the
-        server's speed are learned.
+        The tensor is added first. The estimates of the link and of the server's speed are updated
+        while the waiting thread wakes.
         """
         now_s = time.monotonic()
         with self._lock:

@@ -67,7 +67,7 @@ class TimerThread:
     def _wait_s(self) -> float | None:
         """Seconds until a call is due; None: there is none.
 
-        Cancelled ones are forgotten before they are due: the thread need not wake for each.
+        Removes cancelled calls before they are due, so that the thread does not wake for each.
         """
         while self._entries and self._entries[0][2].call is None:
             heapq.heappop(self._entries)

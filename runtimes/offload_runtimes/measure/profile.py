@@ -219,8 +219,8 @@ def measure(
         load = partial(machine.load, options=options, arena=arena)
         whole_model = load(whole_input(subject.model))
         provider = whole_model.providers[0]
-        # From a model's second run on, the engine takes the memory of a run as one block. The whole
-        # needs the largest: it runs first, so that its block is there for all its pieces.
+        # From a model's second run on, the engine allocates the memory of a run as one block. The
+        # whole model needs the largest block. It runs first, so that its pieces can reuse that.
         whole_model.keep(whole_model.outputs, inputs)
         work = {_WHOLE: TimedRun(whole_model, inputs)}
         del whole_model

@@ -98,5 +98,5 @@ class Reservation:
         return self._budget.hold(self, size_bytes, idle)
 
     def use(self) -> None:
-        """The server works on the bytes held, until the next `hold`."""
+        """Mark the reservation as in use until the next `hold`: it is not evicted."""
         self.idle_since_s = math.inf

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 _FAILED = re.compile(rb"ssl_transport_security.*Handshake failed with (?:fatal )?error (.*)")
 _JOIN_S = 1.0
 _VERBOSITY = "GRPC_VERBOSITY"
-_EXPERIMENTS = "GRPC_EXPERIMENTS"  # for devices
+_EXPERIMENTS = "GRPC_EXPERIMENTS"  # a server uses gRPC's defaults
 _REASON = re.compile(r"OPENSSL_internal:(\w+)")
 
 

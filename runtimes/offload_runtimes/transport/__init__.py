@@ -24,15 +24,15 @@ _SETTINGS = {
     "GRPC_VERBOSITY": "NONE",
 }
 
-_TRIED = ((1, 70), (1, 85))  # the first and the last version of gRPC
+_TRIED = ((1, 70), (1, 85))  # the oldest and the newest version of gRPC that were tried
 
 
 def experiments(version: str) -> dict[str, str]:
-    """The setting for gRPC's experiments; an unknown one would be logged on stderr.
+    """The variable that configures gRPC's experiments; empty for versions that were not tried.
 
-    A client's polling thread reads the sockets itself. The event engine has threads for that, which
-    then wake the polling thread: with it, a frame of 74 kB takes a device 0.65 instead of 0.5 ms of
-    CPU.
+    A version that lacks an experiment logs an error on stderr. Without the event engine, a client's
+    polling thread reads the sockets itself. The event engine reads them on other threads, which
+    then wake the polling thread: a frame of 74 kB takes 0.65 instead of 0.5 ms of a device's CPU.
     """
     found = re.search(r"(\d+)\.(\d+)", version)
     is_tried = found is not None and _TRIED[0] <= (int(found[1]), int(found[2])) <= _TRIED[1]
@@ -40,9 +40,9 @@ def experiments(version: str) -> dict[str, str]:
 
 
 def _grpc_version() -> str:
-    """A text with the version of gRPC, which is not imported yet; empty: unknown.
+    """The contents of gRPC's file with its version; empty: there is none.
 
-    Loading `importlib.metadata` for this would take 20 ms.
+    gRPC is not imported yet, and importing `importlib.metadata` would take 20 ms.
     """
     spec = find_spec("grpc")
     folders = (spec and spec.submodule_search_locations) or ()

@@ -35,13 +35,13 @@ _NO_FLAGS = 0
 
 
 def can_call(channel: grpc.Channel, method: str) -> bool:
-    """Whether this version of gRPC has what a `DirectCall` uses."""
+    """Whether this version of gRPC has the internal functions that `DirectCall` uses."""
     start: Any = channel.stream_stream(method)
     return _IS_KNOWN and all(hasattr(start, name) for name in ("_managed_call", "_method"))
 
 
 class DirectCall:
-    """A call with messages both ways: any thread sends, gRPC's polling thread delivers.
+    """A bidirectional stream: any thread sends messages, gRPC's polling thread delivers them.
 
     Attributes:
         over: set when the call has ended; no message is delivered afterwards.
@@ -58,14 +58,14 @@ class DirectCall:
     ) -> None:
         """`received` is called with each message on gRPC's polling thread; it must not block.
 
-        Messages are delivered after `receive`.
+        No message is delivered before `receive` is called.
         """
         self.over = threading.Event()
         self.code = grpc.StatusCode.UNKNOWN
         self.details = ""
         self._received = received
         self._lock = threading.Lock()
-        self._due = 0  # batches of operations whose events have not come
+        self._due = 0  # batches of operations that have not completed
         start: Any = channel.stream_stream(method)
         batches = (
             (
@@ -83,11 +83,11 @@ class DirectCall:
             )
 
     def receive(self) -> None:
-        """Have the next message delivered, and those after it; called once."""
+        """Request the next message; each delivered message requests the one after it."""
         self._start(cygrpc.ReceiveMessageOperation(_NO_FLAGS), self._deliver)
 
     def send(self, message: bytes, gone: Callable[[], None]) -> bool:
-        """Send a message, while no other one is being sent; False: the call has ended.
+        """Send a message; False if the call has ended. No other message may be under way.
 
         `gone` is called on the polling thread when the message was sent or the call has ended.
         """
@@ -110,7 +110,7 @@ class DirectCall:
         return self._is_last()
 
     def _began(self, event: Any) -> bool:
-        """Handle the end of one of the first two batches: that of the status ends the call."""
+        """Handle the completion of a first batch; the one with the status ends the call."""
         for operation in event.batch_operations:
             if operation.type() == cygrpc.OperationType.receive_status_on_client:
                 self.code = codes.get(operation.code(), grpc.StatusCode.UNKNOWN)
@@ -120,7 +120,7 @@ class DirectCall:
         return self._is_last()
 
     def _start(self, operation: Any, handle: Callable[[Any], bool]) -> bool:
-        """Start an operation, whose event is handled on the polling thread; False: it is over."""
+        """Start an operation; False if the call is over. `handle` runs on the polling thread."""
         with self._lock:
             if self.over.is_set() or not self._call.operate((operation,), handle):
                 return False
@@ -128,13 +128,13 @@ class DirectCall:
             return True
 
     def _is_last(self) -> bool:
-        """Count an event; gRPC's polling thread ends with the last one of all calls."""
+        """Count a completed batch; True for the last one, as gRPC's polling thread expects."""
         with self._lock:
             self._due -= 1
             return self._due == 0
 
     def _guarded(self, call: Callable[..., object], *arguments: bytes) -> None:
-        """Call a function on the polling thread, which an exception would end."""
+        """Call a function and log its exception, which would end the polling thread."""
         try:
             call(*arguments)
         except Exception:

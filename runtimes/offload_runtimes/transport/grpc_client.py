@@ -26,13 +26,12 @@ _STARTING = threading.Lock()  # one call at a time, to know the threads that it 
 class GrpcStream:
     """A stream with a channel of its own, which is closed with it.
 
-    An `Outbox` sends its messages through a `DirectCall`, if this version of gRPC has what that
-    uses. Other iterators are read by a thread of gRPC; the caller must end the iterator, else it
-    blocks the exit of the process.
+    An `Outbox` sends its messages through a `DirectCall` if `can_call` allows it. A thread of gRPC
+    reads other iterators; the caller must end the iterator, else it blocks the exit of the process.
 
-    All messages are delivered on gRPC's polling thread. Without a `DirectCall`, that is done in
-    gRPC's deserializer: reading the messages from gRPC's iterator would wake a second thread for
-    each one. Here that thread only requests the next message.
+    All messages are delivered on gRPC's polling thread. Without a `DirectCall`, gRPC's deserializer
+    delivers them there, and a second thread only requests the next message. Reading them from
+    gRPC's iterator would delay each message until that thread has woken.
     """
 
     def __init__(
@@ -49,7 +48,7 @@ class GrpcStream:
         self._closed = threading.Event()
         self._receiver: Receiver | None = None  # from `deliver` to the end
         self._has_answered = False
-        self._outbox: Outbox | None = None  # sends through the call
+        self._outbox: Outbox | None = None  # if it sends through a `DirectCall`
         self._watcher = threading.Thread(target=self._watch, name="receiver", daemon=True)
         metadata: tuple[tuple[str, str], ...] = ((VERSION_KEY, offload.__version__),)
         if token:
@@ -121,7 +120,10 @@ class GrpcStream:
 
 
 def _status_of(call: Any) -> tuple[grpc.StatusCode, str]:
-    """The status of a call once it has ended; of gRPC's own call, this requests its messages."""
+    """Wait for the end of a call and return its status.
+
+    If the call is not a `DirectCall`, this also requests its messages.
+    """
     if isinstance(call, DirectCall):
         call.over.wait()
         return call.code, call.details

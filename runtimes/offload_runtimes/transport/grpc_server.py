@@ -42,8 +42,8 @@ class DaemonPool(ThreadPoolExecutor):
     """Runs each call at once on a daemon thread, a new one if none is idle; gRPC limits the calls.
 
     The process waits for the threads of a ThreadPoolExecutor when it exits, so a server that was
-    not stopped would keep it from exiting. An idle thread ends after `_IDLE_S`. If the system
-    allows no more threads, a call waits until a thread is free: an error would end the server.
+    not stopped would keep it from exiting. An idle thread ends after `_IDLE_S`. If no more
+    threads can be started, a call waits until a thread is free: an exception would end the server.
     """
 
     def __init__(self) -> None:

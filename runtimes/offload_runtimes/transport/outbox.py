@@ -11,17 +11,17 @@ LOG = logging.getLogger("offload.device")
 Make: TypeAlias = "Callable[[], bytes | None]"
 # Sends a message, and calls the function when the next one may be sent; False: the stream is over.
 Send: TypeAlias = "Callable[[bytes, Callable[[], None]], bool]"
-# Longer messages are made and sent by a thread of their own, so that the device's next segment runs
-# meanwhile. For shorter ones, waking that thread would take as long as sending them.
+# A thread of the outbox makes and sends longer messages, so that the device's next segment can run
+# at the same time. Waking that thread takes about as long as sending a message of this size.
 _SHORT_BYTES = 1 << 17
 
 
 class Outbox:
     """Messages to send, in order.
 
-    A transport iterates over them on a thread of its own, or gives a function to `send_with`: then
-    short messages are made and sent by the thread that puts them, or, while another message is
-    being sent, by the thread that learns of its end.
+    A transport iterates over them on a thread of its own, or calls `send_with`. Then the thread
+    that puts a short message also makes and sends it. If another message is being sent, the
+    transport's thread does that afterwards.
 
     Attributes:
         count: messages made so far.
@@ -33,7 +33,7 @@ class Outbox:
         self._send: Send | None = None
         self._cancel: Callable[[], None] = lambda: None
         self._is_sending = False  # one thread at a time makes and sends messages
-        self._is_turn = False  # the next message is the sender's
+        self._is_turn = False  # the thread for long messages is to send the next one
         self._is_closed = False
         self._sender: threading.Thread | None = None
         self._changed = threading.Condition(threading.Lock())
@@ -68,13 +68,13 @@ class Outbox:
         self._go_on()
 
     def close(self) -> None:
-        """Take no more messages; may be called twice."""
+        """Ignore messages that are put from now on; may be called twice."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
 
     def wait(self, timeout_s: float) -> None:
-        """After `close` and the end of the stream: wait for the end of the outbox's own thread."""
+        """Wait for the end of the thread for long messages, after `close` and the stream's end."""
         sender = self._sender
         if sender is not None and sender is not threading.current_thread():
             sender.join(timeout_s)
@@ -98,7 +98,7 @@ class Outbox:
             del make  # it holds a tensor, and the next message may come much later
 
     def _go_on(self) -> None:
-        """Send the next message; called by the one thread whose turn it is."""
+        """Send the next message; only the thread that has set `_is_sending` may call it."""
         assert self._send is not None
         while True:
             with self._changed:
@@ -129,7 +129,7 @@ class Outbox:
                 self._waiting.clear()
 
     def _passes_to_sender(self) -> bool:
-        """Pass the turn to the sender; False if this is its thread, or no thread can be started."""
+        """Let the thread for long messages send; False if this is it, or it cannot be started."""
         if threading.current_thread() is self._sender:
             return False
         if self._sender is None:

@@ -30,7 +30,7 @@ def test_every_kernel_that_runs_is_some_layers(tmp_path: Path) -> None:
 def test_the_whole_model_takes_its_memory_before_its_pieces(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pieces that took theirs first would each take some: 160 MB more for Whisper's encoder."""
+    """If pieces ran first, each would allocate a block: 160 MB more for Whisper's encoder."""
     onnx.save(build(), tmp_path / "net.onnx")
     subject = optimized_model(load_model(tmp_path / "net.onnx"), tmp_path)
     monkeypatch.setattr(

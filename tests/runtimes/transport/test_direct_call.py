@@ -1,4 +1,4 @@
-"""A call whose messages are sent by the caller and delivered on gRPC's polling thread."""
+"""The caller sends the messages of a `DirectCall`; gRPC's polling thread delivers them."""
 
 import queue
 import threading
@@ -20,7 +20,7 @@ from tests.runtimes import bundles
 
 @contextmanager
 def serving() -> Iterator[grpc.Channel]:
-    """A server that echoes what it gets: `end` ends the stream, `refuse` ends it with an error."""
+    """A server that echoes messages; `end` ends the stream, `refuse` ends it with an error."""
 
     def echo(requests: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         yield str(dict(context.invocation_metadata())["who"]).encode()
@@ -50,7 +50,7 @@ def serving() -> Iterator[grpc.Channel]:
 def begun(
     channel: grpc.Channel, received: "Callable[[bytes], object] | None" = None
 ) -> tuple[DirectCall, "queue.SimpleQueue[bytes]"]:
-    """A call, and what came on it after the metadata was echoed."""
+    """A call, and the messages received on it after the echo of the metadata."""
     arrived: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     assert can_call(channel, "/test/Echo")
     call = DirectCall(channel, "/test/Echo", (("who", "me"),), received or arrived.put)

@@ -1,4 +1,4 @@
-"""An outbox: who makes and sends each message, in what order, and how it ends."""
+"""Which thread makes and sends each message of an outbox, the order, and the end."""
 
 import queue
 import random
@@ -20,7 +20,7 @@ def echo(message: bytes | None) -> bytes | None:
 
 
 class Link:
-    """Sends one message at a time; `finish` is the transport's thread that learns of its end."""
+    """Sends one message at a time; `finish` reports that it was sent, as a transport does."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[bytes, str]] = []  # and the name of the thread that sent it
@@ -159,7 +159,7 @@ def test_the_sender_ends_although_messages_wait_when_the_stream_ends(size_bytes:
     assert "sender" not in {thread.name for thread in threading.enumerate()}
 
 
-def test_nothing_is_made_once_the_stream_is_over() -> None:
+def test_only_one_message_is_made_after_the_stream_is_over() -> None:
     link, outbox = Link(), Outbox()
     outbox.send_with(link.send, link.cancel)
     outbox.put(lambda: b"one")
@@ -173,7 +173,7 @@ def test_nothing_is_made_once_the_stream_is_over() -> None:
         outbox.put(partial(make, size_bytes), size_bytes)
     link.is_over = True
     link.finish()
-    assert made == [100]  # made before it was found that the stream is over
+    assert made == [100]  # sending it showed that the stream is over
     outbox.close()
     outbox.put(lambda: b"late")
     assert [message for message, _ in link.sent] == [b"one"]

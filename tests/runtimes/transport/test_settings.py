@@ -1,4 +1,4 @@
-"""gRPC's settings: experiments only where they were tried, and nothing on stderr."""
+"""gRPC's experiments are set for the versions that were tried, and nothing is logged."""
 
 import subprocess
 import sys
